@@ -1,0 +1,1 @@
+"""What computes: the only place of the service that may import torch, transformers or vllm."""

@@ -1,0 +1,93 @@
+"""What an engine is: the records it takes and gives. Imports numpy alone, so that the service's core stays light.
+
+Shapes: P prompt tokens, T tokens of a branch after the prompt, S of those that are scored (S = T without a mask),
+K candidates or alternatives per scored token. Log-probabilities are in nats, at temperature 1, reduced in float32.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+IdArray = NDArray[np.int32]
+FloatArray = NDArray[np.float32]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Wants:
+    """What is computed for each scored token beyond the two log-probs; what nobody asked for is not computed."""
+
+    kl: bool = False
+    entropy: bool = False
+    top_k: int = 0
+
+    def __or__(self, other: "Wants") -> "Wants":
+        return Wants(self.kl or other.kl, self.entropy or other.entropy, max(self.top_k, other.top_k))
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """The tokens after a prompt; `scored_T` marks those that get a reward, `candidates_SK` are alternatives to them."""
+
+    ids_T: IdArray
+    scored_T: BoolArray
+    candidates_SK: IdArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Trunk:
+    """A prompt of at least one token and the branches that share it."""
+
+    prompt_P: IdArray
+    branches: tuple[Branch, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that a device computes when the prompt is shared."""
+        return len(self.prompt_P) + sum(len(branch.ids_T) for branch in self.branches)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """The two models' view of one branch; arrays that were not asked for are None."""
+
+    sft_logprob_S: FloatArray
+    reference_logprob_S: FloatArray
+    kl_S: FloatArray | None = None
+    entropy_S: FloatArray | None = None
+    candidate_reward_SK: FloatArray | None = None
+    top_ids_SK: IdArray | None = None
+    top_sft_logprob_SK: FloatArray | None = None
+    top_reference_logprob_SK: FloatArray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine serves and can do. `quantities` names what it can compute besides the two log-probs."""
+
+    sft: str
+    reference: str
+    revision: str
+    dtype: str
+    device: str
+    vocabulary: int
+    max_length_tokens: int
+    quantities: frozenset[str]
+    related: bool
+
+
+class Engine(Protocol):
+    """Scores trunks under both models. Called from one device thread only."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
+        """One list per trunk, one TokenScores per branch, in order.
+
+        Raises OutOfMemoryError where the device cannot hold the batch; results do not depend on what else is in it.
+        """
+        ...

@@ -1,0 +1,208 @@
+"""One decoder-only transformers model on one device: ids -> inputs of its output layer at chosen positions.
+
+Sequences of a batch are padded on the right, where a causal model never looks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from dense_reward.engine.base import IdArray
+from dense_reward.engine.logprobs import Head
+from dense_reward.errors import CheckpointError, OutOfMemoryError
+from dense_reward.manifest import Manifest, files_folder
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PostProcessing:
+    """What a model does to its output layer's result: divide by `divisor`, multiply by `factor`, then soft-cap."""
+
+    factor: float = 1.0
+    divisor: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        if self.divisor != 1.0:
+            logits = logits / self.divisor
+        if self.factor != 1.0:
+            logits = logits * self.factor
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+
+class TorchModel:
+    """A causal language model, frozen. `head` turns rows of `rows()` into logits as the model itself does.
+
+    Where the output layer cannot be taken apart that way, `rows()` are the model's own logits and `head` passes them on.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model.eval().requires_grad_(False)
+        self._output: nn.Module | None = model.get_output_embeddings()
+        self._post = _post_processing(model)
+        self._captured: Tensor | None = None
+        self._native = not self._head_is_exact()
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self._model.device
+        return device
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self._model.config.get_text_config().vocab_size)
+
+    @property
+    def max_length_tokens(self) -> int:
+        return int(getattr(self._model.config.get_text_config(), "max_position_embeddings", 1 << 20))
+
+    @property
+    def head(self) -> Head:
+        return _unchanged if self._native else self._head
+
+    @torch.inference_mode()
+    def rows(self, sequences: Sequence[IdArray], positions: Sequence[IdArray]) -> Tensor:
+        """Inputs of the output layer, [N, X], where N counts all `positions` (indices into their sequence), in order.
+
+        Raises OutOfMemoryError.
+        """
+        ids_BL, mask_BL = _padded(sequences, self.device)
+        row_N = torch.tensor([b for b, chosen in enumerate(positions) for _ in chosen], device=self.device)
+        column_N = torch.tensor([int(p) for chosen in positions for p in chosen], device=self.device)
+        try:
+            states_BLX = self._logits(ids_BL, mask_BL) if self._native else self._states(ids_BL, mask_BL)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemoryError(str(error)) from error
+        return states_BLX[row_N, column_N]
+
+    @torch.inference_mode()
+    def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
+        """Log-probs of a response by the plainest path there is: one sequence, no padding, the model's own logits.
+
+        What probes are made of; the engine is proven against it.
+        """
+        ids_1L = torch.tensor([[*prompt_ids, *response_ids]], device=self.device)
+        logits_TV = self._logits(ids_1L, torch.ones_like(ids_1L))[0, len(prompt_ids) - 1 : -1].float()
+        targets_T1 = ids_1L[0, len(prompt_ids) :, None]
+        return [float(x) for x in torch.log_softmax(logits_TV, -1).gather(1, targets_T1)[:, 0]]
+
+    def _logits(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        logits: Tensor = self._model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits
+        return logits
+
+    def _states(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """The output layer's input at every position, [B, L, D]; the layer itself runs on two rows only."""
+        self._capture_logits(ids_BL, mask_BL)
+        states, self._captured = self._captured, None
+        if states is None:
+            raise RuntimeError("the model did not call its output layer")
+        return states
+
+    def _capture_logits(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        if self._output is None:
+            raise RuntimeError("the model names no output layer")
+        hook = self._output.register_forward_pre_hook(self._capture)
+        try:
+            return self._logits(ids_BL, mask_BL)
+        finally:
+            hook.remove()
+
+    def _capture(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        self._captured = args[0]
+        return (args[0][:1, :2], *args[1:])
+
+    def _head(self, rows_CD: Tensor) -> Tensor:
+        if self._output is None:
+            raise RuntimeError("the model names no output layer")
+        logits: Tensor = self._post(self._output(rows_CD))
+        return logits
+
+    @torch.inference_mode()
+    def _head_is_exact(self) -> bool:
+        """Whether the output layer, applied from outside, gives the model's own logits on two rows."""
+        if self._output is None:
+            return False
+        ids_BL = torch.arange(6, device=self.device).reshape(2, 3) % self.vocabulary
+        native_1CV = self._capture_logits(ids_BL, torch.ones_like(ids_BL))
+        captured, self._captured = self._captured, None
+        if captured is None or native_1CV.shape[:2] != (1, 2):
+            return False
+        ours_CV = self._head(captured[0, :2])
+        scale = native_1CV.abs().max().item() or 1.0
+        return ours_CV.shape == native_1CV[0].shape and bool(((ours_CV - native_1CV[0]).abs() <= 0.01 * scale).all())
+
+
+def load_model(folder: Path, manifest: Manifest, *, dtype: str | None, device: str) -> TorchModel:
+    """A checkpoint's model in `dtype` (the checkpoint's own where None). safetensors only, no remote code.
+
+    Raises CheckpointError where it cannot be loaded or its vocabulary is not the manifest's.
+    """
+    chosen = DTYPES.get(dtype or manifest.dtype)
+    if chosen is None:
+        raise CheckpointError(
+            f"{folder}: dtype {dtype or manifest.dtype!r} cannot be served: choose one of {sorted(DTYPES)}"
+        )
+    files = files_folder(folder, manifest)
+    base = files if manifest.adapter_base is None else Path(manifest.adapter_base)
+    model = TorchModel(_load(files, base, chosen).to(device))
+    if model.vocabulary != manifest.vocabulary:
+        raise CheckpointError(
+            f"{folder}: the model has {model.vocabulary} output rows, its manifest says {manifest.vocabulary}"
+        )
+    return model
+
+
+def stored_dtype(folder: Path) -> str:
+    """The dtype that a checkpoint's configuration names; float32 where it names none."""
+    dtype = getattr(AutoConfig.from_pretrained(folder, local_files_only=True), "dtype", None)
+    return str(dtype or torch.float32).removeprefix("torch.")
+
+
+def _load(files: Path, base: Path, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+        if base != files:
+            from peft import PeftModel  # noqa: PLC0415 - only adapters need peft
+
+            model = PeftModel.from_pretrained(model, files).merge_and_unload()
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{files}: transformers cannot load it: {error}") from error
+    return model
+
+
+def _post_processing(model: PreTrainedModel) -> PostProcessing:
+    """From the configuration: Cohere and Falcon-H1 multiply, Granite divides, Gemma caps."""
+    config = model.config.get_text_config()
+    factor = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
+    return PostProcessing(
+        factor=1.0 if factor is None else float(factor),
+        divisor=float(getattr(config, "logits_scaling", None) or 1.0),
+        cap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def _padded(sequences: Sequence[IdArray], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask, [B, L], padded on the right."""
+    longest = max(len(ids) for ids in sequences)
+    ids_BL = torch.zeros((len(sequences), longest), dtype=torch.long)
+    mask_BL = torch.zeros_like(ids_BL)
+    for row, ids in enumerate(sequences):
+        ids_BL[row, : len(ids)] = torch.from_numpy(ids)
+        mask_BL[row, : len(ids)] = 1
+    return ids_BL.to(device), mask_BL.to(device)
+
+
+def _unchanged(rows: Tensor) -> Tensor:
+    return rows

@@ -1,0 +1,77 @@
+"""Every refusal and failure that a caller can meet, and the one table from error code to HTTP status.
+
+Knows nothing of HTTP frameworks, devices or files.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+STATUS_BY_CODE = {
+    "invalid_json": 400,
+    "invalid_unicode": 400,
+    "not_found": 404,
+    "model_not_found": 404,
+    "method_not_allowed": 405,
+    "tokenizer_mismatch": 409,
+    "revision_mismatch": 409,
+    "body_too_large": 413,
+    "unsupported_media_type": 415,
+    "invalid_request": 422,
+    "empty_prompt": 422,
+    "too_long": 422,
+    "unknown_token_id": 422,
+    "wrong_shape": 422,
+    "bad_template": 422,
+    "unsupported_by_engine": 422,
+    "queue_full": 429,
+    "non_finite": 500,
+    "internal": 500,
+    "out_of_memory": 503,
+    "starting": 503,
+    "draining": 503,
+    "deadline_exceeded": 504,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong with one item of a request: `param` names the field, `item` its index."""
+
+    code: str
+    message: str
+    param: str | None = None
+    item: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.code not in STATUS_BY_CODE:
+            raise KeyError(f"error code {self.code!r} has no status: add it to STATUS_BY_CODE")
+
+
+class RequestError(Exception):
+    """A request that cannot be answered. Carries every fault found, not just the first."""
+
+    def __init__(self, faults: Sequence[Fault], *, retry_after_s: float | None = None) -> None:
+        self.faults = tuple(faults)
+        self.retry_after_s = retry_after_s
+        super().__init__("; ".join(fault.message for fault in self.faults))
+
+    @property
+    def code(self) -> str:
+        return self.faults[0].code
+
+    @property
+    def status(self) -> int:
+        return STATUS_BY_CODE[self.code]
+
+
+def refuse(code: str, message: str, *, param: str | None = None, item: int | None = None) -> RequestError:
+    """One fault as an exception, to be raised by the caller."""
+    return RequestError([Fault(code, message, param, item)])
+
+
+class CheckpointError(Exception):
+    """A checkpoint or a pair that cannot be served; the message says why and what cures it."""
+
+
+class OutOfMemoryError(Exception):
+    """The device could not hold a batch; fewer tokens at once may fit."""

@@ -1,0 +1,177 @@
+"""The manifest of a checkpoint: what it is, hashes of its files, a probe that proves that it is computed right.
+
+The manifest is written last: a folder with one is complete. Hashes give integrity, not authenticity. Must not know torch.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dense_reward.encode import RendererName
+from dense_reward.errors import CheckpointError
+
+MANIFEST_NAME = "manifest.json"
+MANIFEST_VERSION = 1
+HASHED_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+Role = Literal["sft", "reference", "policy", "token_head"]
+
+# Fixed for ever: a client computes the same hash from its own tokenizer.
+TOKENIZER_PROBE_TEXT = (
+    "Hello world! It's 12,345.67 + 8 = ?\n\n\tdef f(x): return x**2  # naive café\n"
+    "数学の問題を解く。 Привет, мир! مرحبا 안녕하세요 👩‍🔬🚀 e\u0301"
+)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ProbeResponse(_Strict):
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...] = Field(description="float32 log-probs of the ids, one by one, in nats")
+
+
+class ProbeSequence(_Strict):
+    prompt_ids: tuple[int, ...]
+    responses: tuple[ProbeResponse, ...]
+
+
+class Manifest(_Strict):
+    """Everything that a service must know before it trusts a checkpoint. Fields are null where nobody can know them."""
+
+    manifest_version: Literal[1] = 1
+    role: Role
+    run_id: str = Field(description="the same for all checkpoints of one run")
+    optimiser_step: int | None = None
+    samples_processed: int | None = Field(None, description="demonstrations seen so far, repeats counted")
+    samples_total: int | None = Field(None, description="demonstrations that the whole run processes, repeats counted")
+    unique_samples: int | None = None
+    learning_rate: float | None = Field(None, description="at the moment of saving")
+    base_model: str | None = Field(None, description="what training started from")
+    renderer: RendererName
+    end_of_turn_id: int | None
+    vocabulary: int = Field(description="ids are in [0, vocabulary): the rows of the model's output layer")
+    tokenizer_sha256: str
+    template_sha256: str
+    data_sha256: str | None = None
+    seed: int | None = None
+    dtype: str = Field(description="of the weights on disk")
+    source: str | None = Field(None, description="folder of the files, where it is not the manifest's own")
+    adapter_base: str | None = Field(None, description="folder of the base model, for a LoRA adapter")
+    files: dict[str, str] = Field(description="file name -> sha256")
+    adapter_base_files: dict[str, str] = Field(default_factory=dict)
+    probe: tuple[ProbeSequence, ...]
+    created_at: str
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def weights_sha256(self) -> str:
+        """One hash for all weights: what a revision is made of."""
+        own = {name: digest for name, digest in self.files.items() if name.endswith(".safetensors")}
+        return sha256_of_text(json.dumps([own, self.adapter_base_files], sort_keys=True))
+
+    @property
+    def sample_fraction(self) -> float | None:
+        if self.samples_processed is None or not self.samples_total:
+            return None
+        return self.samples_processed / self.samples_total
+
+
+def sha256_of_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tokenizer_sha256(vocabulary: Mapping[str, int], probe_ids: Sequence[int]) -> str:
+    """Canonical hash of a tokenizer: the meaning of every id, and the ids of TOKENIZER_PROBE_TEXT without added ones.
+
+    Independent of library versions and file formats, so that a client can compute it from whatever tokenizer it holds.
+    """
+    by_id = sorted((token_id, token) for token, token_id in vocabulary.items())
+    return sha256_of_text(json.dumps([by_id, list(probe_ids)], ensure_ascii=True, separators=(",", ":")))
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """sha256 of every file of a checkpoint that can change what it computes, by name."""
+    paths = sorted(p for p in folder.iterdir() if p.suffix in HASHED_SUFFIXES and p.name != MANIFEST_NAME)
+    with ThreadPoolExecutor() as pool:
+        return dict(zip((p.name for p in paths), pool.map(_sha256_of_file, paths), strict=True))
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """The manifest of a checkpoint folder. Raises CheckpointError where there is none or it is broken."""
+    path = folder / MANIFEST_NAME
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such checkpoint folder")
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no {MANIFEST_NAME}: write one with `dense-reward adopt {folder}`")
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{path} is not a manifest: {error.errors()[0]['msg']} (adopt the checkpoint anew)"
+        ) from None
+
+
+def files_folder(folder: Path, manifest: Manifest) -> Path:
+    """Where the checkpoint's files lie: beside the manifest, or where a side manifest says."""
+    return folder if manifest.source is None else Path(manifest.source)
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Raises CheckpointError, naming the file, where a file is missing, has changed or was added since the manifest."""
+    _verify(files_folder(folder, manifest), manifest.files)
+    if manifest.adapter_base is not None:
+        _verify(Path(manifest.adapter_base), manifest.adapter_base_files)
+
+
+def check_pair(sft: Manifest, reference: Manifest, *, allow_unrelated: bool) -> bool:
+    """Whether two checkpoints come from one run, in the right order. Raises CheckpointError where they make no pair."""
+    if sft.tokenizer_sha256 != reference.tokenizer_sha256:
+        raise CheckpointError("sft and reference have different tokenizers: their ids mean different things")
+    if sft.vocabulary != reference.vocabulary:
+        raise CheckpointError(
+            f"sft and reference have different vocabularies: {sft.vocabulary} and {reference.vocabulary} output rows"
+        )
+    if (sft.template_sha256, sft.end_of_turn_id) != (reference.template_sha256, reference.end_of_turn_id):
+        raise CheckpointError("sft and reference have different templates: adopt one with the other's renderer")
+    reason = _unrelated(sft, reference)
+    if reason is not None and not allow_unrelated:
+        raise CheckpointError(f"{reason}: pass --allow-unrelated if this pair is what you want")
+    return reason is None
+
+
+def _unrelated(sft: Manifest, reference: Manifest) -> str | None:
+    if sft.run_id != reference.run_id:
+        return f"sft and reference come from different runs ({sft.run_id} and {reference.run_id})"
+    if sft.role != "sft" or reference.role != "reference":
+        return f"the checkpoint given as sft is a {sft.role}, the one given as reference a {reference.role}"
+    steps = sft.optimiser_step, reference.optimiser_step
+    if steps[0] is not None and steps[1] is not None and steps[0] <= steps[1]:
+        return f"the sft checkpoint (step {steps[0]}) is not later than the reference (step {steps[1]})"
+    return None
+
+
+def _verify(folder: Path, expected: Mapping[str, str]) -> None:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: the checkpoint's files are gone")
+    found = hash_files(folder)
+    for name, digest in expected.items():
+        if name not in found:
+            raise CheckpointError(f"{folder / name} is missing: copy the checkpoint again")
+        if found[name] != digest:
+            raise CheckpointError(
+                f"{folder / name} does not match its hash in {MANIFEST_NAME}: copy the checkpoint again"
+            )
+    added = [name for name in found if name not in expected and name.endswith(".safetensors")]
+    if added:
+        raise CheckpointError(f"{folder / added[0]} is not in {MANIFEST_NAME}: remove it, or adopt the checkpoint anew")
+
+
+def _sha256_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

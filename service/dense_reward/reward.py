@@ -1,0 +1,84 @@
+"""Log-probs -> the quantities that the service answers. Pure numpy; each quantity is defined here and nowhere else.
+
+The reward is equation (5) of "Beyond Imitation: Recovering Dense Rewards from Demonstrations" (arXiv 2510.02493):
+r_t = log pi_sft(a_t | s_t) - log pi_ref(a_t | s_t), undiscounted, without a scale.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dense_reward.engine.base import FloatArray, TokenScores
+
+Signal = Literal["reward", "centred", "sft_logprob"]
+SIGNALS: tuple[Signal, ...] = ("reward", "centred", "sft_logprob")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Of one response, in nats. `mean` and `min` of an empty response do not exist."""
+
+    sum: float
+    mean: float | None
+    min: float | None
+
+
+def reward(scores: TokenScores) -> FloatArray:
+    """r_t = sft_logprob - reference_logprob, [S] nats. Its sum over a response is the sequence log-ratio."""
+    return scores.sft_logprob_S - scores.reference_logprob_S
+
+
+def centred(scores: TokenScores) -> FloatArray:
+    """r_t - KL(pi_sft(.|s_t) || pi_ref(.|s_t)), [S] nats: mean 0 at every state under samples from pi_sft.
+
+    Raises ValueError where the engine was not asked for kl.
+    """
+    if scores.kl_S is None:
+        raise ValueError("centred rewards need kl: ask the engine for it")
+    return reward(scores) - scores.kl_S
+
+
+def signal(name: Signal, scores: TokenScores) -> FloatArray:
+    """The chosen per-token signal, [S] nats."""
+    match name:
+        case "reward":
+            return reward(scores)
+        case "centred":
+            return centred(scores)
+        case "sft_logprob":
+            return scores.sft_logprob_S
+
+
+def return_to_go(values_S: FloatArray, gamma: float = 1.0) -> FloatArray:
+    """G_t = sum over k >= t of gamma^(k-t) x_k, [S], accumulated in float64 from the end."""
+    returns_S = np.zeros(len(values_S), dtype=np.float64)
+    running = 0.0
+    if gamma == 1.0:
+        returns_S[:] = np.cumsum(values_S[::-1], dtype=np.float64)[::-1]
+    else:
+        for t in range(len(values_S) - 1, -1, -1):
+            running = float(values_S[t]) + gamma * running
+            returns_S[t] = running
+    return returns_S.astype(np.float32)
+
+
+def segment_sums(values_S: FloatArray, spans: Sequence[tuple[int, int]]) -> FloatArray:
+    """Sums of the signal over half-open token spans [start, end), for process-reward users."""
+    prefix = np.concatenate([np.zeros(1), np.cumsum(values_S, dtype=np.float64)])
+    return np.array([prefix[end] - prefix[start] for start, end in spans], dtype=np.float32)
+
+
+def summarise(values_S: FloatArray) -> Summary:
+    """Sum, mean and min of a response's signal; accumulated in float64."""
+    if len(values_S) == 0:
+        return Summary(0.0, None, None)
+    total = float(np.sum(values_S, dtype=np.float64))
+    return Summary(total, total / len(values_S), float(values_S.min()))
+
+
+def all_finite(arrays: Sequence[NDArray[np.floating] | None]) -> bool:
+    """Whether every number that would be answered is finite."""
+    return all(array is None or bool(np.isfinite(array).all()) for array in arrays)
