@@ -1,0 +1,71 @@
+from decimal import Decimal
+
+import pytest
+from dense_reward_trainer.answers import final_answer, normalise_number
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@pytest.mark.parametrize(
+    ("text", "normalised"),
+    [
+        ("72", "72"),
+        (" 72 ", "72"),
+        ("72.", "72"),
+        ("5.0", "5"),
+        ("5.50", "5.5"),
+        (".5", "0.5"),
+        ("007", "7"),
+        ("+3", "3"),
+        ("-0", "0"),
+        ("100", "100"),
+        ("1,080", "1080"),
+        ("109,200,000", "109200000"),
+        ("$1,080.50.", "1080.5"),
+        ("$ 18", "18"),
+        ("18$", "18"),
+        ("-$5", "-5"),
+        ("$-5", "-5"),
+        ("123456789012345678901234567890.10", "123456789012345678901234567890.1"),
+    ],
+)
+def test_a_number_has_one_spelling(text: str, normalised: str) -> None:
+    assert normalise_number(text) == normalised
+
+
+@pytest.mark.parametrize("text", ["12%", "1,2", "12,34", "1,0800", "x = 3", "5 dollars", "1e3", "٣", "$", "-", "1.2.3"])
+def test_what_is_no_number_keeps_its_text(text: str) -> None:
+    assert normalise_number(f"  {text}. ") == text
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=3))
+def test_the_value_of_a_number_is_kept_whatever_its_spelling(number: Decimal) -> None:
+    plain = normalise_number(f"{number:f}")
+    assert Decimal(plain) == number
+    assert normalise_number(f"${number:,f}.") == plain
+
+
+@given(st.text(alphabet="0123456789.,$+-% x\n"))
+def test_normalising_twice_changes_nothing_more(text: str) -> None:
+    assert normalise_number(normalise_number(text)) == normalise_number(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("6*7=42\n#### 42", "42"),
+        ("#### 1,080", "1080"),
+        ("#### 5.0\n", "5"),
+        ("#### 1\nNo, wait.\n#### 2\nDone.", "2"),
+        ("####\t$3.\r\n", "3"),
+        ("#### Paris.", "Paris"),
+        ("42", None),
+        ("####42", None),
+        ("a #### 42", None),
+        ("##### 42", None),
+        ("#### \nmore", None),
+        ("", None),
+    ],
+)
+def test_the_final_answer_is_what_the_last_marked_line_states(text: str, answer: str | None) -> None:
+    assert final_answer(text) == answer

@@ -1,0 +1,112 @@
+import random
+import re
+
+import pytest
+from dense_reward_trainer.arithmetic import ArithmeticOptions, Problem, generate, worked
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+COLUMN = re.compile(r"(\d(?:\+\d)+)=(\d+) write (\d) carry ([01])")
+additions = st.integers(1, 9).flatmap(
+    lambda digits: st.tuples(*[st.integers(10 ** (digits - 1), 10**digits - 1)] * 2, st.just(digits))
+)
+
+
+def assert_right(a: int, b: int, response: str, digits: int) -> None:
+    *columns, last = response.split("\n")
+    assert len(columns) == digits
+    carry = 0
+    written_digits = ""
+    for place, line in enumerate(columns):
+        column = COLUMN.fullmatch(line)
+        assert column is not None, line
+        addends = [int(addend) for addend in column[1].split("+")]
+        expected = [int(str(a)[-1 - place]), int(str(b)[-1 - place])]
+        assert addends == (expected if place == 0 else [*expected, carry])
+        assert sum(addends) == int(column[2]) == 10 * int(column[4]) + int(column[3])
+        carry = int(column[4])
+        written_digits = column[3] + written_digits
+    assert int(f"{carry}{written_digits}") == a + b
+    assert last == f"#### {a + b}"
+
+
+def test_a_worked_addition_reads_column_by_column() -> None:
+    assert worked(478, 365, 3) == "8+5=13 write 3 carry 1\n7+6+1=14 write 4 carry 1\n4+3+1=8 write 8 carry 0\n#### 843"
+
+
+def test_the_last_carry_becomes_the_leading_digit() -> None:
+    assert worked(95, 14, 2) == "5+4=9 write 9 carry 0\n9+1+0=10 write 0 carry 1\n#### 109"
+
+
+@given(additions)
+def test_every_column_and_the_sum_are_right(addition: tuple[int, int, int]) -> None:
+    a, b, digits = addition
+    assert_right(a, b, worked(a, b, digits), digits)
+
+
+@pytest.mark.parametrize(("a", "b"), [(99, 500), (500, 1000), (-123, 456), (0, 100)])
+def test_an_addend_of_another_length_is_refused(a: int, b: int) -> None:
+    with pytest.raises(ValueError, match="does not have exactly 3 digits"):
+        worked(a, b, 3)
+
+
+@given(st.integers(1, 4), st.integers(1, 81), st.integers())
+def test_generated_problems_are_right_unique_and_as_many_as_asked(digits: int, count: int, seed: int) -> None:
+    problems = generate(ArithmeticOptions(demonstrations=count, digits=digits, seed=seed))
+    assert len(problems) == len({problem.prompt for problem in problems}) == count
+    for problem in problems:
+        assert problem.clean
+        assert problem.prompt == f"Add {problem.a} and {problem.b}."
+        assert_right(problem.a, problem.b, problem.response, digits)
+
+
+def test_every_existing_problem_can_be_asked_for() -> None:
+    problems = generate(ArithmeticOptions(demonstrations=81, digits=1))
+    assert {(problem.a, problem.b) for problem in problems} == {(a, b) for a in range(1, 10) for b in range(1, 10)}
+
+
+def test_more_problems_than_exist_are_refused_with_the_number_available() -> None:
+    with pytest.raises(ValidationError, match="only 81 additions of 1-digit numbers exist: ask for at most 81"):
+        ArithmeticOptions(demonstrations=82, digits=1)
+
+
+@given(st.integers(1, 81), st.floats(0, 1), st.integers(0, 1000))
+def test_label_noise_spoils_the_stated_fraction_by_one_digit_each(count: int, noise: float, seed: int) -> None:
+    problems = generate(ArithmeticOptions(demonstrations=count, digits=2, label_noise=noise, seed=seed))
+    assert sum(not problem.clean for problem in problems) == round(noise * count)
+    for problem in problems:
+        right = worked(problem.a, problem.b, 2)
+        wrong_places = sum(old != new for old, new in zip(right, problem.response, strict=True))
+        assert wrong_places == (0 if problem.clean else 1)
+
+
+def prompts(problems: list[Problem]) -> list[str]:
+    return [problem.prompt for problem in problems]
+
+
+def test_the_seed_alone_decides_the_problems_and_noise_leaves_the_prompts_alone() -> None:
+    options = ArithmeticOptions(demonstrations=50, seed=1)
+    assert generate(options) == generate(options)
+    assert prompts(generate(options)) != prompts(generate(options.model_copy(update={"seed": 2})))
+    assert prompts(generate(options)) == prompts(generate(options.model_copy(update={"label_noise": 0.5})))
+
+
+def test_generating_leaves_the_global_random_state_alone() -> None:
+    random.seed(3)
+    expected = random.random()
+    random.seed(3)
+    generate(ArithmeticOptions(demonstrations=10, label_noise=0.5))
+    assert random.random() == expected
+
+
+@pytest.mark.parametrize(
+    "options", [{"digits": 0}, {"digits": 10}, {"demonstrations": 0}, {"label_noise": 1.5}, {"digit": 3}]
+)
+def test_options_out_of_range_or_unknown_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(options))):
+        ArithmeticOptions.model_validate(options)
+
+
+def test_every_option_is_described() -> None:
+    assert all(field.description for field in ArithmeticOptions.model_fields.values())
