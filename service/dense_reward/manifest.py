@@ -1,6 +1,6 @@
-"""The manifest of a checkpoint: what it is, hashes of its files, a probe that proves that it is computed right.
+"""The manifest of a checkpoint: what it is, hashes of its files, and a probe that proves its computation.
 
-The manifest is written last: a folder with one is complete. Hashes give integrity, not authenticity. Must not know torch.
+The manifest is written last: a folder with one is complete. Hashes give integrity, not authenticity. Imports no torch.
 """
 
 import hashlib

@@ -58,7 +58,7 @@ class PairEngine:
         ids = [sequence.ids_L for sequence in batch]
         positions = [sequence.positions_S for sequence in batch]
         device = self._sft.device
-        targets_N = torch.tensor([int(s.ids_L[p + 1]) for s in batch for p in s.positions_S], device=device).long()
+        targets_N = torch.from_numpy(np.concatenate([s.ids_L[s.positions_S + 1] for s in batch])).long().to(device)
         scored = score_rows(
             Side(self._sft.rows(ids, positions), self._sft.head),
             Side(self._reference.rows(ids, positions), self._reference.head),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -41,9 +42,9 @@ class PostProcessing:
 
 
 class TorchModel:
-    """A causal language model, frozen. `head` turns rows of `rows()` into logits as the model itself does.
+    """A frozen causal language model. `head` turns what `rows` gives into logits as the model itself does.
 
-    Where the output layer cannot be taken apart that way, `rows()` are the model's own logits and `head` passes them on.
+    Where the output layer cannot be taken apart that way, `rows` are its own logits and `head` passes them on.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -77,8 +78,8 @@ class TorchModel:
         Raises OutOfMemoryError.
         """
         ids_BL, mask_BL = _padded(sequences, self.device)
-        row_N = torch.tensor([b for b, chosen in enumerate(positions) for _ in chosen], device=self.device)
-        column_N = torch.tensor([int(p) for chosen in positions for p in chosen], device=self.device)
+        row_N = torch.from_numpy(np.repeat(np.arange(len(positions)), [len(p) for p in positions])).to(self.device)
+        column_N = torch.from_numpy(np.concatenate(positions)).long().to(self.device)
         try:
             states_BLX = self._logits(ids_BL, mask_BL) if self._native else self._states(ids_BL, mask_BL)
         except torch.OutOfMemoryError as error:

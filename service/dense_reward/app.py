@@ -1,0 +1,197 @@
+"""Routes, lifespan, and the error -> status table. No logic."""
+
+import asyncio
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+from swagger_ui_bundle import swagger_ui_path
+
+from dense_reward.body import error_response, fault_row, json_response, parse, read_body
+from dense_reward.errors import RequestError, refuse
+from dense_reward.picture import MEDIA_TYPES, draw, with_arrays
+from dense_reward.schemas import HeatmapRequest, ScoreRequest
+from dense_reward.scorer import Answer
+from dense_reward.service import Service
+
+BYTES_PER_TOKEN = 4  # of a body, before it is encoded and counted
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+Asked = TypeVar("Asked", bound=ScoreRequest)
+PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'"
+
+
+def create_app(service: Service) -> FastAPI:
+    """The HTTP face of one service."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(title="dense-reward", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.middleware("http")(_identify(service))
+    app.add_exception_handler(RequestError, _on_request_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_exception)
+    _add_scoring(app, service)
+    _add_operations(app, service)
+    _add_pages(app)
+    setattr(app, "openapi", _openapi(app))  # noqa: B010 - how FastAPI has it changed; mypy knows no other way
+    return app
+
+
+def _add_scoring(app: FastAPI, service: Service) -> None:
+    @app.post("/score", openapi_extra=_body_schema(ScoreRequest))
+    async def score(request: Request) -> Response:
+        """Token rewards of given responses."""
+        _, answer = await _answer(request, service, ScoreRequest, lambda asked: asked)
+        return json_response(_content(request, service, answer))
+
+    @app.post("/heatmap", openapi_extra=_body_schema(HeatmapRequest))
+    async def heatmap(request: Request) -> Response:
+        """The same inputs as a picture: html, svg, ansi, or the json that it is drawn from."""
+        scored, answer = await _answer(request, service, HeatmapRequest, with_arrays)
+        if scored.format == "json":
+            return json_response(_content(request, service, answer))
+        picture = await asyncio.to_thread(draw, scored, answer.rows, service.scorer.encoder.tokenizer)
+        return Response(picture, media_type=MEDIA_TYPES[scored.format])
+
+
+def _add_operations(app: FastAPI, service: Service) -> None:
+    @app.get("/models")
+    async def models() -> Response:
+        """The served pairs."""
+        return json_response({"models": [card.model_dump() for card in service.cards()]})
+
+    @app.get("/health")
+    async def health() -> Response:
+        """200 while the process can ever answer."""
+        return json_response({"state": service.state}, 503 if service.state == "failed" else 200)
+
+    @app.get("/ready")
+    async def ready() -> Response:
+        """200 once the pair is loaded and proven."""
+        body = {"state": service.state, "progress": service.progress}
+        return json_response(body, 200 if service.state == "ready" else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Prometheus' text format."""
+        text = service.metrics.render(queue_tokens=service.queue_tokens(), ready=service.state == "ready")
+        return Response(text, media_type="text/plain; version=0.0.4")
+
+
+def _add_pages(app: FastAPI) -> None:
+    web = Path(__file__).parent / "web"
+    app.mount("/web", StaticFiles(directory=web))
+    app.mount("/docs/assets", StaticFiles(directory=swagger_ui_path))
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return HTMLResponse((web / "index.html").read_text(), headers={"Content-Security-Policy": PAGE_POLICY})
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="dense-reward",
+            swagger_js_url="/docs/assets/swagger-ui-bundle.js",
+            swagger_css_url="/docs/assets/swagger-ui.css",
+            swagger_favicon_url="data:,",
+        )
+
+
+async def _answer(
+    request: Request, service: Service, model: type[Asked], prepare: Callable[[Asked], Asked]
+) -> tuple[Asked, Answer]:
+    """Read, admit, validate, score."""
+    scorer = service.scorer
+    body = await read_body(request, service.settings.max_body_bytes)
+    with scorer.batcher.door.permit(len(body) // BYTES_PER_TOKEN) as permit:
+        parsed = prepare(parse(body, model))
+        return parsed, await scorer.score(parsed, permit)
+
+
+def _content(request: Request, service: Service, answer: Answer) -> dict[str, object]:
+    card = service.scorer.card
+    faults = [{"item": fault.item, "error": fault_row(fault)} for fault in answer.faults]
+    named = ("name", "sft", "reference", "tokenizer_sha256", "revision", "related")
+    return {
+        "id": request.state.request_id,
+        "model": {name: getattr(card, name) for name in named},
+        "results": [*answer.rows, *faults],
+        "usage": {
+            "prompt_tokens": answer.prompt_tokens,
+            "response_tokens": answer.response_tokens,
+            "scored_tokens": answer.scored_tokens,
+        },
+        "timing": answer.timing_s,
+    }
+
+
+def _identify(service: Service) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
+    """Give every request an id, its caller's own where that is sane, and count its answer."""
+
+    async def identify(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        given = request.headers.get("x-request-id", "")
+        request.state.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        response = await call_next(request)
+        response.headers["X-Request-Id"] = request.state.request_id
+        route = request.scope.get("route")
+        service.metrics.request(getattr(route, "path", "unknown"), response.status_code)
+        return response
+
+    return identify
+
+
+async def _on_request_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestError):
+        raise error
+    return error_response(error, request.state.request_id)
+
+
+async def _on_http_exception(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    code, message = {
+        404: ("not_found", f"no route {request.url.path}"),
+        405: ("method_not_allowed", f"{request.method} is not for {request.url.path}"),
+    }.get(status, ("internal", "the request could not be answered"))
+    return error_response(refuse(code, message), request.state.request_id)
+
+
+async def _on_exception(request: Request, _: Exception) -> Response:
+    """The traceback goes to the log, by the server; the caller gets the id to look for."""
+    request_id = getattr(request.state, "request_id", "unknown")
+    return error_response(refuse("internal", "something broke here; the log has it under this id"), request_id)
+
+
+def _body_schema(model: type[BaseModel]) -> dict[str, object]:
+    """Names the request's schema for /docs: the body is read by hand, in one pass, so FastAPI does not see it."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
+    """FastAPI's description with the schemas of the bodies added."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        described = generate()
+        _, schemas = models_json_schema(
+            [(ScoreRequest, "validation"), (HeatmapRequest, "validation")], ref_template="#/components/schemas/{model}"
+        )
+        described.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
+        return described
+
+    return openapi

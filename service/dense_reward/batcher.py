@@ -1,0 +1,244 @@
+"""Waiting requests -> batches for the device. One event loop, one device thread, a queue bounded in tokens. No torch.
+
+While one batch is computed the next one fills: there is no polling and no timer. Requests take turns, so that a short
+one does not wait for the whole of a long one. Every waiter gets an answer.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from dense_reward.engine.base import Engine, TokenScores, Trunk, Wants
+from dense_reward.errors import OutOfMemoryError, RequestError, refuse
+from dense_reward.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """Scores per trunk and branch, with the seconds that the request waited and was computed (its batches whole)."""
+
+    scores: list[list[TokenScores]]
+    queue_s: float
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """A piece of a request that is computed at once: some branches of one trunk."""
+
+    trunk_index: int
+    trunk: Trunk
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    units: deque[_Unit]
+    wants: Wants
+    scores: list[list[TokenScores]]
+    waiting: int
+    done: asyncio.Future[None]
+    queued_at: float
+    started_at: float | None = None
+    compute_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Permit:
+    """The right to hold `tokens` of the queue, taken at the door; a context manager that gives it back."""
+
+    door: "Door"
+    tokens: int
+
+    def __enter__(self) -> "Permit":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.door.held_tokens -= self.tokens
+        self.tokens = 0
+
+    def correct(self, tokens: int) -> None:
+        """Replace the estimate by the count. Raises RequestError(queue_full)."""
+        self.door.held_tokens += tokens - self.tokens
+        self.tokens = tokens
+        self.door.check()
+
+
+@dataclass(slots=True)
+class Door:
+    """Counts the tokens of all requests that were let in; `rate` is the measured tokens per second of the device."""
+
+    capacity_tokens: int
+    rate_tokens_per_s: float = 0.0
+    held_tokens: int = field(default=0)
+
+    def permit(self, tokens: int) -> Permit:
+        """Let a request in. Raises RequestError(queue_full) with the seconds after which there will be room."""
+        permit = Permit(self, 0)
+        try:
+            permit.correct(tokens)
+        except RequestError:
+            permit.__exit__()
+            raise
+        return permit
+
+    def check(self) -> None:
+        over = self.held_tokens - self.capacity_tokens
+        if over <= 0:
+            return
+        retry_after_s = over / self.rate_tokens_per_s if self.rate_tokens_per_s else 1.0
+        message = f"the queue holds {self.capacity_tokens} tokens (--max-queue-tokens) and is full: try again later"
+        error = refuse("queue_full", message)
+        error.retry_after_s = max(1.0, retry_after_s)
+        raise error
+
+    def measured(self, tokens: int, seconds: float) -> None:
+        rate = tokens / max(seconds, 1e-6)
+        self.rate_tokens_per_s = rate if not self.rate_tokens_per_s else 0.8 * self.rate_tokens_per_s + 0.2 * rate
+
+
+class Batcher:
+    """Feeds one engine from one thread. `run` is the loop, `submit` waits for an answer, `close` ends the loop."""
+
+    def __init__(self, engine: Engine, metrics: Metrics, *, max_batch_tokens: int, max_queue_tokens: int) -> None:
+        self.door = Door(max_queue_tokens)
+        self._engine = engine
+        self._metrics = metrics
+        self._max_batch_tokens = max_batch_tokens
+        self._jobs: deque[_Job] = deque()
+        self._wake = asyncio.Event()
+        self._closing = False
+        self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+
+    async def submit(self, trunks: Sequence[Trunk], wants: Wants) -> Computed:
+        """Scores of all branches. A caller that goes away takes its waiting work with it.
+
+        Raises what the engine raises, and RequestError(out_of_memory) where one sequence alone does not fit.
+        """
+        units = deque(
+            _Unit(index, part) for index, trunk in enumerate(trunks) for part in _parts(trunk, self._max_batch_tokens)
+        )
+        job = _Job(
+            units,
+            wants,
+            [[] for _ in trunks],
+            len(units),
+            asyncio.get_running_loop().create_future(),
+            time.perf_counter(),
+        )
+        if units:
+            self._jobs.append(job)
+            self._wake.set()
+            try:
+                await job.done
+            finally:
+                self._forget(job)
+        started_at = job.queued_at if job.started_at is None else job.started_at
+        return Computed(job.scores, started_at - job.queued_at, job.compute_s)
+
+    async def run(self) -> None:
+        """Compute batches until closed and empty."""
+        while True:
+            batch = self._take()
+            if batch:
+                await self._compute(batch)
+            elif self._closing:
+                self._device.shutdown()
+                return
+            else:
+                self._wake.clear()
+                await self._wake.wait()
+
+    def close(self) -> None:
+        """Let `run` return once the queue is empty."""
+        self._closing = True
+        self._wake.set()
+
+    def _take(self) -> list[tuple[_Job, _Unit]]:
+        """The next batch: one unit of each waiting job in turn, up to the token budget."""
+        batch: list[tuple[_Job, _Unit]] = []
+        tokens = 0
+        while self._jobs:
+            job = self._jobs[0]
+            unit = job.units[0]
+            if batch and tokens + unit.trunk.tokens > self._max_batch_tokens:
+                break
+            tokens += unit.trunk.tokens
+            batch.append((job, job.units.popleft()))
+            self._jobs.popleft()
+            if job.units:
+                self._jobs.append(job)
+        return batch
+
+    async def _compute(self, batch: Sequence[tuple[_Job, _Unit]]) -> None:
+        """Run one batch on the device thread and hand out its results, or its failure to each caller."""
+        started_at = time.perf_counter()
+        for job, _ in batch:
+            job.started_at = job.started_at or started_at
+        wants = Wants()
+        for job, _ in batch:
+            wants = wants | job.wants
+        trunks = [unit.trunk for _, unit in batch]
+        try:
+            results = await asyncio.get_running_loop().run_in_executor(self._device, self._engine.score, trunks, wants)
+        except OutOfMemoryError as error:
+            await self._compute_halves(batch, error)
+        except Exception as error:  # whatever broke the batch, each of its callers must hear of it
+            for job, _ in batch:
+                _fail(job, error)
+        else:
+            seconds = time.perf_counter() - started_at
+            tokens = sum(trunk.tokens for trunk in trunks)
+            self.door.measured(tokens, seconds)
+            self._metrics.batch(tokens, seconds)
+            for (job, unit), scores in zip(batch, results, strict=True):
+                _hand_out(job, unit, scores)
+            for job in {id(job): job for job, _ in batch}.values():
+                job.compute_s += seconds
+
+    async def _compute_halves(self, batch: Sequence[tuple[_Job, _Unit]], error: OutOfMemoryError) -> None:
+        """Out of memory: split and try again; only a unit that fails alone fails."""
+        if len(batch) > 1:
+            half = len(batch) // 2
+            await self._compute(batch[:half])
+            await self._compute(batch[half:])
+            return
+        job, unit = batch[0]
+        if len(unit.trunk.branches) > 1:
+            middle = len(unit.trunk.branches) // 2
+            halves = unit.trunk.branches[:middle], unit.trunk.branches[middle:]
+            job.waiting += 1
+            for branches in halves:
+                await self._compute([(job, _Unit(unit.trunk_index, Trunk(unit.trunk.prompt_P, branches)))])
+            return
+        message = f"one sequence of {unit.trunk.tokens} tokens does not fit into device memory: {error}"
+        _fail(job, refuse("out_of_memory", message))
+
+    def _forget(self, job: _Job) -> None:
+        if job in self._jobs:
+            self._jobs.remove(job)
+
+
+def _hand_out(job: _Job, unit: _Unit, scores: list[TokenScores]) -> None:
+    job.scores[unit.trunk_index].extend(scores)
+    job.waiting -= 1
+    if job.waiting == 0 and not job.done.done():
+        job.done.set_result(None)
+
+
+def _fail(job: _Job, error: Exception) -> None:
+    if not job.done.done():
+        job.done.set_exception(error)
+
+
+def _parts(trunk: Trunk, max_tokens: int) -> Iterator[Trunk]:
+    """The trunk, with its branches spread over several where they are more than a batch holds."""
+    start, tokens = 0, len(trunk.prompt_P)
+    for index, branch in enumerate(trunk.branches):
+        if index > start and tokens + len(branch.ids_T) > max_tokens:
+            yield Trunk(trunk.prompt_P, trunk.branches[start:index])
+            start, tokens = index, len(trunk.prompt_P)
+        tokens += len(branch.ids_T)
+    yield Trunk(trunk.prompt_P, trunk.branches[start:])

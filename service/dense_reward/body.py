@@ -1,0 +1,91 @@
+"""The HTTP edge: bytes of a request -> a validated request, and errors and answers -> bytes."""
+
+from collections.abc import Mapping
+from typing import TypeVar
+
+import orjson
+from fastapi import Request, Response
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from dense_reward.errors import Fault, RequestError, refuse
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body. Raises RequestError(unsupported_media_type | body_too_large), early where possible."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise refuse("unsupported_media_type", f"content type {content_type or 'missing'!r}: send application/json")
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise refuse("unsupported_media_type", "compressed bodies are not read here: send plain JSON")
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    chunks: list[bytes] = []
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > max_bytes:
+            raise _too_large(max_bytes)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def parse(body: bytes, model: type[Model]) -> Model:
+    """A validated request. Raises RequestError with every fault found."""
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise refuse("invalid_unicode", f"the body is not UTF-8: byte {error.start} is wrong") from None
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise RequestError(
+            [_fault(detail) for detail in error.errors(include_url=False, include_context=False)]
+        ) from None
+
+
+def json_response(
+    content: Mapping[str, object], status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Arrays become numbers with the shortest digits that give the same float32 back."""
+    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(body, status, headers, media_type="application/json")
+
+
+def error_response(error: RequestError, request_id: str) -> Response:
+    """The one shape of a failure."""
+    first = error.faults[0]
+    items = [fault_row(fault) for fault in error.faults if fault.item is not None]
+    content = {
+        "code": first.code,
+        "message": first.message,
+        "param": first.param,
+        "items": items or None,
+        "request_id": request_id,
+    }
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(max(1, round(error.retry_after_s)))}
+    return json_response({"error": content}, error.status, headers)
+
+
+def fault_row(fault: Fault) -> dict[str, object]:
+    return {"item": fault.item, "code": fault.code, "message": fault.message, "param": fault.param}
+
+
+def _fault(detail: ErrorDetails) -> Fault:
+    """pydantic's word for what is wrong, with the place in the request; the value itself is not repeated."""
+    if detail["type"] == "json_invalid":
+        code = "invalid_unicode" if "surrogate" in detail["msg"] or "hex escape" in detail["msg"] else "invalid_json"
+        return Fault(code, detail["msg"])
+    path = detail["loc"]
+    item = path[1] if len(path) > 1 and path[0] == "items" and isinstance(path[1], int) else None
+    param = ".".join(str(part) for part in path) or None
+    where = f"{param}: " if param else ""
+    return Fault("invalid_request", where + detail["msg"].removeprefix("Value error, "), param, item)
+
+
+def _too_large(max_bytes: int) -> RequestError:
+    message = f"the body is larger than {max_bytes} bytes (--max-body-bytes): send the items in parts"
+    return refuse("body_too_large", message)

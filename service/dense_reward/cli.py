@@ -1,0 +1,125 @@
+"""The command `dense-reward`: parse first, heavy imports after."""
+
+import argparse
+import logging
+import signal
+import sys
+import types
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import get_args, get_origin
+
+from pydantic import ValidationError
+
+from dense_reward.errors import CheckpointError
+from dense_reward.settings import ENV_PREFIX, Settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. What a user can mend is one line on stderr, not a traceback."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except CheckpointError as error:
+        print(f"dense-reward: {error}", file=sys.stderr)
+        return 2
+    except ValidationError as error:
+        for detail in error.errors():
+            print(f"dense-reward: --{_flag(str(detail['loc'][0]))}: {detail['msg']}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dense-reward", description="Per-token rewards from two SFT checkpoints.")
+    parser.add_argument("--version", action="version", version=version("dense-reward"))
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser("serve", help="serve a pair over HTTP")
+    _add_settings(serve)
+    serve.set_defaults(run=_serve)
+    _add_adopt(commands.add_parser("adopt", help="write a manifest for a checkpoint made by anything else"))
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """One flag per field of Settings; what is left out stays with the environment and the default."""
+    for name, field in Settings.model_fields.items():
+        kinds = [k for k in (get_args(field.annotation) or (field.annotation,)) if k is not types.NoneType]
+        default = "" if field.default is None else f"; default {field.default}"
+        text = f"{field.description} [{ENV_PREFIX}{name.upper()}{default}]"
+        if kinds == [bool]:
+            parser.add_argument(
+                f"--{_flag(name)}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
+            )
+        else:
+            choices = (
+                kinds if get_origin(field.annotation) is not None and all(isinstance(k, str) for k in kinds) else None
+            )
+            parser.add_argument(
+                f"--{_flag(name)}",
+                default=argparse.SUPPRESS,
+                choices=choices,
+                metavar=None if choices else "X",
+                help=text,
+            )
+
+
+def _add_adopt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", help="folder, hub id, or hub id@revision")
+    parser.add_argument("--role", choices=["sft", "reference", "policy"], required=True)
+    parser.add_argument("--run-id", help="checkpoints with the same run id count as one run")
+    parser.add_argument("--renderer", choices=["chat", "plain", "instruction"], help="chat where there is a template")
+    parser.add_argument("--out", type=Path, help="write the manifest here and leave the source alone")
+    parser.set_defaults(run=_adopt)
+
+
+def _adopt(options: argparse.Namespace) -> int:
+    from dense_reward.engine.adopt import adopt
+
+    folder = adopt(options.source, role=options.role, run_id=options.run_id, renderer=options.renderer, out=options.out)
+    print(f"adopted: {folder}")
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
+    settings = Settings(**given)
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    import uvicorn
+
+    from dense_reward.app import create_app
+    from dense_reward.service import Service, load_fake, load_torch
+
+    # uvicorn raises the signal again once it has drained: a handler of our own makes that an exit with code 0
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGINT, lambda *_: None)
+    stop: list[uvicorn.Server] = []
+
+    def on_failure() -> None:
+        for server in stop:
+            server.should_exit = True
+
+    service = Service(settings, load_fake if settings.engine == "fake" else load_torch, on_failure)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(service),
+            host=settings.host,
+            port=settings.port,
+            log_level=settings.log_level,
+            timeout_graceful_shutdown=settings.drain_s,
+        )
+    )
+    stop.append(server)
+    server.run()
+    return 1 if service.state == "failed" or not server.started else 0
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

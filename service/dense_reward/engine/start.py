@@ -1,0 +1,36 @@
+"""Settings -> a proven pair on its device."""
+
+import torch
+
+from dense_reward.encode import Encoder
+from dense_reward.engine.pair import PairEngine, Report, load_pair
+from dense_reward.errors import CheckpointError
+from dense_reward.settings import Settings
+
+
+def load_pair_on_device(settings: Settings, report: Report) -> tuple[PairEngine, Encoder, str]:
+    """Engine, encoder and tokenizer hash. Raises CheckpointError, naming the cure."""
+    if settings.sft is None or settings.reference is None:
+        raise CheckpointError("give both checkpoints: --sft DIR --reference DIR")
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    engine, tokenizer, manifest = load_pair(
+        settings.sft,
+        settings.reference,
+        dtype=settings.dtype,
+        device=_device(settings.device),
+        max_batch_tokens=settings.max_batch_tokens,
+        allow_unrelated=settings.allow_unrelated,
+        report=report,
+    )
+    return engine, Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id), manifest.tokenizer_sha256
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise CheckpointError(
+            f"device {name} is not there: torch sees no GPU (use --device cpu, or a CUDA build of torch)"
+        )
+    return name

@@ -1,0 +1,100 @@
+"""A scored request -> a heatmap in the format that its caller asked for."""
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import numpy as np
+
+from dense_reward.describe import Row
+from dense_reward.encode import Tokenizer
+from dense_reward.errors import refuse
+from dense_reward.heatmap import PALETTES, Alternative, Heatmap, HeatmapRow, build, render_ansi, render_html, render_svg
+from dense_reward.schemas import ArrayName, HeatmapRequest, Item
+
+DETAILS: tuple[ArrayName, ...] = ("reward", "sft_logprob", "reference_logprob", "kl", "centred", "entropy")
+ARRAYS: tuple[ArrayName, ...] = ("token_ids", "tokens", "offsets", "text", *DETAILS)
+MEDIA_TYPES = {"html": "text/html", "svg": "image/svg+xml", "ansi": "text/plain"}
+
+
+def with_arrays(request: HeatmapRequest) -> HeatmapRequest:
+    """The request as it must be scored to be drawn. Raises RequestError for an option that makes no picture."""
+    if request.palette not in PALETTES:
+        raise refuse(
+            "invalid_request", f"palette {request.palette!r}: choose one of {sorted(PALETTES)}", param="palette"
+        )
+    if request.format == "json":
+        return request
+    if request.encoding_format == "base64" or request.on_error == "per_item":
+        message = "a picture has neither base64 arrays nor failed items: remove encoding_format and on_error"
+        raise refuse("invalid_request", message, param="encoding_format")
+    return request.model_copy(update={"include": list(ARRAYS)})
+
+
+def draw(request: HeatmapRequest, rows: Sequence[Row], tokenizer: Tokenizer) -> str:
+    """The picture of all responses, on one colour scale or, without `compare`, each on its own."""
+    items = request.listed()
+    drawn = [_row(row, items[cast(int, row["item"])], request, tokenizer, len(rows)) for row in rows]
+    groups = [drawn] if request.compare else [[row] for row in drawn]
+    heatmaps = [build(group, signal=request.signal, palette=request.palette) for group in groups]
+    if request.format == "svg":
+        if len(heatmaps) > 1:
+            raise refuse("invalid_request", "an svg is one picture: ask with compare, or one by one", param="compare")
+        return render_svg(heatmaps[0])
+    if request.format == "ansi":
+        return "\n".join(render_ansi(heatmap) for heatmap in heatmaps)
+    return _html(heatmaps)
+
+
+def _html(heatmaps: Sequence[Heatmap]) -> str:
+    return "\n".join(render_html(heatmap, fragment=index > 0) for index, heatmap in enumerate(heatmaps))
+
+
+def _row(row: Row, item: Item, request: HeatmapRequest, tokenizer: Tokenizer, count: int) -> HeatmapRow:
+    text = str(row["text"])
+    offsets = cast(np.ndarray[tuple[int, int], np.dtype[np.int32]], row["offsets"]).tolist()
+    ids = tuple(int(i) for i in _array(row, "token_ids").tolist())
+    names = cast(list[str], row["tokens"])
+    pieces = tuple(
+        names[t] if ids[t] in tokenizer.special_ids and start == end else text[start:end]
+        for t, (start, end) in enumerate(offsets)
+    )
+    return HeatmapRow(
+        title=f"response {cast(int, row['response']) + 1}" if count > 1 else "response",
+        prompt=_prompt(item, tokenizer),
+        pieces=pieces,
+        token_ids=ids,
+        values=tuple(_array(row, request.signal).tolist()),
+        details={name: tuple(_array(row, name).tolist()) for name in DETAILS if name in row},
+        alternatives=_alternatives(row),
+    )
+
+
+def _array(row: Row, name: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    return cast(np.ndarray[tuple[int], np.dtype[np.float32]], row[name])
+
+
+def _alternatives(row: Row) -> tuple[tuple[Alternative, ...], ...] | None:
+    if "alternatives" not in row:
+        return None
+    listed = cast(list[list[Mapping[str, str | float]]], row["alternatives"])
+    return tuple(
+        tuple(Alternative(str(one["token"]), float(one["sft_logprob"]), float(one["reward"])) for one in token)
+        for token in listed
+    )
+
+
+def _prompt(item: Item, tokenizer: Tokenizer) -> str:
+    """What stands before the response, for people."""
+    match item.form:
+        case "prompt":
+            return item.prompt or ""
+        case "messages":
+            return "\n".join(f"{message.role}: {message.content}" for message in (item.messages or [])[:-1])
+        case "ids":
+            return tokenizer.text_and_spans(item.prompt_ids or [])[0]
+        case "stream":
+            mask = item.score_mask or []
+            first = mask.index(1) if 1 in mask else len(mask)
+            return tokenizer.text_and_spans((item.token_ids or [])[:first])[0]
+        case _:
+            return ""

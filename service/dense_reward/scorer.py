@@ -1,0 +1,119 @@
+"""The whole flow of a request: check, encode, submit, reward, describe. Knows no HTTP and no device."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from dense_reward.batcher import Batcher, Permit
+from dense_reward.describe import Describer, Row, wants
+from dense_reward.encode import Encoder
+from dense_reward.engine.base import TokenScores
+from dense_reward.errors import Fault, RequestError, refuse
+from dense_reward.items import Limits, PreparedItem, prepare
+from dense_reward.metrics import Metrics
+from dense_reward.schemas import ModelCard, ScoreRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a request gets: rows, and the faults of items under on_error per_item."""
+
+    rows: list[Row]
+    faults: list[Fault]
+    prompt_tokens: int
+    response_tokens: int
+    scored_tokens: int
+    timing_s: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """One served pair."""
+
+    card: ModelCard
+    encoder: Encoder
+    batcher: Batcher
+    limits: Limits
+    max_items: int
+    metrics: Metrics
+    threads: ThreadPoolExecutor
+
+    async def score(self, request: ScoreRequest, permit: Permit) -> Answer:
+        """Answer a request. Raises RequestError with every bad item, unless on_error is per_item."""
+        self._check(request)
+        clock = time.perf_counter
+        started = clock()
+        loop = asyncio.get_running_loop()
+        prepared, faults = await loop.run_in_executor(self.threads, self._prepare, request)
+        if faults and request.on_error == "fail":
+            raise RequestError(faults)
+        trunks = [item.trunk for item in prepared.values()]
+        permit.correct(sum(trunk.tokens for trunk in trunks))
+        encoded = clock()
+        computed = await self.batcher.submit(trunks, wants(request))
+        done = clock()
+        rows = await loop.run_in_executor(self.threads, self._describe, request, prepared, computed.scores)
+        timing_s = {
+            "encode_s": encoded - started,
+            "queue_s": computed.queue_s,
+            "compute_s": computed.compute_s,
+            "describe_s": clock() - done,
+            "total_s": clock() - started,
+        }
+        return self._answer(rows, faults, list(prepared.values()), timing_s)
+
+    def _check(self, request: ScoreRequest) -> None:
+        card = self.card
+        if request.model not in (None, card.name):
+            raise refuse("model_not_found", f"no model {request.model!r}; served: {card.name}", param="model")
+        if request.tokenizer_sha256 not in (None, card.tokenizer_sha256):
+            message = f"this pair has tokenizer {card.tokenizer_sha256}: your ids mean something else here"
+            raise refuse("tokenizer_mismatch", message, param="tokenizer_sha256")
+        if request.expect_revision not in (None, card.revision):
+            message = f"revision {card.revision} is served: the checkpoints were changed"
+            raise refuse("revision_mismatch", message, param="expect_revision")
+        if request.items is not None and len(request.items) > self.max_items:
+            message = f"{len(request.items)} items; the limit is {self.max_items} (--max-items): send them in parts"
+            raise refuse("too_long", message, param="items")
+        if request.signal == "centred" and "centred" not in card.quantities:
+            raise refuse("unsupported_by_engine", "this engine cannot give centred rewards", param="signal")
+
+    def _prepare(self, request: ScoreRequest) -> tuple[dict[int, PreparedItem], list[Fault]]:
+        """The good items by index, and what is wrong with the others."""
+        prepared: dict[int, PreparedItem] = {}
+        faults: list[Fault] = []
+        for index, item in enumerate(request.listed()):
+            try:
+                prepared[index] = prepare(item, request, self.encoder, self.limits)
+            except RequestError as error:
+                faults.extend(Fault(fault.code, fault.message, fault.param, index) for fault in error.faults)
+        return prepared, faults
+
+    def _describe(
+        self, request: ScoreRequest, prepared: dict[int, PreparedItem], scores: Sequence[Sequence[TokenScores]]
+    ) -> list[Row]:
+        describer = Describer(request, self.encoder.tokenizer)
+        return [
+            row
+            for (index, item), item_scores in zip(prepared.items(), scores, strict=True)
+            for row in describer.rows(index, item, item_scores)
+        ]
+
+    def _answer(
+        self, rows: list[Row], faults: list[Fault], items: Sequence[PreparedItem], timing_s: dict[str, float]
+    ) -> Answer:
+        responses = [response for item in items for response in item.responses]
+        scored_tokens = sum(int(response.scored_T.sum()) for response in responses)
+        self.metrics.scored(scored_tokens)
+        for stage, seconds in timing_s.items():
+            self.metrics.stage(stage.removesuffix("_s"), seconds)
+        return Answer(
+            rows,
+            faults,
+            sum(len(item.trunk.prompt_P) for item in items),
+            sum(len(response.ids_T) for response in responses),
+            scored_tokens,
+            timing_s,
+        )

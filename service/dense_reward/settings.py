@@ -1,0 +1,41 @@
+"""Every knob of the service once: name, default, unit, environment twin (DENSE_REWARD_ + NAME) and help.
+
+The command line is made from this class, so a knob cannot exist in one place only. Imports nothing heavy.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+ENV_PREFIX = "DENSE_REWARD_"
+Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """Parsed before anything heavy is imported. Command line over environment over default."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
+
+    sft: Path | None = Field(None, description="folder of the finished SFT checkpoint")
+    reference: Path | None = Field(None, description="folder of the earlier checkpoint of the same run")
+    name: str = Field("default", description="name under which the pair is served")
+    engine: Literal["torch", "fake"] = Field("torch", description="fake: weightless and deterministic, for tests")
+    dtype: Dtype | None = Field(None, description="dtype of the weights; the checkpoint's own where left out")
+    device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto takes the first GPU where there is one")
+    threads: PositiveInt | None = Field(None, description="CPU threads for the models; all cores where left out")
+    allow_unrelated: bool = Field(False, description="serve two checkpoints that are not from one run")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on; 0 takes a free one")
+    max_batch_tokens: PositiveInt = Field(16_384, description="tokens computed at once, after padding")
+    max_queue_tokens: PositiveInt = Field(1_048_576, description="tokens that may wait; beyond that callers get 429")
+    max_length_tokens: PositiveInt | None = Field(
+        None, description="tokens of prompt and response together; the model's own limit where left out"
+    )
+    max_body_bytes: PositiveInt = Field(64 * 1024 * 1024, description="size of a request's body in bytes")
+    max_items: PositiveInt = Field(4096, description="items of a request")
+    max_responses: PositiveInt = Field(4096, description="responses of one item")
+    drain_s: PositiveInt = Field(60, description="seconds that requests in flight may take after SIGTERM")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
