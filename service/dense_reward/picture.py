@@ -8,7 +8,7 @@ import numpy as np
 from dense_reward.describe import Row
 from dense_reward.encode import Tokenizer
 from dense_reward.errors import refuse
-from dense_reward.heatmap import PALETTES, Alternative, Heatmap, HeatmapRow, build, render_ansi, render_html, render_svg
+from dense_reward.heatmap import PALETTES, Alternative, HeatmapRow, build, render_ansi, render_html_document, render_svg
 from dense_reward.schemas import ArrayName, HeatmapRequest, Item
 
 DETAILS: tuple[ArrayName, ...] = ("reward", "sft_logprob", "reference_logprob", "kl", "centred", "entropy")
@@ -42,11 +42,7 @@ def draw(request: HeatmapRequest, rows: Sequence[Row], tokenizer: Tokenizer) -> 
         return render_svg(heatmaps[0])
     if request.format == "ansi":
         return "\n".join(render_ansi(heatmap) for heatmap in heatmaps)
-    return _html(heatmaps)
-
-
-def _html(heatmaps: Sequence[Heatmap]) -> str:
-    return "\n".join(render_html(heatmap, fragment=index > 0) for index, heatmap in enumerate(heatmaps))
+    return render_html_document(heatmaps)
 
 
 def _row(row: Row, item: Item, request: HeatmapRequest, tokenizer: Tokenizer, count: int) -> HeatmapRow:

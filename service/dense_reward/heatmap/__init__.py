@@ -1,0 +1,27 @@
+"""Token rewards -> pictures: HTML, SVG and terminal. The one door to the modules behind it; pure, without I/O.
+
+Must not know models, tokenizers or HTTP.
+"""
+
+from dense_reward.heatmap.ansi import render_ansi
+from dense_reward.heatmap.html import render_html, render_html_document
+from dense_reward.heatmap.palette import DEFAULT_PALETTE, PALETTES
+from dense_reward.heatmap.rows import MEANINGS, Alternative, Heatmap, HeatmapRow, build, shared_scale
+from dense_reward.heatmap.style import style_sources
+from dense_reward.heatmap.svg import render_svg
+
+__all__ = [
+    "DEFAULT_PALETTE",
+    "MEANINGS",
+    "PALETTES",
+    "Alternative",
+    "Heatmap",
+    "HeatmapRow",
+    "build",
+    "render_ansi",
+    "render_html",
+    "render_html_document",
+    "render_svg",
+    "shared_scale",
+    "style_sources",
+]
