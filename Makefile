@@ -1,0 +1,52 @@
+# Everything that people and CI run. `make` alone lists it.
+# PYTHON names the interpreter that .venv is made from (3.11 or newer): make install PYTHON=python3.11
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types fast heatmap-picture constraints clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+
+install: $(INSTALLED) ## make .venv with the project and its pinned dependencies (again only after they changed)
+
+$(INSTALLED): pyproject.toml constraints/default.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "dense-reward needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+		echo "Name another one: make install PYTHON=python3.11" >&2; \
+		exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --editable '.[train,dev]' --constraint constraints/default.txt
+	@touch $(INSTALLED)
+
+demo: install ## train a tiny pair, serve it, show two heatmaps and keep serving (ONCE=1: stop after showing)
+	$(BIN)/python -m dense_reward_trainer.demo $(if $(ONCE),--once)
+
+test: install ## all that CI runs: lint, types and every test that this machine can run
+	$(MAKE) --no-print-directory lint
+	$(MAKE) --no-print-directory types
+	$(BIN)/pytest
+
+lint: install ## style and format, changing nothing
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: install ## mypy, strict, on everything
+	$(BIN)/mypy service trainer tests constraints $(wildcard bench/*.py docs/pictures/*.py)
+
+fast: install ## the tests without the story (the whole path in real processes)
+	$(BIN)/pytest -m "not story"
+
+heatmap-picture: install ## make the README's picture of a heatmap anew
+	$(BIN)/python docs/pictures/make.py
+
+constraints: ## resolve every constraint file anew (needs the network, installs nothing)
+	$(PYTHON) constraints/resolve.py
+
+clean: ## remove .venv, caches and build outputs; runs/ stays
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+	find . -name '*.egg-info' -prune -exec rm -rf {} +

@@ -1,0 +1,31 @@
+"""What holds for every test: no network, quiet libraries, and GPU tests that say why they were skipped."""
+
+import os
+
+# Before anything imports transformers, datasets or torch: they read these once.
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+# The models are tiny: on a machine with many cores, threads cost more than they compute.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+import pytest
+
+NO_CUDA = "needs a CUDA device, and torch.cuda.is_available() is False"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu_tests and not cuda_is_there():
+        for item in gpu_tests:
+            item.add_marker(pytest.mark.skip(reason=NO_CUDA))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = sum("gpu" in report.keywords for report in terminalreporter.stats.get("skipped", []))
+    if skipped:
+        terminalreporter.write_line(f"GPU tests not run: {skipped} ({NO_CUDA})", yellow=True)
+
+
+def cuda_is_there() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
