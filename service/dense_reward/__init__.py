@@ -2,3 +2,43 @@
 
 Importing this package imports the client alone. The service is `dense_reward.app`, its device code lies in `engine`.
 """
+
+from dense_reward.client import AsyncClient, Client, to_torch
+from dense_reward.client_calls import ScoreOptions
+from dense_reward.client_errors import (
+    AlignmentError,
+    AnswerError,
+    ClientError,
+    ItemError,
+    MismatchError,
+    ScoringError,
+    ServiceUnavailableError,
+    TokenizerMismatchError,
+)
+from dense_reward.client_http import Backoff
+from dense_reward.client_results import Alternative, Scored, ScoredResponse, ServedModel, Timing, Usage, padded
+from dense_reward.schemas import ModelCard
+
+__all__ = [
+    "AlignmentError",
+    "Alternative",
+    "AnswerError",
+    "AsyncClient",
+    "Backoff",
+    "Client",
+    "ClientError",
+    "ItemError",
+    "MismatchError",
+    "ModelCard",
+    "ScoreOptions",
+    "Scored",
+    "ScoredResponse",
+    "ScoringError",
+    "ServedModel",
+    "ServiceUnavailableError",
+    "Timing",
+    "TokenizerMismatchError",
+    "Usage",
+    "padded",
+    "to_torch",
+]

@@ -1,0 +1,118 @@
+"""What a client hands out: typed results with numpy arrays, in nats. Pure; knows nothing of how they travel.
+
+Shapes: T scored tokens of a response, K candidates, S segments, G responses.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from dense_reward.client_errors import ItemError
+from dense_reward.engine.base import BoolArray, FloatArray, IdArray
+
+FloatArrayName = Literal["reward", "sft_logprob", "reference_logprob", "kl", "centred", "entropy", "return_to_go"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """The pair that computed an answer; `related`: both checkpoints come from one run."""
+
+    name: str
+    sft: str
+    reference: str
+    tokenizer_sha256: str
+    revision: str
+    related: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    response_tokens: int
+    scored_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the service spent the time of a request, in seconds."""
+
+    encode_s: float
+    queue_s: float
+    compute_s: float
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """An id that the SFT model finds likely at a position."""
+
+    id: int
+    token: str
+    sft_logprob: float
+    reward: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredResponse:
+    """One response and the arrays that were asked for; the others are None.
+
+    Arrays are [T], but for offsets [T, 2] (code points of the text), candidate_reward [T, K] and segments [S].
+
+    Where `error` is set (only under on_error "per_item") the whole item failed: no response, no arrays, sum NaN.
+    """
+
+    item: int
+    response: int | None
+    length: int
+    sum: float
+    mean: float | None = None
+    min: float | None = None
+    token_ids: IdArray | None = None
+    tokens: tuple[str, ...] | None = None
+    offsets: IdArray | None = None
+    text: str | None = None
+    reward: FloatArray | None = None
+    sft_logprob: FloatArray | None = None
+    reference_logprob: FloatArray | None = None
+    kl: FloatArray | None = None
+    centred: FloatArray | None = None
+    entropy: FloatArray | None = None
+    return_to_go: FloatArray | None = None
+    candidate_reward: FloatArray | None = None
+    segments: FloatArray | None = None
+    alternatives: tuple[tuple[Alternative, ...], ...] | None = None
+    error: ItemError | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """The answer to one request: results in the order of the items and their responses."""
+
+    id: str
+    model: ServedModel
+    results: tuple[ScoredResponse, ...]
+    usage: Usage
+    timing: Timing
+
+
+def padded(scored: Scored, name: FloatArrayName = "reward") -> tuple[FloatArray, BoolArray]:
+    """One array of all responses as [G, T], zero beyond each response's end, and the mask [G, T] of what is real.
+
+    Raises ValueError where a response failed or was answered without this array.
+    """
+    rows = [_present(result, name) for result in scored.results]
+    lengths_G = np.array([len(row) for row in rows], dtype=np.int64)
+    mask_GT = np.arange(lengths_G.max(initial=0)) < lengths_G[:, None]
+    values_GT = np.zeros(mask_GT.shape, dtype=np.float32)
+    values_GT[mask_GT] = np.concatenate([np.zeros(0, dtype=np.float32), *rows])
+    return values_GT, mask_GT
+
+
+def _present(result: ScoredResponse, name: FloatArrayName) -> FloatArray:
+    if result.error is not None:
+        raise ValueError(f"item {result.item} failed: {result.error.message}: leave it out before padding")
+    array: FloatArray | None = getattr(result, name)
+    if array is None:
+        raise ValueError(f"item {result.item} was answered without {name}: ask for it with include")
+    return array
