@@ -107,6 +107,11 @@ class DataSource(BaseModel):
     )
     limit: int | None = Field(default=None, ge=1, description="Take at most this many lines, the first; null: all.")
     skip_last: int = Field(default=0, ge=0, description="Leave out this many lines at the end, before `limit` counts.")
+    last: int | None = Field(
+        default=None,
+        ge=1,
+        description="Take only this many lines at the end, of those that skip_last leaves; null: all.",
+    )
     skip_bad: bool = Field(default=False, description="Leave out and count lines that are no demonstrations.")
     strip_annotations: bool = Field(
         default=False, description="Remove calculator annotations such as <<48/2=24>> from the responses."
@@ -165,11 +170,12 @@ def load(source: DataSource, opener: OpenDataset = open_dataset) -> Loaded:
     Raises DataError when the source cannot be read, when a line is bad (unless `skip_bad`), or when nothing is left.
     """
     total, rows = _numbered_rows(source, opener)
-    kept = max(total - source.skip_last, 0)
-    kept = kept if source.limit is None else min(kept, source.limit)
+    end = max(total - source.skip_last, 0)
+    start = 0 if source.last is None else max(end - source.last, 0)
+    kept = end - start if source.limit is None else min(end - start, source.limit)
     demonstrations: list[Demonstration] = []
     bad: list[BadLine] = []
-    for number, raw in islice(rows, kept):
+    for number, raw in islice(rows, start, start + kept):
         try:
             row = parse_line(raw) if isinstance(raw, bytes) else raw
             demonstrations.append(read_row(row, f"{source.source}:{number}", source.strip_annotations))

@@ -1,0 +1,30 @@
+"""The configuration of the credit job. Must not import torch."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from dense_reward_trainer.config import JobConfig
+from dense_reward_trainer.data import DataSource
+
+
+class CreditConfig(JobConfig):
+    """Error localisation, and ranking of right against wrong answers, through a running service."""
+
+    service_url: str = Field(default="http://127.0.0.1:8000", description="Where the pair is served.")
+    data: DataSource = Field(description="Right answers that the pair was not trained on, such as held_out.jsonl.")
+    corruption: Literal["digit", "number"] = Field(
+        default="digit", description="Replace one digit, or one whole number by another with as many digits."
+    )
+    against: Literal["tokens", "digit_tokens"] = Field(
+        default="tokens", description="Which other tokens of its answer the planted error must stand out from."
+    )
+    answers: int = Field(default=200, ge=1, description="Answers that get an error.")
+    policy: Path | None = Field(
+        default=None, description="Checkpoint whose sampled answers are ranked, right against wrong; null: none."
+    )
+    samples: int = Field(default=1000, ge=1, description="Answers sampled at temperature 1, one to a prompt at first.")
+    max_new_tokens: int = Field(default=256, ge=1, description="Longer samples are cut off and count as wrong.")
+    device: str = Field(default="cpu", description="Where the policy samples.")
+    seed: int = Field(default=0, ge=0, description="Of the errors, the samples and the bootstrap.")
