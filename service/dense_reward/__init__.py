@@ -4,8 +4,8 @@ Importing this package imports the client alone. The service is `dense_reward.ap
 """
 
 from dense_reward.client import AsyncClient, Client, to_torch
-from dense_reward.client_calls import ScoreOptions
-from dense_reward.client_errors import (
+from dense_reward.client.calls import ScoreOptions
+from dense_reward.client.errors import (
     AlignmentError,
     AnswerError,
     ClientError,
@@ -15,8 +15,8 @@ from dense_reward.client_errors import (
     ServiceUnavailableError,
     TokenizerMismatchError,
 )
-from dense_reward.client_http import Backoff
-from dense_reward.client_results import Alternative, Scored, ScoredResponse, ServedModel, Timing, Usage, padded
+from dense_reward.client.http import Backoff
+from dense_reward.client.results import Alternative, Scored, ScoredResponse, ServedModel, Timing, Usage, padded
 from dense_reward.schemas import ModelCard
 
 __all__ = [

@@ -1,9 +1,10 @@
 """Routes, lifespan, and the error -> status table. No logic."""
 
 import asyncio
+import logging
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,20 +15,30 @@ from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from swagger_ui_bundle import swagger_ui_path
 
 from dense_reward.body import error_response, fault_row, json_response, parse, read_body
 from dense_reward.errors import RequestError, refuse
+from dense_reward.heatmap import style_sources
+from dense_reward.metrics import Metrics
 from dense_reward.picture import MEDIA_TYPES, draw, with_arrays
 from dense_reward.schemas import HeatmapRequest, ScoreRequest
 from dense_reward.scorer import Answer
 from dense_reward.service import Service
 
 BYTES_PER_TOKEN = 4  # of a body, before it is encoded and counted
+STATUS_NOBODY_LISTENED = 499  # for the metrics: the caller hung up before its answer
+log = logging.getLogger("dense_reward")
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 Asked = TypeVar("Asked", bound=ScoreRequest)
-PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; connect-src 'self'"
+PAGE_POLICY = (
+    f"default-src 'none'; script-src 'self'; style-src 'self' {' '.join(style_sources())}; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -40,10 +51,9 @@ def create_app(service: Service) -> FastAPI:
         await service.stop()
 
     app = FastAPI(title="dense-reward", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.middleware("http")(_identify(service))
+    app.add_middleware(Identify, metrics=service.metrics)
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_exception_handler(Exception, _on_exception)
     _add_scoring(app, service)
     _add_operations(app, service)
     _add_pages(app)
@@ -61,10 +71,11 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
     @app.post("/heatmap", openapi_extra=_body_schema(HeatmapRequest))
     async def heatmap(request: Request) -> Response:
         """The same inputs as a picture: html, svg, ansi, or the json that it is drawn from."""
+        tokenizer = service.scorer.encoder.tokenizer
         scored, answer = await _answer(request, service, HeatmapRequest, with_arrays)
         if scored.format == "json":
             return json_response(_content(request, service, answer))
-        picture = await asyncio.to_thread(draw, scored, answer.rows, service.scorer.encoder.tokenizer)
+        picture = await asyncio.to_thread(draw, scored, answer.rows, tokenizer)
         return Response(picture, media_type=MEDIA_TYPES[scored.format])
 
 
@@ -109,6 +120,7 @@ def _add_pages(app: FastAPI) -> None:
             swagger_js_url="/docs/assets/swagger-ui-bundle.js",
             swagger_css_url="/docs/assets/swagger-ui.css",
             swagger_favicon_url="data:,",
+            swagger_ui_parameters={"validatorUrl": None},  # else it may ask swagger.io about the schema
         )
 
 
@@ -120,7 +132,26 @@ async def _answer(
     body = await read_body(request, service.settings.max_body_bytes)
     with scorer.batcher.door.permit(len(body) // BYTES_PER_TOKEN) as permit:
         parsed = prepare(parse(body, model))
-        return parsed, await scorer.score(parsed, permit)
+        return parsed, await _unless_gone(request, scorer.score(parsed, permit))
+
+
+async def _unless_gone(request: Request, answer: Coroutine[object, object, Answer]) -> Answer:
+    """The answer. Raises ClientDisconnect, the work cancelled, where the caller hangs up before."""
+    work, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_hung_up(request))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect
+        return work.result()
+    finally:
+        work.cancel()
+        gone.cancel()
+
+
+async def _hung_up(request: Request) -> None:
+    """Returns once the caller is gone; the body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _content(request: Request, service: Service, answer: Answer) -> dict[str, object]:
@@ -140,19 +171,45 @@ def _content(request: Request, service: Service, answer: Answer) -> dict[str, ob
     }
 
 
-def _identify(service: Service) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
-    """Give every request an id, its caller's own where that is sane, and count its answer."""
+class Identify:
+    """Gives every request an id, its caller's own where that is sane; counts its answer; lets no exception out."""
 
-    async def identify(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        given = request.headers.get("x-request-id", "")
-        request.state.request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        response = await call_next(request)
-        response.headers["X-Request-Id"] = request.state.request_id
-        route = request.scope.get("route")
-        service.metrics.request(getattr(route, "path", "unknown"), response.status_code)
-        return response
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
 
-    return identify
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = STATUS_NOBODY_LISTENED
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_named)
+        except ClientDisconnect:
+            log.info("request %s: its caller went away", request_id)
+        except Exception:
+            log.exception("request %s failed", request_id)
+            if status != STATUS_NOBODY_LISTENED:
+                raise
+            await _internal(request_id)(scope, receive, send_named)
+        finally:
+            self._metrics.request(getattr(scope.get("route"), "path", "unknown"), status)
+
+
+def _internal(request_id: str) -> Response:
+    message = "something broke here; the log has it under this id"
+    return error_response(refuse("internal", message), request_id)
 
 
 async def _on_request_error(request: Request, error: Exception) -> Response:
@@ -167,13 +224,9 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         404: ("not_found", f"no route {request.url.path}"),
         405: ("method_not_allowed", f"{request.method} is not for {request.url.path}"),
     }.get(status, ("internal", "the request could not be answered"))
-    return error_response(refuse(code, message), request.state.request_id)
-
-
-async def _on_exception(request: Request, _: Exception) -> Response:
-    """The traceback goes to the log, by the server; the caller gets the id to look for."""
-    request_id = getattr(request.state, "request_id", "unknown")
-    return error_response(refuse("internal", "something broke here; the log has it under this id"), request_id)
+    response = error_response(refuse(code, message), request.state.request_id)
+    response.headers.update(getattr(error, "headers", None) or {})
+    return response
 
 
 def _body_schema(model: type[BaseModel]) -> dict[str, object]:

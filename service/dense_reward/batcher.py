@@ -10,10 +10,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dense_reward.engine.base import Engine, TokenScores, Trunk, Wants
-from dense_reward.errors import OutOfMemoryError, RequestError, refuse
+from dense_reward.errors import RETRY_UNAVAILABLE_S, OutOfMemoryError, RequestError, refuse
 from dense_reward.metrics import Metrics
+
+Number = TypeVar("Number", np.float32, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +66,11 @@ class Permit:
         self.tokens = 0
 
     def correct(self, tokens: int) -> None:
-        """Replace the estimate by the count. Raises RequestError(queue_full)."""
+        """Replace the estimate by the count. Raises RequestError: queue_full, or too_long for what never fits."""
+        capacity = self.door.capacity_tokens
+        if tokens > capacity:
+            message = f"the request has {tokens} tokens, the queue holds {capacity} (--max-queue-tokens)"
+            raise refuse("too_long", f"{message}: send it in parts")
         self.door.held_tokens += tokens - self.tokens
         self.tokens = tokens
         self.door.check()
@@ -75,10 +85,13 @@ class Door:
     held_tokens: int = field(default=0)
 
     def permit(self, tokens: int) -> Permit:
-        """Let a request in. Raises RequestError(queue_full) with the seconds after which there will be room."""
+        """Let a request of about `tokens` in. Raises RequestError(queue_full) with the seconds until there is room.
+
+        An estimate above the capacity waits for an empty queue: the count decides whether the request fits at all.
+        """
         permit = Permit(self, 0)
         try:
-            permit.correct(tokens)
+            permit.correct(min(tokens, self.capacity_tokens))
         except RequestError:
             permit.__exit__()
             raise
@@ -90,9 +103,7 @@ class Door:
             return
         retry_after_s = over / self.rate_tokens_per_s if self.rate_tokens_per_s else 1.0
         message = f"the queue holds {self.capacity_tokens} tokens (--max-queue-tokens) and is full: try again later"
-        error = refuse("queue_full", message)
-        error.retry_after_s = max(1.0, retry_after_s)
-        raise error
+        raise refuse("queue_full", message, retry_after_s=max(1.0, retry_after_s))
 
     def measured(self, tokens: int, seconds: float) -> None:
         rate = tokens / max(seconds, 1e-6)
@@ -115,8 +126,11 @@ class Batcher:
     async def submit(self, trunks: Sequence[Trunk], wants: Wants) -> Computed:
         """Scores of all branches. A caller that goes away takes its waiting work with it.
 
-        Raises what the engine raises, and RequestError(out_of_memory) where one sequence alone does not fit.
+        Raises what the engine raises, RequestError(out_of_memory) where one sequence alone does not fit, and
+        RequestError(draining) after close.
         """
+        if self._closing:
+            raise refuse("draining", "the service is stopping", retry_after_s=RETRY_UNAVAILABLE_S)
         units = deque(
             _Unit(index, part) for index, trunk in enumerate(trunks) for part in _parts(trunk, self._max_batch_tokens)
         )
@@ -174,32 +188,46 @@ class Batcher:
 
     async def _compute(self, batch: Sequence[tuple[_Job, _Unit]]) -> None:
         """Run one batch on the device thread and hand out its results, or its failure to each caller."""
+        batch = [(job, unit) for job, unit in batch if not job.done.done()]
+        if not batch:
+            return
         started_at = time.perf_counter()
-        for job, _ in batch:
-            job.started_at = job.started_at or started_at
         wants = Wants()
         for job, _ in batch:
+            job.started_at = job.started_at or started_at
             wants = wants | job.wants
         trunks = [unit.trunk for _, unit in batch]
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._device, self._engine.score, trunks, wants)
+            _check_shape(trunks, results)
         except OutOfMemoryError as error:
-            await self._compute_halves(batch, error)
+            reason = str(error)
         except Exception as error:  # whatever broke the batch, each of its callers must hear of it
             for job, _ in batch:
-                _fail(job, error)
+                self._fail(job, error)
+            return
         else:
-            seconds = time.perf_counter() - started_at
-            tokens = sum(trunk.tokens for trunk in trunks)
-            self.door.measured(tokens, seconds)
-            self._metrics.batch(tokens, seconds)
-            for (job, unit), scores in zip(batch, results, strict=True):
-                _hand_out(job, unit, scores)
-            for job in {id(job): job for job, _ in batch}.values():
-                job.compute_s += seconds
+            self._hand_out(batch, results, time.perf_counter() - started_at)
+            return
+        # Not from within `except`: the traceback there keeps the failed batch's tensors alive.
+        await self._compute_halves(batch, reason)
 
-    async def _compute_halves(self, batch: Sequence[tuple[_Job, _Unit]], error: OutOfMemoryError) -> None:
-        """Out of memory: split and try again; only a unit that fails alone fails."""
+    def _hand_out(
+        self, batch: Sequence[tuple[_Job, _Unit]], results: Sequence[Sequence[TokenScores]], seconds: float
+    ) -> None:
+        tokens = sum(unit.trunk.tokens for _, unit in batch)
+        self.door.measured(tokens, seconds)
+        self._metrics.batch(tokens, seconds)
+        for (job, unit), scores in zip(batch, results, strict=True):
+            job.scores[unit.trunk_index].extend(_wanted(score, job.wants) for score in scores)
+            job.waiting -= 1
+            if job.waiting == 0 and not job.done.done():
+                job.done.set_result(None)
+        for job in {id(job): job for job, _ in batch}.values():
+            job.compute_s += seconds
+
+    async def _compute_halves(self, batch: Sequence[tuple[_Job, _Unit]], reason: str) -> None:
+        """Out of memory: split and try again; only a sequence that fails alone fails."""
         if len(batch) > 1:
             half = len(batch) // 2
             await self._compute(batch[:half])
@@ -213,24 +241,44 @@ class Batcher:
             for branches in halves:
                 await self._compute([(job, _Unit(unit.trunk_index, Trunk(unit.trunk.prompt_P, branches)))])
             return
-        message = f"one sequence of {unit.trunk.tokens} tokens does not fit into device memory: {error}"
-        _fail(job, refuse("out_of_memory", message))
+        message = f"one sequence of {unit.trunk.tokens} tokens does not fit into device memory: {reason}"
+        self._fail(job, refuse("out_of_memory", message))
+
+    def _fail(self, job: _Job, error: Exception) -> None:
+        """Tell the caller; what the job still has in the queue is not computed."""
+        self._forget(job)
+        if not job.done.done():
+            job.done.set_exception(error)
 
     def _forget(self, job: _Job) -> None:
         if job in self._jobs:
             self._jobs.remove(job)
 
 
-def _hand_out(job: _Job, unit: _Unit, scores: list[TokenScores]) -> None:
-    job.scores[unit.trunk_index].extend(scores)
-    job.waiting -= 1
-    if job.waiting == 0 and not job.done.done():
-        job.done.set_result(None)
+def _check_shape(trunks: Sequence[Trunk], results: Sequence[Sequence[TokenScores]]) -> None:
+    """Raises RuntimeError where an engine lost or invented a branch: nobody may get another's scores."""
+    expected, found = [len(trunk.branches) for trunk in trunks], [len(scores) for scores in results]
+    if expected != found:
+        raise RuntimeError(f"the engine answered {found} branches of {expected}")
 
 
-def _fail(job: _Job, error: Exception) -> None:
-    if not job.done.done():
-        job.done.set_exception(error)
+def _wanted(scores: TokenScores, wants: Wants) -> TokenScores:
+    """Without what only batch mates asked for."""
+    k = wants.top_k
+    return TokenScores(
+        scores.sft_logprob_S,
+        scores.reference_logprob_S,
+        kl_S=scores.kl_S if wants.kl else None,
+        entropy_S=scores.entropy_S if wants.entropy else None,
+        candidate_reward_SK=scores.candidate_reward_SK,
+        top_ids_SK=_first(scores.top_ids_SK, k),
+        top_sft_logprob_SK=_first(scores.top_sft_logprob_SK, k),
+        top_reference_logprob_SK=_first(scores.top_reference_logprob_SK, k),
+    )
+
+
+def _first(array_SK: NDArray[Number] | None, k: int) -> NDArray[Number] | None:
+    return None if array_SK is None or k == 0 else np.ascontiguousarray(array_SK[:, :k])
 
 
 def _parts(trunk: Trunk, max_tokens: int) -> Iterator[Trunk]:

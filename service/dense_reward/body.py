@@ -1,5 +1,6 @@
 """The HTTP edge: bytes of a request -> a validated request, and errors and answers -> bytes."""
 
+import math
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -66,7 +67,7 @@ def error_response(error: RequestError, request_id: str) -> Response:
         "items": items or None,
         "request_id": request_id,
     }
-    headers = {} if error.retry_after_s is None else {"Retry-After": str(max(1, round(error.retry_after_s)))}
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
     return json_response({"error": content}, error.status, headers)
 
 

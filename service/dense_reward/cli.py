@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import types
@@ -10,10 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import get_args, get_origin
 
-from pydantic import ValidationError
-
-from dense_reward.errors import CheckpointError
-from dense_reward.settings import ENV_PREFIX, Settings
+from dense_reward.errors import CheckpointError, SettingsError
+from dense_reward.settings import Settings, flag, read_settings, twin
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,12 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
-    except CheckpointError as error:
-        print(f"dense-reward: {error}", file=sys.stderr)
-        return 2
-    except ValidationError as error:
-        for detail in error.errors():
-            print(f"dense-reward: --{_flag(str(detail['loc'][0]))}: {detail['msg']}", file=sys.stderr)
+    except (CheckpointError, SettingsError) as error:
+        for line in str(error).splitlines():
+            print(f"dense-reward: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -37,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dense-reward", description="Per-token rewards from two SFT checkpoints.")
     parser.add_argument("--version", action="version", version=version("dense-reward"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="serve a pair over HTTP")
+    serve = commands.add_parser("serve", help="serve a pair over HTTP", allow_abbrev=False)
     _add_settings(serve)
     serve.set_defaults(run=_serve)
     _add_adopt(commands.add_parser("adopt", help="write a manifest for a checkpoint made by anything else"))
@@ -49,17 +45,15 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     for name, field in Settings.model_fields.items():
         kinds = [k for k in (get_args(field.annotation) or (field.annotation,)) if k is not types.NoneType]
         default = "" if field.default is None else f"; default {field.default}"
-        text = f"{field.description} [{ENV_PREFIX}{name.upper()}{default}]"
+        text = f"{field.description} [{twin(name)}{default}]"
         if kinds == [bool]:
-            parser.add_argument(
-                f"--{_flag(name)}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text
-            )
+            parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
             choices = (
                 kinds if get_origin(field.annotation) is not None and all(isinstance(k, str) for k in kinds) else None
             )
             parser.add_argument(
-                f"--{_flag(name)}",
+                flag(name),
                 default=argparse.SUPPRESS,
                 choices=choices,
                 metavar=None if choices else "X",
@@ -86,23 +80,17 @@ def _adopt(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
-    settings = Settings(**given)
+    settings = read_settings(given, os.environ.keys())
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     import uvicorn
 
     from dense_reward.app import create_app
     from dense_reward.service import Service, load_fake, load_torch
 
-    # uvicorn raises the signal again once it has drained: a handler of our own makes that an exit with code 0
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.signal(signal.SIGINT, lambda *_: None)
-    stop: list[uvicorn.Server] = []
+    def stop(*_: object) -> None:
+        server.should_exit = True
 
-    def on_failure() -> None:
-        for server in stop:
-            server.should_exit = True
-
-    service = Service(settings, load_fake if settings.engine == "fake" else load_torch, on_failure)
+    service = Service(settings, load_fake if settings.engine == "fake" else load_torch, stop)
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(service),
@@ -112,13 +100,11 @@ def _serve(options: argparse.Namespace) -> int:
             timeout_graceful_shutdown=settings.drain_s,
         )
     )
-    stop.append(server)
+    # uvicorn raises the signal again once it has drained: a handler of our own makes that an exit with code 0
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
     server.run()
     return 1 if service.state == "failed" or not server.started else 0
-
-
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
 
 
 if __name__ == "__main__":

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from dense_reward import reward
-from dense_reward.encode import EncodedResponse, Span, Tokenizer
+from dense_reward.encode import EncodedResponse, Tokenizer
 from dense_reward.engine.base import FloatArray, IdArray, TokenScores, Wants
 from dense_reward.errors import refuse
 from dense_reward.items import PreparedItem
 from dense_reward.schemas import ScoreRequest
+from dense_reward.spans import Span
 
 Value = FloatArray | IdArray | list[str] | list[list[dict[str, int | float | str]]] | str | float | None
 Row = dict[str, Value | int]

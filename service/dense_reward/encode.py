@@ -14,8 +14,8 @@ import numpy as np
 from dense_reward.engine.base import BoolArray, IdArray
 from dense_reward.errors import refuse
 from dense_reward.guard import Guard, JsonValue, Message
+from dense_reward.spans import Span, monotone_spans
 
-Span = tuple[int, int]
 RendererName = Literal["chat", "plain", "instruction"]
 PLAIN_FORMATS: Mapping[str, str] = {
     "plain": "{prompt}\n",
@@ -62,7 +62,7 @@ class Tokenizer(Protocol):
         ...
 
     def text_and_spans(self, ids: Sequence[int]) -> tuple[str, tuple[Span, ...]]:
-        """Decoded text and monotone, gapless spans; a character split over tokens belongs to its last token."""
+        """Decoded text and the span of each id: see spans.decoded_spans."""
         ...
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
@@ -82,40 +82,23 @@ class EncodedResponse:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """One prompt of at least one id and the responses that share it."""
+    """One prompt and the responses that share it. Raises RequestError(empty_prompt) for a prompt without ids."""
 
     prompt_P: IdArray
     responses: tuple[EncodedResponse, ...]
 
+    def __post_init__(self) -> None:
+        if len(self.prompt_P) == 0:
+            raise refuse("empty_prompt", "the prompt has no tokens: give at least one", param="prompt")
+
 
 def as_ids(ids: Sequence[int], vocabulary: int, param: str) -> IdArray:
     """Ids verbatim as int32. Raises RequestError(unknown_token_id) for one outside [0, vocabulary)."""
-    try:
-        array = np.array(ids, dtype=np.int64)
-    except OverflowError:
-        array = np.array([min(max(i, -1), vocabulary) for i in ids], dtype=np.int64)
-    unknown = np.flatnonzero((array < 0) | (array >= vocabulary))
-    if len(unknown):
-        at = int(unknown[0])
+    if ids and (min(ids) < 0 or max(ids) >= vocabulary):
+        at = next(at for at, token in enumerate(ids) if not 0 <= token < vocabulary)
         message = f"{param}: id {ids[at]} at position {at} is not in the vocabulary [0, {vocabulary})"
         raise refuse("unknown_token_id", message, param=param)
-    return array.astype(np.int32)
-
-
-def monotone_spans(offsets: Sequence[Span], length: int) -> tuple[Span, ...]:
-    """Spans without gaps or overlap that cover [0, length).
-
-    A boundary lies where a token ends, or earlier where the next one starts inside the same character, so that a
-    character split over tokens belongs to its last token and skipped text to the token that follows it.
-    """
-    spans: list[Span] = []
-    start = 0
-    for index, (_, end) in enumerate(offsets):
-        last = index == len(offsets) - 1
-        boundary = length if last else max(start, min(end, offsets[index + 1][0], length))
-        spans.append((start, boundary))
-        start = boundary
-    return tuple(spans)
+    return np.array(ids, dtype=np.int32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +134,19 @@ class Encoder:
     ) -> IdArray:
         """Ids of a chat up to the point where the assistant answers."""
         if self.renderer != "chat":
+            if tools or template_kwargs:
+                message = f"the {self.renderer} renderer has no place for tools and template_kwargs: leave them out"
+                raise refuse("bad_template", message, param="tools" if tools else "template_kwargs")
             return self.prompt(_single_user_turn(messages, self.renderer))
-        guard = Guard(self.tokenizer.special_strings, (messages, tools))
-        guarded = [_guarded_message(message, guard) for message in messages]
+        guard = Guard(self.tokenizer.special_strings, (messages, tools, template_kwargs))
         rendered = self.tokenizer.render_chat(
-            guarded, generation_prompt=True, tools=_guarded_tools(tools, guard), template_kwargs=template_kwargs
+            [_guarded(message, guard) for message in messages],
+            generation_prompt=True,
+            tools=None if tools is None else [guard.hide(tool) for tool in tools],
+            template_kwargs={name: guard.hide(value) for name, value in (template_kwargs or {}).items()},
         )
-        return np.array(self._rendered_ids(rendered, guard), dtype=np.int32)
+        ids = [i for text, special in guard.split(rendered) for i in self.tokenizer.encode(text, special=special).ids]
+        return np.array(ids, dtype=np.int32)
 
     def response(self, text: str, *, add_eos: bool, raw: bool = False) -> EncodedResponse:
         """Ids of a response, ended by the end of turn where `add_eos`; its span is empty, at the end of the text."""
@@ -178,22 +167,22 @@ class Encoder:
         tools: Sequence[JsonValue] | None = None,
         template_kwargs: Mapping[str, JsonValue] | None = None,
     ) -> Encoded:
-        """A chat that ends with the assistant: its last response is scored, or with `every_turn` all of them."""
+        """A chat that ends with the assistant: its last response is scored, or with `every_turn` all of them.
+
+        Each response is scored in the state in which a policy would give it, or refused: see _Stream.context.
+        """
         if not messages or messages[-1].get("role") != "assistant":
             raise refuse("invalid_request", "messages must end with the assistant's response", param="messages")
         turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
         scored = turns if every_turn else turns[-1:]
-        first = scored[0]
-        if first == 0:
-            raise refuse("empty_prompt", "messages hold nothing before the assistant's response", param="messages")
-        prompt_P = self.chat_prompt(messages[:first], tools, template_kwargs)
+        if scored[0] == 0:
+            message = "messages hold nothing before the response to score: put the user's message before it"
+            raise refuse("empty_prompt", message, param="messages")
         stream = _Stream()
-        for index, turn in enumerate(scored):
-            if index:
-                previous = scored[index - 1]
-                stream.context(self._between(messages, previous, turn, tools, template_kwargs, ended=add_eos))
-            stream.response(self.response(_content(messages[turn]), add_eos=add_eos))
-        return Encoded(prompt_P, (stream.finish(),))
+        for turn in scored:
+            stream.context(self.chat_prompt(messages[:turn], tools, template_kwargs))
+            stream.response(self.response(_said(messages[turn]), add_eos=add_eos))
+        return stream.finish()
 
     def text(self, text: str, *, add_eos: bool, raw: bool) -> Encoded:
         """A whole text: every token after the first is scored (after BOS, where the tokenizer has one)."""
@@ -211,50 +200,6 @@ class Encoder:
         )
         return Encoded(np.array(ids[:1], dtype=np.int32), (response,))
 
-    def _between(
-        self,
-        messages: Sequence[Message],
-        previous: int,
-        turn: int,
-        tools: Sequence[JsonValue] | None,
-        template_kwargs: Mapping[str, JsonValue] | None,
-        *,
-        ended: bool,
-    ) -> list[int]:
-        """Ids that the template puts between two responses; where the first `ended`, without its end of turn.
-
-        The state in which the second response is scored must be the one that a policy would see, so a template that
-        renders earlier turns differently once the conversation goes on is refused.
-        """
-        if self.renderer != "chat":
-            raise refuse("bad_template", f"the {self.renderer} renderer knows one turn: score turns one by one")
-        guard = Guard(self.tokenizer.special_strings, (messages, tools))
-        guarded = [_guarded_message(message, guard) for message in messages]
-        safe_tools = _guarded_tools(tools, guard)
-
-        def rendered(count: int) -> str:
-            return self.tokenizer.render_chat(
-                guarded[:count], generation_prompt=True, tools=safe_tools, template_kwargs=template_kwargs
-            )
-
-        start = rendered(previous) + _content(guarded[previous])
-        whole = rendered(turn)
-        if not whole.startswith(start):
-            raise refuse(
-                "bad_template",
-                "the chat template renders earlier turns differently once a conversation goes on, so all_assistant "
-                'would score states that no policy sees: send each turn with score "last", or send ids',
-                param="score",
-            )
-        ids = self._rendered_ids(whole[len(start) :], guard)
-        return ids[1:] if ended and ids and ids[0] == self.end_of_turn_id else ids
-
-    def _rendered_ids(self, rendered: str, guard: "Guard") -> list[int]:
-        ids: list[int] = []
-        for text, special in guard.split(rendered):
-            ids.extend(self.tokenizer.encode(text, special=special).ids)
-        return ids
-
     def _end_of_turn(self) -> int:
         if self.end_of_turn_id is None:
             raise refuse(
@@ -270,19 +215,19 @@ class Encoder:
 
 
 def end_of_turn_id(tokenizer: Tokenizer, renderer: RendererName) -> int | None:
-    """The id that ends a response: the special token that the template puts after it, else the tokenizer's EOS."""
+    """The id that ends a response: the special token that the template puts next after it, else the tokenizer's EOS."""
     if renderer == "chat":
         mark = "DenseRewardMark"
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
         after = tokenizer.render_chat(turns, generation_prompt=False).partition(mark)[2]
-        ids = tokenizer.encode(after, special=True).ids
+        ids = tokenizer.encode(after.lstrip(), special=True).ids
         if ids and ids[0] in tokenizer.special_ids:
             return ids[0]
     return tokenizer.eos_id
 
 
 class _Stream:
-    """Scored responses and unscored context, laid one after the other."""
+    """Scored responses and the unscored context before each, laid one after the other."""
 
     def __init__(self) -> None:
         self._ids: list[int] = []
@@ -290,21 +235,34 @@ class _Stream:
         self._text = ""
         self._spans: list[Span] = []
 
-    def context(self, ids: Sequence[int]) -> None:
-        self._ids.extend(ids)
-        self._scored.extend([False] * len(ids))
+    def context(self, prompt: IdArray) -> None:
+        """Go on to the ids that a policy would be given next, which must continue those that it has seen."""
+        ids = prompt.tolist()
+        seen = len(self._ids)
+        if ids[:seen] != self._ids:
+            raise refuse(
+                "bad_template",
+                "a policy that answered the earlier turns would be given other ids for them now, because the chat "
+                "template or the tokenizer renders them differently once the conversation goes on, so all_assistant "
+                'would score states that no policy sees: send each turn with score "last", or send ids',
+                param="score",
+            )
+        self._ids = ids
+        self._scored.extend([False] * (len(ids) - seen))
 
     def response(self, encoded: EncodedResponse) -> None:
         shift = len(self._text)
-        self._ids.extend(int(i) for i in encoded.ids_T)
+        self._ids.extend(encoded.ids_T.tolist())
         self._scored.extend([True] * len(encoded.ids_T))
         self._text += encoded.text or ""
         self._spans.extend((start + shift, end + shift) for start, end in encoded.spans_S or ())
 
-    def finish(self) -> EncodedResponse:
-        return EncodedResponse(
-            np.array(self._ids, dtype=np.int32), np.array(self._scored, dtype=bool), self._text, tuple(self._spans)
-        )
+    def finish(self) -> Encoded:
+        """Everything before the first response is the prompt."""
+        ids, scored = np.array(self._ids, dtype=np.int32), np.array(self._scored, dtype=bool)
+        first = int(scored.argmax()) if scored.any() else len(ids)
+        response = EncodedResponse(ids[first:], scored[first:], self._text, tuple(self._spans))
+        return Encoded(ids[:first], (response,))
 
 
 def _gapless(spans: Sequence[Span]) -> tuple[Span, ...]:
@@ -318,32 +276,31 @@ def _content(message: Message) -> str:
     return content
 
 
-def _guarded_message(message: Message, guard: Guard) -> Message:
-    return {key: value if key == "role" else guard.hide(value) for key, value in message.items()}
+def _said(message: Message) -> str:
+    """The text of a response that is to be scored."""
+    beside = sorted(message.keys() - {"role", "content"})
+    if beside:
+        raise refuse(
+            "invalid_request",
+            f"a response is scored by its content, this one has {beside[0]} too: write all that the model said into "
+            "content, as it said it, or send ids",
+            param="messages",
+        )
+    return _content(message)
 
 
-def _guarded_tools(tools: Sequence[JsonValue] | None, guard: Guard) -> list[JsonValue] | None:
-    return None if tools is None else [guard.hide(tool) for tool in tools]
+def _guarded(message: Message, guard: Guard) -> Message:
+    """Roles that are words stay as they are: templates compare them."""
+    kept = {"role"} if str(message.get("role")).isidentifier() else set()
+    return {key: value if key in kept else guard.hide(value) for key, value in message.items()}
 
 
 def _single_user_turn(messages: Sequence[Message], renderer: str) -> str:
-    if len(messages) != 1 or messages[0].get("role") != "user":
+    if len(messages) != 1 or messages[0].get("role") != "user" or messages[0].keys() - {"role", "content"}:
         raise refuse(
             "bad_template",
-            f"the {renderer} renderer takes one user message and one response: "
-            "train with a chat template for longer chats, or send ids",
+            f"the {renderer} renderer takes one user message and one response, of role and content alone: "
+            "train with a chat template for other chats, or send ids",
             param="messages",
         )
     return _content(messages[0])
-
-
-__all__ = [
-    "PLAIN_FORMATS",
-    "Encoded",
-    "EncodedResponse",
-    "Encoder",
-    "Pieces",
-    "Tokenizer",
-    "as_ids",
-    "monotone_spans",
-]

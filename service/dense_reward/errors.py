@@ -32,6 +32,9 @@ STATUS_BY_CODE = {
     "deadline_exceeded": 504,
 }
 
+RETRY_UNAVAILABLE_S = 2.0
+"""What a service that starts or stops tells its callers; nobody knows better."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -64,9 +67,11 @@ class RequestError(Exception):
         return STATUS_BY_CODE[self.code]
 
 
-def refuse(code: str, message: str, *, param: str | None = None, item: int | None = None) -> RequestError:
+def refuse(
+    code: str, message: str, *, param: str | None = None, item: int | None = None, retry_after_s: float | None = None
+) -> RequestError:
     """One fault as an exception, to be raised by the caller."""
-    return RequestError([Fault(code, message, param, item)])
+    return RequestError([Fault(code, message, param, item)], retry_after_s=retry_after_s)
 
 
 class CheckpointError(Exception):
@@ -75,3 +80,7 @@ class CheckpointError(Exception):
 
 class OutOfMemoryError(Exception):
     """The device could not hold a batch; fewer tokens at once may fit."""
+
+
+class SettingsError(Exception):
+    """A setting that cannot be; the message names its flag and its environment twin."""

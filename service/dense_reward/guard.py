@@ -3,6 +3,7 @@
 Pure; knows no tokenizer.
 """
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 
@@ -11,26 +12,27 @@ Message = Mapping[str, JsonValue]
 
 
 class Guard:
-    """Stand-ins for special-token strings in users' text, so that a template's own stay apart from them."""
+    """Stand-ins for special-token strings in users' text. `used` is all that text: it must not hold a stand-in."""
 
     def __init__(self, special_strings: Sequence[str], used: object) -> None:
-        self._pattern = re.compile("|".join(re.escape(s) for s in sorted(special_strings, key=len, reverse=True)))
-        self._active = bool(special_strings)
-        text, nonce = repr(used), 0
-        while f"DenseReward{nonce}Guard" in text:
-            nonce += 1
-        self._mark = f"DenseReward{nonce}Guard"
+        longest_first = sorted(special_strings, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, longest_first)) if special_strings else r"(?!)")
+        # A text cannot hold its own hash, nor can a template piece it together from several fields.
+        self._mark = f"DenseReward{hashlib.sha256(repr(used).encode()).hexdigest()[:16]}Guard"
         self._hidden: list[str] = []
 
     def hide(self, value: JsonValue) -> JsonValue:
-        """The value with every special-token string in it replaced by a stand-in."""
+        """The value with every special-token string in it, keys included, replaced by a stand-in."""
         if isinstance(value, str):
-            return self._pattern.sub(self._stand_in, value) if self._active else value
+            return self._hide_in(value)
         if isinstance(value, Mapping):
-            return {key: self.hide(entry) for key, entry in value.items()}
+            return {self._hide_in(key): self.hide(entry) for key, entry in value.items()}
         if isinstance(value, Sequence):
             return [self.hide(entry) for entry in value]
         return value
+
+    def _hide_in(self, text: str) -> str:
+        return self._pattern.sub(self._stand_in, text)
 
     def _stand_in(self, match: re.Match[str]) -> str:
         self._hidden.append(match.group())

@@ -31,6 +31,7 @@ class PreparedItem:
 def prepare(item: Item, options: Options, encoder: Encoder, limits: Limits) -> PreparedItem:
     """Encode and check an item. Raises RequestError naming the field, the limit and the cure."""
     encoded = encode_item(item, options, encoder, limits.vocabulary)
+    _check_known(encoded, limits.vocabulary)
     _check_size(encoded, limits)
     scored = [int(response.scored_T.sum()) for response in encoded.responses]
     candidates = _candidates(item, scored, limits.vocabulary)
@@ -47,6 +48,9 @@ def prepare(item: Item, options: Options, encoder: Encoder, limits: Limits) -> P
 def encode_item(item: Item, options: Options, encoder: Encoder, vocabulary: int) -> Encoded:
     """The ids of an item, by its form."""
     raw = options.render == "raw"
+    if options.render == "chat" and encoder.renderer != "chat":
+        message = f"this checkpoint was trained with the {encoder.renderer} renderer: leave render out, or send it raw"
+        raise refuse("invalid_request", message, param="render")
     match item.form:
         case "ids":
             _refuse_add_eos(options)
@@ -59,8 +63,6 @@ def encode_item(item: Item, options: Options, encoder: Encoder, vocabulary: int)
         case "prompt":
             texts = item.responses if item.responses is not None else [item.response or ""]
             prompt_P = encoder.prompt(item.prompt or "", raw=raw)
-            if len(prompt_P) == 0:
-                raise refuse("empty_prompt", "the prompt has no tokens: give at least one", param="prompt")
             add_eos = options.add_eos is not False
             return Encoded(prompt_P, tuple(encoder.response(text, add_eos=add_eos, raw=raw) for text in texts))
         case _:
@@ -99,6 +101,14 @@ def _stream(token_ids: Sequence[int], score_mask: Sequence[int], vocabulary: int
     ids = as_ids(token_ids, vocabulary, "token_ids")
     first = int(mask.argmax()) if mask.any() else len(ids)
     return Encoded(ids[:first], (EncodedResponse(ids[first:], mask[first:]),))
+
+
+def _check_known(encoded: Encoded, vocabulary: int) -> None:
+    """A tokenizer may have got tokens that its model never got rows for."""
+    for ids in (encoded.prompt_P, *(response.ids_T for response in encoded.responses)):
+        if ids.max(initial=0) >= vocabulary:
+            message = f"the text has token id {ids.max()}, which the model does not know: its ids are [0, {vocabulary})"
+            raise refuse("unknown_token_id", f"{message}")
 
 
 def _check_size(encoded: Encoded, limits: Limits) -> None:

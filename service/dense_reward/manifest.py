@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dense_reward.encode import RendererName
 from dense_reward.errors import CheckpointError
@@ -34,6 +34,12 @@ class _Strict(BaseModel):
 class ProbeResponse(_Strict):
     ids: tuple[int, ...]
     logprobs: tuple[float, ...] = Field(description="float32 log-probs of the ids, one by one, in nats")
+
+    @model_validator(mode="after")
+    def _one_each(self) -> "ProbeResponse":
+        if len(self.ids) != len(self.logprobs):
+            raise ValueError(f"{len(self.ids)} ids, but {len(self.logprobs)} log-probs")
+        return self
 
 
 class ProbeSequence(_Strict):
@@ -112,8 +118,10 @@ def load_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(
-            f"{path} is not a manifest: {error.errors()[0]['msg']} (adopt the checkpoint anew)"
+            f"{path} is not a manifest: {place + ': ' if place else ''}{first['msg']} (adopt the checkpoint anew)"
         ) from None
 
 

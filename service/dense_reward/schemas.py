@@ -2,9 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, StrictBool, StringConstraints, model_validator
 
 TokenId = Annotated[int, Strict()]
+# Long lists tell their first fault alone: a million floats for ids would else become a million messages.
+Ids = Annotated[list[TokenId], Field(fail_fast=True)]
+IdsPerToken = Annotated[list[Ids], Field(fail_fast=True)]
+Spans = Annotated[list[tuple[TokenId, TokenId]], Field(fail_fast=True)]
+MAX_ITEMS = 65_536
 ArrayName = Literal[
     "token_ids",
     "tokens",
@@ -46,40 +51,52 @@ class Item(Strictly):
 
     prompt: str | None = Field(None, description="rendered as one user turn by the checkpoint's renderer")
     response: str | None = None
-    responses: Annotated[list[str], Field(min_length=1)] | None = Field(None, description="G responses to one prompt")
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = Field(
+    responses: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = Field(
+        None, description="G responses to one prompt"
+    )
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)] | None = Field(
         None, description="a chat that ends with the assistant"
     )
     score: Literal["last", "all_assistant"] | None = None
     tools: list[JsonValue] | None = None
     template_kwargs: dict[str, JsonValue] | None = None
-    prompt_ids: list[TokenId] | None = Field(None, description="exact ids, taken verbatim")
-    response_ids: Annotated[list[list[TokenId]], Field(min_length=1)] | None = Field(
+    prompt_ids: Ids | None = Field(None, description="exact ids, taken verbatim")
+    response_ids: Annotated[list[Ids], Field(min_length=1, fail_fast=True)] | None = Field(
         None, description="[G][T]; an empty response is legal"
     )
-    token_ids: list[TokenId] | None = Field(None, description="one multi-turn stream")
-    score_mask: list[Literal[0, 1]] | None = Field(None, description="1 marks the tokens to score; the first must be 0")
+    token_ids: Ids | None = Field(None, description="one multi-turn stream")
+    score_mask: Annotated[list[Literal[0, 1]], Field(fail_fast=True)] | None = Field(
+        None, description="1 marks the tokens to score; the first must be 0"
+    )
     text: str | None = Field(None, description="every token after the first is scored")
-    candidate_ids: list[list[list[TokenId]]] | None = Field(
+    candidate_ids: Annotated[list[IdsPerToken], Field(fail_fast=True)] | None = Field(
         None, description="[G][T][K] ids whose rewards are wanted at each scored position"
     )
-    segments: list[list[tuple[TokenId, TokenId]]] | None = Field(
+    segments: Annotated[list[Spans], Field(fail_fast=True)] | None = Field(
         None, description="[G][S][2] half-open spans of scored tokens whose signal is summed"
     )
 
     @property
     def form(self) -> str:
         """Which of the five forms this is."""
-        return next(name for name, fields in FORMS.items() if fields & self.model_fields_set)
+        return self._forms()[0]
+
+    def _given(self) -> set[str]:
+        """The fields that were sent; null is the same as nothing."""
+        return {name for name in self.model_fields_set if getattr(self, name) is not None}
+
+    def _forms(self) -> list[str]:
+        given = self._given()
+        return [name for name, fields in FORMS.items() if fields & given]
 
     @model_validator(mode="after")
     def _one_form(self) -> "Item":
         if isinstance(self, ScoreRequest) and self.items is not None:
-            given = sorted((FORM_FIELDS | {"candidate_ids", "segments"}) & self.model_fields_set)
+            given = sorted((FORM_FIELDS | {"candidate_ids", "segments"}) & self._given())
             if given:
                 raise ValueError(f"a request has either items or one input: remove {given[0]}, or move it into items")
             return self
-        forms = [name for name, fields in FORMS.items() if fields & self.model_fields_set]
+        forms = self._forms()
         if len(forms) != 1:
             wanted = "prompt + response(s), messages, prompt_ids + response_ids, token_ids + score_mask, or text"
             raise ValueError(f"give exactly one input ({wanted}); this has {' and '.join(forms) or 'none'}")
@@ -105,10 +122,12 @@ class Options(Strictly):
     """What is wanted of every item."""
 
     render: Literal["chat", "raw"] | None = Field(None, description="raw: the text is rendered already")
-    add_eos: bool | None = Field(None, description="end responses with the end of turn; refused with ids")
+    add_eos: StrictBool | None = Field(None, description="end responses with the end of turn; refused with ids")
     model: str | None = Field(None, description="name of the pair; the only one where left out")
     signal: SignalName = Field("reward", description="what sum, mean, min, return_to_go and segments are made of")
-    gamma: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = Field(1.0, description="discount of return_to_go")
+    gamma: Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)] = Field(
+        1.0, description="discount of return_to_go"
+    )
     top_k: Annotated[int, Strict(), Field(ge=0, le=20)] = Field(0, description="alternatives per token")
     tokenizer_sha256: str | None = Field(None, description="refuse (409) unless this tokenizer is served")
     expect_revision: str | None = Field(None, description="refuse (409) unless this revision is served")
@@ -117,9 +136,9 @@ class Options(Strictly):
 class ScoreRequest(Options, Item):
     """POST /score."""
 
-    items: Annotated[list[Item], Field(min_length=1)] | None = None
+    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)] | None = None
     on_error: Literal["fail", "per_item"] = "fail"
-    include: list[ArrayName] | None = Field(None, description="arrays to return")
+    include: Annotated[list[ArrayName], Field(fail_fast=True)] | None = Field(None, description="arrays to return")
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="base64: little-endian float32 and int32 arrays"
     )
@@ -133,7 +152,7 @@ class HeatmapRequest(ScoreRequest):
     """POST /heatmap: the same inputs, answered as a picture."""
 
     format: Literal["html", "svg", "ansi", "json"] = "html"
-    compare: bool = Field(True, description="one colour scale for all responses; false: each its own")
+    compare: StrictBool = Field(True, description="one colour scale for all responses; false: each its own")
     palette: str = "blue-red"
 
 

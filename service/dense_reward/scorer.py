@@ -54,7 +54,9 @@ class Scorer:
         encoded = clock()
         computed = await self.batcher.submit(trunks, wants(request))
         done = clock()
-        rows = await loop.run_in_executor(self.threads, self._describe, request, prepared, computed.scores)
+        rows, broken = await loop.run_in_executor(self.threads, self._describe, request, prepared, computed.scores)
+        if broken and request.on_error == "fail":
+            raise RequestError(broken)
         timing_s = {
             "encode_s": encoded - started,
             "queue_s": computed.queue_s,
@@ -62,7 +64,7 @@ class Scorer:
             "describe_s": clock() - done,
             "total_s": clock() - started,
         }
-        return self._answer(rows, faults, list(prepared.values()), timing_s)
+        return self._answer(rows, faults + broken, list(prepared.values()), timing_s)
 
     def _check(self, request: ScoreRequest) -> None:
         card = self.card
@@ -77,8 +79,12 @@ class Scorer:
         if request.items is not None and len(request.items) > self.max_items:
             message = f"{len(request.items)} items; the limit is {self.max_items} (--max-items): send them in parts"
             raise refuse("too_long", message, param="items")
-        if request.signal == "centred" and "centred" not in card.quantities:
-            raise refuse("unsupported_by_engine", "this engine cannot give centred rewards", param="signal")
+        missing = _quantities(request) - set(card.quantities)
+        if missing:
+            raise refuse("unsupported_by_engine", f"this engine cannot give {', '.join(sorted(missing))}")
+        if request.top_k > card.vocabulary:
+            message = f"top_k {request.top_k} is more than the vocabulary of {card.vocabulary}"
+            raise refuse("invalid_request", message, param="top_k")
 
     def _prepare(self, request: ScoreRequest) -> tuple[dict[int, PreparedItem], list[Fault]]:
         """The good items by index, and what is wrong with the others."""
@@ -88,18 +94,22 @@ class Scorer:
             try:
                 prepared[index] = prepare(item, request, self.encoder, self.limits)
             except RequestError as error:
-                faults.extend(Fault(fault.code, fault.message, fault.param, index) for fault in error.faults)
+                faults.extend(_of_item(error, index))
         return prepared, faults
 
     def _describe(
         self, request: ScoreRequest, prepared: dict[int, PreparedItem], scores: Sequence[Sequence[TokenScores]]
-    ) -> list[Row]:
+    ) -> tuple[list[Row], list[Fault]]:
+        """The rows of the items whose numbers can be answered, and what is wrong with the others."""
         describer = Describer(request, self.encoder.tokenizer)
-        return [
-            row
-            for (index, item), item_scores in zip(prepared.items(), scores, strict=True)
-            for row in describer.rows(index, item, item_scores)
-        ]
+        rows: list[Row] = []
+        faults: list[Fault] = []
+        for (index, item), item_scores in zip(prepared.items(), scores, strict=True):
+            try:
+                rows.extend(describer.rows(index, item, item_scores))
+            except RequestError as error:
+                faults.extend(_of_item(error, index))
+        return rows, faults
 
     def _answer(
         self, rows: list[Row], faults: list[Fault], items: Sequence[PreparedItem], timing_s: dict[str, float]
@@ -117,3 +127,17 @@ class Scorer:
             scored_tokens,
             timing_s,
         )
+
+
+def _of_item(error: RequestError, index: int) -> list[Fault]:
+    return [Fault(fault.code, fault.message, fault.param, index) for fault in error.faults]
+
+
+def _quantities(request: ScoreRequest) -> set[str]:
+    """What the engine must be able to compute besides the two log-probs."""
+    asked = {request.signal, *(request.include or ())} & {"kl", "centred", "entropy"}
+    if request.top_k:
+        asked.add("alternatives")
+    if any(item.candidate_ids is not None for item in request.listed()):
+        asked.add("candidate_reward")
+    return asked

@@ -10,7 +10,7 @@ from typing import Literal
 from dense_reward.batcher import Batcher
 from dense_reward.encode import Encoder
 from dense_reward.engine.base import Engine
-from dense_reward.errors import CheckpointError, refuse
+from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, refuse
 from dense_reward.items import Limits
 from dense_reward.metrics import Metrics
 from dense_reward.schemas import ModelCard
@@ -33,6 +33,10 @@ class Loaded:
 Load = Callable[[Settings, Callable[[str], None]], Loaded]
 
 
+class LoadingStoppedError(Exception):
+    """Nobody waits for the pair any more."""
+
+
 @dataclass(slots=True)
 class Service:
     """One pair behind one queue. `start` returns at once; /ready is true only after the proof."""
@@ -51,20 +55,20 @@ class Service:
         self._tasks.append(asyncio.create_task(self._start()))
 
     async def stop(self) -> None:
-        """Finish what was let in, then return."""
-        self.state = "draining"
+        """Finish what was let in, then return. Loading that is under way ends at its next step."""
+        if self.state != "failed":
+            self.state = "draining"
         if self._scorer is not None:
             self._scorer.batcher.close()
-            await asyncio.gather(*self._tasks)
+        await asyncio.gather(*self._tasks)
         self._threads.shutdown()
 
     @property
     def scorer(self) -> Scorer:
         """Raises RequestError: starting or draining, with the seconds after which to ask again."""
         if self._scorer is None or self.state != "ready":
-            error = refuse("draining" if self.state == "draining" else "starting", f"the service is {self.state}")
-            error.retry_after_s = 2.0
-            raise error
+            code = "draining" if self.state == "draining" else "starting"
+            raise refuse(code, f"the service is {self.state}", retry_after_s=RETRY_UNAVAILABLE_S)
         return self._scorer
 
     def cards(self) -> list[ModelCard]:
@@ -78,6 +82,8 @@ class Service:
             loaded = await asyncio.get_running_loop().run_in_executor(
                 self._threads, self.load, self.settings, self._report
             )
+        except LoadingStoppedError:
+            return
         except CheckpointError as error:
             log.error("%s", error)
             self._fail(str(error))
@@ -85,6 +91,8 @@ class Service:
         except Exception as error:
             log.exception("loading failed")
             self._fail(repr(error))
+            return
+        if self.state == "draining":
             return
         self._scorer = self._make_scorer(loaded)
         self._tasks.append(asyncio.create_task(self._scorer.batcher.run()))
@@ -96,6 +104,8 @@ class Service:
         self.on_failure()
 
     def _report(self, message: str) -> None:
+        if self.state == "draining":
+            raise LoadingStoppedError
         self.progress = message
         log.info("%s", message)
 

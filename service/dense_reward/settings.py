@@ -3,11 +3,16 @@
 The command line is made from this class, so a knob cannot exist in one place only. Imports nothing heavy.
 """
 
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from dense_reward.errors import SettingsError
+from dense_reward.schemas import MAX_ITEMS
 
 ENV_PREFIX = "DENSE_REWARD_"
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
@@ -35,7 +40,47 @@ class Settings(BaseSettings):
         None, description="tokens of prompt and response together; the model's own limit where left out"
     )
     max_body_bytes: PositiveInt = Field(64 * 1024 * 1024, description="size of a request's body in bytes")
-    max_items: PositiveInt = Field(4096, description="items of a request")
+    max_items: Annotated[int, Field(gt=0, le=MAX_ITEMS)] = Field(4096, description="items of a request")
     max_responses: PositiveInt = Field(4096, description="responses of one item")
     drain_s: PositiveInt = Field(60, description="seconds that requests in flight may take after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+
+def flag(name: str) -> str:
+    """A setting's name on the command line."""
+    return "--" + name.replace("_", "-")
+
+
+def twin(name: str) -> str:
+    """A setting's name in the environment."""
+    return ENV_PREFIX + name.upper()
+
+
+def read_settings(given: Mapping[str, str | bool], environment: Collection[str]) -> Settings:
+    """The settings that a command line gives, over the environment's, over the defaults.
+
+    Raises SettingsError, a line for each fault, also where `environment` (its names) holds a twin of no setting.
+    """
+    faults = _unknown_twins(environment)
+    try:
+        settings = Settings(**given)  # type: ignore[arg-type] # pydantic turns words into numbers and paths
+    except ValidationError as error:
+        faults += [_fault(str(detail["loc"][0]), detail["msg"]) for detail in error.errors()]
+    if faults:
+        raise SettingsError("\n".join(faults))
+    return settings
+
+
+def _fault(name: str, message: str) -> str:
+    return f"{flag(name)} ({twin(name)}): {message}"
+
+
+def _unknown_twins(environment: Collection[str]) -> list[str]:
+    faults = []
+    for name in sorted(environment):
+        setting = name.upper().removeprefix(ENV_PREFIX).lower()
+        if name.upper().startswith(ENV_PREFIX) and setting not in Settings.model_fields:
+            near = get_close_matches(setting, Settings.model_fields, n=1)
+            advice = f"did you mean {twin(near[0])}?" if near else "unset it (in Kubernetes: enableServiceLinks: false)"
+            faults.append(f"{name} in the environment is no setting: {advice}")
+    return faults

@@ -5,15 +5,15 @@ Each state's logits come from a hash of the ids before it, so that every quantit
 
 import hashlib
 from collections.abc import Sequence
-from contextlib import suppress
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dense_reward.encode import Pieces, Span
+from dense_reward.encode import Pieces
 from dense_reward.engine.base import EngineInfo, FloatArray, IdArray, TokenScores, Trunk, Wants
 from dense_reward.errors import refuse
 from dense_reward.guard import JsonValue, Message
+from dense_reward.spans import Span, decoded_spans
 
 BOS_ID, EOS_ID, VOCABULARY = 256, 257, 258
 _SPECIAL = {"<bos>": BOS_ID, "<eos>": EOS_ID}
@@ -56,21 +56,10 @@ class FakeTokenizer:
         return turns + ("<bos>assistant\n" if generation_prompt else "")
 
     def text_and_spans(self, ids: Sequence[int]) -> tuple[str, tuple[Span, ...]]:
-        text, spans, pending = "", [], b""
-        for token in ids:
-            start = len(text)
-            pending += bytes([token]) if token < BOS_ID else self.pieces([token])[0].encode()
-            with suppress(UnicodeDecodeError):
-                text, pending = text + pending.decode(), b""
-            spans.append((start, len(text)))
-        if pending and spans:
-            text += pending.decode(errors="replace")
-            spans[-1] = (spans[-1][0], len(text))
-        return text, tuple(spans)
+        return decoded_spans(ids, _decoded)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        names = {token: name for name, token in _SPECIAL.items()}
-        return [names.get(i) or bytes([i]).decode(errors="replace") for i in ids]
+        return [_decoded([token]) for token in ids]
 
 
 class FakeEngine:
@@ -87,6 +76,11 @@ class FakeEngine:
 
     def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
         return [[_score(trunk, g, wants) for g in range(len(trunk.branches))] for trunk in trunks]
+
+
+def _decoded(ids: Sequence[int]) -> str:
+    names = {token: name.encode() for name, token in _SPECIAL.items()}
+    return b"".join(names.get(token) or bytes([token]) for token in ids).decode(errors="replace")
 
 
 def state_logprobs(role: str, ids: Sequence[int]) -> NDArray[np.float64]:

@@ -93,8 +93,8 @@ def _logprobs(logits_CV: Tensor) -> Tensor:
 
 
 def _expectation(probability_CV: Tensor, value_CV: Tensor) -> Tensor:
-    """sum_a p(a) v(a), [C]; a token of probability 0 adds nothing, whatever its value."""
-    return torch.where(probability_CV > 0, probability_CV * value_CV, 0.0).sum(dim=-1)
+    """sum_a p(a) v(a), [C]; a token of probability 0 adds nothing, whatever its value, and a NaN stays one."""
+    return torch.where(probability_CV == 0, 0.0, probability_CV * value_CV).sum(dim=-1)
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:

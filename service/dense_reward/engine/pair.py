@@ -1,6 +1,6 @@
 """sft + reference: load both, prove that they make a pair and are computed right, score with both."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from dense_reward.engine.base import Branch, EngineInfo, FloatArray, IdArray, To
 from dense_reward.engine.logprobs import ScoredRows, Side, score_rows
 from dense_reward.engine.tokenizer import TransformersTokenizer, load_tokenizer
 from dense_reward.engine.torch_engine import TorchModel, load_model
-from dense_reward.errors import CheckpointError
+from dense_reward.errors import CheckpointError, OutOfMemoryError
 from dense_reward.manifest import Manifest, check_pair, files_folder, load_manifest, sha256_of_text, verify_files
 
 Report = Callable[[str], None]
@@ -20,6 +20,7 @@ QUANTITIES = frozenset({"kl", "centred", "entropy", "candidate_reward", "alterna
 # Root mean square of (served - stored) log-probs over the probe, in nats, above which a service does not start. Wrong
 # attention or positions are wrong by more than 0.5; rounding is a tenth of each bound on the models that were tried.
 PROBE_TOLERANCE_NATS = {"float64": 1e-3, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
+CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: "  # torch has a class of its own for the errors of devices alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,14 +42,27 @@ class PairEngine:
         self._reference = reference
         self._info = info
         self._max_batch_tokens = max_batch_tokens
+        self._borders = frozenset(n for n in (sft.long_tokens, reference.long_tokens) if n is not None)
 
     @property
     def info(self) -> EngineInfo:
         return self._info
 
     def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
+        try:
+            return self._score(trunks, wants)
+        except torch.OutOfMemoryError as error:
+            reason = str(error)
+        except RuntimeError as error:
+            if CPU_OUT_OF_MEMORY not in str(error):
+                raise
+            reason = str(error)
+        # Not from within `except`: the traceback there keeps every tensor of the batch alive.
+        raise OutOfMemoryError(reason)
+
+    def _score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
         results: list[list[TokenScores | None]] = [[None] * len(trunk.branches) for trunk in trunks]
-        for batch in _padded_batches(_sequences(trunks), self._max_batch_tokens):
+        for batch in _padded_batches(_sequences(trunks), self._max_batch_tokens, self._borders):
             for sequence, scores in zip(batch, self._score_batch(batch, wants), strict=True):
                 results[sequence.trunk][sequence.branch] = scores
         return [[scores for scores in branches if scores is not None] for branches in results]
@@ -115,13 +129,13 @@ def prove(engine: PairEngine, sft: Manifest, reference: Manifest, *, report: Rep
     for role, manifest in (("sft", sft), ("reference", reference)):
         trunks = [_probe_trunk(sequence.prompt_ids, [r.ids for r in sequence.responses]) for sequence in manifest.probe]
         stored = [response.logprobs for sequence in manifest.probe for response in sequence.responses]
+        if not any(stored):
+            raise CheckpointError(f"the manifest of {role} has an empty probe: adopt the checkpoint anew")
         served = [
             scores.sft_logprob_S if role == "sft" else scores.reference_logprob_S
             for branches in engine.score(trunks, Wants())
             for scores in branches
         ]
-        if not stored:
-            raise CheckpointError(f"the manifest of {role} has an empty probe: adopt the checkpoint anew")
         difference = np.concatenate(served) - np.concatenate([np.array(x) for x in stored])
         rms = float(np.sqrt(np.mean(difference**2)))
         report(f"probe of {role}: rms difference {rms:.2g} nats over {len(difference)} tokens (at most {tolerance})")
@@ -159,11 +173,18 @@ def _sequences(trunks: Sequence[Trunk]) -> list[_Sequence]:
     ]
 
 
-def _padded_batches(sequences: Sequence[_Sequence], max_tokens: int) -> Iterator[list[_Sequence]]:
-    """Sequences of similar length together; at most `max_tokens` after padding, or one sequence alone."""
+def _padded_batches(
+    sequences: Sequence[_Sequence], max_tokens: int, borders: Collection[int]
+) -> Iterator[list[_Sequence]]:
+    """Sequences of similar length together; at most `max_tokens` after padding, or one sequence alone.
+
+    No batch holds lengths on both sides of a border.
+    """
     batch: list[_Sequence] = []
     for sequence in sorted(sequences, key=lambda s: len(s.ids_L)):
-        if batch and (len(batch) + 1) * len(sequence.ids_L) > max_tokens:
+        length = len(sequence.ids_L)
+        crosses = batch and any(len(batch[0].ids_L) <= border < length for border in borders)
+        if batch and (crosses or (len(batch) + 1) * length > max_tokens):
             yield batch
             batch = []
         batch.append(sequence)

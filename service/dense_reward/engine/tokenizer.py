@@ -1,18 +1,26 @@
 """The transformers tokenizer behind encode's Protocol. The only place that reads special tokens and chat templates."""
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from jinja2 import TemplateError
 from tokenizers import Tokenizer as Backend
-from tokenizers.decoders import DecodeStream
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from dense_reward.encode import Pieces, RendererName, Span
+from dense_reward.encode import Pieces, RendererName
 from dense_reward.errors import CheckpointError, refuse
 from dense_reward.guard import JsonValue, Message
 from dense_reward.manifest import TOKENIZER_PROBE_TEXT, sha256_of_text, tokenizer_sha256
+from dense_reward.spans import Span, decoded_spans
+
+# What a caller may not pass to a template: our own arguments, and what would replace the checkpoint's template.
+_RESERVED = frozenset(
+    {"messages", "conversations", *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters}
+    - {"documents"}
+)
 
 
 class TransformersTokenizer:
@@ -31,16 +39,19 @@ class TransformersTokenizer:
         self._parsing: Backend = copy.deepcopy(tokenizer.backend_tokenizer)
         self._parsing.no_truncation()
         self._parsing.no_padding()
+        self._parsing.post_processor = None  # it adds BOS, and may take spaces out of offsets
         self._literal: Backend = copy.deepcopy(self._parsing)
         self._parsing.encode_special_tokens = False
         self._literal.encode_special_tokens = True
+        self._vocabulary = max(int(token) for token in tokenizer.get_vocab().values()) + 1
         self._bos_id = _bos_that_is_added(tokenizer)
         added = tokenizer.added_tokens_decoder
         self._special = {i: token.content for i, token in added.items() if token.special}
+        self._not_text = self._special.keys() - {tokenizer.unk_token_id}
 
     @property
     def vocabulary(self) -> int:
-        return len(self._tokenizer)
+        return self._vocabulary
 
     @property
     def bos_id(self) -> int | None:
@@ -73,9 +84,25 @@ class TransformersTokenizer:
         return sha256_of_text(f"{renderer}\n{template}")
 
     def encode(self, text: str, *, special: bool) -> Pieces:
-        backend = self._parsing if special else self._literal
-        encoding = backend.encode(text, add_special_tokens=False)
+        if not special:
+            return self._literally(text)
+        encoding = self._parsing.encode(text, add_special_tokens=False)
         return Pieces(tuple(encoding.ids), tuple(encoding.offsets))
+
+    def _literally(self, text: str) -> Pieces:
+        """Unigram models hold their special tokens among the pieces of text, so what comes out as one is cut in two."""
+        encoding = self._literal.encode(text, add_special_tokens=False)
+        named = zip(encoding.ids, encoding.offsets, strict=True)
+        cuts = [start + 1 for token, (start, end) in named if token in self._not_text and end - start > 1]
+        if not cuts:
+            return Pieces(tuple(encoding.ids), tuple(encoding.offsets))
+        ids: list[int] = []
+        offsets: list[Span] = []
+        for start, end in pairwise([0, *cuts, len(text)]):
+            part = self._literally(text[start:end])
+            ids.extend(part.ids)
+            offsets.extend((start + first, start + last) for first, last in part.offsets)
+        return Pieces(tuple(ids), tuple(offsets))
 
     def render_chat(
         self,
@@ -85,6 +112,10 @@ class TransformersTokenizer:
         tools: Sequence[JsonValue] | None = None,
         template_kwargs: Mapping[str, JsonValue] | None = None,
     ) -> str:
+        reserved = sorted((template_kwargs or {}).keys() & (_RESERVED | self._tokenizer.special_tokens_map.keys()))
+        if reserved:
+            message = f"template_kwargs are the template's own variables; {reserved[0]} is not for callers to set"
+            raise refuse("bad_template", message, param="template_kwargs")
         try:
             rendered: str = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
@@ -93,27 +124,20 @@ class TransformersTokenizer:
                 add_generation_prompt=generation_prompt,
                 **dict(template_kwargs or {}),
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise refuse(
                 "bad_template", f"the chat template refuses these messages: {error}", param="messages"
             ) from None
         return rendered
 
     def text_and_spans(self, ids: Sequence[int]) -> tuple[str, tuple[Span, ...]]:
-        stream = DecodeStream(skip_special_tokens=False)
-        text, spans = "", []
-        for token in ids:
-            chunk = stream.step(self._parsing, token) or ""
-            spans.append((len(text), len(text) + len(chunk)))
-            text += chunk
-        rest = str(self._parsing.decode(list(ids), skip_special_tokens=False))[len(text) :]
-        if rest and spans:
-            text += rest
-            spans[-1] = (spans[-1][0], len(text))
-        return text, tuple(spans)
+        return decoded_spans(ids, self._decode)
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._parsing.decode(list(ids), skip_special_tokens=False))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        return [str(self._parsing.decode([token], skip_special_tokens=False)) for token in ids]
+        return [self._decode([token]) for token in ids]
 
 
 def load_tokenizer(folder: Path) -> TransformersTokenizer:

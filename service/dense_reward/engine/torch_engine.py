@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from dense_reward.engine.base import IdArray
 from dense_reward.engine.logprobs import Head
-from dense_reward.errors import CheckpointError, OutOfMemoryError
+from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, files_folder
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -68,22 +68,21 @@ class TorchModel:
         return int(getattr(self._model.config.get_text_config(), "max_position_embeddings", 1 << 20))
 
     @property
+    def long_tokens(self) -> int | None:
+        """Sequences longer than this must not share a batch with shorter ones: longrope turns all by the longest."""
+        return _long_tokens(self._model.config.get_text_config())
+
+    @property
     def head(self) -> Head:
         return _unchanged if self._native else self._head
 
     @torch.inference_mode()
     def rows(self, sequences: Sequence[IdArray], positions: Sequence[IdArray]) -> Tensor:
-        """Inputs of the output layer, [N, X], where N counts all `positions` (indices into their sequence), in order.
-
-        Raises OutOfMemoryError.
-        """
-        ids_BL, mask_BL = _padded(sequences, self.device)
+        """Inputs of the output layer, [N, X], where N counts all `positions`, indices into their sequence, in order."""
+        ids_BL = _padded(sequences).to(self.device)
         row_N = torch.from_numpy(np.repeat(np.arange(len(positions)), [len(p) for p in positions])).to(self.device)
         column_N = torch.from_numpy(np.concatenate(positions)).long().to(self.device)
-        try:
-            states_BLX = self._logits(ids_BL, mask_BL) if self._native else self._states(ids_BL, mask_BL)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemoryError(str(error)) from error
+        states_BLX = self._logits(ids_BL) if self._native else self._states(ids_BL)
         return states_BLX[row_N, column_N]
 
     @torch.inference_mode()
@@ -93,28 +92,33 @@ class TorchModel:
         What probes are made of; the engine is proven against it.
         """
         ids_1L = torch.tensor([[*prompt_ids, *response_ids]], device=self.device)
-        logits_TV = self._logits(ids_1L, torch.ones_like(ids_1L))[0, len(prompt_ids) - 1 : -1].float()
+        logits_TV = self._logits(ids_1L)[0, len(prompt_ids) - 1 : -1].float()
         targets_T1 = ids_1L[0, len(prompt_ids) :, None]
         return [float(x) for x in torch.log_softmax(logits_TV, -1).gather(1, targets_T1)[:, 0]]
 
-    def _logits(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        logits: Tensor = self._model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits
+    def _logits(self, ids_BL: Tensor) -> Tensor:
+        """The mask hides nothing: padding comes after all that counts, where a causal model does not look.
+
+        A mask that hid it would leave padding beyond a sliding window without anything to attend to: NaN in some
+        implementations, which spreads to every token of its row.
+        """
+        logits: Tensor = self._model(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL), use_cache=False).logits
         return logits
 
-    def _states(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    def _states(self, ids_BL: Tensor) -> Tensor:
         """The output layer's input at every position, [B, L, D]; the layer itself runs on two rows only."""
-        self._capture_logits(ids_BL, mask_BL)
+        self._capture_logits(ids_BL)
         states, self._captured = self._captured, None
         if states is None:
             raise RuntimeError("the model did not call its output layer")
         return states
 
-    def _capture_logits(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    def _capture_logits(self, ids_BL: Tensor) -> Tensor:
         if self._output is None:
             raise RuntimeError("the model names no output layer")
         hook = self._output.register_forward_pre_hook(self._capture)
         try:
-            return self._logits(ids_BL, mask_BL)
+            return self._logits(ids_BL)
         finally:
             hook.remove()
 
@@ -130,17 +134,22 @@ class TorchModel:
 
     @torch.inference_mode()
     def _head_is_exact(self) -> bool:
-        """Whether the output layer, applied from outside, gives the model's own logits on two rows."""
+        """Whether the output layer, applied from outside, gives the model's own logits on two rows.
+
+        Bound to rounding: a soft cap that is far above these logits would move them by less than a per cent.
+        """
         if self._output is None:
             return False
         ids_BL = torch.arange(6, device=self.device).reshape(2, 3) % self.vocabulary
-        native_1CV = self._capture_logits(ids_BL, torch.ones_like(ids_BL))
+        native_1CV = self._capture_logits(ids_BL)
         captured, self._captured = self._captured, None
         if captured is None or native_1CV.shape[:2] != (1, 2):
             return False
         ours_CV = self._head(captured[0, :2])
-        scale = native_1CV.abs().max().item() or 1.0
-        return ours_CV.shape == native_1CV[0].shape and bool(((ours_CV - native_1CV[0]).abs() <= 0.01 * scale).all())
+        if ours_CV.shape != native_1CV[0].shape:
+            return False
+        tolerance = 4 * torch.finfo(ours_CV.dtype).eps * native_1CV.abs().max()
+        return bool(((ours_CV - native_1CV[0]).abs() <= tolerance).all())
 
 
 def load_model(folder: Path, manifest: Manifest, *, dtype: str | None, device: str) -> TorchModel:
@@ -171,8 +180,15 @@ def stored_dtype(folder: Path) -> str:
 
 def _load(files: Path, base: Path, dtype: torch.dtype) -> PreTrainedModel:
     try:
+        config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            base,
+            dtype=dtype,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation=_attention(config),
+            experts_implementation="eager" if dtype is torch.float64 else None,  # grouped matmuls know no float64
         )
         if base != files:
             from peft import PeftModel  # noqa: PLC0415 - only adapters need peft
@@ -181,6 +197,19 @@ def _load(files: Path, base: Path, dtype: torch.dtype) -> PreTrainedModel:
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{files}: transformers cannot load it: {error}") from error
     return model
+
+
+def _attention(config: PreTrainedConfig) -> str | None:
+    """eager where attention scores are capped: sdpa knows no caps and, by version, drops them in silence."""
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None else None
+
+
+def _long_tokens(config: PreTrainedConfig) -> int | None:
+    """The length beyond which longrope takes its other factors; None for models without it."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    layers = [parameters, *(entry for entry in parameters.values() if isinstance(entry, dict))]
+    lengths = [int(p["original_max_position_embeddings"]) for p in layers if p.get("rope_type") == "longrope"]
+    return min(lengths, default=None)
 
 
 def _post_processing(model: PreTrainedModel) -> PostProcessing:
@@ -194,15 +223,12 @@ def _post_processing(model: PreTrainedModel) -> PostProcessing:
     )
 
 
-def _padded(sequences: Sequence[IdArray], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask, [B, L], padded on the right."""
-    longest = max(len(ids) for ids in sequences)
-    ids_BL = torch.zeros((len(sequences), longest), dtype=torch.long)
-    mask_BL = torch.zeros_like(ids_BL)
+def _padded(sequences: Sequence[IdArray]) -> Tensor:
+    """Ids, [B, L], padded on the right."""
+    ids_BL = torch.zeros((len(sequences), max(len(ids) for ids in sequences)), dtype=torch.long)
     for row, ids in enumerate(sequences):
         ids_BL[row, : len(ids)] = torch.from_numpy(ids)
-        mask_BL[row, : len(ids)] = 1
-    return ids_BL.to(device), mask_BL.to(device)
+    return ids_BL
 
 
 def _unchanged(rows: Tensor) -> Tensor:

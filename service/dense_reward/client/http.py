@@ -10,7 +10,7 @@ from http import HTTPStatus
 import httpx
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from dense_reward.client_errors import ItemError, MismatchError, ScoringError, ServiceUnavailableError
+from dense_reward.client.errors import ItemError, MismatchError, ScoringError, ServiceUnavailableError
 
 # 502 comes from a proxy in front of a service that is away; the service itself never sends it.
 RETRIED_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE})

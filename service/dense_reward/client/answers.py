@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, FiniteFloat, JsonValue, ValidationError
 
-from dense_reward.client_errors import AlignmentError, AnswerError, ItemError
-from dense_reward.client_results import Alternative, Scored, ScoredResponse, ServedModel, Timing, Usage
+from dense_reward.client.errors import AlignmentError, AnswerError, ItemError
+from dense_reward.client.results import Alternative, Scored, ScoredResponse, ServedModel, Timing, Usage
 from dense_reward.engine.base import FloatArray, IdArray
 from dense_reward.schemas import ModelCard
 

@@ -1,7 +1,7 @@
 """Asks the service for rewards: a synchronous client and its asynchronous twin.
 
-Needs httpx, numpy and pydantic alone. What is asked lies in client_calls, what is answered in client_results, when to
-try again in client_http; the two clients differ in nothing but who waits.
+Needs httpx, numpy and pydantic alone. What is asked lies in `calls`, what is answered in `results`, when to
+try again in `http`; the two clients differ in nothing but who waits.
 """
 
 import asyncio
@@ -14,12 +14,12 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 
-from dense_reward import client_calls as calls
-from dense_reward.client_answers import parse_cards, parse_scored
-from dense_reward.client_calls import DEFAULTS, Call, Ids, ItemToScore, ScoreOptions
-from dense_reward.client_http import LIMITS, Backoff, Failure, Patience, http_settings, refusal, unreachable
-from dense_reward.client_results import FloatArrayName, Scored, padded
-from dense_reward.client_tokenizer import CallersTokenizer, agreed_sha256, card_named
+from dense_reward.client import calls
+from dense_reward.client.answers import parse_cards, parse_scored
+from dense_reward.client.calls import DEFAULTS, Call, Ids, ItemToScore, ScoreOptions
+from dense_reward.client.http import LIMITS, Backoff, Failure, Patience, http_settings, refusal, unreachable
+from dense_reward.client.results import FloatArrayName, Scored, padded
+from dense_reward.client.tokenizer import CallersTokenizer, agreed_sha256, card_named
 from dense_reward.guard import JsonValue, Message
 from dense_reward.schemas import ModelCard
 

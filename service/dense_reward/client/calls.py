@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dense_reward.client_answers import WIRE_DTYPES, Expectation, Expected, SentIds
+from dense_reward.client.answers import WIRE_DTYPES, Expectation, Expected, SentIds
 from dense_reward.schemas import ArrayName, SignalName
 
 Encoding = Literal["base64", "float"]

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from dense_reward.client_errors import TokenizerMismatchError
+from dense_reward.client.errors import TokenizerMismatchError
 from dense_reward.manifest import TOKENIZER_PROBE_TEXT, tokenizer_sha256
 from dense_reward.schemas import ModelCard
 
