@@ -1,23 +1,20 @@
 """`make demo`: train a tiny pair, serve it, show a right and a corrupted answer as heatmaps, and keep serving.
 
-Each step is the command that a user would type, in a process of its own.
+Training and serving are the commands that a user would type, in processes of their own.
 """
 
 import argparse
-import os
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from dense_reward import Client, ClientError
 
 from dense_reward_trainer.arithmetic import worked
+from dense_reward_trainer.serving import free_port, serving
 
-RUN = Path("runs/demo")
-PAIR = ("--sft", str(RUN / "checkpoints" / "sft"), "--reference", str(RUN / "checkpoints" / "reference"))
+CHECKPOINTS = Path("runs/demo/checkpoints")
 ADDENDS = (478, 365)
 RIGHT, WRONG = "8+5=13", "8+5=15"
 
@@ -29,15 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8000, help="port of the service; a free one if it is taken")
     options = parser.parse_args(arguments)
     try:
-        _step("1/3  training a pair from scratch on worked additions (a run that is there already is taken as it is)")
-        _run(["-m", "dense_reward_trainer.cli", "sft", "arithmetic_sft"])
-        port = _free_port(options.port)
+        train()
+        port = free_port(options.port)
         _step(f"2/3  serving it at http://127.0.0.1:{port}")
-        with _serving(port) as (server, url):
+        with serving(CHECKPOINTS / "sft", CHECKPOINTS / "reference", port) as (server, url):
             _step("3/3  scoring a right and a corrupted answer")
             _show(url)
             if not options.once:
-                _keep_serving(server, url)
+                print(f"\nThe page: {url}/   API: {url}/docs   Ctrl-C ends the service.", flush=True)
+                server.wait()
     except subprocess.CalledProcessError as error:
         return error.returncode
     except ClientError as error:
@@ -48,54 +45,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-@contextmanager
-def _serving(port: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The service in a process of its own, ready; stopped at the end."""
-    command = [sys.executable, "-m", "dense_reward.cli", "serve", *PAIR, "--port", str(port), "--log-level", "warning"]
-    url = f"http://127.0.0.1:{port}"
-    # the bar of loading 4 MB of weights would only stand in the way here
-    with subprocess.Popen(command, env={**os.environ, "TQDM_DISABLE": "1"}) as server:
-        try:
-            with Client(url) as client:
-                client.wait_until_ready(120.0)
-            yield server, url
-        finally:
-            server.terminate()
+def train() -> None:
+    """The demo's pair; a finished run is taken as it is, a broken one goes on. Raises CalledProcessError."""
+    _step("1/3  training a pair from scratch on worked additions (a run that is there already is taken as it is)")
+    subprocess.run([sys.executable, "-m", "dense_reward_trainer.cli", "sft", "arithmetic_sft"], check=True)
+
+
+def example() -> tuple[str, list[str]]:
+    """A prompt, its right answer, and the same answer with one digit corrupted."""
+    right = worked(*ADDENDS, 3)
+    return f"Add {ADDENDS[0]} and {ADDENDS[1]}.", [right, right.replace(RIGHT, WRONG, 1)]
 
 
 def _show(url: str) -> None:
-    first, second = ADDENDS
-    right = worked(first, second, 3)
-    prompt, responses = f"Add {first} and {second}.", [right, right.replace(RIGHT, WRONG, 1)]
+    prompt, responses = example()
     with Client(url) as client:
         print(client.heatmap([{"prompt": prompt, "responses": responses}], format="ansi"))
         scored = client.score(prompt=prompt, responses=responses)
-    for name, result in zip(
-        (f"response 1 is right ({RIGHT})", f"response 2 is not ({WRONG})"), scored.results, strict=True
-    ):
+    names = f"response 1 is right ({RIGHT})", f"response 2 is not ({WRONG})"
+    for name, result in zip(names, scored.results, strict=True):
         print(f"{name}: its rewards sum to {result.sum:+.2f} nats")
-
-
-def _keep_serving(server: subprocess.Popen[bytes], url: str) -> None:
-    print(f"\nThe page: {url}/   API: {url}/docs   Ctrl-C ends the service.")
-    server.wait()
-
-
-def _run(arguments: Sequence[str]) -> None:
-    subprocess.run([sys.executable, *arguments], check=True)
-
-
-def _free_port(wanted: int) -> int:
-    """The port that was asked for, or a free one where it is taken."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise OSError("no free port on 127.0.0.1")
 
 
 def _step(text: str) -> None:

@@ -1,0 +1,95 @@
+"""Where the reward points, over several training seeds: `bench/credit.py arithmetic`, or `bench/credit.py gsm8k FILE`.
+
+Trains one pair a seed with the shipped recipe, serves it, runs the credit job, prints the medians over the seeds and
+writes bench/results/credit_NAME.json. Runs that are finished are taken as they are.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+from dense_reward_trainer.serving import free_port, serving
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("torch", "transformers", "trl", "dense-reward")
+GROUPS = ("localisation", "ranking")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 once all seeds are measured."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task", choices=["arithmetic", "gsm8k"])
+    parser.add_argument("data", nargs="?", help="for gsm8k: the training file, or a data set's name")
+    parser.add_argument("--seeds", type=int, nargs="+", default=None, help="default: 0 1 2, for gsm8k 0")
+    options = parser.parse_args(arguments)
+    if (options.task == "gsm8k") != (options.data is not None):
+        parser.error("gsm8k needs its data, arithmetic makes its own")
+    seeds = options.seeds or ([0, 1, 2] if options.task == "arithmetic" else [0])
+    results = {seed: measure(options.task, options.data, seed) for seed in seeds}
+    medians = median_table(list(results.values()))
+    record = {"task": options.task, "medians": medians, "seeds": results, **circumstances()}
+    target = ROOT / "bench" / "results" / f"credit_{options.task}.json"
+    target.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"median of {len(seeds)} training seeds:", json.dumps(medians, indent=2), f"written: {target}", sep="\n")
+    return 0
+
+
+def measure(task: str, data: str | None, seed: int) -> dict[str, object]:
+    """Train, serve and measure one seed; the credit job's result."""
+    run, credit = Path(f"runs/bench/{task}_{seed}"), Path(f"runs/bench/{task}_{seed}_credit")
+    train = [f"seed={seed}", f"output_dir={run}"]
+    found = [f"seed={seed}", f"output_dir={credit}"]
+    if data is None:
+        train += [f"data.arithmetic.seed={seed}"]
+        found += [f"data.source={run}/held_out.jsonl", f"policy={run}/checkpoints/sft"]
+    else:
+        train += [f"data.source={data}"]
+        found += [f"data.source={data}"]
+    job("sft", f"{task}_sft", train)
+    with serving(run / "checkpoints" / "sft", run / "checkpoints" / "reference", free_port()) as (_, url):
+        job("credit", f"{task}_credit", [*found, f"service_url={url}"])
+    result: dict[str, object] = json.loads((credit / "credit.json").read_text())["result"]
+    return result
+
+
+def job(name: str, recipe: str, overrides: Sequence[str]) -> None:
+    subprocess.run([sys.executable, "-m", "dense_reward_trainer.cli", name, recipe, *overrides], check=True)
+
+
+def median_table(results: Sequence[dict[str, object]]) -> dict[str, dict[str, float]]:
+    """The median over seeds of each AUROC."""
+    table: dict[str, dict[str, float]] = {}
+    for group in GROUPS:
+        found = [part for result in results if isinstance(part := result[group], dict)]
+        if found:
+            table[group] = {name: statistics.median(one[name]["value"] for one in found) for name in found[0]}
+    return table
+
+
+def circumstances() -> dict[str, object]:
+    """Commit, hardware and versions."""
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return {
+        "commit": commit.stdout.strip() or None,
+        "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

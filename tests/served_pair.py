@@ -1,0 +1,96 @@
+"""A tiny pair on disk, as the trainer writes it, and the real service in a process of its own."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from dense_reward import Backoff, Client
+from dense_reward.engine.probe import probe_of_texts
+from dense_reward.engine.seal import Facts
+from dense_reward.manifest import Role
+from dense_reward_trainer.checkpoint import write_checkpoint
+from dense_reward_trainer.config import ScratchOptions
+from dense_reward_trainer.data import DataSource, load, split
+from dense_reward_trainer.scratch import random_model, train_tokenizer
+
+DATA: Mapping[str, object] = {
+    "source": "arithmetic",
+    "held_out_fraction": 0.25,
+    "arithmetic": {"demonstrations": 24, "digits": 2},
+}
+SIZES = ScratchOptions(
+    vocabulary=280,
+    hidden_size=16,
+    layers=2,
+    heads=2,
+    intermediate_size=32,
+    max_position_embeddings=96,
+    tie_embeddings=False,
+)
+
+
+def write_pair(folder: Path, vocabulary: int = SIZES.vocabulary) -> None:
+    """sft, reference and held_out.jsonl in a folder; random weights, enlarged, that end their turn at times."""
+    source = DataSource.model_validate(DATA)
+    parts = split(load(source).demonstrations, source.held_out_fraction, source.seed)
+    tokenizer = train_tokenizer([d.messages[0].content + d.response for d in parts.train], vocabulary)
+    roles: list[tuple[Role, int]] = [("sft", 20), ("reference", 10)]
+    for role, step in roles:
+        model = random_model(SIZES, tokenizer, seed=step)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 2:
+                    parameter.mul_(10.0)
+            model.lm_head.weight[tokenizer.eos_token_id] *= 2.0
+        facts = Facts(role=role, run_id="tiny", renderer="plain", optimiser_step=step)
+        write_checkpoint(folder / role, model, tokenizer, facts, probe_of_texts)
+    lines = [
+        {"messages": [{"role": m.role, "content": m.content} for m in d.messages], "final_answer": d.answer}
+        for d in parts.held_out
+    ]
+    (folder / "held_out.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def environment() -> dict[str, str]:
+    """Of child processes: one thread, so that sums are added up in one order."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass(slots=True)
+class ServedPair:
+    """The pair of a folder behind `dense-reward serve`; it can be killed and started again on its port."""
+
+    folder: Path
+    port: int
+    process: "subprocess.Popen[bytes] | None" = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        pair = ["--sft", str(self.folder / "sft"), "--reference", str(self.folder / "reference")]
+        command = [sys.executable, "-m", "dense_reward.cli", "serve", *pair, "--port", str(self.port), "--threads", "1"]
+        with (self.folder / "service.log").open("ab") as log:
+            self.process = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)
+
+    def wait_until_ready(self) -> None:
+        with Client(self.url, backoff=Backoff(0.1, 0.2)) as client:
+            client.wait_until_ready(60)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()

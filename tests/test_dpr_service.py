@@ -1,0 +1,253 @@
+"""DPR and evaluate as users run them: the command, a real service, kills, an outage, and pairs that do not belong."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from dense_reward import Client
+from dense_reward.manifest import load_manifest, verify_files
+from dense_reward_trainer.cli import main
+from dense_reward_trainer.errors import JobError
+from dense_reward_trainer.policy import load_policy
+from dense_reward_trainer.rollout import Rollout, Sampling, sample
+from dense_reward_trainer.token_rewards import ServiceAddress, ServiceRewards, connected
+from served_pair import DATA, ServedPair, environment, free_port, write_pair
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPair]:
+    folder = tmp_path_factory.mktemp("pair")
+    write_pair(folder)
+    pair = ServedPair(folder, free_port())
+    pair.start()
+    pair.wait_until_ready()
+    yield pair
+    pair.kill()
+
+
+def write_config(served: ServedPair, run: Path) -> Path:
+    values: Mapping[str, object] = {
+        "output_dir": str(run),
+        "policy": str(served.folder / "sft"),
+        "service_url": served.url,
+        "service_patience_s": 60,
+        "prompts": DATA,
+        "held_out": str(served.folder / "held_out.jsonl"),
+        "steps": STEPS,
+        "prompts_per_step": 3,
+        "group_size": 3,
+        "max_new_tokens": 12,
+        "baseline": "kl",
+        "learning_rate": 1e-3,
+        "held_out_options": {"max_new_tokens": 12, "samples_per_prompt": 2},
+        "evaluate_every": 4,
+        "save_every": 2,
+        "device": "cpu",
+        "threads": 1,
+    }
+    path = run.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(served: ServedPair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing disturbed."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    assert main(["dpr", str(write_config(served, run))]) == 0
+    return run
+
+
+def metrics_of(run: Path) -> list[dict[str, float]]:
+    path = run / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def assert_same_outcome(run: Path, expected: Path) -> None:
+    """Weights bitwise, and every step once."""
+    weights = [folder / "checkpoints" / "policy" / "model.safetensors" for folder in (run, expected)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    steps = [(line["step"], "held_out_kl_to_sft" in line) for line in metrics_of(run)]
+    assert steps == [(line["step"], "held_out_kl_to_sft" in line) for line in metrics_of(expected)]
+
+
+def test_a_run_leaves_a_policy_its_metrics_and_a_plot(served: ServedPair, finished: Path) -> None:
+    lines = metrics_of(finished)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
+    assert [line["step"] for line in lines if "held_out_kl_to_sft" in line] == [0, 4, 8]
+    assert lines[0]["held_out_kl_to_sft"] == pytest.approx(0.0, abs=1e-4)
+    assert lines[-1]["held_out_kl_to_sft"] != 0.0
+    assert (finished / "dpr.png").stat().st_size > 10_000
+
+    folder = finished / "checkpoints" / "policy"
+    manifest, sft = load_manifest(folder), load_manifest(served.folder / "sft")
+    verify_files(folder, manifest)
+    assert (manifest.role, manifest.optimiser_step) == ("policy", STEPS)
+    assert manifest.tokenizer_sha256 == sft.tokenizer_sha256
+    assert manifest.weights_sha256 != sft.weights_sha256
+    assert [s.prompt_ids for s in manifest.probe] == [s.prompt_ids for s in sft.probe]
+
+
+def test_a_finished_run_is_left_alone(served: ServedPair, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished / "metrics.jsonl").read_bytes()
+    assert main(["dpr", str(write_config(served, finished))]) == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(served: ServedPair, finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "dense_reward_trainer.cli", "dpr", str(write_config(served, run))]
+    with subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and len(metrics_of(run)) < 5:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert not (run / "checkpoints" / "policy").exists()
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"resuming after step [2-8]", done.stderr)
+    assert_same_outcome(run, finished)
+
+
+def test_a_service_that_goes_away_costs_no_step(served: ServedPair, finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+
+    logged: list[int] = []
+
+    def cut_the_power() -> None:
+        while len(metrics_of(run)) < 4:
+            time.sleep(0.005)
+        served.kill()
+        time.sleep(2)
+        logged.append(len(metrics_of(run)))
+        served.start()
+
+    outage = threading.Thread(target=cut_the_power)
+    outage.start()
+    code = main(["dpr", str(write_config(served, run))])
+    outage.join()
+    assert code == 0
+    assert logged[0] < len(metrics_of(run)), "the run was over before the service was back"
+    assert_same_outcome(run, finished)
+
+
+def test_evaluate_compares_checkpoints_side_by_side(
+    served: ServedPair, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, config = tmp_path / "evaluation", tmp_path / "evaluate.yaml"
+    checkpoints = {"sft": str(served.folder / "sft"), "policy": str(finished / "checkpoints" / "policy")}
+    values: Mapping[str, object] = {
+        "output_dir": str(out),
+        "checkpoints": checkpoints,
+        "held_out": str(served.folder / "held_out.jsonl"),
+        "service_url": served.url,
+        "held_out_options": {"max_new_tokens": 12, "samples_per_prompt": 2},
+        "device": "cpu",
+    }
+    config.write_text(yaml.safe_dump(values, sort_keys=False))
+    assert main(["evaluate", str(config)]) == 0
+    printed = capsys.readouterr().err
+    assert re.search(r"checkpoint +greedy accuracy +sampled accuracy +NLL per token +KL to SFT", printed)
+    figures = json.loads((out / "evaluation.json").read_text())
+    assert list(figures) == ["sft", "policy"]
+    assert figures["sft"]["kl_to_sft"]["value"] == pytest.approx(0.0, abs=1e-4)
+    logged = metrics_of(finished)[-1]
+    assert figures["policy"]["kl_to_sft"]["value"] == pytest.approx(logged["held_out_kl_to_sft"], abs=1e-4)
+    assert figures["policy"]["nll_per_token"] == pytest.approx(logged["held_out_nll_per_token"], abs=1e-5)
+    samples = [json.loads(line) for line in (out / "samples-policy.jsonl").read_text().splitlines()]
+    assert len(samples) == 3 * figures["policy"]["length_tokens"]["count"]
+
+
+@pytest.fixture
+def rewards(served: ServedPair) -> Iterator[ServiceRewards]:
+    tokenizer = load_manifest(served.folder / "sft").tokenizer_sha256
+    with connected(ServiceAddress(served.url, None, 60, 60), tokenizer, signal="centred", with_kl=True) as connection:
+        yield connection
+
+
+def test_the_service_answers_for_the_very_ids_of_each_rollout(served: ServedPair, rewards: ServiceRewards) -> None:
+    checkpoint = load_policy(served.folder / "sft", precision="float32", device="cpu")
+    prompts = [checkpoint.encoder.prompt(text) for text in ("Add 1 and 2.", "Add 33 and 4.")]
+    rollouts = sample(checkpoint.policy, prompts, Sampling(12, group_size=3), seed=0)
+    # two items for one prompt, one after the other, must not be taken for one another
+    rollouts = [*rollouts, rollouts[0]]
+    scored = rewards.score(rollouts)
+    with Client(served.url) as client:
+        for rollout, row in zip(rollouts, scored, strict=True):
+            alone = client.score_ids(rollout.prompt_P, [rollout.response_T]).results[0]
+            assert alone.reward is not None
+            assert row.kl_T is not None
+            assert len(row.signal_T) == len(row.sft_logprob_T) == len(row.kl_T) == len(rollout.response_T)
+            np.testing.assert_allclose(row.signal_T + row.kl_T, alone.reward, atol=1e-4)
+
+
+def test_many_rollouts_are_asked_for_in_several_requests(
+    rewards: ServiceRewards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollouts = [Rollout(np.array([5, i], np.int32), np.array([7, 8], np.int32), False) for i in range(6)]
+    whole = rewards.score(rollouts)
+    monkeypatch.setattr("dense_reward_trainer.token_rewards.REQUEST_TOKENS", 9)
+    parts = rewards.score(rollouts)
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one.signal_T, other.signal_T, atol=1e-5)
+
+
+def test_a_pair_that_was_swapped_under_a_run_is_refused(rewards: ServiceRewards) -> None:
+    swapped = replace(rewards, card=rewards.card.model_copy(update={"revision": "another"}))
+    with pytest.raises(JobError, match=r"did not score: 409 revision_mismatch"):
+        swapped.score([Rollout(np.array([5], np.int32), np.array([7], np.int32), False)])
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("policy={foreign}", "your tokenizer has sha256 .*, default was trained with"),
+        ("service_pair=other", "'other' does not name one pair"),
+        ("service_url=ftp://nowhere", "service_url: .* has no http"),
+        ("max_new_tokens=90", "set max_new_tokens to at most"),
+        ("prompts.held_out_fraction=0.0", "held-out prompts are also trained on"),
+        ("held_out=missing.jsonl", "there is no such file"),
+        ("policy=missing", "no such checkpoint folder"),
+        ("stepz=3", "did you mean steps"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_in_one_line(
+    served: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, complaint: str
+) -> None:
+    if "{foreign}" in override:
+        write_pair(tmp_path / "foreign", vocabulary=270)
+    chosen = override.format(foreign=tmp_path / "foreign" / "sft")
+    assert main(["dpr", str(write_config(served, tmp_path / "run")), chosen]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert re.search(complaint, last), last
+    assert not metrics_of(tmp_path / "run")
+
+
+def test_a_run_is_not_resumed_with_another_configuration_or_another_reward_model(
+    served: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    config = write_config(served, run)
+    assert main(["dpr", str(config), "steps=1"]) == 0
+    (run / "checkpoints" / "policy" / "manifest.json").unlink()
+    assert main(["dpr", str(config), "steps=2"]) == 2
+    assert "another configuration (steps)" in capsys.readouterr().err
+    record = run / "run.json"
+    record.write_text(re.sub(r'("reward model": ")[^"]+', r"\1other", record.read_text()))
+    assert main(["dpr", str(config), "steps=1"]) == 2
+    assert "started with another reward model" in capsys.readouterr().err

@@ -1,0 +1,81 @@
+"""A tiny random policy over bytes, and reward sources without weights, for tests of training."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from dense_reward.encode import Encoder
+from dense_reward.engine.base import Branch, IdArray, Trunk, Wants
+from dense_reward.engine.fake import EOS_ID, VOCABULARY, FakeEngine, FakeTokenizer
+from dense_reward.manifest import Manifest
+from dense_reward.reward import signal
+from dense_reward.schemas import SignalName
+from dense_reward_trainer.policy import Policy, PolicyCheckpoint, frozen_logprobs
+from dense_reward_trainer.rollout import Rollout
+from dense_reward_trainer.token_rewards import ResponseRewards
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+def tiny_llama(*, seed: int = 0, vocabulary: int = VOCABULARY, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    """Two layers; weights enlarged, so that log-probs spread by nats and mistakes show."""
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config).to(dtype)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 2:
+                    parameter.mul_(12.0)
+    return model.eval()
+
+
+def tiny_policy(*, seed: int = 0, end_of_turn_id: int = EOS_ID, dtype: torch.dtype = torch.float32) -> Policy:
+    return Policy(tiny_llama(seed=seed, dtype=dtype), end_of_turn_id, VOCABULARY)
+
+
+def tiny_checkpoint(*, seed: int = 0) -> PolicyCheckpoint:
+    """As if loaded from a folder: the bytes tokenizer with the plain renderer."""
+    stated = {"role": "sft", "run_id": "tiny", "renderer": "plain", "end_of_turn_id": EOS_ID, "vocabulary": VOCABULARY}
+    hashes = {"tokenizer_sha256": "fake", "template_sha256": "fake", "files": {}, "probe": ()}
+    manifest = Manifest.model_validate({**stated, **hashes, "dtype": "float32", "created_at": "2026-01-01T00:00:00Z"})
+    return PolicyCheckpoint(tiny_policy(seed=seed), Encoder.of(FakeTokenizer(), "plain"), manifest)
+
+
+def ids_of(*ids: int) -> IdArray:
+    return np.array(ids, dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRewards:
+    """The fake engine's rewards, without a service."""
+
+    signal: SignalName = "reward"
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[ResponseRewards]:
+        trunks = [Trunk(r.prompt_P, (Branch(r.response_T, np.ones(len(r.response_T), dtype=bool)),)) for r in rollouts]
+        rows = [branches[0] for branches in FakeEngine().score(trunks, Wants(kl=True))]
+        return [ResponseRewards(signal(self.signal, row), row.sft_logprob_S, row.kl_S) for row in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyRewards:
+    """Rewards of which the SFT log-probs are those of a given policy."""
+
+    sft: Policy
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[ResponseRewards]:
+        prompts, responses = [r.prompt_P for r in rollouts], [r.response_T for r in rollouts]
+        logprob_BT = frozen_logprobs(self.sft, prompts, responses, 512).numpy()
+        rows = [row[: len(ids)] for row, ids in zip(logprob_BT, responses, strict=True)]
+        return [ResponseRewards(np.zeros_like(row), row) for row in rows]

@@ -1,0 +1,53 @@
+"""A DPR run as one picture: reward, distance from SFT, length and held-out accuracy over the steps.
+
+Must not know how training works; it reads the lines of metrics.jsonl.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Lines = Sequence[Mapping[str, float | None]]
+# title of a panel -> (key, label, key of its standard error)
+PANELS: Mapping[str, Sequence[tuple[str, str, str | None]]] = {
+    "reward (nats per response)": (("reward_sum", "signal", None), ("return_mean", "with KL penalty", None)),
+    "KL to SFT (nats per response)": (
+        ("kl_to_sft", "rollouts", None),
+        ("held_out_kl_to_sft", "held out", "held_out_kl_to_sft_se"),
+    ),
+    "length (tokens)": (
+        ("length_mean", "rollouts", None),
+        ("held_out_length_tokens", "held out", "held_out_length_tokens_se"),
+    ),
+    "held-out accuracy": (
+        ("held_out_greedy_accuracy", "greedy", "held_out_greedy_accuracy_se"),
+        ("held_out_sampled_accuracy", "sampled", "held_out_sampled_accuracy_se"),
+    ),
+}
+
+
+def plot_run(lines: Lines, path: Path) -> None:
+    """Write the picture as a PNG; bars are standard errors."""
+    figure = Figure(figsize=(10, 7), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
+        for key, label, error_key in curves:
+            _draw(axes, lines, key, label, error_key)
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def _draw(axes: Axes, lines: Lines, key: str, label: str, error_key: str | None) -> None:
+    points = [(line["step"], line[key], line.get(error_key or "")) for line in lines if line.get(key) is not None]
+    if not points:
+        return
+    steps, values, errors = zip(*points, strict=True)
+    if error_key is None:
+        axes.plot(steps, values, label=label)
+    else:
+        axes.errorbar(steps, values, yerr=errors, label=label, marker=".", capsize=2)

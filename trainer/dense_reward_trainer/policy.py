@@ -1,0 +1,166 @@
+"""A policy: a causal language model that samples and is differentiated, and its log-probs with gradient.
+
+B responses, right-padded to T tokens; N response tokens of a batch; V vocabulary. Dropout is always off: the
+distribution that was sampled from is the one whose gradient is taken. Must not know rewards or jobs.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from dense_reward.encode import Encoder
+from dense_reward.engine.base import IdArray
+from dense_reward.engine.tokenizer import load_tokenizer
+from dense_reward.errors import CheckpointError
+from dense_reward.manifest import Manifest, files_folder, load_manifest, verify_files
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.policy_config import Precision
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Policy:
+    """A model, the id that ends its turn, and how many ids its tokenizer knows: no other id is ever sampled.
+
+    `autocast`: weights and optimiser stay float32, and the model computes in bfloat16.
+    """
+
+    model: PreTrainedModel
+    end_of_turn_id: int
+    vocabulary: int
+    autocast: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def limit_tokens(self) -> int:
+        """Tokens of prompt and response together that the model was made for."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 20))
+
+    def computing(self) -> AbstractContextManager[None]:
+        """The precision in which the model runs, the same for sampling and for gradients."""
+        context: AbstractContextManager[None] = torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.autocast
+        )
+        return context
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PolicyCheckpoint:
+    """A policy with what its checkpoint says: how text becomes ids, and where it came from."""
+
+    policy: Policy
+    encoder: Encoder
+    manifest: Manifest
+
+
+def chosen_device(name: str) -> str:
+    """The device for `auto`, `cpu` or `cuda`. Raises ConfigError where it is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but torch sees no GPU: set device=cpu, or install a CUDA build of torch")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def load_policy(folder: Path, *, precision: Precision, device: str) -> PolicyCheckpoint:
+    """A checkpoint to be trained or measured, its files checked against its manifest; an adapter is merged.
+
+    bfloat16 means float32 weights under autocast: in bfloat16 itself, steps as small as a policy gradient's round to
+    nothing. Raises CheckpointError, naming the cure.
+    """
+    manifest = load_manifest(folder)
+    verify_files(folder, manifest)
+    if manifest.end_of_turn_id is None:
+        raise CheckpointError(f"{folder}: its tokenizer has no end of turn, so no response could ever finish")
+    files = files_folder(folder, manifest)
+    tokenizer = load_tokenizer(files)
+    if tokenizer.sha256() != manifest.tokenizer_sha256:
+        raise CheckpointError(f"{folder}: its tokenizer is not the one of its manifest: adopt the checkpoint anew")
+    model = _load_model(files, manifest, torch.float64 if precision == "float64" else torch.float32)
+    vocabulary = min(tokenizer.vocabulary, manifest.vocabulary)
+    policy = Policy(model.eval().to(device), manifest.end_of_turn_id, vocabulary, precision == "bfloat16")
+    return PolicyCheckpoint(policy, Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id), manifest)
+
+
+def _load_model(files: Path, manifest: Manifest, dtype: torch.dtype) -> PreTrainedModel:
+    base = files if manifest.adapter_base is None else Path(manifest.adapter_base)
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            base, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+        if base != files:
+            from peft import PeftModel  # noqa: PLC0415 - only adapters need peft
+
+            model = PeftModel.from_pretrained(model, files).merge_and_unload()
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{files}: transformers cannot load it: {error}") from error
+    return model.requires_grad_(True)
+
+
+def policy_logprobs(
+    policy: Policy, prompts: Sequence[IdArray], responses: Sequence[IdArray], temperature: float = 1.0
+) -> Tensor:
+    """log pi(a_t|s_t) of given responses at a temperature, [B, T] with gradient, in nats; 0 after a response's end.
+
+    Teacher-forced in one forward pass, padded on the right, reduced at least in float32. Prompts have a token or more.
+    """
+    ids_BL, mask_BL = _padded([np.concatenate(pair) for pair in zip(prompts, responses, strict=True)], policy.device)
+    first = min(len(prompt) for prompt in prompts) - 1
+    row_N = torch.tensor([b for b, ids in enumerate(responses) for _ in ids], device=policy.device)
+    step_N = torch.tensor([t for ids in responses for t in range(len(ids))], device=policy.device)
+    start_B = torch.tensor([len(prompt) for prompt in prompts], device=policy.device)
+    with policy.computing():
+        # the head runs on no position before the first that predicts a response token
+        kept = ids_BL.shape[1] - first
+        logits_BKV = policy.model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False, logits_to_keep=kept).logits
+    position_N = start_B[row_N] + step_N
+    logits_NV = logits_BKV[row_N, position_N - 1 - first, : policy.vocabulary]
+    scaled_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)) / temperature
+    logprobs_NV = torch.log_softmax(scaled_NV, dim=-1)
+    logprob_N = logprobs_NV.gather(1, ids_BL[row_N, position_N, None])[:, 0]
+    logprob_BT = logprob_N.new_zeros(len(responses), max(len(ids) for ids in responses))
+    return logprob_BT.index_put((row_N, step_N), logprob_N)
+
+
+def microbatches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Rows of similar length together, each batch at most `tokens` after padding, or one row alone."""
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        if batch and (len(batch) + 1) * lengths[row] > tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def frozen_logprobs(
+    policy: Policy, prompts: Sequence[IdArray], responses: Sequence[IdArray], microbatch_tokens: int
+) -> Tensor:
+    """log pi(a_t|s_t) at temperature 1 of any number of responses, [B, T] without gradient, on the CPU."""
+    longest = max(len(ids) for ids in responses)
+    lengths = [len(prompt) + len(ids) for prompt, ids in zip(prompts, responses, strict=True)]
+    rows_BT = torch.zeros(len(responses), longest, dtype=torch.promote_types(policy.model.dtype, torch.float32))
+    with torch.no_grad():
+        for rows in microbatches(lengths, microbatch_tokens):
+            part_bt = policy_logprobs(policy, [prompts[b] for b in rows], [responses[b] for b in rows])
+            rows_BT[rows, : part_bt.shape[1]] = part_bt.cpu()
+    return rows_BT
+
+
+def _padded(sequences: Sequence[IdArray], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask, [B, L], padded on the right, where a causal model never looks."""
+    longest = max(len(ids) for ids in sequences)
+    ids_BL = torch.zeros(len(sequences), longest, dtype=torch.long)
+    mask_BL = torch.zeros_like(ids_BL)
+    for row, ids in enumerate(sequences):
+        ids_BL[row, : len(ids)] = torch.from_numpy(ids)
+        mask_BL[row, : len(ids)] = 1
+    return ids_BL.to(device), mask_BL.to(device)

@@ -1,0 +1,160 @@
+"""Configurations of the jobs that sample from a policy: `dpr` and `evaluate`.
+
+Where a description says "the paper leaves this open", that is the paper of Dense-Path REINFORCE (arXiv 2510.02493) as
+far as it could be read. Must not import torch: the command line parses before it loads anything heavy.
+"""
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
+
+from dense_reward.schemas import SignalName
+from pydantic import Field, model_validator
+
+from dense_reward_trainer.config import JobConfig, JobOptions, MilestoneName
+from dense_reward_trainer.data import DataSource
+
+BaselineName = Literal["none", "batch", "leave_one_out", "kl"]
+Normalise = Literal["tokens", "sequences"]
+Precision = Literal["float32", "bfloat16", "float64"]
+Schedule = Literal["constant", "linear", "cosine"]
+Device = Literal["auto", "cpu", "cuda"]
+Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+_PRECISION = "Of the policy; bfloat16: float32 weights and optimiser, computed in bfloat16."
+_PAIR = "Name of the pair there; null: the only one."
+_PATIENCE = "How long a service that is away is waited for."
+_TIMEOUT = "How long one answer may take before it is asked for again."
+
+
+class HeldOutOptions(JobOptions):
+    """How a policy is measured on held-out prompts. Samples are drawn at temperature 1, whatever training uses."""
+
+    limit: int | None = Field(default=None, ge=1, description="Take the first this many prompts; null: all.")
+    samples_per_prompt: int = Field(default=4, ge=1, description="Responses sampled to each prompt at temperature 1.")
+    max_new_tokens: int = Field(default=256, ge=1, description="Longer responses are cut off and count as wrong.")
+    batch_size: int = Field(default=64, ge=1, description="Responses generated side by side.")
+    microbatch_tokens: int = Field(default=8192, ge=1, description="Tokens in one forward pass, padding included.")
+    seed: int = Field(default=0, ge=0, description="Of the samples: the same for all policies that are compared.")
+
+
+class DprConfig(JobConfig):
+    """Dense-Path REINFORCE: a policy improved on the token rewards of a service."""
+
+    resume_may_change: ClassVar[frozenset[str]] = frozenset(
+        {
+            "output_dir",
+            "service_url",
+            "service_pair",
+            "service_patience_s",
+            "service_timeout_s",
+            "held_out",
+            "held_out_options",
+            "evaluate_every",
+            "save_every",
+            "threads",
+        }
+    )
+
+    policy: Path = Field(description="Checkpoint folder to start from: as a rule the sft checkpoint that is served.")
+    prompts: DataSource = Field(
+        description="Where prompts come from: the training side of its split, as in the SFT run. Their responses are "
+        "not looked at."
+    )
+    held_out: Path | None = Field(
+        default=None, description="held_out.jsonl of the SFT run: what to evaluate on; null: no evaluation."
+    )
+    service_url: str = Field(
+        default="http://127.0.0.1:8000", description="Address of the reward service, without a path."
+    )
+    service_pair: str | None = Field(default=None, description=_PAIR)
+    service_patience_s: Seconds = Field(default=300.0, description=_PATIENCE)
+    service_timeout_s: Seconds = Field(default=120.0, description=_TIMEOUT)
+
+    steps: int = Field(ge=1, description="Optimiser steps, each on fresh samples. The paper leaves this open.")
+    prompts_per_step: int = Field(default=16, ge=1, description="The paper leaves this open.")
+    group_size: int = Field(default=8, ge=1, description="Responses to each prompt. The paper leaves this open.")
+    temperature: float = Field(
+        default=1.0,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="Of sampling and of the log-probs that are differentiated; rewards are always at 1. At other "
+        "temperatures the KL penalty is that of the policy at 1 under other samples. The paper leaves this open.",
+    )
+    max_new_tokens: int = Field(
+        default=256,
+        ge=1,
+        description="Longer responses are cut off: they have no end of turn and get no reward for one.",
+    )
+    rollout_batch_size: int = Field(default=64, ge=1, description="Responses generated side by side.")
+
+    signal: SignalName = Field(
+        default="reward",
+        description="What is paid per token: reward (equation 5), centred (reward - kl: another objective), or "
+        "sft_logprob (the paper's ablation without a reference).",
+    )
+    gamma: float = Field(default=1.0, ge=0.0, le=1.0, description="Discount of the reward-to-go; the paper's is 1.")
+    baseline: BaselineName = Field(
+        default="leave_one_out",
+        description="Subtracted from the reward-to-go, position by position: none; the mean over the batch; the mean "
+        "over the other responses to the prompt; or kl(pi_sft || pi_ref) of the state. The paper leaves this open.",
+    )
+    whiten: bool = Field(
+        default=False, description="Advantages to mean 0 and deviation 1 over the batch. The paper leaves this open."
+    )
+    reward_clip: float | None = Field(
+        default=None,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="Signals beyond +-this many nats are clipped; null: none are. The paper leaves this open.",
+    )
+    kl_coefficient: Annotated[Finite, Field(ge=0.0)] = Field(
+        default=0.1,
+        description="b in r_t - b (log pi - log pi_sft). The paper has a KL to the SFT model, but leaves open how "
+        "much, and whether in the reward, as here, or in the loss.",
+    )
+    normalise: Normalise = Field(
+        default="sequences", description="The loss is divided by responses or by tokens. The paper leaves this open."
+    )
+
+    learning_rate: float = Field(default=1e-6, gt=0.0, description="Of AdamW. The paper leaves this open.")
+    schedule: Schedule = Field(default="constant", description="After the warm-up: constant, or down to 0 at the end.")
+    warmup_steps: int = Field(default=0, ge=0)
+    adam_beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    adam_beta2: float = Field(default=0.999, ge=0.0, lt=1.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
+    microbatch_tokens: int = Field(default=8192, ge=1, description="Tokens in one forward pass, padding included.")
+
+    held_out_options: HeldOutOptions = HeldOutOptions()
+    evaluate_every: int = Field(default=20, ge=1, description="Steps; also before the first and after the last.")
+    save_every: int = Field(default=20, ge=1, description="Steps after which a killed run can be taken up again.")
+    seed: int = Field(default=0, ge=0, description="Of the prompts' order and of the samples.")
+    device: Device = "auto"
+    precision: Precision = Field(default="float32", description=_PRECISION)
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; null: torch's choice.")
+
+    @model_validator(mode="after")
+    def _groups_for_leave_one_out(self) -> Self:
+        if self.baseline == "leave_one_out" and self.group_size < 2:
+            raise ValueError("baseline leave_one_out compares responses to one prompt: set group_size to at least 2")
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps {self.warmup_steps} leaves nothing of the {self.steps} steps")
+        return self
+
+
+class EvaluateConfig(JobConfig):
+    """Checkpoints measured side by side on the same held-out prompts."""
+
+    checkpoints: dict[MilestoneName, Path] = Field(min_length=1, description="Name in the table -> checkpoint folder.")
+    held_out: Path = Field(description="held_out.jsonl of the SFT run, or any file of demonstrations.")
+    service_url: str | None = Field(
+        default=None, description="Address of the reward service to whose SFT model the KL is taken; null: no KL."
+    )
+    service_pair: str | None = Field(default=None, description=_PAIR)
+    service_patience_s: Seconds = Field(default=300.0, description=_PATIENCE)
+    service_timeout_s: Seconds = Field(default=120.0, description=_TIMEOUT)
+    held_out_options: HeldOutOptions = HeldOutOptions()
+    device: Device = "auto"
+    precision: Precision = Field(default="float32", description=_PRECISION)
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; null: torch's choice.")
