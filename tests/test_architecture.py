@@ -316,7 +316,9 @@ class Guard:
     def find_spec(name, path=None, target=None):
         library = name.partition(".")[0]
         listed = library in libraries
-        if listed if rule == "block" else not listed and library not in sys.stdlib_module_names:
+        # the interpreter's own build data: part of the standard library, but named after the platform
+        standard = library in sys.stdlib_module_names or library.startswith("_sysconfigdata_")
+        if listed if rule == "block" else not listed and not standard:
             raise ModuleNotFoundError(f"{name} may not be imported here", name=name)
 
 sys.meta_path.insert(0, Guard)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from dense_reward.client_answers import Expectation, Expected, parse_cards, parse_scored
-from dense_reward.client_errors import AlignmentError, AnswerError
-from dense_reward.client_results import ScoredResponse, padded
+from dense_reward.client.answers import Expectation, Expected, parse_cards, parse_scored
+from dense_reward.client.errors import AlignmentError, AnswerError
+from dense_reward.client.results import ScoredResponse, padded
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from dense_reward import client_calls as calls
-from dense_reward.client_calls import DEFAULTS, ScoreOptions
+from dense_reward.client import calls
+from dense_reward.client.calls import DEFAULTS, ScoreOptions
 from dense_reward.schemas import HeatmapRequest, Options, ScoreRequest
 from hypothesis import given
 from hypothesis import strategies as st

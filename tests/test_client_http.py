@@ -6,7 +6,7 @@ import pickle
 import httpx
 import pytest
 from dense_reward.client import Client
-from dense_reward.client_errors import (
+from dense_reward.client.errors import (
     ClientError,
     ItemError,
     MismatchError,
@@ -14,7 +14,7 @@ from dense_reward.client_errors import (
     ServiceUnavailableError,
     TokenizerMismatchError,
 )
-from dense_reward.client_http import Backoff, Failure, Patience, http_settings, refusal, unreachable
+from dense_reward.client.http import Backoff, Failure, Patience, http_settings, refusal, unreachable
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,0 +1,72 @@
+"""The real app on a real server in a thread, with whatever engine a test gives it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx
+import uvicorn
+from dense_reward.app import create_app
+from dense_reward.encode import Encoder
+from dense_reward.engine.base import Engine
+from dense_reward.engine.fake import FakeEngine, FakeTokenizer
+from dense_reward.service import Load, Loaded, Service
+from dense_reward.settings import Settings
+
+PATIENCE_S = 30.0
+TOKENIZER_SHA256 = "fake"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A running service and a client of it; `failures` grows when it asks to be ended."""
+
+    service: Service
+    client: httpx.Client
+    failures: list[None]
+
+    def score(self, body: object) -> httpx.Response:
+        return self.client.post("/score", json=body)
+
+
+def loading(engine: Engine) -> Load:
+    """A load that is done at once."""
+
+    def load(_: Settings, report: Callable[[str], None]) -> Loaded:
+        report("loading")
+        return Loaded(engine, Encoder.of(FakeTokenizer(), "plain"), TOKENIZER_SHA256)
+
+    return load
+
+
+@contextmanager
+def served(load: Load | None = None, *, ready: bool = True, **settings: str | int) -> Iterator[Served]:
+    """A service on a free port; where `ready`, once it can score."""
+    failures: list[None] = []
+    service = Service(
+        Settings.model_validate(settings), load or loading(FakeEngine()), lambda: failures.append(None)
+    )
+    server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_config=None))
+    thread = threading.Thread(target=server.run, name="server")
+    thread.start()
+    try:
+        wait_until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, trust_env=False) as client:
+            if ready:
+                wait_until(lambda: client.get("/ready").status_code == 200)
+            yield Served(service, client, failures)
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE_S)
+        assert not thread.is_alive(), "the server did not stop"
+
+
+def wait_until(reached: Callable[[], bool]) -> None:
+    """Fails where it is not so for PATIENCE_S."""
+    end = time.monotonic() + PATIENCE_S
+    while not reached():
+        assert time.monotonic() < end, "this did not come to be"
+        time.sleep(0.01)

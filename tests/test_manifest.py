@@ -1,0 +1,229 @@
+"""A manifest: what is refused, and that every change of a file that matters is seen."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from dense_reward.errors import CheckpointError
+from dense_reward.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    check_pair,
+    files_folder,
+    hash_files,
+    load_manifest,
+    tokenizer_sha256,
+    verify_files,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+WEIGHTS, TOKENIZER = "model.safetensors", "tokenizer.json"
+
+
+def manifest(**changes: object) -> Manifest:
+    facts: dict[str, object] = {
+        "role": "sft",
+        "run_id": "run",
+        "optimiser_step": 20,
+        "renderer": "plain",
+        "end_of_turn_id": 2,
+        "vocabulary": 100,
+        "tokenizer_sha256": "t",
+        "template_sha256": "p",
+        "dtype": "float32",
+        "files": {},
+        "probe": [{"prompt_ids": [1], "responses": [{"ids": [2, 3], "logprobs": [-0.5, -1.25]}]}],
+        "created_at": "2026-01-01T00:00:00+00:00",
+    }
+    return Manifest.model_validate(facts | changes)
+
+
+def reference(**changes: object) -> Manifest:
+    return manifest(**({"role": "reference", "optimiser_step": 10} | changes))
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A folder with made-up files and a manifest that fits them."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    (folder / WEIGHTS).write_bytes(bytes(range(256)) * 40)
+    (folder / TOKENIZER).write_text('{"model": {}}')
+    (folder / "config.json").write_text("{}")
+    write_manifest(folder, manifest(files=hash_files(folder)))
+    return folder
+
+
+def write_manifest(folder: Path, made: Manifest) -> None:
+    (folder / MANIFEST_NAME).write_text(made.model_dump_json(indent=2))
+
+
+def verify(folder: Path) -> None:
+    verify_files(folder, load_manifest(folder))
+
+
+def test_a_manifest_comes_back_as_it_was_written(checkpoint: Path) -> None:
+    assert load_manifest(checkpoint) == manifest(files=hash_files(checkpoint))
+    verify(checkpoint)
+
+
+def test_a_folder_without_a_manifest_is_told_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"has no manifest.json: .*dense-reward adopt {tmp_path}"):
+        load_manifest(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere: no such checkpoint folder"):
+        load_manifest(tmp_path / "nowhere")
+
+
+@given(cut=st.floats(0, 1, exclude_max=True))
+def test_a_manifest_cut_anywhere_is_refused(tmp_path_factory: pytest.TempPathFactory, cut: float) -> None:
+    folder = tmp_path_factory.mktemp("cut")
+    content = manifest().model_dump_json().encode()
+    (folder / MANIFEST_NAME).write_bytes(content[: int(cut * len(content))])
+    with pytest.raises(CheckpointError, match="is not a manifest"):
+        load_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (lambda m: m.update(manifest_version=2), "manifest_version: Input should be 1"),
+        (lambda m: m.update(role="teacher"), "role: Input should be 'sft'"),
+        (lambda m: m.pop("vocabulary"), "vocabulary: Field required"),
+        (lambda m: m.update(colour="red"), "colour: Extra inputs are not permitted"),
+        (lambda m: m["probe"][0]["responses"][0]["logprobs"].pop(), "2 ids, but 1 log-probs"),
+        (lambda m: m["probe"][0]["responses"][0]["ids"].append("x"), r"probe.0.responses.0.ids.2: Input should be"),
+    ],
+)
+def test_a_wrong_field_is_named(checkpoint: Path, change: Callable[[dict[str, object]], object], place: str) -> None:
+    content = json.loads((checkpoint / MANIFEST_NAME).read_text())
+    change(content)
+    (checkpoint / MANIFEST_NAME).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=place):
+        load_manifest(checkpoint)
+
+
+def test_a_manifest_that_is_not_text_is_refused(checkpoint: Path) -> None:
+    (checkpoint / MANIFEST_NAME).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CheckpointError, match="is not a manifest"):
+        load_manifest(checkpoint)
+
+
+@given(name=st.sampled_from([WEIGHTS, TOKENIZER, "config.json"]), at=st.integers(0), bit=st.integers(0, 7))
+def test_one_flipped_bit_in_any_file_is_seen(
+    tmp_path_factory: pytest.TempPathFactory, name: str, at: int, bit: int
+) -> None:
+    folder = tmp_path_factory.mktemp("flipped")
+    for file in (WEIGHTS, TOKENIZER, "config.json"):
+        (folder / file).write_bytes(bytes(range(100)))
+    write_manifest(folder, manifest(files=hash_files(folder)))
+    content = bytearray((folder / name).read_bytes())
+    content[at % len(content)] ^= 1 << bit
+    (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{name} does not match its hash in manifest.json: copy"):
+        verify(folder)
+
+
+def test_a_missing_file_is_named(checkpoint: Path) -> None:
+    (checkpoint / TOKENIZER).unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer.json is missing: copy the checkpoint again"):
+        verify(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["model-00002-of-00002.safetensors", "adapter_model.safetensors"])
+def test_added_weights_are_refused(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).write_text("")
+    with pytest.raises(CheckpointError, match=rf"{name} is not in manifest.json: remove it"):
+        verify(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["README.md", "optimizer.pt", "eval_results.json"])
+def test_files_that_change_nothing_may_come_and_go(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).write_text("{}")
+    verify(checkpoint)
+
+
+def test_a_side_manifest_speaks_of_the_files_where_they_lie(checkpoint: Path, tmp_path: Path) -> None:
+    side = tmp_path / "side"
+    side.mkdir()
+    write_manifest(side, manifest(source=str(checkpoint), files=hash_files(checkpoint)))
+    assert files_folder(side, load_manifest(side)) == checkpoint
+    verify(side)
+    (checkpoint / WEIGHTS).write_bytes(b"other")
+    with pytest.raises(CheckpointError, match=f"{checkpoint / WEIGHTS} does not match"):
+        verify(side)
+    write_manifest(side, manifest(source=str(tmp_path / "gone")))
+    with pytest.raises(CheckpointError, match="gone: the checkpoint's files are gone"):
+        verify(side)
+
+
+def test_the_base_model_of_an_adapter_is_verified_too(checkpoint: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    write_manifest(adapter, manifest(adapter_base=str(checkpoint), adapter_base_files=hash_files(checkpoint)))
+    verify(adapter)
+    (checkpoint / WEIGHTS).write_bytes(b"other")
+    with pytest.raises(CheckpointError, match=f"{checkpoint / WEIGHTS} does not match"):
+        verify(adapter)
+
+
+def test_two_checkpoints_of_one_run_in_order_are_related() -> None:
+    assert check_pair(manifest(), reference(), allow_unrelated=False)
+
+
+@pytest.mark.parametrize("allow_unrelated", [False, True])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer_sha256": "other"}, "different tokenizers: their ids mean different things"),
+        ({"vocabulary": 101}, "different vocabularies: 100 and 101 output rows"),
+        ({"template_sha256": "other"}, "different templates: adopt one with the other's renderer"),
+        ({"end_of_turn_id": 3}, "different templates"),
+    ],
+)
+def test_what_can_never_make_a_pair_is_refused(changes: dict[str, object], message: str, allow_unrelated: bool) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        check_pair(manifest(), reference(**changes), allow_unrelated=allow_unrelated)
+
+
+@pytest.mark.parametrize(
+    ("sft", "other", "message"),
+    [
+        (manifest(), reference(run_id="b"), r"different runs \(run and b\)"),
+        (manifest(role="reference"), reference(role="sft"), "given as sft is a reference, the one given as reference a sft"),
+        (manifest(role="policy"), reference(), "given as sft is a policy"),
+        (manifest(), manifest(), "the one given as reference a sft"),
+        (manifest(optimiser_step=10), reference(), r"\(step 10\) is not later than the reference \(step 10\)"),
+        (manifest(optimiser_step=9), reference(), r"\(step 9\) is not later"),
+    ],
+)
+def test_an_unlikely_pair_is_served_only_where_that_is_asked_for(sft: Manifest, other: Manifest, message: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"{message}.*: pass --allow-unrelated"):
+        check_pair(sft, other, allow_unrelated=False)
+    assert not check_pair(sft, other, allow_unrelated=True)
+
+
+def test_the_hash_of_all_weights_depends_on_weights_alone() -> None:
+    of = manifest(files={"a.safetensors": "1", "tokenizer.json": "2"})
+    assert of.weights_sha256 == manifest(files={"tokenizer.json": "3", "a.safetensors": "1"}).weights_sha256
+    assert of.weights_sha256 != manifest(files={"a.safetensors": "2"}).weights_sha256
+    assert of.weights_sha256 != manifest(files=of.files, adapter_base_files={"b": "1"}).weights_sha256
+
+
+def test_the_fraction_of_a_run_is_known_where_its_samples_are() -> None:
+    assert manifest(samples_processed=30, samples_total=60).sample_fraction == 0.5
+    assert manifest(samples_processed=30).sample_fraction is None
+
+
+def test_a_tokenizers_hash_is_that_of_what_its_ids_mean() -> None:
+    vocabulary = {"a": 0, "b": 1, "é": 2}
+    fixed = tokenizer_sha256(vocabulary, [0, 1])
+    assert fixed == tokenizer_sha256(dict(reversed(vocabulary.items())), (0, 1))
+    assert fixed.startswith("258cb32d000d569a"), "clients compute this hash too: it must never change"
+    assert fixed != tokenizer_sha256(vocabulary | {"c": 3}, [0, 1])
+    assert fixed != tokenizer_sha256({"a": 1, "b": 0, "é": 2}, [0, 1])
+    assert fixed != tokenizer_sha256(vocabulary, [1, 0])

@@ -1,0 +1,112 @@
+"""The run folder: what is kept of a run, what is redacted, and which second start is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from dense_reward_trainer.config import JobConfig, JobOptions
+from dense_reward_trainer.errors import ConfigError, JobError
+from dense_reward_trainer.runlog import MetricsLog, command_line, open_run, pin, plot, redacted
+
+
+class ServiceOptions(JobOptions):
+    api_key: str | None = None
+    url: str = "http://127.0.0.1:8000"
+
+
+class ExampleConfig(JobConfig):
+    seed: int = 0
+    service: ServiceOptions = ServiceOptions()
+
+
+def test_a_run_keeps_its_configuration_versions_and_command(tmp_path: Path) -> None:
+    run = open_run("example", ExampleConfig(output_dir=tmp_path / "run", seed=4))
+    assert not run.resumed
+    assert yaml.safe_load((run.folder / "config.yaml").read_text())["seed"] == 4
+    record = json.loads((run.folder / "run.json").read_text())
+    assert record["run_id"] == run.run_id
+    assert {"torch", "transformers", "python"} <= record["versions"].keys()
+    assert len(record["commands"]) == 1
+
+
+def test_the_same_folder_again_is_the_same_run(tmp_path: Path) -> None:
+    config = ExampleConfig(output_dir=tmp_path)
+    first, second = open_run("example", config), open_run("example", config)
+    assert second.resumed
+    assert second.run_id == first.run_id
+    assert len(json.loads((tmp_path / "run.json").read_text())["commands"]) == 2
+
+
+def test_two_folders_are_two_runs(tmp_path: Path) -> None:
+    runs = [open_run("example", ExampleConfig(output_dir=tmp_path / name)) for name in ("one", "two")]
+    assert runs[0].run_id != runs[1].run_id
+
+
+def test_a_changed_configuration_is_refused_with_its_keys_and_the_cure(tmp_path: Path) -> None:
+    open_run("example", ExampleConfig(output_dir=tmp_path))
+    changed = ExampleConfig(output_dir=tmp_path, seed=1, service=ServiceOptions(url="http://elsewhere"))
+    with pytest.raises(ConfigError, match=r"another configuration \(seed, service.url\): use another output_dir"):
+        open_run("example", changed)
+
+
+def test_the_folder_of_another_job_is_refused(tmp_path: Path) -> None:
+    open_run("example", ExampleConfig(output_dir=tmp_path))
+    with pytest.raises(ConfigError, match="holds a run of example, not of other"):
+        open_run("other", ExampleConfig(output_dir=tmp_path))
+
+
+def test_a_resumed_run_must_find_what_it_was_started_with(tmp_path: Path) -> None:
+    run = open_run("example", ExampleConfig(output_dir=tmp_path))
+    pin(run, {"data": "a", "tokenizer": "b"})
+    pin(run, {"data": "a", "tokenizer": "b"})
+    with pytest.raises(ConfigError, match="started with another data: put back"):
+        pin(run, {"data": "c", "tokenizer": "b"})
+
+
+def test_secrets_reach_neither_the_configuration_nor_the_command(tmp_path: Path) -> None:
+    service = ServiceOptions(api_key="hunter2", url="https://me:hunter2@host/score")
+    open_run("example", ExampleConfig(output_dir=tmp_path, service=service))
+    assert "hunter2" not in (tmp_path / "config.yaml").read_text()
+    command = command_line(["train", "service.api_key=hunter2", "service.url=https://me:hunter2@host", "seed=1"])
+    assert command.split() == [
+        "train",
+        "'service.api_key=[redacted]'",
+        "'service.url=https://[redacted]@host'",
+        "seed=1",
+    ]
+
+
+def test_names_that_only_resemble_secrets_are_kept() -> None:
+    values = {"max_length_tokens": 5, "keys": 1, "hub_token": "x", "password": None, "tokenizer": "t"}
+    assert redacted(values) == {**values, "hub_token": "[redacted]"}
+
+
+def test_lines_after_the_resumed_step_and_half_a_line_are_dropped(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        log.append(step, {"loss": 1.0 / step, "reward": None})
+    with log.path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    log.drop_after(2)
+    assert log.read() == [{"step": 1, "loss": 1.0, "reward": None}, {"step": 2, "loss": 0.5, "reward": None}]
+    log.append(3, {"loss": 0.25})
+    assert len(log.path.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_job(tmp_path: Path, value: float) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    with pytest.raises(JobError, match=r"loss is (nan|inf) at step 7: training has diverged"):
+        log.append(7, {"loss": value})
+    assert log.read() == []
+
+
+def test_the_plot_is_a_png_even_of_nothing(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    plot(log, ("loss",), tmp_path / "empty.png", ylabel="nats")
+    log.append(1, {"loss": 2.0})
+    log.append(2, {"eval_loss": 1.0})
+    plot(log, ("loss", "eval_loss"), tmp_path / "loss.png", ylabel="nats")
+    for name in ("empty.png", "loss.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

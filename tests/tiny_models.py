@@ -1,0 +1,189 @@
+"""Tiny random models of many architectures, and whole checkpoints of them on disk.
+
+Weights are enlarged, so that log-probs spread over nats: a plainly initialised model gives nearly the same number to
+every token, and hides any mistake.
+"""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from dense_reward.encode import RendererName
+from dense_reward.engine.base import Branch, IdArray, Trunk
+from dense_reward.engine.probe import probe_of_texts
+from dense_reward.engine.seal import Facts, seal
+from dense_reward.manifest import Manifest, Role
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    GraniteConfig,
+    HyperCLOVAXConfig,
+    LlamaConfig,
+    MiniCPM3Config,
+    MistralConfig,
+    MixtralConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+SPECIALS = ("<eos>", "<pad>")
+VOCABULARY = 256 + len(SPECIALS)
+MAX_LENGTH_TOKENS = 256
+WINDOW_TOKENS = 6
+LONG_TOKENS = 24
+CHAT = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+_SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": MAX_LENGTH_TOKENS,
+    "bos_token_id": None,
+    "eos_token_id": 256,
+    "pad_token_id": 257,
+}
+CONFIGS: Mapping[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(**_SIZES),
+    "qwen2": Qwen2Config(**_SIZES, tie_word_embeddings=True),
+    "gemma2": Gemma2Config(
+        **_SIZES,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=WINDOW_TOKENS,
+        attn_logit_softcapping=1.0,
+        final_logit_softcapping=4.0,
+    ),
+    "cohere": CohereConfig(**_SIZES, logit_scale=2.0),
+    "granite": GraniteConfig(**_SIZES, logits_scaling=0.5),
+    "gpt2": GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        n_positions=MAX_LENGTH_TOKENS,
+        bos_token_id=None,
+        eos_token_id=256,
+    ),
+    "mistral": MistralConfig(**_SIZES, sliding_window=WINDOW_TOKENS),
+    "mixtral": MixtralConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2),
+    "minicpm3": MiniCPM3Config(
+        **(_SIZES | {"num_key_value_heads": 4}),
+        dim_model_base=8,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_nope_head_dim=8,
+        qk_rope_head_dim=8,
+        v_head_dim=8,
+    ),
+    "hyperclovax": HyperCLOVAXConfig(**_SIZES, logits_scaling=3.0),
+    "longrope": Phi3Config(
+        **_SIZES,
+        original_max_position_embeddings=LONG_TOKENS,
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10_000.0,
+            "factor": 8.0,
+            "short_factor": [1.0] * 4,
+            "long_factor": [8.0] * 4,
+            "original_max_position_embeddings": LONG_TOKENS,
+        },
+    ),
+}
+ENLARGED = 16.0
+
+
+def tiny_model(name: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    """A model whose log-probs spread over nats."""
+    torch.manual_seed(seed)
+    exact = {"experts_implementation": "eager"} if dtype is torch.float64 else {}
+    model = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=dtype, **exact).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(ENLARGED)
+    return model
+
+
+def plain_logprobs(model: PreTrainedModel, prompt: IdArray, response: IdArray) -> Tensor:
+    """[T, V] of the states before each token of the response: one forward of one sequence, and nothing else."""
+    ids_1L = torch.from_numpy(np.concatenate([prompt, response])).long()[None]
+    with torch.inference_mode():
+        logits_LV: Tensor = model(input_ids=ids_1L, use_cache=False).logits[0]
+    return torch.log_softmax(logits_LV[len(prompt) - 1 : -1].double(), dim=-1)
+
+
+def random_trunk(
+    seed: int, prompt_tokens: int = 7, lengths: tuple[int, ...] = (5, 0, 11), *, masked: bool = False, k: int = 0
+) -> Trunk:
+    """A prompt with a branch of each length; `masked` scores about half of their tokens, `k` candidates a token."""
+    random = np.random.default_rng(seed)
+
+    def ids(*shape: int) -> IdArray:
+        return random.integers(0, VOCABULARY, shape).astype(np.int32)
+
+    branches = []
+    for length in lengths:
+        scored = random.random(length) < 0.5 if masked else np.ones(length, dtype=bool)
+        branches.append(Branch(ids(length), scored, ids(int(scored.sum()), k) if k else None))
+    return Trunk(ids(prompt_tokens), tuple(branches))
+
+
+def write_tokenizer(folder: Path, *, specials: tuple[str, ...] = SPECIALS, template: str | None = None) -> None:
+    """One id per byte, and the special tokens after them."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens(list(specials))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=specials[0], pad_token=specials[1])
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+
+
+def write_checkpoint(
+    folder: Path,
+    *,
+    role: Role = "sft",
+    run_id: str = "run",
+    step: int | None = None,
+    seed: int = 0,
+    architecture: str = "llama",
+    dtype: torch.dtype = torch.float32,
+    specials: tuple[str, ...] = SPECIALS,
+    renderer: RendererName = "plain",
+) -> Manifest:
+    """Weights, tokenizer and manifest with a probe, as the trainer leaves them."""
+    folder.mkdir(parents=True)
+    tiny_model(architecture, seed=seed, dtype=dtype).save_pretrained(folder)
+    write_tokenizer(folder, specials=specials, template=CHAT if renderer == "chat" else None)
+    return seal(folder, Facts(role=role, run_id=run_id, renderer=renderer, optimiser_step=step), probe_of_texts)
+
+
+def write_pair(folder: Path, architecture: str = "llama", dtype: torch.dtype = torch.float32) -> tuple[Path, Path]:
+    """An sft and an earlier reference of one run."""
+    sft, reference = folder / "sft", folder / "reference"
+    write_checkpoint(sft, role="sft", step=20, seed=1, architecture=architecture, dtype=dtype)
+    write_checkpoint(reference, role="reference", step=10, seed=2, architecture=architecture, dtype=dtype)
+    return sft, reference
+
+
+def copy_pair(pair: tuple[Path, Path], folder: Path) -> tuple[Path, Path]:
+    """A copy of a pair, to be broken by a test."""
+    sft, reference = folder / "sft", folder / "reference"
+    shutil.copytree(pair[0], sft)
+    shutil.copytree(pair[1], reference)
+    return sft, reference

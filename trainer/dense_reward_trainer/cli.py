@@ -1,0 +1,86 @@
+"""The command `dense-reward-train JOB CONFIG [key.sub=value ...]`: parse first, heavy imports after."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from dense_reward.errors import CheckpointError
+
+from dense_reward_trainer.config import config_path, load_config, recipe_names
+from dense_reward_trainer.data import DataError
+from dense_reward_trainer.errors import ConfigError, JobError
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Where a job lives: `module` has run(config, report), `config` is module:Class and light to import."""
+
+    module: str
+    config: str
+    help: str
+
+
+JOBS = {
+    "sft": Job(
+        "dense_reward_trainer.sft",
+        "dense_reward_trainer.config:SftConfig",
+        "demonstrations -> an SFT checkpoint and its reference",
+    ),
+    "credit": Job(
+        "dense_reward_trainer.credit",
+        "dense_reward_trainer.credit_config:CreditConfig",
+        "does the reward find a planted error, and rank right above wrong answers?",
+    ),
+    "dpr": Job(
+        "dense_reward_trainer.dpr",
+        "dense_reward_trainer.policy_config:DprConfig",
+        "a policy and a reward service -> an improved policy",
+    ),
+    "evaluate": Job(
+        "dense_reward_trainer.evaluate",
+        "dense_reward_trainer.policy_config:EvaluateConfig",
+        "checkpoints -> accuracy, likelihood, length and KL on held-out prompts, side by side",
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one job; its exit code. What a user can mend is one line on stderr, not a traceback."""
+    options = _parser().parse_args(arguments)
+    try:
+        _run(JOBS[options.job], options.config, options.overrides)
+    except (ConfigError, JobError, DataError, CheckpointError) as error:
+        _report(f"error: {error}")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _run(job: Job, config: str, overrides: Sequence[str]) -> None:
+    """The configuration is read before anything slow is imported: a typing error shows at once."""
+    module, _, name = job.config.partition(":")
+    resolved = load_config(getattr(importlib.import_module(module), name), config_path(config), overrides)
+    importlib.import_module(job.module).run(resolved, _report)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dense-reward-train", description="Demonstrations -> checkpoints -> policy.")
+    parser.add_argument("--version", action="version", version=version("dense-reward"))
+    commands = parser.add_subparsers(dest="job", required=True, metavar="JOB")
+    for name, job in JOBS.items():
+        command = commands.add_parser(name, help=job.help, description=job.help)
+        command.add_argument("config", help=f"YAML file, or a shipped recipe: {', '.join(recipe_names())}")
+        command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes to the configuration")
+    return parser
+
+
+def _report(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
