@@ -45,9 +45,7 @@ def loading(engine: Engine) -> Load:
 def served(load: Load | None = None, *, ready: bool = True, **settings: str | int) -> Iterator[Served]:
     """A service on a free port; where `ready`, once it can score."""
     failures: list[None] = []
-    service = Service(
-        Settings.model_validate(settings), load or loading(FakeEngine()), lambda: failures.append(None)
-    )
+    service = Service(Settings.model_validate(settings), load or loading(FakeEngine()), lambda: failures.append(None))
     server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_config=None))
     thread = threading.Thread(target=server.run, name="server")
     thread.start()

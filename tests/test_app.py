@@ -13,8 +13,10 @@ from dense_reward.engine.fake import BOS_ID, EOS_ID, VOCABULARY, FakeTokenizer, 
 from dense_reward.errors import STATUS_BY_CODE
 from served import TOKENIZER_SHA256, Served, served
 
-IDS = {"prompt_ids": [1, 2], "response_ids": [[3, 4, 5], [], [6]]}
+RESPONSES = [[3, 4, 5], [], [6]]
+IDS = {"prompt_ids": [1, 2], "response_ids": RESPONSES}
 TEXT = {"prompt": "2+2=", "response": "4"}
+Row = dict[str, object]
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +40,24 @@ def rewards(prompt: list[int], response: list[int]) -> list[float]:
     ]
 
 
-def rows_of(answer: httpx.Response) -> list[dict[str, list[float]]]:
+def rows_of(answer: httpx.Response) -> list[Row]:
     assert answer.status_code == 200, answer.text
-    rows: list[dict[str, list[float]]] = answer.json()["results"]
+    rows: list[Row] = answer.json()["results"]
     return rows
+
+
+def assert_close(row: Row, name: str, expected: float | list[float]) -> None:
+    np.testing.assert_allclose(np.array(row[name], dtype=np.float64), expected, atol=1e-5)
 
 
 def test_exact_ids_get_the_rewards_of_those_very_ids(service: Served) -> None:
     rows = rows_of(service.score(IDS))
     assert [(row["item"], row["response"], row["length"]) for row in rows] == [(0, 0, 3), (0, 1, 0), (0, 2, 1)]
-    for row, ids in zip(rows, IDS["response_ids"], strict=True):
+    for row, ids in zip(rows, RESPONSES, strict=True):
         assert set(row) == {"item", "response", "token_ids", "reward", "sum", "mean", "min", "length"}
         assert row["token_ids"] == ids
-        np.testing.assert_allclose(row["reward"], rewards([1, 2], ids), atol=1e-5)
-        np.testing.assert_allclose(row["sum"], sum(rewards([1, 2], ids)), atol=1e-5)
+        assert_close(row, "reward", rewards([1, 2], ids))
+        assert_close(row, "sum", sum(rewards([1, 2], ids)))
     assert (rows[1]["sum"], rows[1]["mean"], rows[1]["min"]) == (0.0, None, None)
 
 
@@ -79,7 +85,7 @@ def test_each_form_of_an_item_is_scored(
 ) -> None:
     rows = rows_of(service.score(form))
     assert [row["token_ids"] for row in rows] == [response]
-    np.testing.assert_allclose(rows[0]["reward"], rewards(prompt, response), atol=1e-5)
+    assert_close(rows[0], "reward", rewards(prompt, response))
 
 
 def test_a_batch_answers_each_item_as_alone(service: Served) -> None:
@@ -174,7 +180,9 @@ BAD = {
         "render raw is for text",
         "render",
     ),
-    "no answer": Bad({"messages": [{"role": "user", "content": "a"}]}, "invalid_request", "must end with the assistant"),
+    "no answer": Bad(
+        {"messages": [{"role": "user", "content": "a"}]}, "invalid_request", "must end with the assistant"
+    ),
     "no question": Bad({"messages": [{"role": "assistant", "content": "a"}]}, "empty_prompt", "nothing before"),
     "candidates of another shape": Bad(IDS | {"candidate_ids": [[[1]], [], [[1]]]}, "wrong_shape", "[3][K]"),
     "segments outside": Bad(IDS | {"segments": [[[0, 4]], [], []]}, "wrong_shape", "[0, 4)", "segments"),
@@ -275,7 +283,10 @@ def test_every_bad_item_is_told_at_once(service: Served) -> None:
     items = [IDS, {"prompt_ids": [], "response_ids": [[1]]}, TEXT, {"prompt_ids": [1], "response_ids": [[999]]}]
     error = assert_refused(service.score({"items": items}), 422, "empty_prompt")
     assert isinstance(error["items"], list)
-    assert [(fault["item"], fault["code"]) for fault in error["items"]] == [(1, "empty_prompt"), (3, "unknown_token_id")]
+    assert [(fault["item"], fault["code"]) for fault in error["items"]] == [
+        (1, "empty_prompt"),
+        (3, "unknown_token_id"),
+    ]
 
 
 def test_per_item_answers_the_good_items_beside_the_faults_of_the_bad(service: Served) -> None:
@@ -318,7 +329,7 @@ def test_a_sane_request_id_is_kept(service: Served, given: str) -> None:
 
 @pytest.mark.parametrize("given", ["", "x" * 129, "a b", "<script>", "ä"])
 def test_another_request_id_is_replaced(service: Served, given: str) -> None:
-    answer = service.client.post("/score", json=IDS, headers={"X-Request-Id": given.encode()})
+    answer = service.client.post("/score", json=IDS, headers={b"X-Request-Id": given.encode()})
     assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
     assert answer.json()["id"] == answer.headers["x-request-id"]
 

@@ -23,7 +23,11 @@ WORDS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 IDS = st.lists(st.integers(-1, 259) | st.integers(0, 20), max_size=6)
 SOME_IDS = st.lists(st.integers(0, 257), min_size=1, max_size=6)
 JUNK: st.SearchStrategy[object] = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False, width=32) | WORDS,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False, width=32)
+    | WORDS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
     max_leaves=6,
 )
@@ -86,7 +90,9 @@ def all_finite(value: object) -> bool:
     if isinstance(value, dict):
         empty = value.get("length") == 0
         return all(
-            all_finite(entry) for key, entry in value.items() if not (empty and key in {"mean", "min"}) and key != "error"
+            all_finite(entry)
+            for key, entry in value.items()
+            if not (empty and key in {"mean", "min"}) and key != "error"
         )
     if isinstance(value, list):
         return all(map(all_finite, value))

@@ -2,60 +2,20 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import TypeVar
 
 import numpy as np
 import pytest
-from dense_reward.batcher import Batcher, Computed, Door
-from dense_reward.engine.base import Engine, EngineInfo, TokenScores, Trunk, Wants
+from dense_reward.batcher import Batcher, Computed
+from dense_reward.engine.base import EngineInfo, TokenScores, Trunk, Wants
 from dense_reward.engine.fake import FakeEngine
 from dense_reward.errors import RequestError
 from dense_reward.metrics import Metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unruly_engines import INFO, PATIENCE_S, Gate, Memory, Recorder, named_scores, trunk
-
-T = TypeVar("T")
-BUDGET_TOKENS = 100
-
-
-@asynccontextmanager
-async def running(engine: Engine, *, max_batch_tokens: int = BUDGET_TOKENS) -> AsyncIterator[Batcher]:
-    batcher = Batcher(engine, Metrics(), max_batch_tokens=max_batch_tokens, max_queue_tokens=1_000_000)
-    loop = asyncio.create_task(batcher.run())
-    try:
-        yield batcher
-    finally:
-        batcher.close()
-        await soon(loop)
-
-
-async def soon(answer: Awaitable[T]) -> T:
-    """The answer; silence is a failure."""
-    return await asyncio.wait_for(answer, PATIENCE_S)
-
-
-def submitted(work: Coroutine[object, object, T]) -> "asyncio.Task[T]":
-    return asyncio.create_task(work)
-
-
-async def held_by(gate: Gate, *tasks: "asyncio.Task[Computed]") -> None:
-    """Returns once the gate holds a batch and the tasks have had their turn to queue up."""
-    assert await asyncio.to_thread(gate.entered.wait, PATIENCE_S)
-    await asyncio.sleep(0)
-    assert not any(task.done() for task in tasks)
-
-
-def assert_named(computed: Computed, trunks: Sequence[Trunk]) -> None:
-    """Every branch of every trunk, in order, with the scores of that very branch."""
-    assert [len(branches) for branches in computed.scores] == [len(trunk.branches) for trunk in trunks]
-    for prompt, branches in zip(trunks, computed.scores, strict=True):
-        for branch, scores in zip(prompt.branches, branches, strict=True):
-            assert scores.sft_logprob_S.tolist() == [float(prompt.prompt_P[0])] * len(branch.ids_T)
-            assert scores.reference_logprob_S.tolist() == branch.ids_T.astype(float).tolist()
+from queued import BUDGET_TOKENS, assert_named, held_by, running, soon, submitted
+from unruly_engines import INFO, Gate, Memory, Recorder, trunk
 
 
 def test_every_caller_gets_its_own_scores_however_many_ask_at_once() -> None:
@@ -211,113 +171,6 @@ def test_a_caller_that_goes_away_while_its_batch_runs_harms_nobody_in_it() -> No
     assert_named(asyncio.run(ask()), [trunk(2, 3)])
 
 
-def fail_on(name: int, error: Exception) -> Recorder:
-    def before(trunks: Sequence[Trunk]) -> None:
-        if any(t.prompt_P[0] == name for t in trunks):
-            raise error
-
-    return Recorder(before)
-
-
-def test_a_batch_that_fails_reaches_each_of_its_callers_and_nobody_else() -> None:
-    engine = fail_on(2, RuntimeError("device lost"))
-
-    async def ask() -> tuple[list[Computed | BaseException], Computed]:
-        async with running(engine) as batcher:
-            together = await soon(
-                asyncio.gather(*(batcher.submit([trunk(n, 3)], Wants()) for n in (1, 2, 3)), return_exceptions=True)
-            )
-            return together, await soon(batcher.submit([trunk(4, 3)], Wants()))
-
-    together, later = asyncio.run(ask())
-    assert [str(answer) for answer in together] == ["device lost"] * 3
-    assert_named(later, [trunk(4, 3)])
-
-
-def test_what_is_left_of_a_failed_request_is_not_computed() -> None:
-    engine = fail_on(2, RuntimeError("device lost"))
-
-    async def ask() -> None:
-        async with running(engine) as batcher:
-            with pytest.raises(RuntimeError, match="device lost"):
-                await soon(batcher.submit([trunk(2, 97) for _ in range(100)], Wants()))
-
-    asyncio.run(ask())
-    assert len(engine.batches) == 1
-
-
-@dataclass(frozen=True, slots=True)
-class Forgetful:
-    """Loses the last branch of the last trunk, or a whole trunk."""
-
-    whole: bool
-
-    @property
-    def info(self) -> EngineInfo:
-        return INFO
-
-    def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
-        scores = named_scores(trunks, wants)
-        return scores[:-1] if self.whole else [*scores[:-1], scores[-1][:-1]]
-
-
-@pytest.mark.parametrize("whole", [False, True])
-def test_an_engine_that_loses_a_branch_mixes_up_nobody_and_stops_nothing(whole: bool) -> None:
-    async def ask() -> list[Computed | BaseException]:
-        async with running(Forgetful(whole)) as batcher:
-            return await soon(
-                asyncio.gather(*(batcher.submit([trunk(n, 3, 4)], Wants()) for n in (1, 2)), return_exceptions=True)
-            )
-
-    for answer in asyncio.run(ask()):
-        assert isinstance(answer, RuntimeError)
-        assert "the engine answered" in str(answer)
-
-
-def test_a_batch_that_does_not_fit_into_memory_is_split_until_it_does() -> None:
-    memory = Memory(room_tokens=21)
-    engine = Recorder(memory)
-    requests = [[trunk(n, 5, 0, 9, 1), trunk(n + 50, 12), trunk(n + 70, 19)] for n in range(5)]
-
-    async def ask() -> list[Computed]:
-        async with running(engine) as batcher:
-            return await soon(asyncio.gather(*(batcher.submit(request, Wants()) for request in requests)))
-
-    for request, computed in zip(requests, asyncio.run(ask()), strict=True):
-        assert_named(computed, request)
-    assert memory.lost
-
-
-def test_what_a_failed_batch_held_on_the_device_is_let_go_before_its_halves_are_tried() -> None:
-    memory = Memory(room_tokens=10)
-
-    async def ask() -> None:
-        async with running(Recorder(memory)) as batcher:
-            await soon(batcher.submit([trunk(n, 4, 4, 4) for n in range(4)], Wants()))
-
-    asyncio.run(ask())
-    assert len(memory.lost) > 3
-    assert not memory.still_held
-
-
-def test_only_a_sequence_that_fails_alone_fails() -> None:
-    engine = Recorder(Memory(room_tokens=30))
-
-    async def ask() -> list[Computed | BaseException]:
-        async with running(engine) as batcher:
-            requests = [[trunk(1, 5)], [trunk(2, 10, 60, 10)], [trunk(3, 7)]]
-            return await soon(
-                asyncio.gather(*(batcher.submit(request, Wants()) for request in requests), return_exceptions=True)
-            )
-
-    first, failed, last = asyncio.run(ask())
-    assert isinstance(first, Computed)
-    assert isinstance(last, Computed)
-    assert isinstance(failed, RequestError)
-    assert failed.code == "out_of_memory"
-    assert "one sequence of 62 tokens does not fit into device memory: no room" in str(failed)
-
-
 def test_nobody_gets_what_only_a_batch_mate_asked_for() -> None:
     """Else an answer would depend on who else asks, and somebody else's NaN would be everybody's failure."""
     gate = Gate()
@@ -343,14 +196,18 @@ def test_nobody_gets_what_only_a_batch_mate_asked_for() -> None:
                 assert (0 if array is None else array.shape[1]) == wants.top_k
 
 
-def test_every_field_of_the_scores_is_handed_on() -> None:
-    class Everything(Recorder):
-        def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
-            n, k = (3,), (3, 2)
-            floats = np.zeros(n, np.float32), np.zeros(n, np.float32), np.zeros(n, np.float32), np.zeros(n, np.float32)
-            tops = np.zeros(k, np.int32), np.zeros(k, np.float32), np.zeros(k, np.float32)
-            return [[TokenScores(*floats, np.zeros(k, np.float32), *tops)]]
+@dataclass(frozen=True, slots=True)
+class Everything:
+    """Fills every field for one branch of three tokens."""
 
+    info: EngineInfo = INFO
+
+    def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
+        row, table = np.zeros(3, np.float32), np.zeros((3, 2), np.float32)
+        return [[TokenScores(row, row, row, row, table, table.astype(np.int32), table, table)]]
+
+
+def test_every_field_of_the_scores_is_handed_on() -> None:
     async def ask() -> Computed:
         async with running(Everything()) as batcher:
             return await soon(batcher.submit([trunk(1, 3)], Wants(True, True, 2)))
@@ -405,57 +262,6 @@ def test_closing_finishes_what_is_queued_and_refuses_what_comes_later() -> None:
 
     for n, computed in enumerate(asyncio.run(ask())):
         assert_named(computed, [trunk(n, 60)] * 3)
-
-
-def test_a_full_queue_says_when_there_will_be_room() -> None:
-    door = Door(capacity_tokens=1000)
-    door.measured(tokens=500, seconds=2.0)
-    with door.permit(800) as held:
-        with pytest.raises(RequestError, match=r"1000 tokens \(--max-queue-tokens\) and is full") as refused:
-            door.permit(1000)
-        assert (refused.value.code, refused.value.status) == ("queue_full", 429)
-        assert refused.value.retry_after_s == pytest.approx(800 / 250)
-        assert door.held_tokens == 800
-        held.correct(900)
-        assert door.held_tokens == 900
-        door.permit(100).__exit__()
-    assert door.held_tokens == 0
-    with door.permit(1000):
-        assert door.held_tokens == 1000
-
-
-def test_a_count_above_the_estimate_may_still_find_the_queue_full() -> None:
-    door = Door(capacity_tokens=100)
-    with door.permit(60), pytest.raises(RequestError) as refused, door.permit(10) as permit:
-        permit.correct(50)
-    assert refused.value.code == "queue_full"
-    assert refused.value.retry_after_s == 1.0
-    assert door.held_tokens == 0
-
-
-def test_a_request_that_never_fits_is_refused_for_good_and_not_sent_to_try_again() -> None:
-    door = Door(capacity_tokens=100)
-    with door.permit(5000) as permit, pytest.raises(RequestError, match=r"101 tokens, .*--max-queue-tokens.*parts") as e:
-        permit.correct(101)
-    assert (e.value.code, e.value.retry_after_s) == ("too_long", None)
-    assert door.held_tokens == 0
-
-
-def test_an_estimate_alone_refuses_nobody_for_good() -> None:
-    """Ids written in JSON have more bytes than an estimate allows for."""
-    door = Door(capacity_tokens=100)
-    with door.permit(5000) as permit:
-        permit.correct(100)
-        assert door.held_tokens == 100
-
-
-def test_a_permit_is_given_back_whatever_happens_and_once() -> None:
-    door = Door(capacity_tokens=100)
-    with pytest.raises(KeyError), door.permit(60):
-        raise KeyError
-    with door.permit(60) as permit:
-        permit.__exit__()
-    assert door.held_tokens == 0
 
 
 @st.composite

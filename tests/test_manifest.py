@@ -194,7 +194,11 @@ def test_what_can_never_make_a_pair_is_refused(changes: dict[str, object], messa
     ("sft", "other", "message"),
     [
         (manifest(), reference(run_id="b"), r"different runs \(run and b\)"),
-        (manifest(role="reference"), reference(role="sft"), "given as sft is a reference, the one given as reference a sft"),
+        (
+            manifest(role="reference"),
+            reference(role="sft"),
+            "given as sft is a reference, the one given as reference a sft",
+        ),
         (manifest(role="policy"), reference(), "given as sft is a policy"),
         (manifest(), manifest(), "the one given as reference a sft"),
         (manifest(optimiser_step=10), reference(), r"\(step 10\) is not later than the reference \(step 10\)"),

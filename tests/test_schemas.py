@@ -116,9 +116,8 @@ def test_unknown_keys_and_wrong_shapes_are_refused_with_their_place(body: dict[s
     ],
 )
 def test_only_integers_are_ids(number: str, template: str) -> None:
-    assert refused(template.replace("%s", number)).startswith(
-        ("prompt_ids", "response_ids", "token_ids", "candid", "segm", "top_k")
-    )
+    where = refused(template.replace("%s", number))
+    assert where.split(".")[0] in template
 
 
 @pytest.mark.parametrize("huge", [2**31, 2**63, 2**64, 10**30, -1, -(2**70)])

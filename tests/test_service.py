@@ -16,7 +16,7 @@ from dense_reward.engine.fake import FakeEngine, FakeTokenizer
 from dense_reward.errors import CheckpointError, OutOfMemoryError, RequestError
 from dense_reward.schemas import ScoreRequest
 from dense_reward.service import Loaded, Service
-from dense_reward.settings import Settings
+from dense_reward.settings import Settings, read_settings
 from served import PATIENCE_S, loading, served, wait_until
 from unruly_engines import INFO, Gate, Recorder
 
@@ -90,7 +90,7 @@ def test_a_service_that_is_stopped_while_it_loads_ends_at_the_next_step() -> Non
     gate = Gate()
 
     async def live() -> Service:
-        service = Service(Settings(), SlowLoad(gate), lambda: None)
+        service = Service(read_settings({}, ()), SlowLoad(gate), lambda: None)
         service.start()
         assert await asyncio.to_thread(gate.entered.wait, PATIENCE_S)
         stopping = asyncio.create_task(service.stop())
@@ -157,7 +157,9 @@ def test_a_caller_that_hangs_up_within_its_body_is_no_failure_of_ours(caplog: py
         host, port = running.client.base_url.host, running.client.base_url.port
         assert port is not None
         with socket.create_connection((host, port)) as line:
-            head = f"POST /score HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+            head = (
+                f"POST /score HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+            )
             line.sendall(head.encode() + b'{"text"')
         wait_until(lambda: '"/score",status="499"' in running.client.get("/metrics").text)
         assert running.score(IDS).status_code == 200
@@ -278,7 +280,7 @@ def test_a_service_that_stops_answers_what_it_let_in() -> None:
     gate = Gate()
 
     async def live() -> int:
-        service = Service(Settings(), loading(Recorder(gate)), lambda: None)
+        service = Service(read_settings({}, ()), loading(Recorder(gate)), lambda: None)
         service.start()
         while service.state != "ready":
             await asyncio.sleep(0.01)
@@ -310,4 +312,3 @@ def test_the_encoder_that_is_served_is_the_one_that_was_loaded() -> None:
     with served() as running:
         assert running.service.scorer.encoder == Encoder.of(running.service.scorer.encoder.tokenizer, "plain")
         assert isinstance(running.service.scorer.encoder.tokenizer, FakeTokenizer)
-

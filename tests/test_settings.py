@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from dense_reward.cli import main
+from dense_reward.cli import _parser, main
 from dense_reward.errors import SettingsError
 from dense_reward.settings import ENV_PREFIX, Settings, flag, read_settings, twin
 
@@ -75,8 +75,6 @@ def test_the_command_line_is_over_the_environment(name: str, monkeypatch: pytest
 
 def parsed(*arguments: str) -> Settings:
     """What the command line `serve` would run with."""
-    from dense_reward.cli import _parser  # noqa: PLC0415, PLC2701
-
     options: argparse.Namespace = _parser().parse_args(["serve", *arguments])
     return read_settings({k: v for k, v in vars(options).items() if k in Settings.model_fields}, ())
 

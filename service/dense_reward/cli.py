@@ -81,6 +81,8 @@ def _adopt(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     settings = read_settings(given, os.environ.keys())
+    if settings.engine == "torch" and (settings.sft is None or settings.reference is None):
+        raise SettingsError("give both checkpoints: --sft DIR --reference DIR")
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     import uvicorn
 

@@ -89,7 +89,11 @@ class Describer:
             computed["centred"] = reward.centred(score)
         if "return_to_go" in arrays:
             computed["return_to_go"] = reward.return_to_go(values_S, self.request.gamma)
-        return {name: array for name, array in computed.items() if name in arrays and array is not None}
+        chosen = {name: array for name, array in computed.items() if name in arrays}
+        given = {name: array for name, array in chosen.items() if array is not None}
+        if len(given) < len(chosen):
+            raise ValueError(f"{sorted(chosen.keys() - given.keys())} need to be asked of the engine: see wants")
+        return given
 
     def _text(self, response: EncodedResponse, ids_S: IdArray, arrays: frozenset[str]) -> Row:
         row: Row = {}

@@ -22,27 +22,34 @@ def with_arrays(request: HeatmapRequest) -> HeatmapRequest:
         raise refuse(
             "invalid_request", f"palette {request.palette!r}: choose one of {sorted(PALETTES)}", param="palette"
         )
+    whole = request.model_copy(update={"include": list(ARRAYS)})
     if request.format == "json":
-        return request
-    if request.encoding_format == "base64" or request.on_error == "per_item":
-        message = "a picture has neither base64 arrays nor failed items: remove encoding_format and on_error"
-        raise refuse("invalid_request", message, param="encoding_format")
-    return request.model_copy(update={"include": list(ARRAYS)})
+        return whole if request.include is None else request
+    if request.format == "svg" and not request.compare and sum(map(_responses, request.listed())) > 1:
+        raise refuse("invalid_request", "an svg is one picture: ask with compare, or one by one", param="compare")
+    if request.encoding_format == "base64":
+        raise refuse("invalid_request", "a picture holds no arrays: remove encoding_format", param="encoding_format")
+    if request.on_error == "per_item":
+        raise refuse("invalid_request", "a picture is drawn whole or not at all: remove on_error", param="on_error")
+    return whole
 
 
 def draw(request: HeatmapRequest, rows: Sequence[Row], tokenizer: Tokenizer) -> str:
     """The picture of all responses, on one colour scale or, without `compare`, each on its own."""
-    items = request.listed()
-    drawn = [_row(row, items[cast(int, row["item"])], request, tokenizer, len(rows)) for row in rows]
+    drawn = heatmap_rows(request, rows, tokenizer)
     groups = [drawn] if request.compare else [[row] for row in drawn]
     heatmaps = [build(group, signal=request.signal, palette=request.palette) for group in groups]
     if request.format == "svg":
-        if len(heatmaps) > 1:
-            raise refuse("invalid_request", "an svg is one picture: ask with compare, or one by one", param="compare")
         return render_svg(heatmaps[0])
     if request.format == "ansi":
         return "\n".join(render_ansi(heatmap) for heatmap in heatmaps)
     return render_html_document(heatmaps)
+
+
+def heatmap_rows(request: HeatmapRequest, rows: Sequence[Row], tokenizer: Tokenizer) -> list[HeatmapRow]:
+    """What is drawn of each response of a request that was scored `with_arrays`."""
+    items = request.listed()
+    return [_row(row, items[cast(int, row["item"])], request, tokenizer, len(rows)) for row in rows]
 
 
 def _row(row: Row, item: Item, request: HeatmapRequest, tokenizer: Tokenizer, count: int) -> HeatmapRow:
@@ -77,6 +84,10 @@ def _alternatives(row: Row) -> tuple[tuple[Alternative, ...], ...] | None:
         tuple(Alternative(str(one["token"]), float(one["sft_logprob"]), float(one["reward"])) for one in token)
         for token in listed
     )
+
+
+def _responses(item: Item) -> int:
+    return len(item.responses or item.response_ids or [item])
 
 
 def _prompt(item: Item, tokenizer: Tokenizer) -> str:

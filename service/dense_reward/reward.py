@@ -6,6 +6,7 @@ r_t = log pi_sft(a_t | s_t) - log pi_ref(a_t | s_t), undiscounted, without a sca
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -14,7 +15,6 @@ from numpy.typing import NDArray
 from dense_reward.engine.base import FloatArray, TokenScores
 
 Signal = Literal["reward", "centred", "sft_logprob"]
-SIGNALS: tuple[Signal, ...] = ("reward", "centred", "sft_logprob")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +54,10 @@ def signal(name: Signal, scores: TokenScores) -> FloatArray:
 
 def return_to_go(values_S: FloatArray, gamma: float = 1.0) -> FloatArray:
     """G_t = sum over k >= t of gamma^(k-t) x_k, [S], accumulated in float64 from the end."""
-    returns_S = np.zeros(len(values_S), dtype=np.float64)
-    running = 0.0
     if gamma == 1.0:
-        returns_S[:] = np.cumsum(values_S[::-1], dtype=np.float64)[::-1]
-    else:
-        for t in range(len(values_S) - 1, -1, -1):
-            running = float(values_S[t]) + gamma * running
-            returns_S[t] = running
-    return returns_S.astype(np.float32)
+        return np.cumsum(values_S[::-1], dtype=np.float64)[::-1].astype(np.float32)
+    backwards = accumulate(reversed(values_S.tolist()), lambda later, value: value + gamma * later)
+    return np.array([*backwards][::-1], dtype=np.float32)
 
 
 def segment_sums(values_S: FloatArray, spans: Sequence[tuple[int, int]]) -> FloatArray:

@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, StrictBool, StringConstraints, model_validator
 
+from dense_reward.reward import Signal
+
 TokenId = Annotated[int, Strict()]
 # Long lists tell their first fault alone: a million floats for ids would else become a million messages.
 Ids = Annotated[list[TokenId], Field(fail_fast=True)]
@@ -23,7 +25,7 @@ ArrayName = Literal[
     "entropy",
     "return_to_go",
 ]
-SignalName = Literal["reward", "centred", "sft_logprob"]
+SignalName = Signal
 FORMS: dict[str, frozenset[str]] = {
     "prompt": frozenset({"prompt", "response", "responses"}),
     "messages": frozenset({"messages", "score", "tools", "template_kwargs"}),

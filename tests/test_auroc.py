@@ -1,0 +1,54 @@
+"""AUROC and its intervals, against the definition."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from dense_reward_trainer.auroc import auroc, auroc_interval, mean_interval
+from hypothesis import given
+from hypothesis import strategies as st
+
+SCORES = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=20)
+
+
+def counted(positives: Sequence[float], negatives: Sequence[float]) -> float:
+    """The definition, pair by pair."""
+    wins = [1.0 if p > n else 0.5 if p == n else 0.0 for p in positives for n in negatives]
+    return sum(wins) / len(wins)
+
+
+@given(SCORES, SCORES)
+def test_it_is_the_share_of_pairs_in_the_right_order_with_ties_counted_half(
+    positives: list[float], negatives: list[float]
+) -> None:
+    assert auroc(positives, negatives) == pytest.approx(counted(positives, negatives))
+
+
+@given(SCORES, SCORES)
+def test_swapping_the_groups_turns_it_over(positives: list[float], negatives: list[float]) -> None:
+    assert auroc(positives, negatives) == pytest.approx(1 - auroc(negatives, positives))
+
+
+def test_an_empty_group_is_refused() -> None:
+    with pytest.raises(ValueError, match="hold 0 and 1 scores"):
+        auroc([], [1.0])
+
+
+def test_an_interval_holds_its_value_and_narrows_with_more_data() -> None:
+    rng = np.random.default_rng(0)
+    few, many = rng.normal(size=20).tolist(), rng.normal(size=2000).tolist()
+    narrow, wide = mean_interval(many, seed=0), mean_interval(few, seed=0)
+    assert wide.low < wide.value < wide.high
+    assert narrow.high - narrow.low < (wide.high - wide.low) / 3
+
+
+def test_the_interval_of_groups_that_are_apart_is_a_point() -> None:
+    interval = auroc_interval([2.0, 3.0], [0.0, 1.0], seed=0)
+    assert (interval.value, interval.low, interval.high) == (1.0, 1.0, 1.0)
+
+
+def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    intervals = [mean_interval(rng.normal(size=60).tolist(), seed, resamples=300) for seed in range(200)]
+    covered = np.mean([interval.low <= 0.0 <= interval.high for interval in intervals])
+    assert 0.88 <= covered <= 0.99

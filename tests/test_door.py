@@ -1,0 +1,59 @@
+"""The permit that is taken at the door of the queue: who is let in, and what the others are told."""
+
+import pytest
+from dense_reward.batcher import Door
+from dense_reward.errors import RequestError
+
+
+def test_a_full_queue_says_when_there_will_be_room() -> None:
+    door = Door(capacity_tokens=1000)
+    door.measured(tokens=500, seconds=2.0)
+    with door.permit(800) as held:
+        with pytest.raises(RequestError, match=r"1000 tokens \(--max-queue-tokens\) and is full") as refused:
+            door.permit(1000)
+        assert (refused.value.code, refused.value.status) == ("queue_full", 429)
+        assert refused.value.retry_after_s == pytest.approx(800 / 250)
+        assert door.held_tokens == 800
+        held.correct(900)
+        assert door.held_tokens == 900
+        door.permit(100).__exit__()
+    assert door.held_tokens == 0
+    with door.permit(1000):
+        assert door.held_tokens == 1000
+
+
+def test_a_count_above_the_estimate_may_still_find_the_queue_full() -> None:
+    door = Door(capacity_tokens=100)
+    with door.permit(60), pytest.raises(RequestError) as refused, door.permit(10) as permit:
+        permit.correct(50)
+    assert refused.value.code == "queue_full"
+    assert refused.value.retry_after_s == 1.0
+    assert door.held_tokens == 0
+
+
+def test_a_request_that_never_fits_is_refused_for_good_and_not_sent_to_try_again() -> None:
+    door = Door(capacity_tokens=100)
+    with (
+        door.permit(5000) as permit,
+        pytest.raises(RequestError, match=r"101 tokens, .*--max-queue-tokens.*parts") as e,
+    ):
+        permit.correct(101)
+    assert (e.value.code, e.value.retry_after_s) == ("too_long", None)
+    assert door.held_tokens == 0
+
+
+def test_an_estimate_alone_refuses_nobody_for_good() -> None:
+    """Ids written in JSON have more bytes than an estimate allows for."""
+    door = Door(capacity_tokens=100)
+    with door.permit(5000) as permit:
+        permit.correct(100)
+        assert door.held_tokens == 100
+
+
+def test_a_permit_is_given_back_whatever_happens_and_once() -> None:
+    door = Door(capacity_tokens=100)
+    with pytest.raises(KeyError), door.permit(60):
+        raise KeyError
+    with door.permit(60) as permit:
+        permit.__exit__()
+    assert door.held_tokens == 0

@@ -1,0 +1,96 @@
+"""The whole path in real processes: train, kill, resume, serve, score over HTTP, improve a policy, measure it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dense_reward import Client
+from dense_reward.manifest import load_manifest, verify_files
+from dense_reward_trainer.serving import free_port
+
+pytestmark = pytest.mark.story
+TRAIN = (sys.executable, "-m", "dense_reward_trainer.cli")
+SERVE = (sys.executable, "-m", "dense_reward.cli", "serve")
+PATIENCE_S = 120.0
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def finish(command: Sequence[str]) -> str:
+    """The command's output, once it has ended well."""
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def kill_once_a_state_is_saved(command: Sequence[str], run: Path) -> None:
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + PATIENCE_S
+        while not list((run / "resume").glob("checkpoint-*/trainer_state.json")):
+            assert process.poll() is None, "training ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not (run / "checkpoints" / "sft").exists()
+
+
+def test_demonstrations_become_token_rewards_and_those_a_policy(tmp_path: Path) -> None:
+    run = tmp_path / "sft"
+    train = [*TRAIN, "sft", "arithmetic_sft_tiny", f"output_dir={run}", "epochs=12", "save_every_steps=4", "threads=1"]
+    kill_once_a_state_is_saved(train, run)
+    finish(train)
+    sft, reference = run / "checkpoints" / "sft", run / "checkpoints" / "reference"
+    for folder in (sft, reference):
+        verify_files(folder, load_manifest(folder))
+    assert load_manifest(reference).sample_fraction == pytest.approx(0.5, abs=0.1)
+
+    port = free_port()
+    serve = [*SERVE, "--sft", str(sft), "--reference", str(reference), "--port", str(port)]
+    with subprocess.Popen(serve, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            score_over_http(url)
+            improve_and_measure(tmp_path, run, url)
+        finally:
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(PATIENCE_S) == 0
+
+
+def score_over_http(url: str) -> None:
+    """Rewards and spans for each token, the same again for the same request, and a heatmap that is safe to show."""
+    with Client(url) as client:
+        client.wait_until_ready(PATIENCE_S)
+        responses = ["2+5=7 write 7 carry 0", "2+5=9 write 7 carry 0"]
+        by_text = client.score(prompt="Add 12 and 35.", responses=responses).results
+        for result in by_text:
+            assert result.offsets is not None
+            assert result.reward is not None
+            assert len(result.offsets) == len(result.reward) == result.length
+            assert np.abs(result.reward).max() > 0
+        again = client.score(prompt="Add 12 and 35.", responses=responses).results
+        assert [one.sum for one in again] == [one.sum for one in by_text]
+        assert "<script" not in client.heatmap([{"prompt": "Add <script>.", "responses": responses}])
+
+
+def improve_and_measure(folder: Path, run: Path, url: str) -> None:
+    """Two DPR steps, then the policy beside the model that it came from."""
+    held_out = f"held_out={run / 'held_out.jsonl'}"
+    dpr = [f"output_dir={folder / 'dpr'}", f"policy={run / 'checkpoints' / 'sft'}", f"service_url={url}", held_out]
+    finish([*TRAIN, "dpr", "arithmetic_dpr_tiny", *dpr, "steps=2", "threads=1"])
+    steps = [json.loads(line) for line in (folder / "dpr" / "metrics.jsonl").read_text().splitlines()]
+    assert max(step["step"] for step in steps) == 2
+    policy = folder / "dpr" / "checkpoints" / "policy"
+    assert load_manifest(policy).role == "policy"
+    both = f"checkpoints={{sft: {run / 'checkpoints' / 'sft'}, policy: {policy}}}"
+    said = finish([*TRAIN, "evaluate", "arithmetic_evaluate_tiny", f"output_dir={folder / 'evaluate'}", both, held_out])
+    assert "greedy" in said
