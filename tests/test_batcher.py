@@ -143,8 +143,8 @@ def test_a_caller_that_goes_away_takes_its_waiting_work_with_it() -> None:
         async with running(engine) as batcher:
             first = submitted(batcher.submit([trunk(1, 3), trunk(1, 97), trunk(1, 97)], Wants()))
             await held_by(gate, first)
-            gone = submitted(batcher.submit([trunk(2, 97)] * 50, Wants()))
-            stays = submitted(batcher.submit([trunk(3, 3)], Wants()))
+            gone = submitted(batcher.submit([trunk(2, 3)] * 50, Wants()))
+            stays = submitted(batcher.submit([trunk(3, 30)] * 3, Wants()))
             await held_by(gate, first, gone, stays)
             gone.cancel()
             first.cancel()
@@ -152,8 +152,8 @@ def test_a_caller_that_goes_away_takes_its_waiting_work_with_it() -> None:
             gate.opened.set()
             return await soon(stays)
 
-    assert_named(asyncio.run(ask()), [trunk(3, 3)])
-    assert [[int(t.prompt_P[0]) for t in batch] for batch in engine.batches] == [[1], [3]]
+    assert_named(asyncio.run(ask()), [trunk(3, 30)] * 3)
+    assert [[int(t.prompt_P[0]) for t in batch] for batch in engine.batches] == [[1], [3, 3, 3]]
 
 
 def test_a_caller_that_goes_away_while_its_batch_runs_harms_nobody_in_it() -> None:

@@ -23,8 +23,8 @@ from dense_reward.heatmap import (
     shared_scale,
     style_sources,
 )
-from dense_reward.reward import SIGNALS
 from dense_reward.heatmap.visible import cells, visible
+from dense_reward.reward import SIGNALS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 

@@ -135,7 +135,7 @@ def test_a_run_that_cannot_be_done_is_refused_in_one_line(
     error = capsys.readouterr().err
     assert reason in error
     assert "Traceback" not in error
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert not (tmp_path / "run").exists(), "a corrected configuration may use the same folder"
 
 
 def test_too_long_demonstrations_are_left_out_and_counted_when_asked(

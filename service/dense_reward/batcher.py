@@ -188,7 +188,7 @@ class Batcher:
 
     async def _compute(self, batch: Sequence[tuple[_Job, _Unit]]) -> None:
         """Run one batch on the device thread and hand out its results, or its failure to each caller."""
-        batch = [(job, unit) for job, unit in batch if not job.done.done()]
+        batch = [(job, unit) for job, unit in batch if not job.done.done()]  # its caller left, or part of it failed
         if not batch:
             return
         started_at = time.perf_counter()
@@ -204,7 +204,7 @@ class Batcher:
             reason = str(error)
         except Exception as error:  # whatever broke the batch, each of its callers must hear of it
             for job, _ in batch:
-                self._fail(job, error)
+                _fail(job, error)
             return
         else:
             self._hand_out(batch, results, time.perf_counter() - started_at)
@@ -242,17 +242,16 @@ class Batcher:
                 await self._compute([(job, _Unit(unit.trunk_index, Trunk(unit.trunk.prompt_P, branches)))])
             return
         message = f"one sequence of {unit.trunk.tokens} tokens does not fit into device memory: {reason}"
-        self._fail(job, refuse("out_of_memory", message))
-
-    def _fail(self, job: _Job, error: Exception) -> None:
-        """Tell the caller; what the job still has in the queue is not computed."""
-        self._forget(job)
-        if not job.done.done():
-            job.done.set_exception(error)
+        _fail(job, refuse("out_of_memory", message))
 
     def _forget(self, job: _Job) -> None:
         if job in self._jobs:
             self._jobs.remove(job)
+
+
+def _fail(job: _Job, error: Exception) -> None:
+    if not job.done.done():
+        job.done.set_exception(error)
 
 
 def _check_shape(trunks: Sequence[Trunk], results: Sequence[Sequence[TokenScores]]) -> None:

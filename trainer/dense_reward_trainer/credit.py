@@ -22,7 +22,7 @@ from dense_reward_trainer.data import Demonstration, final_answer, load
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.policy import load_policy
 from dense_reward_trainer.rollout import Sampling, sample
-from dense_reward_trainer.runlog import open_run
+from dense_reward_trainer.runlog import check_run, open_run
 
 Report = Callable[[str], None]
 SIGNALS: tuple[SignalName, ...] = ("sft_logprob", "reward", "centred")
@@ -53,7 +53,7 @@ def run(config: CreditConfig, report: Report) -> CreditResult:
 
     Raises ConfigError where the data hold too few answers, and what the client raises where the service is not there.
     """
-    started = open_run("credit", config)
+    check_run("credit", config)
     demonstrations = load(config.data).demonstrations
     with Client(config.service_url) as client:
         client.wait_until_ready(60.0)
@@ -66,7 +66,7 @@ def run(config: CreditConfig, report: Report) -> CreditResult:
     result = CreditResult(localisation, len(planted), ranking, *counts)
     report(table(result, config))
     record = {"result": asdict(result), "config": config.model_dump(mode="json"), "model": model.model_dump()}
-    (started.folder / "credit.json").write_text(json.dumps(record, indent=2) + "\n")
+    (open_run("credit", config).folder / "credit.json").write_text(json.dumps(record, indent=2) + "\n")
     return result
 
 

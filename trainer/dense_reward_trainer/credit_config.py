@@ -1,7 +1,7 @@
 """The configuration of the credit job. Must not import torch."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,8 @@ from dense_reward_trainer.data import DataSource
 
 class CreditConfig(JobConfig):
     """Error localisation, and ranking of right against wrong answers, through a running service."""
+
+    resume_may_change: ClassVar[frozenset[str]] = frozenset({"output_dir", "service_url", "device"})
 
     service_url: str = Field(default="http://127.0.0.1:8000", description="Where the pair is served.")
     data: DataSource = Field(description="Right answers that the pair was not trained on, such as held_out.jsonl.")

@@ -47,7 +47,7 @@ from dense_reward_trainer.prompts import (
 )
 from dense_reward_trainer.returns import baseline, mask_of, pad, penalised, reward_to_go, whitened
 from dense_reward_trainer.rollout import Rollout, Sampling, sample
-from dense_reward_trainer.runlog import METRICS_NAME, MetricsLog, Run, open_run, pin
+from dense_reward_trainer.runlog import METRICS_NAME, MetricsLog, Run, check_run, open_run, pin
 from dense_reward_trainer.stopwatch import Stopwatch
 from dense_reward_trainer.token_rewards import ResponseRewards, ServiceAddress, TokenRewards, connected
 from dense_reward_trainer.training_state import TrainingStates
@@ -92,11 +92,11 @@ def run(config: DprConfig, report: Report) -> None:
 
     Raises ConfigError, DataError, CheckpointError or JobError, naming the cure.
     """
-    started = open_run("dpr", config)
-    finished = started.folder / "checkpoints" / "policy"
+    check_run("dpr", config)
+    finished = config.output_dir / "checkpoints" / "policy"
     recover(finished)
     if is_complete(finished):
-        report(f"{started.folder} holds a finished run, so there is nothing to do: {finished}")
+        report(f"{config.output_dir} holds a finished run, so there is nothing to do: {finished}")
         return
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -108,6 +108,7 @@ def run(config: DprConfig, report: Report) -> None:
     sha256 = checkpoint.manifest.tokenizer_sha256
     with connected(address, sha256, signal=config.signal, with_kl=config.baseline == "kl") as rewards:
         check_room_at_service(rewards.card.max_length_tokens, prompts, config.max_new_tokens)
+        started = open_run("dpr", config)
         identity = {"policy": checkpoint.manifest.weights_sha256, "prompts": prompts_sha256(prompts)}
         pin(started, {**identity, "reward model": rewards.card.revision})
         report(f"{len(prompts)} prompts, {len(held_out)} held out; rewards of {rewards.card.sft}")

@@ -16,7 +16,7 @@ from dense_reward_trainer.heldout import Estimate, HeldOutResult, Sampled, measu
 from dense_reward_trainer.policy import PolicyCheckpoint, chosen_device, load_policy
 from dense_reward_trainer.policy_config import EvaluateConfig
 from dense_reward_trainer.prompts import held_out_rows
-from dense_reward_trainer.runlog import open_run
+from dense_reward_trainer.runlog import check_run, open_run
 from dense_reward_trainer.token_rewards import ServiceAddress, TokenRewards, connected
 
 Report = Callable[[str], None]
@@ -36,15 +36,18 @@ def run(config: EvaluateConfig, report: Report) -> None:
 
     Raises ConfigError, DataError, CheckpointError or JobError, naming the cure.
     """
-    started = open_run("evaluate", config)
+    check_run("evaluate", config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     results: dict[str, HeldOutResult] = {}
+    samples: dict[str, list[Sampled]] = {}
     for name, folder in config.checkpoints.items():
         report(f"measuring {name} ({folder})")
         checkpoint = load_policy(folder, precision=config.precision, device=chosen_device(config.device))
-        results[name], samples = measure_one(config, checkpoint)
-        write_samples(started.folder / f"samples-{name}.jsonl", samples)
+        results[name], samples[name] = measure_one(config, checkpoint)
+    started = open_run("evaluate", config)
+    for name, records in samples.items():
+        write_samples(started.folder / f"samples-{name}.jsonl", records)
     figures = {name: asdict(result) for name, result in results.items()}
     write_whole(started.folder / "evaluation.json", json.dumps(figures, indent=2, allow_nan=False).encode() + b"\n")
     report(table(results))

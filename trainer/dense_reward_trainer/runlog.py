@@ -52,18 +52,24 @@ class Run:
     resumed: bool
 
 
-def open_run(job: str, config: JobConfig, *, writes: bool = True) -> Run:
-    """Start a run in `config.output_dir`, or take up the one that is there; of several processes only one `writes`.
+def check_run(job: str, config: JobConfig) -> None:
+    """Whether `config.output_dir` can be used; writes nothing, so that a job that fails early leaves no run behind.
 
     Raises ConfigError where the folder holds another job's run, or one whose configuration differs in anything that
     changes the result.
     """
     folder = config.output_dir
     record = _record(folder)
-    values = redacted(config.model_dump(mode="json"))
     if record is not None:
         _check_job(folder, record, job)
-        _check_config(folder, values, config.resume_may_change)
+        _check_config(folder, redacted(config.model_dump(mode="json")), config.resume_may_change)
+
+
+def open_run(job: str, config: JobConfig) -> Run:
+    """Start a run in `config.output_dir`, or take up the one that is there. Raises ConfigError as `check_run` does."""
+    check_run(job, config)
+    folder = config.output_dir
+    record = _record(folder)
     now = RunRecord(
         job=job,
         run_id=f"{job}-{uuid.uuid4().hex[:12]}" if record is None else record.run_id,
@@ -73,10 +79,10 @@ def open_run(job: str, config: JobConfig, *, writes: bool = True) -> Run:
         versions={"python": sys.version.split()[0], **library_versions()},
         identity={} if record is None else record.identity,
     )
-    if writes:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / CONFIG_NAME, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
-        _write(folder, now)
+    folder.mkdir(parents=True, exist_ok=True)
+    values = redacted(config.model_dump(mode="json"))
+    write_whole(folder / CONFIG_NAME, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+    _write(folder, now)
     return Run(folder, now.run_id, resumed=record is not None)
 
 

@@ -38,7 +38,7 @@ from dense_reward_trainer.encoding import Row, encode_demonstrations
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.length_order import LengthOrderedTrainer
 from dense_reward_trainer.milestones import Course
-from dense_reward_trainer.runlog import METRICS_NAME, MetricsLog, open_run, pin, plot
+from dense_reward_trainer.runlog import METRICS_NAME, MetricsLog, check_run, open_run, pin, plot
 from dense_reward_trainer.starting_point import StartingPoint, starting_point
 
 SFT: Role = "sft"
@@ -61,37 +61,40 @@ def run(config: SftConfig, report: Report) -> None:
         torch.set_num_threads(config.threads)
     checkpoints = config.output_dir / "checkpoints"
     with arguments.main_process_first(local=False):
-        started = open_run("sft", config, writes=first)
+        check_run("sft", config)
         state = newest_training_state(config.output_dir / "resume", report)
         for name in (SFT, *config.milestones):
             recover(checkpoints / name)
     if is_complete(checkpoints / SFT):
+        shutil.rmtree(config.output_dir / "resume", ignore_errors=True)
         report(f"{config.output_dir} holds a finished run, so there is nothing to do: {checkpoints / SFT}")
         return
     demonstrations = load_demonstrations(config, report)
     start = starting_point(config, demonstrations.train)
     train, held_out = encode_split(config, start, demonstrations, report)
-    data = data_sha256(row.demonstration for row in train)
     course = course_of(config, arguments, len(train))
     done = 0 if state is None else training_step(state)
     steps = milestone_steps(config.milestones, course)
     check_milestones(steps, checkpoints, done)
     trainer = make_trainer(config, arguments, start, train, held_out)
-    saving = Saving(checkpoints, trainer, start, course, base_facts(config, started.run_id, data, start), train)
-    metrics = MetricsLog(config.output_dir / METRICS_NAME)
-    if first:
-        pin(started, {"data": data, "tokenizer": start.tokenizer_sha256})
-        write_held_out(config.output_dir / "held_out.jsonl", held_out)
-        metrics.drop_after(done)
-        trainer.add_callback(LogToFile(metrics))
-        trainer.add_callback(SaveMilestones(saving, steps, report))
     report(describe(trainer, course, steps, (len(train), len(held_out)), done))
+    if not first:
+        trainer.train(resume_from_checkpoint=None if state is None else str(state))
+        return
+    data = data_sha256(row.demonstration for row in train)
+    started = open_run("sft", config)
+    pin(started, {"data": data, "tokenizer": start.tokenizer_sha256})
+    write_held_out(config.output_dir / "held_out.jsonl", held_out)
+    metrics = MetricsLog(config.output_dir / METRICS_NAME)
+    metrics.drop_after(done)
+    saving = Saving(checkpoints, trainer, start, course, base_facts(config, started.run_id, data, start), train)
+    trainer.add_callback(LogToFile(metrics))
+    trainer.add_callback(SaveMilestones(saving, steps, report))
     trainer.train(resume_from_checkpoint=None if state is None else str(state))
-    if first:
-        saving.write(SFT, SFT, course.total_steps, float(trainer.lr_scheduler.get_last_lr()[0]))
-        plot(metrics, ("loss", "eval_loss"), config.output_dir / "loss.png", ylabel="loss (nats per token)")
-        shutil.rmtree(config.output_dir / "resume")
-        report(f"finished: {checkpoints / SFT}")
+    plot(metrics, ("loss", "eval_loss"), config.output_dir / "loss.png", ylabel="loss (nats per token)")
+    saving.write(SFT, SFT, course.total_steps, float(trainer.lr_scheduler.get_last_lr()[0]))
+    shutil.rmtree(config.output_dir / "resume")
+    report(f"finished: {checkpoints / SFT}")
 
 
 def silent(_: str) -> None:

@@ -194,6 +194,8 @@ def _load(files: Path, base: Path, dtype: torch.dtype) -> PreTrainedModel:
             from peft import PeftModel  # noqa: PLC0415 - only adapters need peft
 
             model = PeftModel.from_pretrained(model, files).merge_and_unload()
+    except ModuleNotFoundError as error:
+        raise CheckpointError(f"{files} needs {error.name} to be loaded: pip install {error.name}") from error
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{files}: transformers cannot load it: {error}") from error
     return model

@@ -1,0 +1,54 @@
+"""Bytes in, bytes out, at the edge."""
+
+import time
+
+import numpy as np
+import orjson
+import pytest
+from dense_reward.body import error_response, json_response, parse
+from dense_reward.errors import Fault, RequestError, refuse
+from dense_reward.schemas import ScoreRequest
+
+
+@pytest.mark.parametrize(("wait_s", "told"), [(0.2, "1"), (1.0, "1"), (1.2, "2"), (17.01, "18")])
+def test_a_caller_is_never_asked_back_too_early(wait_s: float, told: str) -> None:
+    response = error_response(refuse("queue_full", "full", retry_after_s=wait_s), "id")
+    assert (response.status_code, response.headers["retry-after"]) == (429, told)
+
+
+def test_an_error_without_a_time_names_none() -> None:
+    assert "retry-after" not in error_response(refuse("not_found", "no"), "id").headers
+
+
+def test_faults_of_items_are_listed_with_their_items() -> None:
+    error = RequestError([Fault("too_long", "long", "response", 3), Fault("empty_prompt", "empty", None, 5)])
+    content = orjson.loads(error_response(error, "id").body)["error"]
+    assert (content["code"], content["param"], content["request_id"]) == ("too_long", "response", "id")
+    assert [(row["item"], row["code"]) for row in content["items"]] == [(3, "too_long"), (5, "empty_prompt")]
+
+
+def test_a_float32_is_written_with_the_digits_that_bring_it_back() -> None:
+    values = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    text = json_response({"reward": values}).body
+    assert np.array_equal(np.array(orjson.loads(text)["reward"], dtype=np.float32), values)
+    assert len(text) < 1000 * 13
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt_ids":[1],"response_ids":[[' + b",".join([b"1.5"] * 200_000) + b"]]}",
+        b'{"prompt_ids":[1],"response_ids":[' + b",".join([b"[true]"] * 200_000) + b"]}",
+        b'{"token_ids":[1],"score_mask":[' + b",".join([b"2"] * 200_000) + b"]}",
+        b'{"text":"a","candidate_ids":[' + b",".join([b'[["a"]]'] * 200_000) + b"]}",
+        b'{"items":[' + b",".join([b"1"] * 200_000) + b"]}",
+    ],
+    ids=["ids", "responses", "mask", "candidates", "items"],
+)
+def test_a_body_full_of_mistakes_is_refused_fast_and_with_few_words(body: bytes) -> None:
+    """A float for every id is an honest mistake; a message for each would hold up everybody else."""
+    start = time.process_time()
+    with pytest.raises(RequestError) as refused:
+        parse(body, ScoreRequest)
+    assert len(refused.value.faults) <= 2
+    assert time.process_time() - start < 0.5
