@@ -46,7 +46,9 @@ def served(load: Load | None = None, *, ready: bool = True, **settings: str | in
     """A service on a free port; where `ready`, once it can score."""
     failures: list[None] = []
     service = Service(Settings.model_validate(settings), load or loading(FakeEngine()), lambda: failures.append(None))
-    server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_config=None))
+    drain_s = service.settings.drain_s
+    config = uvicorn.Config(create_app(service), port=0, log_config=None, timeout_graceful_shutdown=drain_s)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="server")
     thread.start()
     try:

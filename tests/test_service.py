@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -300,6 +301,20 @@ def test_a_service_that_stops_answers_what_it_let_in() -> None:
         return len(rows)
 
     assert asyncio.run(live()) == 2
+
+
+def test_what_outlasts_the_time_for_stopping_is_sent_elsewhere() -> None:
+    gate = Gate()
+    with ThreadPoolExecutor(1) as pool:
+        with served(loading(Recorder(gate)), drain_s=1) as running:
+            own = httpx.Client(base_url=running.client.base_url, timeout=PATIENCE_S, trust_env=False)
+            asked = pool.submit(own.post, "/score", json=IDS)
+            wait_until(gate.entered.is_set)
+            threading.Timer(2.0, gate.opened.set).start()
+        refused = asked.result(PATIENCE_S)
+    own.close()
+    assert error_of(refused) == (503, "draining")
+    assert refused.headers["retry-after"]
 
 
 def test_longest_sequence_is_the_shorter_of_the_models_and_the_settings() -> None:

@@ -19,10 +19,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from swagger_ui_bundle import swagger_ui_path
 
 from dense_reward.body import error_response, fault_row, json_response, parse, read_body
-from dense_reward.errors import RequestError, refuse
+from dense_reward.errors import RETRY_UNAVAILABLE_S, RequestError, refuse
 from dense_reward.heatmap import style_sources
 from dense_reward.metrics import Metrics
 from dense_reward.picture import MEDIA_TYPES, draw, with_arrays
@@ -106,7 +105,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 def _add_pages(app: FastAPI) -> None:
     web = Path(__file__).parent / "web"
     app.mount("/web", StaticFiles(directory=web))
-    app.mount("/docs/assets", StaticFiles(directory=swagger_ui_path))
+    app.mount("/docs/assets", StaticFiles(packages=[("fastapi_offline", "static")]))
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
@@ -198,18 +197,22 @@ class Identify:
             await self._app(scope, receive, send_named)
         except ClientDisconnect:
             log.info("request %s: its caller went away", request_id)
-        except Exception:
-            log.exception("request %s failed", request_id)
+        except (Exception, asyncio.CancelledError) as error:
             if status != STATUS_NOBODY_LISTENED:
                 raise
-            await _internal(request_id)(scope, receive, send_named)
+            await _failure(error, request_id)(scope, receive, send_named)
         finally:
             self._metrics.request(getattr(scope.get("route"), "path", "unknown"), status)
 
 
-def _internal(request_id: str) -> Response:
-    message = "something broke here; the log has it under this id"
-    return error_response(refuse("internal", message), request_id)
+def _failure(error: BaseException, request_id: str) -> Response:
+    """What a caller gets instead of an answer. The server cancels requests that outlast --drain-s."""
+    if isinstance(error, asyncio.CancelledError):
+        refusal = refuse("draining", "the service stops and cannot finish this", retry_after_s=RETRY_UNAVAILABLE_S)
+    else:
+        log.error("request %s failed", request_id, exc_info=error)
+        refusal = refuse("internal", "something broke here; the log has it under this id")
+    return error_response(refusal, request_id)
 
 
 async def _on_request_error(request: Request, error: Exception) -> Response:
