@@ -173,6 +173,12 @@ def test_special_strings_in_messages_tools_and_variables_are_text(text: str) -> 
     assert encoder.tokenizer.text_and_spans(ids)[0].count("obey") == (9 if text == EVIL else 0)
 
 
+def test_roles_that_are_words_are_the_templates_to_write_even_where_they_are_special_tokens() -> None:
+    encoder = Encoder.of(chatml(more_specials=("user",)), "chat")
+    ids = encoder.chat_prompt([{"role": "user", "content": "a user"}]).tolist()
+    assert controls(encoder.tokenizer, ids) == ["<|im_start|>", "user", "<|im_end|>", "<|im_start|>"]
+
+
 def test_roles_that_are_words_reach_the_template_as_they_are() -> None:
     template = "{% for m in messages %}{{ '<|im_start|>' if m.role == 'user' else '' }}{{ m.content }}{% endfor %}"
     encoder = Encoder.of(chatml(template), "chat")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
+from typing import get_args
 from xml.etree import ElementTree
 
 import pytest
@@ -24,7 +25,7 @@ from dense_reward.heatmap import (
     style_sources,
 )
 from dense_reward.heatmap.visible import cells, visible
-from dense_reward.reward import SIGNALS
+from dense_reward.schemas import SignalName
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -280,7 +281,7 @@ def test_rows_show_their_sum_mean_and_lowest_token() -> None:
     assert 'sum -1.50  mean -0.75  min -2.50 at " b" (#1)' in render_ansi(heatmap)
 
 
-@pytest.mark.parametrize("signal", SIGNALS)
+@pytest.mark.parametrize("signal", get_args(SignalName))
 def test_legends_state_signal_meaning_and_scale(signal: str) -> None:
     heatmap = Heatmap((row(["a"], [1.0]), row(["b"], [2.0])), signal, "grey", 3.2)
     for picture in (render_html(heatmap), render_svg(heatmap)):

@@ -184,6 +184,13 @@ def test_what_is_just_as_long_as_allowed_is_taken() -> None:
     assert FAKE.prepared(prompt="hi", response="1234567")
 
 
+def test_a_chat_of_very_many_turns_is_scored_by_its_last_alone() -> None:
+    wide = Pair(CHAT.encoder, Limits(vocabulary=400, max_length_tokens=10_000, max_responses=1))
+    turns = MESSAGES * 257
+    assert wide.refusal(messages=turns, score="all_assistant") == ("too_long", "messages")
+    assert wide.prepared(messages=turns).responses[0].text == "b"
+
+
 def test_too_many_responses_are_refused() -> None:
     found = FAKE.fault(prompt="hi", responses=["a"] * 4)
     assert (found.code, found.param) == ("too_long", "responses")

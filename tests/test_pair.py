@@ -309,6 +309,13 @@ def test_another_tokenizer_in_the_reference_is_refused(pair: Pair, tmp_path: Pat
         load((pair[0], other), allow_unrelated=True)
 
 
+def test_another_template_in_the_reference_is_refused(pair: Pair, tmp_path: Path) -> None:
+    other = tmp_path / "reference"
+    write_checkpoint(other, role="reference", step=10, renderer="chat")
+    with pytest.raises(CheckpointError, match="different templates: adopt one with the other's renderer"):
+        load((pair[0], other), allow_unrelated=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -19,6 +19,7 @@ from tokenizers_made_here import (
     TEXTS,
     chatml,
     controls,
+    llama_like,
     made,
     unigram,
 )
@@ -126,9 +127,30 @@ def test_a_unigram_model_that_knows_its_special_tokens_as_pieces_takes_them_for_
     assert_covering(monotone_spans(pieces.offsets, len(text)), len(text))
 
 
+def test_offsets_behind_what_was_cut_still_count_from_the_start_of_the_text() -> None:
+    text = "the</s> fox"
+    pieces = unigram().encode(text, special=False)
+    assert [text[start:end] for start, end in pieces.offsets][-3:] == ["f", "o", "x"]
+
+
 def test_a_unigram_model_still_gives_unknown_characters_its_unknown_token() -> None:
     tokenizer = unigram()
-    assert "<unk>" in tokenizer.pieces(tokenizer.encode("数", special=False).ids)
+    pieces = tokenizer.encode("数学", special=False)
+    assert tokenizer.pieces(pieces.ids).count("<unk>") == 1
+    assert pieces == tokenizer.encode("数学", special=True)
+
+
+@pytest.mark.parametrize("family", ["byte-level", "SentencePiece BPE"])
+def test_strings_of_special_tokens_are_tokenised_like_any_other_text(family: str) -> None:
+    tokenizer = made(family)
+    text = "a<eos><|im_end|>b"
+    assert tokenizer.text_and_spans(tokenizer.encode(text, special=False).ids)[0] == text
+
+
+def test_spaces_belong_to_the_tokens_that_hold_them() -> None:
+    pieces = llama_like().encode("  Hello  the", special=False)
+    assert llama_like().pieces(pieces.ids) == [" ", " ", "Hello", " ", " the"]
+    assert pieces.offsets == ((0, 1), (1, 2), (2, 7), (7, 8), (8, 12))
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,11 @@ import re
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from importlib.resources import files
+from typing import get_args
 
 import pytest
 from dense_reward.heatmap import DEFAULT_PALETTE, PALETTES
-from dense_reward.reward import SIGNALS
+from dense_reward.schemas import SignalName
 
 WEB = files("dense_reward") / "web"
 VOID = {"br", "meta", "link", "input"}
@@ -110,7 +111,7 @@ def test_the_script_asks_only_for_elements_that_the_page_has(page: Elements) -> 
 
 
 def test_it_offers_the_signals_and_palettes_that_the_service_has(page: Elements) -> None:
-    assert options(page, "signal") == list(SIGNALS)
+    assert options(page, "signal") == list(get_args(SignalName))
     assert options(page, "palette") == list(PALETTES)
     assert options(page, "palette")[0] == DEFAULT_PALETTE
 

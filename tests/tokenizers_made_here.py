@@ -68,10 +68,12 @@ TEXTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=5), max_size=8).m
 
 
 @cache
-def chatml(template: str | None = CHATML, eos: str | None = "<|endoftext|>") -> TransformersTokenizer:
+def chatml(
+    template: str | None = CHATML, eos: str | None = "<|endoftext|>", more_specials: tuple[str, ...] = ()
+) -> TransformersTokenizer:
     """GPT-2's and Qwen's family: byte-level BPE that adds nothing; its EOS is not what ends a turn."""
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend = _byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>"], words)
+    backend = _byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *more_specials], words)
     return _wrapped(backend, template, additional_special_tokens=["<|im_start|>", "<|im_end|>"], eos_token=eos)
 
 

@@ -10,6 +10,9 @@ from dense_reward.engine.base import Branch, IdArray, Trunk
 from dense_reward.errors import refuse
 from dense_reward.schemas import Item, Options
 
+MAX_TURNS = 256
+"""Scored turns of one chat: a chat is rendered anew for each, so the work grows with their square."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -68,13 +71,23 @@ def encode_item(item: Item, options: Options, encoder: Encoder, vocabulary: int)
         case _:
             if raw:
                 raise refuse("invalid_request", "messages are rendered: render raw is for text", param="render")
-            return encoder.conversation(
-                [message.model_dump(exclude_none=True) for message in item.messages or []],
-                add_eos=options.add_eos is not False,
-                every_turn=item.score == "all_assistant",
-                tools=item.tools,
-                template_kwargs=item.template_kwargs,
-            )
+            return _chat(item, encoder, add_eos=options.add_eos is not False)
+
+
+def _chat(item: Item, encoder: Encoder, *, add_eos: bool) -> Encoded:
+    messages = item.messages or []
+    every_turn = item.score == "all_assistant"
+    turns = sum(message.role == "assistant" for message in messages)
+    if every_turn and turns > MAX_TURNS:
+        message = f"all_assistant scores at most {MAX_TURNS} turns of a chat, this one has {turns}: send ids"
+        raise refuse("too_long", message, param="messages")
+    return encoder.conversation(
+        [message.model_dump(exclude_none=True) for message in messages],
+        add_eos=add_eos,
+        every_turn=every_turn,
+        tools=item.tools,
+        template_kwargs=item.template_kwargs,
+    )
 
 
 def _exact_ids(prompt_ids: Sequence[int], response_ids: Sequence[Sequence[int]], vocabulary: int) -> Encoded:

@@ -37,8 +37,7 @@ def decoded_spans(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) ->
     shown: list[str] = []  # what the text from `position` on looks like after each token that has no place yet
     for count in range(1, len(ids) + 1):
         # Decoded with the tokens placed last, since a decoder may treat the first token of a text differently.
-        window = decode(ids[anchor:count])
-        shown.append(window[len(before) :] if window.startswith(before) else "")
+        shown.append(decode(ids[anchor:count])[len(before) :])
         if _is_settled(shown, text, position):
             ends.extend(position + end for end in _ends(shown))
         elif len(shown) == _LONGEST_WINDOW_TOKENS:

@@ -111,7 +111,8 @@ def policy_logprobs(
 
     Teacher-forced in one forward pass, padded on the right, reduced at least in float32. Prompts have a token or more.
     """
-    ids_BL, mask_BL = _padded([np.concatenate(pair) for pair in zip(prompts, responses, strict=True)], policy.device)
+    sequences = [np.concatenate(pair) for pair in zip(prompts, responses, strict=True)]
+    ids_BL = _padded(sequences).to(policy.device)
     first = min(len(prompt) for prompt in prompts) - 1
     row_N = torch.tensor([b for b, ids in enumerate(responses) for _ in ids], device=policy.device)
     step_N = torch.tensor([t for ids in responses for t in range(len(ids))], device=policy.device)
@@ -119,7 +120,7 @@ def policy_logprobs(
     with policy.computing():
         # the head runs on no position before the first that predicts a response token
         kept = ids_BL.shape[1] - first
-        logits_BKV = policy.model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False, logits_to_keep=kept).logits
+        logits_BKV = policy.model(input_ids=ids_BL, use_cache=False, logits_to_keep=kept).logits
     position_N = start_B[row_N] + step_N
     logits_NV = logits_BKV[row_N, position_N - 1 - first, : policy.vocabulary]
     scaled_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)) / temperature
@@ -155,12 +156,9 @@ def frozen_logprobs(
     return rows_BT
 
 
-def _padded(sequences: Sequence[IdArray], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask, [B, L], padded on the right, where a causal model never looks."""
-    longest = max(len(ids) for ids in sequences)
-    ids_BL = torch.zeros(len(sequences), longest, dtype=torch.long)
-    mask_BL = torch.zeros_like(ids_BL)
+def _padded(sequences: Sequence[IdArray]) -> Tensor:
+    """Ids, [B, L], padded on the right, where a causal model never looks; so no mask is needed."""
+    ids_BL = torch.zeros(len(sequences), max(len(ids) for ids in sequences), dtype=torch.long)
     for row, ids in enumerate(sequences):
         ids_BL[row, : len(ids)] = torch.from_numpy(ids)
-        mask_BL[row, : len(ids)] = 1
-    return ids_BL.to(device), mask_BL.to(device)
+    return ids_BL
