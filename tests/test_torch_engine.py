@@ -9,7 +9,8 @@ import pytest
 import torch
 from dense_reward.engine.base import IdArray, Trunk, Wants
 from dense_reward.engine.logprobs import ScoredRows, Side, score_rows
-from dense_reward.engine.torch_engine import PostProcessing, TorchModel, load_model, stored_dtype
+from dense_reward.engine.torch_engine import PostProcessing, TorchModel, load_model
+from dense_reward.engine.weights import stored_dtype
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, load_manifest
 from tiny_models import (

@@ -14,10 +14,11 @@ import torch
 from dense_reward.encode import Encoder
 from dense_reward.engine.base import IdArray
 from dense_reward.engine.tokenizer import load_tokenizer
+from dense_reward.engine.weights import load_weights, weight_folders
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, files_folder, load_manifest, verify_files
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.policy_config import Precision
@@ -83,25 +84,11 @@ def load_policy(folder: Path, *, precision: Precision, device: str) -> PolicyChe
     tokenizer = load_tokenizer(files)
     if tokenizer.sha256() != manifest.tokenizer_sha256:
         raise CheckpointError(f"{folder}: its tokenizer is not the one of its manifest: adopt the checkpoint anew")
-    model = _load_model(files, manifest, torch.float64 if precision == "float64" else torch.float32)
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    model = load_weights(*weight_folders(folder, manifest), dtype).requires_grad_(True)
     vocabulary = min(tokenizer.vocabulary, manifest.vocabulary)
     policy = Policy(model.eval().to(device), manifest.end_of_turn_id, vocabulary, precision == "bfloat16")
     return PolicyCheckpoint(policy, Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id), manifest)
-
-
-def _load_model(files: Path, manifest: Manifest, dtype: torch.dtype) -> PreTrainedModel:
-    base = files if manifest.adapter_base is None else Path(manifest.adapter_base)
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
-        if base != files:
-            from peft import PeftModel  # noqa: PLC0415 - only adapters need peft
-
-            model = PeftModel.from_pretrained(model, files).merge_and_unload()
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{files}: transformers cannot load it: {error}") from error
-    return model.requires_grad_(True)
 
 
 def policy_logprobs(

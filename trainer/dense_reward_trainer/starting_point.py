@@ -12,8 +12,9 @@ from dense_reward.encode import Encoder
 from dense_reward.engine.adopt import locate
 from dense_reward.engine.seal import default_renderer
 from dense_reward.engine.tokenizer import TransformersTokenizer
+from dense_reward.engine.weights import load_weights
 from dense_reward.errors import CheckpointError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dense_reward_trainer.config import SftConfig
 from dense_reward_trainer.data import Demonstration
@@ -62,12 +63,10 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrained
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(f"{folder} is an adapter: merge it into its base model to train on from it")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
-        return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: transformers cannot load it: {error}") from error
+        raise CheckpointError(f"{folder}: transformers cannot load its tokenizer: {error}") from error
+    return load_weights(folder, folder, dtype), tokenizer
 
 
 def _limit_tokens(config: SftConfig, model: PreTrainedModel) -> int:

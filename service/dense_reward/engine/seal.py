@@ -15,7 +15,8 @@ from transformers import AutoConfig
 from dense_reward.encode import Encoder, RendererName, end_of_turn_id
 from dense_reward.engine.probe import ProbeIds, measure
 from dense_reward.engine.tokenizer import TransformersTokenizer, load_tokenizer
-from dense_reward.engine.torch_engine import load_model, stored_dtype
+from dense_reward.engine.torch_engine import load_model
+from dense_reward.engine.weights import stored_dtype
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import MANIFEST_NAME, Manifest, Role, hash_files
 

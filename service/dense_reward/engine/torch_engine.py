@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from dense_reward.engine.base import IdArray
 from dense_reward.engine.logprobs import Head
+from dense_reward.engine.weights import load_weights, weight_folders
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import Manifest, files_folder
+from dense_reward.manifest import Manifest
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -162,48 +163,12 @@ def load_model(folder: Path, manifest: Manifest, *, dtype: str | None, device: s
         raise CheckpointError(
             f"{folder}: dtype {dtype or manifest.dtype!r} cannot be served: choose one of {sorted(DTYPES)}"
         )
-    files = files_folder(folder, manifest)
-    base = files if manifest.adapter_base is None else Path(manifest.adapter_base)
-    model = TorchModel(_load(files, base, chosen).to(device))
+    model = TorchModel(load_weights(*weight_folders(folder, manifest), chosen).to(device))
     if model.vocabulary != manifest.vocabulary:
         raise CheckpointError(
             f"{folder}: the model has {model.vocabulary} output rows, its manifest says {manifest.vocabulary}"
         )
     return model
-
-
-def stored_dtype(folder: Path) -> str:
-    """The dtype that a checkpoint's configuration names; float32 where it names none."""
-    dtype = getattr(AutoConfig.from_pretrained(folder, local_files_only=True), "dtype", None)
-    return str(dtype or torch.float32).removeprefix("torch.")
-
-
-def _load(files: Path, base: Path, dtype: torch.dtype) -> PreTrainedModel:
-    try:
-        config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            base,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation=_attention(config),
-            experts_implementation="eager" if dtype is torch.float64 else None,  # grouped matmuls know no float64
-        )
-        if base != files:
-            from peft import PeftModel  # noqa: PLC0415 - only adapters need peft
-
-            model = PeftModel.from_pretrained(model, files).merge_and_unload()
-    except ModuleNotFoundError as error:
-        raise CheckpointError(f"{files} needs {error.name} to be loaded: pip install {error.name}") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{files}: transformers cannot load it: {error}") from error
-    return model
-
-
-def _attention(config: PreTrainedConfig) -> str | None:
-    """eager where attention scores are capped: sdpa knows no caps and, by version, drops them in silence."""
-    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None else None
 
 
 def _long_tokens(config: PreTrainedConfig) -> int | None:
