@@ -32,11 +32,11 @@ HEAVY = MODEL_LIBRARIES | WEB_LIBRARIES | TRAINING_LIBRARIES
 
 REQUIRED_LIGHT = {"errors", "settings", "schemas", "metrics", "reward", "engine.base", "client"}
 LIGHT_ONCE_WRITTEN = {"packing", "cli"}
-HTTP_EDGE = {"dense_reward.app", "dense_reward.cli", "dense_reward.body", "dense_reward.auth"}
+HTTP_EDGE = {f"{SERVICE}.{name}" for name in ("app", "auth", "body", "cli", "identity")}
 WEIGHTLESS_ENGINES = {"dense_reward.engine.base", "dense_reward.engine.fake"}
 JOBS = {f"{TRAINER}.{job}" for job in ("sft", "rft", "irft", "dpr", "evaluate", "credit", "sweep", "demo")}
 PURE = {
-    *(f"{SERVICE}.{name}" for name in ("reward", "heatmap*", "packing", "encode")),
+    *(f"{SERVICE}.{name}" for name in ("encode", "guard", "heatmap*", "packing", "reward", "spans")),
     *(f"{TRAINER}.{name}" for name in ("losses", "returns")),
 }
 IMPURE = {"asyncio", "datetime", "httpx", "os", "pathlib", "shutil", "socket", "subprocess", "tempfile", "time"}

@@ -1,9 +1,6 @@
 """Routes, lifespan, and the error -> status table. No logic."""
 
 import asyncio
-import logging
-import re
-import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,24 +12,19 @@ from fastapi.responses import HTMLResponse
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dense_reward.body import error_response, fault_row, json_response, parse, read_body
-from dense_reward.errors import RETRY_UNAVAILABLE_S, RequestError, refuse
+from dense_reward.errors import RequestError, refuse
 from dense_reward.heatmap import style_sources
-from dense_reward.metrics import Metrics
+from dense_reward.identity import Identify
 from dense_reward.picture import MEDIA_TYPES, draw, with_arrays
 from dense_reward.schemas import HeatmapRequest, ScoreRequest
 from dense_reward.scorer import Answer
 from dense_reward.service import Service
 
 BYTES_PER_TOKEN = 4  # of a body, before it is encoded and counted
-STATUS_NOBODY_LISTENED = 499  # for the metrics: the caller hung up before its answer
-log = logging.getLogger("dense_reward")
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 Asked = TypeVar("Asked", bound=ScoreRequest)
 PAGE_POLICY = (
     f"default-src 'none'; script-src 'self'; style-src 'self' {' '.join(style_sources())}; connect-src 'self'; "
@@ -168,51 +160,6 @@ def _content(request: Request, service: Service, answer: Answer) -> dict[str, ob
         },
         "timing": answer.timing_s,
     }
-
-
-class Identify:
-    """Gives every request an id, its caller's own where that is sane; counts its answer; lets no exception out."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        status = STATUS_NOBODY_LISTENED
-
-        async def send_named(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_named)
-        except ClientDisconnect:
-            log.info("request %s: its caller went away", request_id)
-        except (Exception, asyncio.CancelledError) as error:
-            if status != STATUS_NOBODY_LISTENED:
-                raise
-            await _failure(error, request_id)(scope, receive, send_named)
-        finally:
-            self._metrics.request(getattr(scope.get("route"), "path", "unknown"), status)
-
-
-def _failure(error: BaseException, request_id: str) -> Response:
-    """What a caller gets instead of an answer. The server cancels requests that outlast --drain-s."""
-    if isinstance(error, asyncio.CancelledError):
-        refusal = refuse("draining", "the service stops and cannot finish this", retry_after_s=RETRY_UNAVAILABLE_S)
-    else:
-        log.error("request %s failed", request_id, exc_info=error)
-        refusal = refuse("internal", "something broke here; the log has it under this id")
-    return error_response(refusal, request_id)
 
 
 async def _on_request_error(request: Request, error: Exception) -> Response:
