@@ -36,6 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     medians = median_table(list(results.values()))
     record = {"task": options.task, "medians": medians, "seeds": results, **circumstances()}
     target = ROOT / "bench" / "results" / f"credit_{options.task}.json"
+    target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(record, indent=2) + "\n")
     print(f"median of {len(seeds)} training seeds:", json.dumps(medians, indent=2), f"written: {target}", sep="\n")
     return 0
