@@ -66,6 +66,9 @@ def _add_adopt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--role", choices=["sft", "reference", "policy"], required=True)
     parser.add_argument("--run-id", help="checkpoints with the same run id count as one run")
     parser.add_argument("--renderer", choices=["chat", "plain", "instruction"], help="chat where there is a template")
+    parser.add_argument("--end-of-turn", help="the token that ends a response; the template's own where left out")
+    parser.add_argument("--dtype", help="dtype to serve in; what the checkpoint's configuration says where left out")
+    parser.add_argument("--device", default="cpu", help="where the probe is computed, in float32; default cpu")
     parser.add_argument("--out", type=Path, help="write the manifest here and leave the source alone")
     parser.set_defaults(run=_adopt)
 
@@ -73,7 +76,16 @@ def _add_adopt(parser: argparse.ArgumentParser) -> None:
 def _adopt(options: argparse.Namespace) -> int:
     from dense_reward.engine.adopt import adopt
 
-    folder = adopt(options.source, role=options.role, run_id=options.run_id, renderer=options.renderer, out=options.out)
+    folder = adopt(
+        options.source,
+        role=options.role,
+        run_id=options.run_id,
+        renderer=options.renderer,
+        end_of_turn=options.end_of_turn,
+        dtype=options.dtype,
+        device=options.device,
+        out=options.out,
+    )
     print(f"adopted: {folder}")
     return 0
 

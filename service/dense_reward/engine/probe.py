@@ -90,7 +90,7 @@ def probe_of_texts(
     if len(fitting) < 2:
         raise CheckpointError(
             f"the model takes {limit_tokens} tokens, in which only {len(fitting)} of the probe's texts fit "
-            "(two are needed): give shorter texts"
+            "(two are needed): a model with so little room cannot be proven"
         )
     return fitting
 
