@@ -1,7 +1,8 @@
 """Where the reward points, over several training seeds: `bench/credit.py arithmetic`, or `bench/credit.py gsm8k FILE`.
 
 Trains one pair a seed with the shipped recipe, serves it, runs the credit job, prints the medians over the seeds and
-writes bench/results/credit_NAME.json. Runs that are finished are taken as they are.
+writes bench/results/credit_NAME.json. A training run that is finished is taken as it is: each seed's commits are noted,
+and a run of another commit is told of.
 """
 
 import argparse
@@ -12,13 +13,12 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
+from dense_reward_trainer.runlog import RECORD_NAME, RunRecord, commit, versions
 from dense_reward_trainer.serving import free_port, serving
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("torch", "transformers", "trl", "dense-reward")
 GROUPS = ("localisation", "ranking")
 
 
@@ -57,7 +57,15 @@ def measure(task: str, data: str | None, seed: int) -> dict[str, object]:
     with serving(run / "checkpoints" / "sft", run / "checkpoints" / "reference", free_port()) as (_, url):
         job("credit", f"{task}_credit", [*found, f"service_url={url}"])
     result: dict[str, object] = json.loads((credit / "credit.json").read_text())["result"]
-    return result
+    return result | {"commits": {"sft": commit_of(run), "credit": commit_of(credit)}}
+
+
+def commit_of(run: Path) -> str | None:
+    """The commit that a run was started at last; says so where it is not the present one."""
+    done = RunRecord.model_validate_json((run / RECORD_NAME).read_bytes()).commit
+    if done != commit():
+        print(f"{run} is of commit {done}, not of the present {commit()}")
+    return done
 
 
 def job(name: str, recipe: str, overrides: Sequence[str]) -> None:
@@ -76,11 +84,10 @@ def median_table(results: Sequence[dict[str, object]]) -> dict[str, dict[str, fl
 
 def circumstances() -> dict[str, object]:
     """Commit, hardware and versions."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return {
-        "commit": commit.stdout.strip() or None,
-        "machine": {"processor": processor(), "cores": os.cpu_count(), "python": platform.python_version()},
-        "versions": {name: version(name) for name in PACKAGES},
+        "commit": commit(),
+        "machine": {"processor": processor(), "cores": os.cpu_count()},
+        "versions": versions(),
     }
 
 

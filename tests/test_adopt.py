@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from dense_reward.engine.adopt import adopt, download, locate
 from dense_reward.engine.pair import load_pair
 from dense_reward.engine.probe import PROBE_TEXTS, ProbeIds, ProbeText, measure
+from dense_reward.engine.tokenizer import load_tokenizer
 from dense_reward.engine.torch_engine import TorchModel
+from dense_reward.engine.weights import stored_dtype
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import MANIFEST_NAME, load_manifest, verify_files
 from peft import LoraConfig, get_peft_model
@@ -243,3 +246,30 @@ def test_a_probe_has_two_prompts_with_two_responses_at_least() -> None:
     with pytest.raises(ValueError, match="two responses"):
         measure(model, [one, ProbeIds((1,), ((2,),))])
     assert [len(sequence.responses) for sequence in measure(model, [one, one])] == [2, 2]
+
+
+def with_code(folder: Path, marker: Path, *, beside: bool) -> Path:
+    """A checkpoint that asks for its own code; `beside` classes that transformers has, or instead of them."""
+    made(folder)
+    (folder / "code.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n")
+    for name, autos in (("config.json", ["AutoConfig", "AutoModelForCausalLM"]), ("tokenizer_config.json", [])):
+        content = json.loads((folder / name).read_text())
+        content["auto_map"] = dict.fromkeys(autos, "code.Evil") if autos else {"AutoTokenizer": [None, "code.Evil"]}
+        if not beside:
+            content |= {"model_type": "evil"} if autos else {"tokenizer_class": "Evil"}
+        (folder / name).write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_code_in_a_checkpoint_is_never_run_and_nobody_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    """Where trust_remote_code is left open, transformers asks on the terminal."""
+    marker = tmp_path / "it ran"
+    folder = with_code(tmp_path / "evil", marker, beside=beside)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    for read in (load_tokenizer, stored_dtype, lambda files: adopt(str(files), role="sft")):
+        with suppress(CheckpointError, ValueError):
+            read(folder)
+    assert not marker.exists()

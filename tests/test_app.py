@@ -289,13 +289,11 @@ def test_every_bad_item_is_told_at_once(service: Served) -> None:
     ]
 
 
-def test_per_item_answers_the_good_items_beside_the_faults_of_the_bad(service: Served) -> None:
+def test_per_item_answers_the_good_items_and_the_faults_of_the_bad_in_the_order_of_the_items(service: Served) -> None:
     bad = {"prompt_ids": [1], "response_ids": [[999]]}
     rows = service.score({"items": [TEXT, bad, IDS, bad], "on_error": "per_item"}).json()["results"]
-    good = [row for row in rows if "error" not in row]
-    assert [(row["item"], row["response"]) for row in good] == [(0, 0), (2, 0), (2, 1), (2, 2)]
-    faults = {row["item"]: row["error"]["code"] for row in rows if "error" in row}
-    assert faults == {1: "unknown_token_id", 3: "unknown_token_id"}
+    told = [(row["item"], row["error"]["code"] if "error" in row else row["response"]) for row in rows]
+    assert told == [(0, 0), (1, "unknown_token_id"), (2, 0), (2, 1), (2, 2), (3, "unknown_token_id")]
     only_bad = service.score({"items": [bad], "on_error": "per_item"})
     assert [row["error"]["item"] for row in only_bad.json()["results"]] == [0]
 

@@ -202,6 +202,9 @@ class Everything:
 
     info: EngineInfo = INFO
 
+    def cost_tokens(self, trunk: Trunk) -> int:
+        return trunk.tokens
+
     def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
         row, table = np.zeros(3, np.float32), np.zeros((3, 2), np.float32)
         return [[TokenScores(row, row, row, row, table, table.astype(np.int32), table, table)]]
@@ -214,6 +217,23 @@ def test_every_field_of_the_scores_is_handed_on() -> None:
 
     scores = asyncio.run(ask()).scores[0][0]
     assert all(getattr(scores, field.name) is not None for field in fields(TokenScores))
+
+
+def test_batches_are_filled_by_what_the_engine_computes_and_not_by_what_was_sent() -> None:
+    """An engine that computes the prompt anew for each branch."""
+    engine = Recorder(cost=lambda t: sum(len(t.prompt_P) + len(branch.ids_T) for branch in t.branches))
+    group, single = trunk(1, *([2] * 12), prompt_tokens=30), trunk(2, 5, prompt_tokens=30)
+
+    async def ask() -> list[Computed]:
+        async with running(engine) as batcher:
+            assert batcher.cost_tokens([group, single]) == 12 * 32 + 35
+            return await soon(asyncio.gather(*(batcher.submit(asked, Wants()) for asked in ([group], [single] * 4))))
+
+    spread, together = asyncio.run(ask())
+    assert_named(spread, [group])
+    assert_named(together, [single] * 4)
+    assert max(sum(engine.cost(t) for t in batch) for batch in engine.batches) <= BUDGET_TOKENS
+    assert {len(t.branches) for batch in engine.batches for t in batch if t.prompt_P[0] == 1} == {3}
 
 
 def test_a_request_without_trunks_is_answered_at_once() -> None:

@@ -1,15 +1,16 @@
 """A batch that fails, an engine that forgets, memory that runs out: each caller hears of it, and nobody else."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
-from dense_reward.batcher import Computed
+from dense_reward.batcher import Batcher, Computed
 from dense_reward.engine.base import EngineInfo, TokenScores, Trunk, Wants
-from dense_reward.errors import RequestError
-from queued import assert_named, running, soon
-from unruly_engines import INFO, Memory, Recorder, named_scores, trunk
+from dense_reward.errors import EngineLostError, RequestError
+from dense_reward.metrics import Metrics
+from queued import assert_named, held_by, running, soon, submitted
+from unruly_engines import INFO, Gate, Memory, Recorder, named_scores, trunk
 
 
 def fail_on(name: int, error: Exception) -> Recorder:
@@ -47,29 +48,99 @@ def test_what_is_left_of_a_failed_request_is_not_computed() -> None:
     assert len(engine.batches) == 1
 
 
+def without_its_last_token(scores: TokenScores) -> TokenScores:
+    return TokenScores(scores.sft_logprob_S[:-1], scores.reference_logprob_S[:-1])
+
+
+Scores = list[list[TokenScores]]
+LOSSES: dict[str, Callable[[Scores], Scores]] = {
+    "a branch": lambda scores: [*scores[:-1], scores[-1][:-1]],
+    "a trunk": lambda scores: scores[:-1],
+    "a token": lambda scores: [[without_its_last_token(score) for score in branches] for branches in scores],
+    "everything": lambda scores: [[None for _ in branches] for branches in scores],  # type: ignore[misc]
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Forgetful:
-    """Loses the last branch of the last trunk, or a whole trunk."""
+    """Loses part of every answer where a trunk is named 1 or 2."""
 
-    whole: bool
+    lost: str
     info: EngineInfo = INFO
+
+    def cost_tokens(self, trunk: Trunk) -> int:
+        return trunk.tokens
 
     def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
         scores = named_scores(trunks, wants)
-        return scores[:-1] if self.whole else [*scores[:-1], scores[-1][:-1]]
+        return LOSSES[self.lost](scores) if any(t.prompt_P[0] < 3 for t in trunks) else scores
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_an_engine_that_loses_a_branch_mixes_up_nobody_and_stops_nothing(whole: bool) -> None:
-    async def ask() -> list[Computed | BaseException]:
-        async with running(Forgetful(whole)) as batcher:
-            return await soon(
+@pytest.mark.parametrize("lost", LOSSES)
+def test_an_engine_that_loses_part_of_its_answer_mixes_up_nobody_and_stops_nothing(lost: str) -> None:
+    async def ask() -> tuple[list[Computed | BaseException], Computed]:
+        async with running(Forgetful(lost)) as batcher:
+            broken = await soon(
                 asyncio.gather(*(batcher.submit([trunk(n, 3, 4)], Wants()) for n in (1, 2)), return_exceptions=True)
             )
+            return broken, await soon(batcher.submit([trunk(3, 3, 4)], Wants()))
 
-    for answer in asyncio.run(ask()):
-        assert isinstance(answer, RuntimeError)
-        assert "the engine answered" in str(answer)
+    broken, later = asyncio.run(ask())
+    for answer in broken:
+        assert isinstance(answer, AttributeError if lost == "everything" else RuntimeError)
+    assert_named(later, [trunk(3, 3, 4)])
+
+
+class Ending:
+    """A queue whose loop ends before it was told to, and the two requests that it leaves: one computed, one waiting."""
+
+    def __init__(self, engine: Recorder, gate: Gate) -> None:
+        self.batcher = Batcher(engine, Metrics(), max_batch_tokens=10, max_queue_tokens=1000)
+        self.loop = submitted(self.batcher.run())
+        self.computed = submitted(self.batcher.submit([trunk(1, 8)], Wants()))
+        self.waiting = submitted(self.batcher.submit([trunk(2, 8)], Wants()))
+        self.gate = gate
+
+    async def answers(self, end: Callable[["asyncio.Task[None]"], object]) -> list[object]:
+        """Of the loop, of both requests, and of one that comes later."""
+        await held_by(self.gate, self.computed, self.waiting)
+        end(self.loop)
+        self.gate.opened.set()
+        asked = self.loop, self.computed, self.waiting
+        answers: list[object] = list(await soon(asyncio.gather(*asked, return_exceptions=True)))
+        with pytest.raises(RequestError) as refused:
+            await soon(self.batcher.submit([trunk(3, 1)], Wants()))
+        return [*answers, refused.value]
+
+
+def test_a_device_that_is_lost_ends_the_queue_and_every_caller_hears_of_it() -> None:
+    gate, error = Gate(), EngineLostError("CUDA error: an illegal memory access")
+
+    def before(trunks: Sequence[Trunk]) -> None:
+        gate(trunks)
+        raise error
+
+    async def ask() -> list[object]:
+        return await Ending(Recorder(before), gate).answers(lambda _: None)
+
+    loop, computed, *others = asyncio.run(ask())
+    assert (loop, computed) == (error, error)
+    for other in others:
+        assert isinstance(other, RequestError)
+        assert (other.code, other.retry_after_s is not None) == ("draining", True)
+
+
+def test_a_queue_that_is_cancelled_leaves_nobody_waiting() -> None:
+    gate = Gate()
+
+    async def ask() -> list[object]:
+        return await Ending(Recorder(gate), gate).answers(lambda loop: loop.cancel())
+
+    loop, *others = asyncio.run(ask())
+    assert isinstance(loop, asyncio.CancelledError)
+    for other in others:
+        assert isinstance(other, RequestError)
+        assert other.code == "draining"
 
 
 def test_a_batch_that_does_not_fit_into_memory_is_split_until_it_does() -> None:

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import orjson
 import pytest
-from dense_reward.body import error_response, json_response, parse
+from dense_reward.body import MAX_FAULTS, error_response, json_response, parse
 from dense_reward.errors import Fault, RequestError, refuse
 from dense_reward.schemas import ScoreRequest
 
@@ -42,8 +42,9 @@ def test_a_float32_is_written_with_the_digits_that_bring_it_back() -> None:
         b'{"token_ids":[1],"score_mask":[' + b",".join([b"2"] * 200_000) + b"]}",
         b'{"text":"a","candidate_ids":[' + b",".join([b'[["a"]]'] * 200_000) + b"]}",
         b'{"items":[' + b",".join([b"1"] * 200_000) + b"]}",
+        b'{"items":[' + b",".join([b"{}"] * 60_000) + b"]}",
     ],
-    ids=["ids", "responses", "mask", "candidates", "items"],
+    ids=["ids", "responses", "mask", "candidates", "items", "empty items"],
 )
 def test_a_body_full_of_mistakes_is_refused_fast_and_with_few_words(body: bytes) -> None:
     """A float for every id is an honest mistake; a message for each would hold up everybody else."""
@@ -52,3 +53,31 @@ def test_a_body_full_of_mistakes_is_refused_fast_and_with_few_words(body: bytes)
         parse(body, ScoreRequest)
     assert len(refused.value.faults) <= 2
     assert time.process_time() - start < 0.5
+
+
+def refused(body: bytes) -> tuple[RequestError, bytes]:
+    """The refusal of a body, and what its caller gets to read."""
+    with pytest.raises(RequestError) as caught:
+        parse(body, ScoreRequest)
+    return caught.value, bytes(error_response(caught.value, "id").body)
+
+
+@pytest.mark.parametrize(("before", "after"), [(b"", b""), (b'{"items":[{"text":"a"},', b"]}")])
+def test_the_first_faults_are_told_and_the_others_counted(before: bytes, after: bytes) -> None:
+    keys = orjson.dumps({"text": "a"} | {f"key{i}": 0 for i in range(100_000)})
+    error, answer = refused(before + keys + after)
+    assert len(error.faults) == MAX_FAULTS + 1
+    assert error.faults[-1].message == f"{100_000 - MAX_FAULTS} more faults are not listed: cure these first"
+    assert {fault.item for fault in error.faults} == {1 if before else None}
+    assert len(answer) < 10_000
+
+
+def test_as_many_faults_as_are_told_are_told_without_a_count() -> None:
+    error, _ = refused(orjson.dumps({"text": "a"} | {f"key{i}": 0 for i in range(MAX_FAULTS)}))
+    assert [fault.param for fault in error.faults] == [f"key{i}" for i in range(MAX_FAULTS)]
+
+
+def test_a_very_long_key_is_not_sent_back_whole() -> None:
+    error, answer = refused(orjson.dumps({"text": "a", "k" * 1_000_000: 0}))
+    assert error.faults[0].param == "k" * 100 + "… (1000000 characters)"
+    assert len(answer) < 1000

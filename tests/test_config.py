@@ -110,6 +110,20 @@ def test_a_mistyped_override_is_one_line_and_exit_code_2(capsys: pytest.CaptureF
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_an_unknown_option_is_refused_wherever_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--skip-bda", "seed=1"], ["seed=1", "--skip-bda"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["sft", "arithmetic_sft_tiny", *arguments])
+        assert stopped.value.code == 2
+        assert "unrecognized arguments: --skip-bda" in capsys.readouterr().err
+
+
+def test_evaluation_leaves_nothing_out(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", "arithmetic_evaluate_tiny", "--skip-bad"])
+    assert "unrecognized arguments: --skip-bad" in capsys.readouterr().err
+
+
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["--version"])

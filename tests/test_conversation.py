@@ -1,7 +1,9 @@
 """Chats of several turns: each response is scored in the state in which a policy would give it, or refused."""
 
+from dataclasses import replace
+
 import pytest
-from dense_reward.encode import Encoded, Encoder
+from dense_reward.encode import Encoded, Encoder, Pieces
 from dense_reward.engine.fake import FakeTokenizer
 from dense_reward.errors import RequestError
 from dense_reward.guard import JsonValue, Message
@@ -246,3 +248,34 @@ def test_plain_renderers_do_not_drop_tools_or_variables_in_silence(
 
 def test_a_template_that_gives_no_token_leaves_nothing_to_score_after() -> None:
     assert refusal(Encoder.of(chatml("{{ '' }}"), "chat"), chat("a", "b"))[0] == "empty_prompt"
+
+
+class Counting(FakeTokenizer):
+    """Counts the characters that it was given."""
+
+    def __init__(self) -> None:
+        self.characters = 0
+
+    def encode(self, text: str, *, special: bool) -> Pieces:
+        self.characters += len(text)
+        return super().encode(text, special=special)
+
+
+@pytest.mark.parametrize(("said", "most"), [(200, 20_000), (2_000, 0)])
+def test_a_chat_that_is_too_long_costs_no_more_than_its_length(said: int, most: int) -> None:
+    """Not the square of it: each turn would be rendered and tokenised with all before it."""
+    tokenizer = Counting()
+    encoder = Encoder(tokenizer, "chat", None, max_tokens=1_000)
+    assert refusal(encoder, chat(*["a" * said] * 64), add_eos=False, every_turn=True) == ("too_long", "messages")
+    assert tokenizer.characters <= most
+
+
+@pytest.mark.parametrize("every_turn", [False, True])
+@pytest.mark.parametrize("name", ["ChatML", "bytes"])
+def test_a_chat_may_be_just_as_long_as_allowed(name: str, every_turn: bool) -> None:
+    encoder, messages = ENCODERS[name], chat("a", "b", "c", "d")
+    encoded = encoder.conversation(messages, add_eos=True, every_turn=every_turn)
+    length = len(encoded.prompt_P) + len(encoded.responses[0].ids_T)
+    fitting = replace(encoder, max_tokens=length).conversation(messages, add_eos=True, every_turn=every_turn)
+    assert scored_states(fitting) == scored_states(encoded)
+    assert refusal(replace(encoder, max_tokens=length - 1), messages, every_turn=every_turn) == ("too_long", "messages")

@@ -2,16 +2,21 @@
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from dense_reward import Client
 from dense_reward_trainer.cli import main
 from dense_reward_trainer.corruption import Corruption, number_corruption
-from dense_reward_trainer.credit import Planted, groups, plant
+from dense_reward_trainer.credit import SIGNALS, Planted, Sums, groups, plant, rank
 from dense_reward_trainer.credit_config import CreditConfig
-from dense_reward_trainer.data import Demonstration, Message
+from dense_reward_trainer.data import DataSource, Demonstration, Message, load
 from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.policy import load_policy
+from dense_reward_trainer.rollout import Sampling, sample
+from dense_reward_trainer.token_rewards import ServiceAddress, pinned_pair
 from hypothesis import given
 from hypothesis import strategies as st
 from served_pair import ServedPair, free_port, write_pair
@@ -91,18 +96,90 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPair]:
     served.kill()
 
 
-def test_the_job_measures_both_tables_and_leaves_them_in_its_folder(
+def credit(pair: ServedPair, run: Path, *overrides: str) -> int:
+    """The command's exit code; without a policy where no override gives one."""
+    data = [f"data.source={pair.folder / 'held_out.jsonl'}", "answers=3", "policy=null"]
+    return main(["credit", "arithmetic_credit", f"output_dir={run}", f"service_url={pair.url}", *data, *overrides])
+
+
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_without_a_policy_the_job_measures_planted_errors_and_leaves_the_table_in_its_folder(
     pair: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    overrides = [
-        f"output_dir={tmp_path / 'run'}",
-        f"service_url={pair.url}",
-        f"data.source={pair.folder / 'held_out.jsonl'}",
-        "answers=3",
-    ]
-    assert main(["credit", "arithmetic_credit", *overrides, "policy=null"]) == 0
+    assert credit(pair, tmp_path / "run") == 0
     result = json.loads((tmp_path / "run" / "credit.json").read_text())["result"]
     assert set(result["localisation"]) == {"sft_logprob", "reward", "centred"}
     assert all(0 <= one["low"] <= one["value"] <= one["high"] <= 1 for one in result["localisation"].values())
     assert result["ranking"] is None
-    assert "AUROC of the corrupted digit" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"waiting for {pair.url}, up to 300 s" in said
+    assert "AUROC of the corrupted digit" in said
+
+
+def test_right_and_wrong_samples_are_told_apart_and_summed_as_the_service_pays_them(
+    pair: ServedPair, tmp_path: Path
+) -> None:
+    """Nothing that random weights say is right, so a text of even length shall be."""
+    settings = config(output_dir=tmp_path, samples=60, max_new_tokens=40, service_request_tokens=200)
+    checkpoint = load_policy(pair.folder / "sft", precision="float32", device="cpu")
+    demonstrations = load(DataSource(source=str(pair.folder / "held_out.jsonl"))).demonstrations
+    with pinned_pair(ServiceAddress.of(pair.url, settings), said_to_nobody) as pinned:
+        sums = rank(pinned, checkpoint, demonstrations, settings, report=said_to_nobody, is_right=is_even)
+
+    each = -(-60 // len(demonstrations))
+    prompts = [checkpoint.encoder.prompt(one.messages[0].content) for one in demonstrations]
+    rollouts = sample(checkpoint.policy, prompts, Sampling(40, each, batch_size=256), seed=0)[:60]
+    expected: dict[bool, list[float]] = {True: [], False: []}
+    with Client(pair.url) as client:
+        for rollout in rollouts:
+            body = [int(i) for i in rollout.response_T[: len(rollout.response_T) - rollout.finished]]
+            right = rollout.finished and len(checkpoint.encoder.tokenizer.text_and_spans(body)[0]) % 2 == 0
+            scored = client.score_ids(rollout.prompt_P, [rollout.response_T]).results[0]
+            assert scored.reward is not None
+            expected[right].append(float(scored.reward.sum()))
+    assert sums.counts == (len(expected[True]), len(expected[False]))
+    assert min(sums.counts) > 0
+    assert sums.right["reward"] == pytest.approx(expected[True], abs=1e-3)
+    assert sums.wrong["reward"] == pytest.approx(expected[False], abs=1e-3)
+    assert all(0 <= one.low <= one.value <= one.high <= 1 for one in sums.intervals(0).values())
+
+
+def is_even(_: Demonstration, text: str) -> bool:
+    return len(text) % 2 == 0
+
+
+def said_to_nobody(_: str) -> None:
+    """A report that nobody reads."""
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(2, 0), (0, 2)])
+def test_samples_that_are_all_right_or_all_wrong_cannot_be_ranked(right: int, wrong: int) -> None:
+    sums = Sums({name: [1.0] * right for name in SIGNALS}, {name: [1.0] * wrong for name in SIGNALS})
+    with pytest.raises(ConfigError, match=f"{right} samples are right and {wrong} are wrong, .* policy=null"):
+        sums.intervals(0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["policy={sft}", "samples=4", "max_new_tokens=8"], "0 samples are right and 4 are wrong"),
+        (["policy={sft}", "samples=4", "max_new_tokens=90"], "the reward service takes 96: lower max_new_tokens"),
+        (["policy=missing"], "no such checkpoint folder"),
+        (["service_pair=other"], "'other' does not name one pair"),
+        (["service_url=nonsense"], "service_url: .* has no http"),
+        (["service_url=http://127.0.0.1:9", "service_patience_s=0.1"], "cannot be used: gave up after 1 attempts"),
+        (["data.source=missing.jsonl"], "there is no such file"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(
+    pair: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], complaint: str
+) -> None:
+    chosen = [override.format(sft=pair.folder / "sft") for override in overrides]
+    assert credit(pair, tmp_path / "run", *chosen) == 2
+    last = last_line(capsys)
+    assert last.startswith("error: ")
+    assert re.search(complaint, last), last
+    assert not (tmp_path / "run" / "credit.json").exists()

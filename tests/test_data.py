@@ -135,7 +135,7 @@ def test_the_first_ten_bad_lines_are_listed_with_the_total_and_the_cure(tmp_path
     assert first == f"{source.source}: 13 of 14 lines are no demonstrations:"
     assert [line.split(": ")[0] for line in listed] == [f"  {source.source}:{number}" for number in range(2, 12)]
     assert more == "  and 3 more"
-    assert cure == "Correct them, or leave them out with --skip-bad (skip_bad: true)."
+    assert cure == "Correct them, or leave them out: add --skip-bad to the command."
     assert len(refusal.value.bad_lines) == 13
 
 

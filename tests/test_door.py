@@ -22,6 +22,13 @@ def test_a_full_queue_says_when_there_will_be_room() -> None:
         assert door.held_tokens == 1000
 
 
+def test_a_batch_that_computed_nothing_says_nothing_about_the_device() -> None:
+    door = Door(capacity_tokens=1000)
+    door.measured(tokens=500, seconds=2.0)
+    door.measured(tokens=0, seconds=0.001)
+    assert door.rate_tokens_per_s == 250
+
+
 def test_a_count_above_the_estimate_may_still_find_the_queue_full() -> None:
     door = Door(capacity_tokens=100)
     with door.permit(60), pytest.raises(RequestError) as refused, door.permit(10) as permit:

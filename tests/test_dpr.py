@@ -9,6 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dense_reward.engine.base import EngineInfo
+from dense_reward.engine.fake import EOS_ID, VOCABULARY
+from dense_reward.engine.pair import QUANTITIES, PairEngine
+from dense_reward.engine.torch_engine import TorchModel
 from dense_reward_trainer.dpr import (
     Batch,
     Training,
@@ -32,7 +36,7 @@ from dense_reward_trainer.token_rewards import ResponseRewards, TokenRewards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from tiny_policy import EngineRewards, PolicyRewards, ids_of, tiny_checkpoint, tiny_policy
+from tiny_policy import EngineRewards, PolicyRewards, ids_of, tiny_checkpoint, tiny_llama, tiny_policy
 
 PROMPTS = [ids_of(5, 6, 7), ids_of(9), ids_of(1, 2, 3, 4, 5)]
 SPENT = frozenset({"rollout_s", "score_s", "update_s", "tokens_per_s"})
@@ -110,6 +114,17 @@ def test_rewards_and_the_penalty_are_at_temperature_1_whatever_is_sampled_at() -
     paid_BT = batch.signal_BT - 0.25 * (at_1_BT - batch.sft_logprob_BT)
     expected_B = (paid_BT * batch.mask_BT).sum(1).double()
     torch.testing.assert_close(returns(batch, config)[:, 0], expected_B, rtol=0, atol=1e-3)
+
+
+def test_before_the_first_step_the_kl_to_the_sft_model_is_0_also_where_its_output_rows_are_padded() -> None:
+    """Half of the output rows are no ids of the tokenizer: what they get must be missing on both sides."""
+    model, reference = (tiny_llama(seed=seed, vocabulary=2 * VOCABULARY) for seed in (0, 1))
+    info = EngineInfo("sft", "reference", "r", "float32", "cpu", VOCABULARY, 128, QUANTITIES, related=True)
+    service = PairEngine(TorchModel(model), TorchModel(reference), info, max_batch_tokens=1000)
+    config = config_of()
+    batch = batch_of(Policy(model, EOS_ID, VOCABULARY), config, EngineRewards(engine=service))
+    assert describe(batch, returns(batch, config))["kl_to_sft"] == pytest.approx(0.0, abs=1e-4)
+    torch.testing.assert_close(batch.policy_logprob_BT, batch.sft_logprob_BT, rtol=0, atol=1e-4)
 
 
 def test_one_optimiser_step_does_not_depend_on_the_size_of_microbatches() -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,7 +21,7 @@ from dense_reward_trainer.cli import main
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.policy import load_policy
 from dense_reward_trainer.rollout import Rollout, Sampling, sample
-from dense_reward_trainer.token_rewards import ServiceAddress, ServiceRewards, connected
+from dense_reward_trainer.token_rewards import ServiceAddress, ServiceRewards, connected, requests
 from served_pair import DATA, ServedPair, environment, free_port, write_pair
 
 STEPS = 8
@@ -91,6 +92,7 @@ def test_a_run_leaves_a_policy_its_metrics_and_a_plot(served: ServedPair, finish
     assert lines[0]["held_out_kl_to_sft"] == pytest.approx(0.0, abs=1e-4)
     assert lines[-1]["held_out_kl_to_sft"] != 0.0
     assert (finished / "dpr.png").stat().st_size > 10_000
+    assert not (finished / "resume").exists(), "a finished run needs no state"
 
     folder = finished / "checkpoints" / "policy"
     manifest, sft = load_manifest(folder), load_manifest(served.folder / "sft")
@@ -103,9 +105,12 @@ def test_a_run_leaves_a_policy_its_metrics_and_a_plot(served: ServedPair, finish
 
 def test_a_finished_run_is_left_alone(served: ServedPair, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
+    # what a kill between the last checkpoint and the removal of the states leaves
+    (finished / "resume").mkdir()
     assert main(["dpr", str(write_config(served, finished))]) == 0
     assert "nothing to do" in capsys.readouterr().err
     assert (finished / "metrics.jsonl").read_bytes() == before
+    assert not (finished / "resume").exists()
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(served: ServedPair, finished: Path, tmp_path: Path) -> None:
@@ -172,10 +177,15 @@ def test_evaluate_compares_checkpoints_side_by_side(
     assert len(samples) == 3 * figures["policy"]["length_tokens"]["count"]
 
 
+def said(_: str) -> None:
+    """A report that nobody reads."""
+
+
 @pytest.fixture
 def rewards(served: ServedPair) -> Iterator[ServiceRewards]:
     tokenizer = load_manifest(served.folder / "sft").tokenizer_sha256
-    with connected(ServiceAddress(served.url, None, 60, 60), tokenizer, signal="centred", with_kl=True) as connection:
+    address = ServiceAddress(served.url, None, 60, 60, 8192)
+    with connected(address, tokenizer, said, signal="centred", with_kl=True) as connection:
         yield connection
 
 
@@ -195,19 +205,18 @@ def test_the_service_answers_for_the_very_ids_of_each_rollout(served: ServedPair
             np.testing.assert_allclose(row.signal_T + row.kl_T, alone.reward, atol=1e-4)
 
 
-def test_many_rollouts_are_asked_for_in_several_requests(
-    rewards: ServiceRewards, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_rollouts_are_asked_for_in_several_requests(rewards: ServiceRewards) -> None:
     rollouts = [Rollout(np.array([5, i], np.int32), np.array([7, 8], np.int32), False) for i in range(6)]
     whole = rewards.score(rollouts)
-    monkeypatch.setattr("dense_reward_trainer.token_rewards.REQUEST_TOKENS", 9)
-    parts = rewards.score(rollouts)
+    assert [len(items) for items in requests(rollouts, 9)] == [2, 2, 2]
+    parts = replace(rewards, pair=replace(rewards.pair, request_tokens=9)).score(rollouts)
     for one, other in zip(whole, parts, strict=True):
         np.testing.assert_allclose(one.signal_T, other.signal_T, atol=1e-5)
 
 
 def test_a_pair_that_was_swapped_under_a_run_is_refused(rewards: ServiceRewards) -> None:
-    swapped = replace(rewards, card=rewards.card.model_copy(update={"revision": "another"}))
+    card = rewards.card.model_copy(update={"revision": "another"})
+    swapped = replace(rewards, pair=replace(rewards.pair, card=card))
     with pytest.raises(JobError, match=r"did not score: 409 revision_mismatch"):
         swapped.score([Rollout(np.array([5], np.int32), np.array([7], np.int32), False)])
 
@@ -218,6 +227,7 @@ def test_a_pair_that_was_swapped_under_a_run_is_refused(rewards: ServiceRewards)
         ("policy={foreign}", "your tokenizer has sha256 .*, default was trained with"),
         ("service_pair=other", "'other' does not name one pair"),
         ("service_url=ftp://nowhere", "service_url: .* has no http"),
+        ("service_url=nonsense", "service_url: .* has no http"),
         ("max_new_tokens=90", "set max_new_tokens to at most"),
         ("prompts.held_out_fraction=0.0", "held-out prompts are also trained on"),
         ("held_out=missing.jsonl", "there is no such file"),
@@ -236,6 +246,39 @@ def test_what_cannot_be_right_is_refused_in_one_line(
     assert last.startswith("error: ")
     assert re.search(complaint, last), last
     assert not metrics_of(tmp_path / "run")
+
+
+def test_the_cure_that_is_printed_for_bad_prompts_is_one(
+    served: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "Add 1 and 1.", "response": "2"}\n{"prompt": "Add 0 and 1.", "response": ""}\n')
+    command = ["dpr", str(write_config(served, tmp_path / "run"))]
+    given = [f"prompts={{source: {path}, held_out_fraction: 0}}", "steps=1"]
+    assert main([*command, *given]) == 2
+    cure = re.search(r"add (--\S+) to the command", capsys.readouterr().err)
+    assert cure is not None
+    assert main([*command, cure[1], *given]) == 0
+
+
+def test_bad_lines_of_what_is_measured_on_are_not_said_to_be_skippable(
+    served: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "held_out.jsonl"
+    path.write_text('{"prompt": "Add 1 and 1."}\n')
+    assert main(["dpr", str(write_config(served, tmp_path / "run")), f"held_out={path}", "--skip-bad"]) == 2
+    said = capsys.readouterr().err
+    assert "Correct or remove them" in said
+    assert "--skip-bad" not in said
+
+
+def test_a_service_that_is_too_slow_is_told_of_with_the_option_that_helps(rewards: ServiceRewards) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with Client(f"http://127.0.0.1:{port}", timeout_s=0.2, retry_for_s=0.0) as client:
+            slow = replace(rewards, pair=replace(rewards.pair, client=client))
+            with pytest.raises(JobError, match="raise service_timeout_s, or lower service_request_tokens"):
+                slow.score([Rollout(np.array([5], np.int32), np.array([7], np.int32), False)])
 
 
 def test_a_run_is_not_resumed_with_another_configuration_or_another_reward_model(

@@ -52,7 +52,7 @@ def test_a_demonstration_that_is_too_long_is_refused_with_its_place_and_length()
     short, long = demonstration("Add.", "1"), demonstration("Add 1.", "1" * 50)
     needed = rows(long)[0].length
     assert len(rows(long, limit=needed)) == 1
-    with pytest.raises(DataError, match=rf"file.jsonl:6: {needed} tokens, at most {needed - 1} .*data.skip_bad"):
+    with pytest.raises(DataError, match=rf"file.jsonl:6: {needed} tokens, at most {needed - 1} .*--skip-bad"):
         rows(short, long, limit=needed - 1)
 
 

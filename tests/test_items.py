@@ -179,6 +179,26 @@ def test_what_is_too_long_is_refused_and_never_cut(body: dict[str, object]) -> N
     assert "have 13 tokens; the limit is 12" in found.message
 
 
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": "hi", "response": "1" * 61}, "response"),
+        ({"prompt": "1" * 61, "response": ""}, "prompt"),
+        ({"prompt": "1" * 61, "response": "", "render": "raw"}, "prompt"),
+        ({"text": "☃" * 21}, "text"),
+    ],
+)
+def test_a_text_that_no_tokenizer_could_fit_is_refused_by_its_bytes(body: dict[str, object], param: str) -> None:
+    found = FAKE.fault(**body)
+    assert (found.code, found.param) == ("too_long", param)
+    assert "bytes of text, more than the limit of 12 tokens (--max-length-tokens) can hold (60 bytes)" in found.message
+
+
+def test_a_long_text_of_few_tokens_is_taken() -> None:
+    item = FAKE.prepared(prompt="<bos>" * 6, response="<eos>" * 6, render="raw", add_eos=False)
+    assert (len(item.trunk.prompt_P), branches(item)) == (6, [[EOS_ID] * 6])
+
+
 def test_what_is_just_as_long_as_allowed_is_taken() -> None:
     assert FAKE.prepared(prompt_ids=[1] * 6, response_ids=[[1] * 6, []])
     assert FAKE.prepared(prompt="hi", response="1234567")
@@ -235,6 +255,16 @@ def test_candidates_of_a_stream_and_of_text_are_counted_by_scored_tokens() -> No
         assert named.tolist() == [[5], [6]]
 
 
+def test_a_token_has_at_most_1024_candidates() -> None:
+    def named(count: int) -> dict[str, object]:
+        return {"prompt_ids": [1], "response_ids": [[2]], "candidate_ids": [[[5] * count]]}
+
+    assert FAKE.prepared(**named(1024))
+    found = FAKE.fault(**named(1025))
+    assert (found.code, found.param) == ("too_long", "candidate_ids")
+    assert "1025 ids at each token; the limit is 1024" in found.message
+
+
 def test_a_response_without_tokens_has_no_candidates() -> None:
     item = FAKE.prepared(prompt_ids=[1], response_ids=[[], [2]], candidate_ids=[[], [[]]])
     assert [branch.candidates_SK for branch in item.trunk.branches] == [None, None]
@@ -276,3 +306,10 @@ def test_segments_of_a_stream_count_scored_tokens_alone() -> None:
     body: dict[str, object] = {"token_ids": [1, 2, 3, 4], "score_mask": [0, 1, 0, 1]}
     assert FAKE.prepared(**body, segments=[[[0, 2]]]).segments == (((0, 2),),)
     assert FAKE.refusal(**body, segments=[[[0, 3]]]) == ("wrong_shape", "segments")
+
+
+@pytest.mark.parametrize("long", ["a" * 20_000, "a b " * 100])
+def test_what_is_too_long_is_named_as_its_caller_sent_it(long: str) -> None:
+    assert CHAT.refusal(prompt=long, response="b") == ("too_long", "prompt")
+    assert CHAT.refusal(prompt="a", responses=["b", long]) == ("too_long", "response")
+    assert CHAT.refusal(messages=[{"role": "user", "content": long}, MESSAGES[1]]) == ("too_long", "messages")

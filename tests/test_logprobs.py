@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 import pytest
 import torch
 from dense_reward.engine.base import Wants
-from dense_reward.engine.logprobs import ScoredRows, Side, score_rows
+from dense_reward.engine.logprobs import Candidates, ScoredRows, Side, score_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -24,7 +24,9 @@ class Case:
 
     def scored(self, wants: Wants = ALL, *, chunk_rows: int = 256) -> ScoredRows:
         sft, reference = Side(self.sft_NV, _itself), Side(self.reference_NV, _itself)
-        return score_rows(sft, reference, self.targets_N, wants, self.candidates_NK, chunk_rows=chunk_rows)
+        counts_N = torch.full((len(self.targets_N),), self.candidates_NK.shape[1])
+        named = Candidates(self.candidates_NK.flatten(), counts_N)
+        return score_rows(sft, reference, self.targets_N, wants, named, chunk_rows=chunk_rows)
 
 
 def _itself(rows: Tensor) -> Tensor:
@@ -67,6 +69,7 @@ def test_every_quantity_is_its_definition_summed_over_the_whole_vocabulary(
     made = case(seed, n, v, k)
     rows = made.scored(chunk_rows=chunk_rows)
     assert len(rows.sft_logprob_N) == n
+    rewards_NK = given_tensor(rows.candidate_reward_M).reshape(n, k)
     for i in range(n):
         p, q = probabilities(made.sft_NV[i]), probabilities(made.reference_NV[i])
         ratio = [log(a) - log(b) for a, b in zip(p, q, strict=True)]
@@ -76,12 +79,13 @@ def test_every_quantity_is_its_definition_summed_over_the_whole_vocabulary(
             "reference_logprob_N": log(q[target]),
             "kl_N": sum(a * r for a, r in zip(p, ratio, strict=True)),
             "entropy_N": -sum(a * log(a) for a in p),
-            "candidate_reward_NK": [ratio[int(c)] for c in made.candidates_NK[i]],
             "top_sft_logprob_NK": sorted((log(a) for a in p), reverse=True)[:3],
         }
         for name, value in expected.items():
             found = given_tensor(getattr(rows, name))[i]
             torch.testing.assert_close(found, torch.tensor(value, dtype=torch.float64), atol=1e-9, rtol=0)
+        named = torch.tensor([ratio[int(c)] for c in made.candidates_NK[i]], dtype=torch.float64)
+        torch.testing.assert_close(rewards_NK[i], named, atol=1e-9, rtol=0)
         top = given_tensor(rows.top_ids_NK)[i].tolist()
         reference_of_top = torch.tensor([log(q[word]) for word in top], dtype=torch.float64)
         torch.testing.assert_close(given_tensor(rows.top_reference_logprob_NK)[i], reference_of_top, atol=1e-9, rtol=0)
@@ -94,6 +98,26 @@ def test_the_size_of_a_chunk_changes_nothing(seed: int, n: int, chunk_rows: int)
     whole, chunked = made.scored(chunk_rows=1000), made.scored(chunk_rows=chunk_rows)
     for field in fields(ScoredRows):
         assert torch.equal(getattr(whole, field.name), getattr(chunked, field.name)), field.name
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32), st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(1, 9))
+def test_every_position_gets_the_candidates_that_it_named_however_many_others_name(
+    seed: int, counts: list[int], chunk_rows: int
+) -> None:
+    made = case(seed, len(counts), 13, 5)
+    ids = [made.candidates_NK[i, :count] for i, count in enumerate(counts)]
+    rows = score_rows(
+        Side(made.sft_NV, _itself),
+        Side(made.reference_NV, _itself),
+        made.targets_N,
+        Wants(),
+        Candidates(torch.cat(ids).int(), torch.tensor(counts)),
+        chunk_rows=chunk_rows,
+    )
+    reward_NV = torch.log_softmax(made.sft_NV, 1) - torch.log_softmax(made.reference_NV, 1)
+    expected_M = torch.cat([reward_NV[i, of_row] for i, of_row in enumerate(ids)])
+    torch.testing.assert_close(given_tensor(rows.candidate_reward_M), expected_M, atol=1e-12, rtol=0)
 
 
 def test_the_head_sees_no_more_rows_at_once_than_a_chunk_has() -> None:
@@ -114,7 +138,7 @@ def test_identical_models_give_a_reward_and_a_kl_of_exactly_0(dtype: torch.dtype
     rows = Case(made.sft_NV, made.sft_NV.clone(), made.targets_N, made.candidates_NK).scored()
     assert torch.equal(rows.sft_logprob_N, rows.reference_logprob_N)
     assert not given_tensor(rows.kl_N).any()
-    assert not given_tensor(rows.candidate_reward_NK).any()
+    assert not given_tensor(rows.candidate_reward_M).any()
 
 
 def test_kl_is_never_negative_where_two_models_differ_by_rounding_alone() -> None:
@@ -132,7 +156,7 @@ def test_the_reward_that_the_sft_model_itself_expects_is_kl(seed: int) -> None:
     made = case(seed, 6, 11, 1)
     every_word = torch.arange(11).repeat(6, 1)
     rows = Case(made.sft_NV, made.reference_NV, made.targets_N, every_word).scored()
-    expected_N = (torch.softmax(made.sft_NV, dim=1) * given_tensor(rows.candidate_reward_NK)).sum(1)
+    expected_N = (torch.softmax(made.sft_NV, dim=1) * given_tensor(rows.candidate_reward_M).reshape(6, 11)).sum(1)
     torch.testing.assert_close(given_tensor(rows.kl_N), expected_N, atol=1e-12, rtol=1e-12)
 
 
@@ -182,6 +206,5 @@ def test_what_nobody_asked_for_is_not_computed() -> None:
 def test_no_rows_give_empty_columns_of_the_right_shape() -> None:
     rows = case(1, 0, 6, 2).scored()
     shapes = {field.name: tuple(getattr(rows, field.name).shape) for field in fields(ScoredRows)}
-    assert {shape for name, shape in shapes.items() if name.endswith("_N")} == {(0,)}
-    assert shapes["candidate_reward_NK"] == (0, 2)
+    assert {shape for name, shape in shapes.items() if name.endswith(("_N", "_M"))} == {(0,)}
     assert shapes["top_ids_NK"] == (0, 3)

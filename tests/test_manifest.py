@@ -181,8 +181,8 @@ def test_two_checkpoints_of_one_run_in_order_are_related() -> None:
     [
         ({"tokenizer_sha256": "other"}, "different tokenizers: their ids mean different things"),
         ({"vocabulary": 101}, "different vocabularies: 100 and 101 output rows"),
-        ({"template_sha256": "other"}, "different templates: adopt one with the other's renderer"),
-        ({"end_of_turn_id": 3}, "different templates"),
+        ({"template_sha256": "other"}, "different chat templates or ends of turn: adopt both with --renderer plain"),
+        ({"end_of_turn_id": 3}, "different chat templates"),
     ],
 )
 def test_what_can_never_make_a_pair_is_refused(changes: dict[str, object], message: str, allow_unrelated: bool) -> None:
@@ -216,6 +216,13 @@ def test_the_hash_of_all_weights_depends_on_weights_alone() -> None:
     assert of.weights_sha256 == manifest(files={"tokenizer.json": "3", "a.safetensors": "1"}).weights_sha256
     assert of.weights_sha256 != manifest(files={"a.safetensors": "2"}).weights_sha256
     assert of.weights_sha256 != manifest(files=of.files, adapter_base_files={"b": "1"}).weights_sha256
+
+
+def test_the_hash_of_all_content_depends_on_every_file() -> None:
+    of = manifest(files={"a.safetensors": "1", "config.json": "2"})
+    assert of.content_sha256 == manifest(files={"config.json": "2", "a.safetensors": "1"}).content_sha256
+    assert of.content_sha256 != manifest(files={"a.safetensors": "1", "config.json": "3"}).content_sha256
+    assert of.content_sha256 != manifest(files=of.files, adapter_base_files={"b": "1"}).content_sha256
 
 
 def test_the_fraction_of_a_run_is_known_where_its_samples_are() -> None:

@@ -12,8 +12,8 @@ from dense_reward.engine.base import Branch, EngineInfo, TokenScores, Trunk, Wan
 from dense_reward.engine.pair import QUANTITIES, PairEngine, load_pair
 from dense_reward.engine.tokenizer import TransformersTokenizer
 from dense_reward.engine.torch_engine import TorchModel
-from dense_reward.errors import CheckpointError, OutOfMemoryError
-from dense_reward.manifest import MANIFEST_NAME, Manifest
+from dense_reward.errors import CheckpointError
+from dense_reward.manifest import MANIFEST_NAME, Manifest, hash_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import (
@@ -140,59 +140,6 @@ def test_each_branch_gets_the_candidates_that_it_named_whatever_its_mates_name()
     np.testing.assert_allclose(found, alone_few, atol=TOLERANCE_NATS)
 
 
-def test_no_more_tokens_than_the_budget_are_computed_at_once_after_padding() -> None:
-    model = tiny_model("llama", dtype=torch.float32)
-    shapes: list[tuple[int, int]] = []
-    model.model.embed_tokens.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
-    engine = PairEngine(TorchModel(model), TorchModel(model), ENGINES["llama"].info, max_batch_tokens=64)
-    shapes.clear()
-    engine.score([random_trunk(s, 5, tuple(range(s, 30, 3))) for s in range(3)] + [random_trunk(9, 70, (30,))], Wants())
-    assert max(rows * length for rows, length in shapes if rows > 1) <= 64
-    assert (1, 100) in shapes
-    assert max(rows for rows, _ in shapes) > 4
-
-
-def refuse_more_than(rows: int, error: Exception) -> Callable[[torch.nn.Module, tuple[torch.Tensor]], None]:
-    def hook(_: torch.nn.Module, args: tuple[torch.Tensor]) -> None:
-        if len(args[0]) > rows:
-            raise error
-
-    return hook
-
-
-OUT_OF_MEMORY = (
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
-)
-
-
-@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
-@pytest.mark.parametrize("place", ["model.embed_tokens", "lm_head"])
-def test_memory_that_runs_out_in_the_model_or_its_head_is_told_as_such(error: Exception, place: str) -> None:
-    model = tiny_model("llama", dtype=torch.float32)
-    engine = PairEngine(TorchModel(model), TorchModel(model), ENGINES["llama"].info, max_batch_tokens=1000)
-    model.get_submodule(place).register_forward_pre_hook(refuse_more_than(2, error))
-    with pytest.raises(OutOfMemoryError, match="allocate") as caught:
-        engine.score([random_trunk(0, 3, (4, 4, 4))], Wants())
-    assert caught.value.__context__ is None, "a traceback would keep the tensors of the batch alive"
-
-
-def test_the_errors_of_torch_itself_for_want_of_memory_are_recognised() -> None:
-    model = tiny_model("llama", dtype=torch.float32)
-    engine = PairEngine(TorchModel(model), TorchModel(model), ENGINES["llama"].info, max_batch_tokens=1000)
-    model.lm_head.register_forward_pre_hook(lambda *_: torch.empty(1 << 60, dtype=torch.int8))
-    with pytest.raises(OutOfMemoryError):
-        engine.score([random_trunk(0, 3, (4, 4))], Wants())
-
-
-def test_another_failure_of_the_device_stays_what_it_is() -> None:
-    model = tiny_model("llama", dtype=torch.float32)
-    engine = PairEngine(TorchModel(model), TorchModel(model), ENGINES["llama"].info, max_batch_tokens=1000)
-    model.lm_head.register_forward_pre_hook(refuse_more_than(0, RuntimeError("CUDA error: device-side assert")))
-    with pytest.raises(RuntimeError, match="device-side assert"):
-        engine.score([random_trunk(0, 3, (4, 4))], Wants())
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return write_pair(tmp_path_factory.mktemp("pair"))
@@ -244,10 +191,28 @@ def test_the_proof_holds_in_other_dtypes_within_their_rounding(pair: Pair, dtype
     assert load(pair, dtype=dtype)[0].info.dtype == dtype
 
 
-def test_a_revision_names_the_weights_of_both_and_nothing_else(pair: Pair, tmp_path: Path) -> None:
+def test_a_revision_names_the_files_of_both_and_how_they_are_served(pair: Pair, tmp_path: Path) -> None:
     revision = load(pair)[0].info.revision
     assert load(copy_pair(pair, tmp_path))[0].info.revision == revision
+    assert load(pair, dtype="float32")[0].info.revision == revision
+    assert load(pair, dtype="float64")[0].info.revision != revision
     assert load((pair[0], pair[0]), allow_unrelated=True)[0].info.revision != revision
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["sft", "reference"])
+def test_another_configuration_is_another_revision(pair: Pair, tmp_path: Path, side: int) -> None:
+    changed = copy_pair(pair, tmp_path)
+    path = changed[side] / "config.json"
+    path.write_text(path.read_text() + "\n")
+    edit_manifest(changed[side], lambda manifest: manifest.update(files=hash_files(changed[side])))
+    assert load(changed)[0].info.revision != load(pair)[0].info.revision
+
+
+def test_another_end_of_turn_is_another_revision(pair: Pair, tmp_path: Path) -> None:
+    changed = copy_pair(pair, tmp_path)
+    for checkpoint in changed:
+        edit_manifest(checkpoint, lambda manifest: manifest.update(end_of_turn_id=3))
+    assert load(changed)[0].info.revision != load(pair)[0].info.revision
 
 
 def test_a_checkpoint_against_itself_gives_a_reward_and_a_kl_of_exactly_0(pair: Pair) -> None:
@@ -312,7 +277,9 @@ def test_another_tokenizer_in_the_reference_is_refused(pair: Pair, tmp_path: Pat
 def test_another_template_in_the_reference_is_refused(pair: Pair, tmp_path: Path) -> None:
     other = tmp_path / "reference"
     write_checkpoint(other, role="reference", step=10, renderer="chat")
-    with pytest.raises(CheckpointError, match="different templates: adopt one with the other's renderer"):
+    with pytest.raises(
+        CheckpointError, match="different chat templates or ends of turn: adopt both with --renderer plain"
+    ):
         load((pair[0], other), allow_unrelated=True)
 
 

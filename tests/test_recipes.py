@@ -1,10 +1,14 @@
 """Every recipe that ships is a valid configuration of its job, and every recipe for big machines has a tiny twin."""
 
 import importlib
+import re
+from pathlib import Path
 
 import pytest
 from dense_reward_trainer.cli import JOBS
-from dense_reward_trainer.config import JobConfig, SftConfig, config_path, load_config, recipe_names
+from dense_reward_trainer.config import Config, JobConfig, SftConfig, config_path, load_config, recipe_names
+from dense_reward_trainer.credit_config import CreditConfig
+from dense_reward_trainer.policy_config import DprConfig, EvaluateConfig
 
 
 def config_class(recipe: str) -> type[JobConfig]:
@@ -38,3 +42,70 @@ def test_the_demonstration_leaves_its_pair_where_the_readme_says() -> None:
     config = load_config(SftConfig, config_path("arithmetic_sft"))
     assert str(config.output_dir) == "runs/demo"
     assert config.milestones == {"reference": 0.5}
+
+
+def resolved(kind: type[Config]) -> dict[str, Config]:
+    """The recipes of one job, by name."""
+    return {
+        name: load_config(kind, config_path(name)) for name in recipe_names() if issubclass(kind, config_class(name))
+    }
+
+
+def written() -> set[Path]:
+    """Every checkpoint and every held-out file that the recipes leave behind."""
+    paths = {config.output_dir / "checkpoints" / "policy" for config in resolved(DprConfig).values()}
+    for config in resolved(SftConfig).values():
+        paths |= {config.output_dir / "checkpoints" / name for name in ("sft", *config.milestones)}
+        paths.add(config.output_dir / "held_out.jsonl")
+    return paths
+
+
+def sft_run_of(path: Path) -> SftConfig:
+    """The SFT recipe in whose run folder a checkpoint or a held-out file lies."""
+    (config,) = (config for config in resolved(SftConfig).values() if path.is_relative_to(config.output_dir))
+    return config
+
+
+@pytest.mark.parametrize("recipe", resolved(DprConfig))
+def test_a_recipe_of_dpr_takes_up_an_sft_recipe_with_its_data_and_its_split(recipe: str) -> None:
+    config = resolved(DprConfig)[recipe]
+    assert {config.policy, config.held_out} <= written()
+    assert config.policy.name == "sft"
+    run = sft_run_of(config.policy)
+    assert config.held_out == run.output_dir / "held_out.jsonl"
+    assert config.prompts == run.data
+
+
+@pytest.mark.parametrize("recipe", resolved(EvaluateConfig))
+def test_a_recipe_of_evaluate_measures_what_other_recipes_leave(recipe: str) -> None:
+    config = resolved(EvaluateConfig)[recipe]
+    assert {config.held_out, *config.checkpoints.values()} <= written()
+    starts = {dpr.output_dir: dpr.policy for dpr in resolved(DprConfig).values()}
+    for folder in config.checkpoints.values():
+        first = starts.get(folder.parent.parent, folder)
+        assert sft_run_of(first) == sft_run_of(config.held_out)
+
+
+@pytest.mark.parametrize("recipe", resolved(CreditConfig))
+def test_a_recipe_of_credit_looks_at_answers_that_its_sft_recipe_left_out(recipe: str) -> None:
+    config, source = resolved(CreditConfig)[recipe], Path(resolved(CreditConfig)[recipe].data.source)
+    if config.policy is not None:
+        assert config.policy in written()
+        assert sft_run_of(config.policy) == sft_run_of(source)
+    if source in written():
+        return
+    run = resolved(SftConfig)[recipe.replace("credit", "sft")]
+    assert run.data.source == config.data.source
+    assert config.data.last is not None
+    assert config.data.last <= run.data.skip_last
+    assert config.data.strip_annotations == run.data.strip_annotations
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_a_pair_that_a_recipe_says_to_serve_is_one_that_a_recipe_leaves(recipe: str) -> None:
+    text = config_path(recipe).read_text().replace("\n#", " ")
+    for sft, reference in re.findall(r"serve --sft (\S+)\s+--reference (\S+)", text):
+        assert {Path(sft), Path(reference)} <= written()
+        assert sft_run_of(Path(sft)) == sft_run_of(Path(reference))
+    if "Needs" in text:
+        assert "dense-reward serve --sft" in text

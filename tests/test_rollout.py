@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from dense_reward.engine.base import IdArray
+from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.policy import Policy, frozen_logprobs, microbatches, policy_logprobs
 from dense_reward_trainer.rollout import (
     Rollout,
@@ -111,14 +112,15 @@ def test_a_checkpoints_own_generation_settings_do_not_reach_the_samples(policy: 
     assert policy.model.generation_config is shipped
 
 
-def test_ids_that_the_tokenizer_does_not_know_are_never_drawn_and_have_no_probability() -> None:
-    """Output layers are often padded beyond the tokenizer; the service would refuse such an id."""
+def test_ids_that_the_tokenizer_does_not_know_are_never_drawn_but_have_their_share_as_at_the_service() -> None:
+    """Output layers are often padded beyond the tokenizer; the service would refuse such an id, and counts its row."""
     policy = Policy(tiny_llama(vocabulary=64), end_of_turn_id=3, vocabulary=5)
     rollouts = sample(policy, [ids_of(1)], Sampling(8, group_size=16), seed=0)
     assert max(int(r.response_T.max()) for r in rollouts) < 5
-    known = [ids_of(i) for i in range(5)]
-    probability = policy_logprobs(policy, [ids_of(1)] * 5, known).exp().sum()
-    assert float(probability.detach()) == pytest.approx(1.0, abs=1e-5)
+    rows = [ids_of(i) for i in range(64)]
+    probability_V = policy_logprobs(policy, [ids_of(1)] * 64, rows).detach().exp()[:, 0]
+    assert float(probability_V.sum()) == pytest.approx(1.0, abs=1e-5)
+    assert float(probability_V[:5].sum()) < 0.9
 
 
 def test_log_probs_of_a_padded_batch_are_those_of_each_response_alone(policy: Policy) -> None:
@@ -175,7 +177,7 @@ def test_a_response_is_cut_after_its_first_end_of_turn(generated: list[int], kep
     ("prompt", "complaint"), [(ids_of(), "prompt 1 is empty"), (ids_of(*[1] * 100), "lower max_new_tokens to 28")]
 )
 def test_prompts_that_leave_nothing_to_sample_are_refused(policy: Policy, prompt: IdArray, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ConfigError, match=complaint):
         sample(policy, [ids_of(1), prompt], Sampling(50), seed=0)
 
 

@@ -14,11 +14,11 @@ import pytest
 from dense_reward.encode import Encoder
 from dense_reward.engine.base import EngineInfo, TokenScores, Trunk, Wants
 from dense_reward.engine.fake import FakeEngine, FakeTokenizer
-from dense_reward.errors import CheckpointError, OutOfMemoryError, RequestError
+from dense_reward.errors import CheckpointError, EngineLostError, OutOfMemoryError, RequestError
 from dense_reward.schemas import ScoreRequest
 from dense_reward.service import Loaded, Service
 from dense_reward.settings import Settings, read_settings
-from served import PATIENCE_S, loading, served, wait_until
+from served import PATIENCE_S, Served, loading, served, wait_until
 from unruly_engines import INFO, Gate, Recorder
 
 Report = Callable[[str], None]
@@ -55,7 +55,7 @@ def test_a_service_that_starts_says_so_and_then_scores() -> None:
         refused = running.score(IDS)
         assert error_of(refused) == (503, "starting")
         assert int(refused.headers["retry-after"]) >= 1
-        assert running.client.get("/models").json() == {"models": []}
+        assert error_of(running.client.get("/models")) == (503, "starting")
         assert "dense_reward_ready 0.0" in running.client.get("/metrics").text
         gate.opened.set()
         wait_until(lambda: running.client.get("/ready").status_code == 200)
@@ -103,7 +103,6 @@ def test_a_service_that_is_stopped_while_it_loads_ends_at_the_next_step() -> Non
 
     service = asyncio.run(live())
     assert service.state == "draining"
-    assert service.cards() == []
     assert service.progress == "verifying the files"
 
 
@@ -178,6 +177,9 @@ class Spoiling:
     def info(self) -> EngineInfo:
         return FakeEngine().info
 
+    def cost_tokens(self, trunk: Trunk) -> int:
+        return trunk.tokens
+
     def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
         return [
             [
@@ -207,7 +209,7 @@ def test_a_number_that_is_none_is_a_failure_and_never_an_answer(value: float, fi
         assert error_of(refused) == (500, "non_finite")
         assert [fault["item"] for fault in refused.json()["error"]["items"]] == [1]
         rows = running.score(items | {"on_error": "per_item"}).json()["results"]
-        assert [(row["item"], "error" in row) for row in rows] == [(0, False), (2, False), (1, True)]
+        assert [(row["item"], "error" in row) for row in rows] == [(0, False), (1, True), (2, False)]
 
 
 class SecretError(Exception):
@@ -303,6 +305,25 @@ def test_a_service_that_stops_answers_what_it_let_in() -> None:
     assert asyncio.run(live()) == 2
 
 
+def test_a_queue_that_ends_before_it_was_told_to_is_a_failure() -> None:
+    failures: list[None] = []
+
+    async def live() -> Service:
+        service = Service(read_settings({}, ()), loading(FakeEngine()), lambda: failures.append(None))
+        service.start()
+        while service.state != "ready":
+            await asyncio.sleep(0.01)
+        service.scorer.batcher.close()
+        while not failures:
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(service.stop(), PATIENCE_S)
+        return service
+
+    service = asyncio.run(asyncio.wait_for(live(), PATIENCE_S))
+    assert (service.state, failures) == ("failed", [None])
+    assert service.progress == "the queue ended before it was told to"
+
+
 def test_what_outlasts_the_time_for_stopping_is_sent_elsewhere() -> None:
     gate = Gate()
     with ThreadPoolExecutor(1) as pool:
@@ -317,10 +338,40 @@ def test_what_outlasts_the_time_for_stopping_is_sent_elsewhere() -> None:
     assert refused.headers["retry-after"]
 
 
-def test_longest_sequence_is_the_shorter_of_the_models_and_the_settings() -> None:
-    for wanted, longest in ((100, 100), (10_000, 4096)):
-        with served(max_length_tokens=wanted) as running:
-            assert running.client.get("/models").json()["models"][0]["max_length_tokens"] == longest
+def test_the_longest_sequence_is_the_settings_or_else_the_models() -> None:
+    def longest(running: Served) -> object:
+        return running.client.get("/models").json()["models"][0]["max_length_tokens"]
+
+    with served() as of_the_models, served(max_length_tokens=100) as shorter, served(max_length_tokens=4096) as equal:
+        assert (longest(of_the_models), longest(shorter), longest(equal)) == (4096, 100, 4096)
+
+
+def test_a_longest_sequence_above_the_models_is_refused_at_the_start() -> None:
+    with served(ready=False, max_length_tokens=4097) as running:
+        wait_until(lambda: bool(running.failures))
+        message = "--max-length-tokens 4097 is too many, the models' limit is 4096: lower it, or leave it out"
+        assert running.client.get("/ready").json() == {"state": "failed", "progress": message}
+
+
+def test_a_service_whose_device_is_lost_answers_whom_it_let_in_and_asks_to_be_ended() -> None:
+    gate = Gate()
+
+    def before(trunks: Sequence[Trunk]) -> None:
+        gate(trunks)
+        raise EngineLostError("CUDA error: device-side assert triggered")
+
+    with served(loading(Recorder(before)), max_batch_tokens=5) as running, ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(running.score, IDS) for _ in range(2)]
+        wait_until(lambda: gate.entered.is_set() and running.service.queue_tokens() == 10)
+        gate.opened.set()
+        assert sorted(error_of(answer.result(PATIENCE_S)) for answer in asked) == [(500, "internal"), (503, "draining")]
+        ready = running.client.get("/ready")
+        assert (ready.status_code, ready.json()["state"]) == (503, "failed")
+        assert "device-side assert" in ready.json()["progress"]
+        assert running.client.get("/health").status_code == 503
+        assert running.score(IDS).status_code == 503
+    assert running.failures == [None]
+    assert running.service.state == "failed"
 
 
 def test_the_encoder_that_is_served_is_the_one_that_was_loaded() -> None:

@@ -27,6 +27,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "max_body_bytes": ("1000", 1000),
     "max_items": ("5", 5),
     "max_responses": ("6", 6),
+    "max_heatmap_tokens": ("8", 8),
     "drain_s": ("7", 7),
     "log_level": ("debug", "debug"),
 }

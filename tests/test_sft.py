@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -147,6 +148,25 @@ def test_too_long_demonstrations_are_left_out_and_counted_when_asked(
     unique = manifests(folder)[0].unique_samples
     assert unique is not None
     assert unique < 74
+
+
+def test_the_cure_that_is_printed_for_bad_lines_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "some_bad.jsonl"
+    path.write_text(varied(tmp_path).read_text() + '{"prompt": "no response"}\n')
+    given = [f"data={{source: {path}, held_out_fraction: 0.1}}", "scratch.max_position_embeddings=128", "max_steps=4"]
+    assert sft("arithmetic_sft_tiny", tmp_path / "run", *given) == 2
+    cure = re.search(r"add (--\S+) to the command", capsys.readouterr().err)
+    assert cure is not None
+    assert sft("arithmetic_sft_tiny", tmp_path / "run", cure[1], *given) == 0
+    assert "left out 1 bad lines" in capsys.readouterr().err
+
+
+def test_so_is_the_one_for_demonstrations_that_are_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["max_length_tokens=43", "max_steps=4", "eval_every_steps=null"]
+    assert sft("arithmetic_sft_tiny", tmp_path / "run", *given) == 2
+    cure = re.search(r"add (--\S+) to the command", capsys.readouterr().err)
+    assert cure is not None
+    assert sft("arithmetic_sft_tiny", tmp_path / "run", *given, cure[1]) == 0
 
 
 def varied(folder: Path) -> Path:

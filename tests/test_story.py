@@ -1,7 +1,9 @@
 """The whole path in real processes: train, kill, resume, serve, score over HTTP, improve a policy, measure it."""
 
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,7 +50,9 @@ def test_demonstrations_become_token_rewards_and_those_a_policy(tmp_path: Path) 
     run = tmp_path / "sft"
     train = [*TRAIN, "sft", "arithmetic_sft_tiny", f"output_dir={run}", "epochs=12", "save_every_steps=4", "threads=1"]
     kill_once_a_state_is_saved(train, run)
-    finish(train)
+    resumed = re.search(r"resumed at step (\d+)", finish(train))
+    assert resumed is not None
+    assert int(resumed[1]) > 0
     sft, reference = run / "checkpoints" / "sft", run / "checkpoints" / "reference"
     for folder in (sft, reference):
         verify_files(folder, load_manifest(folder))
@@ -88,9 +92,19 @@ def improve_and_measure(folder: Path, run: Path, url: str) -> None:
     dpr = [f"output_dir={folder / 'dpr'}", f"policy={run / 'checkpoints' / 'sft'}", f"service_url={url}", held_out]
     finish([*TRAIN, "dpr", "arithmetic_dpr_tiny", *dpr, "steps=2", "threads=1"])
     steps = [json.loads(line) for line in (folder / "dpr" / "metrics.jsonl").read_text().splitlines()]
-    assert max(step["step"] for step in steps) == 2
-    policy = folder / "dpr" / "checkpoints" / "policy"
+    assert [step["step"] for step in steps if "loss" in step] == [1, 2]
+    measured = [step for step in steps if "held_out_nll_per_token" in step]
+    assert [step["step"] for step in measured] == [0, 1, 2]
+    assert measured[0]["held_out_kl_to_sft"] == pytest.approx(0.0, abs=1e-3)
+    assert all(math.isfinite(step["held_out_nll_per_token"]) for step in measured)
+    assert (folder / "dpr" / "dpr.png").read_bytes().startswith(b"\x89PNG")
+    sft, policy = run / "checkpoints" / "sft", folder / "dpr" / "checkpoints" / "policy"
     assert load_manifest(policy).role == "policy"
-    both = f"checkpoints={{sft: {run / 'checkpoints' / 'sft'}, policy: {policy}}}"
-    said = finish([*TRAIN, "evaluate", "arithmetic_evaluate_tiny", f"output_dir={folder / 'evaluate'}", both, held_out])
-    assert "greedy" in said
+    assert load_manifest(policy).weights_sha256 != load_manifest(sft).weights_sha256
+    evaluate = [f"output_dir={folder / 'evaluate'}", f"checkpoints={{sft: {sft}, policy: {policy}}}", held_out]
+    finish([*TRAIN, "evaluate", "arithmetic_evaluate_tiny", *evaluate, f"service_url={url}"])
+    figures = json.loads((folder / "evaluate" / "evaluation.json").read_text())
+    assert list(figures) == ["sft", "policy"]
+    for result in figures.values():
+        numbers = [value["value"] if isinstance(value, dict) else value for value in result.values()]
+        assert all(math.isfinite(number) for number in numbers), result

@@ -50,6 +50,19 @@ def test_spans_cover_every_text(family: str, text: str, special: bool) -> None:
         assert_covering(spans, len(text))
 
 
+@pytest.mark.parametrize("family", ["byte-level", "byte-level that adds BOS", "fake"])
+@given(text=TEXTS | st.sampled_from(["<eos>", "<|im_end|>", "<|begin_of_text|>"]), special=st.booleans())
+@settings(deadline=None)
+def test_no_token_holds_more_than_the_longest(family: str, text: str, special: bool) -> None:
+    tokenizer = made(family)
+    assert len(text.encode()) <= len(tokenizer.encode(text, special=special).ids) * tokenizer.longest_token_bytes
+
+
+def test_a_token_longer_than_others_have_is_counted_whole() -> None:
+    assert TransformersTokenizer(wrap(small_backend("<unk>", "é" * 200))).longest_token_bytes == 400
+    assert TransformersTokenizer(wrap(small_backend("<unk>", "a"))).longest_token_bytes == 128
+
+
 # Bytes of U+FFFD itself, several times on end, cannot be told from bytes that are no character.
 @families
 @given(text=TEXTS.filter(lambda text: "\ufffd\ufffd" not in text), special=st.booleans())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from dense_reward.engine.base import IdArray, Trunk, Wants
-from dense_reward.engine.logprobs import ScoredRows, Side, score_rows
+from dense_reward.engine.logprobs import Candidates, ScoredRows, Side, score_rows
 from dense_reward.engine.torch_engine import PostProcessing, TorchModel, load_model
 from dense_reward.engine.weights import stored_dtype
 from dense_reward.errors import CheckpointError
@@ -30,7 +30,7 @@ ALL = Wants(kl=True, entropy=True, top_k=4)
 NATIVE = {"minicpm3", "hyperclovax"}
 # float32 inside whatever the weights are: the softmax of eager attention, and the norms and rotations of some models.
 FLOAT32_INSIDE = {"gemma2"}
-QUANTITIES = ("sft_logprob_N", "reference_logprob_N", "kl_N", "entropy_N", "candidate_reward_NK", "top_sft_logprob_NK")
+QUANTITIES = ("sft_logprob_N", "reference_logprob_N", "kl_N", "entropy_N", "candidate_reward_M", "top_sft_logprob_NK")
 
 
 def sequences_of(trunks: Sequence[Trunk]) -> tuple[list[IdArray], list[IdArray]]:
@@ -54,13 +54,15 @@ def candidates_of(trunks: Sequence[Trunk]) -> Tensor:
 
 def scored(sft: TorchModel, reference: TorchModel, trunks: Sequence[Trunk], chunk_rows: int = 5) -> ScoredRows:
     sequences, positions = sequences_of(trunks)
+    candidates_NK = candidates_of(trunks)
+    counts_N = torch.full((len(candidates_NK),), candidates_NK.shape[1])
     with torch.inference_mode():
         return score_rows(
             Side(sft.rows(sequences, positions), sft.head),
             Side(reference.rows(sequences, positions), reference.head),
             targets_of(trunks),
             ALL,
-            candidates_of(trunks),
+            Candidates(candidates_NK.flatten(), counts_N),
             chunk_rows=chunk_rows,
         )
 
@@ -83,7 +85,7 @@ def expected(sft: PreTrainedModel, reference: PreTrainedModel, trunks: Sequence[
         "reference_logprob_N": q.gather(1, targets_N1)[:, 0],
         "kl_N": (p.exp() * (p - q)).sum(1),
         "entropy_N": -(p.exp() * p).sum(1),
-        "candidate_reward_NK": (p - q).gather(1, candidates_NK),
+        "candidate_reward_M": (p - q).gather(1, candidates_NK).flatten(),
         "top_sft_logprob_NK": p.sort(dim=1, descending=True).values[:, :4],
     }
 

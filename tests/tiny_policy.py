@@ -1,12 +1,12 @@
 """A tiny random policy over bytes, and reward sources without weights, for tests of training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from dense_reward.encode import Encoder
-from dense_reward.engine.base import Branch, IdArray, Trunk, Wants
+from dense_reward.engine.base import Branch, Engine, IdArray, Trunk, Wants
 from dense_reward.engine.fake import EOS_ID, VOCABULARY, FakeEngine, FakeTokenizer
 from dense_reward.manifest import Manifest
 from dense_reward.reward import signal
@@ -58,13 +58,14 @@ def ids_of(*ids: int) -> IdArray:
 
 @dataclass(frozen=True, slots=True)
 class EngineRewards:
-    """The fake engine's rewards, without a service."""
+    """An engine's rewards, without a service."""
 
     signal: SignalName = "reward"
+    engine: Engine = field(default_factory=FakeEngine)
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ResponseRewards]:
         trunks = [Trunk(r.prompt_P, (Branch(r.response_T, np.ones(len(r.response_T), dtype=bool)),)) for r in rollouts]
-        rows = [branches[0] for branches in FakeEngine().score(trunks, Wants(kl=True))]
+        rows = [branches[0] for branches in self.engine.score(trunks, Wants(kl=True))]
         return [ResponseRewards(signal(self.signal, row), row.sft_logprob_S, row.kl_S) for row in rows]
 
 

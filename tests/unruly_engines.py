@@ -58,6 +58,10 @@ class Recorder:
     batches: list[list[Trunk]] = field(default_factory=list)
     wants: list[Wants] = field(default_factory=list)
     info: EngineInfo = INFO
+    cost: Callable[[Trunk], int] = lambda trunk: trunk.tokens
+
+    def cost_tokens(self, trunk: Trunk) -> int:
+        return self.cost(trunk)
 
     def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
         self.batches.append(list(trunks))

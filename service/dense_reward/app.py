@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,16 +17,18 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from dense_reward.batcher import Permit
 from dense_reward.body import error_response, fault_row, json_response, parse, read_body
 from dense_reward.errors import RequestError, refuse
 from dense_reward.heatmap import style_sources
 from dense_reward.identity import Identify
 from dense_reward.picture import MEDIA_TYPES, draw, with_arrays
 from dense_reward.schemas import HeatmapRequest, ScoreRequest
-from dense_reward.scorer import Answer
+from dense_reward.scorer import Answer, Scorer
 from dense_reward.service import Service
 
 BYTES_PER_TOKEN = 4  # of a body, before it is encoded and counted
+SMALL_BODY_BYTES = 65_536  # parsed at once: a larger one would hold up every other request
 Asked = TypeVar("Asked", bound=ScoreRequest)
 PAGE_POLICY = (
     f"default-src 'none'; script-src 'self'; style-src 'self' {' '.join(style_sources())}; connect-src 'self'; "
@@ -56,25 +60,30 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
     @app.post("/score", openapi_extra=_body_schema(ScoreRequest))
     async def score(request: Request) -> Response:
         """Token rewards of given responses."""
-        _, answer = await _answer(request, service, ScoreRequest, lambda asked: asked)
-        return json_response(_content(request, service, answer))
+        async with _admitted(request, service) as (scorer, permit, body):
+            asked = await _parsed(body, ScoreRequest, scorer)
+            answer = await _unless_gone(request, scorer.score(asked, permit))
+            return json_response(_content(request, scorer, answer))
 
     @app.post("/heatmap", openapi_extra=_body_schema(HeatmapRequest))
     async def heatmap(request: Request) -> Response:
         """The same inputs as a picture: html, svg, ansi, or the json that it is drawn from."""
-        tokenizer = service.scorer.encoder.tokenizer
-        scored, answer = await _answer(request, service, HeatmapRequest, with_arrays)
-        if scored.format == "json":
-            return json_response(_content(request, service, answer))
-        picture = await asyncio.to_thread(draw, scored, answer.rows, tokenizer)
-        return Response(picture, media_type=MEDIA_TYPES[scored.format])
+        async with _admitted(request, service) as (scorer, permit, body):
+            asked = with_arrays(await _parsed(body, HeatmapRequest, scorer))
+            limit = None if asked.format == "json" else service.settings.max_heatmap_tokens
+            answer = await _unless_gone(request, scorer.score(asked, permit, max_drawn_tokens=limit))
+            if asked.format == "json":
+                return json_response(_content(request, scorer, answer))
+            drawing = partial(draw, asked, answer.rows, scorer.encoder.tokenizer)
+            picture = await asyncio.get_running_loop().run_in_executor(scorer.threads, drawing)
+            return Response(picture, media_type=MEDIA_TYPES[asked.format])
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/models")
     async def models() -> Response:
-        """The served pairs."""
-        return json_response({"models": [card.model_dump() for card in service.cards()]})
+        """The served pairs; 503 where /score answers so."""
+        return json_response({"models": [service.scorer.card.model_dump()]})
 
     @app.get("/health")
     async def health() -> Response:
@@ -115,15 +124,23 @@ def _add_pages(app: FastAPI) -> None:
         )
 
 
-async def _answer(
-    request: Request, service: Service, model: type[Asked], prepare: Callable[[Asked], Asked]
-) -> tuple[Asked, Answer]:
-    """Read, admit, validate, score."""
+@asynccontextmanager
+async def _admitted(request: Request, service: Service) -> AsyncIterator[tuple[Scorer, Permit, bytes]]:
+    """The body of a request that was let in; its permit is held until its answer is built."""
     scorer = service.scorer
-    body = await read_body(request, service.settings.max_body_bytes)
-    with scorer.batcher.door.permit(len(body) // BYTES_PER_TOKEN) as permit:
-        parsed = prepare(parse(body, model))
-        return parsed, await _unless_gone(request, scorer.score(parsed, permit))
+    door = scorer.batcher.door
+    with door.permit(0) as permit:
+
+        def hold(size: int) -> None:
+            permit.correct(min(size // BYTES_PER_TOKEN, door.capacity_tokens))
+
+        yield scorer, permit, await read_body(request, service.settings.max_body_bytes, hold)
+
+
+async def _parsed(body: bytes, model: type[Asked], scorer: Scorer) -> Asked:
+    if len(body) <= SMALL_BODY_BYTES:
+        return parse(body, model)
+    return await asyncio.get_running_loop().run_in_executor(scorer.threads, parse, body, model)
 
 
 async def _unless_gone(request: Request, answer: Coroutine[object, object, Answer]) -> Answer:
@@ -145,14 +162,15 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
-def _content(request: Request, service: Service, answer: Answer) -> dict[str, object]:
-    card = service.scorer.card
-    faults = [{"item": fault.item, "error": fault_row(fault)} for fault in answer.faults]
+def _content(request: Request, scorer: Scorer, answer: Answer) -> dict[str, object]:
+    card = scorer.card
+    failed = [(fault.item, {"item": fault.item, "error": fault_row(fault)}) for fault in answer.faults]
+    in_order = sorted([*((row["item"], row) for row in answer.rows), *failed], key=itemgetter(0))
     named = ("name", "sft", "reference", "tokenizer_sha256", "revision", "related")
     return {
         "id": request.state.request_id,
         "model": {name: getattr(card, name) for name in named},
-        "results": [*answer.rows, *faults],
+        "results": [row for _, row in in_order],
         "usage": {
             "prompt_tokens": answer.prompt_tokens,
             "response_tokens": answer.response_tokens,

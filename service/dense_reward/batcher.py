@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dense_reward.engine.base import Engine, TokenScores, Trunk, Wants
-from dense_reward.errors import RETRY_UNAVAILABLE_S, OutOfMemoryError, RequestError, refuse
+from dense_reward.errors import RETRY_UNAVAILABLE_S, EngineLostError, OutOfMemoryError, RequestError, refuse
 from dense_reward.metrics import Metrics
 
 Number = TypeVar("Number", np.float32, np.int32)
@@ -37,6 +37,7 @@ class _Unit:
 
     trunk_index: int
     trunk: Trunk
+    cost_tokens: int
 
 
 @dataclass(slots=True, eq=False)
@@ -106,6 +107,9 @@ class Door:
         raise refuse("queue_full", message, retry_after_s=max(1.0, retry_after_s))
 
     def measured(self, tokens: int, seconds: float) -> None:
+        """A batch of so many tokens took so long; one without any says nothing about the device."""
+        if not tokens:
+            return
         rate = tokens / max(seconds, 1e-6)
         self.rate_tokens_per_s = rate if not self.rate_tokens_per_s else 0.8 * self.rate_tokens_per_s + 0.2 * rate
 
@@ -119,21 +123,24 @@ class Batcher:
         self._metrics = metrics
         self._max_batch_tokens = max_batch_tokens
         self._jobs: deque[_Job] = deque()
+        self._unanswered: set[_Job] = set()
         self._wake = asyncio.Event()
         self._closing = False
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+
+    def cost_tokens(self, trunks: Sequence[Trunk]) -> int:
+        """What trunks count in the queue: the tokens that the engine computes for them."""
+        return sum(self._engine.cost_tokens(trunk) for trunk in trunks)
 
     async def submit(self, trunks: Sequence[Trunk], wants: Wants) -> Computed:
         """Scores of all branches. A caller that goes away takes its waiting work with it.
 
         Raises what the engine raises, RequestError(out_of_memory) where one sequence alone does not fit, and
-        RequestError(draining) after close.
+        RequestError(draining) after close, or where `run` ends before the answer.
         """
         if self._closing:
             raise refuse("draining", "the service is stopping", retry_after_s=RETRY_UNAVAILABLE_S)
-        units = deque(
-            _Unit(index, part) for index, trunk in enumerate(trunks) for part in _parts(trunk, self._max_batch_tokens)
-        )
+        units = deque(unit for index, trunk in enumerate(trunks) for unit in self._units(index, trunk))
         job = _Job(
             units,
             wants,
@@ -144,6 +151,7 @@ class Batcher:
         )
         if units:
             self._jobs.append(job)
+            self._unanswered.add(job)
             self._wake.set()
             try:
                 await job.done
@@ -153,13 +161,24 @@ class Batcher:
         return Computed(job.scores, started_at - job.queued_at, job.compute_s)
 
     async def run(self) -> None:
-        """Compute batches until closed and empty."""
+        """Compute batches until closed and empty. However it ends, nobody is let in or left waiting after that.
+
+        Raises EngineLostError where the engine does.
+        """
+        try:
+            await self._serve()
+        finally:
+            self.close()
+            self._device.shutdown(wait=False)
+            for job in self._unanswered:
+                _fail(job, refuse("draining", "the engine was lost", retry_after_s=RETRY_UNAVAILABLE_S))
+
+    async def _serve(self) -> None:
         while True:
             batch = self._take()
             if batch:
                 await self._compute(batch)
             elif self._closing:
-                self._device.shutdown()
                 return
             else:
                 self._wake.clear()
@@ -177,9 +196,9 @@ class Batcher:
         while self._jobs:
             job = self._jobs[0]
             unit = job.units[0]
-            if batch and tokens + unit.trunk.tokens > self._max_batch_tokens:
+            if batch and tokens + unit.cost_tokens > self._max_batch_tokens:
                 break
-            tokens += unit.trunk.tokens
+            tokens += unit.cost_tokens
             batch.append((job, job.units.popleft()))
             self._jobs.popleft()
             if job.units:
@@ -200,14 +219,15 @@ class Batcher:
         try:
             results = await asyncio.get_running_loop().run_in_executor(self._device, self._engine.score, trunks, wants)
             _check_shape(trunks, results)
+            self._hand_out(batch, results, time.perf_counter() - started_at)
+            return
         except OutOfMemoryError as error:
             reason = str(error)
         except Exception as error:  # whatever broke the batch, each of its callers must hear of it
             for job, _ in batch:
                 _fail(job, error)
-            return
-        else:
-            self._hand_out(batch, results, time.perf_counter() - started_at)
+            if isinstance(error, EngineLostError):
+                raise
             return
         # Not from within `except`: the traceback there keeps the failed batch's tensors alive.
         await self._compute_halves(batch, reason)
@@ -215,7 +235,7 @@ class Batcher:
     def _hand_out(
         self, batch: Sequence[tuple[_Job, _Unit]], results: Sequence[Sequence[TokenScores]], seconds: float
     ) -> None:
-        tokens = sum(unit.trunk.tokens for _, unit in batch)
+        tokens = sum(unit.cost_tokens for _, unit in batch)
         self.door.measured(tokens, seconds)
         self._metrics.batch(tokens, seconds)
         for (job, unit), scores in zip(batch, results, strict=True):
@@ -239,12 +259,28 @@ class Batcher:
             halves = unit.trunk.branches[:middle], unit.trunk.branches[middle:]
             job.waiting += 1
             for branches in halves:
-                await self._compute([(job, _Unit(unit.trunk_index, Trunk(unit.trunk.prompt_P, branches)))])
+                await self._compute([(job, self._unit(unit.trunk_index, Trunk(unit.trunk.prompt_P, branches)))])
             return
         message = f"one sequence of {unit.trunk.tokens} tokens does not fit into device memory: {reason}"
         _fail(job, refuse("out_of_memory", message))
 
+    def _unit(self, trunk_index: int, trunk: Trunk) -> _Unit:
+        return _Unit(trunk_index, trunk, self._engine.cost_tokens(trunk))
+
+    def _units(self, index: int, trunk: Trunk) -> Iterator[_Unit]:
+        """The trunk, with its branches spread over several where they are more than a batch holds."""
+        prompt_tokens = self._engine.cost_tokens(Trunk(trunk.prompt_P, ()))
+        start, tokens = 0, prompt_tokens
+        for end, branch in enumerate(trunk.branches):
+            added = self._engine.cost_tokens(Trunk(trunk.prompt_P, (branch,))) - prompt_tokens
+            if end > start and tokens + added > self._max_batch_tokens:
+                yield _Unit(index, Trunk(trunk.prompt_P, trunk.branches[start:end]), tokens)
+                start, tokens = end, prompt_tokens
+            tokens += added
+        yield _Unit(index, Trunk(trunk.prompt_P, trunk.branches[start:]), tokens)
+
     def _forget(self, job: _Job) -> None:
+        self._unanswered.discard(job)
         if job in self._jobs:
             self._jobs.remove(job)
 
@@ -255,10 +291,15 @@ def _fail(job: _Job, error: Exception) -> None:
 
 
 def _check_shape(trunks: Sequence[Trunk], results: Sequence[Sequence[TokenScores]]) -> None:
-    """Raises RuntimeError where an engine lost or invented a branch: nobody may get another's scores."""
+    """Raises RuntimeError where an engine lost or invented a branch or a token: nobody may get another's scores."""
     expected, found = [len(trunk.branches) for trunk in trunks], [len(scores) for scores in results]
     if expected != found:
         raise RuntimeError(f"the engine answered {found} branches of {expected}")
+    for trunk, branches in zip(trunks, results, strict=True):
+        tokens = [int(branch.scored_T.sum()) for branch in trunk.branches]
+        answered = [len(scores.sft_logprob_S) for scores in branches]
+        if tokens != answered:
+            raise RuntimeError(f"the engine answered {answered} tokens of {tokens}")
 
 
 def _wanted(scores: TokenScores, wants: Wants) -> TokenScores:
@@ -278,14 +319,3 @@ def _wanted(scores: TokenScores, wants: Wants) -> TokenScores:
 
 def _first(array_SK: NDArray[Number] | None, k: int) -> NDArray[Number] | None:
     return None if array_SK is None or k == 0 else np.ascontiguousarray(array_SK[:, :k])
-
-
-def _parts(trunk: Trunk, max_tokens: int) -> Iterator[Trunk]:
-    """The trunk, with its branches spread over several where they are more than a batch holds."""
-    start, tokens = 0, len(trunk.prompt_P)
-    for index, branch in enumerate(trunk.branches):
-        if index > start and tokens + len(branch.ids_T) > max_tokens:
-            yield Trunk(trunk.prompt_P, trunk.branches[start:index])
-            start, tokens = index, len(trunk.prompt_P)
-        tokens += len(branch.ids_T)
-    yield Trunk(trunk.prompt_P, trunk.branches[start:])

@@ -1,7 +1,7 @@
 """The HTTP edge: bytes of a request -> a validated request, and errors and answers -> bytes."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import orjson
@@ -12,30 +12,42 @@ from pydantic_core import ErrorDetails
 from dense_reward.errors import Fault, RequestError, refuse
 
 Model = TypeVar("Model", bound=BaseModel)
+MAX_FAULTS = 20
+"""Faults of a request's shape that are told one by one."""
+MAX_NAME = 100
+"""Characters of a caller's own key that are repeated to it."""
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body. Raises RequestError(unsupported_media_type | body_too_large), early where possible."""
+async def read_body(request: Request, max_bytes: int, hold: Callable[[int], None]) -> bytes:
+    """The whole body. Raises RequestError(unsupported_media_type | body_too_large), early where possible.
+
+    `hold` is asked for room for the bytes that are declared, which it may refuse, and then for those that have come:
+    what somebody only promises to send takes no room from others.
+    """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise refuse("unsupported_media_type", f"content type {content_type or 'missing'!r}: send application/json")
     if request.headers.get("content-encoding", "identity") != "identity":
         raise refuse("unsupported_media_type", "compressed bodies are not read here: send plain JSON")
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes:
-        raise _too_large(max_bytes)
+    if declared.isdigit():
+        if int(declared) > max_bytes:
+            raise _too_large(max_bytes)
+        hold(int(declared))
+        hold(0)
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
         size += len(chunk)
         if size > max_bytes:
             raise _too_large(max_bytes)
+        hold(size)
         chunks.append(chunk)
     return b"".join(chunks)
 
 
 def parse(body: bytes, model: type[Model]) -> Model:
-    """A validated request. Raises RequestError with every fault found."""
+    """A validated request. Raises RequestError with the first MAX_FAULTS faults and the number of the others."""
     try:
         body.decode()
     except UnicodeDecodeError as error:
@@ -43,9 +55,7 @@ def parse(body: bytes, model: type[Model]) -> Model:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise RequestError(
-            [_fault(detail) for detail in error.errors(include_url=False, include_context=False)]
-        ) from None
+        raise RequestError(_faults(error)) from None
 
 
 def json_response(
@@ -75,16 +85,34 @@ def fault_row(fault: Fault) -> dict[str, object]:
     return {"item": fault.item, "code": fault.code, "message": fault.message, "param": fault.param}
 
 
+def _faults(error: ValidationError) -> list[Fault]:
+    details = error.errors(include_url=False, include_context=False, include_input=False)
+    faults = [_fault(detail) for detail in details[:MAX_FAULTS]]
+    if len(details) > MAX_FAULTS:
+        message = f"{len(details) - MAX_FAULTS} more faults are not listed: cure these first"
+        faults.append(Fault("invalid_request", message, item=_item_of(details[MAX_FAULTS])))
+    return faults
+
+
 def _fault(detail: ErrorDetails) -> Fault:
     """pydantic's word for what is wrong, with the place in the request; the value itself is not repeated."""
     if detail["type"] == "json_invalid":
         code = "invalid_unicode" if "surrogate" in detail["msg"] or "hex escape" in detail["msg"] else "invalid_json"
         return Fault(code, detail["msg"])
-    path = detail["loc"]
-    item = path[1] if len(path) > 1 and path[0] == "items" and isinstance(path[1], int) else None
-    param = ".".join(str(part) for part in path) or None
+    param = ".".join(_shown(str(part)) for part in detail["loc"]) or None
     where = f"{param}: " if param else ""
-    return Fault("invalid_request", where + detail["msg"].removeprefix("Value error, "), param, item)
+    return Fault("invalid_request", where + detail["msg"].removeprefix("Value error, "), param, _item_of(detail))
+
+
+def _item_of(detail: ErrorDetails) -> int | None:
+    match detail["loc"]:
+        case ("items", int(index), *_):
+            return index
+    return None
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}… ({len(name)} characters)"
 
 
 def _too_large(max_bytes: int) -> RequestError:

@@ -45,6 +45,10 @@ class Tokenizer(Protocol):
     def special_ids(self) -> frozenset[int]: ...
     @property
     def special_strings(self) -> tuple[str, ...]: ...
+    @property
+    def longest_token_bytes(self) -> int:
+        """The most UTF-8 of a text that one token is taken to hold: see Encoder.max_tokens."""
+        ...
 
     def encode(self, text: str, *, special: bool) -> Pieces:
         """Ids without any that the tokenizer would add; `special`: special-token strings become their ids."""
@@ -103,11 +107,16 @@ def as_ids(ids: Sequence[int], vocabulary: int, param: str) -> IdArray:
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """A tokenizer with the renderer that its model was trained with."""
+    """A tokenizer with the renderer that its model was trained with.
+
+    Where `max_tokens` is set, what is longer is refused as too_long, and a text of more bytes than `max_tokens` of the
+    longest tokens hold is refused before it is tokenised, even where the tokenizer would skip most of it.
+    """
 
     tokenizer: Tokenizer
     renderer: RendererName
     end_of_turn_id: int | None
+    max_tokens: int | None = None
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, renderer: RendererName) -> "Encoder":
@@ -116,15 +125,15 @@ class Encoder:
     def prompt(self, prompt: str, *, raw: bool = False) -> IdArray:
         """Ids of a prompt: rendered as one user turn, or taken as rendered already where `raw`."""
         if raw:
-            return self._with_bos(self.tokenizer.encode(prompt, special=True).ids)
+            return self._with_bos(self._encode(prompt, "prompt", special=True).ids)
         if not prompt and self.tokenizer.bos_id is None:
             raise refuse(
                 "empty_prompt", "prompt is empty and the tokenizer has no BOS: give at least one token", param="prompt"
             )
         if self.renderer == "chat":
-            return self.chat_prompt([{"role": "user", "content": prompt}])
+            return self._chat([{"role": "user", "content": prompt}], None, None, "prompt")
         before, after = PLAIN_FORMATS[self.renderer].split("{prompt}")
-        return self._with_bos(self.tokenizer.encode(before + prompt + after, special=False).ids)
+        return self._with_bos(self._encode(before + prompt + after, "prompt", special=False).ids)
 
     def chat_prompt(
         self,
@@ -138,6 +147,15 @@ class Encoder:
                 message = f"the {self.renderer} renderer has no place for tools and template_kwargs: leave them out"
                 raise refuse("bad_template", message, param="tools" if tools else "template_kwargs")
             return self.prompt(_single_user_turn(messages, self.renderer))
+        return self._chat(messages, tools, template_kwargs, "messages")
+
+    def _chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[JsonValue] | None,
+        template_kwargs: Mapping[str, JsonValue] | None,
+        param: str,
+    ) -> IdArray:
         guard = Guard(self.tokenizer.special_strings, (messages, tools, template_kwargs))
         rendered = self.tokenizer.render_chat(
             [_guarded(message, guard) for message in messages],
@@ -145,12 +163,15 @@ class Encoder:
             tools=None if tools is None else [guard.hide(tool) for tool in tools],
             template_kwargs={name: guard.hide(value) for name, value in (template_kwargs or {}).items()},
         )
-        ids = [i for text, special in guard.split(rendered) for i in self.tokenizer.encode(text, special=special).ids]
+        stretches = guard.split(rendered)
+        self._check_bytes([text for text, _ in stretches], param)
+        ids = [i for text, special in stretches for i in self.tokenizer.encode(text, special=special).ids]
+        self._check_tokens(len(ids), param)
         return np.array(ids, dtype=np.int32)
 
     def response(self, text: str, *, add_eos: bool, raw: bool = False) -> EncodedResponse:
         """Ids of a response, ended by the end of turn where `add_eos`; its span is empty, at the end of the text."""
-        pieces = self.tokenizer.encode(text, special=raw)
+        pieces = self._encode(text, "response", special=raw)
         spans = monotone_spans(pieces.offsets, len(text))
         ids = list(pieces.ids)
         if add_eos:
@@ -178,15 +199,18 @@ class Encoder:
         if scored[0] == 0:
             message = "messages hold nothing before the response to score: put the user's message before it"
             raise refuse("empty_prompt", message, param="messages")
+        longest_P = self.chat_prompt(messages[: scored[-1]], tools, template_kwargs)  # first: it may be too long
         stream = _Stream()
         for turn in scored:
-            stream.context(self.chat_prompt(messages[:turn], tools, template_kwargs))
+            last = turn == scored[-1]
+            stream.context(longest_P if last else self.chat_prompt(messages[:turn], tools, template_kwargs))
             stream.response(self.response(_said(messages[turn]), add_eos=add_eos))
+            self._check_tokens(stream.length, "messages")
         return stream.finish()
 
     def text(self, text: str, *, add_eos: bool, raw: bool) -> Encoded:
         """A whole text: every token after the first is scored (after BOS, where the tokenizer has one)."""
-        pieces = self.tokenizer.encode(text, special=raw)
+        pieces = self._encode(text, "text", special=raw)
         spans = monotone_spans(pieces.offsets, len(text))
         ids = list(self._with_bos(pieces.ids))
         spans = ((0, 0),) * (len(ids) - len(spans)) + spans
@@ -199,6 +223,27 @@ class Encoder:
             np.array(ids[1:], dtype=np.int32), np.ones(len(ids) - 1, dtype=bool), text, _gapless(spans[1:])
         )
         return Encoded(np.array(ids[:1], dtype=np.int32), (response,))
+
+    def _encode(self, text: str, param: str, *, special: bool) -> Pieces:
+        """Raises RequestError(too_long)."""
+        self._check_bytes([text], param)
+        pieces = self.tokenizer.encode(text, special=special)
+        self._check_tokens(len(pieces.ids), param)
+        return pieces
+
+    def _check_bytes(self, texts: Sequence[str], param: str) -> None:
+        if self.max_tokens is None:
+            return
+        size, most = sum(len(text.encode()) for text in texts), self.max_tokens * self.tokenizer.longest_token_bytes
+        if size > most:
+            message = f"{param} has {size} bytes of text, more than the limit of {self.max_tokens} tokens "
+            message += f"(--max-length-tokens) can hold ({most} bytes): shorten it, nothing is truncated here"
+            raise refuse("too_long", message, param=param)
+
+    def _check_tokens(self, tokens: int, param: str) -> None:
+        if self.max_tokens is not None and tokens > self.max_tokens:
+            message = f"{param} has {tokens} tokens; the limit is {self.max_tokens} (--max-length-tokens)"
+            raise refuse("too_long", f"{message}: shorten it, nothing is truncated here", param=param)
 
     def _end_of_turn(self) -> int:
         if self.end_of_turn_id is None:
@@ -234,6 +279,10 @@ class _Stream:
         self._scored: list[bool] = []
         self._text = ""
         self._spans: list[Span] = []
+
+    @property
+    def length(self) -> int:
+        return len(self._ids)
 
     def context(self, prompt: IdArray) -> None:
         """Go on to the ids that a policy would be given next, which must continue those that it has seen."""

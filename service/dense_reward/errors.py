@@ -82,5 +82,9 @@ class OutOfMemoryError(Exception):
     """The device could not hold a batch; fewer tokens at once may fit."""
 
 
+class EngineLostError(Exception):
+    """The device computes nothing more in this process, whatever it is asked: only a new process helps."""
+
+
 class SettingsError(Exception):
     """A setting that cannot be; the message names its flag and its environment twin."""

@@ -1,7 +1,7 @@
 """One item of a request -> one trunk for the engine. Pure; every refusal of an item's content is made here."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from dense_reward.schemas import Item, Options
 
 MAX_TURNS = 256
 """Scored turns of one chat: a chat is rendered anew for each, so the work grows with their square."""
+
+MAX_CANDIDATES = 1024
+"""Candidate ids at one token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,8 @@ class PreparedItem:
 
 def prepare(item: Item, options: Options, encoder: Encoder, limits: Limits) -> PreparedItem:
     """Encode and check an item. Raises RequestError naming the field, the limit and the cure."""
-    encoded = encode_item(item, options, encoder, limits.vocabulary)
+    _check_responses(item, limits)
+    encoded = encode_item(item, options, replace(encoder, max_tokens=limits.max_length_tokens), limits.vocabulary)
     _check_known(encoded, limits.vocabulary)
     _check_size(encoded, limits)
     scored = [int(response.scored_T.sum()) for response in encoded.responses]
@@ -124,10 +128,14 @@ def _check_known(encoded: Encoded, vocabulary: int) -> None:
             raise refuse("unknown_token_id", f"{message}")
 
 
-def _check_size(encoded: Encoded, limits: Limits) -> None:
-    if len(encoded.responses) > limits.max_responses:
-        message = f"{len(encoded.responses)} responses to one prompt; the limit is {limits.max_responses}"
+def _check_responses(item: Item, limits: Limits) -> None:
+    count = len(item.responses or item.response_ids or ())
+    if count > limits.max_responses:
+        message = f"{count} responses to one prompt; the limit is {limits.max_responses}"
         raise refuse("too_long", f"{message} (--max-responses): send them in parts", param="responses")
+
+
+def _check_size(encoded: Encoded, limits: Limits) -> None:
     for index, response in enumerate(encoded.responses):
         length = len(encoded.prompt_P) + len(response.ids_T)
         if length > limits.max_length_tokens:
@@ -147,6 +155,9 @@ def _candidates(item: Item, scored: Sequence[int], vocabulary: int) -> list[IdAr
             message = f"candidate_ids[{index}] must be [{count}][K] with one K, it has {len(rows)} rows"
             raise refuse("wrong_shape", f"{message} of lengths {sorted(widths)}", param="candidate_ids")
         width = widths.pop() if widths else 0
+        if width > MAX_CANDIDATES:
+            message = f"candidate_ids[{index}] names {width} ids at each token; the limit is {MAX_CANDIDATES}"
+            raise refuse("too_long", f"{message}: send them in parts", param="candidate_ids")
         flat = as_ids([token for row in rows for token in row], vocabulary, f"candidate_ids[{index}]")
         result.append(flat.reshape(count, width) if width else None)
     return result

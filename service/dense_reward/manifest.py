@@ -77,9 +77,14 @@ class Manifest(_Strict):
 
     @property
     def weights_sha256(self) -> str:
-        """One hash for all weights: what a revision is made of."""
+        """One hash for all weights: what a policy is known by."""
         own = {name: digest for name, digest in self.files.items() if name.endswith(".safetensors")}
         return sha256_of_text(json.dumps([own, self.adapter_base_files], sort_keys=True))
+
+    @property
+    def content_sha256(self) -> str:
+        """One hash for all files, a configuration as much as weights: what a revision is made of."""
+        return sha256_of_text(json.dumps([self.files, self.adapter_base_files], sort_keys=True))
 
     @property
     def sample_fraction(self) -> float | None:
@@ -114,7 +119,10 @@ def load_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint folder")
     if not path.is_file():
-        raise CheckpointError(f"{folder} has no {MANIFEST_NAME}: write one with `dense-reward adopt {folder}`")
+        command = f"dense-reward adopt {folder} --role sft --run-id NAME"
+        raise CheckpointError(
+            f"{folder} has no {MANIFEST_NAME}: write one with `{command}` (--role reference for the earlier checkpoint)"
+        )
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -146,7 +154,10 @@ def check_pair(sft: Manifest, reference: Manifest, *, allow_unrelated: bool) -> 
             f"sft and reference have different vocabularies: {sft.vocabulary} and {reference.vocabulary} output rows"
         )
     if (sft.template_sha256, sft.end_of_turn_id) != (reference.template_sha256, reference.end_of_turn_id):
-        raise CheckpointError("sft and reference have different templates: adopt one with the other's renderer")
+        raise CheckpointError(
+            "sft and reference have different chat templates or ends of turn: adopt both with --renderer plain (or "
+            "instruction), or give both folders one chat template and adopt them anew"
+        )
     reason = _unrelated(sft, reference)
     if reason is not None and not allow_unrelated:
         raise CheckpointError(f"{reason}: pass --allow-unrelated if this pair is what you want")

@@ -138,7 +138,7 @@ class Options(Strictly):
 class ScoreRequest(Options, Item):
     """POST /score."""
 
-    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS)] | None = None
+    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)] | None = None
     on_error: Literal["fail", "per_item"] = "fail"
     include: Annotated[list[ArrayName], Field(fail_fast=True)] | None = Field(None, description="arrays to return")
     encoding_format: Literal["float", "base64"] = Field(

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -14,6 +14,9 @@ from dense_reward.errors import Fault, RequestError, refuse
 from dense_reward.items import Limits, PreparedItem, prepare
 from dense_reward.metrics import Metrics
 from dense_reward.schemas import ModelCard, ScoreRequest
+
+MAX_ALTERNATIVES = 1_000_000
+"""Scored tokens times top_k of one request: each is an object of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,12 @@ class Scorer:
     metrics: Metrics
     threads: ThreadPoolExecutor
 
-    async def score(self, request: ScoreRequest, permit: Permit) -> Answer:
-        """Answer a request. Raises RequestError with every bad item, unless on_error is per_item."""
+    async def score(self, request: ScoreRequest, permit: Permit, *, max_drawn_tokens: int | None = None) -> Answer:
+        """Answer a request. Raises RequestError with every bad item, unless on_error is per_item.
+
+        Where `max_drawn_tokens` is set, the answer is to be drawn, and more tokens than that, a prompt counted with
+        each of its responses, are refused as too_long.
+        """
         self._check(request)
         clock = time.perf_counter
         started = clock()
@@ -49,8 +56,9 @@ class Scorer:
         prepared, faults = await loop.run_in_executor(self.threads, self._prepare, request)
         if faults and request.on_error == "fail":
             raise RequestError(faults)
+        _check_answer(request, prepared.values(), max_drawn_tokens)
         trunks = [item.trunk for item in prepared.values()]
-        permit.correct(sum(trunk.tokens for trunk in trunks))
+        permit.correct(self.batcher.cost_tokens(trunks))
         encoded = clock()
         computed = await self.batcher.submit(trunks, wants(request))
         done = clock()
@@ -127,6 +135,19 @@ class Scorer:
             scored_tokens,
             timing_s,
         )
+
+
+def _check_answer(request: ScoreRequest, items: Collection[PreparedItem], max_drawn_tokens: int | None) -> None:
+    """Raise RequestError(too_long) where the answer would be too large to be written down or drawn."""
+    tokens = sum(int(response.scored_T.sum()) for item in items for response in item.responses)
+    if tokens * request.top_k > MAX_ALTERNATIVES:
+        message = f"top_k {request.top_k} of {tokens} scored tokens are more than {MAX_ALTERNATIVES} alternatives"
+        raise refuse("too_long", f"{message}, the limit: lower top_k, or send the items in parts", param="top_k")
+    drawn = tokens + sum(len(item.trunk.prompt_P) * len(item.responses) for item in items)
+    if max_drawn_tokens is not None and drawn > max_drawn_tokens:
+        message = f"a heatmap of {drawn} tokens, prompts repeated; the limit is {max_drawn_tokens} "
+        message += "(--max-heatmap-tokens)"
+        raise refuse("too_long", f"{message}: draw fewer responses at once, or ask for format json")
 
 
 def _of_item(error: RequestError, index: int) -> list[Fault]:

@@ -71,9 +71,6 @@ class Service:
             raise refuse(code, f"the service is {self.state}", retry_after_s=RETRY_UNAVAILABLE_S)
         return self._scorer
 
-    def cards(self) -> list[ModelCard]:
-        return [] if self._scorer is None else [self._scorer.card]
-
     def queue_tokens(self) -> int:
         return 0 if self._scorer is None else self._scorer.batcher.door.held_tokens
 
@@ -82,6 +79,7 @@ class Service:
             loaded = await asyncio.get_running_loop().run_in_executor(
                 self._threads, self.load, self.settings, self._report
             )
+            scorer = self._make_scorer(loaded)
         except LoadingStoppedError:
             return
         except CheckpointError as error:
@@ -94,10 +92,22 @@ class Service:
             return
         if self.state == "draining":
             return
-        self._scorer = self._make_scorer(loaded)
-        self._tasks.append(asyncio.create_task(self._scorer.batcher.run()))
+        self._scorer = scorer
+        self._tasks.append(asyncio.create_task(self._run(scorer.batcher)))
         self.state = "ready"
-        log.info("ready: %s", self._scorer.card.model_dump_json())
+        log.info("ready: %s", scorer.card.model_dump_json())
+
+    async def _run(self, batcher: Batcher) -> None:
+        """The queue's loop, watched: where it ends before it was told to, nothing is answered here any more."""
+        try:
+            await batcher.run()
+        except Exception as error:
+            log.exception("the queue broke")
+            self._fail(repr(error))
+            return
+        if self.state != "draining":
+            log.error("the queue ended before it was told to")
+            self._fail("the queue ended before it was told to")
 
     def _fail(self, message: str) -> None:
         self.state, self.progress = "failed", message
@@ -111,7 +121,10 @@ class Service:
 
     def _make_scorer(self, loaded: Loaded) -> Scorer:
         settings, info = self.settings, loaded.engine.info
-        longest = min(settings.max_length_tokens or info.max_length_tokens, info.max_length_tokens)
+        longest = settings.max_length_tokens or info.max_length_tokens
+        if longest > info.max_length_tokens:
+            limit = f"the models' limit is {info.max_length_tokens}"
+            raise CheckpointError(f"--max-length-tokens {longest} is too many, {limit}: lower it, or leave it out")
         batcher = Batcher(
             loaded.engine,
             self.metrics,

@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     max_body_bytes: PositiveInt = Field(64 * 1024 * 1024, description="size of a request's body in bytes")
     max_items: Annotated[int, Field(gt=0, le=MAX_ITEMS)] = Field(4096, description="items of a request")
     max_responses: PositiveInt = Field(4096, description="responses of one item")
+    max_heatmap_tokens: PositiveInt = Field(
+        20_000, description="tokens of a drawn heatmap, a prompt counted with each of its responses"
+    )
     drain_s: PositiveInt = Field(60, description="seconds that requests in flight may take after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 

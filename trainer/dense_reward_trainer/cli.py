@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from dense_reward import ClientError
 from dense_reward.errors import CheckpointError
 
 from dense_reward_trainer.config import config_path, load_config, recipe_names
@@ -16,11 +17,15 @@ from dense_reward_trainer.errors import ConfigError, JobError
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Where a job lives: `module` has run(config, report), `config` is module:Class and light to import."""
+    """Where a job lives: `module` has run(config, report), `config` is module:Class and light to import.
+
+    `data`: the key of its data source, where it has one.
+    """
 
     module: str
     config: str
     help: str
+    data: str | None = None
 
 
 JOBS = {
@@ -28,16 +33,19 @@ JOBS = {
         "dense_reward_trainer.sft",
         "dense_reward_trainer.config:SftConfig",
         "demonstrations -> an SFT checkpoint and its reference",
+        data="data",
     ),
     "credit": Job(
         "dense_reward_trainer.credit",
         "dense_reward_trainer.credit_config:CreditConfig",
         "does the reward find a planted error, and rank right above wrong answers?",
+        data="data",
     ),
     "dpr": Job(
         "dense_reward_trainer.dpr",
         "dense_reward_trainer.policy_config:DprConfig",
         "a policy and a reward service -> an improved policy",
+        data="prompts",
     ),
     "evaluate": Job(
         "dense_reward_trainer.evaluate",
@@ -49,10 +57,12 @@ JOBS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one job; its exit code. What a user can mend is one line on stderr, not a traceback."""
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
+    job = JOBS[options.job]
+    skip_bad = [f"{job.data}.skip_bad=true"] if options.skip_bad else []
     try:
-        _run(JOBS[options.job], options.config, options.overrides)
-    except (ConfigError, JobError, DataError, CheckpointError) as error:
+        _run(job, options.config, [*options.overrides, *skip_bad])
+    except (ConfigError, JobError, DataError, CheckpointError, ClientError) as error:
         _report(f"error: {error}")
         return 2
     except KeyboardInterrupt:
@@ -67,6 +77,17 @@ def _run(job: Job, config: str, overrides: Sequence[str]) -> None:
     importlib.import_module(job.module).run(resolved, _report)
 
 
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; changes to the configuration may stand before and after --skip-bad."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    unknown = [argument for argument in rest if argument.startswith("-")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    options.overrides += rest
+    return options
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dense-reward-train", description="Demonstrations -> checkpoints -> policy.")
     parser.add_argument("--version", action="version", version=version("dense-reward"))
@@ -75,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=job.help, description=job.help)
         command.add_argument("config", help=f"YAML file, or a shipped recipe: {', '.join(recipe_names())}")
         command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes to the configuration")
+        command.set_defaults(skip_bad=False)
+        if job.data is not None:
+            skip_bad = f"leave out and count lines that are no demonstrations ({job.data}.skip_bad=true)"
+            command.add_argument("--skip-bad", action="store_true", help=skip_bad)
     return parser
 
 

@@ -5,12 +5,12 @@ Every figure stands beside that of the SFT model's plain log-prob: a comparison 
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
-from dense_reward import Client, ScoredResponse, ScoreOptions
+from dense_reward import ScoredResponse
 from dense_reward.schemas import SignalName
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -19,12 +19,15 @@ from dense_reward_trainer.auroc import Interval, auroc, auroc_interval, mean_int
 from dense_reward_trainer.corruption import DIGITS, Corruption, corrupt, number_corruption
 from dense_reward_trainer.credit_config import CreditConfig
 from dense_reward_trainer.data import Demonstration, final_answer, load
-from dense_reward_trainer.errors import ConfigError
-from dense_reward_trainer.policy import load_policy
-from dense_reward_trainer.rollout import Sampling, sample
+from dense_reward_trainer.errors import ConfigError, JobError
+from dense_reward_trainer.policy import PolicyCheckpoint, chosen_device, load_policy
+from dense_reward_trainer.prompts import check_room_at_service
+from dense_reward_trainer.rollout import Rollout, Sampling, sample
 from dense_reward_trainer.runlog import check_run, open_run
+from dense_reward_trainer.token_rewards import PinnedPair, ServiceAddress, pinned_pair, requests
 
 Report = Callable[[str], None]
+IsRight = Callable[[Demonstration, str], bool]
 SIGNALS: tuple[SignalName, ...] = ("sft_logprob", "reward", "centred")
 ITEMS_PER_REQUEST = 64
 
@@ -35,6 +38,29 @@ class Planted:
 
     demonstration: Demonstration
     corruption: Corruption
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Of each sampled answer, by signal: in nats, over its tokens."""
+
+    right: dict[str, list[float]]
+    wrong: dict[str, list[float]]
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Right answers and wrong ones."""
+        return len(self.right["reward"]), len(self.wrong["reward"])
+
+    def intervals(self, seed: int) -> dict[str, Interval]:
+        """By signal, the AUROC of right against wrong. Raises ConfigError where one of them is missing."""
+        right, wrong = self.counts
+        if not right or not wrong:
+            raise ConfigError(
+                f"{right} samples are right and {wrong} are wrong, but ranking compares the two: raise samples, give "
+                "another policy, or set policy=null to measure planted errors alone"
+            )
+        return {name: auroc_interval(self.right[name], self.wrong[name], seed) for name in SIGNALS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +77,20 @@ class CreditResult:
 def run(config: CreditConfig, report: Report) -> CreditResult:
     """Measure, print a table, and leave credit.json in the run folder.
 
-    Raises ConfigError where the data hold too few answers, and what the client raises where the service is not there.
+    Raises ConfigError where the data hold too few answers or the samples too few kinds, DataError, CheckpointError or
+    JobError, naming the cure.
     """
     check_run("credit", config)
     demonstrations = load(config.data).demonstrations
-    with Client(config.service_url) as client:
-        client.wait_until_ready(60.0)
-        planted = plant(demonstrations, config)
-        localisation = localise(client, planted, config)
-        right, wrong = rank(client, demonstrations, config, report) if config.policy is not None else ({}, {})
-        model = client.models()[0]
-    ranking = {name: auroc_interval(right[name], wrong[name], config.seed) for name in right} or None
-    counts = len(right.get("reward", [])), len(wrong.get("reward", []))
-    result = CreditResult(localisation, len(planted), ranking, *counts)
+    planted = plant(demonstrations, config)
+    policy = _policy(config)
+    with pinned_pair(ServiceAddress.of(config.service_url, config), report) as pair:
+        localisation = localise(pair, planted, config)
+        sums = None if policy is None else rank(pair, policy, demonstrations, config, report=report)
+    ranking = None if sums is None else sums.intervals(config.seed)
+    result = CreditResult(localisation, len(planted), ranking, *((0, 0) if sums is None else sums.counts))
     report(table(result, config))
-    record = {"result": asdict(result), "config": config.model_dump(mode="json"), "model": model.model_dump()}
+    record = {"result": asdict(result), "config": config.model_dump(mode="json"), "model": pair.card.model_dump()}
     (open_run("credit", config).folder / "credit.json").write_text(json.dumps(record, indent=2) + "\n")
     return result
 
@@ -87,22 +112,36 @@ def plant(demonstrations: Sequence[Demonstration], config: CreditConfig) -> list
     return planted[: config.answers]
 
 
-def localise(client: Client, planted: Sequence[Planted], config: CreditConfig) -> dict[str, Interval]:
+def _policy(config: CreditConfig) -> PolicyCheckpoint | None:
+    if config.policy is None:
+        return None
+    return load_policy(config.policy, precision="float32", device=chosen_device(config.device))
+
+
+def localise(pair: PinnedPair, planted: Sequence[Planted], config: CreditConfig) -> dict[str, Interval]:
     """For each signal the AUROC of the first wrong token being lower than the others of its answer, mean over answers.
 
     A wrong number of several tokens is wrong from its first changed token on; its later tokens are in neither group.
+    Raises ConfigError where an error has nothing to stand out from.
     """
     areas: dict[str, list[float]] = {name: [] for name in SIGNALS}
     for start in tqdm(range(0, len(planted), ITEMS_PER_REQUEST), desc="planted errors", unit="request"):
         part = planted[start : start + ITEMS_PER_REQUEST]
         items = [_item(one.demonstration, one.corruption.text) for one in part]
-        options = ScoreOptions(include=[*SIGNALS, "offsets", "token_ids"])
-        for one, scored in zip(part, client.score_items(items, options=options).results, strict=True):
+        results = pair.ask(items, [*SIGNALS, "offsets", "token_ids"]).results
+        for one, scored in zip(part, results, strict=True):
             error, others = groups(one, _offsets(scored), config.against)
+            if not others:
+                raise ConfigError(f"{one.demonstration.source}: no other token has a digit: set against=tokens")
             for name in SIGNALS:
                 values_T = _signal(scored, name)
                 areas[name].append(auroc(-values_T[[error]], -values_T[others]))
     return {name: mean_interval(values, config.seed) for name, values in areas.items()}
+
+
+def has_its_answer(demonstration: Demonstration, text: str) -> bool:
+    """Whether a sampled answer ends as the demonstration does."""
+    return final_answer(text) == demonstration.answer
 
 
 def groups(
@@ -120,32 +159,46 @@ def groups(
 
 
 def rank(
-    client: Client, demonstrations: Sequence[Demonstration], config: CreditConfig, report: Report
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Sums over each sampled answer by signal, for right and for wrong answers."""
-    if config.policy is None:
-        raise ConfigError("ranking needs a policy whose answers are sampled: give policy")
+    pair: PinnedPair,
+    checkpoint: PolicyCheckpoint,
+    demonstrations: Sequence[Demonstration],
+    config: CreditConfig,
+    *,
+    report: Report,
+    is_right: IsRight = has_its_answer,
+) -> Sums:
+    """What the pair pays for sampled answers, right and wrong ones; `is_right` judges those that were not cut off.
+
+    Raises ConfigError where no answer is known or a prompt leaves no room; JobError where the service cannot score the
+    samples.
+    """
     known = [demonstration for demonstration in demonstrations if demonstration.answer is not None]
     if not known:
         raise ConfigError("no demonstration states its final answer, so right and wrong cannot be told apart")
-    checkpoint = load_policy(config.policy, precision="float32", device=config.device)
+    pair.check_tokenizer(checkpoint.manifest.tokenizer_sha256)
     each = -(-config.samples // len(known))
     asked = known[: -(-config.samples // each)]
     prompts = [checkpoint.encoder.chat_prompt(_messages(one)[:-1]) for one in asked]
+    check_room_at_service(pair.card.max_length_tokens, prompts, config.max_new_tokens)
     report(f"sampling {config.samples} answers to {len(asked)} prompts")
     rollouts = sample(checkpoint.policy, prompts, Sampling(config.max_new_tokens, each, batch_size=256), config.seed)
-    groups_of: tuple[dict[str, list[float]], dict[str, list[float]]] = (
-        {name: [] for name in SIGNALS},
-        {name: [] for name in SIGNALS},
-    )
-    options = ScoreOptions(include=list(SIGNALS))
-    for index, rollout in enumerate(tqdm(rollouts[: config.samples], desc="sampled answers", unit="answer")):
-        text = checkpoint.encoder.tokenizer.text_and_spans(rollout.response_T[: -1 if rollout.finished else None])[0]
-        right = rollout.finished and final_answer(text) == asked[index // each].answer
-        scored = client.score_ids(rollout.prompt_P, [rollout.response_T], options=options).results[0]
+    rollouts = rollouts[: config.samples]
+    sums = Sums({name: [] for name in SIGNALS}, {name: [] for name in SIGNALS})
+    for index, (rollout, scored) in enumerate(zip(rollouts, _scored(pair, rollouts), strict=True)):
+        body_T = rollout.response_T[:-1] if rollout.finished else rollout.response_T
+        text = checkpoint.encoder.tokenizer.text_and_spans([int(i) for i in body_T])[0]
+        right = rollout.finished and is_right(asked[index // each], text)
         for name in SIGNALS:
-            groups_of[0 if right else 1][name].append(float(_signal(scored, name).sum()))
-    return groups_of
+            (sums.right if right else sums.wrong)[name].append(float(_signal(scored, name).sum(dtype=np.float64)))
+    return sums
+
+
+def _scored(pair: PinnedPair, rollouts: Sequence[Rollout]) -> Iterator[ScoredResponse]:
+    with tqdm(total=len(rollouts), desc="sampled answers", unit="answer") as bar:
+        for items in requests(rollouts, pair.request_tokens):
+            results = pair.ask(items, SIGNALS).results
+            bar.update(len(results))
+            yield from results
 
 
 def table(result: CreditResult, config: CreditConfig) -> str:
@@ -174,12 +227,12 @@ def _item(demonstration: Demonstration, response: str) -> dict[str, object]:
 
 def _offsets(scored: ScoredResponse) -> list[tuple[int, int]]:
     if scored.offsets is None:
-        raise RuntimeError("the service answered without offsets")
+        raise JobError("the service answered without offsets")
     return [(int(start), int(end)) for start, end in scored.offsets]
 
 
 def _signal(scored: ScoredResponse, name: SignalName) -> NDArray[np.float32]:
     values_T: NDArray[np.float32] | None = getattr(scored, name)
     if values_T is None:
-        raise RuntimeError(f"the service answered without {name}")
+        raise JobError(f"the service answered without {name}")
     return values_T

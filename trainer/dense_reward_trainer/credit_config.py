@@ -5,14 +5,15 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from dense_reward_trainer.config import JobConfig
 from dense_reward_trainer.data import DataSource
+from dense_reward_trainer.policy_config import Device
+from dense_reward_trainer.service_config import SERVICE_KEYS, ServiceJobConfig
 
 
-class CreditConfig(JobConfig):
+class CreditConfig(ServiceJobConfig):
     """Error localisation, and ranking of right against wrong answers, through a running service."""
 
-    resume_may_change: ClassVar[frozenset[str]] = frozenset({"output_dir", "service_url", "device"})
+    resume_may_change: ClassVar[frozenset[str]] = SERVICE_KEYS | {"output_dir", "device"}
 
     service_url: str = Field(default="http://127.0.0.1:8000", description="Where the pair is served.")
     data: DataSource = Field(description="Right answers that the pair was not trained on, such as held_out.jsonl.")
@@ -28,5 +29,5 @@ class CreditConfig(JobConfig):
     )
     samples: int = Field(default=1000, ge=1, description="Answers sampled at temperature 1, one to a prompt at first.")
     max_new_tokens: int = Field(default=256, ge=1, description="Longer samples are cut off and count as wrong.")
-    device: str = Field(default="cpu", description="Where the policy samples.")
+    device: Device = Field(default="cpu", description="Where the policy samples.")
     seed: int = Field(default=0, ge=0, description="Of the errors, the samples and the bootstrap.")

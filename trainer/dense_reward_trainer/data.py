@@ -31,6 +31,8 @@ from dense_reward_trainer.demonstration import (
 )
 
 __all__ = [
+    "NO_SKIP",
+    "SKIP_BAD",
     "ArithmeticOptions",
     "BadLine",
     "DataError",
@@ -51,6 +53,9 @@ __all__ = [
 _FILE_SUFFIXES = frozenset((".jsonl", ".json", ".gz", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".zst", ".zip"))
 _SOURCES = "a .jsonl or .jsonl.gz file, a data set such as openai/gsm8k:main@train, or the generator `arithmetic`"
 _LISTED_BAD_LINES = 10
+# The command line of every job that has a data source takes the option; a file to evaluate on is no data source.
+SKIP_BAD = "Correct them, or leave them out: add --skip-bad to the command."
+NO_SKIP = "Correct or remove them: what is measured on is never left out silently."
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +169,10 @@ def open_dataset(name: str, config: str | None, split: str) -> Rows:
         ) from error
 
 
-def load(source: DataSource, opener: OpenDataset = open_dataset) -> Loaded:
+def load(source: DataSource, opener: OpenDataset = open_dataset, *, cure: str = SKIP_BAD) -> Loaded:
     """All demonstrations of a source. Blank lines of a file are no lines; rows of a data set count from 1.
+
+    `cure`: what the job at hand can do about bad lines.
 
     Raises DataError when the source cannot be read, when a line is bad (unless `skip_bad`), or when nothing is left.
     """
@@ -183,7 +190,7 @@ def load(source: DataSource, opener: OpenDataset = open_dataset) -> Loaded:
             bad.append(BadLine(source.source, number, error.reason, error.detail))
     report = _report(source.source, bad, kept)
     if bad and not source.skip_bad:
-        raise DataError(f"{report}\nCorrect them, or leave them out with --skip-bad (skip_bad: true).", bad)
+        raise DataError(f"{report}\n{cure}", bad)
     if not demonstrations:
         within = f"limit {source.limit} and skip_last {source.skip_last} leave {kept} of {total} lines"
         raise DataError(f"{source.source}: nothing to learn from: {within}\n{report}", bad)

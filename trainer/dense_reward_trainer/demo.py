@@ -12,6 +12,7 @@ from pathlib import Path
 from dense_reward import Client, ClientError
 
 from dense_reward_trainer.arithmetic import worked
+from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.serving import free_port, serving
 
 CHECKPOINTS = Path("runs/demo/checkpoints")
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 server.wait()
     except subprocess.CalledProcessError as error:
         return error.returncode
-    except ClientError as error:
+    except (ClientError, JobError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -96,17 +96,15 @@ def run(config: DprConfig, report: Report) -> None:
     finished = config.output_dir / "checkpoints" / "policy"
     recover(finished)
     if is_complete(finished):
+        TrainingStates(config.output_dir / "resume").remove()
         report(f"{config.output_dir} holds a finished run, so there is nothing to do: {finished}")
         return
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     checkpoint = load_policy(config.policy, precision=config.precision, device=chosen_device(config.device))
     prompts, held_out = load_prompts(config, checkpoint, report)
-    address = ServiceAddress(
-        config.service_url, config.service_pair, config.service_patience_s, config.service_timeout_s
-    )
-    sha256 = checkpoint.manifest.tokenizer_sha256
-    with connected(address, sha256, signal=config.signal, with_kl=config.baseline == "kl") as rewards:
+    address, sha256 = ServiceAddress.of(config.service_url, config), checkpoint.manifest.tokenizer_sha256
+    with connected(address, sha256, report, signal=config.signal, with_kl=config.baseline == "kl") as rewards:
         check_room_at_service(rewards.card.max_length_tokens, prompts, config.max_new_tokens)
         started = open_run("dpr", config)
         identity = {"policy": checkpoint.manifest.weights_sha256, "prompts": prompts_sha256(prompts)}
@@ -116,6 +114,7 @@ def run(config: DprConfig, report: Report) -> None:
         training = Training(config, checkpoint, optimiser, prompts, held_out, started)
         train(training, rewards, report)
     write_policy(training)
+    training.states.remove()
     report(f"finished: {finished}")
 
 

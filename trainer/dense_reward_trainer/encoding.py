@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dense_reward.encode import Encoded, Encoder
 from dense_reward.errors import RequestError
 
-from dense_reward_trainer.data import DataError, Demonstration
+from dense_reward_trainer.data import SKIP_BAD, DataError, Demonstration
 
 IGNORED = -100
 
@@ -52,11 +52,12 @@ def encode_demonstrations(
     every_turn: bool,
     limit_tokens: int,
     skip_bad: bool,
+    cure: str = SKIP_BAD,
 ) -> Rows:
     """Rows of at most `limit_tokens`, each with its end of turn; nothing is ever cut.
 
     Raises DataError, naming file and line, for a demonstration that is longer or that the template refuses, unless
-    `skip_bad` leaves it out.
+    `skip_bad` leaves it out. `cure`: what the job at hand can do about such demonstrations.
     """
     rows: list[Row] = []
     dropped: list[str] = []
@@ -67,7 +68,7 @@ def encode_demonstrations(
             dropped.append(f"{demonstration.source}: {error}")
     if dropped and not skip_bad:
         more = f" (and {len(dropped) - 1} more)" if len(dropped) > 1 else ""
-        raise DataError(f"{dropped[0]}{more}; leave such demonstrations out with data.skip_bad=true")
+        raise DataError(f"{dropped[0]}{more}. {cure}")
     return Rows(tuple(rows), tuple(dropped))
 
 

@@ -44,7 +44,7 @@ def run(config: EvaluateConfig, report: Report) -> None:
     for name, folder in config.checkpoints.items():
         report(f"measuring {name} ({folder})")
         checkpoint = load_policy(folder, precision=config.precision, device=chosen_device(config.device))
-        results[name], samples[name] = measure_one(config, checkpoint)
+        results[name], samples[name] = measure_one(config, checkpoint, report)
     started = open_run("evaluate", config)
     for name, records in samples.items():
         write_samples(started.folder / f"samples-{name}.jsonl", records)
@@ -54,25 +54,24 @@ def run(config: EvaluateConfig, report: Report) -> None:
     report(f"figures and samples: {started.folder}")
 
 
-def measure_one(config: EvaluateConfig, checkpoint: PolicyCheckpoint) -> tuple[HeldOutResult, list[Sampled]]:
+def measure_one(
+    config: EvaluateConfig, checkpoint: PolicyCheckpoint, report: Report
+) -> tuple[HeldOutResult, list[Sampled]]:
     """One checkpoint on the prompts, rendered as it was trained."""
     options = config.held_out_options
     rows = held_out_rows(config.held_out, checkpoint.encoder, checkpoint.policy.limit_tokens, options.max_new_tokens)
-    with sft_model(config, checkpoint) as rewards:
+    with sft_model(config, checkpoint, report) as rewards:
         return measure(checkpoint, rows, options, rewards)
 
 
 @contextmanager
-def sft_model(config: EvaluateConfig, checkpoint: PolicyCheckpoint) -> Iterator[TokenRewards | None]:
+def sft_model(config: EvaluateConfig, checkpoint: PolicyCheckpoint, report: Report) -> Iterator[TokenRewards | None]:
     """The service's SFT model, where the configuration names a service."""
     if config.service_url is None:
         yield None
         return
-    address = ServiceAddress(
-        config.service_url, config.service_pair, config.service_patience_s, config.service_timeout_s
-    )
-    sha256 = checkpoint.manifest.tokenizer_sha256
-    with connected(address, sha256, signal="sft_logprob", with_kl=False) as rewards:
+    address, sha256 = ServiceAddress.of(config.service_url, config), checkpoint.manifest.tokenizer_sha256
+    with connected(address, sha256, report, signal="sft_logprob", with_kl=False) as rewards:
         yield rewards
 
 

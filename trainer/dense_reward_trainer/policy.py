@@ -97,6 +97,10 @@ def policy_logprobs(
     """log pi(a_t|s_t) of given responses at a temperature, [B, T] with gradient, in nats; 0 after a response's end.
 
     Teacher-forced in one forward pass, padded on the right, reduced at least in float32. Prompts have a token or more.
+
+    Normalised over all output rows, those beyond the tokenizer included, as the service normalises pi_sft: so
+    log pi - log pi_sft of the same weights is 0. Samples never hold such an id, so their own distribution is larger by
+    a factor that depends on the state alone and is next to 1: its gradient is left out.
     """
     sequences = [np.concatenate(pair) for pair in zip(prompts, responses, strict=True)]
     ids_BL = _padded(sequences).to(policy.device)
@@ -109,7 +113,7 @@ def policy_logprobs(
         kept = ids_BL.shape[1] - first
         logits_BKV = policy.model(input_ids=ids_BL, use_cache=False, logits_to_keep=kept).logits
     position_N = start_B[row_N] + step_N
-    logits_NV = logits_BKV[row_N, position_N - 1 - first, : policy.vocabulary]
+    logits_NV = logits_BKV[row_N, position_N - 1 - first]
     scaled_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)) / temperature
     logprobs_NV = torch.log_softmax(scaled_NV, dim=-1)
     logprob_N = logprobs_NV.gather(1, ids_BL[row_N, position_N, None])[:, 0]

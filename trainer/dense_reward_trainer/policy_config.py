@@ -10,21 +10,18 @@ from typing import Annotated, ClassVar, Literal, Self
 from dense_reward.schemas import SignalName
 from pydantic import Field, model_validator
 
-from dense_reward_trainer.config import JobConfig, JobOptions, MilestoneName
+from dense_reward_trainer.config import JobOptions, MilestoneName
 from dense_reward_trainer.data import DataSource
+from dense_reward_trainer.service_config import SERVICE_KEYS, ServiceJobConfig
 
 BaselineName = Literal["none", "batch", "leave_one_out", "kl"]
 Normalise = Literal["tokens", "sequences"]
 Precision = Literal["float32", "bfloat16", "float64"]
 Schedule = Literal["constant", "linear", "cosine"]
 Device = Literal["auto", "cpu", "cuda"]
-Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 _PRECISION = "Of the policy; bfloat16: float32 weights and optimiser, computed in bfloat16."
-_PAIR = "Name of the pair there; null: the only one."
-_PATIENCE = "How long a service that is away is waited for."
-_TIMEOUT = "How long one answer may take before it is asked for again."
 
 
 class HeldOutOptions(JobOptions):
@@ -38,23 +35,17 @@ class HeldOutOptions(JobOptions):
     seed: int = Field(default=0, ge=0, description="Of the samples: the same for all policies that are compared.")
 
 
-class DprConfig(JobConfig):
+class DprConfig(ServiceJobConfig):
     """Dense-Path REINFORCE: a policy improved on the token rewards of a service."""
 
-    resume_may_change: ClassVar[frozenset[str]] = frozenset(
-        {
-            "output_dir",
-            "service_url",
-            "service_pair",
-            "service_patience_s",
-            "service_timeout_s",
-            "held_out",
-            "held_out_options",
-            "evaluate_every",
-            "save_every",
-            "threads",
-        }
-    )
+    resume_may_change: ClassVar[frozenset[str]] = SERVICE_KEYS | {
+        "output_dir",
+        "held_out",
+        "held_out_options",
+        "evaluate_every",
+        "save_every",
+        "threads",
+    }
 
     policy: Path = Field(description="Checkpoint folder to start from: as a rule the sft checkpoint that is served.")
     prompts: DataSource = Field(
@@ -67,9 +58,6 @@ class DprConfig(JobConfig):
     service_url: str = Field(
         default="http://127.0.0.1:8000", description="Address of the reward service, without a path."
     )
-    service_pair: str | None = Field(default=None, description=_PAIR)
-    service_patience_s: Seconds = Field(default=300.0, description=_PATIENCE)
-    service_timeout_s: Seconds = Field(default=120.0, description=_TIMEOUT)
 
     steps: int = Field(ge=1, description="Optimiser steps, each on fresh samples. The paper leaves this open.")
     prompts_per_step: int = Field(default=16, ge=1, description="The paper leaves this open.")
@@ -143,7 +131,7 @@ class DprConfig(JobConfig):
         return self
 
 
-class EvaluateConfig(JobConfig):
+class EvaluateConfig(ServiceJobConfig):
     """Checkpoints measured side by side on the same held-out prompts."""
 
     checkpoints: dict[MilestoneName, Path] = Field(min_length=1, description="Name in the table -> checkpoint folder.")
@@ -151,9 +139,6 @@ class EvaluateConfig(JobConfig):
     service_url: str | None = Field(
         default=None, description="Address of the reward service to whose SFT model the KL is taken; null: no KL."
     )
-    service_pair: str | None = Field(default=None, description=_PAIR)
-    service_patience_s: Seconds = Field(default=300.0, description=_PATIENCE)
-    service_timeout_s: Seconds = Field(default=120.0, description=_TIMEOUT)
     held_out_options: HeldOutOptions = HeldOutOptions()
     device: Device = "auto"
     precision: Precision = Field(default="float32", description=_PRECISION)

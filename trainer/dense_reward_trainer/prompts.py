@@ -8,7 +8,7 @@ import numpy as np
 from dense_reward.encode import Encoder
 from dense_reward.engine.base import IdArray
 
-from dense_reward_trainer.data import DataError, DataSource, load, split
+from dense_reward_trainer.data import NO_SKIP, DataError, DataSource, load, split
 from dense_reward_trainer.encoding import Row, encode_demonstrations
 from dense_reward_trainer.errors import JobError
 
@@ -29,7 +29,7 @@ def training_prompts(
     )
     fitting = [row for row in encoded.rows if len(row.encoded.prompt_P) + max_new_tokens <= limit_tokens]
     if not source.skip_bad:
-        check_room(encoded.rows, limit_tokens, max_new_tokens, "max_new_tokens")
+        check_room(encoded.rows, limit_tokens, max_new_tokens, "max_new_tokens", "or add --skip-bad to the command")
     left_out = len(loaded.skipped) + len(encoded.dropped) + len(encoded.rows) - len(fitting)
     if left_out:
         report(f"{source.source}: left out {left_out} lines that are no demonstrations, or too long")
@@ -41,22 +41,25 @@ def training_prompts(
 
 def held_out_rows(path: Path, encoder: Encoder, limit_tokens: int, max_new_tokens: int) -> Sequence[Row]:
     """All demonstrations of a file. Raises DataError where one is bad or leaves no room for `max_new_tokens`."""
-    loaded = load(DataSource(source=str(path), held_out_fraction=0.0))
+    loaded = load(DataSource(source=str(path), held_out_fraction=0.0), cure=NO_SKIP)
     rows = encode_demonstrations(
-        loaded.demonstrations, encoder, every_turn=False, limit_tokens=limit_tokens, skip_bad=False
+        loaded.demonstrations, encoder, every_turn=False, limit_tokens=limit_tokens, skip_bad=False, cure=NO_SKIP
     ).rows
-    check_room(rows, limit_tokens, max_new_tokens, "held_out_options.max_new_tokens")
+    check_room(rows, limit_tokens, max_new_tokens, "held_out_options.max_new_tokens", "or remove such prompts")
     return rows
 
 
-def check_room(rows: Sequence[Row], limit_tokens: int, max_new_tokens: int, name: str) -> None:
-    """Raises DataError, naming the longest prompt, where prompt and response would not fit into the model."""
+def check_room(rows: Sequence[Row], limit_tokens: int, max_new_tokens: int, name: str, cure: str) -> None:
+    """Raises DataError, naming the longest prompt, where prompt and response would not fit into the model.
+
+    `name` is that of the option behind `max_new_tokens`; `cure` is what else can be done.
+    """
     longest = max(rows, key=lambda row: len(row.encoded.prompt_P), default=None)
     if longest is not None and len(longest.encoded.prompt_P) + max_new_tokens > limit_tokens:
         source, length = longest.demonstration.source, len(longest.encoded.prompt_P)
         raise DataError(
             f"{source}: its prompt has {length} tokens; with {name} {max_new_tokens} that is over "
-            f"the limit of {limit_tokens}: set {name} to at most {limit_tokens - length}, or leave such prompts out"
+            f"the limit of {limit_tokens}: set {name} to at most {limit_tokens - length}, {cure}"
         )
 
 

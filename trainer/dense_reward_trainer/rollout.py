@@ -13,6 +13,7 @@ from dense_reward.engine.base import IdArray
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.policy import Policy
 
 
@@ -42,7 +43,7 @@ class Rollout:
 def sample(policy: Policy, prompts: Sequence[IdArray], sampling: Sampling, seed: int) -> list[Rollout]:
     """`group_size` rollouts to each prompt, prompt by prompt. Leaves the global random state as it was.
 
-    Raises ValueError where a prompt is empty or leaves no room for `max_new_tokens` below the model's own limit.
+    Raises ConfigError where a prompt is empty or leaves no room for `max_new_tokens` below the model's own limit.
     """
     _check(policy, prompts, sampling)
     rows = [prompt for prompt in prompts for _ in range(sampling.group_size)]
@@ -118,10 +119,10 @@ def _sample_batch(policy: Policy, prompts: Sequence[IdArray], sampling: Sampling
 def _check(policy: Policy, prompts: Sequence[IdArray], sampling: Sampling) -> None:
     for index, prompt in enumerate(prompts):
         if len(prompt) == 0:
-            raise ValueError(f"prompt {index} is empty: give it at least one token")
+            raise ConfigError(f"prompt {index} is empty: give it at least one token")
         room = policy.limit_tokens - len(prompt)
         if sampling.max_new_tokens > room:
-            raise ValueError(
+            raise ConfigError(
                 f"prompt {index} has {len(prompt)} tokens, which with max_new_tokens {sampling.max_new_tokens} is over "
                 f"the model's limit of {policy.limit_tokens}: lower max_new_tokens to {room}, or leave the prompt out"
             )

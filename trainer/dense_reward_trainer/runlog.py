@@ -74,9 +74,9 @@ def open_run(job: str, config: JobConfig) -> Run:
         job=job,
         run_id=f"{job}-{uuid.uuid4().hex[:12]}" if record is None else record.run_id,
         started_at=datetime.now(UTC).isoformat(timespec="seconds") if record is None else record.started_at,
-        commit=_commit(),
+        commit=commit(),
         commands=(*(record.commands if record else ()), command_line(sys.argv)),
-        versions={"python": sys.version.split()[0], **library_versions()},
+        versions=versions(),
         identity={} if record is None else record.identity,
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -173,6 +173,21 @@ def plot(metrics: MetricsLog, keys: Sequence[str], path: Path, *, ylabel: str) -
     figure.savefig(path, dpi=120)
 
 
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that compute."""
+    return {"python": sys.version.split()[0], **library_versions()}
+
+
+def commit() -> str | None:
+    """The commit of this program, where it runs from a git checkout; with -dirty where files were changed."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
 def _record(folder: Path) -> RunRecord | None:
     path = folder / RECORD_NAME
     if not path.is_file():
@@ -201,13 +216,3 @@ def _check_config(folder: Path, values: Mapping[str, object], may_change: frozen
             f"{folder} holds a run that was started with another configuration ({', '.join(changed)}): "
             "use another output_dir, or the configuration that it was started with"
         )
-
-
-def _commit() -> str | None:
-    """The commit of this program, where it runs from a git checkout; with -dirty where files were changed."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return done.stdout.strip() or None

@@ -4,20 +4,24 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dense_reward import Client
 
+from dense_reward_trainer.errors import JobError
+
 HOST = "127.0.0.1"
+PATIENCE_S, BETWEEN_S = 120.0, 0.2
 
 
 @contextmanager
 def serving(sft: Path, reference: Path, port: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """The process and its address, ready to score; ended when the block is left.
 
-    Raises ServiceUnavailableError where it does not become ready; it says why on stderr.
+    Raises JobError where it ends, as soon as it does, or does not become ready; it says why on stderr.
     """
     pair = ("--sft", str(sft), "--reference", str(reference))
     command = [sys.executable, "-m", "dense_reward.cli", "serve", *pair, "--port", str(port), "--log-level", "warning"]
@@ -25,11 +29,24 @@ def serving(sft: Path, reference: Path, port: int) -> Iterator[tuple[subprocess.
     # the bars of loading weights would only mix with those of the job
     with subprocess.Popen(command, env={**os.environ, "TQDM_DISABLE": "1"}) as server:
         try:
-            with Client(url) as client:
-                client.wait_until_ready(120.0)
+            _wait_until_ready(server, url)
             yield server, url
         finally:
             server.terminate()
+
+
+def _wait_until_ready(server: "subprocess.Popen[bytes]", url: str) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    with Client(url, timeout_s=10.0) as client:
+        while not client.ready():
+            try:
+                code = server.wait(BETWEEN_S)
+            except subprocess.TimeoutExpired:
+                pass
+            else:
+                raise JobError(f"the service ended with exit code {code} before it could score: it says why above")
+            if time.monotonic() > deadline_s:
+                raise JobError(f"the service at {url} cannot score after {PATIENCE_S:g} s")
 
 
 def free_port(wanted: int = 0) -> int:

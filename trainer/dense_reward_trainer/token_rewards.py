@@ -1,21 +1,30 @@
 """What training needs of the reward service, and the service behind it. Must not know policies or losses."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol
+from typing import Protocol, Self
 
-from dense_reward import Client, ClientError, ScoredResponse, ScoreOptions, TokenizerMismatchError
+from dense_reward import (
+    Client,
+    ClientError,
+    Scored,
+    ScoredResponse,
+    ScoreOptions,
+    ServiceUnavailableError,
+    TokenizerMismatchError,
+)
+from dense_reward.client.calls import ItemToScore
 from dense_reward.client.tokenizer import card_named
 from dense_reward.engine.base import FloatArray
 from dense_reward.schemas import ArrayName, ModelCard, SignalName
 
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.rollout import Rollout
+from dense_reward_trainer.service_config import ServiceJobConfig
 
-# Small enough for any service's limits on bodies and queues, large enough to fill its batches.
-REQUEST_TOKENS = 65_536
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,42 +49,79 @@ class TokenRewards(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ServiceAddress:
-    """Where a service is, which of its pairs is meant (None: the only one), and how long it may be away."""
+    """Where a service is, which of its pairs is meant (None: the only one), how long it may be away, how it is asked.
+
+    A request holds about `request_tokens`, or one prompt with its responses, and is answered within `timeout_s`.
+    """
 
     url: str
     pair: str | None
     patience_s: float
     timeout_s: float
+    request_tokens: int
+
+    @classmethod
+    def of(cls, url: str, config: ServiceJobConfig) -> Self:
+        """The address in a job's configuration."""
+        return cls(
+            url,
+            config.service_pair,
+            config.service_patience_s,
+            config.service_timeout_s,
+            config.service_request_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ServiceRewards:
-    """Asks one pair of a service, request after request, so that an answer does not depend on timing.
-
-    Every request names tokenizer and revision: a service that was restarted with another pair is refused (409).
-    """
+class PinnedPair:
+    """One pair of a service. Every request names tokenizer and revision: another pair in its place is refused (409)."""
 
     client: Client
     card: ModelCard
-    signal: SignalName
-    with_kl: bool
+    request_tokens: int
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[ResponseRewards]:
-        """Raises JobError where the pair was swapped, or where the service stays away for longer than the patience."""
-        names: set[ArrayName] = {"sft_logprob", self.signal}
+    def check_tokenizer(self, tokenizer_sha256: str) -> None:
+        """Raises JobError where ids would mean something else to the pair."""
+        if self.card.tokenizer_sha256 != tokenizer_sha256:
+            mismatch = TokenizerMismatchError(tokenizer_sha256, self.card.tokenizer_sha256, self.card.name)
+            raise JobError(f"the reward service cannot be used: {mismatch}")
+
+    def ask(self, items: Sequence[ItemToScore], include: Collection[ArrayName]) -> Scored:
+        """One request. Raises JobError where the pair was swapped, or the service stays away beyond the patience."""
         options = ScoreOptions(
             model=self.card.name,
             tokenizer_sha256=self.card.tokenizer_sha256,
             expect_revision=self.card.revision,
-            include=sorted(names | {"kl"} if self.with_kl else names),
+            include=sorted(include),
         )
+        try:
+            return self.client.score_items(items, options=options)
+        except ClientError as error:
+            late = isinstance(error, ServiceUnavailableError) and "ReadTimeout" in error.last
+            cure = ": raise service_timeout_s, or lower service_request_tokens" if late else ""
+            raise JobError(f"the reward service did not score: {error}{cure}") from error
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServiceRewards:
+    """Asks one pair of a service, request after request, so that an answer does not depend on timing."""
+
+    pair: PinnedPair
+    signal: SignalName
+    with_kl: bool
+
+    @property
+    def card(self) -> ModelCard:
+        return self.pair.card
+
+    def score(self, rollouts: Sequence[Rollout]) -> list[ResponseRewards]:
+        """Raises JobError where the pair was swapped, or where the service stays away for longer than the patience."""
+        names: set[ArrayName] = {"sft_logprob", self.signal}
+        if self.with_kl:
+            names.add("kl")
         rewards: list[ResponseRewards] = []
-        for items in _requests(rollouts):
-            try:
-                scored = self.client.score_items(items, options=options)
-            except ClientError as error:
-                raise JobError(f"the reward service did not score: {error}") from error
-            rewards += [self._rewards(result) for result in scored.results]
+        for items in requests(rollouts, self.pair.request_tokens):
+            rewards += [self._rewards(result) for result in self.pair.ask(items, names).results]
         return rewards
 
     def _rewards(self, result: ScoredResponse) -> ResponseRewards:
@@ -86,41 +132,44 @@ class ServiceRewards:
 
 
 @contextmanager
-def connected(
-    address: ServiceAddress, tokenizer_sha256: str, *, signal: SignalName, with_kl: bool
-) -> Iterator[ServiceRewards]:
+def pinned_pair(address: ServiceAddress, report: Report) -> Iterator[PinnedPair]:
     """Waits until the service can score, and pins the pair that it serves.
 
-    Raises JobError where it cannot for longer than the patience, where ids would mean something else there, or where
-    the name is not that of one pair.
+    Raises ConfigError for an address that cannot be meant; JobError where the service cannot score for longer than the
+    patience, or where the name is not that of one pair.
     """
     try:
         client = Client(address.url, timeout_s=address.timeout_s, retry_for_s=address.patience_s)
     except ValueError as error:
         raise ConfigError(f"service_url: {error}") from error
     with client:
-        yield ServiceRewards(client, _card(client, address, tokenizer_sha256), signal, with_kl)
+        report(f"waiting for {address.url}, up to {address.patience_s:g} s")
+        try:
+            client.wait_until_ready(address.patience_s)
+            card = card_named(client.models(), address.pair)
+        except (ClientError, ValueError) as error:
+            raise JobError(f"the reward service at {address.url} cannot be used: {error}") from error
+        yield PinnedPair(client, card, address.request_tokens)
 
 
-def _card(client: Client, address: ServiceAddress, tokenizer_sha256: str) -> ModelCard:
-    try:
-        client.wait_until_ready(address.patience_s)
-        card = card_named(client.models(), address.pair)
-        if card.tokenizer_sha256 != tokenizer_sha256:
-            raise TokenizerMismatchError(tokenizer_sha256, card.tokenizer_sha256, card.name)
-    except (ClientError, ValueError) as error:
-        raise JobError(f"the reward service at {address.url} cannot be used: {error}") from error
-    return card
+@contextmanager
+def connected(
+    address: ServiceAddress, tokenizer_sha256: str, report: Report, *, signal: SignalName, with_kl: bool
+) -> Iterator[ServiceRewards]:
+    """A pinned pair as a source of rewards for ids. Raises as `pinned_pair`, and JobError for another tokenizer."""
+    with pinned_pair(address, report) as pair:
+        pair.check_tokenizer(tokenizer_sha256)
+        yield ServiceRewards(pair, signal, with_kl)
 
 
-def _requests(rollouts: Sequence[Rollout]) -> Iterator[list[dict[str, object]]]:
-    """Items of neighbouring rollouts to one prompt, in order, in requests of about REQUEST_TOKENS."""
+def requests(rollouts: Sequence[Rollout], limit_tokens: int) -> Iterator[list[dict[str, object]]]:
+    """Items of neighbouring rollouts to one prompt, in order, in requests of about `limit_tokens`."""
     items: list[dict[str, object]] = []
     tokens = 0
     for _, group in groupby(rollouts, key=lambda rollout: rollout.prompt_P.tobytes()):
         siblings = list(group)
         size = len(siblings[0].prompt_P) + sum(len(rollout.response_T) for rollout in siblings)
-        if items and tokens + size > REQUEST_TOKENS:
+        if items and tokens + size > limit_tokens:
             yield items
             items, tokens = [], 0
         responses = [rollout.response_T for rollout in siblings]

@@ -6,6 +6,7 @@ does.
 
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,10 @@ class TrainingStates:
             optimiser.load_state_dict(state["optimiser"])
             return int(state["step"])
         return 0
+
+    def remove(self) -> None:
+        """Forgets all states: a finished run is not taken up again, and each state is three times its weights."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _newest_first(self) -> list[Path]:
         paths = self.folder.iterdir() if self.folder.is_dir() else ()

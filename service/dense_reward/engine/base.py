@@ -46,7 +46,7 @@ class Trunk:
 
     @property
     def tokens(self) -> int:
-        """Tokens that a device computes when the prompt is shared."""
+        """Tokens of the prompt, counted once, and of all branches."""
         return len(self.prompt_P) + sum(len(branch.ids_T) for branch in self.branches)
 
 
@@ -85,9 +85,17 @@ class Engine(Protocol):
     @property
     def info(self) -> EngineInfo: ...
 
-    def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
-        """One list per trunk, one TokenScores per branch, in order.
+    def cost_tokens(self, trunk: Trunk) -> int:
+        """Tokens that the device computes for a trunk, before padding: what queue and batches count.
 
-        Raises OutOfMemoryError where the device cannot hold the batch; results do not depend on what else is in it.
+        A branch adds the same whatever branches stand beside it, so that a trunk can be cut anywhere.
+        """
+        ...
+
+    def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
+        """One list per trunk, one TokenScores per branch, in order; empty arrays where nothing is scored.
+
+        Raises OutOfMemoryError where the device cannot hold the batch, EngineLostError where it answers nothing more;
+        results do not depend on what else is in the batch.
         """
         ...

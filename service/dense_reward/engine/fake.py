@@ -28,6 +28,7 @@ class FakeTokenizer:
     eos_id: int | None = EOS_ID
     special_ids = frozenset(_SPECIAL.values())
     special_strings = tuple(_SPECIAL)
+    longest_token_bytes = max(map(len, _SPECIAL))
 
     def encode(self, text: str, *, special: bool) -> Pieces:
         ids: list[int] = []
@@ -73,6 +74,9 @@ class FakeEngine:
     @property
     def info(self) -> EngineInfo:
         return self._info
+
+    def cost_tokens(self, trunk: Trunk) -> int:
+        return trunk.tokens
 
     def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
         return [[_score(trunk, g, wants) for g in range(len(trunk.branches))] for trunk in trunks]

@@ -1,5 +1,6 @@
 """sft + reference: load both, prove that they make a pair and are computed right, score with both."""
 
+import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dense_reward.engine.base import Branch, EngineInfo, FloatArray, IdArray, TokenScores, Trunk, Wants
-from dense_reward.engine.logprobs import ScoredRows, Side, score_rows
+from dense_reward.engine.logprobs import Candidates, ScoredRows, Side, score_rows
 from dense_reward.engine.tokenizer import TransformersTokenizer, load_tokenizer
 from dense_reward.engine.torch_engine import TorchModel, load_model
-from dense_reward.errors import CheckpointError, OutOfMemoryError
+from dense_reward.errors import CheckpointError, EngineLostError, OutOfMemoryError
 from dense_reward.manifest import Manifest, check_pair, files_folder, load_manifest, sha256_of_text, verify_files
 
 Report = Callable[[str], None]
@@ -20,12 +21,14 @@ QUANTITIES = frozenset({"kl", "centred", "entropy", "candidate_reward", "alterna
 # Root mean square of (served - stored) log-probs over the probe, in nats, above which a service does not start. Wrong
 # attention or positions are wrong by more than 0.5; rounding is a tenth of each bound on the models that were tried.
 PROBE_TOLERANCE_NATS = {"float64": 1e-3, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
-CPU_OUT_OF_MEMORY = "DefaultCPUAllocator: "  # torch has a class of its own for the errors of devices alone
+# torch's own class for it covers what its allocator of a GPU's memory refuses, and nothing else.
+OUT_OF_MEMORY = ("DefaultCPUAllocator: ", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+DEVICE_LOST = ("CUDA error", "device-side assert")  # after one of these every later call fails too
 
 
 @dataclass(frozen=True, slots=True)
 class _Sequence:
-    """A prompt with one branch, and where its scores go."""
+    """A prompt with one branch up to its last scored token, and where its scores go."""
 
     trunk: int
     branch: int
@@ -48,24 +51,28 @@ class PairEngine:
     def info(self) -> EngineInfo:
         return self._info
 
+    def cost_tokens(self, trunk: Trunk) -> int:
+        """Tokens of all its sequences: the prompt is computed for each branch that has a scored token."""
+        return sum(_needed_tokens(len(trunk.prompt_P), branch, self._borders) for branch in trunk.branches)
+
     def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
         try:
             return self._score(trunks, wants)
-        except torch.OutOfMemoryError as error:
-            reason = str(error)
         except RuntimeError as error:
-            if CPU_OUT_OF_MEMORY not in str(error):
-                raise
             reason = str(error)
+            if not isinstance(error, torch.OutOfMemoryError) and not any(mark in reason for mark in OUT_OF_MEMORY):
+                if isinstance(error, torch.AcceleratorError) or any(mark in reason for mark in DEVICE_LOST):
+                    raise EngineLostError(reason) from error
+                raise
         # Not from within `except`: the traceback there keeps every tensor of the batch alive.
         raise OutOfMemoryError(reason)
 
     def _score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
-        results: list[list[TokenScores | None]] = [[None] * len(trunk.branches) for trunk in trunks]
-        for batch in _padded_batches(_sequences(trunks), self._max_batch_tokens, self._borders):
+        results = [[_nothing(branch, wants) for branch in trunk.branches] for trunk in trunks]
+        for batch in _padded_batches(_sequences(trunks, self._borders), self._max_batch_tokens, self._borders):
             for sequence, scores in zip(batch, self._score_batch(batch, wants), strict=True):
                 results[sequence.trunk][sequence.branch] = scores
-        return [[scores for scores in branches if scores is not None] for branches in results]
+        return results
 
     @torch.inference_mode()
     def _score_batch(self, batch: Sequence[_Sequence], wants: Wants) -> list[TokenScores]:
@@ -110,7 +117,7 @@ def load_pair(
     info = EngineInfo(
         sft=str(sft),
         reference=str(reference),
-        revision=sha256_of_text(manifests[0].weights_sha256 + manifests[1].weights_sha256)[:16],
+        revision=_revision(manifests, dtype),
         dtype=dtype or manifests[0].dtype,
         device=device,
         vocabulary=min(models[0].vocabulary, tokenizer.vocabulary),
@@ -146,6 +153,12 @@ def prove(engine: PairEngine, sft: Manifest, reference: Manifest, *, report: Rep
             )
 
 
+def _revision(manifests: Sequence[Manifest], dtype: str | None) -> str:
+    """Of everything that a score depends on: all files of both, how they are served, and how text becomes ids."""
+    facts = [[m.content_sha256, dtype or m.dtype, m.renderer, m.end_of_turn_id] for m in manifests]
+    return sha256_of_text(json.dumps(facts))[:16]
+
+
 def _probe_trunk(prompt_ids: Sequence[int], responses: Sequence[Sequence[int]]) -> Trunk:
     branches = tuple(Branch(np.array(ids, dtype=np.int32), np.ones(len(ids), dtype=bool)) for ids in responses)
     return Trunk(np.array(prompt_ids, dtype=np.int32), branches)
@@ -158,19 +171,48 @@ def _check_tokenizer(tokenizer: TransformersTokenizer, manifest: Manifest, folde
         raise CheckpointError(f"{folder}: its chat template is not the one of its manifest: adopt the checkpoint anew")
 
 
-def _sequences(trunks: Sequence[Trunk]) -> list[_Sequence]:
-    """Every branch with its prompt; the row that predicts a token is the one before it."""
+def _sequences(trunks: Sequence[Trunk], borders: Collection[int]) -> list[_Sequence]:
+    """Every branch that is computed, with its prompt; the row that predicts a token is the one before it."""
     return [
         _Sequence(
             t,
             b,
-            np.concatenate([trunk.prompt_P, branch.ids_T]),
+            np.concatenate([trunk.prompt_P, branch.ids_T])[:needed],
             (np.flatnonzero(branch.scored_T) + len(trunk.prompt_P) - 1).astype(np.int32),
             branch,
         )
         for t, trunk in enumerate(trunks)
         for b, branch in enumerate(trunk.branches)
+        if (needed := _needed_tokens(len(trunk.prompt_P), branch, borders))
     ]
+
+
+def _needed_tokens(prompt_tokens: int, branch: Branch, borders: Collection[int]) -> int:
+    """Tokens of prompt and branch that are computed: up to the last scored one, none where nothing is scored.
+
+    What comes after cannot change a score, but for a length beyond a border, which turns the whole sequence.
+    """
+    if not branch.scored_T.any():
+        return 0
+    whole = prompt_tokens + len(branch.ids_T)
+    cut = whole - int(branch.scored_T[::-1].argmax())
+    return whole if any(cut <= border < whole for border in borders) else cut
+
+
+def _nothing(branch: Branch, wants: Wants) -> TokenScores:
+    """The scores of a branch without a scored token: empty, in the shapes that were asked for."""
+    row, k = np.empty(0, dtype=np.float32), wants.top_k
+    width = 0 if branch.candidates_SK is None else branch.candidates_SK.shape[1]
+    return TokenScores(
+        row,
+        row,
+        kl_S=row if wants.kl else None,
+        entropy_S=row if wants.entropy else None,
+        candidate_reward_SK=row.reshape(0, width) if width else None,
+        top_ids_SK=np.empty((0, k), dtype=np.int32) if k else None,
+        top_sft_logprob_SK=row.reshape(0, k) if k else None,
+        top_reference_logprob_SK=row.reshape(0, k) if k else None,
+    )
 
 
 def _padded_batches(
@@ -192,35 +234,31 @@ def _padded_batches(
         yield batch
 
 
-def _candidates(batch: Sequence[_Sequence], device: torch.device) -> Tensor | None:
-    """Candidates of all rows, [N, K], filled up with id 0 where a branch names fewer."""
-    width = max((s.source.candidates_SK.shape[1] for s in batch if s.source.candidates_SK is not None), default=0)
-    if width == 0:
+def _candidates(batch: Sequence[_Sequence], device: torch.device) -> Candidates | None:
+    """Candidates of all rows, one branch's after another's."""
+    named = [(s.source.candidates_SK, len(s.positions_S)) for s in batch]
+    ids = [candidates_SK.ravel() for candidates_SK, _ in named if candidates_SK is not None]
+    if not ids:
         return None
-    blocks = []
-    for sequence in batch:
-        block = np.zeros((len(sequence.positions_S), width), dtype=np.int64)
-        if sequence.source.candidates_SK is not None:
-            block[:, : sequence.source.candidates_SK.shape[1]] = sequence.source.candidates_SK
-        blocks.append(block)
-    return torch.from_numpy(np.concatenate(blocks)).to(device)
+    counts_N = np.concatenate([np.full(rows, 0 if ids_SK is None else ids_SK.shape[1]) for ids_SK, rows in named])
+    return Candidates(torch.from_numpy(np.concatenate(ids)).to(device), torch.from_numpy(counts_N))
 
 
 def _per_sequence(scored: ScoredRows, batch: Sequence[_Sequence]) -> list[TokenScores]:
     """Cut the rows of a batch at its sequences; float32 and int32 on the host."""
-    results, start = [], 0
+    results, start, named = [], 0, 0
     for sequence in batch:
         part = slice(start, start + len(sequence.positions_S))
-        start = part.stop
         candidates = sequence.source.candidates_SK
-        width = 0 if candidates is None else candidates.shape[1]
+        of_part = slice(named, named + (0 if candidates is None else candidates.size))
+        start, named = part.stop, of_part.stop
         results.append(
             TokenScores(
                 sft_logprob_S=scored.sft_logprob_N[part].float().cpu().numpy(),
                 reference_logprob_S=scored.reference_logprob_N[part].float().cpu().numpy(),
                 kl_S=_floats(scored.kl_N, part),
                 entropy_S=_floats(scored.entropy_N, part),
-                candidate_reward_SK=None if width == 0 else _floats(scored.candidate_reward_NK, part, width),
+                candidate_reward_SK=_candidate_rewards(scored, of_part, candidates),
                 top_ids_SK=None if scored.top_ids_NK is None else scored.top_ids_NK[part].int().cpu().numpy(),
                 top_sft_logprob_SK=_floats(scored.top_sft_logprob_NK, part),
                 top_reference_logprob_SK=_floats(scored.top_reference_logprob_NK, part),
@@ -229,9 +267,15 @@ def _per_sequence(scored: ScoredRows, batch: Sequence[_Sequence]) -> list[TokenS
     return results
 
 
-def _floats(rows: Tensor | None, part: slice, width: int | None = None) -> FloatArray | None:
+def _candidate_rewards(scored: ScoredRows, part: slice, candidates_SK: IdArray | None) -> FloatArray | None:
+    rewards_m = _floats(scored.candidate_reward_M, part)
+    if rewards_m is None or candidates_SK is None or not candidates_SK.shape[1]:
+        return None
+    return rewards_m.reshape(candidates_SK.shape)
+
+
+def _floats(rows: Tensor | None, part: slice) -> FloatArray | None:
     if rows is None:
         return None
-    chosen = rows[part] if width is None else rows[part, :width]
-    floats: FloatArray = chosen.float().cpu().numpy()
+    floats: FloatArray = rows[part].float().cpu().numpy()
     return floats

@@ -131,7 +131,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 def _vocabulary(folder: Path) -> int:
     try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: no usable config.json: {error}") from error
     return int(config.get_text_config().vocab_size)

@@ -22,6 +22,9 @@ _RESERVED = frozenset(
     - {"documents"}
 )
 
+ROOMY_TOKEN_BYTES = 128
+"""No token is taken to hold fewer: normalisers drop text, and unknown characters in a row may become one token."""
+
 
 class TransformersTokenizer:
     """Two copies of one backend: `_parsing` turns special-token strings into their ids, `_literal` keeps them text.
@@ -43,7 +46,9 @@ class TransformersTokenizer:
         self._literal: Backend = copy.deepcopy(self._parsing)
         self._parsing.encode_special_tokens = False
         self._literal.encode_special_tokens = True
-        self._vocabulary = max(int(token) for token in tokenizer.get_vocab().values()) + 1
+        vocabulary: dict[str, int] = tokenizer.get_vocab()
+        self._vocabulary = max(vocabulary.values()) + 1
+        self._longest_token_bytes: int = max(ROOMY_TOKEN_BYTES, *(len(piece.encode()) for piece in vocabulary))
         self._bos_id = _bos_that_is_added(tokenizer)
         added = tokenizer.added_tokens_decoder
         self._special = {i: token.content for i, token in added.items() if token.special}
@@ -61,6 +66,10 @@ class TransformersTokenizer:
     def eos_id(self) -> int | None:
         eos_id: int | None = self._tokenizer.eos_token_id
         return eos_id
+
+    @property
+    def longest_token_bytes(self) -> int:
+        return self._longest_token_bytes
 
     @property
     def special_ids(self) -> frozenset[int]:
@@ -141,9 +150,10 @@ class TransformersTokenizer:
 
 
 def load_tokenizer(folder: Path) -> TransformersTokenizer:
-    """The tokenizer of a checkpoint folder. Raises CheckpointError where it cannot be read."""
+    """The tokenizer of a checkpoint folder. No remote code. Raises CheckpointError where it cannot be read."""
     try:
-        return TransformersTokenizer(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return TransformersTokenizer(tokenizer)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: no usable tokenizer: {error}") from error
 

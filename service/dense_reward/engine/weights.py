@@ -49,5 +49,5 @@ def _attention(config: PreTrainedConfig) -> str | None:
 
 def stored_dtype(folder: Path) -> str:
     """The dtype that a checkpoint's configuration names; float32 where it names none."""
-    dtype = getattr(AutoConfig.from_pretrained(folder, local_files_only=True), "dtype", None)
+    dtype = getattr(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), "dtype", None)
     return str(dtype or torch.float32).removeprefix("torch.")

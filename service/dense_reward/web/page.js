@@ -9,6 +9,8 @@ const EXAMPLE = {
   other: "8+5=13 write 3 carry 1\n7+6+1=15 write 4 carry 1\n4+3+1=8 write 8 carry 0\n#### 843",
 };
 
+const ASK_AGAIN_MS = 2000; // while the service starts
+
 class ServiceError extends Error {
   constructor(status, error) {
     super(error.message);
@@ -103,6 +105,7 @@ async function showServed() {
     byId("served").textContent = models.map(describe).join("; ");
   } catch (failure) {
     byId("served").textContent = failure.status === 401 ? "give the API key to see the served model" : failure.message;
+    if (failure.error?.code === "starting") setTimeout(showServed, ASK_AGAIN_MS);
   }
 }
 
