@@ -299,7 +299,9 @@ def write_policy(training: Training) -> None:
     write_checkpoint(
         training.run.folder / "checkpoints" / "policy",
         training.checkpoint.policy.model,
-        AutoTokenizer.from_pretrained(files_folder(config.policy, manifest), local_files_only=True),
+        AutoTokenizer.from_pretrained(
+            files_folder(config.policy, manifest), local_files_only=True, trust_remote_code=False
+        ),
         facts,
         lambda *_: probe,
         device=str(training.checkpoint.policy.device),

@@ -19,6 +19,7 @@ from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, files_folder, load_manifest, verify_files
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.policy_config import Precision
@@ -85,6 +86,7 @@ def load_policy(folder: Path, *, precision: Precision, device: str) -> PolicyChe
     if tokenizer.sha256() != manifest.tokenizer_sha256:
         raise CheckpointError(f"{folder}: its tokenizer is not the one of its manifest: adopt the checkpoint anew")
     dtype = torch.float64 if precision == "float64" else torch.float32
+    disable_progress_bar()  # of loading weights: it would stand among the job's own
     model = load_weights(*weight_folders(folder, manifest), dtype).requires_grad_(True)
     vocabulary = min(tokenizer.vocabulary, manifest.vocabulary)
     policy = Policy(model.eval().to(device), manifest.end_of_turn_id, vocabulary, precision == "bfloat16")

@@ -63,7 +63,7 @@ def _load(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrained
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(f"{folder} is an adapter: merge it into its base model to train on from it")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder}: transformers cannot load its tokenizer: {error}") from error
     return load_weights(folder, folder, dtype), tokenizer

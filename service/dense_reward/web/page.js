@@ -21,9 +21,7 @@ class ServiceError extends Error {
 
 /** Throws ServiceError with the service's own words, or with the status line where the answer has none. */
 async function ask(path, options = {}) {
-  const key = byId("key").value;
-  const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
-  const answer = await fetch(path, { ...options, headers });
+  const answer = await fetch(path, options);
   if (answer.ok) return answer;
   const body = await answer.json().catch(() => ({}));
   const unknown = { message: `The service answered ${answer.status} ${answer.statusText}.` };
@@ -81,7 +79,6 @@ function showFailure(failure) {
   byId("error-details").textContent = known.map((pair) => pair.join(": ")).join(" · ");
   byId("error").hidden = false;
   byId("error").scrollIntoView({ block: "nearest" });
-  if (failure.status === 401 || failure.status === 403) byId("key").focus();
 }
 
 function itemLine(item) {
@@ -104,7 +101,7 @@ async function showServed() {
     const { models } = await (await ask("models")).json();
     byId("served").textContent = models.map(describe).join("; ");
   } catch (failure) {
-    byId("served").textContent = failure.status === 401 ? "give the API key to see the served model" : failure.message;
+    byId("served").textContent = failure.message;
     if (failure.error?.code === "starting") setTimeout(showServed, ASK_AGAIN_MS);
   }
 }
@@ -128,7 +125,6 @@ byId("example").addEventListener("click", () => {
   for (const [id, text] of Object.entries(EXAMPLE)) byId(id).value = text;
   byId("show").focus();
 });
-byId("key").addEventListener("change", showServed);
 byId("save-html").addEventListener("click", () => save(byId("picture").srcdoc, "text/html", "token-rewards.html"));
 byId("save-svg").addEventListener("click", () => exchange(async () => {
   save(await picture({ ...shown, format: "svg" }), "image/svg+xml", "token-rewards.svg");
