@@ -16,7 +16,6 @@ from dense_reward.encode import RendererName
 from dense_reward.errors import CheckpointError
 
 MANIFEST_NAME = "manifest.json"
-MANIFEST_VERSION = 1
 HASHED_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 Role = Literal["sft", "reference", "policy", "token_head"]
 

@@ -20,7 +20,6 @@ from dense_reward.manifest import Role
 
 # hub id, revision -> folder with its files
 Fetch = Callable[[str, str | None], Path]
-OTHER_WEIGHTS = frozenset({".bin", ".pt", ".pth", ".gguf", ".msgpack", ".h5"})
 ADAPTER_CONFIG = "adapter_config.json"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _NEEDED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
