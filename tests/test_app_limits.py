@@ -2,12 +2,15 @@
 
 import json
 import socket
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import httpx
+import orjson
 import pytest
+from dense_reward.body import fragment
 from dense_reward.encode import Encoder, Pieces
 from dense_reward.engine.fake import FakeEngine, FakeTokenizer
 from dense_reward.service import Loaded, Service
@@ -64,6 +67,27 @@ def test_a_large_body_is_read_as_a_small_one() -> None:
             assert [row["length"] for row in answer.json()["results"]] == [20, 20]
             answer = running.client.post("/score", content=b"{" + body, headers={"Content-Type": "application/json"})
             assert refusal(answer)[:2] == (400, "invalid_json")
+
+
+@pytest.mark.parametrize(("length", "top_k", "thread"), [(20, 0, "server"), (3000, 0, "encode_"), (150, 20, "encode_")])
+def test_a_large_answer_is_written_beside_the_loop_and_reads_as_a_small_one(
+    length: int, top_k: int, thread: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: set[str] = set()
+
+    def noted(row: Mapping[str, object]) -> orjson.Fragment:
+        threads.add(threading.current_thread().name)
+        return fragment(row)
+
+    monkeypatch.setattr("dense_reward.app.fragment", noted)
+    item = {"prompt_ids": [1] * 50, "response_ids": [[2] * length, [3] * length]}
+    with served(loading(Recorder())) as running:
+        rows = running.score({"items": [item, item], "top_k": top_k}).json()["results"]
+    assert [(row["item"], row["response"]) for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [row["reward"] for row in rows] == [[-1.0] * length, [-2.0] * length] * 2
+    assert [len(row.get("alternatives", [])) for row in rows] == [length if top_k else 0] * 4
+    assert len(threads) == 1
+    assert threads.pop().startswith(thread)
 
 
 class Busy(FakeTokenizer):

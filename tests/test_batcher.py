@@ -2,20 +2,21 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import pytest
 from dense_reward.batcher import Batcher, Computed
-from dense_reward.engine.base import EngineInfo, TokenScores, Trunk, Wants
+from dense_reward.engine.base import Cost, EngineInfo, TokenScores, Trunk, Wants, Work
 from dense_reward.engine.fake import FakeEngine
 from dense_reward.errors import RequestError
 from dense_reward.metrics import Metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from queued import BUDGET_TOKENS, assert_named, held_by, running, soon, submitted
-from unruly_engines import INFO, Gate, Memory, Recorder, trunk
+from unruly_engines import INFO, Gate, Memory, Recorder, packed, padded, trunk
 
 
 def test_every_caller_gets_its_own_scores_however_many_ask_at_once() -> None:
@@ -96,43 +97,26 @@ def test_a_group_larger_than_a_batch_is_spread_over_several_and_put_together_in_
     assert len(engine.batches) > 10
 
 
-@pytest.mark.parametrize("items", [(100, 5), (1000, 20), (1000, 97)], ids=str)
-def test_a_short_request_waits_for_no_more_than_two_batches_of_a_long_one(items: tuple[int, int]) -> None:
-    gate = Gate()
-    engine = Recorder(gate)
-    count, length = items
+def test_a_batch_counts_a_shared_prompt_once_and_the_seconds_of_the_device_alone() -> None:
+    metrics = Metrics()
+    engine = Recorder(preparing=lambda _: time.sleep(0.2))
 
-    async def ask() -> None:
-        async with running(engine) as batcher:
-            long = submitted(batcher.submit([trunk(1, length) for _ in range(count)], Wants()))
-            await held_by(gate, long)
-            short = submitted(batcher.submit([trunk(2, 3)], Wants()))
-            await held_by(gate, long, short)
-            gate.opened.set()
-            await soon(short)
-            long.cancel()
+    async def ask() -> list[Computed]:
+        batcher = Batcher(engine, metrics, max_batch_tokens=BUDGET_TOKENS, max_queue_tokens=1000)
+        asked = [submitted(batcher.submit([trunk(1, 10, prompt_tokens=60)], Wants())) for _ in range(2)]
+        await asyncio.sleep(0)
+        loop = submitted(batcher.run())
+        answers = await soon(asyncio.gather(*asked))
+        batcher.close()
+        await soon(loop)
+        return answers
 
-    asyncio.run(ask())
-    first_with_it = next(i for i, batch in enumerate(engine.batches) if any(t.prompt_P[0] == 2 for t in batch))
-    assert first_with_it <= 2
-
-
-def test_requests_take_turns() -> None:
-    gate = Gate()
-    engine = Recorder(gate)
-
-    async def ask() -> None:
-        async with running(engine) as batcher:
-            first = submitted(batcher.submit([trunk(0, 97)], Wants()))
-            await held_by(gate, first)
-            tasks = [submitted(batcher.submit([trunk(name, 18)] * 20, Wants())) for name in (1, 2, 3)]
-            await held_by(gate, *tasks)
-            gate.opened.set()
-            await soon(asyncio.gather(first, *tasks))
-
-    asyncio.run(ask())
-    order = [int(t.prompt_P[0]) for batch in engine.batches[1:] for t in batch]
-    assert order == [1, 2, 3] * 20
+    for computed in asyncio.run(ask()):
+        assert computed.queue_s >= 0.2
+        assert computed.compute_s < 0.1
+    told = metrics.render(queue_tokens=0, ready=True).decode()
+    assert "dense_reward_batch_tokens_sum 80.0" in told
+    assert float(told.split("dense_reward_batch_seconds_sum ")[1].split()[0]) < 0.1
 
 
 def test_a_caller_that_goes_away_takes_its_waiting_work_with_it() -> None:
@@ -202,12 +186,12 @@ class Everything:
 
     info: EngineInfo = INFO
 
-    def cost_tokens(self, trunk: Trunk) -> int:
-        return trunk.tokens
+    def cost(self, trunk: Trunk) -> Cost:
+        return packed(trunk)
 
-    def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
+    def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
         row, table = np.zeros(3, np.float32), np.zeros((3, 2), np.float32)
-        return [[TokenScores(row, row, row, row, table, table.astype(np.int32), table, table)]]
+        return lambda: [[TokenScores(row, row, row, row, table, table.astype(np.int32), table, table)]]
 
 
 def test_every_field_of_the_scores_is_handed_on() -> None:
@@ -221,7 +205,7 @@ def test_every_field_of_the_scores_is_handed_on() -> None:
 
 def test_batches_are_filled_by_what_the_engine_computes_and_not_by_what_was_sent() -> None:
     """An engine that computes the prompt anew for each branch."""
-    engine = Recorder(cost=lambda t: sum(len(t.prompt_P) + len(branch.ids_T) for branch in t.branches))
+    engine = Recorder(cost=padded)
     group, single = trunk(1, *([2] * 12), prompt_tokens=30), trunk(2, 5, prompt_tokens=30)
 
     async def ask() -> list[Computed]:
@@ -232,7 +216,7 @@ def test_batches_are_filled_by_what_the_engine_computes_and_not_by_what_was_sent
     spread, together = asyncio.run(ask())
     assert_named(spread, [group])
     assert_named(together, [single] * 4)
-    assert max(sum(engine.cost(t) for t in batch) for batch in engine.batches) <= BUDGET_TOKENS
+    assert max(sum(engine.cost(t).tokens for t in batch) for batch in engine.batches) <= BUDGET_TOKENS
     assert {len(t.branches) for batch in engine.batches for t in batch if t.prompt_P[0] == 1} == {3}
 
 

@@ -3,26 +3,36 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import pytest
 from dense_reward.batcher import Batcher, Computed
-from dense_reward.engine.base import EngineInfo, TokenScores, Trunk, Wants
+from dense_reward.engine.base import Cost, EngineInfo, Scores, TokenScores, Trunk, Wants, Work
 from dense_reward.errors import EngineLostError, RequestError
 from dense_reward.metrics import Metrics
 from queued import assert_named, held_by, running, soon, submitted
-from unruly_engines import INFO, Gate, Memory, Recorder, named_scores, trunk
+from unruly_engines import INFO, Gate, Memory, Recorder, SmallDevice, named_scores, packed, trunk
+
+Stage = Literal["prepared", "computed"]
+at_both_stages = pytest.mark.parametrize("stage", get_args(Stage))
 
 
-def fail_on(name: int, error: Exception) -> Recorder:
-    def before(trunks: Sequence[Trunk]) -> None:
+def engine_with(stage: Stage, trouble: Callable[[Sequence[Trunk]], None]) -> Recorder:
+    """Has its trouble where a batch is prepared, or where it is computed."""
+    return Recorder(preparing=trouble) if stage == "prepared" else Recorder(before=trouble)
+
+
+def fail_on(name: int, error: Exception) -> Callable[[Sequence[Trunk]], None]:
+    def fail(trunks: Sequence[Trunk]) -> None:
         if any(t.prompt_P[0] == name for t in trunks):
             raise error
 
-    return Recorder(before)
+    return fail
 
 
-def test_a_batch_that_fails_reaches_each_of_its_callers_and_nobody_else() -> None:
-    engine = fail_on(2, RuntimeError("device lost"))
+@at_both_stages
+def test_a_batch_that_fails_reaches_each_of_its_callers_and_nobody_else(stage: Stage) -> None:
+    engine = engine_with(stage, fail_on(2, RuntimeError("device lost")))
 
     async def ask() -> tuple[list[Computed | BaseException], Computed]:
         async with running(engine) as batcher:
@@ -36,8 +46,9 @@ def test_a_batch_that_fails_reaches_each_of_its_callers_and_nobody_else() -> Non
     assert_named(later, [trunk(4, 3)])
 
 
-def test_what_is_left_of_a_failed_request_is_not_computed() -> None:
-    engine = fail_on(2, RuntimeError("device lost"))
+@at_both_stages
+def test_what_is_left_of_a_failed_request_is_not_computed(stage: Stage) -> None:
+    engine = engine_with(stage, fail_on(2, RuntimeError("device lost")))
 
     async def ask() -> None:
         async with running(engine) as batcher:
@@ -45,14 +56,13 @@ def test_what_is_left_of_a_failed_request_is_not_computed() -> None:
                 await soon(batcher.submit([trunk(2, 97) for _ in range(100)], Wants()))
 
     asyncio.run(ask())
-    assert len(engine.batches) == 1
+    assert len(engine.batches) == (stage == "computed")
 
 
 def without_its_last_token(scores: TokenScores) -> TokenScores:
     return TokenScores(scores.sft_logprob_S[:-1], scores.reference_logprob_S[:-1])
 
 
-Scores = list[list[TokenScores]]
 LOSSES: dict[str, Callable[[Scores], Scores]] = {
     "a branch": lambda scores: [*scores[:-1], scores[-1][:-1]],
     "a trunk": lambda scores: scores[:-1],
@@ -68,12 +78,12 @@ class Forgetful:
     lost: str
     info: EngineInfo = INFO
 
-    def cost_tokens(self, trunk: Trunk) -> int:
-        return trunk.tokens
+    def cost(self, trunk: Trunk) -> Cost:
+        return packed(trunk)
 
-    def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
+    def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
         scores = named_scores(trunks, wants)
-        return LOSSES[self.lost](scores) if any(t.prompt_P[0] < 3 for t in trunks) else scores
+        return lambda: LOSSES[self.lost](scores) if any(t.prompt_P[0] < 3 for t in trunks) else scores
 
 
 @pytest.mark.parametrize("lost", LOSSES)
@@ -113,7 +123,8 @@ class Ending:
         return [*answers, refused.value]
 
 
-def test_a_device_that_is_lost_ends_the_queue_and_every_caller_hears_of_it() -> None:
+@at_both_stages
+def test_a_device_that_is_lost_ends_the_queue_and_every_caller_hears_of_it(stage: Stage) -> None:
     gate, error = Gate(), EngineLostError("CUDA error: an illegal memory access")
 
     def before(trunks: Sequence[Trunk]) -> None:
@@ -121,7 +132,7 @@ def test_a_device_that_is_lost_ends_the_queue_and_every_caller_hears_of_it() -> 
         raise error
 
     async def ask() -> list[object]:
-        return await Ending(Recorder(before), gate).answers(lambda _: None)
+        return await Ending(engine_with(stage, before), gate).answers(lambda _: None)
 
     loop, computed, *others = asyncio.run(ask())
     assert (loop, computed) == (error, error)
@@ -130,11 +141,12 @@ def test_a_device_that_is_lost_ends_the_queue_and_every_caller_hears_of_it() -> 
         assert (other.code, other.retry_after_s is not None) == ("draining", True)
 
 
-def test_a_queue_that_is_cancelled_leaves_nobody_waiting() -> None:
+@at_both_stages
+def test_a_queue_that_is_cancelled_leaves_nobody_waiting(stage: Stage) -> None:
     gate = Gate()
 
     async def ask() -> list[object]:
-        return await Ending(Recorder(gate), gate).answers(lambda loop: loop.cancel())
+        return await Ending(engine_with(stage, gate), gate).answers(lambda loop: loop.cancel())
 
     loop, *others = asyncio.run(ask())
     assert isinstance(loop, asyncio.CancelledError)
@@ -143,9 +155,10 @@ def test_a_queue_that_is_cancelled_leaves_nobody_waiting() -> None:
         assert other.code == "draining"
 
 
-def test_a_batch_that_does_not_fit_into_memory_is_split_until_it_does() -> None:
+@at_both_stages
+def test_a_batch_that_does_not_fit_into_memory_is_split_until_it_does(stage: Stage) -> None:
     memory = Memory(room_tokens=21)
-    engine = Recorder(memory)
+    engine = engine_with(stage, memory)
     requests = [[trunk(n, 5, 0, 9, 1), trunk(n + 50, 12), trunk(n + 70, 19)] for n in range(5)]
 
     async def ask() -> list[Computed]:
@@ -157,11 +170,12 @@ def test_a_batch_that_does_not_fit_into_memory_is_split_until_it_does() -> None:
     assert memory.lost
 
 
-def test_what_a_failed_batch_held_on_the_device_is_let_go_before_its_halves_are_tried() -> None:
+@at_both_stages
+def test_what_a_failed_batch_held_on_the_device_is_let_go_before_its_halves_are_tried(stage: Stage) -> None:
     memory = Memory(room_tokens=10)
 
     async def ask() -> None:
-        async with running(Recorder(memory)) as batcher:
+        async with running(engine_with(stage, memory)) as batcher:
             await soon(batcher.submit([trunk(n, 4, 4, 4) for n in range(4)], Wants()))
 
     asyncio.run(ask())
@@ -169,8 +183,22 @@ def test_what_a_failed_batch_held_on_the_device_is_let_go_before_its_halves_are_
     assert not memory.still_held
 
 
-def test_only_a_sequence_that_fails_alone_fails() -> None:
-    engine = Recorder(Memory(room_tokens=30))
+def test_what_was_prepared_for_a_failed_batch_is_let_go_before_its_halves_are_prepared() -> None:
+    engine = SmallDevice(room_tokens=10)
+
+    async def ask() -> None:
+        async with running(engine) as batcher:
+            for _ in range(30):
+                await soon(batcher.submit([trunk(n, 4, 4, 4) for n in range(4)], Wants()))
+
+    asyncio.run(ask())
+    assert len(engine.lost) > 90
+    assert not engine.still_held
+
+
+@at_both_stages
+def test_only_a_sequence_that_fails_alone_fails(stage: Stage) -> None:
+    engine = engine_with(stage, Memory(room_tokens=30))
 
     async def ask() -> list[Computed | BaseException]:
         async with running(engine) as batcher:

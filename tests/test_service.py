@@ -12,14 +12,14 @@ import httpx
 import numpy as np
 import pytest
 from dense_reward.encode import Encoder
-from dense_reward.engine.base import EngineInfo, TokenScores, Trunk, Wants
+from dense_reward.engine.base import Cost, EngineInfo, TokenScores, Trunk, Wants, Work
 from dense_reward.engine.fake import FakeEngine, FakeTokenizer
 from dense_reward.errors import CheckpointError, EngineLostError, OutOfMemoryError, RequestError
 from dense_reward.schemas import ScoreRequest
 from dense_reward.service import Loaded, Service
 from dense_reward.settings import Settings, read_settings
 from served import PATIENCE_S, Served, loading, served, wait_until
-from unruly_engines import INFO, Gate, Recorder
+from unruly_engines import INFO, Gate, Recorder, packed
 
 Report = Callable[[str], None]
 IDS = {"prompt_ids": [1, 2], "response_ids": [[3, 4], [5]]}
@@ -177,11 +177,11 @@ class Spoiling:
     def info(self) -> EngineInfo:
         return FakeEngine().info
 
-    def cost_tokens(self, trunk: Trunk) -> int:
-        return trunk.tokens
+    def cost(self, trunk: Trunk) -> Cost:
+        return packed(trunk)
 
-    def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
-        return [
+    def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
+        return lambda: [
             [
                 self._spoiled(scores) if 66 in branch.ids_T else scores
                 for branch, scores in zip(trunk.branches, row, strict=True)

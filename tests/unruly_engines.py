@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from dense_reward.engine.base import Branch, EngineInfo, TokenScores, Trunk, Wants
+from dense_reward.engine.base import Branch, Cost, EngineInfo, Scores, TokenScores, Trunk, Wants, Work
 from dense_reward.errors import OutOfMemoryError
 
 INFO = EngineInfo(
@@ -46,32 +46,61 @@ def scores_of(prompt: Trunk, branch: Branch, wants: Wants) -> TokenScores:
     )
 
 
-def named_scores(trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
+def packed(trunk: Trunk) -> Cost:
+    """Of an engine that computes a prompt once for all of its branches."""
+    return Cost(len(trunk.prompt_P), tuple(len(branch.ids_T) for branch in trunk.branches))
+
+
+def padded(trunk: Trunk) -> Cost:
+    """Of an engine that computes a prompt anew for each branch."""
+    return Cost(0, tuple(len(trunk.prompt_P) + len(branch.ids_T) for branch in trunk.branches))
+
+
+def tokens_computed(batch: Sequence[Trunk]) -> int:
+    """By an engine that computes equal prompts of a batch once."""
+    prompts = {trunk.prompt_P.tobytes(): len(trunk.prompt_P) for trunk in batch}
+    return sum(prompts.values()) + sum(len(branch.ids_T) for trunk in batch for branch in trunk.branches)
+
+
+def named_scores(trunks: Sequence[Trunk], wants: Wants) -> Scores:
     return [[scores_of(prompt, branch, wants) for branch in prompt.branches] for prompt in trunks]
 
 
 @dataclass(slots=True)
 class Recorder:
-    """Answers with names, and remembers its batches. `before` may raise or wait."""
+    """Answers with names, and remembers its batches: those prepared, and those computed with what they were asked for.
+
+    `before` is called with a batch that is to be computed, `preparing` with one to be prepared; they may raise or wait.
+    """
 
     before: Callable[[Sequence[Trunk]], None] = lambda trunks: None
+    preparing: Callable[[Sequence[Trunk]], None] = lambda trunks: None
     batches: list[list[Trunk]] = field(default_factory=list)
+    prepared: list[list[Trunk]] = field(default_factory=list)
     wants: list[Wants] = field(default_factory=list)
     info: EngineInfo = INFO
-    cost: Callable[[Trunk], int] = lambda trunk: trunk.tokens
+    cost: Callable[[Trunk], Cost] = packed
 
-    def cost_tokens(self, trunk: Trunk) -> int:
-        return self.cost(trunk)
+    def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
+        self.prepared.append(list(trunks))
+        self.preparing(trunks)
 
-    def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
-        self.batches.append(list(trunks))
-        self.wants.append(wants)
-        self.before(trunks)
-        return named_scores(trunks, wants)
+        def work() -> Scores:
+            self.batches.append(list(trunks))
+            self.wants.append(wants)
+            self.before(trunks)
+            return named_scores(trunks, wants)
+
+        return work
 
     @property
     def batch_tokens(self) -> list[int]:
-        return [sum(trunk.tokens for trunk in batch) for batch in self.batches]
+        return [tokens_computed(batch) for batch in self.batches]
+
+    @property
+    def names(self) -> list[list[int]]:
+        """Of the prompts of each batch."""
+        return [[int(trunk.prompt_P[0]) for trunk in batch] for batch in self.batches]
 
 
 @dataclass(slots=True)
@@ -101,6 +130,34 @@ class Memory:
         if sum(trunk.tokens for trunk in trunks) > self.room_tokens:
             self.lost.append(weakref.ref(tensor))
             raise OutOfMemoryError("no room")
+
+
+@dataclass(slots=True)
+class SmallDevice:
+    """Has room to compute so many tokens; a batch lies in its memory from when it is prepared until it is let go.
+
+    `still_held` tells whether one that failed lay there yet while another was prepared.
+    """
+
+    room_tokens: int
+    info: EngineInfo = INFO
+    lost: list["weakref.ref[_Tensor]"] = field(default_factory=list)
+    still_held: bool = False
+
+    def cost(self, trunk: Trunk) -> Cost:
+        return packed(trunk)
+
+    def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
+        self.still_held = self.still_held or any(lost() is not None for lost in self.lost)
+        tensor = _Tensor()
+
+        def work() -> Scores:
+            if tokens_computed(trunks) > self.room_tokens:
+                self.lost.append(weakref.ref(tensor))
+                raise OutOfMemoryError("no room")
+            return named_scores(trunks, wants)
+
+        return work
 
 
 class _Tensor:

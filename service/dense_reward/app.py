@@ -17,8 +17,8 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from dense_reward.batcher import Permit
-from dense_reward.body import error_response, fault_row, json_response, parse, read_body
+from dense_reward.body import error_response, fault_row, fragment, json_response, parse, read_body
+from dense_reward.door import Permit
 from dense_reward.errors import RequestError, refuse
 from dense_reward.heatmap import style_sources
 from dense_reward.identity import Identify
@@ -29,6 +29,7 @@ from dense_reward.service import Service
 
 BYTES_PER_TOKEN = 4  # of a body, before it is encoded and counted
 SMALL_BODY_BYTES = 65_536  # parsed at once: a larger one would hold up every other request
+SMALL_ANSWER_TOKENS = 10_000  # scored, each with its alternatives: written at once, for the same reason
 Asked = TypeVar("Asked", bound=ScoreRequest)
 PAGE_POLICY = (
     f"default-src 'none'; script-src 'self'; style-src 'self' {' '.join(style_sources())}; connect-src 'self'; "
@@ -63,7 +64,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
         async with _admitted(request, service) as (scorer, permit, body):
             asked = await _parsed(body, ScoreRequest, scorer)
             answer = await _unless_gone(request, scorer.score(asked, permit))
-            return json_response(_content(request, scorer, answer))
+            return await _written(request, scorer, asked, answer)
 
     @app.post("/heatmap", openapi_extra=_body_schema(HeatmapRequest))
     async def heatmap(request: Request) -> Response:
@@ -73,7 +74,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
             limit = None if asked.format == "json" else service.settings.max_heatmap_tokens
             answer = await _unless_gone(request, scorer.score(asked, permit, max_drawn_tokens=limit))
             if asked.format == "json":
-                return json_response(_content(request, scorer, answer))
+                return await _written(request, scorer, asked, answer)
             drawing = partial(draw, asked, answer.rows, scorer.encoder.tokenizer)
             picture = await asyncio.get_running_loop().run_in_executor(scorer.threads, drawing)
             return Response(picture, media_type=MEDIA_TYPES[asked.format])
@@ -162,10 +163,19 @@ async def _hung_up(request: Request) -> None:
         pass
 
 
+async def _written(request: Request, scorer: Scorer, asked: ScoreRequest, answer: Answer) -> Response:
+    def write() -> Response:
+        return json_response(_content(request, scorer, answer))
+
+    if answer.scored_tokens * (1 + asked.top_k) <= SMALL_ANSWER_TOKENS:
+        return write()
+    return await asyncio.get_running_loop().run_in_executor(scorer.threads, write)
+
+
 def _content(request: Request, scorer: Scorer, answer: Answer) -> dict[str, object]:
     card = scorer.card
-    failed = [(fault.item, {"item": fault.item, "error": fault_row(fault)}) for fault in answer.faults]
-    in_order = sorted([*((row["item"], row) for row in answer.rows), *failed], key=itemgetter(0))
+    failed = [(fault.item, fragment({"item": fault.item, "error": fault_row(fault)})) for fault in answer.faults]
+    in_order = sorted([*((row["item"], fragment(row)) for row in answer.rows), *failed], key=itemgetter(0))
     named = ("name", "sft", "reference", "tokenizer_sha256", "revision", "related")
     return {
         "id": request.state.request_id,

@@ -1,23 +1,26 @@
 """Waiting requests -> batches for the device. One event loop, one device thread, a queue bounded in tokens. No torch.
 
-While one batch is computed the next one fills: there is no polling and no timer. Requests take turns, so that a short
-one does not wait for the whole of a long one. Every waiter gets an answer.
+While one batch is computed the next one fills, and once it is full a second thread prepares it: there is no polling and
+no timer. Requests take turns, so that a short one does not wait for the whole of a long one. Every waiter gets an
+answer.
 """
 
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dense_reward.engine.base import Engine, TokenScores, Trunk, Wants
-from dense_reward.errors import RETRY_UNAVAILABLE_S, EngineLostError, OutOfMemoryError, RequestError, refuse
+from dense_reward.door import Door
+from dense_reward.engine.base import Engine, Scores, TokenScores, Trunk, Wants, Work
+from dense_reward.errors import RETRY_UNAVAILABLE_S, EngineLostError, OutOfMemoryError, refuse
 from dense_reward.metrics import Metrics
+from dense_reward.waiting import Job, Member, Waiting, halved, tokens_together, units_of
 
 Number = TypeVar("Number", np.float32, np.int32)
 
@@ -26,92 +29,35 @@ Number = TypeVar("Number", np.float32, np.int32)
 class Computed:
     """Scores per trunk and branch, with the seconds that the request waited and was computed (its batches whole)."""
 
-    scores: list[list[TokenScores]]
+    scores: Scores
     queue_s: float
     compute_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Unit:
-    """A piece of a request that is computed at once: some branches of one trunk."""
-
-    trunk_index: int
-    trunk: Trunk
-    cost_tokens: int
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    units: deque[_Unit]
-    wants: Wants
-    scores: list[list[TokenScores]]
-    waiting: int
-    done: asyncio.Future[None]
-    queued_at: float
-    started_at: float | None = None
-    compute_s: float = 0.0
-
-
 @dataclass(slots=True)
-class Permit:
-    """The right to hold `tokens` of the queue, taken at the door; a context manager that gives it back."""
+class _Batch:
+    """Units that are computed together; `ahead` is their preparation where it began while the device was busy.
 
-    door: "Door"
-    tokens: int
+    Nothing else may name a preparation: one that failed has, by its traceback, tensors of the batch.
+    """
 
-    def __enter__(self) -> "Permit":
-        return self
+    members: list[Member]
+    ahead: "asyncio.Future[Work] | None" = None
 
-    def __exit__(self, *_: object) -> None:
-        self.door.held_tokens -= self.tokens
-        self.tokens = 0
+    @property
+    def trunks(self) -> list[Trunk]:
+        return [unit.trunk for _, unit in self.members]
 
-    def correct(self, tokens: int) -> None:
-        """Replace the estimate by the count. Raises RequestError: queue_full, or too_long for what never fits."""
-        capacity = self.door.capacity_tokens
-        if tokens > capacity:
-            message = f"the request has {tokens} tokens, the queue holds {capacity} (--max-queue-tokens)"
-            raise refuse("too_long", f"{message}: send it in parts")
-        self.door.held_tokens += tokens - self.tokens
-        self.tokens = tokens
-        self.door.check()
+    def drop_gone(self) -> bool:
+        """Leave out units whose caller left, or that failed with another part of their request; whether there were."""
+        before = len(self.members)
+        self.members = [(job, unit) for job, unit in self.members if not job.done.done()]
+        return len(self.members) < before
 
-
-@dataclass(slots=True)
-class Door:
-    """Counts the tokens of all requests that were let in; `rate` is the measured tokens per second of the device."""
-
-    capacity_tokens: int
-    rate_tokens_per_s: float = 0.0
-    held_tokens: int = field(default=0)
-
-    def permit(self, tokens: int) -> Permit:
-        """Let a request of about `tokens` in. Raises RequestError(queue_full) with the seconds until there is room.
-
-        An estimate above the capacity waits for an empty queue: the count decides whether the request fits at all.
-        """
-        permit = Permit(self, 0)
-        try:
-            permit.correct(min(tokens, self.capacity_tokens))
-        except RequestError:
-            permit.__exit__()
-            raise
-        return permit
-
-    def check(self) -> None:
-        over = self.held_tokens - self.capacity_tokens
-        if over <= 0:
-            return
-        retry_after_s = over / self.rate_tokens_per_s if self.rate_tokens_per_s else 1.0
-        message = f"the queue holds {self.capacity_tokens} tokens (--max-queue-tokens) and is full: try again later"
-        raise refuse("queue_full", message, retry_after_s=max(1.0, retry_after_s))
-
-    def measured(self, tokens: int, seconds: float) -> None:
-        """A batch of so many tokens took so long; one without any says nothing about the device."""
-        if not tokens:
-            return
-        rate = tokens / max(seconds, 1e-6)
-        self.rate_tokens_per_s = rate if not self.rate_tokens_per_s else 0.8 * self.rate_tokens_per_s + 0.2 * rate
+    def forget_ahead(self) -> None:
+        if self.ahead is not None:
+            self.ahead.cancel()  # a failure too: else it would be logged as one that nobody heard of
+            self.ahead = None
 
 
 class Batcher:
@@ -122,15 +68,18 @@ class Batcher:
         self._engine = engine
         self._metrics = metrics
         self._max_batch_tokens = max_batch_tokens
-        self._jobs: deque[_Job] = deque()
-        self._unanswered: set[_Job] = set()
+        self._waiting = Waiting(max_batch_tokens)
+        self._unanswered: set[Job] = set()
         self._wake = asyncio.Event()
         self._closing = False
+        self._next: _Batch | None = None
+        self._device_busy = False
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
+        self._host = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
 
     def cost_tokens(self, trunks: Sequence[Trunk]) -> int:
-        """What trunks count in the queue: the tokens that the engine computes for them."""
-        return sum(self._engine.cost_tokens(trunk) for trunk in trunks)
+        """What trunks count in the queue: the tokens that the engine computes for them, alone."""
+        return sum(self._engine.cost(trunk).tokens for trunk in trunks)
 
     async def submit(self, trunks: Sequence[Trunk], wants: Wants) -> Computed:
         """Scores of all branches. A caller that goes away takes its waiting work with it.
@@ -140,23 +89,17 @@ class Batcher:
         """
         if self._closing:
             raise refuse("draining", "the service is stopping", retry_after_s=RETRY_UNAVAILABLE_S)
-        units = deque(unit for index, trunk in enumerate(trunks) for unit in self._units(index, trunk))
-        job = _Job(
-            units,
-            wants,
-            [[] for _ in trunks],
-            len(units),
-            asyncio.get_running_loop().create_future(),
-            time.perf_counter(),
-        )
-        if units:
-            self._jobs.append(job)
+        job = self._job(trunks, wants)
+        if job.units:
+            self._waiting.add(job)
             self._unanswered.add(job)
             self._wake.set()
+            self._prepare_ahead()
             try:
                 await job.done
             finally:
-                self._forget(job)
+                self._unanswered.discard(job)
+                self._waiting.forget(job)
         started_at = job.queued_at if job.started_at is None else job.started_at
         return Computed(job.scores, started_at - job.queued_at, job.compute_s)
 
@@ -170,124 +113,148 @@ class Batcher:
         finally:
             self.close()
             self._device.shutdown(wait=False)
+            self._host.shutdown(wait=False)
+            if self._next is not None:
+                self._next.forget_ahead()
             for job in self._unanswered:
                 _fail(job, refuse("draining", "the engine was lost", retry_after_s=RETRY_UNAVAILABLE_S))
-
-    async def _serve(self) -> None:
-        while True:
-            batch = self._take()
-            if batch:
-                await self._compute(batch)
-            elif self._closing:
-                return
-            else:
-                self._wake.clear()
-                await self._wake.wait()
 
     def close(self) -> None:
         """Let `run` return once the queue is empty."""
         self._closing = True
         self._wake.set()
 
-    def _take(self) -> list[tuple[_Job, _Unit]]:
-        """The next batch: one unit of each waiting job in turn, up to the token budget."""
-        batch: list[tuple[_Job, _Unit]] = []
-        tokens = 0
-        while self._jobs:
-            job = self._jobs[0]
-            unit = job.units[0]
-            if batch and tokens + unit.cost_tokens > self._max_batch_tokens:
-                break
-            tokens += unit.cost_tokens
-            batch.append((job, job.units.popleft()))
-            self._jobs.popleft()
-            if job.units:
-                self._jobs.append(job)
-        return batch
+    async def _serve(self) -> None:
+        while True:
+            batch, self._next = self._next, None
+            if batch is not None:
+                await self._compute(batch)
+            elif self._waiting:
+                await self._compute(_Batch(self._waiting.take()))
+            elif self._closing:
+                return
+            else:
+                self._wake.clear()
+                await self._wake.wait()
 
-    async def _compute(self, batch: Sequence[tuple[_Job, _Unit]]) -> None:
-        """Run one batch on the device thread and hand out its results, or its failure to each caller."""
-        batch = [(job, unit) for job, unit in batch if not job.done.done()]  # its caller left, or part of it failed
-        if not batch:
-            return
-        started_at = time.perf_counter()
-        wants = Wants()
-        for job, _ in batch:
-            job.started_at = job.started_at or started_at
-            wants = wants | job.wants
-        trunks = [unit.trunk for _, unit in batch]
+    def _prepare_ahead(self) -> None:
+        """Begin with the next batch while the device is busy, if it is full; one that is not may still grow."""
+        if self._device_busy and self._next is None and self._waiting.fills_a_batch:
+            self._next = _Batch(self._waiting.take())
+            self._next.ahead = self._prepare(self._next)
+
+    async def _compute(self, batch: _Batch) -> None:
+        """Compute one batch; out of memory, split it and try again."""
+        reason = await self._attempt(batch)
+        if reason is not None:
+            # The device thread holds the failed batch's tensors until it turns to something else.
+            await asyncio.get_running_loop().run_in_executor(self._device, _nothing)
+            await self._compute_halves(batch.members, reason)
+
+    async def _attempt(self, batch: _Batch) -> str | None:
+        """Hand out a batch's results, or its failure to each caller. Returns why, where there was no memory for it."""
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._device, self._engine.score, trunks, wants)
-            _check_shape(trunks, results)
-            self._hand_out(batch, results, time.perf_counter() - started_at)
-            return
+            work = await self._work(batch)
+            if work is not None:
+                scores, seconds = await self._on_device(batch, work)
+                _check_shape(batch.trunks, scores)
+                self._hand_out(batch.members, scores, seconds)
         except OutOfMemoryError as error:
-            reason = str(error)
+            return str(error)  # not retried here: the traceback keeps the tensors of the batch alive
         except Exception as error:  # whatever broke the batch, each of its callers must hear of it
-            for job, _ in batch:
+            for job, _ in batch.members:
                 _fail(job, error)
             if isinstance(error, EngineLostError):
                 raise
-            return
-        # Not from within `except`: the traceback there keeps the failed batch's tensors alive.
-        await self._compute_halves(batch, reason)
+        return None
 
-    def _hand_out(
-        self, batch: Sequence[tuple[_Job, _Unit]], results: Sequence[Sequence[TokenScores]], seconds: float
-    ) -> None:
-        tokens = sum(unit.cost_tokens for _, unit in batch)
+    async def _work(self, batch: _Batch) -> Work | None:
+        """Computes the units whose callers still wait, prepared again where one of them left; None where all did."""
+        work = await self._prepared_ahead(batch)
+        while batch.drop_gone() or work is None:
+            if not batch.members:
+                return None
+            work = await self._prepare(batch)
+        return work
+
+    async def _prepared_ahead(self, batch: _Batch) -> Work | None:
+        """None where it is to be prepared now: it was not yet, a caller left, or the batch before took the memory."""
+        if batch.drop_gone():
+            batch.forget_ahead()
+        try:
+            return None if batch.ahead is None else await batch.ahead
+        except OutOfMemoryError:
+            return None
+        finally:
+            batch.ahead = None
+
+    def _prepare(self, batch: _Batch) -> "asyncio.Future[Work]":
+        wants = Wants()
+        for job, _ in batch.members:
+            wants = wants | job.wants
+        return asyncio.get_running_loop().run_in_executor(self._host, self._engine.prepare, batch.trunks, wants)
+
+    async def _on_device(self, batch: _Batch, work: Work) -> tuple[Scores, float]:
+        """The scores and the seconds of the device; the next batch may be prepared meanwhile."""
+        for job, _ in batch.members:
+            job.started_at = job.started_at or time.perf_counter()
+        self._device_busy = True
+        try:
+            self._prepare_ahead()
+            return await asyncio.get_running_loop().run_in_executor(self._device, _timed, work)
+        finally:
+            self._device_busy = False
+
+    def _hand_out(self, members: Sequence[Member], results: Scores, seconds: float) -> None:
+        tokens = tokens_together(unit for _, unit in members)
         self.door.measured(tokens, seconds)
         self._metrics.batch(tokens, seconds)
-        for (job, unit), scores in zip(batch, results, strict=True):
+        for (job, unit), scores in zip(members, results, strict=True):
             job.scores[unit.trunk_index].extend(_wanted(score, job.wants) for score in scores)
             job.waiting -= 1
             if job.waiting == 0 and not job.done.done():
                 job.done.set_result(None)
-        for job in {id(job): job for job, _ in batch}.values():
+        for job in {job for job, _ in members}:
             job.compute_s += seconds
 
-    async def _compute_halves(self, batch: Sequence[tuple[_Job, _Unit]], reason: str) -> None:
-        """Out of memory: split and try again; only a sequence that fails alone fails."""
-        if len(batch) > 1:
-            half = len(batch) // 2
-            await self._compute(batch[:half])
-            await self._compute(batch[half:])
+    async def _compute_halves(self, members: Sequence[Member], reason: str) -> None:
+        """Only a sequence that fails alone fails."""
+        if len(members) > 1:
+            half = len(members) // 2
+            await self._compute(_Batch([*members[:half]]))
+            await self._compute(_Batch([*members[half:]]))
             return
-        job, unit = batch[0]
+        job, unit = members[0]
         if len(unit.trunk.branches) > 1:
-            middle = len(unit.trunk.branches) // 2
-            halves = unit.trunk.branches[:middle], unit.trunk.branches[middle:]
             job.waiting += 1
-            for branches in halves:
-                await self._compute([(job, self._unit(unit.trunk_index, Trunk(unit.trunk.prompt_P, branches)))])
+            for part in halved(unit, self._engine.cost(unit.trunk)):
+                await self._compute(_Batch([(job, part)]))
             return
         message = f"one sequence of {unit.trunk.tokens} tokens does not fit into device memory: {reason}"
         _fail(job, refuse("out_of_memory", message))
 
-    def _unit(self, trunk_index: int, trunk: Trunk) -> _Unit:
-        return _Unit(trunk_index, trunk, self._engine.cost_tokens(trunk))
-
-    def _units(self, index: int, trunk: Trunk) -> Iterator[_Unit]:
-        """The trunk, with its branches spread over several where they are more than a batch holds."""
-        prompt_tokens = self._engine.cost_tokens(Trunk(trunk.prompt_P, ()))
-        start, tokens = 0, prompt_tokens
-        for end, branch in enumerate(trunk.branches):
-            added = self._engine.cost_tokens(Trunk(trunk.prompt_P, (branch,))) - prompt_tokens
-            if end > start and tokens + added > self._max_batch_tokens:
-                yield _Unit(index, Trunk(trunk.prompt_P, trunk.branches[start:end]), tokens)
-                start, tokens = end, prompt_tokens
-            tokens += added
-        yield _Unit(index, Trunk(trunk.prompt_P, trunk.branches[start:]), tokens)
-
-    def _forget(self, job: _Job) -> None:
-        self._unanswered.discard(job)
-        if job in self._jobs:
-            self._jobs.remove(job)
+    def _job(self, trunks: Sequence[Trunk], wants: Wants) -> Job:
+        units = deque(
+            unit
+            for index, trunk in enumerate(trunks)
+            for unit in units_of(index, trunk, self._engine.cost(trunk), self._max_batch_tokens)
+        )
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        return Job(units, wants, [[] for _ in trunks], len(units), done, time.perf_counter())
 
 
-def _fail(job: _Job, error: Exception) -> None:
+def _fail(job: Job, error: Exception) -> None:
     if not job.done.done():
         job.done.set_exception(error)
+
+
+def _timed(work: Work) -> tuple[Scores, float]:
+    started_at = time.perf_counter()
+    return work(), time.perf_counter() - started_at
+
+
+def _nothing() -> None:
+    """What a thread is given so that it lets go of the work before."""
 
 
 def _check_shape(trunks: Sequence[Trunk], results: Sequence[Sequence[TokenScores]]) -> None:

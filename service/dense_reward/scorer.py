@@ -6,8 +6,9 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from dense_reward.batcher import Batcher, Permit
+from dense_reward.batcher import Batcher
 from dense_reward.describe import Describer, Row, wants
+from dense_reward.door import Permit
 from dense_reward.encode import Encoder
 from dense_reward.engine.base import TokenScores
 from dense_reward.errors import Fault, RequestError, refuse

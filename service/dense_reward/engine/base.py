@@ -4,7 +4,7 @@ Shapes: P prompt tokens, T tokens of a branch after the prompt, S of those that 
 K candidates or alternatives per scored token. Log-probabilities are in nats, at temperature 1, reduced in float32.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -79,23 +79,42 @@ class EngineInfo:
     related: bool
 
 
+Scores = list[list[TokenScores]]
+"""One list per trunk, one TokenScores per branch, in order; empty arrays where nothing is scored."""
+Work = Callable[[], Scores]
+"""A batch that lies ready on the device: called once, on the device thread, it computes the scores."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Tokens that the device computes for a trunk, before padding: what queue and batches count.
+
+    `shared_tokens` once, however many branches of its prompt are computed together, `branch_tokens` for each branch.
+    """
+
+    shared_tokens: int
+    branch_tokens: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        return self.shared_tokens + sum(self.branch_tokens)
+
+
 class Engine(Protocol):
-    """Scores trunks under both models. Called from one device thread only."""
+    """Scores trunks under both models. Batches are prepared on one thread of the host and computed on the device's."""
 
     @property
     def info(self) -> EngineInfo: ...
 
-    def cost_tokens(self, trunk: Trunk) -> int:
-        """Tokens that the device computes for a trunk, before padding: what queue and batches count.
-
-        A branch adds the same whatever branches stand beside it, so that a trunk can be cut anywhere.
-        """
+    def cost(self, trunk: Trunk) -> Cost:
+        """A branch costs the same whatever branches stand beside it, so that a trunk can be cut anywhere."""
         ...
 
-    def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
-        """One list per trunk, one TokenScores per branch, in order; empty arrays where nothing is scored.
+    def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
+        """Packs a batch and copies it to the device; trunks with equal prompts may share them.
 
-        Raises OutOfMemoryError where the device cannot hold the batch, EngineLostError where it answers nothing more;
-        results do not depend on what else is in the batch.
+        Called while the device thread may be computing another batch. What it returns may be dropped without a call.
+        Both raise OutOfMemoryError where the device cannot hold the batch, EngineLostError where it answers nothing
+        more; results do not depend on what else is in the batch.
         """
         ...

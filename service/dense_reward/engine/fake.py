@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dense_reward.encode import Pieces
-from dense_reward.engine.base import EngineInfo, FloatArray, IdArray, TokenScores, Trunk, Wants
+from dense_reward.engine.base import Cost, EngineInfo, FloatArray, IdArray, Scores, TokenScores, Trunk, Wants, Work
 from dense_reward.errors import refuse
 from dense_reward.guard import JsonValue, Message
 from dense_reward.spans import Span, decoded_spans
@@ -75,11 +75,14 @@ class FakeEngine:
     def info(self) -> EngineInfo:
         return self._info
 
-    def cost_tokens(self, trunk: Trunk) -> int:
-        return trunk.tokens
+    def cost(self, trunk: Trunk) -> Cost:
+        return Cost(len(trunk.prompt_P), tuple(len(branch.ids_T) for branch in trunk.branches))
 
-    def score(self, trunks: Sequence[Trunk], wants: Wants) -> list[list[TokenScores]]:
-        return [[_score(trunk, g, wants) for g in range(len(trunk.branches))] for trunk in trunks]
+    def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
+        return lambda: [[_score(trunk, g, wants) for g in range(len(trunk.branches))] for trunk in trunks]
+
+    def score(self, trunks: Sequence[Trunk], wants: Wants) -> Scores:
+        return self.prepare(trunks, wants)()
 
 
 def _decoded(ids: Sequence[int]) -> str:

@@ -1,0 +1,67 @@
+"""Who is let in: the tokens of all requests inside, and the permits that they hold. Knows no queue and no device."""
+
+from dataclasses import dataclass, field
+
+from dense_reward.errors import RequestError, refuse
+
+
+@dataclass(slots=True)
+class Permit:
+    """The right to hold `tokens` of the queue, taken at the door; a context manager that gives it back."""
+
+    door: "Door"
+    tokens: int
+
+    def __enter__(self) -> "Permit":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.door.held_tokens -= self.tokens
+        self.tokens = 0
+
+    def correct(self, tokens: int) -> None:
+        """Replace the estimate by the count. Raises RequestError: queue_full, or too_long for what never fits."""
+        capacity = self.door.capacity_tokens
+        if tokens > capacity:
+            message = f"the request has {tokens} tokens, the queue holds {capacity} (--max-queue-tokens)"
+            raise refuse("too_long", f"{message}: send it in parts")
+        self.door.held_tokens += tokens - self.tokens
+        self.tokens = tokens
+        self.door.check()
+
+
+@dataclass(slots=True)
+class Door:
+    """Counts the tokens of all requests that were let in; `rate` is the measured tokens per second of the device."""
+
+    capacity_tokens: int
+    rate_tokens_per_s: float = 0.0
+    held_tokens: int = field(default=0)
+
+    def permit(self, tokens: int) -> Permit:
+        """Let a request of about `tokens` in. Raises RequestError(queue_full) with the seconds until there is room.
+
+        An estimate above the capacity waits for an empty queue: the count decides whether the request fits at all.
+        """
+        permit = Permit(self, 0)
+        try:
+            permit.correct(min(tokens, self.capacity_tokens))
+        except RequestError:
+            permit.__exit__()
+            raise
+        return permit
+
+    def check(self) -> None:
+        over = self.held_tokens - self.capacity_tokens
+        if over <= 0:
+            return
+        retry_after_s = over / self.rate_tokens_per_s if self.rate_tokens_per_s else 1.0
+        message = f"the queue holds {self.capacity_tokens} tokens (--max-queue-tokens) and is full: try again later"
+        raise refuse("queue_full", message, retry_after_s=max(1.0, retry_after_s))
+
+    def measured(self, tokens: int, seconds: float) -> None:
+        """A batch of so many tokens took so long; one without any says nothing about the device."""
+        if not tokens:
+            return
+        rate = tokens / max(seconds, 1e-6)
+        self.rate_tokens_per_s = rate if not self.rate_tokens_per_s else 0.8 * self.rate_tokens_per_s + 0.2 * rate

@@ -1,0 +1,148 @@
+"""What waits for the device: requests cut into units, which take turns. Knows no device, no thread and no clock."""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from dense_reward.engine.base import Cost, TokenScores, Trunk, Wants
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A piece of a request that is computed at once: some branches of one trunk.
+
+    `prompt` is the prompt's ids and the tokens that it costs, once for all units in which they are equal.
+    """
+
+    trunk_index: int
+    trunk: Trunk
+    prompt: tuple[bytes, int]
+    branch_tokens: int
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request: the units that were not taken yet, and the scores of those that were computed."""
+
+    units: deque[Unit]
+    wants: Wants
+    scores: list[list[TokenScores]]
+    waiting: int
+    done: asyncio.Future[None]
+    queued_at: float
+    started_at: float | None = None
+    compute_s: float = 0.0
+
+
+Member = tuple[Job, Unit]
+
+
+@dataclass(slots=True)
+class Load:
+    """The tokens that the device computes for some units together: a prompt once, however many of them share it."""
+
+    tokens: int = 0
+    _prompts: Counter[tuple[bytes, int]] = field(default_factory=Counter)
+
+    def added_by(self, unit: Unit) -> int:
+        """What one more unit would add to `tokens`."""
+        return unit.branch_tokens + (0 if self._prompts[unit.prompt] else unit.prompt[1])
+
+    def add(self, unit: Unit) -> None:
+        self.tokens += self.added_by(unit)
+        self._prompts[unit.prompt] += 1
+
+    def remove(self, unit: Unit) -> None:
+        self._prompts[unit.prompt] -= 1
+        if not self._prompts[unit.prompt]:
+            del self._prompts[unit.prompt]
+        self.tokens -= self.added_by(unit)
+
+
+class Waiting:
+    """Jobs in turn; a batch takes one unit of each, again and again, up to the token budget.
+
+    First come those that had no turn in the batch before, new ones last: so a long request keeps no new one from the
+    next batch, and new ones keep no long request from the one after.
+    """
+
+    def __init__(self, max_batch_tokens: int) -> None:
+        self._max_batch_tokens = max_batch_tokens
+        self._first: deque[Job] = deque()
+        self._again: deque[Job] = deque()
+        self._load = Load()
+
+    def __bool__(self) -> bool:
+        return bool(self._first or self._again)
+
+    @property
+    def fills_a_batch(self) -> bool:
+        """Whether a batch taken now could not grow by waiting."""
+        return self._load.tokens >= self._max_batch_tokens
+
+    def add(self, job: Job) -> None:
+        self._first.append(job)
+        for unit in job.units:
+            self._load.add(unit)
+
+    def forget(self, job: Job) -> None:
+        """Drop what is left of a job."""
+        for jobs in (self._first, self._again):
+            if job in jobs:
+                jobs.remove(job)
+                for unit in job.units:
+                    self._load.remove(unit)
+
+    def take(self) -> list[Member]:
+        """The next batch. A unit whose prompt is in it already adds its branches alone."""
+        batch: list[Member] = []
+        load = Load()
+        first, again = deque([*self._first, *self._again]), deque[Job]()
+        while jobs := first or again:
+            unit = jobs[0].units[0]
+            if batch and load.tokens + load.added_by(unit) > self._max_batch_tokens:
+                break
+            job = jobs.popleft()
+            batch.append((job, job.units.popleft()))
+            load.add(unit)
+            self._load.remove(unit)
+            if job.units:
+                again.append(job)
+        self._first, self._again = first, again
+        return batch
+
+
+def tokens_together(units: Iterable[Unit]) -> int:
+    """What the device computes for the units in one batch."""
+    load = Load()
+    for unit in units:
+        load.add(unit)
+    return load.tokens
+
+
+def units_of(index: int, trunk: Trunk, cost: Cost, max_batch_tokens: int) -> Iterator[Unit]:
+    """The trunk, with its branches spread over several units where they are more than a batch holds."""
+    prompt = trunk.prompt_P.tobytes(), cost.shared_tokens
+    start, tokens = 0, 0
+    for end, branch_tokens in enumerate(cost.branch_tokens):
+        if end > start and cost.shared_tokens + tokens + branch_tokens > max_batch_tokens:
+            yield Unit(index, Trunk(trunk.prompt_P, trunk.branches[start:end]), prompt, tokens)
+            start, tokens = end, 0
+        tokens += branch_tokens
+    yield Unit(index, Trunk(trunk.prompt_P, trunk.branches[start:]), prompt, tokens)
+
+
+def halved(unit: Unit, cost: Cost) -> tuple[Unit, Unit]:
+    """A unit of several branches cut in two."""
+    middle = len(unit.trunk.branches) // 2
+    first, second = (
+        Unit(
+            unit.trunk_index,
+            Trunk(unit.trunk.prompt_P, unit.trunk.branches[part]),
+            unit.prompt,
+            sum(cost.branch_tokens[part]),
+        )
+        for part in (slice(middle), slice(middle, None))
+    )
+    return first, second
