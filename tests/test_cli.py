@@ -83,7 +83,7 @@ def test_a_pair_is_started_asked_and_stopped_with_a_request_in_flight(pair: Pair
         items = [{"prompt_ids": [1] * 50, "response_ids": [[2] * 150, [3] * 150]}] * 400
         with ThreadPoolExecutor(1) as pool:
             in_flight = pool.submit(client.post, "/score", json={"items": items})
-            wait_until(lambda: "dense_reward_queue_tokens 160000.0" in client.get("/metrics").text)
+            wait_until(lambda: "dense_reward_queue_tokens 139200.0" in client.get("/metrics").text)
             process.popen.send_signal(signal.SIGTERM)
             answer = in_flight.result(PATIENCE_S)
         assert answer.status_code == 200

@@ -28,13 +28,25 @@ class Settings(BaseSettings):
     reference: Path | None = Field(None, description="folder of the earlier checkpoint of the same run")
     name: str = Field("default", description="name under which the pair is served")
     engine: Literal["torch", "fake"] = Field("torch", description="fake: weightless and deterministic, for tests")
-    dtype: Dtype | None = Field(None, description="dtype of the weights; the checkpoint's own where left out")
+    dtype: Dtype | None = Field(
+        None, description="dtype of the weights; the checkpoint's own where left out, float32 where a CPU lacks it"
+    )
+    head_dtype: Dtype | None = Field(
+        None, description="dtype of the output layers alone; float32 lowers the noise of rewards from short weights"
+    )
+    norm_dtype: Dtype | None = Field(None, description="dtype in which norms multiply by their weights, as head_dtype")
+    deterministic: bool = Field(
+        False, description="the same rewards to the bit whatever else is asked: each sequence is computed alone, slower"
+    )
     device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto takes the first GPU where there is one")
+    reference_device: str | None = Field(None, description="device of the reference; that of sft where left out")
     threads: PositiveInt | None = Field(None, description="CPU threads for the models; all cores where left out")
     allow_unrelated: bool = Field(False, description="serve two checkpoints that are not from one run")
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on; 0 takes a free one")
-    max_batch_tokens: PositiveInt = Field(16_384, description="tokens computed at once, after padding")
+    max_batch_tokens: PositiveInt = Field(
+        16_384, description="tokens computed at once; also the longest sequence, and what bounds a batch's memory"
+    )
     max_queue_tokens: PositiveInt = Field(1_048_576, description="tokens that may wait; beyond that callers get 429")
     max_length_tokens: PositiveInt | None = Field(
         None, description="tokens of prompt and response together; the model's own limit where left out"

@@ -3,7 +3,9 @@
 import torch
 
 from dense_reward.encode import Encoder
-from dense_reward.engine.pair import PairEngine, Report, load_pair
+from dense_reward.engine.load import Report, Serving, load_pair
+from dense_reward.engine.memory import keep_freed_memory
+from dense_reward.engine.pair import PairEngine
 from dense_reward.errors import CheckpointError
 from dense_reward.settings import Settings
 
@@ -12,18 +14,28 @@ def load_pair_on_device(settings: Settings, report: Report) -> tuple[PairEngine,
     """Engine, encoder and tokenizer hash. Raises CheckpointError, naming the cure."""
     if settings.sft is None or settings.reference is None:
         raise CheckpointError("give both checkpoints: --sft DIR --reference DIR")
+    engine, tokenizer, manifest = load_pair(settings.sft, settings.reference, serving_of(settings), report)
+    return engine, Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id), manifest.tokenizer_sha256
+
+
+def serving_of(settings: Settings) -> Serving:
+    """How to serve, with the device found; and the process made ready for it."""
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    engine, tokenizer, manifest = load_pair(
-        settings.sft,
-        settings.reference,
+    device = _device(settings.device)
+    if device == "cpu":
+        keep_freed_memory()
+    torch.use_deterministic_algorithms(settings.deterministic)
+    return Serving(
         dtype=settings.dtype,
-        device=_device(settings.device),
+        head_dtype=settings.head_dtype,
+        norm_dtype=settings.norm_dtype,
+        device=device,
+        reference_device=None if settings.reference_device is None else _device(settings.reference_device),
         max_batch_tokens=settings.max_batch_tokens,
+        deterministic=settings.deterministic,
         allow_unrelated=settings.allow_unrelated,
-        report=report,
     )
-    return engine, Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id), manifest.tokenizer_sha256
 
 
 def _device(name: str) -> str:

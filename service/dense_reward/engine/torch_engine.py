@@ -1,6 +1,6 @@
-"""One decoder-only transformers model on one device: ids -> inputs of its output layer at chosen positions.
+"""One decoder-only transformers model on one device: ids -> inputs of its output layer at the rows that predict.
 
-Sequences of a batch are padded on the right, where a causal model never looks.
+By the packed path, where the model allows it (packable.py), else padded on the right, where a causal model never looks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from dense_reward.engine import attention
 from dense_reward.engine.base import IdArray
+from dense_reward.engine.feedforward import bound_feedforward
+from dense_reward.engine.heads import CapturedHead, LinearHead, OwnLogits, linear_head
 from dense_reward.engine.logprobs import Head
+from dense_reward.engine.varlen import varlen_of
 from dense_reward.engine.weights import load_weights, weight_folders
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest
+from dense_reward.packing import Index, Packed
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -27,33 +32,41 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 
 @dataclass(frozen=True, slots=True)
-class PostProcessing:
-    """What a model does to its output layer's result: divide by `divisor`, multiply by `factor`, then soft-cap."""
+class DeviceRow:
+    """A packed row on a device, and who sees whom in it."""
 
-    factor: float = 1.0
-    divisor: float = 1.0
-    cap: float | None = None
+    ids_1N: Tensor
+    positions_1N: Tensor
+    rows_R: Tensor
+    plan: attention.Plan
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        if self.divisor != 1.0:
-            logits = logits / self.divisor
-        if self.factor != 1.0:
-            logits = logits * self.factor
-        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+def device_row(packed: Packed, device: torch.device) -> DeviceRow:
+    """Copies a row to a device; where kernels for sequences of different lengths run, with the indices they take."""
+
+    def there(array: IdArray | Index) -> Tensor:
+        return torch.from_numpy(array.astype(np.int64)).to(device, non_blocking=True)
+
+    varlen = varlen_of(packed.trees, device) if device.type == "cuda" else None
+    plan = attention.Plan(packed.trees, varlen)
+    return DeviceRow(there(packed.ids_N)[None], there(packed.positions_N)[None], there(packed.rows_R), plan)
 
 
 class TorchModel:
-    """A frozen causal language model. `head` turns what `rows` gives into logits as the model itself does.
+    """A frozen causal language model. `head` turns the rows that it gives into logits as the model itself does.
 
-    Where the output layer cannot be taken apart that way, `rows` are its own logits and `head` passes them on.
+    Where the output layer cannot be taken apart that way, the rows are its own logits and `head` passes them on.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
+        attention.register()
         self._model = model.eval().requires_grad_(False)
-        self._output: nn.Module | None = model.get_output_embeddings()
-        self._post = _post_processing(model)
-        self._captured: Tensor | None = None
-        self._native = not self._head_is_exact()
+        self._own_attention: str = model.config._attn_implementation
+        bound_feedforward(model)
+        self._captured = CapturedHead(model.get_output_embeddings())
+        with torch.inference_mode():
+            self._linear = linear_head(model, self._captured)
+        self.head: Head = self._linear or OwnLogits(self.vocabulary)
 
     @property
     def device(self) -> torch.device:
@@ -61,30 +74,75 @@ class TorchModel:
         return device
 
     @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self._model.dtype
+        return dtype
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of all parameters, and of an output layer that was copied."""
+        storages = {tensor.data_ptr(): tensor.nbytes for tensor in self._model.parameters()}
+        if isinstance(self.head, LinearHead):
+            storages[self.head.weight_VD.data_ptr()] = self.head.weight_VD.nbytes
+        return sum(storages.values())
+
+    @property
     def vocabulary(self) -> int:
         return int(self._model.config.get_text_config().vocab_size)
 
     @property
     def max_length_tokens(self) -> int:
-        return int(getattr(self._model.config.get_text_config(), "max_position_embeddings", 1 << 20))
+        """The longest sequence with exact positions: dynamic rope changes them beyond its original length."""
+        config = self._model.config.get_text_config()
+        limits = [getattr(config, "max_position_embeddings", None) or 1 << 20, *_original_lengths(config, "dynamic")]
+        return int(min(limits))
 
     @property
     def long_tokens(self) -> int | None:
         """Sequences longer than this must not share a batch with shorter ones: longrope turns all by the longest."""
-        return _long_tokens(self._model.config.get_text_config())
+        return min(_original_lengths(self._model.config.get_text_config(), "longrope"), default=None)
 
     @property
-    def head(self) -> Head:
-        return _unchanged if self._native else self._head
+    def transformers_model(self) -> PreTrainedModel:
+        return self._model
+
+    def use_head(self, *, device: torch.device, dtype: torch.dtype | None) -> None:
+        """Compute logits on a device, in a dtype: a copy of the output layer, where it can be taken apart.
+
+        Raises CheckpointError where it cannot.
+        """
+        if self._linear is None:
+            raise CheckpointError("this model's output layer cannot be taken apart: leave its head as it is")
+        self.head = self._linear.at(device, dtype)
+
+    def use_norms(self, dtype: torch.dtype) -> None:
+        """Compute the norms in a dtype, and round what they give once."""
+        for module in self._model.modules():
+            if type(module).__name__.endswith("Norm"):
+                module.to(dtype)
+                module.register_forward_pre_hook(lambda _, args: (args[0].to(dtype), *args[1:]))
+                module.register_forward_hook(lambda _, __, out: out.to(self.dtype))
 
     @torch.inference_mode()
-    def rows(self, sequences: Sequence[IdArray], positions: Sequence[IdArray]) -> Tensor:
-        """Inputs of the output layer, [N, X], where N counts all `positions`, indices into their sequence, in order."""
+    def packed_rows(self, row: DeviceRow) -> Tensor:
+        """[R, X]: what the output layer gets at the rows that predict. Raises PackedAttentionError."""
+        self._attend_by(attention.NAME)
+        forward = {"input_ids": row.ids_1N, "position_ids": row.positions_1N, "plan": row.plan}
+        if self._linear is None:
+            logits: Tensor = self._model(**forward, use_cache=False, logits_to_keep=row.rows_R).logits
+            return logits[0]
+        return self._captured.inputs(self._model, **forward)[0][0, row.rows_R]
+
+    @torch.inference_mode()
+    def padded_rows(self, sequences: Sequence[IdArray], positions: Sequence[IdArray]) -> Tensor:
+        """The same for `positions`, indices into their sequence, in order."""
+        self._attend_by(self._own_attention)
         ids_BL = _padded(sequences).to(self.device)
-        row_N = torch.from_numpy(np.repeat(np.arange(len(positions)), [len(p) for p in positions])).to(self.device)
-        column_N = torch.from_numpy(np.concatenate(positions)).long().to(self.device)
-        states_BLX = self._logits(ids_BL) if self._native else self._states(ids_BL)
-        return states_BLX[row_N, column_N]
+        row_R = torch.from_numpy(np.repeat(np.arange(len(positions)), [len(p) for p in positions])).to(self.device)
+        column_R = torch.from_numpy(np.concatenate(positions)).long().to(self.device)
+        if self._linear is None:
+            return self._logits(ids_BL)[row_R, column_R]
+        return self._captured.inputs(self._model, **_unmasked(ids_BL))[0][row_R, column_R]
 
     @torch.inference_mode()
     def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
@@ -92,65 +150,19 @@ class TorchModel:
 
         What probes are made of; the engine is proven against it.
         """
+        self._attend_by(self._own_attention)
         ids_1L = torch.tensor([[*prompt_ids, *response_ids]], device=self.device)
         logits_TV = self._logits(ids_1L)[0, len(prompt_ids) - 1 : -1].float()
         targets_T1 = ids_1L[0, len(prompt_ids) :, None]
         return [float(x) for x in torch.log_softmax(logits_TV, -1).gather(1, targets_T1)[:, 0]]
 
+    def _attend_by(self, name: str) -> None:
+        if self._model.config._attn_implementation != name:
+            self._model.set_attn_implementation(name)
+
     def _logits(self, ids_BL: Tensor) -> Tensor:
-        """The mask hides nothing: padding comes after all that counts, where a causal model does not look.
-
-        A mask that hid it would leave padding beyond a sliding window without anything to attend to: NaN in some
-        implementations, which spreads to every token of its row.
-        """
-        logits: Tensor = self._model(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL), use_cache=False).logits
+        logits: Tensor = self._model(**_unmasked(ids_BL), use_cache=False).logits
         return logits
-
-    def _states(self, ids_BL: Tensor) -> Tensor:
-        """The output layer's input at every position, [B, L, D]; the layer itself runs on two rows only."""
-        self._capture_logits(ids_BL)
-        states, self._captured = self._captured, None
-        if states is None:
-            raise RuntimeError("the model did not call its output layer")
-        return states
-
-    def _capture_logits(self, ids_BL: Tensor) -> Tensor:
-        if self._output is None:
-            raise RuntimeError("the model names no output layer")
-        hook = self._output.register_forward_pre_hook(self._capture)
-        try:
-            return self._logits(ids_BL)
-        finally:
-            hook.remove()
-
-    def _capture(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        self._captured = args[0]
-        return (args[0][:1, :2], *args[1:])
-
-    def _head(self, rows_CD: Tensor) -> Tensor:
-        if self._output is None:
-            raise RuntimeError("the model names no output layer")
-        logits: Tensor = self._post(self._output(rows_CD))
-        return logits
-
-    @torch.inference_mode()
-    def _head_is_exact(self) -> bool:
-        """Whether the output layer, applied from outside, gives the model's own logits on two rows.
-
-        Bound to rounding: a soft cap that is far above these logits would move them by less than a per cent.
-        """
-        if self._output is None:
-            return False
-        ids_BL = torch.arange(6, device=self.device).reshape(2, 3) % self.vocabulary
-        native_1CV = self._capture_logits(ids_BL)
-        captured, self._captured = self._captured, None
-        if captured is None or native_1CV.shape[:2] != (1, 2):
-            return False
-        ours_CV = self._head(captured[0, :2])
-        if ours_CV.shape != native_1CV[0].shape:
-            return False
-        tolerance = 4 * torch.finfo(ours_CV.dtype).eps * native_1CV.abs().max()
-        return bool(((ours_CV - native_1CV[0]).abs() <= tolerance).all())
 
 
 def load_model(folder: Path, manifest: Manifest, *, dtype: str | None, device: str) -> TorchModel:
@@ -171,23 +183,22 @@ def load_model(folder: Path, manifest: Manifest, *, dtype: str | None, device: s
     return model
 
 
-def _long_tokens(config: PreTrainedConfig) -> int | None:
-    """The length beyond which longrope takes its other factors; None for models without it."""
+def _original_lengths(config: PreTrainedConfig, rope_type: str) -> list[int]:
+    """The lengths that models with this kind of rope were first trained for."""
     parameters = getattr(config, "rope_parameters", None) or {}
     layers = [parameters, *(entry for entry in parameters.values() if isinstance(entry, dict))]
-    lengths = [int(p["original_max_position_embeddings"]) for p in layers if p.get("rope_type") == "longrope"]
-    return min(lengths, default=None)
+    found = [p for p in layers if p.get("rope_type") == rope_type]
+    lengths = [p.get("original_max_position_embeddings") or config.max_position_embeddings for p in found]
+    return [int(length) for length in lengths]
 
 
-def _post_processing(model: PreTrainedModel) -> PostProcessing:
-    """From the configuration: Cohere and Falcon-H1 multiply, Granite divides, Gemma caps."""
-    config = model.config.get_text_config()
-    factor = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
-    return PostProcessing(
-        factor=1.0 if factor is None else float(factor),
-        divisor=float(getattr(config, "logits_scaling", None) or 1.0),
-        cap=getattr(config, "final_logit_softcapping", None),
-    )
+def _unmasked(ids_BL: Tensor) -> dict[str, Tensor]:
+    """The mask hides nothing: padding comes after all that counts, where a causal model does not look.
+
+    A mask that hid it would leave padding beyond a sliding window without anything to attend to: NaN in some
+    implementations, which spreads to every token of its row.
+    """
+    return {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
 
 
 def _padded(sequences: Sequence[IdArray]) -> Tensor:
@@ -196,7 +207,3 @@ def _padded(sequences: Sequence[IdArray]) -> Tensor:
     for row, ids in enumerate(sequences):
         ids_BL[row, : len(ids)] = torch.from_numpy(ids)
     return ids_BL
-
-
-def _unchanged(rows: Tensor) -> Tensor:
-    return rows

@@ -28,7 +28,7 @@ def load_weights(files: Path, base: Path, dtype: torch.dtype) -> PreTrainedModel
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
-            attn_implementation=_attention(config),
+            attn_implementation=plain_attention(config),
             experts_implementation="eager" if dtype is torch.float64 else None,  # grouped matmuls know no float64
         )
         if base != files:
@@ -42,7 +42,7 @@ def load_weights(files: Path, base: Path, dtype: torch.dtype) -> PreTrainedModel
     return model
 
 
-def _attention(config: PreTrainedConfig) -> str | None:
+def plain_attention(config: PreTrainedConfig) -> str | None:
     """eager where attention scores are capped: sdpa knows no caps and, by version, drops them in silence."""
     return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None else None
 

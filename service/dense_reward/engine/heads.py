@@ -1,0 +1,124 @@
+"""A model's output layer, taken apart: the inputs that it gets in a forward, and the logits of some words from them.
+
+What a model does to its output layer's result (Cohere and Falcon-H1 multiply, Granite divides, Gemma caps) is found in
+its configuration and held against the model's own logits; where nothing fits, the rows are the model's own logits.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+@dataclass(frozen=True, slots=True)
+class PostProcessing:
+    """What a model does to its output layer's result: divide by `divisor`, multiply by `factor`, then soft-cap."""
+
+    factor: float = 1.0
+    divisor: float = 1.0
+    cap: float | None = None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        if self.divisor != 1.0:
+            logits = logits / self.divisor
+        if self.factor != 1.0:
+            logits = logits * self.factor
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+
+@dataclass(frozen=True, slots=True)
+class LinearHead:
+    """An output layer that is one matrix: the logits of some words cost no more than those."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None
+    post: PostProcessing
+    tiled: bool = True
+
+    @property
+    def vocabulary(self) -> int:
+        return len(self.weight_VD)
+
+    def logits(self, rows_CD: Tensor, words: slice) -> Tensor:
+        bias = None if self.bias_V is None else self.bias_V[words]
+        return self.post(functional.linear(rows_CD.to(self.weight_VD.dtype), self.weight_VD[words], bias))
+
+    def at(self, device: torch.device, dtype: torch.dtype | None = None) -> "LinearHead":
+        """The same on a device, in a dtype."""
+        bias = None if self.bias_V is None else self.bias_V.to(device, dtype)
+        return LinearHead(self.weight_VD.to(device, dtype), bias, self.post)
+
+
+@dataclass(frozen=True, slots=True)
+class OwnLogits:
+    """For models whose output layer cannot be taken apart: the rows are the logits already."""
+
+    vocabulary: int
+    tiled: bool = True
+
+    def logits(self, rows_CV: Tensor, words: slice) -> Tensor:
+        return rows_CV[:, words].clone()
+
+
+class CapturedHead:
+    """Runs a model's forward and keeps what its output layer gets; the layer itself sees two rows only."""
+
+    def __init__(self, output: nn.Module | None) -> None:
+        self._output = output
+        self._captured: Tensor | None = None
+
+    def inputs(self, model: PreTrainedModel, **forward: object) -> tuple[Tensor, Tensor]:
+        """The output layer's input at every position, [B, L, D], and the model's own logits of the first two."""
+        if self._output is None:
+            raise RuntimeError("the model names no output layer")
+        hook = self._output.register_forward_pre_hook(self._capture)
+        try:
+            logits: Tensor = model(**forward, use_cache=False).logits
+        finally:
+            hook.remove()
+        captured, self._captured = self._captured, None
+        if captured is None:
+            raise RuntimeError("the model did not call its output layer")
+        return captured, logits
+
+    def _capture(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        self._captured = args[0]
+        return (args[0][:1, :2], *args[1:])
+
+
+def linear_head(model: PreTrainedModel, captured: CapturedHead) -> LinearHead | None:
+    """The output layer with the post-processing that gives the model's own logits, where there is one.
+
+    Bound to rounding: a soft cap that is far above these logits would move them by less than a per cent.
+    """
+    output = model.get_output_embeddings()
+    if not isinstance(output, nn.Linear):
+        return None
+    ids_BL = torch.arange(6, device=model.device).reshape(2, 3) % len(output.weight)
+    try:
+        states_BLD, native_1CV = captured.inputs(model, input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL))
+    except RuntimeError:
+        return None
+    rows_CD, native_CV = states_BLD[0, :2], native_1CV[0]
+    for post in _candidates(model.config.get_text_config()):
+        head = LinearHead(output.weight, output.bias, post)
+        ours_CV = head.logits(rows_CD, slice(None))
+        if ours_CV.shape != native_CV.shape:
+            return None
+        tolerance = 4 * torch.finfo(ours_CV.dtype).eps * native_CV.abs().max()
+        if ((ours_CV - native_CV).abs() <= tolerance).all():
+            return head
+    return None
+
+
+def _candidates(config: PreTrainedConfig) -> Iterator[PostProcessing]:
+    """By name the same entry means different things: Granite divides by logits_scaling, HyperCLOVA X multiplies."""
+    scaling = float(getattr(config, "logits_scaling", None) or 1.0)
+    factor = float(getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    yield PostProcessing(factor, scaling, cap)
+    yield PostProcessing(factor * scaling, cap=cap)
+    yield PostProcessing()

@@ -1,0 +1,47 @@
+"""What a batch needs beside the weights, told before the first one; and how the host's allocator is kept from waste."""
+
+import ctypes
+
+from transformers import PreTrainedConfig
+
+from dense_reward.engine.feedforward import ROWS
+from dense_reward.engine.logprobs import CPU_TILING, CUDA_TILING
+
+SLACK = 1.25  # what allocators lose between blocks of different sizes
+_MMAP_THRESHOLD, _TRIM_THRESHOLD, _ARENA_MAX = -3, -1, -8  # mallopt(3)
+
+
+def peak_bytes(config: PreTrainedConfig, *, tokens: int, itemsize: int, cuda: bool) -> int:
+    """An upper bound of what a batch of so many tokens needs at once in a model of this configuration.
+
+    Counts the tensors that live together in the widest moment of a layer (norm, attention or feed-forward), the output
+    layer's inputs of both models, and a tile of both models' logits. Kernels of the device keep the scores of attention
+    to themselves.
+    """
+    text = config.get_text_config()
+    hidden, heads = int(text.hidden_size), int(text.num_attention_heads)
+    head_size = int(getattr(text, "head_dim", None) or hidden // heads)
+    query = heads * head_size
+    keys = 2 * int(getattr(text, "num_key_value_heads", None) or heads) * head_size
+    wide = int(getattr(text, "intermediate_size", None) or 4 * hidden)
+    norm = itemsize * 2 * hidden + 3 * 4 * hidden
+    attention = itemsize * (2 * hidden + 8 * query + 2 * keys) + 3 * 4 * query
+    feedforward = itemsize * 4 * hidden
+    lasting = itemsize * 2 * hidden + 4 * 4 * head_size + 64
+    rows = tokens * (max(norm, attention, feedforward) + lasting)
+    tiling = CUDA_TILING if cuda else CPU_TILING
+    logits = 2 * (itemsize + 8) * tiling.rows * tiling.words
+    return int(SLACK * (rows + min(tokens, ROWS) * itemsize * 3 * wide + logits))
+
+
+def keep_freed_memory() -> None:
+    """Have glibc reuse large blocks. It gives them back to the system by default, and every batch pays for new pages.
+
+    One arena, because only that of the main thread can hold them. Elsewhere than on glibc nothing is changed.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    for parameter, setting in ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, (1 << 31) - 1)):
+        mallopt(parameter, setting)
