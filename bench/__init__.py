@@ -1,0 +1,1 @@
+"""Measurements: of the reward (credit.py) and of the speed (speed/)."""
