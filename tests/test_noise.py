@@ -1,0 +1,72 @@
+"""`dense-reward check`: how much of a reward is rounding, and what lowers it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from dense_reward.cli import main
+from dense_reward.engine.load import Serving
+from dense_reward.engine.noise import AS_SERVED, Noise, exact_rewards, measure
+from dense_reward.errors import CheckpointError
+from tiny_models import write_pair
+
+Pair = tuple[Path, Path]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return write_pair(tmp_path_factory.mktemp("noisy"), dtype=torch.bfloat16)
+
+
+def measured(pair: Pair, serving: Serving) -> dict[str, Noise]:
+    exact = exact_rewards(*pair, serving, lambda _: None)
+    return {found.name: found for found in measure(*pair, serving, exact, lambda _: None)}
+
+
+def noise_of(found: dict[str, Noise], name: str) -> float:
+    noise = found[name].noise
+    assert noise is not None
+    return noise
+
+
+def test_short_weights_make_noise_that_more_bits_lower_and_float32_has_none(pair: Pair) -> None:
+    found = measured(pair, Serving(dtype="bfloat16", max_batch_tokens=1000))
+    assert noise_of(found, "float32 weights") < 1e-5
+    assert noise_of(found, "float16 weights") < noise_of(found, AS_SERVED) / 3
+    assert 0 < noise_of(found, "float32 head") < noise_of(found, AS_SERVED)
+    assert noise_of(found, "float32 head and norms") < noise_of(found, AS_SERVED)
+
+
+def test_a_float32_head_costs_memory_and_every_configuration_tells_its_time(pair: Pair) -> None:
+    found = measured(pair, Serving(dtype="bfloat16", max_batch_tokens=1000))
+    weights = {name: noise.weights_bytes or 0 for name, noise in found.items()}
+    assert weights["float32 head"] > weights[AS_SERVED]
+    assert weights["float32 weights"] == 2 * weights[AS_SERVED]
+    assert all(noise.seconds and noise.seconds > 0 for noise in found.values())
+
+
+def test_nothing_lowers_the_noise_of_what_is_served_in_float32(pair: Pair) -> None:
+    assert list(measured(pair, Serving(dtype="float32", max_batch_tokens=1000))) == [AS_SERVED]
+
+
+def test_two_equal_checkpoints_have_no_reward_to_measure_noise_in(pair: Pair) -> None:
+    serving = Serving(dtype="float32", max_batch_tokens=1000, allow_unrelated=True)
+    with pytest.raises(CheckpointError, match="the two checkpoints are the same"):
+        exact_rewards(pair[0], pair[0], serving, lambda _: None)
+
+
+def test_the_command_prints_a_line_for_each_configuration(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["check", "--sft", str(pair[0]), "--reference", str(pair[1]), "--dtype", "bfloat16"]
+    assert main([*arguments, "--max-batch-tokens", "1000"]) == 0
+    printed = capsys.readouterr()
+    assert "std(float32 reward)" in printed.out
+    assert [line.split("  ")[0] for line in printed.out.splitlines()[4:]] == [
+        AS_SERVED,
+        "float32 head",
+        "float32 norms",
+        "float32 head and norms",
+        "float16 weights",
+        "float16 weights, float32 head",
+        "float32 weights",
+    ]
+    assert "path: packed" in printed.err
