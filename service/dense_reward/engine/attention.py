@@ -50,6 +50,10 @@ class Rules:
         """Whether a query of this tree is further from its first key than the window reaches."""
         return self.window is not None and tree.longest_tokens > self.window
 
+    def reach(self, keys: int) -> int:
+        """How many of so many keys a block of queries sees at most."""
+        return keys if self.window is None else min(keys, self.window + QUERY_BLOCK)
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -157,7 +161,7 @@ def _merged(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tens
 
 def _written_tree(row: Row, tree: Tree, rules: Rules) -> None:
     """What the kernels lack, in float32 with the scores written down, a block of queries at a time."""
-    for part, length, context in _segments(tree, row.q_HND.shape[0], rules):
+    for part, length, context in _segments(tree, row, rules):
         shape = (-1, length)
         seen = tree.tokens if context else 0
         trunk = slice(tree.start, tree.start + seen)
@@ -166,21 +170,23 @@ def _written_tree(row: Row, tree: Tree, rules: Rules) -> None:
         )
         q = torch.unflatten(row.q_HND[:, part], 1, shape)
         out = torch.unflatten(row.out_NHE[part], 0, shape)
-        for start in range(0, length, QUERY_BLOCK):
-            stop = min(start + QUERY_BLOCK, length)
+        queries = max(1, min(QUERY_BLOCK, SCORES // (len(q) * rules.reach(seen + length))))
+        for start in range(0, length, queries):
+            stop = min(start + queries, length)
             first = 0 if rules.window is None else max(0, seen + start - rules.window + 1)
             block = slice(first, seen + stop)
             written = _written(q[:, :, start:stop], keys[:, :, block], values[:, :, block], seen + start - first, rules)
             out[:, start:stop] = written.permute(1, 2, 0, 3)
 
 
-def _segments(tree: Tree, heads: int, rules: Rules) -> Iterator[tuple[slice, int, bool]]:
-    """The trunk, then branches, as many of one length at once as keep the written scores few."""
+def _segments(tree: Tree, row: Row, rules: Rules) -> Iterator[tuple[slice, int, bool]]:
+    """The trunk, then branches, as many of one length at once as keep few what is written: scores, keys and values."""
     yield slice(tree.start, tree.start + tree.tokens), tree.tokens, False
+    width = max(row.k_JND.shape[-1], row.v_JNE.shape[-1])
     for stretch in tree.branches:
         keys = tree.tokens + stretch.length
-        reach = keys if rules.window is None else min(keys, rules.window + QUERY_BLOCK)
-        at_once = max(1, SCORES // (heads * min(stretch.length, QUERY_BLOCK) * reach))
+        of_branch = len(row.q_HND) * rules.reach(keys) * max(min(stretch.length, QUERY_BLOCK), width)
+        at_once = max(1, SCORES // max(of_branch, len(row.k_JND) * keys * width))
         for i in range(0, stretch.count, at_once):
             start = stretch.start + i * stretch.length
             yield slice(start, start + min(at_once, stretch.count - i) * stretch.length), stretch.length, True

@@ -29,7 +29,8 @@ WINDOW_TOKENS = 8
 TOLERANCE_NATS = 2e-3
 """Greatest difference that rounding makes on the twin; the mistakes that were seen make 0.08 and more."""
 KERNEL_TOLERANCE_NATS = 0.3
-"""Root mean square, between a kernel of the device in a short dtype and the same written down."""
+"""Median, between a device in a short dtype and the CPU: 0.12 at most from rounding, which in a mixture of experts moves
+a few tokens by nats."""
 
 
 def obstacle(model: PreTrainedModel, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> str | None:
@@ -42,9 +43,13 @@ def obstacle(model: PreTrainedModel, *, device: str = "cpu", dtype: torch.dtype 
     except Exception as error:  # whatever a foreign configuration breaks: such a model is served padded
         return f"no small twin of it can be made ({type(error).__name__}: {error})"
     try:
-        return _measured(twin, _layers(model.config)) or _kernels(twin, device, dtype)
+        here = TorchModel(twin)
+        found = _measured(here, _layers(model.config))
+        if found is not None or device == "cpu":  # whose kernels were tried just now
+            return found
+        return _kernels(here, TorchModel(_twin(model.config).to(device, dtype)))
     except (attention.PackedAttentionError, RuntimeError, TypeError, ValueError) as error:
-        return str(error)
+        return " ".join(str(error).split())
 
 
 def _stated(model: PreTrainedModel) -> str | None:
@@ -107,8 +112,7 @@ def _trunks(vocabulary: int) -> list[Trunk]:
     return [Trunk(ids(p), tuple(Branch(ids(n), np.ones(n, dtype=bool)) for n in of)) for p, of in lengths]
 
 
-def _measured(twin: PreTrainedModel, layers: int) -> str | None:
-    model = TorchModel(twin)
+def _measured(model: TorchModel, layers: int) -> str | None:
     trunks = _trunks(model.vocabulary)
     plain = [
         np.array(model.logprobs(trunk.prompt_P.tolist(), branch.ids_T.tolist()))
@@ -145,14 +149,16 @@ def _packed_logprobs(model: TorchModel, trunks: Sequence[Trunk]) -> tuple[list[L
 
 
 def _leak(model: TorchModel, trunks: Sequence[Trunk], before: Sequence[Logprobs]) -> float:
-    """By how much the first trunk's other branches move when one of them and the other trunk change; 0 for rounding."""
-    changed = [
-        Trunk(trunk.prompt_P, tuple(_changed(b, model.vocabulary) if (t, i) != (0, 0) else b for i, b in branches))
-        for t, trunk in enumerate(trunks)
-        for branches in [list(enumerate(trunk.branches))]
-    ]
-    after, _ = _packed_logprobs(model, changed)
-    moved = float(np.abs(after[0] - before[0]).max())
+    """By how much the row's first branch, or its last, moves when all other branches change; 0 for rounding."""
+    moved = 0.0
+    for kept, place in (((0, 0), 0), ((1, 0), len(trunks[0].branches))):
+        changed = [
+            Trunk(trunk.prompt_P, tuple(b if (t, i) == kept else _changed(b, model.vocabulary) for i, b in branches))
+            for t, trunk in enumerate(trunks)
+            for branches in [list(enumerate(trunk.branches))]
+        ]
+        after, _ = _packed_logprobs(model, changed)
+        moved = max(moved, float(np.abs(after[place] - before[place]).max()))
     return moved if not moved <= TOLERANCE_NATS else 0.0
 
 
@@ -160,11 +166,9 @@ def _changed(branch: Branch, vocabulary: int) -> Branch:
     return Branch((branch.ids_T + 1) % vocabulary, branch.scored_T)
 
 
-def _kernels(twin: PreTrainedModel, device: str, dtype: torch.dtype) -> str | None:
-    """Whether the kernels of a device give what is written down without them; on a CPU both were tried already."""
-    if device == "cpu":
-        return None
-    written, _ = _packed_logprobs(TorchModel(twin), trunks := _trunks(twin.config.get_text_config().vocab_size))
-    found, _ = _packed_logprobs(TorchModel(twin.to(device, dtype)), trunks)
-    rms = float(np.sqrt(np.mean((np.concatenate(found) - np.concatenate(written)) ** 2)))
-    return None if rms <= KERNEL_TOLERANCE_NATS else f"the kernels of {device} are off by {rms:.2g} nats (rms)"
+def _kernels(here: TorchModel, there: TorchModel) -> str | None:
+    """Whether the kernels of a twin's device give what is computed on the CPU, where it was found to be right."""
+    trunks = _trunks(here.vocabulary)
+    written, found = (np.concatenate(_packed_logprobs(model, trunks)[0]) for model in (here, there))
+    off = float(np.median(np.abs(found - written)))
+    return None if off <= KERNEL_TOLERANCE_NATS else f"the kernels of {there.device} are off by {off:.2g} nats (median)"
