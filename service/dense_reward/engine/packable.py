@@ -29,8 +29,8 @@ WINDOW_TOKENS = 8
 TOLERANCE_NATS = 2e-3
 """Greatest difference that rounding makes on the twin; the mistakes that were seen make 0.08 and more."""
 KERNEL_TOLERANCE_NATS = 0.3
-"""Median, between a device in a short dtype and the CPU: 0.12 at most from rounding, which in a mixture of experts moves
-a few tokens by nats."""
+"""Median, between a device in a short dtype and the CPU: rounding makes 0.12 at most, but moves a few
+tokens of a mixture of experts by nats."""
 
 
 def obstacle(model: PreTrainedModel, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> str | None:
