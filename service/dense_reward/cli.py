@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import get_args, get_origin
 
+from dense_reward.allocator import keep_freed_memory
 from dense_reward.errors import CheckpointError, SettingsError
 from dense_reward.settings import Settings, flag, read_settings, twin
 
@@ -96,6 +97,8 @@ def _adopt(options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
+    """The settings of a command that computes; the process is made ready for it."""
+    keep_freed_memory()
     given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     settings = read_settings(given, os.environ.keys())
     if settings.engine == "torch" and (settings.sft is None or settings.reference is None):

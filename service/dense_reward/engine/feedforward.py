@@ -25,7 +25,8 @@ def _in_parts(forward: Callable[..., object], rows: int) -> Callable[..., object
     def bounded(states_BLD: Tensor, *args: object, **kwargs: object) -> object:
         if args or kwargs or states_BLD.ndim != 3 or states_BLD.shape[0] != 1 or states_BLD.shape[1] <= rows:
             return forward(states_BLD, *args, **kwargs)
-        parts = [forward(part) for part in torch.split(states_BLD, rows, dim=1)]
+        # not a slice of three dimensions: its strides would send the matmuls to a slower kernel
+        parts = [forward(part[None]) for part in torch.split(states_BLD[0], rows)]
         tensors = [part for part in parts if isinstance(part, Tensor)]
         return torch.cat(tensors, dim=1) if len(tensors) == len(parts) else forward(states_BLD)
 

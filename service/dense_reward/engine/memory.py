@@ -1,6 +1,4 @@
-"""What a batch needs beside the weights, told before the first one; and how the host's allocator is kept from waste."""
-
-import ctypes
+"""What a batch needs beside the weights, told before the first one."""
 
 from transformers import PreTrainedConfig
 
@@ -9,7 +7,6 @@ from dense_reward.engine.feedforward import ROWS
 from dense_reward.engine.logprobs import CPU_TILING, CUDA_TILING
 
 SLACK = 1.25  # what allocators lose between blocks of different sizes
-_MMAP_THRESHOLD, _TRIM_THRESHOLD, _ARENA_MAX = -3, -1, -8  # mallopt(3)
 
 
 def peak_bytes(config: PreTrainedConfig, *, tokens: int, itemsize: int, cuda: bool) -> int:
@@ -52,16 +49,3 @@ def _written(text: PreTrainedConfig, tokens: int) -> bool:
     window = getattr(text, "sliding_window", None) or tokens
     values = getattr(text, "v_head_dim", None) or _head_size(text)
     return bool(getattr(text, "attn_logit_softcapping", None)) or window < tokens or values != _head_size(text)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc reuse large blocks. It gives them back to the system by default, and every batch pays for new pages.
-
-    One arena, because only that of the main thread can hold them. Elsewhere than on glibc nothing is changed.
-    """
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return
-    for parameter, setting in ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, (1 << 31) - 1)):
-        mallopt(parameter, setting)

@@ -4,7 +4,6 @@ import torch
 
 from dense_reward.encode import Encoder
 from dense_reward.engine.load import Report, Serving, load_pair
-from dense_reward.engine.memory import keep_freed_memory
 from dense_reward.engine.pair import PairEngine
 from dense_reward.errors import CheckpointError
 from dense_reward.settings import Settings
@@ -23,8 +22,6 @@ def serving_of(settings: Settings) -> Serving:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = _device(settings.device)
-    if device == "cpu":
-        keep_freed_memory()
     torch.use_deterministic_algorithms(settings.deterministic)
     return Serving(
         dtype=settings.dtype,
