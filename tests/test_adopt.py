@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from dense_reward.engine.adopt import adopt, download, locate
-from dense_reward.engine.pair import load_pair
+from dense_reward.engine.load import Serving, load_pair
 from dense_reward.engine.probe import PROBE_TEXTS, ProbeIds, ProbeText, measure
 from dense_reward.engine.tokenizer import load_tokenizer
 from dense_reward.engine.torch_engine import TorchModel
@@ -17,7 +17,8 @@ from dense_reward.engine.weights import stored_dtype
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import MANIFEST_NAME, load_manifest, verify_files
 from peft import LoraConfig, get_peft_model
-from tiny_models import CHAT, SPECIALS, tiny_model, write_tokenizer
+from tiny_configs import SPECIALS
+from tiny_models import CHAT, tiny_model, write_tokenizer
 
 # peft 0.21 asks transformers 5.23 for an attribute by its old name
 OLD_NAME_IN_PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -50,15 +51,8 @@ def refusal(source: str | Path, **options: object) -> str:
 
 
 def related(sft: Path, reference: Path, *, allow_unrelated: bool = False) -> bool:
-    engine, _, _ = load_pair(
-        sft,
-        reference,
-        dtype=None,
-        device="cpu",
-        max_batch_tokens=1024,
-        allow_unrelated=allow_unrelated,
-        report=lambda _: None,
-    )
+    serving = Serving(max_batch_tokens=1024, allow_unrelated=allow_unrelated)
+    engine, _, _ = load_pair(sft, reference, serving, report=lambda _: None)
     return engine.info.related
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from dense_reward.encode import Encoder
-from dense_reward.engine.pair import load_pair
+from dense_reward.engine.load import Serving, load_pair
 from dense_reward.engine.probe import ProbeIds, probe_of_texts
 from dense_reward.engine.seal import Facts
 from dense_reward.errors import CheckpointError
@@ -71,15 +71,8 @@ def test_the_probe_is_what_the_model_itself_computes(tmp_path: Path) -> None:
 def test_two_checkpoints_of_one_run_are_served_as_a_pair(tmp_path: Path) -> None:
     written(tmp_path / "sft")
     written(tmp_path / "reference", replace(FACTS, role="reference", optimiser_step=2), seed=1)
-    engine, tokenizer, _ = load_pair(
-        tmp_path / "sft",
-        tmp_path / "reference",
-        dtype=None,
-        device="cpu",
-        max_batch_tokens=512,
-        allow_unrelated=False,
-        report=lambda _: None,
-    )
+    serving = Serving(max_batch_tokens=512)
+    engine, tokenizer, _ = load_pair(tmp_path / "sft", tmp_path / "reference", serving, report=lambda _: None)
     assert engine.info.related
     assert tokenizer.vocabulary == len(TOKENIZER)
 

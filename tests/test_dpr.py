@@ -11,7 +11,7 @@ import pytest
 import torch
 from dense_reward.engine.base import EngineInfo
 from dense_reward.engine.fake import EOS_ID, VOCABULARY
-from dense_reward.engine.pair import QUANTITIES, PairEngine
+from dense_reward.engine.pair import QUANTITIES, How, PairEngine
 from dense_reward.engine.torch_engine import TorchModel
 from dense_reward_trainer.dpr import (
     Batch,
@@ -118,9 +118,9 @@ def test_rewards_and_the_penalty_are_at_temperature_1_whatever_is_sampled_at() -
 
 def test_before_the_first_step_the_kl_to_the_sft_model_is_0_also_where_its_output_rows_are_padded() -> None:
     """Half of the output rows are no ids of the tokenizer: what they get must be missing on both sides."""
-    model, reference = (tiny_llama(seed=seed, vocabulary=2 * VOCABULARY) for seed in (0, 1))
+    model, sft, reference = (tiny_llama(seed=seed, vocabulary=2 * VOCABULARY) for seed in (0, 0, 1))
     info = EngineInfo("sft", "reference", "r", "float32", "cpu", VOCABULARY, 128, QUANTITIES, related=True)
-    service = PairEngine(TorchModel(model), TorchModel(reference), info, max_batch_tokens=1000)
+    service = PairEngine(TorchModel(sft), TorchModel(reference), info, How(1000))
     config = config_of()
     batch = batch_of(Policy(model, EOS_ID, VOCABULARY), config, EngineRewards(engine=service))
     assert describe(batch, returns(batch, config))["kl_to_sft"] == pytest.approx(0.0, abs=1e-4)

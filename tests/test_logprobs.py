@@ -1,48 +1,70 @@
 """The token log-prob function against brute force over the whole vocabulary, in float64."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
+from random import Random
 
+import numpy as np
 import pytest
 import torch
 from dense_reward.engine.base import Wants
-from dense_reward.engine.logprobs import Candidates, ScoredRows, Side, score_rows
+from dense_reward.engine.logprobs import Named, ScoredRows, Side, Tiling, score_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 ALL = Wants(kl=True, entropy=True, top_k=3)
+WHOLE = Tiling(1 << 20, 1 << 20)
+tilings = st.builds(Tiling, st.integers(1, 50), st.integers(1, 20))
+seeds = st.integers(0, 2**32)
+
+
+@dataclass(slots=True)
+class Given:
+    """A head whose rows are its logits; it remembers the shapes of what it was asked for."""
+
+    vocabulary: int
+    tiled: bool = True
+    asked: list[tuple[int, int]] = field(default_factory=list)
+
+    def logits(self, rows_CV: Tensor, words: slice) -> Tensor:
+        found = rows_CV[:, words].clone()
+        self.asked.append((found.shape[0], found.shape[1]))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Logits of both models for N states over V words, what came next, and K candidates."""
+    """Logits of both models for R states over V words, and J named words with their rows."""
 
-    sft_NV: Tensor
-    reference_NV: Tensor
-    targets_N: Tensor
-    candidates_NK: Tensor
+    sft_RV: Tensor
+    reference_RV: Tensor
+    named: Named
 
-    def scored(self, wants: Wants = ALL, *, chunk_rows: int = 256) -> ScoredRows:
-        sft, reference = Side(self.sft_NV, _itself), Side(self.reference_NV, _itself)
-        counts_N = torch.full((len(self.targets_N),), self.candidates_NK.shape[1])
-        named = Candidates(self.candidates_NK.flatten(), counts_N)
-        return score_rows(sft, reference, self.targets_N, wants, named, chunk_rows=chunk_rows)
+    def scored(self, wants: Wants = ALL, tiling: Tiling | None = WHOLE, *, tiled: bool = True) -> ScoredRows:
+        head = Given(self.sft_RV.shape[1], tiled)
+        return score_rows(Side(self.sft_RV, head), Side(self.reference_RV, head), self.named, wants, tiling=tiling)
 
 
-def _itself(rows: Tensor) -> Tensor:
-    return rows
+def named(rows: list[int], ids: list[int]) -> Named:
+    return Named(np.array(rows, dtype=np.int64), np.array(ids, dtype=np.int32))
 
 
-def case(seed: int, n: int, v: int, k: int, dtype: torch.dtype = torch.float64) -> Case:
+def case(seed: int, r: int, v: int, j: int, dtype: torch.dtype = torch.float64) -> Case:
+    """The named words are anywhere, many of one row and none of another."""
     random = torch.Generator().manual_seed(seed)
 
     def logits() -> Tensor:
-        return (torch.randn(n, v, generator=random, dtype=torch.float64) * 4).to(dtype)
+        return (torch.randn(r, v, generator=random, dtype=torch.float64) * 4).to(dtype)
 
-    def ids(*shape: int) -> Tensor:
-        return torch.randint(0, v, shape, generator=random)
+    def some(limit: int) -> list[int]:
+        found: list[int] = torch.randint(0, limit, (j,), generator=random).tolist()
+        return found
 
-    return Case(logits(), logits(), ids(n), ids(n, k))
+    return Case(logits(), logits(), named(some(r) if r else [], some(v) if r else []))
+
+
+def pair_of_rows(sft: list[float], reference: list[float]) -> Case:
+    return Case(torch.tensor([sft]), torch.tensor([reference]), named([0], [0]))
 
 
 def probabilities(logits_V: Tensor) -> list[float]:
@@ -61,150 +83,200 @@ def given_tensor(tensor: Tensor | None) -> Tensor:
     return tensor
 
 
+def assert_close(found: Tensor | None, expected: list[float]) -> None:
+    torch.testing.assert_close(given_tensor(found), torch.tensor(expected, dtype=torch.float64), atol=1e-9, rtol=0)
+
+
 @settings(deadline=None)
-@given(st.integers(0, 2**32), st.integers(0, 7), st.integers(3, 20), st.integers(1, 4), st.integers(1, 9))
+@given(seeds, st.integers(1, 7), st.integers(3, 20), st.integers(0, 12), tilings)
 def test_every_quantity_is_its_definition_summed_over_the_whole_vocabulary(
-    seed: int, n: int, v: int, k: int, chunk_rows: int
+    seed: int, r: int, v: int, j: int, tiling: Tiling
 ) -> None:
-    made = case(seed, n, v, k)
-    rows = made.scored(chunk_rows=chunk_rows)
-    assert len(rows.sft_logprob_N) == n
-    rewards_NK = given_tensor(rows.candidate_reward_M).reshape(n, k)
-    for i in range(n):
-        p, q = probabilities(made.sft_NV[i]), probabilities(made.reference_NV[i])
-        ratio = [log(a) - log(b) for a, b in zip(p, q, strict=True)]
-        target = int(made.targets_N[i])
-        expected = {
-            "sft_logprob_N": log(p[target]),
-            "reference_logprob_N": log(q[target]),
-            "kl_N": sum(a * r for a, r in zip(p, ratio, strict=True)),
-            "entropy_N": -sum(a * log(a) for a in p),
-            "top_sft_logprob_NK": sorted((log(a) for a in p), reverse=True)[:3],
-        }
-        for name, value in expected.items():
-            found = given_tensor(getattr(rows, name))[i]
-            torch.testing.assert_close(found, torch.tensor(value, dtype=torch.float64), atol=1e-9, rtol=0)
-        named = torch.tensor([ratio[int(c)] for c in made.candidates_NK[i]], dtype=torch.float64)
-        torch.testing.assert_close(rewards_NK[i], named, atol=1e-9, rtol=0)
-        top = given_tensor(rows.top_ids_NK)[i].tolist()
-        reference_of_top = torch.tensor([log(q[word]) for word in top], dtype=torch.float64)
-        torch.testing.assert_close(given_tensor(rows.top_reference_logprob_NK)[i], reference_of_top, atol=1e-9, rtol=0)
+    made = case(seed, r, v, j)
+    found = made.scored(tiling=tiling)
+    p, q = ([probabilities(row) for row in logits] for logits in (made.sft_RV, made.reference_RV))
+    words = list(zip(made.named.row_J.tolist(), made.named.id_J.tolist(), strict=True))
+    assert_close(found.sft_logprob_J, [log(p[row][word]) for row, word in words])
+    assert_close(found.reference_logprob_J, [log(q[row][word]) for row, word in words])
+    pairs = [list(zip(a, b, strict=True)) for a, b in zip(p, q, strict=True)]
+    assert_close(found.kl_R, [sum(a * (log(a) - log(b)) for a, b in row) for row in pairs])
+    assert_close(found.entropy_R, [-sum(a * log(a) for a in row) for row in p])
+    for i, top in enumerate(given_tensor(found.top_ids_RK).tolist()):
+        assert_close(given_tensor(found.top_sft_logprob_RK)[i], sorted(map(log, p[i]), reverse=True)[:3])
+        assert_close(given_tensor(found.top_sft_logprob_RK)[i], [log(p[i][word]) for word in top])
+        assert_close(given_tensor(found.top_reference_logprob_RK)[i], [log(q[i][word]) for word in top])
 
 
 @settings(deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 50))
-def test_the_size_of_a_chunk_changes_nothing(seed: int, n: int, chunk_rows: int) -> None:
-    made = case(seed, n, 17, 2)
-    whole, chunked = made.scored(chunk_rows=1000), made.scored(chunk_rows=chunk_rows)
-    for field in fields(ScoredRows):
-        assert torch.equal(getattr(whole, field.name), getattr(chunked, field.name)), field.name
+@given(seeds, st.integers(1, 40), st.integers(0, 60), tilings)
+def test_the_size_of_chunks_and_tiles_changes_nothing(seed: int, r: int, j: int, tiling: Tiling) -> None:
+    made = case(seed, r, 17, j)
+    whole, tiled = made.scored(), made.scored(tiling=tiling)
+    for column in fields(ScoredRows):
+        found, expected = getattr(tiled, column.name), getattr(whole, column.name)
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12, msg=column.name)
 
 
 @settings(deadline=None)
-@given(st.integers(0, 2**32), st.lists(st.integers(0, 5), min_size=1, max_size=20), st.integers(1, 9))
-def test_every_position_gets_the_candidates_that_it_named_however_many_others_name(
-    seed: int, counts: list[int], chunk_rows: int
+@given(seeds, st.integers(1, 40), st.integers(1, 60), st.integers(1, 50), st.integers(1, 20))
+def test_the_size_of_a_chunk_changes_no_bit(seed: int, r: int, j: int, rows: int, words: int) -> None:
+    made = case(seed, r, 17, j)
+    one, other = made.scored(tiling=Tiling(1000, words)), made.scored(tiling=Tiling(rows, words))
+    for column in fields(ScoredRows):
+        assert torch.equal(getattr(one, column.name), getattr(other, column.name)), column.name
+
+
+@settings(deadline=None)
+@given(seeds, st.lists(st.integers(0, 5), min_size=1, max_size=20), tilings, st.randoms(use_true_random=False))
+def test_every_word_gets_its_own_row_in_whatever_order_and_number_they_are_named(
+    seed: int, counts: list[int], tiling: Tiling, random: Random
 ) -> None:
-    made = case(seed, len(counts), 13, 5)
-    ids = [made.candidates_NK[i, :count] for i, count in enumerate(counts)]
-    rows = score_rows(
-        Side(made.sft_NV, _itself),
-        Side(made.reference_NV, _itself),
-        made.targets_N,
-        Wants(),
-        Candidates(torch.cat(ids).int(), torch.tensor(counts)),
-        chunk_rows=chunk_rows,
-    )
-    reward_NV = torch.log_softmax(made.sft_NV, 1) - torch.log_softmax(made.reference_NV, 1)
-    expected_M = torch.cat([reward_NV[i, of_row] for i, of_row in enumerate(ids)])
-    torch.testing.assert_close(given_tensor(rows.candidate_reward_M), expected_M, atol=1e-12, rtol=0)
+    """Many for one row and none for another, the same word twice, shuffled."""
+    made = case(seed, len(counts), 13, 0)
+    rows = [row for row, count in enumerate(counts) for _ in range(count)] * 2
+    random.shuffle(rows)
+    words = named(rows, [(7 * i) % 13 for i in range(len(rows))])
+    found = replace(made, named=words).scored(Wants(), tiling)
+    for logits_RV, logprob_J in ((made.sft_RV, found.sft_logprob_J), (made.reference_RV, found.reference_logprob_J)):
+        expected_J = torch.log_softmax(logits_RV, 1)[words.row_J, words.id_J]
+        torch.testing.assert_close(logprob_J, expected_J, atol=1e-12, rtol=0)
 
 
-def test_the_head_sees_no_more_rows_at_once_than_a_chunk_has() -> None:
-    seen: list[int] = []
-
-    def head(rows: Tensor) -> Tensor:
-        seen.append(len(rows))
-        return rows
-
-    made = case(0, 10, 5, 1)
-    score_rows(Side(made.sft_NV, head), Side(made.reference_NV, head), made.targets_N, ALL, chunk_rows=4)
-    assert seen == [4, 4, 4, 4, 2, 2]
+@pytest.mark.parametrize("wants", [Wants(), ALL], ids=["log-probs", "everything"])
+def test_the_heads_are_never_asked_for_more_than_a_tile_and_once_for_each(wants: Wants) -> None:
+    """The logits of all rows over all words are never made, however many were named."""
+    made, heads = case(0, 10, 50, 300), (Given(50), Given(50))
+    score_rows(Side(made.sft_RV, heads[0]), Side(made.reference_RV, heads[1]), made.named, wants, tiling=Tiling(4, 20))
+    for head in heads:
+        assert head.asked == [(rows, words) for rows in (4, 4, 2) for words in (20, 20, 10)]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_identical_models_give_a_reward_and_a_kl_of_exactly_0(dtype: torch.dtype) -> None:
-    made = case(3, 50, 400, 2, dtype)
-    rows = Case(made.sft_NV, made.sft_NV.clone(), made.targets_N, made.candidates_NK).scored()
-    assert torch.equal(rows.sft_logprob_N, rows.reference_logprob_N)
-    assert not given_tensor(rows.kl_N).any()
-    assert not given_tensor(rows.candidate_reward_M).any()
+def test_a_head_that_cannot_be_tiled_is_asked_for_whole_rows_and_as_many_logits_at_once() -> None:
+    made = case(0, 10, 50, 30)
+    for tiled in ((True, False), (False, True), (False, False)):
+        heads = [Given(50, each) for each in tiled]
+        sides = Side(made.sft_RV, heads[0]), Side(made.reference_RV, heads[1])
+        found = score_rows(*sides, made.named, ALL, tiling=Tiling(8, 20))
+        assert [head.asked for head in heads] == [[(3, 50), (3, 50), (3, 50), (1, 50)]] * 2
+        for column in fields(ScoredRows):
+            torch.testing.assert_close(getattr(found, column.name), getattr(made.scored(), column.name))
 
 
-def test_kl_is_never_negative_where_two_models_differ_by_rounding_alone() -> None:
-    logits_NV = torch.randn(2000, 50, generator=torch.Generator().manual_seed(0)) * 6
-    noise_NV = 1e-7 * torch.randn(2000, 50, generator=torch.Generator().manual_seed(1))
-    rows = Case(logits_NV, logits_NV + noise_NV, torch.zeros(2000, dtype=torch.long), torch.zeros(2000, 1).long())
-    kl_N = given_tensor(rows.scored().kl_N)
-    assert kl_N.min() >= 0
-    assert kl_N.max() < 1e-6
+def test_a_head_that_cannot_be_tiled_is_asked_for_at_least_a_row() -> None:
+    made, head = case(0, 3, 50, 3), Given(50, tiled=False)
+    score_rows(Side(made.sft_RV, head), Side(made.reference_RV, head), made.named, tiling=Tiling(2, 4))
+    assert head.asked == [(1, 50)] * 6
+
+
+@pytest.mark.parametrize("tiling", [WHOLE, Tiling(7, 90), None], ids=["whole", "tiled", "the device's own"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_identical_models_give_a_reward_and_a_kl_of_exactly_0(dtype: torch.dtype, tiling: Tiling | None) -> None:
+    made = case(3, 50, 400, 150, dtype)
+    rows = replace(made, reference_RV=made.sft_RV.clone()).scored(tiling=tiling)
+    assert torch.equal(rows.sft_logprob_J, rows.reference_logprob_J)
+    assert torch.equal(given_tensor(rows.top_sft_logprob_RK), given_tensor(rows.top_reference_logprob_RK))
+    assert not given_tensor(rows.kl_R).any()
+
+
+@pytest.mark.parametrize("tiling", [WHOLE, Tiling(700, 9)], ids=["whole", "tiled"])
+def test_kl_is_never_negative_where_two_models_differ_by_rounding_alone(tiling: Tiling) -> None:
+    logits_RV = torch.randn(2000, 50, generator=torch.Generator().manual_seed(0)) * 6
+    noise_RV = 1e-7 * torch.randn(2000, 50, generator=torch.Generator().manual_seed(1))
+    kl_R = given_tensor(Case(logits_RV, logits_RV + noise_RV, named([], [])).scored(tiling=tiling).kl_R)
+    assert kl_R.min() >= 0
+    assert kl_R.max() < 1e-6
 
 
 @settings(deadline=None)
-@given(st.integers(0, 2**32))
-def test_the_reward_that_the_sft_model_itself_expects_is_kl(seed: int) -> None:
-    made = case(seed, 6, 11, 1)
-    every_word = torch.arange(11).repeat(6, 1)
-    rows = Case(made.sft_NV, made.reference_NV, made.targets_N, every_word).scored()
-    expected_N = (torch.softmax(made.sft_NV, dim=1) * given_tensor(rows.candidate_reward_M).reshape(6, 11)).sum(1)
-    torch.testing.assert_close(given_tensor(rows.kl_N), expected_N, atol=1e-12, rtol=1e-12)
+@given(seeds, tilings)
+def test_the_reward_that_the_sft_model_itself_expects_is_kl(seed: int, tiling: Tiling) -> None:
+    made = case(seed, 6, 11, 0)
+    every_word = named([row for row in range(6) for _ in range(11)], list(range(11)) * 6)
+    rows = replace(made, named=every_word).scored(tiling=tiling)
+    reward_RV = (rows.sft_logprob_J - rows.reference_logprob_J).reshape(6, 11)
+    expected_R = (torch.softmax(made.sft_RV, dim=1) * reward_RV).sum(1)
+    torch.testing.assert_close(given_tensor(rows.kl_R), expected_R, atol=1e-12, rtol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_short_dtypes_are_reduced_in_float32(dtype: torch.dtype) -> None:
-    made = case(5, 20, 3000, 1, dtype)
-    rows = made.scored()
-    exact = Case(made.sft_NV.double(), made.reference_NV.double(), made.targets_N, made.candidates_NK).scored()
-    for field in fields(ScoredRows):
-        if field.name not in {"top_ids_NK", "top_reference_logprob_NK"}:  # equal logits may be listed in any order
-            found, expected = given_tensor(getattr(rows, field.name)), given_tensor(getattr(exact, field.name))
+@pytest.mark.parametrize("tiling", [WHOLE, Tiling(7, 500)], ids=["whole", "tiled"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_short_dtypes_are_reduced_in_float32(dtype: torch.dtype, tiling: Tiling) -> None:
+    made = case(5, 20, 3000, 60, dtype)
+    rows = made.scored(tiling=tiling)
+    exact = Case(made.sft_RV.double(), made.reference_RV.double(), made.named).scored()
+    for column in fields(ScoredRows):
+        if column.name not in {"top_ids_RK", "top_reference_logprob_RK"}:  # equal logits may be listed in any order
+            found, expected = given_tensor(getattr(rows, column.name)), given_tensor(getattr(exact, column.name))
             assert found.dtype == torch.float32
             torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=1e-5)
 
 
-def test_a_word_that_the_sft_model_rules_out_adds_nothing_to_kl_and_entropy() -> None:
+ONE_BY_ONE = Tiling(1, 1)
+at_any_tiling = pytest.mark.parametrize("tiling", [WHOLE, ONE_BY_ONE, Tiling(1, 2)], ids=["whole", "singly", "in twos"])
+
+
+@at_any_tiling
+def test_a_word_that_the_sft_model_rules_out_adds_nothing_to_kl_and_entropy(tiling: Tiling) -> None:
     never = -torch.inf
-    sft, both = torch.tensor([[0.0, 0.0, never, never]]), torch.tensor([[0.0, 0.0, 0.0, never]])
-    rows = Case(sft, both, torch.tensor([0]), torch.tensor([[1]])).scored()
-    torch.testing.assert_close(given_tensor(rows.entropy_N), torch.tensor([2.0]).log())
-    torch.testing.assert_close(given_tensor(rows.kl_N), torch.tensor([1.5]).log())
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1]):
+        sft, both = ([[0.0, 0.0, never, never][i] for i in order], [[0.0, 0.0, 0.0, never][i] for i in order])
+        rows = pair_of_rows(sft, both).scored(tiling=tiling)
+        torch.testing.assert_close(given_tensor(rows.entropy_R), torch.tensor([2.0]).log())
+        torch.testing.assert_close(given_tensor(rows.kl_R), torch.tensor([1.5]).log())
+        assert rows.sft_logprob_J.item() == pytest.approx(-np.log(2) if sft[0] == 0.0 else -np.inf)
 
 
-def test_a_word_that_only_the_reference_rules_out_makes_kl_infinite_and_not_a_made_up_number() -> None:
-    sft, reference = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, -torch.inf]])
-    rows = Case(sft, reference, torch.tensor([0]), torch.tensor([[1]])).scored(Wants(kl=True))
-    assert given_tensor(rows.kl_N).item() == torch.inf
+@at_any_tiling
+def test_a_word_that_only_the_reference_rules_out_makes_kl_infinite_and_not_a_made_up_number(tiling: Tiling) -> None:
+    rows = pair_of_rows([0.0, 0.0], [0.0, -torch.inf]).scored(Wants(kl=True), tiling)
+    assert given_tensor(rows.kl_R).item() == torch.inf
 
 
-def test_a_nan_is_passed_on_and_never_hidden() -> None:
-    sft, reference = torch.tensor([[0.0, torch.nan]]), torch.tensor([[0.0, 1.0]])
-    rows = Case(sft, reference, torch.tensor([0]), torch.tensor([[1]])).scored(Wants(kl=True, entropy=True))
-    assert rows.sft_logprob_N.isnan().all()
-    assert not given_tensor(rows.kl_N).isfinite().any()
-    assert not given_tensor(rows.entropy_N).isfinite().any()
+@at_any_tiling
+@pytest.mark.parametrize("sft", [[0.0, torch.nan, 1.0], [torch.nan, 0.0, 1.0]])
+def test_a_nan_is_passed_on_and_never_hidden(sft: list[float], tiling: Tiling) -> None:
+    rows = pair_of_rows(sft, [0.0, 1.0, 2.0]).scored(tiling=tiling)
+    assert rows.sft_logprob_J.isnan().all()
+    assert rows.reference_logprob_J.isfinite().all()
+    assert not given_tensor(rows.kl_R).isfinite().any()
+    assert not given_tensor(rows.entropy_R).isfinite().any()
+
+
+@at_any_tiling
+def test_large_logits_do_not_round_the_small_difference_that_a_log_prob_is(tiling: Tiling) -> None:
+    rows = pair_of_rows([30_000.0, 30_000.0, -30_000.0], [-30_000.0, -30_001.0, -90_000.0]).scored(tiling=tiling)
+    torch.testing.assert_close(rows.sft_logprob_J, torch.tensor([0.5]).log(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        rows.reference_logprob_J, -torch.tensor([1 + np.exp(-1)]).log().float(), atol=1e-6, rtol=0
+    )
+
+
+@settings(deadline=None)
+@given(seeds, st.booleans(), st.booleans(), st.integers(0, 20), tilings)
+def test_what_is_asked_beside_them_changes_no_bit_of_the_log_probs(
+    seed: int, kl: bool, entropy: bool, top_k: int, tiling: Tiling
+) -> None:
+    made = case(seed, 9, 13, 40, torch.float32)
+    bare, full = made.scored(Wants(), tiling), made.scored(Wants(kl, entropy, top_k), tiling)
+    assert torch.equal(bare.sft_logprob_J, full.sft_logprob_J)
+    assert torch.equal(bare.reference_logprob_J, full.reference_logprob_J)
 
 
 def test_what_nobody_asked_for_is_not_computed() -> None:
-    made = case(1, 4, 6, 1)
-    rows = score_rows(Side(made.sft_NV, _itself), Side(made.reference_NV, _itself), made.targets_N, Wants())
+    rows = case(1, 4, 6, 4).scored(Wants())
     assert [f.name for f in fields(ScoredRows) if getattr(rows, f.name) is not None] == [
-        "sft_logprob_N",
-        "reference_logprob_N",
+        "sft_logprob_J",
+        "reference_logprob_J",
     ]
 
 
+def test_more_alternatives_than_words_are_all_words() -> None:
+    rows = case(1, 4, 6, 4).scored(Wants(top_k=9), Tiling(3, 2))
+    assert given_tensor(rows.top_ids_RK).sort(dim=1).values.tolist() == [list(range(6))] * 4
+
+
 def test_no_rows_give_empty_columns_of_the_right_shape() -> None:
-    rows = case(1, 0, 6, 2).scored()
-    shapes = {field.name: tuple(getattr(rows, field.name).shape) for field in fields(ScoredRows)}
-    assert {shape for name, shape in shapes.items() if name.endswith(("_N", "_M"))} == {(0,)}
-    assert shapes["top_ids_NK"] == (0, 3)
+    rows = case(1, 0, 6, 0).scored()
+    shapes = {column.name: tuple(getattr(rows, column.name).shape) for column in fields(ScoredRows)}
+    assert {shape for name, shape in shapes.items() if name.endswith(("_R", "_J"))} == {(0,)}
+    assert shapes["top_ids_RK"] == (0, 3)

@@ -1,45 +1,31 @@
-"""Both checkpoints together: results independent of batch mates, and the proof without which nothing is served."""
+"""Both checkpoints together: results independent of batch mates, within rounding, or to the bit where that is asked."""
 
-import json
-from collections.abc import Callable
-from dataclasses import fields
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from random import Random
 
 import numpy as np
 import pytest
 import torch
-from dense_reward.engine.base import Branch, EngineInfo, TokenScores, Trunk, Wants
-from dense_reward.engine.pair import QUANTITIES, PairEngine, load_pair
-from dense_reward.engine.tokenizer import TransformersTokenizer
+from dense_reward.engine.base import Branch, TokenScores, Trunk, Wants
+from dense_reward.engine.pair import How, PairEngine
 from dense_reward.engine.torch_engine import TorchModel
-from dense_reward.errors import CheckpointError
-from dense_reward.manifest import MANIFEST_NAME, Manifest, hash_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import (
-    LONG_TOKENS,
-    MAX_LENGTH_TOKENS,
-    VOCABULARY,
-    copy_pair,
-    plain_logprobs,
-    random_trunk,
-    tiny_model,
-    write_checkpoint,
-    write_pair,
-)
+from tiny_configs import LONG_TOKENS, PADDED
+from tiny_models import plain_logprobs, random_trunk, tiny_model
+from unruly_engines import INFO
 
-Pair = tuple[Path, Path]
 ALL = Wants(kl=True, entropy=True, top_k=3)
 TOLERANCE_NATS = 5e-5
 """Between a sequence alone and in any batch, in float32, on models whose log-probs spread over nats."""
 
 
-def engine_of(name: str, *, max_batch_tokens: int = 1000, dtype: torch.dtype = torch.float32) -> PairEngine:
+def engine_of(
+    name: str, *, max_batch_tokens: int = 1000, dtype: torch.dtype = torch.float32, alone: bool = False
+) -> PairEngine:
     sft, reference = (TorchModel(tiny_model(name, seed=seed, dtype=dtype)) for seed in (1, 2))
-    info = EngineInfo(
-        "sft", "reference", "r", str(dtype)[6:], "cpu", VOCABULARY, MAX_LENGTH_TOKENS, QUANTITIES, related=True
-    )
-    return PairEngine(sft, reference, info, max_batch_tokens=max_batch_tokens)
+    return PairEngine(sft, reference, INFO, How(max_batch_tokens, packed=name not in PADDED, alone=alone))
 
 
 def alone(engine: PairEngine, trunk: Trunk, branch: Branch) -> TokenScores:
@@ -72,7 +58,8 @@ def batches(draw: st.DrawFn) -> list[Trunk]:
 
 
 ENGINES = {
-    name: engine_of(name, max_batch_tokens=150) for name in ("llama", "gemma2", "mixtral", "minicpm3", "longrope")
+    name: engine_of(name, max_batch_tokens=150)
+    for name in ("llama", "mistral", "gemma2", "mixtral", "gpt-oss", "minicpm3", "longrope", "lfm2", "bloom")
 }
 
 
@@ -140,177 +127,67 @@ def test_each_branch_gets_the_candidates_that_it_named_whatever_its_mates_name()
     np.testing.assert_allclose(found, alone_few, atol=TOLERANCE_NATS)
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return write_pair(tmp_path_factory.mktemp("pair"))
+def test_prompts_that_are_equal_are_shared_and_their_branches_keep_their_own_scores() -> None:
+    trunks = [random_trunk(seed, 12, (5, 9, 1)) for seed in range(3)]
+    same = [replace(trunk, prompt_P=trunks[0].prompt_P) for trunk in trunks]
+    together = ENGINES["llama"].score([same[0], trunks[1], same[1], same[2]], ALL)
+    for of_trunk, trunk in zip(together, (same[0], trunks[1], same[1], same[2]), strict=True):
+        for found, branch in zip(of_trunk, trunk.branches, strict=True):
+            assert_same(found, alone(ENGINES["llama"], trunk, branch))
 
 
-def load(
-    pair: Pair, *, dtype: str | None = None, allow_unrelated: bool = False, reports: list[str] | None = None
-) -> tuple[PairEngine, TransformersTokenizer, Manifest]:
-    return load_pair(
-        *pair,
-        dtype=dtype,
-        device="cpu",
-        max_batch_tokens=1000,
-        allow_unrelated=allow_unrelated,
-        report=(lambda _: None) if reports is None else reports.append,
-    )
+def with_mates(trunk: Trunk, random: Random) -> tuple[list[Trunk], list[int]]:
+    """A batch with the trunk at its end, siblings that it did not have, others, and others to its very prompt.
+
+    Also says which of the trunk's branches are the ones that it had.
+    """
+    mates = [random_trunk(random.randrange(99), random.randint(1, 30), (random.randint(1, 20),) * 2) for _ in range(2)]
+    mates += [replace(mate, prompt_P=trunk.prompt_P) for mate in mates]
+    siblings = [branch for mate in mates for branch in mate.branches]
+    mixed = [(i, branch) for i, branch in enumerate([*trunk.branches, *random.sample(siblings, random.randint(0, 8))])]
+    random.shuffle(mixed)
+    places = [[i for i, _ in mixed].index(of) for of in range(len(trunk.branches))]
+    return [*random.sample(mates, random.randint(0, 4)), Trunk(trunk.prompt_P, tuple(b for _, b in mixed))], places
 
 
-def edit_manifest(checkpoint: Path, change: Callable[[dict[str, object]], object]) -> None:
-    path = checkpoint / MANIFEST_NAME
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma2", "gpt-oss", "mixtral", "lfm2"])
+def test_alone_a_sequence_has_the_same_scores_to_the_bit_in_any_batch(name: str, dtype: torch.dtype) -> None:
+    engine, random = engine_of(name, dtype=dtype, alone=True), Random(0)
+    trunk = random_trunk(7, 13, (11, 4, 11, 1))
+    expected = [alone(engine, trunk, branch) for branch in trunk.branches]
+    for _ in range(50):
+        batch, places = with_mates(trunk, random)
+        found = engine.score(batch, ALL)[-1]
+        for place, scores in zip(places, expected, strict=True):
+            assert bits(found[place]) == bits(scores)
 
 
-def test_a_sound_pair_is_loaded_proven_and_described(pair: Pair) -> None:
-    reports: list[str] = []
-    engine, tokenizer, manifest = load(pair, reports=reports)
-    assert engine.info == EngineInfo(
-        sft=str(pair[0]),
-        reference=str(pair[1]),
-        revision=engine.info.revision,
-        dtype="float32",
-        device="cpu",
-        vocabulary=VOCABULARY,
-        max_length_tokens=MAX_LENGTH_TOKENS,
-        quantities=QUANTITIES,
-        related=True,
-    )
-    assert tokenizer.sha256() == manifest.tokenizer_sha256
-    assert [line.split(":")[0] for line in reports if line.startswith("probe")] == [
-        "probe of sft",
-        "probe of reference",
-    ]
+def bits(scores: TokenScores) -> Sequence[bytes]:
+    return [array.tobytes() for field in fields(TokenScores) if (array := getattr(scores, field.name)) is not None]
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
-def test_the_proof_holds_in_other_dtypes_within_their_rounding(pair: Pair, dtype: str) -> None:
-    assert load(pair, dtype=dtype)[0].info.dtype == dtype
+def test_what_mates_ask_beside_log_probs_changes_no_bit_of_them() -> None:
+    engine, trunk = engine_of("llama", alone=True), random_trunk(7, 13, (11, 4))
+    bare, full = (engine.score([trunk], wants)[0] for wants in (Wants(), ALL))
+    for one, other in zip(bare, full, strict=True):
+        assert one.sft_logprob_S.tobytes() == other.sft_logprob_S.tobytes()
+        assert one.reference_logprob_S.tobytes() == other.reference_logprob_S.tobytes()
 
 
-def test_a_revision_names_the_files_of_both_and_how_they_are_served(pair: Pair, tmp_path: Path) -> None:
-    revision = load(pair)[0].info.revision
-    assert load(copy_pair(pair, tmp_path))[0].info.revision == revision
-    assert load(pair, dtype="float32")[0].info.revision == revision
-    assert load(pair, dtype="float64")[0].info.revision != revision
-    assert load((pair[0], pair[0]), allow_unrelated=True)[0].info.revision != revision
-
-
-@pytest.mark.parametrize("side", [0, 1], ids=["sft", "reference"])
-def test_another_configuration_is_another_revision(pair: Pair, tmp_path: Path, side: int) -> None:
-    changed = copy_pair(pair, tmp_path)
-    path = changed[side] / "config.json"
-    path.write_text(path.read_text() + "\n")
-    edit_manifest(changed[side], lambda manifest: manifest.update(files=hash_files(changed[side])))
-    assert load(changed)[0].info.revision != load(pair)[0].info.revision
-
-
-def test_another_end_of_turn_is_another_revision(pair: Pair, tmp_path: Path) -> None:
-    changed = copy_pair(pair, tmp_path)
-    for checkpoint in changed:
-        edit_manifest(checkpoint, lambda manifest: manifest.update(end_of_turn_id=3))
-    assert load(changed)[0].info.revision != load(pair)[0].info.revision
-
-
-def test_a_checkpoint_against_itself_gives_a_reward_and_a_kl_of_exactly_0(pair: Pair) -> None:
-    engine = load((pair[0], pair[0]), allow_unrelated=True)[0]
-    for scores in engine.score([random_trunk(1, 6, (8, 3))], ALL)[0]:
-        assert np.array_equal(scores.sft_logprob_S, scores.reference_logprob_S)
-        assert scores.kl_S is not None
-        assert not scores.kl_S.any()
-
-
-def test_swapped_checkpoints_are_refused(pair: Pair) -> None:
-    with pytest.raises(CheckpointError, match="given as sft is a reference, the one given as reference a sft"):
-        load((pair[1], pair[0]))
-
-
-def test_checkpoints_of_different_runs_make_a_pair_only_where_that_is_wanted(pair: Pair, tmp_path: Path) -> None:
-    sft, reference = copy_pair(pair, tmp_path)
-    edit_manifest(reference, lambda manifest: manifest.update(run_id="another"))
-    with pytest.raises(CheckpointError, match=r"different runs \(run and another\): pass --allow-unrelated"):
-        load((sft, reference))
-    assert not load((sft, reference), allow_unrelated=True)[0].info.related
-
-
-@pytest.mark.parametrize("role", ["sft", "reference"])
-def test_weights_that_compute_something_else_than_the_probe_are_refused(pair: Pair, tmp_path: Path, role: str) -> None:
-    broken = copy_pair(pair, tmp_path)
-
-    def change(manifest: dict[str, object]) -> None:
-        probe = manifest["probe"]
-        assert isinstance(probe, list)
-        probe[0]["responses"][0]["logprobs"][0] -= 0.5
-
-    edit_manifest(broken[role == "reference"], change)
-    with pytest.raises(CheckpointError, match=rf"{role} is computed wrong: .* \d.* nats \(rms, at most 0.001"):
-        load(broken)
-
-
-@pytest.mark.parametrize("probe", [[], [{"prompt_ids": [1], "responses": []}], "empty responses"])
-def test_a_probe_that_proves_nothing_is_refused(pair: Pair, tmp_path: Path, probe: list[object] | str) -> None:
-    broken = copy_pair(pair, tmp_path)
-    empty = [{"prompt_ids": [1], "responses": [{"ids": [], "logprobs": []}]}]
-    edit_manifest(broken[1], lambda manifest: manifest.update(probe=empty if isinstance(probe, str) else probe))
-    with pytest.raises(CheckpointError, match="the manifest of reference has an empty probe: adopt"):
-        load(broken)
-
-
-def test_a_probe_of_nan_proves_nothing(pair: Pair, tmp_path: Path) -> None:
-    broken = copy_pair(pair, tmp_path)
-    nan = [{"prompt_ids": [1], "responses": [{"ids": [2], "logprobs": [float("nan")]}]}]
-    edit_manifest(broken[0], lambda manifest: manifest.update(probe=nan))
-    with pytest.raises(CheckpointError, match="sft is computed wrong"):
-        load(broken)
-
-
-def test_another_tokenizer_in_the_reference_is_refused(pair: Pair, tmp_path: Path) -> None:
-    other = tmp_path / "reference"
-    write_checkpoint(other, role="reference", step=10, specials=("<end>", "<pad>"))
-    with pytest.raises(CheckpointError, match="different tokenizers"):
-        load((pair[0], other), allow_unrelated=True)
-
-
-def test_another_template_in_the_reference_is_refused(pair: Pair, tmp_path: Path) -> None:
-    other = tmp_path / "reference"
-    write_checkpoint(other, role="reference", step=10, renderer="chat")
-    with pytest.raises(
-        CheckpointError, match="different chat templates or ends of turn: adopt both with --renderer plain"
+def test_packed_and_alone_differ_by_rounding_only() -> None:
+    trunk = random_trunk(7, 13, (11, 4, 11))
+    for found, expected in zip(
+        ENGINES["gemma2"].score([trunk], ALL)[0], engine_of("gemma2", alone=True).score([trunk], ALL)[0], strict=True
     ):
-        load((pair[0], other), allow_unrelated=True)
+        assert_same(found, expected)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"tokenizer_sha256": "0" * 64}, "its tokenizer is not the one of its manifest"),
-        ({"template_sha256": "0" * 64}, "its chat template is not the one of its manifest"),
-        ({"vocabulary": VOCABULARY + 8}, "output rows, its manifest says"),
-    ],
-)
-def test_manifests_that_agree_with_each_other_but_not_with_the_files_are_refused(
-    pair: Pair, tmp_path: Path, changes: dict[str, object], message: str
-) -> None:
-    broken = copy_pair(pair, tmp_path)
-    for checkpoint in broken:
-        edit_manifest(checkpoint, lambda manifest: manifest.update(changes))
-    with pytest.raises(CheckpointError, match=message):
-        load(broken)
-
-
-def test_files_are_verified_before_any_weights_are_loaded(pair: Pair, tmp_path: Path) -> None:
-    broken = copy_pair(pair, tmp_path)
-    flip_a_byte(broken[0] / "model.safetensors")
-    reports: list[str] = []
-    with pytest.raises(CheckpointError, match=r"sft/model.safetensors does not match its hash"):
-        load(broken, reports=reports)
-    assert len(reports) == 1
-
-
-def flip_a_byte(path: Path, at: int = -100) -> None:
-    content = bytearray(path.read_bytes())
-    content[at] ^= 1
-    path.write_bytes(content)
+def test_a_head_that_was_copied_to_where_the_logits_meet_gives_the_same_to_the_bit() -> None:
+    """What a reference on a device of its own goes through."""
+    trunk = random_trunk(3, 9, (6, 11), k=2)
+    sft, reference = (TorchModel(tiny_model("gemma2", seed=seed, dtype=torch.float32)) for seed in (1, 2))
+    reference.use_head(device=sft.device, dtype=None)
+    moved = PairEngine(sft, reference, INFO, How(150)).score([trunk], ALL)[0]
+    for found, expected in zip(moved, ENGINES["gemma2"].score([trunk], ALL)[0], strict=True):
+        assert bits(found) == bits(expected)

@@ -1,173 +1,69 @@
-"""TorchModel against plain transformers, one forward of one sequence each, on models with all kinds of heads."""
+"""TorchModel against plain transformers, one forward of one sequence each, packed and padded, on all architectures."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from dense_reward.engine.base import IdArray, Trunk, Wants
-from dense_reward.engine.logprobs import Candidates, ScoredRows, Side, score_rows
-from dense_reward.engine.torch_engine import PostProcessing, TorchModel, load_model
+from dense_reward.engine.attention import PackedAttentionError
+from dense_reward.engine.torch_engine import TorchModel, device_row, load_model
 from dense_reward.engine.weights import stored_dtype
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, load_manifest
-from tiny_models import (
-    CONFIGS,
-    LONG_TOKENS,
-    VOCABULARY,
-    plain_logprobs,
-    random_trunk,
-    tiny_model,
-    write_checkpoint,
-)
-from torch import Tensor
-from transformers import PreTrainedModel
+from dense_reward.packing import pack
+from scored_rows import TRUNKS, batches_of, expected, scored
+from tiny_configs import CONFIGS, LONG_TOKENS, PACKED, VOCABULARY
+from tiny_models import plain_logprobs, random_trunk, tiny_model, write_checkpoint
 
-ALL = Wants(kl=True, entropy=True, top_k=4)
-# Their output layer's input is divided before, or its output multiplied after, in a way that the configuration hides.
-NATIVE = {"minicpm3", "hyperclovax"}
-# float32 inside whatever the weights are: the softmax of eager attention, and the norms and rotations of some models.
-FLOAT32_INSIDE = {"gemma2"}
-QUANTITIES = ("sft_logprob_N", "reference_logprob_N", "kl_N", "entropy_N", "candidate_reward_M", "top_sft_logprob_NK")
-
-
-def sequences_of(trunks: Sequence[Trunk]) -> tuple[list[IdArray], list[IdArray]]:
-    """Every prompt with every branch, and the positions before its scored tokens."""
-    pairs = [(trunk.prompt_P, branch) for trunk in trunks for branch in trunk.branches]
-    return (
-        [np.concatenate([prompt_P, branch.ids_T]) for prompt_P, branch in pairs],
-        [(len(prompt_P) - 1 + np.flatnonzero(branch.scored_T)).astype(np.int32) for prompt_P, branch in pairs],
-    )
-
-
-def targets_of(trunks: Sequence[Trunk]) -> Tensor:
-    ids = [branch.ids_T[branch.scored_T] for trunk in trunks for branch in trunk.branches]
-    return torch.from_numpy(np.concatenate(ids)).long()
-
-
-def candidates_of(trunks: Sequence[Trunk]) -> Tensor:
-    blocks = [branch.candidates_SK for trunk in trunks for branch in trunk.branches]
-    return torch.from_numpy(np.concatenate([block for block in blocks if block is not None])).long()
-
-
-def scored(sft: TorchModel, reference: TorchModel, trunks: Sequence[Trunk], chunk_rows: int = 5) -> ScoredRows:
-    sequences, positions = sequences_of(trunks)
-    candidates_NK = candidates_of(trunks)
-    counts_N = torch.full((len(candidates_NK),), candidates_NK.shape[1])
-    with torch.inference_mode():
-        return score_rows(
-            Side(sft.rows(sequences, positions), sft.head),
-            Side(reference.rows(sequences, positions), reference.head),
-            targets_of(trunks),
-            ALL,
-            Candidates(candidates_NK.flatten(), counts_N),
-            chunk_rows=chunk_rows,
-        )
-
-
-def expected(sft: PreTrainedModel, reference: PreTrainedModel, trunks: Sequence[Trunk]) -> dict[str, Tensor]:
-    """The same from plain forwards, in float64 from the logits on."""
-    p, q = (
-        torch.cat(
-            [
-                plain_logprobs(model, trunk.prompt_P, branch.ids_T)[torch.from_numpy(branch.scored_T)]
-                for trunk in trunks
-                for branch in trunk.branches
-            ]
-        )
-        for model in (sft, reference)
-    )
-    targets_N1, candidates_NK = targets_of(trunks)[:, None], candidates_of(trunks)
-    return {
-        "sft_logprob_N": p.gather(1, targets_N1)[:, 0],
-        "reference_logprob_N": q.gather(1, targets_N1)[:, 0],
-        "kl_N": (p.exp() * (p - q)).sum(1),
-        "entropy_N": -(p.exp() * p).sum(1),
-        "candidate_reward_M": (p - q).gather(1, candidates_NK).flatten(),
-        "top_sft_logprob_NK": p.sort(dim=1, descending=True).values[:, :4],
-    }
-
-
-TRUNKS = (
-    random_trunk(1, 9, (13, 0, 5, 8), k=2),
-    random_trunk(2, 3, (1, 17), masked=True, k=2),
-    random_trunk(3, 1, (6, 6), k=2),
-)
+# float32 inside whatever the weights are: the softmax of eager attention, and ALiBi's biases.
+FLOAT32_INSIDE = {"gemma2", "bloom", "mpt"}
+PATHS = [(name, "packed") for name in PACKED] + [(name, "padded") for name in CONFIGS]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_models_of_these_tests_spread_over_nats(name: str) -> None:
     """Without that every test below would pass with wrong numbers."""
     sft, reference = tiny_model(name, seed=1), tiny_model(name, seed=2)
-    values = expected(sft, reference, TRUNKS)
-    assert values["sft_logprob_N"].std() > 1
-    assert values["kl_N"].mean() > 0.5
+    (batch,) = batches_of(TRUNKS[:2], TorchModel(sft), packed=False, max_tokens=1 << 20)[-1:]
+    values = expected(sft, reference, batch)
+    assert values["sft"].std() > 1
+    assert values["kl"].mean() > 0.5
 
 
-@pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_every_quantity_is_that_of_plain_transformers(name: str, dtype: torch.dtype) -> None:
-    sft, reference = tiny_model(name, seed=1, dtype=dtype), tiny_model(name, seed=2, dtype=dtype)
-    values = expected(sft, reference, TRUNKS)
-    rows = scored(TorchModel(sft), TorchModel(reference), TRUNKS)
-    tolerance = 1e-9 if dtype is torch.float64 and name not in FLOAT32_INSIDE else 1e-4
-    for quantity in QUANTITIES:
-        found = getattr(rows, quantity)
-        assert found.dtype == dtype
-        torch.testing.assert_close(found.double(), values[quantity], atol=tolerance, rtol=0, msg=quantity)
+@pytest.mark.parametrize(("name", "path"), PATHS)
+def test_every_quantity_is_that_of_plain_transformers(name: str, path: str, dtype: torch.dtype) -> None:
+    plain = [tiny_model(name, seed=seed, dtype=dtype) for seed in (1, 2)]
+    ours = [TorchModel(tiny_model(name, seed=seed, dtype=dtype)) for seed in (1, 2)]
+    tolerance = 1e-9 if dtype is torch.float64 and name not in FLOAT32_INSIDE else 5e-5
+    for batch in batches_of(TRUNKS, ours[0], packed=path == "packed"):
+        found, values = scored(ours[0], ours[1], batch), expected(plain[0], plain[1], batch)
+        assert found.keys() == values.keys()
+        for quantity, value in values.items():
+            assert found[quantity].dtype == dtype
+            torch.testing.assert_close(found[quantity].double(), value, atol=tolerance, rtol=0, msg=quantity)
 
 
-@pytest.mark.parametrize("name", sorted(FLOAT32_INSIDE))
-def test_capped_heads_are_exact_where_attention_computes_the_very_same(name: str) -> None:
-    sft, reference = tiny_model(name, seed=1), tiny_model(name, seed=2)
-    models = TorchModel(sft), TorchModel(reference)
+def test_capped_heads_are_exact_where_attention_computes_the_very_same() -> None:
+    """One padded sequence goes through the very attention of the plain forward, so what is left is the head."""
+    sft, reference = tiny_model("gemma2", seed=1), tiny_model("gemma2", seed=2)
+    models = TorchModel(tiny_model("gemma2", seed=1)), TorchModel(tiny_model("gemma2", seed=2))
     for seed in range(4):
-        alone = (random_trunk(seed, 5, (9,), k=2),)
-        values, rows = expected(sft, reference, alone), scored(*models, alone)
-        for quantity in QUANTITIES:
-            torch.testing.assert_close(getattr(rows, quantity), values[quantity], atol=1e-9, rtol=0)
+        (batch,) = batches_of([random_trunk(seed, 5, (9,), k=2)], models[0], packed=False)
+        found, values = scored(*models, batch), expected(sft, reference, batch)
+        for quantity, value in values.items():
+            torch.testing.assert_close(found[quantity], value, atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_head_is_taken_apart_only_where_that_is_exact(name: str) -> None:
-    model = tiny_model(name)
-    ours = TorchModel(model)
-    rows = ours.rows([np.arange(5, dtype=np.int32)], [np.arange(5, dtype=np.int32)])
-    assert rows.shape == (5, VOCABULARY if name in NATIVE else 32)
-    with torch.inference_mode():
-        native = model(input_ids=torch.arange(5)[None], use_cache=False).logits[0]
-        assert torch.equal(ours.head(rows), native)
-
-
-def test_a_cap_that_the_configuration_hides_is_noticed_however_far_it_is_above_the_logits() -> None:
-    one_id = [np.arange(1, dtype=np.int32)]
-    assert TorchModel(tiny_model("llama")).rows(one_id, one_id).shape[1] == 32
-    hidden = tiny_model("llama")
-    hidden.register_forward_hook(_cap_logits)
-    assert TorchModel(hidden).rows(one_id, one_id).shape[1] == VOCABULARY
-
-
-def _cap_logits(_: torch.nn.Module, __: object, output: dict[str, Tensor]) -> dict[str, Tensor]:
-    output["logits"] = 4_000 * torch.tanh(output["logits"] / 4_000)
-    return output
-
-
-def test_post_processing_divides_multiplies_and_caps() -> None:
-    logits = torch.tensor([3.0, -600.0])
-    assert torch.equal(PostProcessing()(logits), logits)
-    assert torch.equal(PostProcessing(factor=2.0, divisor=3.0)(logits), torch.tensor([2.0, -400.0]))
-    torch.testing.assert_close(PostProcessing(cap=5.0)(logits), torch.tensor([5 * np.tanh(0.6), -5.0]).float())
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_identical_models_give_a_reward_and_a_kl_of_exactly_0(name: str) -> None:
+@pytest.mark.parametrize(("name", "path"), PATHS)
+def test_identical_models_give_a_reward_and_a_kl_of_exactly_0(name: str, path: str) -> None:
     first, second = (TorchModel(tiny_model(name, seed=5, dtype=torch.float32)) for _ in range(2))
-    rows = scored(first, second, TRUNKS)
-    assert torch.equal(rows.sft_logprob_N, rows.reference_logprob_N)
-    assert rows.kl_N is not None
-    assert not rows.kl_N.any()
+    for batch in batches_of(TRUNKS, first, packed=path == "packed"):
+        found = scored(first, second, batch)
+        assert torch.equal(found["sft"], found["reference"])
+        assert not found["kl"].any()
+        assert not found["candidates"].any()
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "longrope"])
@@ -175,8 +71,31 @@ def test_padding_reaches_no_other_sequence_however_long_the_longest_is(name: str
     """Far beyond any window, so that padded rows see nothing but padding."""
     model = TorchModel(tiny_model(name, dtype=torch.float32))
     short, long = random_trunk(1, 4, (6, 3), k=1), random_trunk(2, 4, (90,), k=1)
-    alone, together = scored(model, model, [short]), scored(model, model, [short, long])
-    torch.testing.assert_close(alone.sft_logprob_N, together.sft_logprob_N[:9], atol=5e-5, rtol=0)
+    (alone,), (together,) = (
+        batches_of(trunks, model, packed=False, max_tokens=1000) for trunks in ([short], [short, long])
+    )
+    expected_S = scored(model, model, alone)["sft"]
+    torch.testing.assert_close(expected_S, scored(model, model, together)["sft"][:9], atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "lfm2"])
+def test_a_model_computes_either_way_in_any_order_and_its_probes_always_plainly(name: str) -> None:
+    """Attention is exchanged for each path; a leftover would be wrong or raise."""
+    model = TorchModel(tiny_model(name, dtype=torch.float32))
+    trunk = random_trunk(0, 6, (20, 9), k=1)
+    prompt, response = trunk.prompt_P.tolist(), trunk.branches[0].ids_T.tolist()
+    probe = model.logprobs(prompt, response)
+    paths = [False, True, False, True] if name in PACKED else [False, False]
+    found = [scored(model, model, batch)["sft"] for path in paths for batch in batches_of([trunk], model, packed=path)]
+    assert sum(map(len, found)) == len(paths) * 29
+    assert model.logprobs(prompt, response) == probe
+
+
+def test_a_model_that_drops_the_plan_says_so_where_it_is_computed_packed_all_the_same() -> None:
+    model = TorchModel(tiny_model("nemotron"))
+    (packed,) = pack(TRUNKS[:1], max_tokens=1000)
+    with pytest.raises(PackedAttentionError, match="does not hand its forward's arguments"):
+        model.packed_rows(device_row(packed, model.device))
 
 
 def test_a_model_says_beyond_which_length_it_turns_positions_otherwise() -> None:
@@ -194,10 +113,12 @@ def test_probes_are_the_log_probs_of_a_plain_forward() -> None:
     assert TorchModel(model).logprobs(prompt.tolist(), []) == []
 
 
-def test_a_model_is_frozen_and_keeps_no_hook() -> None:
+@pytest.mark.parametrize("path", ["packed", "padded"])
+def test_a_model_is_frozen_and_keeps_no_hook(path: str) -> None:
     model = tiny_model("llama").train()
     ours = TorchModel(model)
-    ours.rows([np.arange(4, dtype=np.int32)], [np.arange(2, dtype=np.int32)])
+    for batch in batches_of(TRUNKS, ours, packed=path == "packed"):
+        batch.rows(ours)
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert not any(module._forward_pre_hooks for module in model.modules())

@@ -5,7 +5,7 @@ every token, and hides any mistake.
 """
 
 import shutil
-from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -15,94 +15,15 @@ from dense_reward.engine.base import Branch, IdArray, Trunk
 from dense_reward.engine.probe import probe_of_texts
 from dense_reward.engine.seal import Facts, seal
 from dense_reward.manifest import Manifest, Role
+from tiny_configs import CONFIGS, SPECIALS, VOCABULARY
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    CohereConfig,
-    Gemma2Config,
-    GPT2Config,
-    GraniteConfig,
-    HyperCLOVAXConfig,
-    LlamaConfig,
-    MiniCPM3Config,
-    MistralConfig,
-    MixtralConfig,
-    Phi3Config,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-SPECIALS = ("<eos>", "<pad>")
-VOCABULARY = 256 + len(SPECIALS)
-MAX_LENGTH_TOKENS = 256
-WINDOW_TOKENS = 6
-LONG_TOKENS = 24
 CHAT = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-_SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": MAX_LENGTH_TOKENS,
-    "bos_token_id": None,
-    "eos_token_id": 256,
-    "pad_token_id": 257,
-}
-CONFIGS: Mapping[str, PreTrainedConfig] = {
-    "llama": LlamaConfig(**_SIZES),
-    "qwen2": Qwen2Config(**_SIZES, tie_word_embeddings=True),
-    "gemma2": Gemma2Config(
-        **_SIZES,
-        head_dim=8,
-        query_pre_attn_scalar=8,
-        sliding_window=WINDOW_TOKENS,
-        attn_logit_softcapping=1.0,
-        final_logit_softcapping=4.0,
-    ),
-    "cohere": CohereConfig(**_SIZES, logit_scale=2.0),
-    "granite": GraniteConfig(**_SIZES, logits_scaling=0.5),
-    "gpt2": GPT2Config(
-        vocab_size=VOCABULARY,
-        n_embd=32,
-        n_layer=2,
-        n_head=4,
-        n_positions=MAX_LENGTH_TOKENS,
-        bos_token_id=None,
-        eos_token_id=256,
-    ),
-    "mistral": MistralConfig(**_SIZES, sliding_window=WINDOW_TOKENS),
-    "mixtral": MixtralConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2),
-    "minicpm3": MiniCPM3Config(
-        **(_SIZES | {"num_key_value_heads": 4}),
-        dim_model_base=8,
-        q_lora_rank=16,
-        kv_lora_rank=16,
-        qk_nope_head_dim=8,
-        qk_rope_head_dim=8,
-        v_head_dim=8,
-    ),
-    "hyperclovax": HyperCLOVAXConfig(**_SIZES, logits_scaling=3.0),
-    "longrope": Phi3Config(
-        **_SIZES,
-        original_max_position_embeddings=LONG_TOKENS,
-        rope_parameters={
-            "rope_type": "longrope",
-            "rope_theta": 10_000.0,
-            "factor": 8.0,
-            "short_factor": [1.0] * 4,
-            "long_factor": [8.0] * 4,
-            "original_max_position_embeddings": LONG_TOKENS,
-        },
-    ),
-}
 ENLARGED = 16.0
 ENLARGED_LESS = {"minicpm3": 10.0, "hyperclovax": 10.0}  # their logits grow faster, and so does rounding
 
@@ -111,7 +32,7 @@ def tiny_model(name: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch
     """A model whose log-probs spread over nats."""
     torch.manual_seed(seed)
     exact = {"experts_implementation": "eager"} if dtype is torch.float64 else {}
-    model = AutoModelForCausalLM.from_config(CONFIGS[name], dtype=dtype, **exact).eval()
+    model = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[name]), dtype=dtype, **exact).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -65,7 +65,7 @@ class EngineRewards:
 
     def score(self, rollouts: Sequence[Rollout]) -> list[ResponseRewards]:
         trunks = [Trunk(r.prompt_P, (Branch(r.response_T, np.ones(len(r.response_T), dtype=bool)),)) for r in rollouts]
-        rows = [branches[0] for branches in self.engine.score(trunks, Wants(kl=True))]
+        rows = [branches[0] for branches in self.engine.prepare(trunks, Wants(kl=True))()]
         return [ResponseRewards(signal(self.signal, row), row.sft_logprob_S, row.kl_S) for row in rows]
 
 

@@ -1,0 +1,101 @@
+"""Attention over a packed row, written down in float64 with every score and one mask: what kernels are held against."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from dense_reward.engine.base import Branch, Trunk
+from dense_reward.packing import Tree, pack
+from torch import Tensor
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+Shape = tuple[int, tuple[int, ...]]
+"""Tokens of a prompt, and of each of its branches."""
+
+
+def trees_of(*shapes: Shape) -> tuple[Tree, ...]:
+    """A row with these prompts and branches; each branch is computed to its end."""
+
+    def ids(count: int, word: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+        return np.full(count, word, dtype=np.int32)
+
+    trunks = [
+        Trunk(ids(prompt, i), tuple(Branch(ids(n + 1), np.arange(n + 1) == n) for n in lengths or (0,)))
+        for i, (prompt, lengths) in enumerate(shapes)
+    ]
+    (packed,) = pack(trunks, max_tokens=1 << 30)
+    return packed.trees
+
+
+def tokens_of(trees: Sequence[Tree]) -> int:
+    return sum(tree.tokens + sum(s.count * s.length for s in tree.branches) for tree in trees)
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """Queries [1, H, N, D], keys [1, J, N, D] and values [1, J, N, E] of a row."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+    @property
+    def plain(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Without the batch."""
+        return self.q[0], self.k[0], self.v[0]
+
+
+def random_heads(
+    tokens: int, *, keys: int, group: int, size: int, value_size: int | None = None, dtype: torch.dtype, seed: int = 0
+) -> Heads:
+    """Large enough that attention is no mere average."""
+    random = torch.Generator().manual_seed(seed)
+
+    def some(heads: int, width: int) -> Tensor:
+        return (2 * torch.randn(1, heads, tokens, width, generator=random, dtype=torch.float64)).to(dtype)
+
+    return Heads(some(keys * group, size), some(keys, size), some(keys, value_size or size))
+
+
+def attended(
+    heads: Heads,
+    trees: tuple[Tree, ...],
+    *,
+    scale: float,
+    window: int | None = None,
+    cap: float | None = None,
+    sinks_H: Tensor | None = None,
+) -> Tensor:
+    """[N, H, E] in float64."""
+    q, k, v = (x.double() for x in heads.plain)
+    k, v = (x.repeat_interleave(len(q) // len(x), dim=0) for x in (k, v))
+    scores_HNN = q @ k.transpose(1, 2) * scale
+    if cap is not None:
+        scores_HNN = cap * torch.tanh(scores_HNN / cap)
+    weights_HNN = scores_HNN.masked_fill(~_seen(trees, window), -torch.inf).exp()
+    total_HN1 = weights_HNN.sum(2, keepdim=True)
+    if sinks_H is not None:
+        total_HN1 = total_HN1 + sinks_H.double().exp()[:, None, None]
+    return (weights_HNN / total_HN1 @ v).transpose(0, 1)
+
+
+@cache
+def _seen(trees: tuple[Tree, ...], window: int | None) -> Tensor:
+    """[N, N]: whether a token sees another, token by token."""
+    segments: list[tuple[int, int, Tree]] = []
+    for tree in trees:
+        segments.append((tree.start, tree.tokens, tree))
+        for s in tree.branches:
+            segments.extend((s.start + i * s.length, s.length, tree) for i in range(s.count))
+    seen = torch.zeros(tokens_of(trees), tokens_of(trees), dtype=torch.bool)
+    for start, length, tree in segments:
+        is_trunk = start == tree.start
+        before = [] if is_trunk else list(range(tree.start, tree.start + tree.tokens))
+        line = torch.tensor([*before, *range(start, start + length)])
+        for offset in range(length):
+            position = len(before) + offset
+            first = 0 if window is None else max(0, position - window + 1)
+            seen[start + offset, line[first : position + 1]] = True
+    return seen

@@ -1,0 +1,88 @@
+"""What two models give to every scored token of some trunks, by the engine's parts and by plain transformers."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from dense_reward.engine.base import Trunk, Wants
+from dense_reward.engine.logprobs import ScoredRows, Side, Tiling, score_rows
+from dense_reward.engine.padded import padded_batches
+from dense_reward.engine.pair import Batch, _named
+from dense_reward.engine.torch_engine import TorchModel, device_row
+from dense_reward.packing import Packed, leaves, pack
+from tiny_models import plain_logprobs, random_trunk
+from torch import Tensor
+from transformers import PreTrainedModel
+
+ALL = Wants(kl=True, entropy=True, top_k=4)
+SMALL_TILES = Tiling(rows=5, words=100)
+TRUNKS = (
+    random_trunk(1, 9, (13, 0, 5, 8, 13), k=2),
+    random_trunk(2, 3, (1, 17), masked=True, k=2),
+    random_trunk(3, 1, (6, 6), k=2),
+)
+"""Prompts and branches on both sides of every window and border."""
+
+
+def batches_of(trunks: Sequence[Trunk], model: TorchModel, *, packed: bool, max_tokens: int = 100) -> list[Batch]:
+    """What the engine would compute, one after another."""
+    borders = [] if model.long_tokens is None else [model.long_tokens]
+    if packed:
+        return [
+            Batch(partial(_packed_rows, row=row), row.leaves, row.row_S)
+            for row in pack(trunks, max_tokens=max_tokens, borders=borders)
+        ]
+    return [
+        Batch(partial(TorchModel.padded_rows, sequences=row.ids, positions=row.positions), row.leaves, row.row_S)
+        for row in padded_batches(leaves(trunks, borders), max_tokens=max_tokens, borders=borders)
+    ]
+
+
+def _packed_rows(model: TorchModel, row: Packed) -> Tensor:
+    return model.packed_rows(device_row(row, model.device))
+
+
+def rows_of(sft: TorchModel, reference: TorchModel, batch: Batch, tiling: Tiling | None = SMALL_TILES) -> ScoredRows:
+    with torch.inference_mode():
+        sides = Side(batch.rows(sft), sft.head), Side(batch.rows(reference), reference.head)
+        return score_rows(*sides, _named(batch), ALL, tiling=tiling)
+
+
+def scored(
+    sft: TorchModel, reference: TorchModel, batch: Batch, tiling: Tiling | None = SMALL_TILES
+) -> Mapping[str, Tensor]:
+    """Every quantity of every scored token of a batch, in the models' own dtype."""
+    rows, row_S = rows_of(sft, reference, batch, tiling), torch.from_numpy(batch.row_S)
+    of_rows = {"kl": rows.kl_R, "entropy": rows.entropy_R, "top": rows.top_sft_logprob_RK}
+    count = len(row_S)
+    return {
+        "sft": rows.sft_logprob_J[:count],
+        "reference": rows.reference_logprob_J[:count],
+        "candidates": (rows.sft_logprob_J - rows.reference_logprob_J)[count:],
+    } | {name: found[row_S] for name, found in of_rows.items() if found is not None}
+
+
+def expected(sft: PreTrainedModel, reference: PreTrainedModel, batch: Batch) -> Mapping[str, Tensor]:
+    """The same from plain forwards of one sequence each, in float64 from the logits on."""
+    p, q = (
+        torch.cat(
+            [
+                plain_logprobs(model, leaf.prompt_P, leaf.source.ids_T)[torch.from_numpy(leaf.scored_S)]
+                for leaf in batch.leaves
+            ]
+        )
+        for model in (sft, reference)
+    )
+    targets = np.concatenate([leaf.source.ids_T[leaf.scored_S] for leaf in batch.leaves])
+    candidates = [leaf.source.candidates_SK for leaf in batch.leaves]
+    candidates_SK = torch.from_numpy(np.concatenate([ids for ids in candidates if ids is not None])).long()
+    targets_S1 = torch.from_numpy(targets).long()[:, None]
+    return {
+        "sft": p.gather(1, targets_S1)[:, 0],
+        "reference": q.gather(1, targets_S1)[:, 0],
+        "candidates": (p - q).gather(1, candidates_SK).flatten(),
+        "kl": (p.exp() * (p - q)).sum(1),
+        "entropy": -(p.exp() * p).sum(1),
+        "top": p.sort(dim=1, descending=True).values[:, : ALL.top_k],
+    }

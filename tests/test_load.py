@@ -1,0 +1,320 @@
+"""Two checkpoints on disk become a pair only where they are proven to be one and to be computed right."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dense_reward.engine import load as loading
+from dense_reward.engine import packable
+from dense_reward.engine.base import EngineInfo, TokenScores, Wants
+from dense_reward.engine.load import Serving, load_pair
+from dense_reward.engine.pair import QUANTITIES, PairEngine
+from dense_reward.engine.tokenizer import TransformersTokenizer
+from dense_reward.errors import CheckpointError
+from dense_reward.manifest import MANIFEST_NAME, Manifest, hash_files
+from tiny_configs import MAX_LENGTH_TOKENS, VOCABULARY
+from tiny_models import copy_pair, random_trunk, write_checkpoint, write_pair
+
+Pair = tuple[Path, Path]
+ALL = Wants(kl=True, entropy=True, top_k=3)
+SERVING = Serving(max_batch_tokens=1000)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return write_pair(tmp_path_factory.mktemp("pair"))
+
+
+def load(
+    pair: Pair, *, reports: list[str] | None = None, **changes: object
+) -> tuple[PairEngine, TransformersTokenizer, Manifest]:
+    report = (lambda _: None) if reports is None else reports.append
+    return load_pair(*pair, replace(SERVING, **changes), report)  # type: ignore[arg-type]
+
+
+def scores_of(engine: PairEngine, wants: Wants = ALL) -> list[TokenScores]:
+    return [scores for seed in range(3) for scores in engine.score([random_trunk(seed, 6, (8, 3, 14))], wants)[0]]
+
+
+def rewards_of(engine: PairEngine) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    return np.concatenate([s.sft_logprob_S - s.reference_logprob_S for s in scores_of(engine)])
+
+
+def edit_manifest(checkpoint: Path, change: Callable[[dict[str, object]], object]) -> None:
+    path = checkpoint / MANIFEST_NAME
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def test_a_sound_pair_is_loaded_proven_and_described(pair: Pair) -> None:
+    reports: list[str] = []
+    engine, tokenizer, manifest = load(pair, reports=reports)
+    assert engine.info == EngineInfo(
+        sft=str(pair[0]),
+        reference=str(pair[1]),
+        revision=engine.info.revision,
+        dtype="float32",
+        device="cpu",
+        vocabulary=VOCABULARY,
+        max_length_tokens=MAX_LENGTH_TOKENS,
+        quantities=QUANTITIES,
+        related=True,
+    )
+    assert tokenizer.sha256() == manifest.tokenizer_sha256
+    assert [line.split(":")[0] for line in reports[-2:]] == ["probe of sft", "probe of reference"]
+    assert "path: packed" in reports
+    (memory,) = [line for line in reports if line.startswith("memory: ")]
+    assert "weights 0 MB; a batch of 1000 tokens up to " in memory
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+def test_the_proof_holds_in_other_dtypes_within_their_rounding(pair: Pair, dtype: str) -> None:
+    assert load(pair, dtype=dtype)[0].info.dtype == dtype
+
+
+def test_a_revision_names_the_files_of_both_and_how_they_are_served(pair: Pair, tmp_path: Path) -> None:
+    revision = load(pair)[0].info.revision
+    assert load(copy_pair(pair, tmp_path))[0].info.revision == revision
+    assert load(pair, dtype="float32")[0].info.revision == revision
+    assert load(pair, reference_device="cpu", max_batch_tokens=500)[0].info.revision == revision
+    assert load(pair, dtype="float64")[0].info.revision != revision
+    assert load(pair, head_dtype="float64")[0].info.revision != revision
+    assert load(pair, norm_dtype="float64")[0].info.revision != revision
+    assert load(pair, deterministic=True)[0].info.revision != revision
+    assert load((pair[0], pair[0]), allow_unrelated=True)[0].info.revision != revision
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["sft", "reference"])
+def test_another_configuration_is_another_revision(pair: Pair, tmp_path: Path, side: int) -> None:
+    changed = copy_pair(pair, tmp_path)
+    path = changed[side] / "config.json"
+    path.write_text(path.read_text() + "\n")
+    edit_manifest(changed[side], lambda manifest: manifest.update(files=hash_files(changed[side])))
+    assert load(changed)[0].info.revision != load(pair)[0].info.revision
+
+
+def test_another_end_of_turn_is_another_revision(pair: Pair, tmp_path: Path) -> None:
+    changed = copy_pair(pair, tmp_path)
+    for checkpoint in changed:
+        edit_manifest(checkpoint, lambda manifest: manifest.update(end_of_turn_id=3))
+    assert load(changed)[0].info.revision != load(pair)[0].info.revision
+
+
+def test_a_checkpoint_against_itself_gives_a_reward_and_a_kl_of_exactly_0(pair: Pair) -> None:
+    engine = load((pair[0], pair[0]), allow_unrelated=True)[0]
+    for scores in engine.score([random_trunk(1, 6, (8, 3))], ALL)[0]:
+        assert np.array_equal(scores.sft_logprob_S, scores.reference_logprob_S)
+        assert scores.kl_S is not None
+        assert not scores.kl_S.any()
+
+
+def test_swapped_checkpoints_are_refused(pair: Pair) -> None:
+    with pytest.raises(CheckpointError, match="given as sft is a reference, the one given as reference a sft"):
+        load((pair[1], pair[0]))
+
+
+def test_checkpoints_of_different_runs_make_a_pair_only_where_that_is_wanted(pair: Pair, tmp_path: Path) -> None:
+    sft, reference = copy_pair(pair, tmp_path)
+    edit_manifest(reference, lambda manifest: manifest.update(run_id="another"))
+    with pytest.raises(CheckpointError, match=r"different runs \(run and another\): pass --allow-unrelated"):
+        load((sft, reference))
+    assert not load((sft, reference), allow_unrelated=True)[0].info.related
+
+
+@pytest.mark.parametrize("role", ["sft", "reference"])
+def test_weights_that_compute_something_else_than_the_probe_are_refused(pair: Pair, tmp_path: Path, role: str) -> None:
+    broken = copy_pair(pair, tmp_path)
+
+    def change(manifest: dict[str, object]) -> None:
+        probe = manifest["probe"]
+        assert isinstance(probe, list)
+        probe[0]["responses"][0]["logprobs"][0] -= 0.5
+
+    edit_manifest(broken[role == "reference"], change)
+    with pytest.raises(CheckpointError, match=rf"{role} is computed wrong: .* \d.* nats \(rms, at most 0.001"):
+        load(broken)
+
+
+@pytest.mark.parametrize("probe", [[], [{"prompt_ids": [1], "responses": []}], "empty responses"])
+def test_a_probe_that_proves_nothing_is_refused(pair: Pair, tmp_path: Path, probe: list[object] | str) -> None:
+    broken = copy_pair(pair, tmp_path)
+    empty = [{"prompt_ids": [1], "responses": [{"ids": [], "logprobs": []}]}]
+    edit_manifest(broken[1], lambda manifest: manifest.update(probe=empty if isinstance(probe, str) else probe))
+    with pytest.raises(CheckpointError, match="the manifest of reference has an empty probe: adopt"):
+        load(broken)
+
+
+def test_a_probe_of_nan_proves_nothing(pair: Pair, tmp_path: Path) -> None:
+    broken = copy_pair(pair, tmp_path)
+    nan = [{"prompt_ids": [1], "responses": [{"ids": [2], "logprobs": [float("nan")]}]}]
+    edit_manifest(broken[0], lambda manifest: manifest.update(probe=nan))
+    with pytest.raises(CheckpointError, match="sft is computed wrong"):
+        load(broken)
+
+
+def test_another_tokenizer_in_the_reference_is_refused(pair: Pair, tmp_path: Path) -> None:
+    other = tmp_path / "reference"
+    write_checkpoint(other, role="reference", step=10, specials=("<end>", "<pad>"))
+    with pytest.raises(CheckpointError, match="different tokenizers"):
+        load((pair[0], other), allow_unrelated=True)
+
+
+def test_another_template_in_the_reference_is_refused(pair: Pair, tmp_path: Path) -> None:
+    other = tmp_path / "reference"
+    write_checkpoint(other, role="reference", step=10, renderer="chat")
+    with pytest.raises(
+        CheckpointError, match="different chat templates or ends of turn: adopt both with --renderer plain"
+    ):
+        load((pair[0], other), allow_unrelated=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokenizer_sha256": "0" * 64}, "its tokenizer is not the one of its manifest"),
+        ({"template_sha256": "0" * 64}, "its chat template is not the one of its manifest"),
+        ({"vocabulary": VOCABULARY + 8}, "output rows, its manifest says"),
+    ],
+)
+def test_manifests_that_agree_with_each_other_but_not_with_the_files_are_refused(
+    pair: Pair, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    broken = copy_pair(pair, tmp_path)
+    for checkpoint in broken:
+        edit_manifest(checkpoint, lambda manifest: manifest.update(changes))
+    with pytest.raises(CheckpointError, match=message):
+        load(broken)
+
+
+def test_files_are_verified_before_any_weights_are_loaded(pair: Pair, tmp_path: Path) -> None:
+    broken = copy_pair(pair, tmp_path)
+    flip_a_byte(broken[0] / "model.safetensors")
+    reports: list[str] = []
+    with pytest.raises(CheckpointError, match=r"sft/model.safetensors does not match its hash"):
+        load(broken, reports=reports)
+    assert len(reports) == 1
+
+
+@pytest.mark.parametrize(("architecture", "path"), [("gemma2", "packed"), ("lfm2", "padded"), ("roberta", "padded")])
+def test_a_pair_is_proven_by_the_path_that_its_architecture_allows_and_the_path_is_told(
+    architecture: str, path: str, tmp_path: Path
+) -> None:
+    reports: list[str] = []
+    engine, _, _ = load(write_pair(tmp_path, architecture), reports=reports)
+    (told,) = [line for line in reports if line.startswith("path: ")]
+    assert told.startswith("path: packed" if path == "packed" else "path: padded, several times slower, because ")
+    assert engine._how.packed == (path == "packed")
+    assert reports[-1].startswith("probe of reference: ")
+
+
+def test_one_model_that_cannot_be_packed_has_both_padded(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    reasons = iter([None, "the second is odd"])
+    monkeypatch.setattr(loading, "obstacle", lambda *_, **__: next(reasons))
+    reports: list[str] = []
+    assert not load(pair, reports=reports)[0]._how.packed
+    assert "path: padded, several times slower, because the second is odd" in reports
+
+
+def test_a_path_that_computes_something_else_is_refused_by_the_probe_though_nobody_noticed_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "obstacle", lambda *_, **__: None)
+    with pytest.raises(CheckpointError, match=r"sft is computed wrong: .* nats \(rms, at most 0.001"):
+        load(write_pair(tmp_path, "roberta"))
+
+
+def test_both_models_are_asked_on_the_device_and_in_the_dtype_that_serves_them(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def noted(*_: object, device: str, dtype: torch.dtype) -> None:
+        asked.append((device, dtype))
+
+    monkeypatch.setattr(loading, "obstacle", noted)
+    load(pair, dtype="bfloat16", reference_device="cpu:0")
+    assert asked == [("cpu", torch.bfloat16), ("cpu:0", torch.bfloat16)]
+
+
+def test_a_kernel_that_is_wrong_on_its_device_alone_has_the_pair_padded(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packable, "_kernels", lambda *_: "the kernels of it are off")
+    reports: list[str] = []
+    load(pair, device="cpu:0", reports=reports)
+    assert "path: padded, several times slower, because the kernels of it are off" in reports
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("has_it", [True, False])
+def test_short_weights_are_served_in_float32_where_the_processor_lacks_their_arithmetic(
+    dtype: str, has_it: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = write_pair(tmp_path, dtype=getattr(torch, dtype))
+    for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
+        monkeypatch.setattr(torch.ops.mkldnn, name, lambda: has_it)
+    reports: list[str] = []
+    assert load(pair, reports=reports)[0].info.dtype == (dtype if has_it else "float32")
+    told = f"the {dtype} weights of sft are served in float32, which holds them exactly"
+    assert any(line.startswith(told) for line in reports) != has_it
+    assert load(pair, dtype=dtype)[0].info.dtype == dtype
+
+
+def test_a_sequence_must_fit_into_a_batch_and_that_it_must_is_told(pair: Pair) -> None:
+    reports: list[str] = []
+    engine, _, _ = load(pair, reports=reports, max_batch_tokens=200)
+    assert engine.info.max_length_tokens == 200
+    assert f"sequences of up to 200 of the models' {MAX_LENGTH_TOKENS} tokens (--max-batch-tokens)" in reports
+    assert load(pair, max_batch_tokens=MAX_LENGTH_TOKENS)[0].info.max_length_tokens == MAX_LENGTH_TOKENS
+
+
+def test_a_reference_on_a_device_of_its_own_gives_the_same(pair: Pair) -> None:
+    for found, expected in zip(
+        scores_of(load(pair, reference_device="cpu:0")[0]), scores_of(load(pair)[0]), strict=True
+    ):
+        assert found.kl_S is not None
+        assert expected.kl_S is not None
+        assert np.array_equal(found.reference_logprob_S, expected.reference_logprob_S)
+        assert np.array_equal(found.kl_S, expected.kl_S)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "lfm2"])
+def test_heads_and_norms_in_float32_serve_short_weights_with_no_more_noise(architecture: str, tmp_path: Path) -> None:
+    pair = write_pair(tmp_path, architecture, torch.bfloat16)
+    exact = rewards_of(load(pair, dtype="float32")[0])
+    served, head, both = (
+        float(np.std(rewards_of(load(pair, dtype="bfloat16", head_dtype=head, norm_dtype=norm)[0]) - exact))
+        for head, norm in ((None, None), ("float32", None), ("float32", "float32"))
+    )
+    assert 0 < head < 1.05 * served
+    assert 0 < both < 1.05 * served
+
+
+def test_a_head_copied_in_float32_is_used_by_both_models(pair: Pair) -> None:
+    engine = load(pair, dtype="bfloat16", head_dtype="float32")[0]
+    for model in (engine._sft, engine._reference):
+        assert model.head.logits(torch.zeros(1, 32, dtype=torch.bfloat16), slice(0, 3)).dtype == torch.float32
+    assert engine.weights_bytes > load(pair, dtype="bfloat16")[0].weights_bytes
+
+
+def test_deterministic_service_computes_each_sequence_alone_and_says_so(pair: Pair) -> None:
+    reports: list[str] = []
+    engine, _, _ = load(pair, reports=reports, deterministic=True)
+    assert "deterministic: each sequence is computed alone, its prompt too" in reports
+    assert engine._how.alone
+    trunk = random_trunk(0, 9, (7, 7))
+    (together,) = engine.score([trunk], ALL)
+    for branch, scores in zip(trunk.branches, together, strict=True):
+        (single,) = engine.score([replace(trunk, branches=(branch,))], ALL)[0]
+        assert single.sft_logprob_S.tobytes() == scores.sft_logprob_S.tobytes()
+
+
+def flip_a_byte(path: Path, at: int = -100) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)

@@ -1,0 +1,272 @@
+"""Which models may be packed: all that can, no other, and each for a reason that is told."""
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+
+import pytest
+import torch
+from dense_reward.engine import attention, packable
+from dense_reward.engine.attention import Plan
+from dense_reward.engine.packable import obstacle
+from dense_reward.packing import Stretch, Tree
+from tiny_configs import CONFIGS, PACKED, PADDED
+from tiny_models import tiny_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+Attention = Callable[..., tuple[Tensor, None]]
+Break = Callable[[Attention], Attention]
+
+REASONS = {
+    "lfm2": "it has layers of type conv",
+    "qwen3-next": "its attention cannot be replaced",
+    "bloom": "its attention cannot be replaced",
+    "mpt": "its attention cannot be replaced",
+    "roberta": "packed, its log-probs differ by",
+    "stablelm": "its attention cannot be replaced",
+    "nemotron": "the model does not hand its forward's arguments to its attention",
+}
+
+
+@pytest.fixture
+def broken() -> Iterator[Callable[[Break], None]]:
+    """Puts another attention in place of the packed one, until the test is over."""
+    patch = pytest.MonkeyPatch()
+    yield lambda change: patch.setattr(attention, "packed_attention", change(attention.packed_attention))
+    patch.undo()
+    attention.register()
+
+
+def with_twin(patch: pytest.MonkeyPatch, change: Callable[[PreTrainedModel], object]) -> None:
+    """Changes the twins on which the experiment is made."""
+    plain = packable._twin
+
+    def changed(config: PreTrainedConfig) -> PreTrainedModel:
+        twin = plain(config)
+        change(twin)
+        return twin
+
+    patch.setattr(packable, "_twin", changed)
+
+
+def reason(name: str = "llama") -> str:
+    found = obstacle(tiny_model(name, dtype=torch.float32))
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_nothing_is_in_the_way_of_a_model_that_can_be_packed(name: str) -> None:
+    assert obstacle(tiny_model(name, dtype=torch.bfloat16)) is None
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_a_model_that_cannot_be_packed_is_padded_for_a_reason_in_one_line(name: str) -> None:
+    found = reason(name)
+    assert found.startswith(REASONS[name])
+    assert "\n" not in found
+
+
+def test_a_model_is_asked_without_being_changed() -> None:
+    model = tiny_model("gemma2", dtype=torch.bfloat16)
+    config, state = deepcopy(model.config), deepcopy(model.state_dict())
+    random = torch.get_rng_state()
+    assert obstacle(model) is None
+    assert model.config.to_dict() == config.to_dict()
+    assert model.config._attn_implementation == config._attn_implementation
+    assert all(torch.equal(found, state[key]) for key, found in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+STATED: dict[str, tuple[str, dict[str, object]]] = {
+    "bidirectional": ("its attention is not causal", {"is_causal": False}),
+    "with an encoder": ("its attention is not causal", {"is_encoder_decoder": True}),
+    "chunked": ("it has layers of type chunked_attention", {"layer_types": ["chunked_attention", "full_attention"]}),
+    "of many kinds": ("it has layers of type a, b", {"layer_types": ["b", "a"]}),
+}
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_what_a_configuration_says_is_believed_without_an_experiment(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, entries = STATED[name]
+    model = tiny_model("llama")
+    for key, entry in entries.items():
+        setattr(model.config, key, entry)
+    monkeypatch.setattr(packable, "_twin", None)
+    assert obstacle(model) == expected
+
+
+def test_a_state_that_the_class_admits_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    monkeypatch.setattr(type(model), "_is_stateful", True)
+    assert obstacle(model) == "it carries a state from token to token"
+
+
+def test_a_configuration_of_which_no_twin_can_be_made_is_no_reason_to_fail() -> None:
+    model = tiny_model("llama")
+    model.config.hidden_act = "no such function"
+    found = obstacle(model)
+    assert found is not None
+    assert found.startswith("no small twin of it can be made (KeyError: ")
+
+
+# One mistake each, of those that attention functions make.
+
+
+def _without(argument: str) -> Break:
+    def change(ours: Attention) -> Attention:
+        return lambda *args, **kwargs: ours(*args, **(kwargs | {argument: None}))
+
+    return change
+
+
+def _with_plan(change_plan: Callable[[Plan], Plan], calls_before: int = 0) -> Break:
+    """Another plan than the row's, from a certain call on."""
+
+    def change(ours: Attention) -> Attention:
+        calls = [0]
+
+        def attend(*args: object, plan: Plan, **kwargs: object) -> tuple[Tensor, None]:
+            calls[0] += 1
+            return ours(*args, plan=change_plan(plan) if calls[0] > calls_before else plan, **kwargs)
+
+        return attend
+
+    return change
+
+
+def _one_sequence(plan: Plan) -> Plan:
+    """Everybody sees all that stands before it in the row."""
+    last = plan.trees[-1]
+    end = last.start + last.tokens + sum(s.count * s.length for s in last.branches)
+    return Plan((Tree(0, end, ()),), layers=plan.layers)
+
+
+def _branches_see_siblings(plan: Plan) -> Plan:
+    """The branches of one length are one long branch."""
+    trees = tuple(
+        Tree(t.start, t.tokens, tuple(Stretch(s.start, 1, s.count * s.length) for s in t.branches)) for t in plan.trees
+    )
+    return Plan(trees, layers=plan.layers)
+
+
+def _no_numbers(ours: Attention) -> Attention:
+    return lambda *args, **kwargs: (ours(*args, **kwargs)[0] * torch.nan, None)
+
+
+MISTAKES: dict[str, tuple[str, Break]] = {
+    "a window that is ignored": ("mistral", _without("sliding_window")),
+    "a window that is ignored in some layers": ("gemma3", _without("sliding_window")),
+    "a cap that is ignored": ("gemma2", _without("softcap")),
+    "a sink that is ignored": ("gpt-oss", _without("s_aux")),
+    "a scale that is ignored": ("granite", _without("scaling")),
+    "everything before it in the row": ("llama", _with_plan(_one_sequence)),
+    "siblings of the same length": ("llama", _with_plan(_branches_see_siblings)),
+    "what is not a number": ("llama", _no_numbers),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_attention_with_a_mistake_is_refused(name: str, broken: Callable[[Break], None]) -> None:
+    architecture, mistake = MISTAKES[name]
+    broken(mistake)
+    assert reason(architecture).startswith("packed, its log-probs differ by ")
+
+
+def test_a_window_is_tried_however_long_it_is_and_a_kind_of_layer_however_late_it_comes(
+    broken: Callable[[Break], None],
+) -> None:
+    config = deepcopy(CONFIGS["gemma3"])
+    config.update({"sliding_window": 4096, "num_hidden_layers": 6})
+    config.layer_types = ["full_attention"] * 5 + ["sliding_attention"]
+    model = AutoModelForCausalLM.from_config(config)
+    assert obstacle(model) is None
+    broken(_without("sliding_window"))
+    found = obstacle(model)
+    assert found is not None
+    assert found.startswith("packed, its log-probs differ by ")
+
+
+def test_a_leak_that_the_first_forward_does_not_show_is_found(broken: Callable[[Break], None]) -> None:
+    """The two layers of the twin attend once each in it; after that every token sees all that stand before it."""
+    broken(_with_plan(_one_sequence, calls_before=2))
+    assert reason().startswith("tokens of one response change another's log-probs by ")
+
+
+def test_a_layer_that_never_asks_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def own_way(twin: PreTrainedModel) -> None:
+        layer = twin.model.layers[1].self_attn
+        layer.config = deepcopy(layer.config)
+
+    with_twin(monkeypatch, own_way)
+    assert reason() == "only its layers [0] of 2 ask for the attention that they were given"
+
+
+def _before_forward(model: PreTrainedModel, change: Callable[[dict[str, Tensor]], object]) -> None:
+    """Changes the arguments of a packed forward, which is the one that is given positions."""
+
+    def hook(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, Tensor]) -> tuple[object, object]:
+        if "position_ids" in kwargs:
+            change(kwargs)
+        return args, kwargs
+
+    model.register_forward_pre_hook(hook, with_kwargs=True)
+
+
+FORWARDS: dict[str, tuple[str, Callable[[dict[str, Tensor]], object]]] = {
+    "that shifts positions": (
+        "packed, its log-probs differ by ",
+        lambda kwargs: kwargs.update(position_ids=kwargs["position_ids"] + 1),
+    ),
+    "that counts positions through the row": (
+        "packed, its log-probs differ by ",
+        lambda kwargs: kwargs.update(position_ids=torch.arange(kwargs["position_ids"].shape[1])[None]),
+    ),
+    "that loses the plan": (
+        "the model does not hand its forward's arguments to its attention",
+        lambda kwargs: kwargs.pop("plan"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_a_forward_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, change = FORWARDS[name]
+    with_twin(monkeypatch, lambda twin: _before_forward(twin, change))
+    assert reason("gpt2").startswith(expected)
+
+
+def test_layers_that_make_a_mask_of_their_own_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def masked(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[object, object]:
+        return args, kwargs | {"attention_mask": torch.zeros(1, 1, 1, 1)}
+
+    with_twin(
+        monkeypatch, lambda twin: twin.model.layers[1].self_attn.register_forward_pre_hook(masked, with_kwargs=True)
+    )
+    assert reason() == "the model's attention needs a mask or a bias of its own"
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_rounding_to_bfloat16_is_not_taken_for_a_wrong_kernel(name: str) -> None:
+    assert obstacle(tiny_model(name), device="cpu:0", dtype=torch.bfloat16) is None
+
+
+def test_kernels_of_a_device_are_tried_in_their_dtype_and_those_that_are_wrong_are_refused(
+    broken: Callable[[Break], None],
+) -> None:
+    """cpu:0 stands for a device whose kernels are others than those of the experiment."""
+
+    def wrong_if_short(ours: Attention) -> Attention:
+        def attend(module: nn.Module, q: Tensor, *args: Tensor, **kwargs: object) -> tuple[Tensor, None]:
+            out = ours(module, q, *args, **kwargs)[0]
+            return (out.flip(-1) if q.dtype is torch.bfloat16 else out), None
+
+        return attend
+
+    broken(wrong_if_short)
+    assert obstacle(tiny_model("llama")) is None
+    found = obstacle(tiny_model("llama"), device="cpu:0", dtype=torch.bfloat16)
+    assert found is not None
+    assert found.startswith("the kernels of cpu are off by ")
