@@ -1,6 +1,7 @@
 """Everyone who is measured on one shape: started when first needed, stopped while others run, ended together."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,8 @@ from bench.speed.workloads import Workload, draw, same_lengths, write
 
 Other = Literal["transformers", "transformers_best", "vllm"]
 BATCHES = (8, 32)
+ROOM = 16
+"""Times the weights on disk that everybody needs beside each other: four hold them, and more while they compute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class Field:
         self._vllm_missing: NotMeasuredError | None = None
         self.facts: dict[str, Facts] = {}  # what workers say of themselves
         self.warmed: set[str] = set()
+        self._workers: dict[str, Worker] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -90,9 +94,10 @@ class Field:
         """Of the workload in a file. Raises NotMeasuredError, with the reason."""
         if variant.contestant != "vllm":
             method = "best" if variant.contestant == "transformers_best" else "plain"
-            latencies_s, pair_2N = self._asked(self._transformers, file, method, variant.batch)
+            with self._lasting("transformers") as worker:
+                latencies_s, pair_2N = self._asked(worker, file, method, variant.batch)
             return Run(latencies_s, pair_2N[0] - pair_2N[1])
-        (sft_s, sft_1N), (reference_s, reference_1N) = (self._asked(worker, file) for worker in self._vllm)
+        (sft_s, sft_1N), (reference_s, reference_1N) = self._ask_vllm(file)
         both_s = [one + other for one, other in zip(sft_s, reference_s, strict=True)]
         return Run(both_s, sft_1N[0] - reference_1N[0])
 
@@ -105,20 +110,47 @@ class Field:
     def _peak(self) -> Worker:
         return self._entered("peak", self.stage.peak())
 
-    @cached_property
-    def _transformers(self) -> Worker:
-        return self._entered("transformers", self.stage.transformers(self.models, self.stage.dtype))
-
-    @cached_property
-    def _vllm(self) -> list[Worker]:
-        """One for each checkpoint. What cannot be started once is not tried again."""
+    def _ask_vllm(self, file: Path) -> list[tuple[list[float], Logprobs]]:
+        """Of each checkpoint. What cannot be started once is not tried again."""
         if self._vllm_missing is not None:
             raise self._vllm_missing
-        try:
-            return [self._entered("vllm", self.stage.vllm(self.models, role)) for role in ("sft", "reference")]
-        except (ContestantError, NotMeasuredError) as error:
-            self._vllm_missing = NotMeasuredError(str(error))
-            raise self._vllm_missing from None
+        answers = []
+        for role in ("sft", "reference"):
+            try:
+                with self._lasting(f"vllm_{role}") as worker:
+                    answers.append(self._asked(worker, file))
+            except (ContestantError, NotMeasuredError) as error:
+                self._vllm_missing = NotMeasuredError(str(error))
+                raise self._vllm_missing from None
+        return answers
+
+    @contextmanager
+    def _lasting(self, name: str) -> Iterator[Worker]:
+        """A worker that stays for the next round, or where memory does not hold all of them, for this turn alone."""
+        if name in self._workers:
+            yield self._workers[name]
+            return
+        worker = self._started(name)
+        if self._roomy:
+            self._workers[name] = self._stack.enter_context(worker)
+            yield worker
+            return
+        with worker:
+            yield worker
+
+    def _started(self, name: str) -> Worker:
+        if name == "transformers":
+            worker = self.stage.transformers(self.models, self.stage.dtype)
+        else:
+            worker = self.stage.vllm(self.models, name.removeprefix("vllm_"))
+        self.facts[name.partition("_")[0]] = worker.facts
+        return worker
+
+    @cached_property
+    def _roomy(self) -> bool:
+        """Whether everybody fits into memory beside each other."""
+        weights = sum(file.stat().st_size for file in self.models.rglob("*.safetensors"))
+        return memory.total_bytes() > ROOM * weights
 
     def _entered(self, name: str, worker: Worker) -> Worker:
         self.facts[name] = worker.facts
@@ -127,7 +159,7 @@ class Field:
     @cached_property
     def _small(self) -> Workload:
         """What wakes a contestant up before it is measured."""
-        return draw("small", same_lengths(1, 2, 16, 16), self._vocabulary, 0)
+        return draw("small", same_lengths(1, 2, 128, 128), self._vocabulary, 0)
 
     @cached_property
     def _small_file(self) -> Path:

@@ -1,5 +1,6 @@
 """How much memory a process holds, or a device: read from the system, in megabytes of 10^6 bytes."""
 
+import os
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -21,6 +22,11 @@ class Peak:
 
 def resident_mb(pid: int) -> float:
     return _status_mb(pid, "VmRSS")
+
+
+def total_bytes() -> int:
+    """What the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 @contextmanager
