@@ -136,20 +136,28 @@ def test_a_row_longer_than_a_block_of_queries_is_right_with_a_window_and_without
     assert_right(heads, trees)
 
 
-def test_no_more_scores_are_written_down_at_once_than_the_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("length", "size", "rules"),
+    [(6, 4, {"cap": 3.0}), (1, 4, {"cap": 3.0}), (6, 1, {"window": 3}), (300, 1, {"cap": 3.0})],
+    ids=["scores", "keys of short branches", "behind a window", "fewer queries at once"],
+)
+def test_no_more_scores_keys_and_values_are_written_down_at_once_than_the_bound(
+    length: int, size: int, rules: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     written: list[int] = []
     ours = attention._written
 
     def noted(q: Tensor, k: Tensor, v: Tensor, before: int, rules: attention.Rules) -> Tensor:
-        written.append(q.shape[0] * q.shape[1] * q.shape[2] * k.shape[2])
+        written.append(k.shape[2] * len(q) * q.shape[1] * max(q.shape[2], q.shape[3]))
         return ours(q, k, v, before, rules)
 
     monkeypatch.setattr(attention, "_written", noted)
-    monkeypatch.setattr(attention, "SCORES", 1000)
-    trees = trees_of((10, (6,) * 40))
-    assert_right(random_heads(tokens_of(trees), keys=1, group=2, size=4, dtype=torch.float64), trees, cap=3.0)
-    assert max(written) <= 1000
-    assert 40 * 2 * 6 * 16 / 1000 <= len(written) <= 20
+    monkeypatch.setattr(attention, "SCORES", 2000)
+    trees = trees_of((10, (length,) * (240 // length or 2)))
+    heads = random_heads(tokens_of(trees), keys=1, group=2, size=size, dtype=torch.float64)
+    assert_right(heads, trees, **rules)  # type: ignore[arg-type]
+    assert max(written) <= 2000
+    assert len(written) <= 4 * sum(written) / 2000 + 2, "and not many times less"
 
 
 def test_only_the_trees_that_a_window_binds_are_written_down(monkeypatch: pytest.MonkeyPatch) -> None:

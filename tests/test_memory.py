@@ -62,20 +62,20 @@ def test_a_window_that_no_batch_reaches_costs_nothing() -> None:
     assert plain == windowed
 
 
-def test_freed_memory_is_kept_and_reused() -> None:
+def test_freed_memory_is_kept_and_reused_once_enough_of_it_lies_there() -> None:
     """In a process of its own, because it is settled for good."""
     script = (
         "import resource, torch\n"
         "from dense_reward.allocator import keep_freed_memory\n"
         "keep_freed_memory()\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "torch.ones(1 << 24)\n"
+        "for _ in range(20): torch.ones(1 << 24)\n"
         "before = faults()\n"
         "for _ in range(10): torch.ones(1 << 24)\n"
         "print(faults() - before)\n"
     )
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert int(told.stdout) < 40_000, "ten times 64 MiB anew are 160,000 pages"
+    assert int(told.stdout) < 2000, "ten times 64 MiB anew are 160,000 pages"
 
 
 def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
