@@ -153,8 +153,8 @@ def _how(models: Sequence[TorchModel], serving: Serving, report: Report) -> How:
     ]
     weights = sum(model.weights_bytes for model in models)
     report(
-        f"memory: weights {weights / 1e6:,.0f} MB; a batch of {serving.max_batch_tokens} tokens up to "
-        f"{max(sizes) / 1e6:,.0f} MB more (--max-batch-tokens)"
+        f"memory: weights {weights / 1e6:,.0f} MB; a batch of {serving.max_batch_tokens} tokens "
+        f"{'up to' if reason is None else 'more than'} {max(sizes) / 1e6:,.0f} MB more (--max-batch-tokens)"
     )
     return How(serving.max_batch_tokens, packed=reason is None, alone=serving.deterministic)
 
