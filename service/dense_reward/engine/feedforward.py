@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-ROWS = 4096
+ROWS = 2048
 _NAMES = frozenset({"mlp", "feed_forward", "ffn"})
 
 
