@@ -184,6 +184,9 @@ BAD = {
         {"messages": [{"role": "user", "content": "a"}]}, "invalid_request", "must end with the assistant"
     ),
     "no question": Bad({"messages": [{"role": "assistant", "content": "a"}]}, "empty_prompt", "nothing before"),
+    "log-probs of no candidates": Bad(
+        IDS | {"include": ["candidate_sft_logprob"]}, "invalid_request", "no item has candidate_ids"
+    ),
     "candidates of another shape": Bad(IDS | {"candidate_ids": [[[1]], [], [[1]]]}, "wrong_shape", "[3][K]"),
     "segments outside": Bad(IDS | {"segments": [[[0, 4]], [], []]}, "wrong_shape", "[0, 4)", "segments"),
     "wrong tokenizer": Bad(IDS | {"tokenizer_sha256": "0" * 64}, "tokenizer_mismatch", "tokenizer fake"),

@@ -191,7 +191,7 @@ class Everything:
 
     def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
         row, table = np.zeros(3, np.float32), np.zeros((3, 2), np.float32)
-        return lambda: [[TokenScores(row, row, row, row, table, table.astype(np.int32), table, table)]]
+        return lambda: [[TokenScores(row, row, row, row, table, table, table.astype(np.int32), table, table)]]
 
 
 def test_every_field_of_the_scores_is_handed_on() -> None:

@@ -80,7 +80,7 @@ def test_a_matrix_of_responses_is_a_row_each(client: Client) -> None:
 
 def test_the_two_encodings_give_equal_results(service: UnrulyService) -> None:
     def ask(client: Client) -> list[ScoredResponse]:
-        options = ScoreOptions(include=["reward", "kl"])
+        options = ScoreOptions(include=["reward", "kl", "candidate_sft_logprob"])
         candidates = [[[1, 2]] * 3, [], [[3, 4]]]
         segments = [[(0, 1), (1, 3)], [(0, 0)], []]
         return list(
@@ -89,7 +89,7 @@ def test_the_two_encodings_give_equal_results(service: UnrulyService) -> None:
 
     with Client(service.url, encoding="float") as lists, Client(service.url, encoding="base64") as packed:
         for left, right in zip(ask(lists), ask(packed), strict=True):
-            for name in ("token_ids", "reward", "kl", "candidate_reward", "segments"):
+            for name in ("token_ids", "reward", "kl", "candidate_reward", "candidate_sft_logprob", "segments"):
                 as_list, as_base64 = getattr(left, name), getattr(right, name)
                 assert as_list.dtype == as_base64.dtype
                 assert as_list.shape == as_base64.shape

@@ -142,6 +142,14 @@ def test_candidates_and_segments_that_were_asked_for_must_come(missing: Expected
         parse([row()], [missing])
 
 
+def test_log_probs_of_candidates_must_come_for_those_who_named_some_and_asked() -> None:
+    asked = ["reward", "candidate_sft_logprob"]
+    with pytest.raises(AnswerError, match="candidate_sft_logprob was asked for and is not in the answer"):
+        parse([row(candidate_reward=[[1.0], [2.0]])], [Expected(0, 0, candidates=1)], asked)
+    (unnamed,) = parse([row()], [Expected(0, 0)], asked)
+    assert unnamed.candidate_sft_logprob is None
+
+
 @pytest.mark.parametrize("rows", [[], [row(), row(response=1)], [row(), row()]])
 def test_one_result_comes_for_each_response(rows: list[Row]) -> None:
     with pytest.raises(AlignmentError, match="asked for 1 responses and got"):

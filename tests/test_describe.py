@@ -141,6 +141,16 @@ def test_candidate_rewards_have_a_row_per_token_and_a_column_per_candidate() -> 
     assert array(rows[0], "candidate_reward").shape == (3, 2)
     np.testing.assert_allclose(array(rows[0], "candidate_reward")[:, 0], array(rows[0], "reward"), atol=1e-6)
     np.testing.assert_allclose(array(rows[2], "candidate_reward")[0], array(rows[2], "reward"), atol=1e-6)
+    assert "candidate_sft_logprob" not in rows[0]
+
+
+def test_the_log_probs_of_candidates_come_when_they_are_asked_for() -> None:
+    include = ["sft_logprob", "candidate_sft_logprob"]
+    rows = described(**IDS, include=include, candidate_ids=[[[3, 9], [200, 9], [EOS_ID, 9]], [], [[7]]])
+    assert array(rows[0], "candidate_sft_logprob").shape == (3, 2)
+    for row in (rows[0], rows[2]):
+        own_T = array(row, "candidate_sft_logprob")[:, 0]
+        np.testing.assert_allclose(own_T, array(row, "sft_logprob"), atol=1e-6)
 
 
 def test_alternatives_name_the_likeliest_tokens_with_their_rewards() -> None:
@@ -201,6 +211,7 @@ def test_the_engine_computes_only_what_the_request_needs(body: dict[str, object]
     "name",
     [
         *("sft_logprob_S", "reference_logprob_S", "kl_S", "entropy_S", "candidate_reward_SK"),
+        "candidate_sft_logprob_SK",
         *("top_sft_logprob_SK", "top_reference_logprob_SK"),
     ],
 )

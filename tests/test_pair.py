@@ -84,7 +84,12 @@ def test_the_scores_are_those_of_plain_transformers() -> None:
             for model in (sft, reference)
         )
         ids_S1 = torch.from_numpy(branch.ids_T[branch.scored_T]).long()[:, None]
+        named_SK = torch.from_numpy(branch.candidates_SK).long()
         assert found.kl_S is not None
+        assert found.candidate_sft_logprob_SK is not None
+        assert found.candidate_reward_SK is not None
+        np.testing.assert_allclose(found.candidate_sft_logprob_SK, p.gather(1, named_SK).numpy(), atol=1e-4)
+        np.testing.assert_allclose(found.candidate_reward_SK, (p - q).gather(1, named_SK).numpy(), atol=1e-4)
         np.testing.assert_allclose(found.sft_logprob_S, p.gather(1, ids_S1)[:, 0].numpy(), atol=1e-4)
         np.testing.assert_allclose(found.reference_logprob_S, q.gather(1, ids_S1)[:, 0].numpy(), atol=1e-4)
         np.testing.assert_allclose(found.kl_S, (p.exp() * (p - q)).sum(1).numpy(), atol=1e-4)

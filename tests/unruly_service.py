@@ -53,9 +53,12 @@ def rows_of(index: int, item: Item, request: ScoreRequest) -> list[Row]:
     for g, ids in enumerate(scored_ids(item)):
         reward = made_up_reward(ids)
         arrays: dict[str, object] = {"token_ids": ids, "reward": reward, "kl": [0.5] * len(ids)}
-        row: Row = {name: arrays[name] for name in request.include or ("token_ids", "reward")}
+        names = [name for name in request.include or ("token_ids", "reward") if name != "candidate_sft_logprob"]
+        row: Row = {name: arrays[name] for name in names}
         if item.candidate_ids is not None:
             row["candidate_reward"] = [made_up_reward(candidates) for candidates in item.candidate_ids[g]]
+            if "candidate_sft_logprob" in (request.include or ()):
+                row["candidate_sft_logprob"] = [made_up_reward(candidates) for candidates in item.candidate_ids[g]]
         if item.segments is not None:
             row["segments"] = [sum(reward[start:end]) for start, end in item.segments[g]]
         total = sum(reward)

@@ -278,6 +278,7 @@ def _wanted(scores: TokenScores, wants: Wants) -> TokenScores:
         kl_S=scores.kl_S if wants.kl else None,
         entropy_S=scores.entropy_S if wants.entropy else None,
         candidate_reward_SK=scores.candidate_reward_SK,
+        candidate_sft_logprob_SK=scores.candidate_sft_logprob_SK,
         top_ids_SK=_first(scores.top_ids_SK, k),
         top_sft_logprob_SK=_first(scores.top_sft_logprob_SK, k),
         top_reference_logprob_SK=_first(scores.top_reference_logprob_SK, k),

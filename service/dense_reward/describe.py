@@ -68,6 +68,8 @@ class Describer:
         row |= self._text(response, ids_S, arrays)
         if score.candidate_reward_SK is not None:
             row["candidate_reward"] = self._transport(score.candidate_reward_SK)
+        if score.candidate_sft_logprob_SK is not None and "candidate_sft_logprob" in arrays:
+            row["candidate_sft_logprob"] = self._transport(score.candidate_sft_logprob_SK)
         if segments is not None:
             row["segments"] = self._transport(reward.segment_sums(values_S, segments))
         if score.top_ids_SK is not None:
@@ -138,6 +140,7 @@ def _check_finite(score: TokenScores) -> None:
         score.kl_S,
         score.entropy_S,
         score.candidate_reward_SK,
+        score.candidate_sft_logprob_SK,
         score.top_sft_logprob_SK,
         score.top_reference_logprob_SK,
     )

@@ -24,6 +24,7 @@ ArrayName = Literal[
     "centred",
     "entropy",
     "return_to_go",
+    "candidate_sft_logprob",
 ]
 SignalName = Signal
 FORMS: dict[str, frozenset[str]] = {
@@ -144,6 +145,14 @@ class ScoreRequest(Options, Item):
     encoding_format: Literal["float", "base64"] = Field(
         "float", description="base64: little-endian float32 and int32 arrays"
     )
+
+    @model_validator(mode="after")
+    def _candidates_for_their_logprobs(self) -> "ScoreRequest":
+        if "candidate_sft_logprob" in (self.include or ()) and all(
+            item.candidate_ids is None for item in self.listed()
+        ):
+            raise ValueError("include names candidate_sft_logprob, but no item has candidate_ids")
+        return self
 
     def listed(self) -> list[Item]:
         """The items of the request; a request without `items` is its own only item."""

@@ -32,7 +32,9 @@ WIRE_DTYPES: Mapping[str, str] = {
     "return_to_go": "<f4",
     "segments": "<f4",
     "candidate_reward": "<f4",
+    "candidate_sft_logprob": "<f4",
 }
+CANDIDATE_SFT = "candidate_sft_logprob"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +78,7 @@ class _WireResult(BaseModel):
     entropy: str | list[float] | None = None
     return_to_go: str | list[float] | None = None
     candidate_reward: str | list[list[float]] | None = None
+    candidate_sft_logprob: str | list[list[float]] | None = None
     segments: str | list[float] | None = None
     alternatives: tuple[tuple[Alternative, ...], ...] | None = None
     error: ItemError | None = None
@@ -181,7 +184,8 @@ def _scored(row: _WireResult, expected: Expected, required: frozenset[str]) -> S
         centred=arrays.floats("centred", length),
         entropy=arrays.floats("entropy", length),
         return_to_go=arrays.floats("return_to_go", length),
-        candidate_reward=arrays.candidates(),
+        candidate_reward=arrays.candidates("candidate_reward"),
+        candidate_sft_logprob=arrays.candidates(CANDIDATE_SFT) if CANDIDATE_SFT in required else None,
         segments=arrays.segments(),
         alternatives=row.alternatives,
     )
@@ -210,14 +214,14 @@ class _Arrays:
             raise AnswerError(f"{self.where}: {name} holds a number that is not finite")
         return array.astype(np.float32)
 
-    def candidates(self) -> FloatArray | None:
+    def candidates(self, name: str) -> FloatArray | None:
         """[T, K]; without candidates there is nothing in the answer, and an empty array is what was asked for."""
         width = self.expected.candidates
         if width is None:
             return None
         if self.length == 0 or width == 0:
             return np.zeros((self.length, width), dtype=np.float32)
-        return self._demanded("candidate_reward", self.length, width)
+        return self._demanded(name, self.length, width)
 
     def segments(self) -> FloatArray | None:
         """[S]"""
@@ -255,7 +259,7 @@ def _decoded(value: str | list[float], dtype: str) -> NDArray[np.int32 | np.floa
 
 
 def _check(result: ScoredResponse, expected: Expected, required: frozenset[str], where: str) -> None:
-    for name in sorted(required):
+    for name in sorted(required - {CANDIDATE_SFT}):
         if getattr(result, name) is None:
             raise AnswerError(f"{where}: {name} was asked for and is not in the answer")
     for name, listed in (("tokens", result.tokens), ("alternatives", result.alternatives)):

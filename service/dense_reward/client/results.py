@@ -57,7 +57,8 @@ class Alternative:
 class ScoredResponse:
     """One response and the arrays that were asked for; the others are None.
 
-    Arrays are [T], but for offsets [T, 2] (code points of the text), candidate_reward [T, K] and segments [S].
+    Arrays are [T], but for offsets [T, 2] (code points of the text), candidate_reward and candidate_sft_logprob [T, K],
+    and segments [S].
 
     Where `error` is set (only under on_error "per_item") the whole item failed: no response, no arrays, sum NaN.
     """
@@ -80,6 +81,7 @@ class ScoredResponse:
     entropy: FloatArray | None = None
     return_to_go: FloatArray | None = None
     candidate_reward: FloatArray | None = None
+    candidate_sft_logprob: FloatArray | None = None
     segments: FloatArray | None = None
     alternatives: tuple[tuple[Alternative, ...], ...] | None = None
     error: ItemError | None = None

@@ -59,6 +59,7 @@ class TokenScores:
     kl_S: FloatArray | None = None
     entropy_S: FloatArray | None = None
     candidate_reward_SK: FloatArray | None = None
+    candidate_sft_logprob_SK: FloatArray | None = None
     top_ids_SK: IdArray | None = None
     top_sft_logprob_SK: FloatArray | None = None
     top_reference_logprob_SK: FloatArray | None = None

@@ -113,6 +113,7 @@ def _score(trunk: Trunk, g: int, wants: Wants) -> TokenScores:
         kl_S=(probability_SV * (sft_SV - reference_SV)).sum(1).astype(np.float32) if wants.kl else None,
         entropy_S=-(probability_SV * sft_SV).sum(1).astype(np.float32) if wants.entropy else None,
         candidate_reward_SK=None if candidates_SK is None else _taken(sft_SV - reference_SV, candidates_SK),
+        candidate_sft_logprob_SK=None if candidates_SK is None else _taken(sft_SV, candidates_SK),
         top_ids_SK=top_SK.astype(np.int32) if wants.top_k else None,
         top_sft_logprob_SK=_taken(sft_SV, top_SK) if wants.top_k else None,
         top_reference_logprob_SK=_taken(reference_SV, top_SK) if wants.top_k else None,

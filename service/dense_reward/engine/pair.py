@@ -151,17 +151,19 @@ def _per_leaf(scored: ScoredRows, batch: Batch) -> Iterator[TokenScores]:
     for leaf in batch.leaves:
         part, candidates_SK = slice(at, at + len(leaf.scored_S)), leaf.source.candidates_SK
         rows, at = batch.row_S[part], part.stop
-        rewards_SK = None
+        rewards_SK = candidate_sft_SK = None
         if candidates_SK is not None and candidates_SK.shape[1]:
             named = slice(candidate_at, candidate_at + candidates_SK.size)
             candidate_at = named.stop
-            rewards_SK = (sft_J[named] - reference_J[named]).reshape(candidates_SK.shape)
+            candidate_sft_SK = sft_J[named].reshape(candidates_SK.shape)
+            rewards_SK = candidate_sft_SK - reference_J[named].reshape(candidates_SK.shape)
         yield TokenScores(
             sft_J[part],
             reference_J[part],
             kl_S=_taken(kl, rows),
             entropy_S=_taken(entropy, rows),
             candidate_reward_SK=rewards_SK,
+            candidate_sft_logprob_SK=candidate_sft_SK,
             top_ids_SK=_taken(top_ids, rows),
             top_sft_logprob_SK=_taken(top_sft, rows),
             top_reference_logprob_SK=_taken(top_reference, rows),
@@ -178,6 +180,7 @@ def _nothing(candidates_SK: IdArray | None, wants: Wants) -> TokenScores:
         kl_S=row if wants.kl else None,
         entropy_S=row if wants.entropy else None,
         candidate_reward_SK=row.reshape(0, width) if width else None,
+        candidate_sft_logprob_SK=row.reshape(0, width) if width else None,
         top_ids_SK=np.empty((0, k), dtype=np.int32) if k else None,
         top_sft_logprob_SK=row.reshape(0, k) if k else None,
         top_reference_logprob_SK=row.reshape(0, k) if k else None,
