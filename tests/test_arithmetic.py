@@ -13,6 +13,12 @@ additions = st.integers(1, 9).flatmap(
 )
 
 
+def addends_of(problem: Problem) -> tuple[int, int]:
+    found = re.fullmatch(r"Add (\d+) and (\d+)\.", problem.prompt)
+    assert found is not None
+    return int(found[1]), int(found[2])
+
+
 def assert_right(a: int, b: int, response: str, digits: int) -> None:
     *columns, last = response.split("\n")
     assert len(columns) == digits
@@ -57,13 +63,14 @@ def test_generated_problems_are_right_unique_and_as_many_as_asked(digits: int, c
     assert len(problems) == len({problem.prompt for problem in problems}) == count
     for problem in problems:
         assert problem.clean
-        assert problem.prompt == f"Add {problem.a} and {problem.b}."
-        assert_right(problem.a, problem.b, problem.response, digits)
+        a, b = addends_of(problem)
+        assert problem.answer == a + b
+        assert_right(a, b, problem.response, digits)
 
 
 def test_every_existing_problem_can_be_asked_for() -> None:
     problems = generate(ArithmeticOptions(demonstrations=81, digits=1))
-    assert {(problem.a, problem.b) for problem in problems} == {(a, b) for a in range(1, 10) for b in range(1, 10)}
+    assert {addends_of(problem) for problem in problems} == {(a, b) for a in range(1, 10) for b in range(1, 10)}
 
 
 def test_more_problems_than_exist_are_refused_with_the_number_available() -> None:
@@ -76,7 +83,7 @@ def test_label_noise_spoils_the_stated_fraction_by_one_digit_each(count: int, no
     problems = generate(ArithmeticOptions(demonstrations=count, digits=2, label_noise=noise, seed=seed))
     assert sum(not problem.clean for problem in problems) == round(noise * count)
     for problem in problems:
-        right = worked(problem.a, problem.b, 2)
+        right = worked(*addends_of(problem), 2)
         wrong_places = sum(old != new for old, new in zip(right, problem.response, strict=True))
         assert wrong_places == (0 if problem.clean else 1)
 
@@ -110,3 +117,45 @@ def test_options_out_of_range_or_unknown_are_refused(options: dict[str, float]) 
 
 def test_every_option_is_described() -> None:
     assert all(field.description for field in ArithmeticOptions.model_fields.values())
+
+
+def test_several_digit_counts_share_the_problems_evenly_and_are_mixed() -> None:
+    problems = generate(ArithmeticOptions(demonstrations=31, digits=(2, 4)))
+    counts = [len(str(addends_of(problem)[0])) for problem in problems]
+    assert (counts.count(2), counts.count(4)) == (16, 15)
+    assert counts != sorted(counts)
+    with pytest.raises(ValidationError, match="several different ones"):
+        ArithmeticOptions(digits=(2, 2))
+    with pytest.raises(ValidationError, match="several different ones"):
+        ArithmeticOptions(digits=())
+
+
+@given(st.integers(1, 4), st.integers(0, 1000))
+def test_a_word_problem_tells_two_steps_and_its_solution_follows_them(digits: int, seed: int) -> None:
+    (problem,) = generate(ArithmeticOptions(kind="two_step", demonstrations=1, digits=digits, seed=seed))
+    told = [int(number) for number in re.findall(r"\d+", problem.prompt)]
+    *steps, last = problem.response.split("\n")
+    assert len(told) == 3
+    assert all(len(str(number)) == digits for number in told)
+    now = told[0]
+    for line, change in zip(steps, told[1:], strict=True):
+        equation = re.fullmatch(r"(\d+)([+-])(\d+)=(\d+)", line)
+        assert equation is not None, line
+        assert (int(equation[1]), int(equation[3])) == (now, change)
+        now = now + change if equation[2] == "+" else now - change
+        assert int(equation[4]) == now >= 0
+    assert last == f"#### {now}"
+    assert problem.answer == now
+
+
+def test_word_problems_are_more_or_fewer_as_their_words_say() -> None:
+    for problem in generate(ArithmeticOptions(kind="two_step", demonstrations=200, digits=2)):
+        words = re.findall(r"(more|gives away|loses|sells)", problem.prompt)
+        signs = re.findall(r"\d([+-])\d", problem.response)
+        assert [word == "more" for word in words] == [sign == "+" for sign in signs]
+
+
+def test_word_problems_are_unique_and_can_be_noisy() -> None:
+    problems = generate(ArithmeticOptions(kind="two_step", demonstrations=300, digits=2, label_noise=0.1))
+    assert len({problem.prompt for problem in problems}) == 300
+    assert sum(not problem.clean for problem in problems) == 30

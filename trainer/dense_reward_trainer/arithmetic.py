@@ -1,16 +1,21 @@
-"""Worked additions with carries: demonstrations in which the truth of every single token is known.
+"""Worked additions with carries, and two-step word problems: the truth of every single token is known.
 
 Each character of a clean response follows from its prompt, so an error that was planted in one is an error for certain.
 Pure functions of the options and their seed. Must not know files, tokenizers or models.
 """
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dense_reward_trainer.corruption import corrupt
+from dense_reward_trainer.word_problems import two_step
+
+# Nine digits is the most for which the number of problems fits the sampler's 64-bit range.
+Digits = Annotated[int, Field(ge=1, le=9)]
 
 
 def _addends(digits: int) -> range:
@@ -18,13 +23,18 @@ def _addends(digits: int) -> range:
 
 
 class ArithmeticOptions(BaseModel):
-    """Which additions to generate."""
+    """Which problems to generate."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     demonstrations: int = Field(default=3000, ge=1, description="How many demonstrations, each with its own prompt.")
-    # Nine digits is the most for which the number of problems fits the sampler's 64-bit range.
-    digits: int = Field(default=3, ge=1, le=9, description="Digits of each addend, the first of them 1 to 9.")
+    kind: Literal["addition", "two_step"] = Field(
+        default="addition", description="Additions worked column by column, or word problems of two steps."
+    )
+    digits: Digits | tuple[Digits, ...] = Field(
+        default=3,
+        description="Digits of each number, the first of them 1 to 9; of several counts each has an equal share.",
+    )
     label_noise: float = Field(
         default=0.0,
         ge=0.0,
@@ -35,24 +45,34 @@ class ArithmeticOptions(BaseModel):
 
     @model_validator(mode="after")
     def _enough_problems(self) -> Self:
-        available = len(_addends(self.digits)) ** 2
-        if self.demonstrations > available:
-            raise ValueError(
-                f"{self.demonstrations} demonstrations with prompts of their own were asked for, but only {available} "
-                f"additions of {self.digits}-digit numbers exist: ask for at most {available} or for more digits"
-            )
+        for digits, count in self.shares.items():
+            # of word problems there are far more, but for the few with one digit they are hard to draw without repeats
+            available = len(_addends(digits)) ** 2
+            if count > available:
+                raise ValueError(
+                    f"{count} demonstrations with prompts of their own were asked for, but only {available} "
+                    f"additions of {digits}-digit numbers exist: ask for at most {available} or for more digits"
+                )
         return self
+
+    @property
+    def shares(self) -> dict[int, int]:
+        """How many problems have numbers of how many digits. Raises ValueError where a count is named twice."""
+        counts = (self.digits,) if isinstance(self.digits, int) else self.digits
+        if len(set(counts)) < max(len(counts), 1):
+            raise ValueError(f"digits {list(counts)} must name one count or several different ones")
+        each, more = divmod(self.demonstrations, len(counts))
+        return {digits: each + (place < more) for place, digits in enumerate(counts)}
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One addition. `clean` is False where one digit of the response was replaced by a wrong one."""
+    """`answer` is right, also where `clean` is False: there one digit of the response was replaced by a wrong one."""
 
-    a: int
-    b: int
     prompt: str
     response: str
-    clean: bool
+    answer: int
+    clean: bool = True
 
 
 def worked(a: int, b: int, digits: int) -> str:
@@ -80,14 +100,27 @@ def generate(options: ArithmeticOptions) -> list[Problem]:
     they contradict themselves. Options that differ in `label_noise` alone give the same prompts in the same order.
     """
     rng = random.Random(options.seed)
-    addends = _addends(options.digits)
-    pairs = [divmod(index, len(addends)) for index in rng.sample(range(len(addends) ** 2), options.demonstrations)]
-    problems = [_problem(addends[first], addends[second], options.digits) for first, second in pairs]
+    kind = _additions if options.kind == "addition" else _word_problems
+    problems = [problem for digits, count in options.shares.items() for problem in kind(digits, count, rng)]
+    if len(options.shares) > 1:
+        rng.shuffle(problems)
     for index in rng.sample(range(len(problems)), round(options.label_noise * len(problems))):
         wrong = corrupt(problems[index].response, rng)
         problems[index] = replace(problems[index], response=wrong.text, clean=False)
     return problems
 
 
-def _problem(a: int, b: int, digits: int) -> Problem:
-    return Problem(a, b, f"Add {a} and {b}.", worked(a, b, digits), clean=True)
+def _additions(digits: int, count: int, rng: random.Random) -> Iterator[Problem]:
+    addends = _addends(digits)
+    for index in rng.sample(range(len(addends) ** 2), count):
+        a, b = addends[index // len(addends)], addends[index % len(addends)]
+        yield Problem(f"Add {a} and {b}.", worked(a, b, digits), a + b)
+
+
+def _word_problems(digits: int, count: int, rng: random.Random) -> Iterator[Problem]:
+    seen: set[str] = set()
+    while len(seen) < count:
+        drawn = two_step(digits, rng)
+        if drawn.prompt not in seen:
+            seen.add(drawn.prompt)
+            yield Problem(drawn.prompt, drawn.response, drawn.answer)

@@ -206,8 +206,8 @@ def _report(source: str, bad: Sequence[BadLine], total: int) -> str:
 def _numbered_rows(source: DataSource, opener: OpenDataset) -> tuple[int, Iterable[tuple[int, bytes | Row]]]:
     if source.arithmetic is not None:
         problems = generate(source.arithmetic)
-        # The answer is the true sum, also where label noise has spoilt the response.
-        made = ({"prompt": p.prompt, "response": p.response, "final_answer": p.a + p.b} for p in problems)
+        # The answer is right, also where label noise has spoilt the response.
+        made = ({"prompt": p.prompt, "response": p.response, "final_answer": p.answer} for p in problems)
         return len(problems), enumerate(made, 1)
     path = Path(source.source).expanduser()
     if path.exists():
