@@ -14,12 +14,20 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 from dense_reward_trainer.runlog import RECORD_NAME, RunRecord, commit, versions
 from dense_reward_trainer.serving import free_port, serving
 
 ROOT = Path(__file__).parent.parent
-GROUPS = ("localisation", "ranking")
+Signals = dict[str, dict[str, dict[str, float]]]
+
+
+class CreditJson(TypedDict):
+    """What is read of a credit job's result: AUROCs by signal, under names that asdict gave them."""
+
+    localisation: dict[str, Signals]
+    ranking: Signals | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(task: str, data: str | None, seed: int) -> dict[str, object]:
+def measure(task: str, data: str | None, seed: int) -> CreditJson:
     """Train, serve and measure one seed; the credit job's result."""
     run, credit = Path(f"runs/bench/{task}_{seed}"), Path(f"runs/bench/{task}_{seed}_credit")
     train = [f"seed={seed}", f"output_dir={run}"]
@@ -56,8 +64,8 @@ def measure(task: str, data: str | None, seed: int) -> dict[str, object]:
     job("sft", f"{task}_sft", train)
     with serving(run / "checkpoints" / "sft", run / "checkpoints" / "reference", free_port()) as (_, url):
         job("credit", f"{task}_credit", [*found, f"service_url={url}"])
-    result: dict[str, object] = json.loads((credit / "credit.json").read_text())["result"]
-    return result | {"commits": {"sft": commit_of(run), "credit": commit_of(credit)}}
+    result: CreditJson = json.loads((credit / "credit.json").read_text())["result"]
+    return result | {"commits": {"sft": commit_of(run), "credit": commit_of(credit)}}  # type: ignore[return-value]
 
 
 def commit_of(run: Path) -> str | None:
@@ -72,14 +80,18 @@ def job(name: str, recipe: str, overrides: Sequence[str]) -> None:
     subprocess.run([sys.executable, "-m", "dense_reward_trainer.cli", name, recipe, *overrides], check=True)
 
 
-def median_table(results: Sequence[dict[str, object]]) -> dict[str, dict[str, float]]:
-    """The median over seeds of each AUROC."""
-    table: dict[str, dict[str, float]] = {}
-    for group in GROUPS:
-        found = [part for result in results if isinstance(part := result[group], dict)]
-        if found:
-            table[group] = {name: statistics.median(one[name]["value"] for one in found) for name in found[0]}
-    return table
+def median_table(results: Sequence[CreditJson]) -> dict[str, dict[str, float]]:
+    """The median over seeds of each AUROC, by what is told apart."""
+    groups: dict[str, list[Signals]] = {}
+    for result in results:
+        for kind, found in result["localisation"].items():
+            groups.setdefault(f"corrupted {kind}", []).append(found)
+        if result["ranking"] is not None:
+            groups.setdefault("ranking", []).append(result["ranking"])
+    return {
+        group: {name: statistics.median(one[name]["auroc"]["value"] for one in found) for name in found[0]}
+        for group, found in groups.items()
+    }
 
 
 def circumstances() -> dict[str, object]:

@@ -2,7 +2,7 @@ import random
 import re
 
 import pytest
-from dense_reward_trainer.corruption import corrupt, number_corruption
+from dense_reward_trainer.corruption import Corrupter, Kind, corrupt, number_corruption
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,3 +82,32 @@ def test_the_same_seed_plants_the_same_error() -> None:
     text = "3*14 = 42, so 42 jars"
     assert corrupt(text, random.Random(5)) == corrupt(text, random.Random(5))
     assert number_corruption(text, random.Random(5)) == number_corruption(text, random.Random(5))
+
+
+ANSWERS = ("Ada buys 12 pens\n12+3=15\n#### 15", "Eva sells 40 cups\n40-9=31\n#### 31", "nothing here")
+
+
+@given(st.sampled_from(["digit", "number", "word", "step"]), st.sampled_from(ANSWERS), seeds)
+def test_every_kind_of_error_stays_within_its_span_and_is_as_long(kind: Kind, text: str, seed: int) -> None:
+    corruption = Corrupter.of(kind, ANSWERS)(text, random.Random(seed))
+    if corruption is None:
+        assert text == "nothing here"
+        return
+    assert len(corruption.text) == len(text)
+    assert corruption.text != text
+    assert corruption.text[: corruption.start] == text[: corruption.start]
+    assert corruption.text[corruption.end :] == text[corruption.end :]
+
+
+def test_words_are_exchanged_for_words_of_the_data_that_begin_alike() -> None:
+    corrupter = Corrupter.of("word", ANSWERS)
+    drawn = {corrupter(ANSWERS[0], random.Random(seed)) for seed in range(100)}
+    changed = {one.text[one.start : one.end] for one in drawn if one is not None}
+    assert changed == {"Eva", "cups", "here", "buys", "pens"}
+
+
+def test_a_step_is_exchanged_for_another_step_and_the_final_answer_is_none() -> None:
+    corrupter = Corrupter.of("step", ANSWERS)
+    drawn = {corrupter(ANSWERS[0], random.Random(seed)) for seed in range(50)}
+    assert {one.text for one in drawn if one is not None} == {ANSWERS[0].replace("12+3=15", "40-9=31")}
+    assert corrupter("40-9=31", random.Random(0)) is None

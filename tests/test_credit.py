@@ -6,15 +6,26 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dense_reward import Client
 from dense_reward_trainer.cli import main
-from dense_reward_trainer.corruption import Corruption, number_corruption
-from dense_reward_trainer.credit import SIGNALS, Planted, Sums, groups, plant, rank
+from dense_reward_trainer.corruption import Corrupter, Corruption, Kind, number_corruption
 from dense_reward_trainer.credit_config import CreditConfig
 from dense_reward_trainer.data import DataSource, Demonstration, Message, load
 from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.localisation import (
+    SIGNALS,
+    TRIES,
+    Located,
+    Planted,
+    groups,
+    localise,
+    planted_and_scored,
+    proposals,
+)
 from dense_reward_trainer.policy import load_policy
+from dense_reward_trainer.ranking import Sums, rank
 from dense_reward_trainer.rollout import Sampling, sample
 from dense_reward_trainer.token_rewards import ServiceAddress, pinned_pair
 from hypothesis import given
@@ -70,19 +81,19 @@ def test_the_error_is_never_among_what_it_stands_against(seed: int, text: str) -
     assert all(i == len(text) or text[i] == corruption.text[i] for i in others)
 
 
-def test_errors_are_seeded_and_each_answer_gets_one() -> None:
-    answers = [answer(f"{i} + {i} = {2 * i}") for i in range(30)]
-    first, again = plant(answers, config(answers=20)), plant(answers, config(answers=20))
-    assert first == again
-    assert len(first) == 20
-    assert plant(answers, config(answers=20, seed=1)) != first
+def test_errors_are_seeded_and_those_of_an_answer_differ() -> None:
+    corrupter, demonstration = Corrupter.of("number", []), answer("12 + 30 = 42")
+    first = proposals(corrupter, demonstration, [0, 3])
+    assert first == proposals(corrupter, demonstration, [0, 3])
+    assert first != proposals(corrupter, demonstration, [1, 3])
+    assert len({one.text for one in first}) == len(first) <= TRIES
+    assert proposals(corrupter, answer("none"), [0, 3]) == []
 
 
-def test_answers_without_a_number_are_passed_over_and_too_few_are_refused() -> None:
-    answers = [answer("none"), answer("one 1"), answer("two 2")]
-    assert len(plant(answers, config(answers=2))) == 2
-    with pytest.raises(ConfigError, match="2 answers hold a number, answers asks for 3"):
-        plant(answers, config(answers=3))
+def test_an_error_hits_where_it_is_lowest_and_shares_a_tie() -> None:
+    others = np.array([0.0, -1.0, -2.0, -2.0], dtype=np.float32)
+    assert [Located(error, others).hit for error in (-3.0, -2.0, -1.0)] == [1.0, pytest.approx(1 / 3), 0.0]
+    assert [Located(error, others).auroc for error in (-3.0, -1.0, 1.0)] == [1.0, 0.375, 0.0]
 
 
 @pytest.fixture(scope="module")
@@ -111,23 +122,81 @@ def test_without_a_policy_the_job_measures_planted_errors_and_leaves_the_table_i
 ) -> None:
     assert credit(pair, tmp_path / "run") == 0
     result = json.loads((tmp_path / "run" / "credit.json").read_text())["result"]
-    assert set(result["localisation"]) == {"sft_logprob", "reward", "centred"}
-    assert all(0 <= one["low"] <= one["value"] <= one["high"] <= 1 for one in result["localisation"].values())
+    assert set(result["localisation"]) == {"digit", "step"}
+    for found in result["localisation"].values():
+        assert set(found) == {"sft_logprob", "reward", "centred"}
+        for one in found.values():
+            assert all(0 <= x["low"] <= x["value"] <= x["high"] <= 1 for x in (one["auroc"], one["hit"]))
     assert result["ranking"] is None
+    assert (tmp_path / "run" / "credit.png").stat().st_size > 10_000
     said = capsys.readouterr().err
     assert f"waiting for {pair.url}, up to 300 s" in said
-    assert "AUROC of the corrupted digit" in said
+    assert "corrupted digit against the other tokens of its answer, 3 answers" in said
+
+
+@pytest.mark.parametrize("kind", ["digit", "number", "word", "step"])
+def test_a_corrupted_answer_has_as_many_tokens_as_the_right_one_and_differs_in_its_span_alone(
+    pair: ServedPair, tmp_path: Path, kind: Kind
+) -> None:
+    demonstrations = load(DataSource(source=str(pair.folder / "held_out.jsonl"))).demonstrations
+    corrupter = Corrupter.of(kind, [one.response for one in demonstrations])
+    with pinned_pair(ServiceAddress.of(pair.url, config(output_dir=tmp_path)), said_to_nobody) as pinned:
+        found = list(planted_and_scored(pinned, demonstrations, corrupter, seed=0))
+    assert found
+    with Client(pair.url) as client:
+        for planted_one, scored in found:
+            right, corruption = planted_one.demonstration.response, planted_one.corruption
+            prompt = planted_one.demonstration.messages[0].content
+            assert scored.length == client.score(prompt=prompt, response=right).results[0].length
+            assert corruption.text != right
+            assert corruption.text[: corruption.start] == right[: corruption.start]
+            assert corruption.text[corruption.end :] == right[corruption.end :]
+
+
+def test_more_answers_than_hold_such_an_error_are_refused(pair: ServedPair, tmp_path: Path) -> None:
+    demonstrations = [answer("none at all"), answer("one 1")]
+    with (
+        pinned_pair(ServiceAddress.of(pair.url, config(output_dir=tmp_path)), said_to_nobody) as pinned,
+        pytest.raises(ConfigError, match="1 answers can hold an error of kind digit, answers asks for 2"),
+    ):
+        localise(pinned, demonstrations, Corrupter.of("digit", []), count=2, against="tokens", seed=0)
+
+
+def test_labelled_solutions_are_measured_step_against_step(pair: ServedPair, tmp_path: Path) -> None:
+    lines = [{"problem": "Add 1 and 2.", "steps": ["1+2=3", "3+1=5", "#### 5"], "label": 1}] * 3
+    lines.append({"problem": "Add 1 and 2.", "steps": ["1+2=3"], "label": -1})
+    (tmp_path / "solutions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert credit(pair, tmp_path / "run", f"solutions={tmp_path / 'solutions.jsonl'}") == 0
+    result = json.loads((tmp_path / "run" / "credit.json").read_text())["result"]
+    assert result["solutions"] == 3
+    with Client(pair.url) as client:
+        text = "1+2=3\n\n3+1=5\n\n#### 5"
+        (scored,) = client.score(prompt="Add 1 and 2.", response=text).results
+    assert scored.offsets is not None
+    assert scored.reward is not None
+    ends = scored.offsets[:, 1]
+    right, wrong = scored.reward[ends <= 7].mean(), scored.reward[(ends > 7) & (ends <= 14)].mean()
+    assert result["steps"]["reward"]["auroc"]["value"] == float(wrong < right)
 
 
 def test_right_and_wrong_samples_are_told_apart_and_summed_as_the_service_pays_them(
     pair: ServedPair, tmp_path: Path
 ) -> None:
     """Nothing that random weights say is right, so a text of even length shall be."""
-    settings = config(output_dir=tmp_path, samples=60, max_new_tokens=40, service_request_tokens=200)
+    settings = config(output_dir=tmp_path, service_request_tokens=200)
     checkpoint = load_policy(pair.folder / "sft", precision="float32", device="cpu")
     demonstrations = load(DataSource(source=str(pair.folder / "held_out.jsonl"))).demonstrations
     with pinned_pair(ServiceAddress.of(pair.url, settings), said_to_nobody) as pinned:
-        sums = rank(pinned, checkpoint, demonstrations, settings, report=said_to_nobody, is_right=is_even)
+        sums = rank(
+            pinned,
+            checkpoint,
+            demonstrations,
+            Sampling(40, batch_size=256),
+            samples=60,
+            seed=0,
+            report=said_to_nobody,
+            is_right=is_even,
+        )
 
     each = -(-60 // len(demonstrations))
     prompts = [checkpoint.encoder.prompt(one.messages[0].content) for one in demonstrations]
@@ -144,7 +213,9 @@ def test_right_and_wrong_samples_are_told_apart_and_summed_as_the_service_pays_t
     assert min(sums.counts) > 0
     assert sums.right["reward"] == pytest.approx(expected[True], abs=1e-3)
     assert sums.wrong["reward"] == pytest.approx(expected[False], abs=1e-3)
-    assert all(0 <= one.low <= one.value <= one.high <= 1 for one in sums.intervals(0).values())
+    for one in sums.ranking(0).values():
+        assert 0 <= one.auroc.low <= one.auroc.value <= one.auroc.high <= 1
+        assert one.calibration is not None
 
 
 def is_even(_: Demonstration, text: str) -> bool:
@@ -159,7 +230,7 @@ def said_to_nobody(_: str) -> None:
 def test_samples_that_are_all_right_or_all_wrong_cannot_be_ranked(right: int, wrong: int) -> None:
     sums = Sums({name: [1.0] * right for name in SIGNALS}, {name: [1.0] * wrong for name in SIGNALS})
     with pytest.raises(ConfigError, match=f"{right} samples are right and {wrong} are wrong, .* policy=null"):
-        sums.intervals(0)
+        sums.ranking(0)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from dense_reward_trainer.corruption import Kind
 from dense_reward_trainer.data import DataSource
 from dense_reward_trainer.policy_config import Device
 from dense_reward_trainer.service_config import SERVICE_KEYS, ServiceJobConfig
@@ -17,13 +18,20 @@ class CreditConfig(ServiceJobConfig):
 
     service_url: str = Field(default="http://127.0.0.1:8000", description="Where the pair is served.")
     data: DataSource = Field(description="Right answers that the pair was not trained on, such as held_out.jsonl.")
-    corruption: Literal["digit", "number"] = Field(
-        default="digit", description="Replace one digit, or one whole number by another with as many digits."
+    corruptions: tuple[Kind, ...] = Field(
+        default=("digit",),
+        min_length=1,
+        description="Kinds of planted errors: one digit; one number by another with as many digits; one word, or one "
+        "line but the last, by another of the data as long. The answer keeps the number of its tokens.",
     )
     against: Literal["tokens", "digit_tokens"] = Field(
         default="tokens", description="Which other tokens of its answer the planted error must stand out from."
     )
-    answers: int = Field(default=200, ge=1, description="Answers that get an error.")
+    answers: int = Field(default=200, ge=1, description="Answers that get an error, for each kind.")
+    solutions: Path | None = Field(
+        default=None,
+        description="File of ProcessBench or PRM800K: is the first wrong step lower than those before? null: none.",
+    )
     policy: Path | None = Field(
         default=None, description="Checkpoint whose sampled answers are ranked, right against wrong; null: none."
     )

@@ -1,0 +1,86 @@
+"""Lines of ProcessBench and PRM800K, read as their authors describe them; and which step a token belongs to."""
+
+import json
+from pathlib import Path
+
+import pytest
+from dense_reward_trainer.data import DataError
+from dense_reward_trainer.process_labels import Solution, read_solutions
+from dense_reward_trainer.steps import steps_of
+
+
+def written(folder: Path, *lines: object) -> Path:
+    path = folder / "solutions.jsonl"
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines))
+    return path
+
+
+def step(*rated: tuple[str, int | None], chosen: int | None = 0, human: str | None = None) -> dict[str, object]:
+    return {
+        "completions": [{"text": text, "rating": rating, "flagged": False} for text, rating in rated],
+        "human_completion": None if human is None else {"text": human, "rating": None},
+        "chosen_completion": chosen,
+    }
+
+
+def prm(*steps: dict[str, object], reason: str = "found_error") -> dict[str, object]:
+    return {"question": {"problem": "P"}, "label": {"steps": list(steps), "finish_reason": reason}}
+
+
+def test_process_bench_names_the_first_wrong_step(tmp_path: Path) -> None:
+    lines = [
+        {"id": "gsm8k-0", "problem": "P", "steps": ["a", "b"], "final_answer_correct": False, "label": 1},
+        {"id": "gsm8k-1", "problem": "Q", "steps": ["a"], "final_answer_correct": True, "label": -1},
+    ]
+    path = written(tmp_path, *lines)
+    assert read_solutions(path) == [
+        Solution("P", ("a", "b"), 1, f"{path}:1"),
+        Solution("Q", ("a",), None, f"{path}:2"),
+    ]
+
+
+def test_prm800k_is_followed_along_the_chosen_steps_to_the_first_wrong_one(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        prm(step(("a", 1)), step(("x", 0), ("b", 1), chosen=1), step(("c", 0), ("d", -1), chosen=None)),
+        prm(step(("a", 1)), step(("b", -1), chosen=0)),
+        prm(step(("a", 1)), step(("b", -1), chosen=None, human="B"), step(("c", 1)), reason="solution"),
+        prm(step(("a", 1)), reason="give_up"),
+        prm(step(("a", 1)), step(("b", None), chosen=None)),
+    )
+    found = [(one.steps, one.first_wrong) for one in read_solutions(path)]
+    assert found == [(("a", "b", "d"), 2), (("a", "b"), 1), (("a", "B", "c"), None)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "[1]",
+        {"steps": ["a"], "label": 0},
+        {"problem": "P", "steps": [], "label": -1},
+        {"problem": "P", "steps": ["a"], "label": 1},
+        {"problem": "P", "steps": ["a", 2], "label": 0},
+        {"question": {"problem": "P"}, "label": {"steps": [{}], "finish_reason": "solution"}},
+    ],
+)
+def test_a_line_of_neither_is_refused_by_its_place(tmp_path: Path, line: object) -> None:
+    good = {"problem": "P", "steps": ["a"], "label": -1}
+    with pytest.raises(DataError, match=r"solutions\.jsonl:2 is no line of ProcessBench or PRM800K"):
+        read_solutions(written(tmp_path, good, line))
+
+
+def test_a_file_without_any_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no labelled solution"):
+        read_solutions(written(tmp_path, ""))
+    with pytest.raises(DataError, match="cannot be read"):
+        read_solutions(tmp_path / "missing.jsonl")
+
+
+def test_each_token_belongs_to_the_step_of_its_last_character() -> None:
+    solution = Solution("P", ("ab", "c"), 1, "here")
+    assert solution.text == "ab\n\nc"
+    assert solution.spans == [(0, 4), (4, 5)]
+    offsets = [(0, 2), (2, 3), (3, 4), (4, 5), (5, 5)]
+    assert steps_of(solution, offsets).tolist() == [0, 0, 0, 1, 1]
+    assert steps_of(solution, [(0, 5)]).tolist() == [1]

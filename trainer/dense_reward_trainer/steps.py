@@ -1,0 +1,49 @@
+"""Does a signal find the first wrong step of a solution that people have labelled? Must not know files or jobs."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from dense_reward_trainer.auroc import mean_interval
+from dense_reward_trainer.localisation import SIGNALS, Localisation, Located, offsets_of, signal_of
+from dense_reward_trainer.process_labels import Solution
+from dense_reward_trainer.token_rewards import PinnedPair
+
+ITEMS_PER_REQUEST = 16
+
+
+def first_wrong_steps(pair: PinnedPair, solutions: Sequence[Solution], seed: int) -> dict[str, Localisation]:
+    """By signal: the mean over the first wrong step's tokens against those of the right steps before it.
+
+    Steps after it are in neither group: whether they are wrong is not known. Raises JobError where the service cannot
+    score them.
+    """
+    located: dict[str, list[Located]] = {name: [] for name in SIGNALS}
+    for start in tqdm(range(0, len(solutions), ITEMS_PER_REQUEST), desc="labelled solutions", unit="request"):
+        part = solutions[start : start + ITEMS_PER_REQUEST]
+        items: list[dict[str, object]] = [
+            {"messages": [{"role": "user", "content": one.problem}, {"role": "assistant", "content": one.text}]}
+            for one in part
+        ]
+        for solution, scored in zip(part, pair.ask(items, [*SIGNALS, "offsets"]).results, strict=True):
+            step_T = steps_of(solution, offsets_of(scored))
+            for name in SIGNALS:
+                values_T = signal_of(scored, name)
+                wrong = solution.first_wrong or 0
+                means = [float(values_T[step_T == step].mean()) for step in range(wrong + 1) if (step_T == step).any()]
+                located[name].append(Located(means[-1], np.array(means[:-1], dtype=np.float32)))
+    return {
+        name: Localisation(
+            mean_interval([one.auroc for one in found], seed), mean_interval([one.hit for one in found], seed)
+        )
+        for name, found in located.items()
+    }
+
+
+def steps_of(solution: Solution, offsets: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+    """The step of every token, [T]: that in which its last character lies; an end of turn belongs to the last."""
+    ends = np.array([end for _, end in solution.spans])
+    places: NDArray[np.int64] = np.searchsorted(ends, [max(end - 1, 0) for _, end in offsets], side="right")
+    return places.clip(max=len(ends) - 1)
