@@ -1,92 +1,36 @@
-"""The policy gradient, enumerated: every response over three tokens of at most three steps, in float64.
+"""The policy gradient, enumerated: expected gradients of what training uses against that of the objective it claims."""
 
-The policy is a table of logits, one row per state, so every expectation is a finite sum. Expected gradients of the
-estimators that training uses are compared with the gradient of the objective that they claim to follow.
-"""
-
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 import pytest
 import torch
-from dense_reward_trainer.losses import reinforce
+from dense_reward_trainer.losses import policy_gradient
 from dense_reward_trainer.policy_config import BaselineName
 from dense_reward_trainer.returns import baseline, mask_of, pad, penalised, reward_to_go
+from enumerated_world import (
+    HORIZON,
+    LENGTHS,
+    RESPONSES,
+    STATE_INDEX,
+    STATES,
+    VOCABULARY,
+    World,
+    a_world,
+    along,
+    assert_same,
+    exact,
+    gathered,
+    gradient,
+)
 from torch import Tensor
 
-VOCABULARY, HORIZON, END = 3, 3, 0
 COEFFICIENT = 0.3
-Response = tuple[int, ...]
-
-
-def every_response() -> list[Response]:
-    """Those that end with END, and those that are cut off at the horizon."""
-    bodies = [body for length in range(HORIZON) for body in product(range(1, VOCABULARY), repeat=length)]
-    return [*((*body, END) for body in bodies), *product(range(1, VOCABULARY), repeat=HORIZON)]
-
-
-RESPONSES = every_response()
-STATES = sorted({response[:t] for response in RESPONSES for t in range(len(response))})
-STATE_INDEX = {state: index for index, state in enumerate(STATES)}
-LENGTHS = [len(response) for response in RESPONSES]
-
-
-def gathered(table_SV: Tensor) -> Tensor:
-    """A value per state and action, along every response, [B, T]."""
-    rows = [torch.stack([table_SV[STATE_INDEX[r[:t]], r[t]] for t in range(len(r))]) for r in RESPONSES]
-    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
-
-def along(value_S: Tensor) -> Tensor:
-    """A value per state, along every response, [B, T]."""
-    return gathered(value_S[:, None].expand(-1, VOCABULARY))
-
-
-def random_logprobs(seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.log_softmax(1.5 * torch.randn(len(STATES), VOCABULARY, generator=generator, dtype=torch.float64), -1)
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """SFT, reference and policy tables; the policy's logits are what gradients are taken of."""
-
-    sft_SV: Tensor
-    reference_SV: Tensor
-    logits_SV: Tensor
-
-    @property
-    def policy_SV(self) -> Tensor:
-        return torch.log_softmax(self.logits_SV, -1)
-
-    @property
-    def reward_SV(self) -> Tensor:
-        return self.sft_SV - self.reference_SV
-
-    @property
-    def kl_S(self) -> Tensor:
-        """KL(pi_sft || pi_ref) at every state."""
-        return (self.sft_SV.exp() * self.reward_SV).sum(-1)
-
-    def probability_B(self) -> Tensor:
-        """Of every response under the policy; differentiable."""
-        return gathered(self.policy_SV).sum(-1).exp()
 
 
 @pytest.fixture
 def world() -> World:
-    return World(random_logprobs(1), random_logprobs(2), random_logprobs(3).requires_grad_())
-
-
-def gradient(objective: Tensor, world: World) -> Tensor:
-    return torch.autograd.grad(objective, world.logits_SV)[0]
-
-
-def exact(world: World, reward_SV: Tensor, coefficient: float = 0.0) -> Tensor:
-    """Gradient of E[sum r] - b KL(pi || pi_sft), by autograd through the exact expectation."""
-    kl_B = gathered(world.policy_SV - world.sft_SV).sum(-1)
-    return gradient((world.probability_B() * (gathered(reward_SV).sum(-1) - coefficient * kl_B)).sum(), world)
+    return a_world()
 
 
 def estimated(world: World, name: BaselineName, reward_SV: Tensor, size: int = 1, coefficient: float = 0.0) -> Tensor:
@@ -99,14 +43,9 @@ def estimated(world: World, name: BaselineName, reward_SV: Tensor, size: int = 1
     for group in product(range(len(RESPONSES)), repeat=size):
         rows = list(group)
         advantage_GT = return_BT[rows] - baseline(name, return_BT[rows], size, kl_BT[rows])
-        loss = reinforce(logprob_BT[rows], advantage_GT, mask_BT[rows], over=size)
+        loss = policy_gradient(logprob_BT[rows], logprob_BT[rows], advantage_GT, mask_BT[rows], over=size)
         losses.append(probability_B[rows].prod() * loss)
     return -gradient(torch.stack(losses).sum(), world)
-
-
-def assert_same(gradient_SV: Tensor, expected_SV: Tensor) -> None:
-    assert expected_SV.abs().max() > 1e-3
-    torch.testing.assert_close(gradient_SV, expected_SV, rtol=0, atol=1e-12)
 
 
 def test_the_responses_are_all_there_are(world: World) -> None:
@@ -139,7 +78,8 @@ def test_a_mean_over_unfinished_responses_alone_would_bend_the_gradient(world: W
     for first, second in product(range(len(RESPONSES)), repeat=2):
         rows = [first, second]
         mean_T = return_BT[rows].sum(0) / mask_BT[rows].sum(0).clamp_min(1)
-        loss = reinforce(logprob_BT[rows], return_BT[rows] - mean_T, mask_BT[rows], over=2)
+        advantage_GT = return_BT[rows] - mean_T
+        loss = policy_gradient(logprob_BT[rows], logprob_BT[rows], advantage_GT, mask_BT[rows], over=2)
         losses.append(probability_B[first] * probability_B[second] * loss)
     bent_SV = -gradient(torch.stack(losses).sum(), world)
     assert cosine(bent_SV, exact(world, world.reward_SV)) < 0.99

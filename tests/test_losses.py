@@ -1,8 +1,12 @@
-"""The REINFORCE loss: its gradient, its divisor, and microbatches that add up."""
+"""The policy-gradient loss: its gradient, ratios, clipping, divisor, microbatches that add up; and the KL losses."""
+
+import math
+from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
-from dense_reward_trainer.losses import divisor, reinforce
+from dense_reward_trainer.losses import divisor, kl_loss, policy_gradient
 from dense_reward_trainer.policy_config import Normalise
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,18 +17,58 @@ ADVANTAGE_BT = torch.tensor([[1.0, -1.0, 2.0], [3.0, 100.0, 100.0]])
 MASK_BT = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
 
 
-@pytest.mark.parametrize(("normalise", "expected"), [("tokens", 8.5 / 4), ("sequences", 8.5 / 2)])
-def test_the_loss_is_the_mean_of_advantage_times_log_prob(normalise: Normalise, expected: float) -> None:
-    loss = reinforce(LOGPROB_BT, ADVANTAGE_BT, MASK_BT, divisor(MASK_BT, normalise))
-    assert float(loss) == expected
+def reinforce(logprob_BT: Tensor, advantage_BT: Tensor, mask_BT: Tensor, over: int) -> Tensor:
+    """On policy."""
+    return policy_gradient(logprob_BT, logprob_BT, advantage_BT, mask_BT, over=over)
 
 
-def test_the_gradient_is_minus_the_advantage_and_none_reaches_advantages_or_padding() -> None:
+@pytest.mark.parametrize(("normalise", "count"), [("tokens", 4), ("sequences", 2)])
+def test_the_gradient_is_minus_the_advantage_and_none_reaches_advantages_or_padding(
+    normalise: Normalise, count: int
+) -> None:
     logprob_BT, advantage_BT = LOGPROB_BT.clone().requires_grad_(), ADVANTAGE_BT.clone().requires_grad_()
-    torch.autograd.backward(reinforce(logprob_BT, advantage_BT, MASK_BT, 2))
+    over = divisor(MASK_BT, normalise)
+    torch.autograd.backward(reinforce(logprob_BT, advantage_BT, MASK_BT, over))
+    assert over == count
     assert advantage_BT.grad is None
     assert logprob_BT.grad is not None
-    assert logprob_BT.grad.tolist() == [[-0.5, 0.5, -1.0], [-1.5, 0.0, 0.0]]
+    assert logprob_BT.grad.tolist() == [[-1 / count, 1 / count, -2 / count], [-3 / count, 0.0, 0.0]]
+
+
+def test_off_policy_the_gradient_is_weighted_by_the_ratio() -> None:
+    logprob_BT = LOGPROB_BT.clone().requires_grad_()
+    old_BT = LOGPROB_BT - math.log(2)
+    torch.autograd.backward(policy_gradient(logprob_BT, old_BT, ADVANTAGE_BT, MASK_BT, over=1))
+    assert logprob_BT.grad is not None
+    torch.testing.assert_close(logprob_BT.grad, -2 * ADVANTAGE_BT * MASK_BT)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "gradient"),
+    [(1.1, 1.0, -1.1), (1.3, 1.0, 0.0), (0.5, 1.0, -0.5), (0.9, -1.0, 0.9), (0.5, -1.0, 0.0), (1.3, -1.0, 1.3)],
+)
+def test_clipping_ends_the_gain_on_the_side_that_the_advantage_pushes_to(
+    ratio: float, advantage: float, gradient: float
+) -> None:
+    logprob_11 = torch.zeros(1, 1, requires_grad=True)
+    old_11, advantage_11 = torch.tensor([[-math.log(ratio)]]), torch.tensor([[advantage]])
+    torch.autograd.backward(policy_gradient(logprob_11, old_11, advantage_11, torch.ones(1, 1), over=1, clip=0.2))
+    assert logprob_11.grad is not None
+    assert float(logprob_11.grad) == pytest.approx(gradient, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "gradient"), [("loss_k2", lambda d: d), ("loss_k3", lambda d: 1 - math.exp(-d))], ids=["k2", "k3"]
+)
+def test_a_kl_loss_pulls_by_its_own_function_of_the_log_ratio(
+    name: Literal["loss_k2", "loss_k3"], gradient: Callable[[float], float]
+) -> None:
+    logprob_12 = torch.tensor([[-1.0, -7.0]], requires_grad=True)
+    sft_12, mask_12 = torch.tensor([[-1.5, 0.0]]), torch.tensor([[1.0, 0.0]])
+    torch.autograd.backward(kl_loss(name, logprob_12, sft_12, mask_12, 1))
+    assert logprob_12.grad is not None
+    assert logprob_12.grad[0].tolist() == pytest.approx([gradient(0.5), 0.0])
+    assert float(kl_loss(name, sft_12, sft_12, mask_12, 1)) == 0.0
 
 
 def test_a_batch_of_empty_responses_has_loss_0() -> None:

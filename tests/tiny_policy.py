@@ -13,7 +13,7 @@ from dense_reward.reward import signal
 from dense_reward.schemas import SignalName
 from dense_reward_trainer.policy import Policy, PolicyCheckpoint, frozen_logprobs
 from dense_reward_trainer.rollout import Rollout
-from dense_reward_trainer.token_rewards import ResponseRewards
+from dense_reward_trainer.token_rewards import ResponseRewards, candidate_signal
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
@@ -63,10 +63,23 @@ class EngineRewards:
     signal: SignalName = "reward"
     engine: Engine = field(default_factory=FakeEngine)
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[ResponseRewards]:
-        trunks = [Trunk(r.prompt_P, (Branch(r.response_T, np.ones(len(r.response_T), dtype=bool)),)) for r in rollouts]
+    def score(self, rollouts: Sequence[Rollout], candidates: Sequence[IdArray] | None = None) -> list[ResponseRewards]:
+        named: Sequence[IdArray | None] = [None] * len(rollouts) if candidates is None else candidates
+        trunks = [
+            Trunk(r.prompt_P, (Branch(r.response_T, np.ones(len(r.response_T), dtype=bool), ids_TK),))
+            for r, ids_TK in zip(rollouts, named, strict=True)
+        ]
         rows = [branches[0] for branches in self.engine.prepare(trunks, Wants(kl=True))()]
-        return [ResponseRewards(signal(self.signal, row), row.sft_logprob_S, row.kl_S) for row in rows]
+        return [
+            ResponseRewards(
+                signal(self.signal, row),
+                row.sft_logprob_S,
+                row.kl_S,
+                candidate_signal(self.signal, row.candidate_reward_SK, row.candidate_sft_logprob_SK, row.kl_S),
+                row.candidate_sft_logprob_SK,
+            )
+            for row in rows
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +88,8 @@ class PolicyRewards:
 
     sft: Policy
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[ResponseRewards]:
+    def score(self, rollouts: Sequence[Rollout], candidates: Sequence[IdArray] | None = None) -> list[ResponseRewards]:
+        assert candidates is None
         prompts, responses = [r.prompt_P for r in rollouts], [r.response_T for r in rollouts]
         logprob_BT = frozen_logprobs(self.sft, prompts, responses, 512).numpy()
         rows = [row[: len(ids)] for row, ids in zip(logprob_BT, responses, strict=True)]

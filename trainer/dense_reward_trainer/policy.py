@@ -1,7 +1,7 @@
 """A policy: a causal language model that samples and is differentiated, and its log-probs with gradient.
 
-B responses, right-padded to T tokens; N response tokens of a batch; V vocabulary. Dropout is always off: the
-distribution that was sampled from is the one whose gradient is taken. Must not know rewards or jobs.
+B responses, right-padded to T tokens; N response tokens of a batch; M named actions at each; V ids. Dropout is always
+off: the distribution that was sampled from is the one whose gradient is taken. Must not know rewards or jobs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -96,14 +96,40 @@ def load_policy(folder: Path, *, precision: Precision, device: str) -> PolicyChe
 def policy_logprobs(
     policy: Policy, prompts: Sequence[IdArray], responses: Sequence[IdArray], temperature: float = 1.0
 ) -> Tensor:
-    """log pi(a_t|s_t) of given responses at a temperature, [B, T] with gradient, in nats; 0 after a response's end.
+    """log pi(a_t|s_t) of given responses at a temperature, [B, T] with gradient, in nats; 0 after a response's end."""
+    return action_logprobs(policy, prompts, responses, own_actions(responses), temperature)[..., 0]
 
-    Teacher-forced in one forward pass, padded on the right, reduced at least in float32. Prompts have a token or more.
+
+def own_actions(responses: Sequence[IdArray]) -> Tensor:
+    """The ids of the responses as the only actions of each position, [B, T, 1]; 0 after a response's end."""
+    return _padded(responses)[..., None]
+
+
+def action_logprobs(
+    policy: Policy,
+    prompts: Sequence[IdArray],
+    responses: Sequence[IdArray],
+    ids_BTM: Tensor,
+    temperature: float = 1.0,
+) -> Tensor:
+    """log pi(a|s_t) of M named actions at every position of given responses, [B, T, M] with gradient, in nats.
+
+    Teacher-forced in one forward pass, padded on the right, reduced at least in float32; 0 after a response's end.
+    Prompts have a token or more.
 
     Normalised over all output rows, those beyond the tokenizer included, as the service normalises pi_sft: so
     log pi - log pi_sft of the same weights is 0. Samples never hold such an id, so their own distribution is larger by
     a factor that depends on the state alone and is next to 1: its gradient is left out.
     """
+    place, logprobs_NV = _state_logprobs(policy, prompts, responses, temperature)
+    logprob_NM = logprobs_NV.gather(1, ids_BTM.to(policy.device)[place])
+    return logprob_NM.new_zeros(ids_BTM.shape).index_put(place, logprob_NM)
+
+
+def _state_logprobs(
+    policy: Policy, prompts: Sequence[IdArray], responses: Sequence[IdArray], temperature: float
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Where each response token lies in [B, T], two [N]; and log pi of every id there, [N, V]."""
     sequences = [np.concatenate(pair) for pair in zip(prompts, responses, strict=True)]
     ids_BL = _padded(sequences).to(policy.device)
     first = min(len(prompt) for prompt in prompts) - 1
@@ -114,13 +140,9 @@ def policy_logprobs(
         # the head runs on no position before the first that predicts a response token
         kept = ids_BL.shape[1] - first
         logits_BKV = policy.model(input_ids=ids_BL, use_cache=False, logits_to_keep=kept).logits
-    position_N = start_B[row_N] + step_N
-    logits_NV = logits_BKV[row_N, position_N - 1 - first]
+    logits_NV = logits_BKV[row_N, start_B[row_N] + step_N - 1 - first]
     scaled_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)) / temperature
-    logprobs_NV = torch.log_softmax(scaled_NV, dim=-1)
-    logprob_N = logprobs_NV.gather(1, ids_BL[row_N, position_N, None])[:, 0]
-    logprob_BT = logprob_N.new_zeros(len(responses), max(len(ids) for ids in responses))
-    return logprob_BT.index_put((row_N, step_N), logprob_N)
+    return (row_N, step_N), torch.log_softmax(scaled_NV, dim=-1)
 
 
 def microbatches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
@@ -136,17 +158,44 @@ def microbatches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
 
 
 def frozen_logprobs(
-    policy: Policy, prompts: Sequence[IdArray], responses: Sequence[IdArray], microbatch_tokens: int
+    policy: Policy,
+    prompts: Sequence[IdArray],
+    responses: Sequence[IdArray],
+    microbatch_tokens: int,
+    temperature: float = 1.0,
 ) -> Tensor:
-    """log pi(a_t|s_t) at temperature 1 of any number of responses, [B, T] without gradient, on the CPU."""
-    longest = max(len(ids) for ids in responses)
+    """log pi(a_t|s_t) of any number of responses, [B, T] without gradient, on the CPU."""
+    return likeliest_actions(policy, prompts, responses, 0, microbatch_tokens, temperature=temperature)[1][..., 0]
+
+
+@torch.no_grad()
+def likeliest_actions(
+    policy: Policy,
+    prompts: Sequence[IdArray],
+    responses: Sequence[IdArray],
+    count: int,
+    microbatch_tokens: int,
+    *,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Of every position the response's own id and then the policy's likeliest ones, and their log-probs.
+
+    [B, T, 1 + count] both, on the CPU, 0 after a response's end; fewer where the tokenizer knows fewer ids.
+    """
+    count = min(count, policy.vocabulary)
+    shape = len(responses), max(len(ids) for ids in responses), 1 + count
+    ids_BTM = torch.zeros(shape, dtype=torch.long)
+    logprob_BTM = torch.zeros(shape, dtype=torch.promote_types(policy.model.dtype, torch.float32))
     lengths = [len(prompt) + len(ids) for prompt, ids in zip(prompts, responses, strict=True)]
-    rows_BT = torch.zeros(len(responses), longest, dtype=torch.promote_types(policy.model.dtype, torch.float32))
-    with torch.no_grad():
-        for rows in microbatches(lengths, microbatch_tokens):
-            part_bt = policy_logprobs(policy, [prompts[b] for b in rows], [responses[b] for b in rows])
-            rows_BT[rows, : part_bt.shape[1]] = part_bt.cpu()
-    return rows_BT
+    own_BT1 = own_actions(responses)
+    for rows in microbatches(lengths, microbatch_tokens):
+        parts = [prompts[b] for b in rows], [responses[b] for b in rows]
+        (row_N, step_N), logprobs_NV = _state_logprobs(policy, *parts, temperature)
+        place = torch.tensor(rows)[row_N.cpu()], step_N.cpu()
+        likeliest_NK = logprobs_NV[:, : policy.vocabulary].topk(count, dim=1).indices
+        ids_NM = torch.cat([own_BT1[place].to(policy.device), likeliest_NK], dim=1)
+        ids_BTM[place], logprob_BTM[place] = ids_NM.cpu(), logprobs_NV.gather(1, ids_NM).cpu()
+    return ids_BTM, logprob_BTM
 
 
 def _padded(sequences: Sequence[IdArray]) -> Tensor:

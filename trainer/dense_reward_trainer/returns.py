@@ -18,12 +18,13 @@ from torch import Tensor
 from dense_reward_trainer.policy_config import BaselineName
 
 
-def pad(rows: Sequence[NDArray[np.floating]], dtype: torch.dtype = torch.float32) -> Tensor:
-    """Rows of unequal length as one tensor [B, T], 0 after the end of each."""
-    padded_BT = torch.zeros(len(rows), max((len(row) for row in rows), default=0), dtype=dtype)
+def pad(rows: Sequence[NDArray[np.floating] | NDArray[np.integer]], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Rows of unequal length as one tensor, [B, T] of rows [T] and [B, T, K] of rows [T, K], 0 after each one's end."""
+    inner = rows[0].shape[1:] if rows else ()
+    padded = torch.zeros(len(rows), max((len(row) for row in rows), default=0), *inner, dtype=dtype)
     for index, row in enumerate(rows):
-        padded_BT[index, : len(row)] = torch.from_numpy(row)
-    return padded_BT
+        padded[index, : len(row)] = torch.from_numpy(row)
+    return padded
 
 
 def mask_of(lengths: Sequence[int]) -> Tensor:
@@ -49,6 +50,19 @@ def reward_to_go(reward_BT: Tensor, mask_BT: Tensor, gamma: float = 1.0) -> Tens
         running_B = rewards_BT[:, t] + gamma * running_B
         returns_BT[:, t] = running_B
     return returns_BT
+
+
+def immediate(reward_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """r_t, [B, T] float64; 0 on padding. As a return it is blind to the states that an action leads to."""
+    return torch.where(mask_BT > 0, reward_BT.double(), 0.0)
+
+
+def total(reward_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """R = sum over all k of r_k, [B, T] float64, at every position, padding included: as if it were paid at the end.
+
+    A baseline then compares whole responses at every position, whatever their lengths.
+    """
+    return immediate(reward_BT, mask_BT).sum(dim=1, keepdim=True).expand(reward_BT.shape)
 
 
 def batch_mean(return_BT: Tensor) -> Tensor:

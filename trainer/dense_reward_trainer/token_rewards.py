@@ -17,7 +17,7 @@ from dense_reward import (
 )
 from dense_reward.client.calls import ItemToScore
 from dense_reward.client.tokenizer import card_named
-from dense_reward.engine.base import FloatArray
+from dense_reward.engine.base import FloatArray, IdArray
 from dense_reward.schemas import ArrayName, ModelCard, SignalName
 
 from dense_reward_trainer.errors import ConfigError, JobError
@@ -31,19 +31,22 @@ Report = Callable[[str], None]
 class ResponseRewards:
     """Of one response, one number for each of its ids, in nats at temperature 1. `kl_T` only where it was asked for.
 
-    There is nothing here for an end of turn that the response does not hold.
+    Of the K ids that the caller named at each position, [T, K] each; None where it named none. There is nothing here
+    for an end of turn that the response does not hold.
     """
 
     signal_T: FloatArray
     sft_logprob_T: FloatArray
     kl_T: FloatArray | None = None
+    candidate_signal_TK: FloatArray | None = None
+    candidate_sft_logprob_TK: FloatArray | None = None
 
 
 class TokenRewards(Protocol):
     """A source of token rewards."""
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[ResponseRewards]:
-        """The rewards of the very ids of each rollout, in order."""
+    def score(self, rollouts: Sequence[Rollout], candidates: Sequence[IdArray] | None = None) -> list[ResponseRewards]:
+        """The rewards of the very ids of each rollout, in order, and of its `candidates`, ids [T, K]."""
         ...
 
 
@@ -114,13 +117,15 @@ class ServiceRewards:
     def card(self) -> ModelCard:
         return self.pair.card
 
-    def score(self, rollouts: Sequence[Rollout]) -> list[ResponseRewards]:
+    def score(self, rollouts: Sequence[Rollout], candidates: Sequence[IdArray] | None = None) -> list[ResponseRewards]:
         """Raises JobError where the pair was swapped, or where the service stays away for longer than the patience."""
         names: set[ArrayName] = {"sft_logprob", self.signal}
-        if self.with_kl:
+        if self.with_kl or (candidates is not None and self.signal == "centred"):
             names.add("kl")
+        if candidates is not None:
+            names.add("candidate_sft_logprob")
         rewards: list[ResponseRewards] = []
-        for items in requests(rollouts, self.pair.request_tokens):
+        for items in requests(rollouts, self.pair.request_tokens, candidates):
             rewards += [self._rewards(result) for result in self.pair.ask(items, names).results]
         return rewards
 
@@ -128,7 +133,29 @@ class ServiceRewards:
         signal_T: FloatArray | None = getattr(result, self.signal)
         if signal_T is None or result.sft_logprob is None:
             raise JobError(f"the reward service answered without {self.signal} or sft_logprob")
-        return ResponseRewards(signal_T, result.sft_logprob, result.kl)
+        return ResponseRewards(
+            signal_T,
+            result.sft_logprob,
+            result.kl if self.with_kl else None,
+            candidate_signal(self.signal, result.candidate_reward, result.candidate_sft_logprob, result.kl),
+            result.candidate_sft_logprob,
+        )
+
+
+def candidate_signal(
+    name: SignalName,
+    reward_TK: FloatArray | None,
+    sft_logprob_TK: FloatArray | None,
+    kl_T: FloatArray | None,
+) -> FloatArray | None:
+    """The signal of named ids, [T, K], as that of the sampled ones is defined; None where none were named."""
+    match name:
+        case "reward":
+            return reward_TK
+        case "sft_logprob":
+            return sft_logprob_TK
+        case "centred":
+            return None if reward_TK is None or kl_T is None else reward_TK - kl_T[:, None]
 
 
 @contextmanager
@@ -162,10 +189,12 @@ def connected(
         yield ServiceRewards(pair, signal, with_kl)
 
 
-def requests(rollouts: Sequence[Rollout], limit_tokens: int) -> Iterator[list[dict[str, object]]]:
+def requests(
+    rollouts: Sequence[Rollout], limit_tokens: int, candidates: Sequence[IdArray] | None = None
+) -> Iterator[list[dict[str, object]]]:
     """Items of neighbouring rollouts to one prompt, in order, in requests of about `limit_tokens`."""
     items: list[dict[str, object]] = []
-    tokens = 0
+    tokens = first = 0
     for _, group in groupby(rollouts, key=lambda rollout: rollout.prompt_P.tobytes()):
         siblings = list(group)
         size = len(siblings[0].prompt_P) + sum(len(rollout.response_T) for rollout in siblings)
@@ -174,6 +203,9 @@ def requests(rollouts: Sequence[Rollout], limit_tokens: int) -> Iterator[list[di
             items, tokens = [], 0
         responses = [rollout.response_T for rollout in siblings]
         items.append({"prompt_ids": siblings[0].prompt_P, "response_ids": responses})
+        if candidates is not None:
+            items[-1]["candidate_ids"] = candidates[first : first + len(siblings)]
+        first += len(siblings)
         tokens += size
     if items:
         yield items

@@ -1,4 +1,4 @@
-"""What a killed training run needs to go on: weights, optimiser and step in one file that is whole or absent.
+"""What a killed training run needs to go on: its state after a step in one file that is whole or absent.
 
 Everything random in a run follows from its seed and the step, so no random state is kept. Must not know what a step
 does.
@@ -7,12 +7,12 @@ does.
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
 
 KEPT = 2
 _NAME = re.compile(r"step-([0-9]+)\.pt")
@@ -24,27 +24,24 @@ class TrainingStates:
 
     folder: Path
 
-    def save(self, step: int, model: nn.Module, optimiser: Optimizer) -> None:
-        """Writes the state after `step` and then removes the older ones."""
+    def save(self, step: int, state: Mapping[str, object]) -> None:
+        """Writes the state after `step`, plain values and tensors, and then removes the older ones."""
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / ".partial"
         with partial.open("wb") as file:
-            torch.save({"step": step, "model": model.state_dict(), "optimiser": optimiser.state_dict()}, file)
+            torch.save({"step": step, "state": dict(state)}, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(self.folder / f"step-{step:08d}.pt")
         for old in self._newest_first()[KEPT:]:
             old.unlink()
 
-    def restore(self, model: nn.Module, optimiser: Optimizer) -> int:
-        """Loads the newest state in place and gives its step; 0, and nothing is loaded, where there is none."""
-        newest = self._newest_first()[:1]
-        for path in newest:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            model.load_state_dict(state["model"])
-            optimiser.load_state_dict(state["optimiser"])
-            return int(state["step"])
-        return 0
+    def newest(self) -> tuple[int, Any] | None:
+        """The newest step and the state after it; None where there is none."""
+        for path in self._newest_first()[:1]:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            return int(saved["step"]), saved["state"]
+        return None
 
     def remove(self) -> None:
         """Forgets all states: a finished run is not taken up again, and each state is three times its weights."""
