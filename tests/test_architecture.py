@@ -34,7 +34,9 @@ REQUIRED_LIGHT = {"errors", "settings", "schemas", "metrics", "reward", "engine.
 LIGHT_ONCE_WRITTEN = {"packing", "cli"}
 HTTP_EDGE = {f"{SERVICE}.{name}" for name in ("app", "auth", "body", "cli", "identity")}
 WEIGHTLESS_ENGINES = {"dense_reward.engine.base", "dense_reward.engine.fake"}
-JOBS = {f"{TRAINER}.{job}" for job in ("sft", "rft", "irft", "dpr", "evaluate", "credit", "sweep", "demo")}
+JOBS = {
+    f"{TRAINER}.{job}" for job in ("sft", "rft", "irft", "dpr", "estimators", "evaluate", "credit", "sweep", "demo")
+}
 PURE = {
     *(f"{SERVICE}.{name}" for name in ("encode", "guard", "heatmap*", "packing", "reward", "spans")),
     *(f"{TRAINER}.{name}" for name in ("losses", "returns")),

@@ -47,6 +47,16 @@ JOBS = {
         "a policy and a reward service -> an improved policy",
         data="prompts",
     ),
+    "estimators": Job(
+        "dense_reward_trainer.estimators",
+        "dense_reward_trainer.enumerable_config:EstimatorsConfig",
+        "options of dpr compared on a task whose optimum is known exactly",
+    ),
+    "sweep": Job(
+        "dense_reward_trainer.sweep",
+        "dense_reward_trainer.sweep_config:SweepConfig",
+        "SFT under several regimes, what DPR makes of each, and its alternatives at matched KL and FLOPs",
+    ),
     "evaluate": Job(
         "dense_reward_trainer.evaluate",
         "dense_reward_trainer.policy_config:EvaluateConfig",

@@ -1,0 +1,221 @@
+"""The enumerable task: its values against every response written out, and the study that runs on it."""
+
+import copy
+import json
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from dense_reward.engine.base import Branch, EngineInfo, Trunk, Wants
+from dense_reward.engine.pair import QUANTITIES, How, PairEngine
+from dense_reward.engine.torch_engine import TorchModel
+from dense_reward.schemas import SignalName
+from dense_reward_trainer import estimators
+from dense_reward_trainer.enumerable import END, TableRewards, Task, Tree, make_task
+from dense_reward_trainer.enumerable_config import Curve, EstimatorsConfig, TaskOptions
+from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.rollout import Sampling, sample
+from pydantic import ValidationError
+from torch import Tensor
+
+OPTIONS = TaskOptions(symbols=3, horizon=3, prompts=2, demonstrations=300)
+COEFFICIENT = 0.5
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return make_task(OPTIONS, 0)
+
+
+def every_response(tree: Tree) -> list[tuple[int, ...]]:
+    ids = range(1, tree.vocabulary)
+    ended = [(*body, END) for length in range(tree.horizon) for body in product(ids, repeat=length)]
+    return [*ended, *product(ids, repeat=tree.horizon)]
+
+
+def sums(task: Task, table_PSV: Tensor) -> Tensor:
+    """Of a value over each response, [P, Y]."""
+    return torch.stack(
+        [
+            table_PSV[:, [task.tree.index(y[:t]) for t in range(len(y))], list(y)].sum(1)
+            for y in every_response(task.tree)
+        ],
+        dim=1,
+    )
+
+
+def test_the_probabilities_of_all_responses_add_up_to_1(task: Task) -> None:
+    torch.testing.assert_close(sums(task, task.sft_PSV).exp().sum(1), torch.ones(2, dtype=torch.float64))
+
+
+def test_states_are_numbered_level_by_level(task: Task) -> None:
+    states = [state for length in range(task.tree.horizon) for state in task.tree.states(length)]
+    assert [task.tree.index(state) for state in states] == list(range(task.sft_PSV.shape[1]))
+
+
+def test_log_probs_of_states_are_those_of_the_model_after_the_very_tokens(task: Task) -> None:
+    for p, prompt in enumerate(task.prompts):
+        for state in [(), (2,), (3, 1)]:
+            logits_V = task.sft.model(torch.tensor([[*prompt.tolist(), *state]])).logits[0, -1].detach()
+            expected_V = torch.log_softmax(logits_V.double(), -1)
+            torch.testing.assert_close(task.sft_PSV[p, task.tree.index(state)], expected_V, rtol=0, atol=1e-5)
+
+
+def test_the_objective_is_the_expected_sum_of_rewards_less_the_kl(task: Task) -> None:
+    policy_PSV = torch.log_softmax(torch.randn(task.sft_PSV.shape, dtype=torch.float64), -1)
+    policy_PY, sft_PY, reward_PY = (sums(task, table) for table in (policy_PSV, task.sft_PSV, task.reward_PSV))
+    expected = (policy_PY.exp() * (reward_PY - COEFFICIENT * (policy_PY - sft_PY))).sum(1).mean()
+    assert task.objective(policy_PSV, COEFFICIENT) == pytest.approx(float(expected), abs=1e-12)
+
+
+def test_the_optimum_is_that_of_the_tilted_distribution_over_responses_and_is_reached(task: Task) -> None:
+    sft_PY, reward_PY = sums(task, task.sft_PSV), sums(task, task.reward_PSV)
+    expected = COEFFICIENT * torch.logsumexp(sft_PY + reward_PY / COEFFICIENT, 1).mean()
+    assert task.optimum(COEFFICIENT) == pytest.approx(float(expected), abs=1e-12)
+    best_PSV = task.optimal_policy(COEFFICIENT)
+    assert task.objective(best_PSV, COEFFICIENT) == pytest.approx(float(expected), abs=1e-12)
+    elsewhere_PSV = torch.log_softmax(best_PSV + 0.1 * torch.randn(best_PSV.shape, dtype=torch.float64), -1)
+    assert task.objective(elsewhere_PSV, COEFFICIENT) < float(expected)
+    assert task.objective(task.sft_PSV, COEFFICIENT) < float(expected)
+
+
+def test_the_reference_is_another_point_of_the_same_run(task: Task) -> None:
+    again, other = make_task(OPTIONS, 0), make_task(OPTIONS, 1)
+    assert torch.equal(again.sft_PSV, task.sft_PSV)
+    assert not torch.allclose(other.sft_PSV, task.sft_PSV)
+    assert 1e-3 < task.objective(task.sft_PSV, COEFFICIENT) < task.optimum(COEFFICIENT)
+    whole = make_task(OPTIONS.model_copy(update={"reference": 0.999}), 0)
+    assert whole.reward_PSV.abs().max() < task.reward_PSV.abs().max()
+
+
+@pytest.mark.parametrize("signal", ["reward", "centred", "sft_logprob"])
+def test_looked_up_rewards_are_those_of_the_engine_that_serves(task: Task, signal: SignalName) -> None:
+    models = TorchModel(copy.deepcopy(task.sft.model)), TorchModel(copy.deepcopy(task.reference.model))
+    info = EngineInfo("sft", "reference", "r", "float32", "cpu", task.tree.vocabulary, 16, QUANTITIES, related=True)
+    engine = PairEngine(*models, info, How(1000))
+    rollouts = sample(task.sft, task.prompts, Sampling(task.tree.horizon, 3), seed=0)
+    named = [np.tile(np.array([3, 0], dtype=np.int32), (len(r.response_T), 1)) for r in rollouts]
+    trunks = [
+        Trunk(r.prompt_P, (Branch(r.response_T, np.ones(len(r.response_T), dtype=bool), ids_TK),))
+        for r, ids_TK in zip(rollouts, named, strict=True)
+    ]
+    looked_up = TableRewards(task, signal).score(rollouts, named)
+    for found, (computed,) in zip(looked_up, engine.score(trunks, Wants(kl=True)), strict=True):
+        assert computed.kl_S is not None
+        assert computed.candidate_reward_SK is not None
+        reward_T, reward_TK = computed.sft_logprob_S - computed.reference_logprob_S, computed.candidate_reward_SK
+        expected_T, expected_TK = {
+            "reward": (reward_T, reward_TK),
+            "centred": (reward_T - computed.kl_S, reward_TK - computed.kl_S[:, None]),
+            "sft_logprob": (computed.sft_logprob_S, computed.candidate_sft_logprob_SK),
+        }[signal]
+        for looked, wanted in (
+            (found.signal_T, expected_T),
+            (found.candidate_signal_TK, expected_TK),
+            (found.kl_T, computed.kl_S),
+            (found.candidate_sft_logprob_TK, computed.candidate_sft_logprob_SK),
+        ):
+            assert looked is not None
+            assert wanted is not None
+            np.testing.assert_allclose(looked, wanted, atol=1e-4)
+
+
+def study(folder: Path, **changes: object) -> EstimatorsConfig:
+    values = {
+        "output_dir": folder,
+        "task": OPTIONS,
+        "estimators": {"paper": {"baseline": "none"}, "named": {"candidates": 4, "average_decay": 0.5}},
+        "steps": 6,
+        "prompts_per_step": 2,
+        "group_size": 4,
+        "learning_rates": (1e-3, 1e-2),
+        "seeds": (0, 1),
+        "evaluate_every": 3,
+    }
+    return EstimatorsConfig.model_validate(values | changes)
+
+
+def test_a_study_leaves_figures_curves_and_a_picture_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    said: list[str] = []
+    outcomes = estimators.run(study(tmp_path / "run"), said.append)
+    record = json.loads((tmp_path / "run" / "estimators.json").read_text())
+    assert set(outcomes) == set(record["outcomes"]) == {"paper", "named"}
+    assert "gap closed" in said[0]
+    assert (tmp_path / "run" / "estimators.png").stat().st_size > 10_000
+    curves = sorted((tmp_path / "run" / "curves").rglob("*.json"))
+    assert len(curves) == 2 * (2 + 2)
+
+    taken = {path: path.read_bytes() for path in curves}
+    curves[0].unlink()
+    again = estimators.run(study(tmp_path / "run", processes=2), said.append)
+    assert again == outcomes
+    for path in curves[1:]:
+        assert path.read_bytes() == taken[path]
+
+
+def test_scored_tokens_count_candidates(tmp_path: Path) -> None:
+    config = study(tmp_path)
+    plain, named = (estimators.curve_of(config, name, 1e-3, 0) for name in ("paper", "named"))
+    assert plain.steps == named.steps == (0, 3, 6)
+    assert plain.gap_closed[0] == named.gap_closed[0] == 0.0
+    assert named.scored_tokens[-1] > 4 * plain.scored_tokens[-1]
+
+
+def test_more_steps_on_exact_credit_close_the_gap(tmp_path: Path) -> None:
+    options = {"candidates": 4, "baseline": "leave_one_out", "updates_per_batch": 4}
+    config = study(tmp_path, steps=60, group_size=16, estimators={"best": options}, evaluate_every=20)
+    curve = estimators.curve_of(config, "best", 3e-3, 0)
+    assert 0.5 < curve.gap_closed[-1] <= 1.0
+    assert curve.gap_closed[1] < curve.gap_closed[-1]
+
+
+def a_curve(*gaps: float) -> Curve:
+    return Curve(
+        estimator="e",
+        learning_rate=1.0,
+        seed=0,
+        steps=tuple(range(len(gaps))),
+        scored_tokens=tuple(100 * i for i in range(len(gaps))),
+        gap_closed=gaps,
+        sft_objective=0.0,
+        optimal_objective=1.0,
+        cpu_s=0.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("gaps", "tokens"),
+    [((0.0, 1.0), 50), ((0.0, 0.4, 0.6, 0.2), 150), ((0.0, 0.25, 0.75, 0.9), 150), ((0.0, 0.4), None)],
+)
+def test_tokens_to_half_of_the_gap_lie_on_a_line_between_evaluations(
+    gaps: tuple[float, ...], tokens: float | None
+) -> None:
+    assert estimators.tokens_to(0.5, a_curve(*gaps)) == (None if tokens is None else pytest.approx(tokens))
+
+
+def test_an_estimator_that_did_not_get_half_way_with_every_seed_has_no_median() -> None:
+    reached = estimators.outcome([a_curve(0.0, 1.0), a_curve(0.0, 0.6)])
+    assert reached.median_tokens_to_half is not None
+    assert estimators.outcome([a_curve(0.0, 1.0), a_curve(0.0, 0.4)]).median_tokens_to_half is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"tuning_seed": 1}, "one of the seeds that count"),
+        ({"estimators": {"a": {"steps": 3}}}, "steps is set for all estimators alike"),
+        ({"estimators": {"a": {"gama": 3}}}, "estimators.a.gama"),
+        ({"estimators": {"a": {"kl_penalty": "loss_k1"}}}, "would do nothing"),
+    ],
+)
+def test_a_study_that_means_nothing_is_refused(tmp_path: Path, changes: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        study(tmp_path, **changes)
+
+
+def test_a_task_without_a_gap_is_refused(tmp_path: Path) -> None:
+    same = OPTIONS.model_copy(update={"reference": 0.9999999})
+    with pytest.raises(ConfigError, match="leaves a gap"):
+        estimators.curve_of(study(tmp_path, task=same), "paper", 1e-3, 0)
