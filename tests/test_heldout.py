@@ -104,7 +104,7 @@ def test_the_kl_to_oneself_is_0_and_to_another_is_the_mean_log_ratio_of_the_samp
     seen: list[Rollout] = []
 
     class Remembering:
-        def score(self, rollouts: Sequence[Rollout]) -> list[ResponseRewards]:
+        def score(self, rollouts: Sequence[Rollout], _: object = None) -> list[ResponseRewards]:
             seen.extend(rollouts)
             return PolicyRewards(other.policy).score(rollouts)
 

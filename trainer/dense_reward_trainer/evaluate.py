@@ -44,7 +44,8 @@ def run(config: EvaluateConfig, report: Report) -> None:
     for name, folder in config.checkpoints.items():
         report(f"measuring {name} ({folder})")
         checkpoint = load_policy(folder, precision=config.precision, device=chosen_device(config.device))
-        results[name], samples[name] = measure_one(config, checkpoint, report)
+        temperature = config.temperatures.get(name, 1.0)
+        results[name], samples[name] = measure_one(config, checkpoint, temperature, report)
     started = open_run("evaluate", config)
     for name, records in samples.items():
         write_samples(started.folder / f"samples-{name}.jsonl", records)
@@ -55,13 +56,13 @@ def run(config: EvaluateConfig, report: Report) -> None:
 
 
 def measure_one(
-    config: EvaluateConfig, checkpoint: PolicyCheckpoint, report: Report
+    config: EvaluateConfig, checkpoint: PolicyCheckpoint, temperature: float, report: Report
 ) -> tuple[HeldOutResult, list[Sampled]]:
     """One checkpoint on the prompts, rendered as it was trained."""
     options = config.held_out_options
     rows = held_out_rows(config.held_out, checkpoint.encoder, checkpoint.policy.limit_tokens, options.max_new_tokens)
     with sft_model(config, checkpoint, report) as rewards:
-        return measure(checkpoint, rows, options, rewards)
+        return measure(checkpoint, rows, options, rewards, temperature)
 
 
 @contextmanager

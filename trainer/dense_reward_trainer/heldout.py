@@ -4,7 +4,7 @@ Must not know jobs, files or who asked.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import sqrt
 
 import numpy as np
@@ -73,9 +73,15 @@ class HeldOutResult:
 
 
 def measure(
-    checkpoint: PolicyCheckpoint, rows: Sequence[Row], options: HeldOutOptions, rewards: TokenRewards | None = None
+    checkpoint: PolicyCheckpoint,
+    rows: Sequence[Row],
+    options: HeldOutOptions,
+    rewards: TokenRewards | None = None,
+    temperature: float = 1.0,
 ) -> tuple[HeldOutResult, list[Sampled]]:
     """Greedy and sampled responses to every prompt, and what they say. `rewards` gives the SFT model's log-probs.
+
+    The policy is that at `temperature`, but for the likelihood of demonstrations, which is at 1.
 
     Raises ValueError where there is no prompt, or one leaves no room for `max_new_tokens`.
     """
@@ -84,8 +90,9 @@ def measure(
     policy, encoder, size = checkpoint.policy, checkpoint.encoder, options.samples_per_prompt
     rows = rows[: options.limit]
     prompts = [row.encoded.prompt_P for row in rows]
-    greedy = sample(policy, prompts, _sampling(options, 1, greedy=True), options.seed)
-    sampled = sample(policy, prompts, _sampling(options, size, greedy=False), options.seed)
+    sampling = Sampling(options.max_new_tokens, size, temperature, batch_size=options.batch_size)
+    greedy = sample(policy, prompts, replace(sampling, group_size=1, greedy=True), options.seed)
+    sampled = sample(policy, prompts, sampling, options.seed)
     records = [_record(row, rollout, encoder, greedy=True) for row, rollout in zip(rows, greedy, strict=True)]
     records += [_record(rows[b // size], rollout, encoder, greedy=False) for b, rollout in enumerate(sampled)]
     result = HeldOutResult(
@@ -95,7 +102,9 @@ def measure(
         length_tokens=estimate([len(rollout.response_T) for rollout in sampled], size),
         truncated=estimate([not rollout.finished for rollout in sampled], size),
         greedy_truncated=estimate([not rollout.finished for rollout in greedy], 1),
-        kl_to_sft=None if rewards is None else _kl_to_sft(policy, sampled, rewards, size, options.microbatch_tokens),
+        kl_to_sft=None
+        if rewards is None
+        else _kl_to_sft(policy, sampled, rewards, sampling, options.microbatch_tokens),
     )
     return result, records
 
@@ -104,10 +113,6 @@ def estimate(values: Sequence[float], group_size: int) -> Estimate:
     """Mean and standard error of values that lie prompt by prompt, `group_size` of them each."""
     mean_P = np.asarray(values, dtype=np.float64).reshape(-1, group_size).mean(axis=1)
     return Estimate(float(mean_P.mean()), float(mean_P.std()) / sqrt(len(mean_P)), len(mean_P))
-
-
-def _sampling(options: HeldOutOptions, group_size: int, *, greedy: bool) -> Sampling:
-    return Sampling(options.max_new_tokens, group_size, greedy=greedy, batch_size=options.batch_size)
 
 
 def _record(row: Row, rollout: Rollout, encoder: Encoder, *, greedy: bool) -> Sampled:
@@ -133,9 +138,10 @@ def _nll_per_token(policy: Policy, rows: Sequence[Row], microbatch_tokens: int) 
 
 
 def _kl_to_sft(
-    policy: Policy, sampled: Sequence[Rollout], rewards: TokenRewards, group_size: int, microbatch_tokens: int
+    policy: Policy, sampled: Sequence[Rollout], rewards: TokenRewards, sampling: Sampling, microbatch_tokens: int
 ) -> Estimate:
     prompts, responses = [rollout.prompt_P for rollout in sampled], [rollout.response_T for rollout in sampled]
-    own_B = frozen_logprobs(policy, prompts, responses, microbatch_tokens).double().sum(dim=1).tolist()
+    own_BT = frozen_logprobs(policy, prompts, responses, microbatch_tokens, sampling.temperature)
+    own_B = own_BT.double().sum(dim=1).tolist()
     sft_B = [float(scored.sft_logprob_T.sum(dtype=np.float64)) for scored in rewards.score(sampled)]
-    return estimate([own - sft for own, sft in zip(own_B, sft_B, strict=True)], group_size)
+    return estimate([own - sft for own, sft in zip(own_B, sft_B, strict=True)], sampling.group_size)

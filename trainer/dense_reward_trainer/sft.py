@@ -4,7 +4,6 @@ data -> ids -> TRL's SFTTrainer -> checkpoints; read from `run` downwards. A run
 started again, to weights that are bitwise those of an unbroken run (on a CPU).
 """
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ import torch
 from datasets import Dataset
 from dense_reward.encode import Encoder
 from dense_reward.engine.probe import ProbeIds, probe_of_demonstrations, probe_of_texts
-from dense_reward.engine.seal import Facts, write_whole
+from dense_reward.engine.seal import Facts
 from dense_reward.manifest import Role
 from peft import LoraConfig
 from torch.optim.lr_scheduler import LRScheduler
@@ -36,6 +35,7 @@ from dense_reward_trainer.config import LoraOptions, SftConfig
 from dense_reward_trainer.data import DataError, Split, data_sha256, load, split
 from dense_reward_trainer.encoding import Row, encode_demonstrations
 from dense_reward_trainer.errors import ConfigError, JobError
+from dense_reward_trainer.held_out_file import write_held_out
 from dense_reward_trainer.length_order import LengthOrderedTrainer
 from dense_reward_trainer.milestones import Course
 from dense_reward_trainer.runlog import METRICS_NAME, MetricsLog, check_run, open_run, pin, plot
@@ -84,7 +84,7 @@ def run(config: SftConfig, report: Report) -> None:
     data = data_sha256(row.demonstration for row in train)
     started = open_run("sft", config)
     pin(started, {"data": data, "tokenizer": start.tokenizer_sha256})
-    write_held_out(config.output_dir / "held_out.jsonl", held_out)
+    write_held_out(config.output_dir / "held_out.jsonl", [row.demonstration for row in held_out])
     metrics = MetricsLog(config.output_dir / METRICS_NAME)
     metrics.drop_after(done)
     saving = Saving(checkpoints, trainer, start, course, base_facts(config, started.run_id, data, start), train)
@@ -172,21 +172,6 @@ def encode_split(
     if not sides[0]:
         raise DataError(f"{config.data.source}: no demonstration is left to train on")
     return sides[0], sides[1]
-
-
-def write_held_out(path: Path, rows: Sequence[Row]) -> None:
-    """What later jobs evaluate on, as a data source in the `messages` format."""
-    lines = [
-        json.dumps(
-            {
-                "messages": [{"role": m.role, "content": m.content} for m in row.demonstration.messages],
-                "final_answer": row.demonstration.answer,
-            },
-            ensure_ascii=False,
-        )
-        for row in rows
-    ]
-    write_whole(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def make_trainer(

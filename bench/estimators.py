@@ -1,0 +1,83 @@
+"""What the dense reward is worth: `python -m bench.estimators` runs both studies, writes bench/results/estimators.json.
+
+The estimators on an enumerable task, and DPR beside its alternatives on additions. What is finished is taken as it is,
+so a run that was stopped goes on; studies of another commit are told of.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from dense_reward_trainer.config import config_path, load_config
+from dense_reward_trainer.enumerable_config import EstimatorsConfig
+from dense_reward_trainer.runlog import RECORD_NAME, RunRecord, commit
+from dense_reward_trainer.sweep_config import SweepConfig
+
+from bench.credit import circumstances
+
+RESULTS, PICTURES = Path("bench/results"), Path("docs/pictures")
+BEST, PAPER = "best", "paper"
+
+
+def main() -> int:
+    """Exit code 0 once both studies are written down."""
+    estimators = load_config(EstimatorsConfig, config_path("estimators"))
+    sweep = load_config(SweepConfig, config_path("regimes_sweep"))
+    for job, recipe in (("estimators", "estimators"), ("sweep", "regimes_sweep")):
+        subprocess.run([sys.executable, "-m", "dense_reward_trainer.cli", job, recipe], check=True)
+    study = json.loads((estimators.output_dir / "estimators.json").read_text())
+    regimes = json.loads((sweep.output_dir / "sweep.json").read_text())
+    commits = {str(folder): commit_of(folder) for folder in (estimators.output_dir, sweep.output_dir)}
+    keys = gap_keys(study["outcomes"]) | gain_keys(next(iter(regimes["summary"].values())), sweep.matched)
+    record = {**keys, "estimators": study, "regimes": regimes, "commits": commits, **circumstances()}
+    (RESULTS / "estimators.json").write_text(json.dumps(record, indent=2) + "\n")
+    PICTURES.mkdir(exist_ok=True)
+    shutil.copy(estimators.output_dir / "estimators.png", PICTURES / "estimators.png")
+    shutil.copy(sweep.output_dir / "sweep.png", PICTURES / "regimes.png")
+    print(json.dumps(keys, indent=2))
+    return 0
+
+
+def gap_keys(outcomes: Mapping[str, Mapping[str, list[float | None]]]) -> dict[str, float | None]:
+    """Means over seeds of the gap closed, and how many times as many scored tokens the paper's takes to half of it."""
+    best, paper = outcomes[BEST], outcomes[PAPER]
+    ratios = [
+        None if slow is None or fast is None else slow / fast
+        for slow, fast in zip(paper["tokens_to_half"], best["tokens_to_half"], strict=True)
+    ]
+    known = [ratio for ratio in ratios if ratio is not None]
+    return {
+        "gap_closed_best": mean(best["gap_closed"]),
+        "gap_closed_paper": mean(paper["gap_closed"]),
+        "sample_ratio_to_half_gap": sorted(known)[len(known) // 2] if len(known) == len(ratios) else None,
+    }
+
+
+def gain_keys(columns: Mapping[str, Mapping[str, Mapping[str, float]]], column: str) -> dict[str, float | None]:
+    """Of the best DPR against the SFT model, on additions."""
+    gain, length = columns[column]["sampled_accuracy_gain"], columns[column]["length_tokens_gain"]
+    return {
+        "sampled_accuracy_gain": gain["value"],
+        "sampled_accuracy_gain_ci_low": gain["low"],
+        "length_drift": length["value"] / columns["sft"]["length_tokens"]["value"],
+    }
+
+
+def mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit that a study was started at last; says so where it is not the present one."""
+    done = RunRecord.model_validate_json((folder / RECORD_NAME).read_bytes()).commit
+    if done != commit():
+        print(f"{folder} is of commit {done}, not of the present {commit()}")
+    return done
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""The regimes study: what is matched to what, intervals over seeds, and all of it on models that learn nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+from dense_reward_trainer import sweep
+from dense_reward_trainer.config import config_path, load_config
+from dense_reward_trainer.flops import dpr_flops_per_token, matched_sft_steps
+from dense_reward_trainer.sweep_config import SweepConfig
+from dense_reward_trainer.sweep_table import Figures, at_matched_kl, columns_of, interval, summary, table
+from pydantic import ValidationError
+
+PROBLEMS = {"demonstrations": 60, "digits": 1}
+
+
+def figures(accuracy: float, kl: float = 0.0) -> Figures:
+    return Figures(accuracy, 1.0, 40.0, kl)
+
+
+def config(folder: Path, **changes: object) -> SweepConfig:
+    values = {
+        "output_dir": folder,
+        "regimes": {"noisy": {"sft": {"data.arithmetic.label_noise": 0.3}, "problems": PROBLEMS}},
+        "seeds": (0, 1),
+        "problems": PROBLEMS,
+        "sft": {"epochs": 1, "batch_size": 8, "warmup_steps": 0, "log_every_steps": 1},
+        "dpr": {
+            "steps": 2,
+            "prompts_per_step": 2,
+            "group_size": 2,
+            "max_new_tokens": 8,
+            "warmup_steps": 0,
+            "held_out_options.max_new_tokens": 8,
+            "held_out_options.limit": 2,
+        },
+        "columns": {"dpr_best": {"baseline": "none"}},
+        "matched": "dpr_best",
+        "temperatures": (1.0, 0.5),
+        "evaluate": {"held_out_options.max_new_tokens": 8, "held_out_options.limit": 3},
+        "threads": 1,
+    }
+    return SweepConfig.model_validate(values | changes)
+
+
+def test_a_dpr_token_costs_what_its_parts_cost() -> None:
+    assert dpr_flops_per_token(1) == 2 + 2 + 2 * 2 + 6
+    assert matched_sft_steps(dpr_tokens=600, updates_per_batch=1, sft_tokens_per_step=100) == 14
+    assert matched_sft_steps(dpr_tokens=600, updates_per_batch=4, sft_tokens_per_step=100) == 32
+    assert matched_sft_steps(dpr_tokens=1, updates_per_batch=1, sft_tokens_per_step=100) == 1
+
+
+def test_the_tempered_column_lies_where_its_kl_is_the_matched_one() -> None:
+    curve = [figures(0.5, 0.0), figures(0.7, 1.0), figures(0.9, 3.0)]
+    assert at_matched_kl(curve, 0.5).sampled_accuracy == pytest.approx(0.6)
+    assert at_matched_kl(curve, 2.0) == figures(0.8, 2.0)
+    assert at_matched_kl(curve, 9.0) == curve[-1]
+    assert at_matched_kl(curve, -0.1) == curve[0]
+
+
+def test_an_interval_over_seeds_is_students() -> None:
+    found = interval([1.0, 2.0, 3.0])
+    assert found.value == 2.0
+    assert found.high - found.value == pytest.approx(4.303 / 3**0.5)
+    with pytest.raises(ValueError, match="at least two seeds"):
+        interval([1.0])
+
+
+def test_gains_are_differences_within_a_seed() -> None:
+    cells = [
+        {"sft": figures(0.5), "dpr": figures(0.6), "tempered": figures(0.5), "continued": figures(0.5)},
+        {"sft": figures(0.8), "dpr": figures(0.9), "tempered": figures(0.8), "continued": figures(0.8)},
+    ]
+    assert columns_of(cells) == ["sft", "tempered", "continued", "dpr"]
+    found = summary(cells)["dpr"]["sampled_accuracy_gain"]
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((0.1, 0.1, 0.1))
+    assert summary(cells)["dpr"]["sampled_accuracy"]["low"] < 0.6
+    assert "0.100 [0.100, 0.100]" in table({"regime": cells})
+
+
+def test_the_whole_study_runs_and_is_not_done_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    study = config(tmp_path / "run")
+    sweep.run(study, said.append)
+    table_said = said[-2]
+    record = json.loads((tmp_path / "run" / "sweep.json").read_text())
+    assert set(record["summary"]["noisy"]) == {"sft", "tempered", "continued", "dpr_best"}
+    assert record["cpu_hours"] > 0
+    assert (tmp_path / "run" / "sweep.png").stat().st_size > 10_000
+    sft = record["cells"]["noisy"][0]["sft"]
+    assert sft["kl_to_sft"] == pytest.approx(0, abs=1e-3)
+    held_out = (tmp_path / "run" / "noisy" / "0" / "problems.jsonl").read_text()
+    assert held_out != (tmp_path / "run" / "noisy" / "1" / "problems.jsonl").read_text()
+
+    monkeypatch.setattr(sweep, "job", None)
+    sweep.run(study, said.append)
+    assert said[-2] == table_said
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"matched": "none"}, "none of the columns"),
+        ({"columns": {"sft": {}}, "matched": "sft"}, "a column of that name itself"),
+        ({"temperatures": (0.5, 1.0)}, "temperatures must fall"),
+        ({"seeds": (0,)}, "seeds"),
+    ],
+)
+def test_a_study_that_means_nothing_is_refused(tmp_path: Path, changes: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        config(tmp_path, **changes)
+
+
+def test_the_recipe_asks_for_what_the_jobs_take() -> None:
+    study = load_config(SweepConfig, config_path("regimes_sweep"))
+    assert len(study.seeds) >= 3

@@ -1,0 +1,18 @@
+"""Matched effort: how many steps of SFT cost as many FLOPs as a DPR run. Pure.
+
+A forward pass costs 2 FLOPs per weight and token, a training pass 6 (Kaplan et al., arXiv 2001.08361, section 2.1);
+attention is left out on both sides.
+"""
+
+FORWARD, TRAINING = 2, 6
+SAMPLING = SCORING_OF_EACH_MODEL = LOGPROBS = FORWARD
+
+
+def dpr_flops_per_token(updates_per_batch: int) -> int:
+    """Per weight and token: sampled once, its own log-prob once, scored by two models, trained on."""
+    return SAMPLING + LOGPROBS + 2 * SCORING_OF_EACH_MODEL + TRAINING * updates_per_batch
+
+
+def matched_sft_steps(dpr_tokens: float, updates_per_batch: int, sft_tokens_per_step: float) -> int:
+    """Steps of SFT with the FLOPs of a DPR run over so many tokens, prompts counted; at least 1."""
+    return max(1, round(dpr_tokens * dpr_flops_per_token(updates_per_batch) / (TRAINING * sft_tokens_per_step)))

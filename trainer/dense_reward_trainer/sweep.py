@@ -1,0 +1,220 @@
+"""Where does DPR add something? SFT under several regimes, DPR on each, and what the same effort does elsewhere.
+
+`dense-reward-train sweep CONFIG`. Every step is a job that a user would type, in a process of its own; what is finished
+is not done again, so that a sweep that was stopped goes on. Read from `run` downwards.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from dense_reward.engine.seal import write_whole
+from pydantic import JsonValue
+from tqdm import tqdm
+
+from dense_reward_trainer.arithmetic import ArithmeticOptions
+from dense_reward_trainer.checkpoint import is_complete
+from dense_reward_trainer.config import load_config
+from dense_reward_trainer.data import DataSource, load, split
+from dense_reward_trainer.errors import JobError
+from dense_reward_trainer.flops import matched_sft_steps
+from dense_reward_trainer.held_out_file import write_held_out
+from dense_reward_trainer.policy_config import DprConfig
+from dense_reward_trainer.runlog import CONFIG_NAME, METRICS_NAME, MetricsLog, check_run, open_run
+from dense_reward_trainer.serving import free_port, serving
+from dense_reward_trainer.sweep_config import Overrides, Regime, SweepConfig
+from dense_reward_trainer.sweep_table import Figures, at_matched_kl, plot_sweep, summary, table
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One regime with one seed, and its folder."""
+
+    config: SweepConfig
+    regime: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        return self.config.output_dir / self.regime / str(self.seed)
+
+    @property
+    def settings(self) -> Regime:
+        return self.config.regimes[self.regime]
+
+    @property
+    def problems(self) -> ArithmeticOptions:
+        """What policies meet."""
+        return (self.settings.problems or self.config.problems).model_copy(update={"seed": self.seed})
+
+    @property
+    def checkpoints(self) -> Path:
+        """Of the SFT run."""
+        return self.folder / "sft" / "checkpoints"
+
+    def policy(self, column: str) -> Path:
+        """The checkpoint of a DPR column."""
+        return self.folder / column / "checkpoints" / "policy"
+
+
+def run(config: SweepConfig, report: Report) -> None:
+    """Leave `sweep.json`, `sweep.png` and every job's folder in `config.output_dir`, and report a table.
+
+    Raises JobError where a job fails; it has said why on stderr.
+    """
+    check_run("sweep", config)
+    folder = open_run("sweep", config).folder
+    cells = [Cell(config, regime, seed) for regime in config.regimes for seed in config.seeds]
+    found: dict[str, list[dict[str, Figures]]] = {regime: [] for regime in config.regimes}
+    for cell in tqdm(cells, desc="sweep", unit="cell"):
+        found[cell.regime].append(figures_of(cell, report))
+    record = {
+        "config": config.model_dump(mode="json"),
+        "cells": {regime: [{n: asdict(f) for n, f in one.items()} for one in seeds] for regime, seeds in found.items()},
+        "summary": {regime: summary(seeds) for regime, seeds in found.items()},
+        "cpu_hours": sum(spent_s(cell) for cell in cells) / 3600,
+    }
+    write_whole(folder / "sweep.json", json.dumps(record, indent=2).encode() + b"\n")
+    plot_sweep(found, folder / "sweep.png")
+    report(table(found))
+    report(f"{record['cpu_hours']:.2f} CPU-hours; figures, plot and all runs: {folder}")
+
+
+def figures_of(cell: Cell, report: Report) -> dict[str, Figures]:
+    """All columns of one cell, computed where they are not there yet."""
+    kept = cell.folder / "figures.json"
+    if kept.is_file():
+        return {name: Figures(**values) for name, values in json.loads(kept.read_text()).items()}
+    report(f"{cell.regime}, seed {cell.seed}")
+    with noted_cpu(cell):
+        train_sft(cell)
+        missing = [column for column in cell.config.columns if not is_complete(cell.policy(column))]
+        with serving(cell.checkpoints / "sft", cell.checkpoints / "reference", free_port()) as (_, url):
+            for column in missing:
+                train_dpr(cell, column, url)
+            continue_sft(cell)
+            measured = evaluate(cell, url)
+    figures = {name: Figures.of(values) for name, values in measured.items()}
+    tempered = [figures.pop(_tempered_name(t)) for t in cell.config.temperatures]
+    figures["tempered"] = at_matched_kl(tempered, figures[cell.config.matched].kl_to_sft)
+    write_whole(kept, json.dumps({name: asdict(one) for name, one in figures.items()}, indent=2).encode())
+    return figures
+
+
+def train_sft(cell: Cell) -> None:
+    """The SFT run and its reference, and the problems that are held out from every policy."""
+    demonstrations = cell.config.problems.model_copy(update={"seed": cell.seed})
+    data = _data("data", demonstrations, cell.config)
+    job(cell, "sft", "sft", "arithmetic_sft", data | cell.config.sft | cell.settings.sft)
+    source = DataSource(source="arithmetic", held_out_fraction=cell.config.held_out_fraction, arithmetic=cell.problems)
+    write_held_out(_held_out(cell), split(load(source).demonstrations, source.held_out_fraction, source.seed).held_out)
+
+
+def train_dpr(cell: Cell, column: str, url: str) -> None:
+    """One DPR column."""
+    overrides = _data("prompts", cell.problems, cell.config) | {
+        "policy": str(cell.checkpoints / "sft"),
+        "held_out": str(_held_out(cell)),
+        "service_url": url,
+    }
+    job(cell, column, "dpr", "arithmetic_dpr", overrides | cell.config.dpr | cell.config.columns[column])
+
+
+def continue_sft(cell: Cell) -> None:
+    """SFT that goes on from the SFT model on the same demonstrations, for as many FLOPs as the matched column took."""
+    sft_lines = MetricsLog(cell.folder / "sft" / METRICS_NAME).read()
+    dpr_lines = MetricsLog(cell.folder / cell.config.matched / METRICS_NAME).read()
+    tokens_per_step = max((line["num_tokens"] or 0) / (line["step"] or 1) for line in sft_lines if "num_tokens" in line)
+    matched = load_config(DprConfig, cell.folder / cell.config.matched / CONFIG_NAME)
+    dpr_tokens = sum(line.get("computed_tokens") or 0.0 for line in dpr_lines)
+    steps = matched_sft_steps(dpr_tokens, matched.updates_per_batch, tokens_per_step)
+    demonstrations = cell.config.problems.model_copy(update={"seed": cell.seed})
+    overrides = (
+        _data("data", demonstrations, cell.config)
+        | cell.config.sft
+        | cell.settings.sft
+        | {
+            "base_model": str(cell.checkpoints / "sft"),
+            "scratch": None,
+            "milestones": {},
+            "renderer": "plain",
+            "epochs": 10_000,
+            "max_steps": steps,
+            "warmup_steps": min(10, steps - 1),
+        }
+    )
+    job(cell, "continued", "sft", "arithmetic_sft", overrides | cell.config.continued)
+
+
+def evaluate(cell: Cell, url: str) -> Mapping[str, Mapping[str, object]]:
+    """Every column, and the SFT model at every temperature, on the held-out problems."""
+    sft = str(cell.checkpoints / "sft")
+    tempered = {_tempered_name(t): t for t in cell.config.temperatures}
+    checkpoints = {"sft": sft, "continued": str(cell.folder / "continued" / "checkpoints" / "sft")}
+    checkpoints |= {column: str(cell.policy(column)) for column in cell.config.columns}
+    checkpoints |= dict.fromkeys(tempered, sft)
+    overrides: Overrides = {
+        "checkpoints": dict(checkpoints),
+        "temperatures": dict(tempered),
+        "held_out": str(_held_out(cell)),
+        "service_url": url,
+    }
+    job(cell, "evaluation", "evaluate", "arithmetic_evaluate", overrides | cell.config.evaluate, seeded=False)
+    measured: dict[str, dict[str, object]] = json.loads((cell.folder / "evaluation" / "evaluation.json").read_text())
+    return measured
+
+
+def job(cell: Cell, name: str, kind: str, recipe: str, overrides: Overrides, *, seeded: bool = True) -> None:
+    """One job in a process of its own. Raises JobError where it fails."""
+    folder = cell.folder / name
+    always: Overrides = {"output_dir": str(folder), "threads": cell.config.threads, "device": "cpu"}
+    always |= {"seed": cell.seed} if seeded else {}
+    arguments = [f"{key}={json.dumps(value)}" for key, value in (always | overrides).items()]
+    command = [sys.executable, "-m", "dense_reward_trainer.cli", kind, recipe, *arguments]
+    done = subprocess.run(command, env=os.environ, check=False)
+    if done.returncode != 0:
+        raise JobError(f"{kind} of {folder} failed with exit code {done.returncode}: it says why above")
+
+
+@contextmanager
+def noted_cpu(cell: Cell) -> Iterator[None]:
+    """Notes the CPU time of the processes that ended within, however it is left."""
+    before_s = _children_s()
+    try:
+        yield
+    finally:
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        with (cell.folder / "cpu_s.txt").open("a") as file:
+            file.write(f"{_children_s() - before_s:.1f}\n")
+
+
+def spent_s(cell: Cell) -> float:
+    """CPU seconds of all jobs of a cell and of the services that they asked."""
+    file = cell.folder / "cpu_s.txt"
+    return sum(float(line) for line in file.read_text().split()) if file.is_file() else 0.0
+
+
+def _data(key: str, problems: ArithmeticOptions, config: SweepConfig) -> Overrides:
+    options: dict[str, JsonValue] = problems.model_dump(mode="json")
+    return {f"{key}.arithmetic": options, f"{key}.held_out_fraction": config.held_out_fraction}
+
+
+def _held_out(cell: Cell) -> Path:
+    return cell.folder / "problems.jsonl"
+
+
+def _tempered_name(temperature: float) -> str:
+    return f"tempered_{temperature:g}"
+
+
+def _children_s() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime

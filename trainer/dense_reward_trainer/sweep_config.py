@@ -1,0 +1,61 @@
+"""The configuration of the regimes study. Must not import torch."""
+
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, JsonValue, model_validator
+
+from dense_reward_trainer.arithmetic import ArithmeticOptions
+from dense_reward_trainer.config import JobConfig, JobOptions, MilestoneName
+
+Overrides = dict[str, JsonValue]
+Temperature = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+TAKEN = frozenset({"sft", "reference", "continued", "tempered"})
+
+
+class Regime(JobOptions):
+    """What is special about the SFT run, and about the problems that policies are trained and measured on."""
+
+    sft: Overrides = Field(default={}, description="key.sub -> value, over the sweep's own for its SFT runs.")
+    problems: ArithmeticOptions | None = Field(
+        default=None, description="What the policies meet; null: the problems of the demonstrations."
+    )
+
+
+class SweepConfig(JobConfig):
+    """SFT runs under several regimes, what DPR makes of each, and its alternatives at matched KL and FLOPs.
+
+    Columns: the SFT model; it sampled at the temperature whose KL is that of the `matched` column; SFT continued for
+    the FLOPs of that column, rollouts and scoring counted; and each of `columns`, a DPR run with its own options.
+    """
+
+    resume_may_change: ClassVar[frozenset[str]] = frozenset({"output_dir", "regimes", "columns", "seeds", "threads"})
+
+    regimes: dict[MilestoneName, Regime] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(
+        default=(0, 1, 2), min_length=2, description="Of data, training and samples: intervals are over them."
+    )
+    problems: ArithmeticOptions = Field(description="Of demonstrations and prompts, where a regime has no others.")
+    held_out_fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
+    sft: Overrides = Field(default={}, description="key.sub -> value, over recipe `arithmetic_sft`.")
+    continued: Overrides = Field(default={}, description="The same for SFT that goes on from the SFT model.")
+    dpr: Overrides = Field(default={}, description="key.sub -> value, over recipe `arithmetic_dpr`, for all columns.")
+    columns: dict[MilestoneName, Overrides] = Field(min_length=1, description="Name -> what this DPR run changes.")
+    matched: MilestoneName = Field(description="The column whose KL and FLOPs the alternatives get.")
+    temperatures: tuple[Temperature, ...] = Field(
+        default=(1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2),
+        min_length=2,
+        description="At which the SFT model is sampled; what lies between is interpolated in its KL.",
+    )
+    evaluate: Overrides = Field(default={}, description="key.sub -> value, over recipe `arithmetic_evaluate`.")
+    threads: int = Field(default=2, ge=1, description="CPU threads of every job and of the service.")
+
+    @model_validator(mode="after")
+    def _columns_that_can_be(self) -> Self:
+        taken = sorted(TAKEN & self.columns.keys())
+        if taken:
+            raise ValueError(f"columns.{taken[0]}: the study has a column of that name itself")
+        if self.matched not in self.columns:
+            raise ValueError(f"matched {self.matched!r} is none of the columns: {', '.join(self.columns)}")
+        if list(self.temperatures) != sorted(self.temperatures, reverse=True):
+            raise ValueError("temperatures must fall: the KL rises from each to the next")
+        return self
