@@ -109,7 +109,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPair]:
 
 def credit(pair: ServedPair, run: Path, *overrides: str) -> int:
     """The command's exit code; without a policy where no override gives one."""
-    data = [f"data.source={pair.folder / 'held_out.jsonl'}", "answers=3", "policy=null"]
+    data = [f"data.source={pair.folder / 'held_out.jsonl'}", "answers=3", "policy=null", "corruptions=[digit, number]"]
     return main(["credit", "arithmetic_credit", f"output_dir={run}", f"service_url={pair.url}", *data, *overrides])
 
 
@@ -122,7 +122,7 @@ def test_without_a_policy_the_job_measures_planted_errors_and_leaves_the_table_i
 ) -> None:
     assert credit(pair, tmp_path / "run") == 0
     result = json.loads((tmp_path / "run" / "credit.json").read_text())["result"]
-    assert set(result["localisation"]) == {"digit", "step"}
+    assert set(result["localisation"]) == {"digit", "number"}
     for found in result["localisation"].values():
         assert set(found) == {"sft_logprob", "reward", "centred"}
         for one in found.values():
