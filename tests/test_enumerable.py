@@ -132,6 +132,7 @@ def study(folder: Path, **changes: object) -> EstimatorsConfig:
         "group_size": 4,
         "learning_rates": (1e-3, 1e-2),
         "seeds": (0, 1),
+        "evaluate_first": 0,
         "evaluate_every": 3,
     }
     return EstimatorsConfig.model_validate(values | changes)

@@ -207,13 +207,14 @@ def test_the_kl_coefficient_is_steered_towards_its_target() -> None:
 
 
 def test_the_result_is_the_moving_average_of_the_weights() -> None:
-    config = config_of(average_decay=0.75, learning_rate=1e-2)
+    config = config_of(average_decay=0.25, learning_rate=1e-2)
     learner = Learner.of(config, tiny_policy(dtype=torch.float64))
     wanted = weights_of(learner.policy)
     for step in (1, 2, 3):
         learner.step(step, PROMPTS, EngineRewards())
         pairs = zip(wanted, weights_of(learner.policy), strict=True)
-        wanted = [0.75 * before + 0.25 * now for before, now in pairs]
+        decay = min(0.25, (1 + step) / (10 + step))
+        wanted = [decay * before + (1 - decay) * now for before, now in pairs]
     for found, weight in zip(weights_of(learner.result), wanted, strict=True):
         torch.testing.assert_close(found, weight)
     assert not torch.equal(weights_of(learner.result)[0], weights_of(learner.policy)[0])

@@ -61,7 +61,8 @@ class EstimatorsConfig(JobConfig):
     seeds: tuple[int, ...] = Field(
         default=(0, 1, 2), min_length=1, description="Of the tasks that count: expert, demonstrations, samples."
     )
-    evaluate_every: int = Field(default=10, ge=1, description="Steps between exact evaluations.")
+    evaluate_first: int = Field(default=50, ge=0, description="So many steps are each evaluated exactly,")
+    evaluate_every: int = Field(default=10, ge=1, description="and then every so many; and the last.")
     processes: int = Field(default=1, ge=1, description="Runs side by side, one thread each.")
 
     @model_validator(mode="after")

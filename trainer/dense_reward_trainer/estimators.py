@@ -122,7 +122,7 @@ def curve_of(config: EstimatorsConfig, estimator: str, learning_rate: float, see
     steps, tokens, gaps, spent = [0], [0], [0.0], 0.0
     for step in range(1, config.steps + 1):
         spent += learner.step(step, task.prompts, rewards)["scored_tokens"]
-        if step % config.evaluate_every == 0 or step == config.steps:
+        if step <= config.evaluate_first or step % config.evaluate_every == 0 or step == config.steps:
             reached = task.objective(task.logprobs(learner.result), config.kl_coefficient)
             steps.append(step)
             tokens.append(round(spent))

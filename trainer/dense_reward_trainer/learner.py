@@ -6,6 +6,7 @@ Must not know files, services or held-out prompts; where rewards come from is a 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self, TypedDict
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from dense_reward.engine.base import IdArray
 from torch import Tensor
 from torch.optim import AdamW
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 
 from dense_reward_trainer.errors import JobError
@@ -54,8 +55,7 @@ class Learner:
         """Before the first step."""
         average = None
         if config.average_decay is not None:
-            moving = get_ema_multi_avg_fn(config.average_decay)  # type: ignore[no-untyped-call]
-            average = AveragedModel(policy.model, multi_avg_fn=moving)
+            average = AveragedModel(policy.model, avg_fn=partial(moved, config.average_decay))
             average.update_parameters(policy.model)  # the first call copies: the average starts at the first weights
         return cls(config, policy, make_optimiser(config, policy.model), config.kl_coefficient, average)
 
@@ -181,6 +181,11 @@ def sampling_of(config: DprConfig) -> Sampling:
 def seed_of(seed: int, step: int) -> int:
     """A seed for the samples of one step, so that a resumed run draws what an unbroken one would have drawn."""
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+
+
+def moved(decay: float, averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+    """An exponential moving average's next value; the first few weigh more, lest the start weigh for long."""
+    return torch.lerp(averaged, current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
 
 
 def adaptation(kl: float, target: float, speed: float) -> float:

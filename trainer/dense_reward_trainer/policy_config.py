@@ -153,7 +153,8 @@ class DprConfig(ServiceJobConfig):
         gt=0.0,
         lt=1.0,
         description="What is measured and written is the exponential moving average of the weights, with this decay a "
-        "step; null: the last weights. The paper leaves this open.",
+        "step, or (1 + n) / (10 + n) after n steps where that is less; null: the last weights. The paper leaves this "
+        "open.",
     )
     normalise: Normalise = Field(
         default="sequences", description="The loss is divided by responses or by tokens. The paper leaves this open."
