@@ -53,7 +53,8 @@ class Round(_Strict):
 
     @property
     def peak_flops_per_s(self) -> float:
-        return statistics.mean(peak.flops_per_s for peak in self.peaks)
+        """The larger of the two: one that was disturbed must not flatter a share."""
+        return max(peak.flops_per_s for peak in self.peaks)
 
 
 class Rounding(_Strict):
