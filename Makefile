@@ -51,7 +51,7 @@ bench-gpu: install .venv-vllm-gpu/tried ## the same on a GPU
 	$(BIN)/python -m bench.speed gpu $(if $(ONLY),--only $(ONLY))
 	$(BIN)/python -m bench.speed report
 
-estimators: install ## which options of DPR collect the reward, and what it is worth beside its alternatives: two hours
+estimators: install ## which options of DPR collect the reward, and what it is worth beside its alternatives: hours
 	$(BIN)/python -m bench.estimators
 
 # vLLM in environments of their own. Where it cannot be installed the benchmark tells why, from install.log.

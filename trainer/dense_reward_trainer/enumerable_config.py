@@ -44,7 +44,7 @@ class TaskOptions(JobOptions):
 class EstimatorsConfig(JobConfig):
     """Options of DPR compared where the optimum is known: regret against steps and scored tokens."""
 
-    resume_may_change: ClassVar[frozenset[str]] = frozenset({"output_dir", "processes", "estimators", "seeds"})
+    resume_may_change: ClassVar[frozenset[str]] = frozenset({"output_dir", "processes", "seeds"})
 
     task: TaskOptions = TaskOptions()
     kl_coefficient: float = Field(default=0.5, gt=0.0, description="b of the objective E[sum r] - b KL(pi || pi_sft).")

@@ -55,7 +55,7 @@ class Outcome:
 def run(config: EstimatorsConfig, report: Report) -> dict[str, Outcome]:
     """Leave `estimators.json`, `estimators.png` and all curves in `config.output_dir`, and report a table.
 
-    Raises ConfigError where the SFT model of a task leaves no gap, JobError where a run diverges at every rate.
+    Raises ConfigError where the SFT model of a task leaves no gap, JobError where a run diverges.
     """
     check_run("estimators", config)
     folder = open_run("estimators", config).folder

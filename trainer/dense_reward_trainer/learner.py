@@ -70,7 +70,7 @@ class Learner:
     def step(self, step: int, prompts: Sequence[IdArray], rewards: TokenRewards) -> dict[str, float]:
         """Learn from fresh samples of the policy as it is; step 1, 2, ... Gives what the step was like.
 
-        Raises JobError where the gradient is not finite, and leaves the weights as they were.
+        Raises JobError where a gradient is not finite, without the optimiser step that it was for.
         """
         config, clock = self.config, Stopwatch()
         chosen = prompts_of_step(prompts, step, config.prompts_per_step, config.seed)

@@ -28,7 +28,7 @@ class SweepConfig(JobConfig):
     the FLOPs of that column, rollouts and scoring counted; and each of `columns`, a DPR run with its own options.
     """
 
-    resume_may_change: ClassVar[frozenset[str]] = frozenset({"output_dir", "regimes", "columns", "seeds", "threads"})
+    resume_may_change: ClassVar[frozenset[str]] = frozenset({"output_dir", "seeds", "threads"})
 
     regimes: dict[MilestoneName, Regime] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(
