@@ -28,6 +28,7 @@ class CreditJson(TypedDict):
 
     localisation: dict[str, Signals]
     ranking: Signals | None
+    commits: dict[str, str | None]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +66,8 @@ def measure(task: str, data: str | None, seed: int) -> CreditJson:
     with serving(run / "checkpoints" / "sft", run / "checkpoints" / "reference", free_port()) as (_, url):
         job("credit", f"{task}_credit", [*found, f"service_url={url}"])
     result: CreditJson = json.loads((credit / "credit.json").read_text())["result"]
-    return result | {"commits": {"sft": commit_of(run), "credit": commit_of(credit)}}  # type: ignore[return-value]
+    result["commits"] = {"sft": commit_of(run), "credit": commit_of(credit)}
+    return result
 
 
 def commit_of(run: Path) -> str | None:

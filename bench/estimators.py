@@ -13,10 +13,9 @@ from pathlib import Path
 
 from dense_reward_trainer.config import config_path, load_config
 from dense_reward_trainer.enumerable_config import EstimatorsConfig
-from dense_reward_trainer.runlog import RECORD_NAME, RunRecord, commit
 from dense_reward_trainer.sweep_config import SweepConfig
 
-from bench.credit import circumstances
+from bench.credit import circumstances, commit_of
 
 RESULTS, PICTURES = Path("bench/results"), Path("docs/pictures")
 BEST, PAPER = "best", "paper"
@@ -69,14 +68,6 @@ def gain_keys(columns: Mapping[str, Mapping[str, Mapping[str, float]]], column: 
 def mean(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if len(known) == len(values) else None
-
-
-def commit_of(folder: Path) -> str | None:
-    """The commit that a study was started at last; says so where it is not the present one."""
-    done = RunRecord.model_validate_json((folder / RECORD_NAME).read_bytes()).commit
-    if done != commit():
-        print(f"{folder} is of commit {done}, not of the present {commit()}")
-    return done
 
 
 if __name__ == "__main__":

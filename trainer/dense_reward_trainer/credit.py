@@ -12,6 +12,7 @@ from dense_reward_trainer.corruption import Corrupter
 from dense_reward_trainer.credit_config import CreditConfig
 from dense_reward_trainer.credit_plot import plot_credit
 from dense_reward_trainer.data import load
+from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.localisation import Localisation, localise
 from dense_reward_trainer.policy import PolicyCheckpoint, chosen_device, load_policy
 from dense_reward_trainer.process_labels import Solution, read_solutions
@@ -105,5 +106,8 @@ def _row(name: str, *intervals: Interval) -> str:
 
 
 def _with_an_error(solutions: list[Solution]) -> tuple[Solution, ...]:
-    """Those whose first wrong step has steps before it to stand out from."""
-    return tuple(solution for solution in solutions if solution.first_wrong)
+    """Those whose first wrong step has steps before it to stand out from. Raises ConfigError where there is none."""
+    found = tuple(solution for solution in solutions if solution.first_wrong)
+    if not found:
+        raise ConfigError(f"solutions: none of {len(solutions)} has right steps before a wrong one")
+    return found

@@ -83,11 +83,7 @@ class Task:
 
     def optimum(self, coefficient: float) -> float:
         """The largest J of any policy, b log E_sft[exp(sum r / b)]: that of pi_sft (pi_sft / pi_ref)^(1/b)."""
-
-        def soft(value_PLV: Tensor, level: slice) -> Tensor:
-            return coefficient * torch.logsumexp(self.sft_PSV[:, level] + value_PLV / coefficient, 2)
-
-        return self._backwards(self.reward_PSV, soft)
+        return self.objective(self.optimal_policy(coefficient), coefficient)
 
     def optimal_policy(self, coefficient: float) -> Tensor:
         """Its log-probs, [P, S, V]."""

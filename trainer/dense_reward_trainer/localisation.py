@@ -4,7 +4,7 @@ Both answers have as many tokens, so that nothing but the error tells them apart
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,11 +89,16 @@ def localise(
         raise ConfigError(
             f"{found} answers can hold an error of kind {corrupter.kind}, answers asks for {count}: lower it"
         )
+    return summarised(located, seed)
+
+
+def summarised(located: Mapping[str, Sequence[Located]], seed: int) -> dict[str, Localisation]:
+    """Means over the errors, by signal."""
     return {
         name: Localisation(
-            mean_interval([one.auroc for one in of_signal], seed), mean_interval([one.hit for one in of_signal], seed)
+            mean_interval([one.auroc for one in found], seed), mean_interval([one.hit for one in found], seed)
         )
-        for name, of_signal in located.items()
+        for name, found in located.items()
     }
 
 

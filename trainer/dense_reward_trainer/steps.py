@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dense_reward_trainer.auroc import mean_interval
-from dense_reward_trainer.localisation import SIGNALS, Localisation, Located, offsets_of, signal_of
+from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.localisation import SIGNALS, Localisation, Located, offsets_of, signal_of, summarised
 from dense_reward_trainer.process_labels import Solution
 from dense_reward_trainer.token_rewards import PinnedPair
 
@@ -18,7 +18,7 @@ def first_wrong_steps(pair: PinnedPair, solutions: Sequence[Solution], seed: int
     """By signal: the mean over the first wrong step's tokens against those of the right steps before it.
 
     Steps after it are in neither group: whether they are wrong is not known. Raises JobError where the service cannot
-    score them.
+    score them, ConfigError where a step has no token.
     """
     located: dict[str, list[Located]] = {name: [] for name in SIGNALS}
     for start in tqdm(range(0, len(solutions), ITEMS_PER_REQUEST), desc="labelled solutions", unit="request"):
@@ -28,18 +28,14 @@ def first_wrong_steps(pair: PinnedPair, solutions: Sequence[Solution], seed: int
             for one in part
         ]
         for solution, scored in zip(part, pair.ask(items, [*SIGNALS, "offsets"]).results, strict=True):
-            step_T = steps_of(solution, offsets_of(scored))
+            step_T, known = steps_of(solution, offsets_of(scored)), range((solution.first_wrong or 0) + 1)
+            if not set(known) <= set(step_T.tolist()):
+                raise ConfigError(f"{solution.source}: a step ends in no token of its own: leave the solution out")
             for name in SIGNALS:
                 values_T = signal_of(scored, name)
-                wrong = solution.first_wrong or 0
-                means = [float(values_T[step_T == step].mean()) for step in range(wrong + 1) if (step_T == step).any()]
+                means = [float(values_T[step_T == step].mean()) for step in known]
                 located[name].append(Located(means[-1], np.array(means[:-1], dtype=np.float32)))
-    return {
-        name: Localisation(
-            mean_interval([one.auroc for one in found], seed), mean_interval([one.hit for one in found], seed)
-        )
-        for name, found in located.items()
-    }
+    return summarised(located, seed)
 
 
 def steps_of(solution: Solution, offsets: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
