@@ -226,6 +226,15 @@ def said_to_nobody(_: str) -> None:
     """A report that nobody reads."""
 
 
+def test_solutions_without_a_right_step_before_a_wrong_one_are_refused(
+    pair: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [{"problem": "P", "steps": ["a", "b"], "label": label} for label in (-1, 0)]
+    (tmp_path / "solutions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert credit(pair, tmp_path / "run", f"solutions={tmp_path / 'solutions.jsonl'}") == 2
+    assert "none of 2 has right steps before a wrong one" in last_line(capsys)
+
+
 @pytest.mark.parametrize(("right", "wrong"), [(2, 0), (0, 2)])
 def test_samples_that_are_all_right_or_all_wrong_cannot_be_ranked(right: int, wrong: int) -> None:
     sums = Sums({name: [1.0] * right for name in SIGNALS}, {name: [1.0] * wrong for name in SIGNALS})

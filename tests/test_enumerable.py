@@ -17,6 +17,7 @@ from dense_reward_trainer.enumerable import END, TableRewards, Task, Tree, make_
 from dense_reward_trainer.enumerable_config import Curve, EstimatorsConfig, TaskOptions
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rollout import Sampling, sample
+from dense_reward_trainer.runlog import open_run
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -154,6 +155,13 @@ def test_a_study_leaves_figures_curves_and_a_picture_and_goes_on_where_it_was(tm
     assert again == outcomes
     for path in curves[1:]:
         assert path.read_bytes() == taken[path]
+
+
+def test_other_options_under_an_old_name_are_refused_instead_of_taking_its_runs(tmp_path: Path) -> None:
+    open_run("estimators", study(tmp_path))
+    changed = study(tmp_path, estimators={"paper": {"baseline": "batch"}, "named": {"candidates": 4}})
+    with pytest.raises(ConfigError, match="started with another configuration"):
+        estimators.run(changed, print)
 
 
 def test_scored_tokens_count_candidates(tmp_path: Path) -> None:

@@ -92,10 +92,7 @@ def compute(config: EstimatorsConfig, wanted: Sequence[Chosen], title: str) -> l
 
 
 def computed(config: EstimatorsConfig, wanted: Sequence[Chosen]) -> Iterable[Curve]:
-    """Curves as they end, in processes of their own where the configuration has more than one."""
-    if config.processes == 1 or len(wanted) < 2:
-        yield from (curve_of(config, *one) for one in wanted)
-        return
+    """Curves in order, each in a process with one thread, so that none depends on how many there are."""
     with ProcessPoolExecutor(
         config.processes, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
     ) as pool:
