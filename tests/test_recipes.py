@@ -41,7 +41,7 @@ def test_no_two_recipes_share_a_run_folder() -> None:
 def test_the_demonstration_leaves_its_pair_where_the_readme_says() -> None:
     config = load_config(SftConfig, config_path("arithmetic_sft"))
     assert str(config.output_dir) == "runs/demo"
-    assert config.milestones == {"reference": 0.5}
+    assert config.milestones == {"reference": 0.5, "early": 0.1}
 
 
 def resolved(kind: type[Config]) -> dict[str, Config]:

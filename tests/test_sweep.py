@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 from dense_reward_trainer import sweep
 from dense_reward_trainer.config import config_path, load_config
+from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.flops import dpr_flops_per_token, matched_sft_steps
+from dense_reward_trainer.policy_config import DprConfig
+from dense_reward_trainer.runlog import MetricsLog
 from dense_reward_trainer.sweep_config import SweepConfig
 from dense_reward_trainer.sweep_table import Figures, at_matched_kl, columns_of, interval, summary, table
 from pydantic import ValidationError
 
 PROBLEMS = {"demonstrations": 60, "digits": 1}
+MILESTONES = {"reference": 0.5, "early": 0.2}
 
 
 def figures(accuracy: float, kl: float = 0.0) -> Figures:
@@ -24,7 +28,7 @@ def config(folder: Path, **changes: object) -> SweepConfig:
         "regimes": {"noisy": {"sft": {"data.arithmetic.label_noise": 0.3}, "problems": PROBLEMS}},
         "seeds": (0, 1),
         "problems": PROBLEMS,
-        "sft": {"epochs": 1, "batch_size": 8, "warmup_steps": 0, "log_every_steps": 1},
+        "sft": {"epochs": 1, "batch_size": 8, "warmup_steps": 0, "log_every_steps": 1, "milestones": MILESTONES},
         "dpr": {
             "steps": 2,
             "prompts_per_step": 2,
@@ -34,7 +38,7 @@ def config(folder: Path, **changes: object) -> SweepConfig:
             "held_out_options.max_new_tokens": 8,
             "held_out_options.limit": 2,
         },
-        "columns": {"dpr_best": {"baseline": "none"}},
+        "columns": {"dpr_best": {"dpr": {"baseline": "none"}}, "early": {"reference": "early"}},
         "matched": "dpr_best",
         "temperatures": (1.0, 0.5),
         "evaluate": {"held_out_options.max_new_tokens": 8, "held_out_options.limit": 3},
@@ -84,7 +88,7 @@ def test_the_whole_study_runs_and_is_not_done_twice(tmp_path: Path, monkeypatch:
     sweep.run(study, said.append)
     table_said = said[-2]
     record = json.loads((tmp_path / "run" / "sweep.json").read_text())
-    assert set(record["summary"]["noisy"]) == {"sft", "tempered", "continued", "dpr_best"}
+    assert set(record["summary"]["noisy"]) == {"sft", "tempered", "continued", "dpr_best", "early"}
     assert record["cpu_hours"] > 0
     assert (tmp_path / "run" / "sweep.png").stat().st_size > 10_000
     sft = record["cells"]["noisy"][0]["sft"]
@@ -92,9 +96,19 @@ def test_the_whole_study_runs_and_is_not_done_twice(tmp_path: Path, monkeypatch:
     held_out = (tmp_path / "run" / "noisy" / "0" / "problems.jsonl").read_text()
     assert held_out != (tmp_path / "run" / "noisy" / "1" / "problems.jsonl").read_text()
 
+    rewards = [MetricsLog(tmp_path / f"run/noisy/0/{name}/metrics.jsonl").read()[1] for name in ("dpr_best", "early")]
+    assert rewards[0]["reward_sum"] != rewards[1]["reward_sum"]
+
     monkeypatch.setattr(sweep, "job", None)
     sweep.run(study, said.append)
     assert said[-2] == table_said
+    with pytest.raises(ConfigError, match="columns"):
+        sweep.run(config(tmp_path / "run", columns={"dpr_best": {}}), said.append)
+
+
+def test_a_reference_that_the_sft_run_will_not_leave_is_told_of_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="columns.late: the SFT run of regime noisy has no milestone 'late', only ref"):
+        sweep.run(config(tmp_path / "run", columns={"late": {"reference": "late"}}, matched="late"), print)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +125,10 @@ def test_a_study_that_means_nothing_is_refused(tmp_path: Path, changes: dict[str
         config(tmp_path, **changes)
 
 
-def test_the_recipe_asks_for_what_the_jobs_take() -> None:
-    study = load_config(SweepConfig, config_path("regimes_sweep"))
+@pytest.mark.parametrize("recipe", ["regimes_sweep"])
+def test_the_recipe_asks_for_what_the_jobs_take(recipe: str) -> None:
+    study = load_config(SweepConfig, config_path(recipe))
     assert len(study.seeds) >= 3
+    sweep.check_references([sweep.Cell(study, regime, 0) for regime in study.regimes])
+    for column in study.columns.values():
+        load_config(DprConfig, config_path(column.recipe), sweep.arguments(study.dpr | column.dpr))

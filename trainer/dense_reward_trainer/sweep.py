@@ -9,7 +9,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from dense_reward_trainer.arithmetic import ArithmeticOptions
 from dense_reward_trainer.checkpoint import is_complete
-from dense_reward_trainer.config import load_config
+from dense_reward_trainer.config import SftConfig, config_path, load_config
 from dense_reward_trainer.data import DataSource, load, split
-from dense_reward_trainer.errors import JobError
+from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.flops import matched_sft_steps
 from dense_reward_trainer.held_out_file import write_held_out
 from dense_reward_trainer.policy_config import DprConfig
@@ -73,6 +73,7 @@ def run(config: SweepConfig, report: Report) -> None:
     check_run("sweep", config)
     folder = open_run("sweep", config).folder
     cells = [Cell(config, regime, seed) for regime in config.regimes for seed in config.seeds]
+    check_references(cells)
     found: dict[str, list[dict[str, Figures]]] = {regime: [] for regime in config.regimes}
     for cell in tqdm(cells, desc="sweep", unit="cell"):
         found[cell.regime].append(figures_of(cell, report))
@@ -96,11 +97,12 @@ def figures_of(cell: Cell, report: Report) -> dict[str, Figures]:
     report(f"{cell.regime}, seed {cell.seed}")
     with noted_cpu(cell):
         train_sft(cell)
-        missing = [column for column in cell.config.columns if not is_complete(cell.policy(column))]
-        with serving(cell.checkpoints / "sft", cell.checkpoints / "reference", free_port()) as (_, url):
-            for column in missing:
-                train_dpr(cell, column, url)
-            continue_sft(cell)
+        for reference, columns in missing_columns(cell).items():
+            with served(cell, reference) as url:
+                for column in columns:
+                    train_dpr(cell, column, url)
+        continue_sft(cell)
+        with served(cell, cell.config.columns[cell.config.matched].reference) as url:
             measured = evaluate(cell, url)
     figures = {name: Figures.of(values) for name, values in measured.items()}
     tempered = [figures.pop(_tempered_name(t)) for t in cell.config.temperatures]
@@ -109,11 +111,37 @@ def figures_of(cell: Cell, report: Report) -> dict[str, Figures]:
     return figures
 
 
+def missing_columns(cell: Cell) -> dict[str, list[str]]:
+    """The DPR runs that are not finished, by their reference: one service answers all of one."""
+    missing: dict[str, list[str]] = {}
+    for name, column in cell.config.columns.items():
+        if not is_complete(cell.policy(name)):
+            missing.setdefault(column.reference, []).append(name)
+    return missing
+
+
+@contextmanager
+def served(cell: Cell, reference: str) -> Iterator[str]:
+    """The address of a service of the SFT model and this milestone of its run."""
+    with serving(cell.checkpoints / "sft", cell.checkpoints / reference, free_port()) as (_, url):
+        yield url
+
+
+def check_references(cells: Sequence[Cell]) -> None:
+    """Raise ConfigError where a column's reference is none of the checkpoints that its SFT run will leave."""
+    for cell in cells:
+        resolved = load_config(SftConfig, config_path("arithmetic_sft"), arguments(_sft(cell)))
+        for name, column in cell.config.columns.items():
+            if column.reference not in resolved.milestones:
+                raise ConfigError(
+                    f"columns.{name}: the SFT run of regime {cell.regime} has no milestone {column.reference!r}, only "
+                    f"{', '.join(resolved.milestones)}: name it in sft.milestones with a fraction"
+                )
+
+
 def train_sft(cell: Cell) -> None:
-    """The SFT run and its reference, and the problems that are held out from every policy."""
-    demonstrations = cell.config.problems.model_copy(update={"seed": cell.seed})
-    data = _data("data", demonstrations, cell.config)
-    job(cell, "sft", "sft", "arithmetic_sft", data | cell.config.sft | cell.settings.sft)
+    """The SFT run and its milestones, and the problems that are held out from every policy."""
+    job(cell, "sft", "sft", "arithmetic_sft", _sft(cell))
     source = DataSource(source="arithmetic", held_out_fraction=cell.config.held_out_fraction, arithmetic=cell.problems)
     write_held_out(_held_out(cell), split(load(source).demonstrations, source.held_out_fraction, source.seed).held_out)
 
@@ -125,7 +153,8 @@ def train_dpr(cell: Cell, column: str, url: str) -> None:
         "held_out": str(_held_out(cell)),
         "service_url": url,
     }
-    job(cell, column, "dpr", "arithmetic_dpr", overrides | cell.config.dpr | cell.config.columns[column])
+    settings = cell.config.columns[column]
+    job(cell, column, "dpr", settings.recipe, overrides | cell.config.dpr | settings.dpr)
 
 
 def continue_sft(cell: Cell) -> None:
@@ -136,22 +165,16 @@ def continue_sft(cell: Cell) -> None:
     matched = load_config(DprConfig, cell.folder / cell.config.matched / CONFIG_NAME)
     dpr_tokens = sum(line.get("computed_tokens") or 0.0 for line in dpr_lines)
     steps = matched_sft_steps(dpr_tokens, matched.updates_per_batch, tokens_per_step)
-    demonstrations = cell.config.problems.model_copy(update={"seed": cell.seed})
-    overrides = (
-        _data("data", demonstrations, cell.config)
-        | cell.config.sft
-        | cell.settings.sft
-        | {
-            "base_model": str(cell.checkpoints / "sft"),
-            "scratch": None,
-            "milestones": {},
-            "renderer": "plain",
-            "epochs": 10_000,
-            "max_steps": steps,
-            "warmup_steps": min(10, steps - 1),
-        }
-    )
-    job(cell, "continued", "sft", "arithmetic_sft", overrides | cell.config.continued)
+    from_there: Overrides = {
+        "base_model": str(cell.checkpoints / "sft"),
+        "scratch": None,
+        "milestones": {},
+        "renderer": "plain",
+        "epochs": 10_000,
+        "max_steps": steps,
+        "warmup_steps": min(10, steps - 1),
+    }
+    job(cell, "continued", "sft", "arithmetic_sft", _sft(cell) | from_there | cell.config.continued)
 
 
 def evaluate(cell: Cell, url: str) -> Mapping[str, Mapping[str, object]]:
@@ -177,8 +200,7 @@ def job(cell: Cell, name: str, kind: str, recipe: str, overrides: Overrides, *, 
     folder = cell.folder / name
     always: Overrides = {"output_dir": str(folder), "threads": cell.config.threads, "device": "cpu"}
     always |= {"seed": cell.seed} if seeded else {}
-    arguments = [f"{key}={json.dumps(value)}" for key, value in (always | overrides).items()]
-    command = [sys.executable, "-m", "dense_reward_trainer.cli", kind, recipe, *arguments]
+    command = [sys.executable, "-m", "dense_reward_trainer.cli", kind, recipe, *arguments(always | overrides)]
     done = subprocess.run(command, env=os.environ, check=False)
     if done.returncode != 0:
         raise JobError(f"{kind} of {folder} failed with exit code {done.returncode}: it says why above")
@@ -200,6 +222,16 @@ def spent_s(cell: Cell) -> float:
     """CPU seconds of all jobs of a cell and of the services that they asked."""
     file = cell.folder / "cpu_s.txt"
     return sum(float(line) for line in file.read_text().split()) if file.is_file() else 0.0
+
+
+def arguments(overrides: Overrides) -> list[str]:
+    """As they are typed after a recipe's name."""
+    return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+
+
+def _sft(cell: Cell) -> Overrides:
+    demonstrations = cell.config.problems.model_copy(update={"seed": cell.seed})
+    return _data("data", demonstrations, cell.config) | cell.config.sft | cell.settings.sft
 
 
 def _data(key: str, problems: ArithmeticOptions, config: SweepConfig) -> Overrides:

@@ -21,11 +21,20 @@ class Regime(JobOptions):
     )
 
 
+class Column(JobOptions):
+    """One DPR run: a recipe, what it changes there, and which checkpoint of the SFT run rewards are taken against."""
+
+    recipe: str = Field(default="arithmetic_dpr", description="A shipped recipe of the job dpr, or a file.")
+    reference: MilestoneName = Field(default="reference", description="A milestone of the SFT run.")
+    dpr: Overrides = Field(default={}, description="key.sub -> value, over the sweep's own for all columns.")
+
+
 class SweepConfig(JobConfig):
     """SFT runs under several regimes, what DPR makes of each, and its alternatives at matched KL and FLOPs.
 
     Columns: the SFT model; it sampled at the temperature whose KL is that of the `matched` column; SFT continued for
-    the FLOPs of that column, rollouts and scoring counted; and each of `columns`, a DPR run with its own options.
+    the FLOPs of that column, rollouts and scoring counted; and each of `columns`, a DPR run with its own options and
+    reference.
     """
 
     resume_may_change: ClassVar[frozenset[str]] = frozenset({"output_dir", "seeds", "threads"})
@@ -38,8 +47,8 @@ class SweepConfig(JobConfig):
     held_out_fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
     sft: Overrides = Field(default={}, description="key.sub -> value, over recipe `arithmetic_sft`.")
     continued: Overrides = Field(default={}, description="The same for SFT that goes on from the SFT model.")
-    dpr: Overrides = Field(default={}, description="key.sub -> value, over recipe `arithmetic_dpr`, for all columns.")
-    columns: dict[MilestoneName, Overrides] = Field(min_length=1, description="Name -> what this DPR run changes.")
+    dpr: Overrides = Field(default={}, description="key.sub -> value, over the recipes of all columns.")
+    columns: dict[MilestoneName, Column] = Field(min_length=1, description="Name -> what this DPR run changes.")
     matched: MilestoneName = Field(description="The column whose KL and FLOPs the alternatives get.")
     temperatures: tuple[Temperature, ...] = Field(
         default=(1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2),
