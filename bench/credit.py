@@ -1,8 +1,8 @@
 """Where the reward points, over several training seeds: `bench/credit.py arithmetic`, or `bench/credit.py gsm8k FILE`.
 
-Trains one pair a seed with the shipped recipe, serves it, runs the credit job, prints the medians over the seeds and
-writes bench/results/credit_NAME.json. A training run that is finished is taken as it is: each seed's commits are noted,
-and a run of another commit is told of.
+Trains once a seed with the shipped recipe, serves the SFT model beside each milestone of the run, runs the credit job
+on each pair, prints the medians over the seeds and writes bench/results/credit_NAME.json. A training run that is
+finished is taken as it is: each seed's commits are noted, and a run of another commit is told of.
 """
 
 import argparse
@@ -20,6 +20,7 @@ from dense_reward_trainer.runlog import RECORD_NAME, RunRecord, commit, versions
 from dense_reward_trainer.serving import free_port, serving
 
 ROOT = Path(__file__).parent.parent
+REFERENCES = ("reference", "early")  # milestones of the recipes: after half and after a tenth of the samples
 Signals = dict[str, dict[str, dict[str, float]]]
 
 
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("gsm8k needs its data, arithmetic makes its own")
     seeds = options.seeds or ([0, 1, 2] if options.task == "arithmetic" else [0])
     results = {seed: measure(options.task, options.data, seed) for seed in seeds}
-    medians = median_table(list(results.values()))
+    medians = {name: median_table([found[name] for found in results.values()]) for name in REFERENCES}
     record = {"task": options.task, "medians": medians, "seeds": results, **circumstances()}
     target = ROOT / "bench" / "results" / f"credit_{options.task}.json"
     target.parent.mkdir(exist_ok=True)
@@ -51,11 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure(task: str, data: str | None, seed: int) -> CreditJson:
-    """Train, serve and measure one seed; the credit job's result."""
-    run, credit = Path(f"runs/bench/{task}_{seed}"), Path(f"runs/bench/{task}_{seed}_credit")
+def measure(task: str, data: str | None, seed: int) -> dict[str, CreditJson]:
+    """Train one seed, serve it beside each of its references and measure; the credit jobs' results by reference."""
+    run = Path(f"runs/bench/{task}_{seed}")
     train = [f"seed={seed}", f"output_dir={run}"]
-    found = [f"seed={seed}", f"output_dir={credit}"]
+    found = [f"seed={seed}"]
     if data is None:
         train += [f"data.arithmetic.seed={seed}"]
         found += [f"data.source={run}/held_out.jsonl", f"policy={run}/checkpoints/sft"]
@@ -63,11 +64,15 @@ def measure(task: str, data: str | None, seed: int) -> CreditJson:
         train += [f"data.source={data}"]
         found += [f"data.source={data}"]
     job("sft", f"{task}_sft", train)
-    with serving(run / "checkpoints" / "sft", run / "checkpoints" / "reference", free_port()) as (_, url):
-        job("credit", f"{task}_credit", [*found, f"service_url={url}"])
-    result: CreditJson = json.loads((credit / "credit.json").read_text())["result"]
-    result["commits"] = {"sft": commit_of(run), "credit": commit_of(credit)}
-    return result
+    results: dict[str, CreditJson] = {}
+    for reference in REFERENCES:
+        credit = Path(f"runs/bench/{task}_{seed}_credit_{reference}")
+        with serving(run / "checkpoints" / "sft", run / "checkpoints" / reference, free_port()) as (_, url):
+            job("credit", f"{task}_credit", [*found, f"output_dir={credit}", f"service_url={url}"])
+        result: CreditJson = json.loads((credit / "credit.json").read_text())["result"]
+        result["commits"] = {"sft": commit_of(run), "credit": commit_of(credit)}
+        results[reference] = result
+    return results
 
 
 def commit_of(run: Path) -> str | None:
