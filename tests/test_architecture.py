@@ -35,7 +35,8 @@ LIGHT_ONCE_WRITTEN = {"packing", "cli"}
 HTTP_EDGE = {f"{SERVICE}.{name}" for name in ("app", "auth", "body", "cli", "identity")}
 WEIGHTLESS_ENGINES = {"dense_reward.engine.base", "dense_reward.engine.fake"}
 JOBS = {
-    f"{TRAINER}.{job}" for job in ("sft", "rft", "irft", "dpr", "estimators", "evaluate", "credit", "sweep", "demo")
+    f"{TRAINER}.{job}"
+    for job in ("sft", "rft", "irft", "dpr", "gradient", "estimators", "evaluate", "credit", "sweep", "demo")
 }
 PURE = {
     *(f"{SERVICE}.{name}" for name in ("encode", "guard", "heatmap*", "packing", "reward", "spans")),

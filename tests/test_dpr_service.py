@@ -103,6 +103,21 @@ def test_a_run_leaves_a_policy_its_metrics_and_a_plot(served: ServedPair, finish
     assert [s.prompt_ids for s in manifest.probe] == [s.prompt_ids for s in sft.probe]
 
 
+def test_the_gradient_of_a_run_is_asked_before_it(
+    served: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(write_config(served, tmp_path / "run"))
+    assert main(["gradient", recipe, "batches=2"]) == 0
+    record = json.loads((tmp_path / "run" / "gradient.json").read_text())
+    assert -1 <= record["alignment"]["cosine"] <= 1
+    assert record["rewards"]["sft"] == str(served.folder / "sft")
+    assert "of the expected gradient" in capsys.readouterr().err
+    assert main(["dpr", recipe]) == 2
+    assert "gradient" in capsys.readouterr().err
+    assert main(["gradient", recipe, "batches=2", "held_out=null", f"output_dir={tmp_path}/other"]) == 2
+    assert "held_out is null" in capsys.readouterr().err
+
+
 def test_a_finished_run_is_left_alone(served: ServedPair, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
     # what a kill between the last checkpoint and the removal of the states leaves

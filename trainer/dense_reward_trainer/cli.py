@@ -47,6 +47,12 @@ JOBS = {
         "a policy and a reward service -> an improved policy",
         data="prompts",
     ),
+    "gradient": Job(
+        "dense_reward_trainer.gradient",
+        "dense_reward_trainer.policy_config:GradientConfig",
+        "would dpr with this reward make held-out answers likelier? Asked of its gradient, before any step",
+        data="prompts",
+    ),
     "estimators": Job(
         "dense_reward_trainer.estimators",
         "dense_reward_trainer.enumerable_config:EstimatorsConfig",

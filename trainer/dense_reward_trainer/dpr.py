@@ -24,13 +24,7 @@ from dense_reward_trainer.learner import Learner
 from dense_reward_trainer.optimiser import learning_rate
 from dense_reward_trainer.policy import PolicyCheckpoint, chosen_device, load_policy
 from dense_reward_trainer.policy_config import DprConfig
-from dense_reward_trainer.prompts import (
-    check_disjoint,
-    check_room_at_service,
-    held_out_rows,
-    prompts_sha256,
-    training_prompts,
-)
+from dense_reward_trainer.prompts import check_room_at_service, prompts_and_held_out, prompts_sha256
 from dense_reward_trainer.runlog import METRICS_NAME, MetricsLog, Run, check_run, open_run, pin
 from dense_reward_trainer.token_rewards import ServiceAddress, TokenRewards, connected
 from dense_reward_trainer.training_state import TrainingStates
@@ -73,7 +67,7 @@ def run(config: DprConfig, report: Report) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     checkpoint = load_policy(config.policy, precision=config.precision, device=chosen_device(config.device))
-    prompts, held_out = load_prompts(config, checkpoint, report)
+    prompts, held_out = prompts_and_held_out(config, checkpoint, report)
     address, sha256 = ServiceAddress.of(config.service_url, config), checkpoint.manifest.tokenizer_sha256
     with connected(address, sha256, report, signal=config.signal, with_kl=config.baseline == "kl") as rewards:
         check_room_at_service(rewards.card.max_length_tokens, prompts, config.max_new_tokens)
@@ -113,19 +107,6 @@ def train(training: Training, rewards: TokenRewards, report: Report) -> None:
                 f"length {described['length_mean']:.0f}"
             )
             bar.update()
-
-
-def load_prompts(
-    config: DprConfig, checkpoint: PolicyCheckpoint, report: Report
-) -> tuple[Sequence[IdArray], Sequence[Row]]:
-    """Prompts to train on and rows to evaluate on, which share none. Raises DataError."""
-    encoder, limit_tokens = checkpoint.encoder, checkpoint.policy.limit_tokens
-    prompts = training_prompts(config.prompts, encoder, limit_tokens, config.max_new_tokens, report)
-    if config.held_out is None:
-        return prompts, ()
-    held_out = held_out_rows(config.held_out, encoder, limit_tokens, config.held_out_options.max_new_tokens)
-    check_disjoint(prompts, held_out)
-    return prompts, held_out
 
 
 def due(step: int, every: int, last: int) -> bool:

@@ -47,6 +47,11 @@ class Batch:
     kl_BT: Tensor | None
     candidates: Candidates | None = None
 
+    @property
+    def named(self) -> int:
+        """How many actions the policy named at every position."""
+        return 0 if self.candidates is None else self.candidates.ids_BTK.shape[2]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Actions:

@@ -73,6 +73,25 @@ class Learner:
         Raises JobError where a gradient is not finite, without the optimiser step that it was for.
         """
         config, clock = self.config, Stopwatch()
+        batch = self.sampled(step, prompts, rewards, clock)
+        set_learning_rate(self.optimiser, learning_rate(config, step))
+        updated = self.update(batch, actions(batch, config, self.kl_coefficient))
+        clock.lap("update_s")
+
+        described = describe(batch, returns(batch, config, self.kl_coefficient))
+        described["kl_coefficient"] = self.kl_coefficient
+        described["learning_rate"] = learning_rate(config, step)
+        described["computed_tokens"] = float(sum(len(r.prompt_P) + len(r.response_T) for r in batch.rollouts))
+        described["scored_tokens"] = float(batch.mask_BT.sum()) * (1 + batch.named)
+        if self.average is not None:
+            self.average.update_parameters(self.policy.model)
+        if config.kl_target is not None:
+            self.kl_coefficient *= adaptation(described["kl_to_sft"], config.kl_target, config.kl_adaptation)
+        return described | updated | clock.report(int(batch.mask_BT.sum()))
+
+    def sampled(self, step: int, prompts: Sequence[IdArray], rewards: TokenRewards, clock: Stopwatch) -> Batch:
+        """Fresh samples of the policy as it is, scored; the same for the same step, prompts and weights."""
+        config = self.config
         chosen = prompts_of_step(prompts, step, config.prompts_per_step, config.seed)
         rollouts = sample(self.policy, chosen, sampling_of(config), seed_of(config.seed, step))
         clock.lap("rollout_s")
@@ -86,28 +105,21 @@ class Learner:
         clock.lap("logprob_s")
         scored = rewards.score(rollouts, named)
         clock.lap("score_s")
-        batch = assemble(rollouts, ids_BTM, logprob_BTM, scored)
-        set_learning_rate(self.optimiser, learning_rate(config, step))
-        updated = self.update(batch, actions(batch, config, self.kl_coefficient))
-        clock.lap("update_s")
+        return assemble(rollouts, ids_BTM, logprob_BTM, scored)
 
-        described = describe(batch, returns(batch, config, self.kl_coefficient))
-        described["kl_coefficient"] = self.kl_coefficient
-        described["learning_rate"] = learning_rate(config, step)
-        described["computed_tokens"] = float(sum(len(r.prompt_P) + len(r.response_T) for r in rollouts))
-        described["scored_tokens"] = float(batch.mask_BT.sum()) * ids_BTM.shape[2]
-        if self.average is not None:
-            self.average.update_parameters(self.policy.model)
-        if config.kl_target is not None:
-            self.kl_coefficient *= adaptation(described["kl_to_sft"], config.kl_target, config.kl_adaptation)
-        return described | updated | clock.report(int(batch.mask_BT.sum()))
+    def gradient(self, batch: Batch) -> Tensor:
+        """Of the loss on a batch that the policy as it is has sampled, all weights in one row, float32, on the CPU."""
+        acts = actions(batch, self.config, self.kl_coefficient)
+        self.optimiser.zero_grad(set_to_none=True)
+        self._backward(batch, acts, self._no_logprobs(acts), first=True)
+        return flat_gradient(self.policy.model)
 
     def update(self, batch: Batch, acts: Actions) -> dict[str, float]:
         """`updates_per_batch` optimiser steps on a batch; loss and gradient norm before clipping of the last one.
 
         The first finds the policy that sampled the batch, and notes its log-probs for the ratios of the others.
         """
-        old_BTM = torch.zeros(acts.ids_BTM.shape, dtype=torch.promote_types(self.policy.model.dtype, torch.float32))
+        old_BTM = self._no_logprobs(acts)
         loss = norm = 0.0
         for index in range(self.config.updates_per_batch):
             self.optimiser.zero_grad(set_to_none=True)
@@ -121,6 +133,10 @@ class Learner:
                 )
             self.optimiser.step()
         return {"loss": loss, "grad_norm": norm}
+
+    def _no_logprobs(self, acts: Actions) -> Tensor:
+        """Where the log-probs of the policy that sampled are noted, [B, T, M]."""
+        return torch.zeros(acts.ids_BTM.shape, dtype=torch.promote_types(self.policy.model.dtype, torch.float32))
 
     def _backward(self, batch: Batch, acts: Actions, old_BTM: Tensor, *, first: bool) -> float:
         """Adds the gradient of the loss on the whole batch, by microbatches; the loss."""
@@ -167,6 +183,12 @@ class Learner:
         self.kl_coefficient = state["kl_coefficient"]
         if self.average is not None and state["average"] is not None:
             self.average.load_state_dict(state["average"])
+
+
+def flat_gradient(model: PreTrainedModel) -> Tensor:
+    """The gradients of all weights in one row, float32, on the CPU; a weight that has none counts with 0."""
+    rows = (torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters())
+    return torch.cat([row.flatten().float().cpu() for row in rows])
 
 
 def sampling_of(config: DprConfig) -> Sampling:

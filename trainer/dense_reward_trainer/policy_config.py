@@ -222,6 +222,12 @@ class DprConfig(ServiceJobConfig):
                 raise ValueError(f"candidates need {cure}")
 
 
+class GradientConfig(DprConfig):
+    """Where the gradient of a DPR run points before its first step: a recipe of `dpr`, an output_dir of its own."""
+
+    batches: int = Field(default=12, ge=2, description="Of samples, each as a step of the run would draw them.")
+
+
 class EvaluateConfig(ServiceJobConfig):
     """Checkpoints measured side by side on the same held-out prompts."""
 

@@ -11,8 +11,23 @@ from dense_reward.engine.base import IdArray
 from dense_reward_trainer.data import NO_SKIP, DataError, DataSource, load, split
 from dense_reward_trainer.encoding import Row, encode_demonstrations
 from dense_reward_trainer.errors import JobError
+from dense_reward_trainer.policy import PolicyCheckpoint
+from dense_reward_trainer.policy_config import DprConfig
 
 Report = Callable[[str], None]
+
+
+def prompts_and_held_out(
+    config: DprConfig, checkpoint: PolicyCheckpoint, report: Report
+) -> tuple[Sequence[IdArray], Sequence[Row]]:
+    """Prompts to train on and rows to measure on, which share none. Raises DataError."""
+    encoder, limit_tokens = checkpoint.encoder, checkpoint.policy.limit_tokens
+    prompts = training_prompts(config.prompts, encoder, limit_tokens, config.max_new_tokens, report)
+    if config.held_out is None:
+        return prompts, ()
+    held_out = held_out_rows(config.held_out, encoder, limit_tokens, config.held_out_options.max_new_tokens)
+    check_disjoint(prompts, held_out)
+    return prompts, held_out
 
 
 def training_prompts(

@@ -1,0 +1,125 @@
+"""Where the gradient of a DPR run points before its first step: `dense-reward-train gradient RECIPE_OF_DPR`.
+
+Samples, rewards and estimator are those of the run; its expected step is compared with the one that makes held-out
+demonstrations likelier. Minutes that tell whether hours of training with this reward, reference and estimator can help.
+Read from `run` downwards.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from math import sqrt
+
+import torch
+from dense_reward.engine.base import IdArray
+from dense_reward.engine.seal import write_whole
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm import tqdm
+
+from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.learner import Learner, flat_gradient
+from dense_reward_trainer.policy import Policy, chosen_device, load_policy, microbatches, policy_logprobs
+from dense_reward_trainer.policy_config import GradientConfig
+from dense_reward_trainer.prompts import check_room_at_service, prompts_and_held_out
+from dense_reward_trainer.runlog import check_run, open_run
+from dense_reward_trainer.stopwatch import Stopwatch
+from dense_reward_trainer.token_rewards import ServiceAddress, TokenRewards, connected
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Alignment:
+    """Directions of N batches of samples, compared with a target direction.
+
+    `cosine`: of one batch with the target, mean over batches. `agreement`: cosine between two batches, mean over pairs;
+    1 where batches bring no noise. `expected_cosine`: of the expected gradient with the target, cosine over the square
+    root of the agreement, for a gradient that is the expected one and noise of its own; null where no agreement shows.
+    """
+
+    cosine: float
+    cosine_standard_error: float
+    agreement: float
+    expected_cosine: float | None
+
+
+def run(config: GradientConfig, report: Report) -> Alignment:
+    """Leave `gradient.json` in `config.output_dir` and report it.
+
+    Raises ConfigError, DataError, CheckpointError or JobError, naming the cure.
+    """
+    check_run("gradient", config)
+    if config.held_out is None:
+        raise ConfigError("held_out is null: name held_out.jsonl of the SFT run, whose answers are to become likelier")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    checkpoint = load_policy(config.policy, precision=config.precision, device=chosen_device(config.device))
+    prompts, held_out = prompts_and_held_out(config, checkpoint, report)
+    rows = held_out[: config.held_out_options.limit]
+    address, sha256 = ServiceAddress.of(config.service_url, config), checkpoint.manifest.tokenizer_sha256
+    with connected(address, sha256, report, signal=config.signal, with_kl=config.baseline == "kl") as rewards:
+        check_room_at_service(rewards.card.max_length_tokens, prompts, config.max_new_tokens)
+        folder = open_run("gradient", config).folder
+        asked, right = [row.encoded.prompt_P for row in rows], [row.encoded.responses[0].ids_T for row in rows]
+        target = likelihood_gradient(checkpoint.policy, asked, right, config.microbatch_tokens)
+        found = alignment(descents(config, checkpoint.policy, prompts, rewards), target)
+        identity = {"sft": rewards.card.sft, "reference": rewards.card.reference, "revision": rewards.card.revision}
+    record = {"alignment": asdict(found), "held_out": len(rows), "rewards": identity}
+    write_whole(folder / "gradient.json", json.dumps(record, indent=2).encode() + b"\n")
+    report(described(found))
+    return found
+
+
+def descents(
+    config: GradientConfig, policy: Policy, prompts: Sequence[IdArray], rewards: TokenRewards
+) -> Iterator[Tensor]:
+    """Of each batch of samples the direction in which its step goes, all weights in one row; the policy stays."""
+    learner = Learner.of(config, policy)
+    for step in tqdm(range(1, config.batches + 1), unit="batch", dynamic_ncols=True):
+        yield -learner.gradient(learner.sampled(step, prompts, rewards, Stopwatch()))
+
+
+def likelihood_gradient(
+    policy: Policy, prompts: Sequence[IdArray], responses: Sequence[IdArray], microbatch_tokens: int
+) -> Tensor:
+    """Gradient of the log-likelihood of given responses, summed, all weights in one row."""
+    policy.model.zero_grad(set_to_none=True)
+    lengths = [len(prompt) + len(ids) for prompt, ids in zip(prompts, responses, strict=True)]
+    for part in microbatches(lengths, microbatch_tokens):
+        logprob_BT = policy_logprobs(policy, [prompts[b] for b in part], [responses[b] for b in part])
+        torch.autograd.backward(logprob_BT.sum())
+    return flat_gradient(policy.model)
+
+
+def alignment(directions: Iterable[Tensor], target: Tensor) -> Alignment:
+    """Of two directions or more with a target, none of them 0; one direction is held at a time.
+
+    Raises ValueError for fewer than two.
+    """
+    unit = normalize(target, dim=0)
+    total = torch.zeros_like(unit)
+    cosines: list[float] = []
+    for direction in directions:
+        found = normalize(direction, dim=0)
+        cosines.append(float(found @ unit))
+        total += found
+    count = len(cosines)
+    if count < 2:
+        raise ValueError(f"agreement is between batches, and there is {count}: at least 2 are needed")
+    cosine_N = torch.tensor(cosines, dtype=torch.float64)
+    agreement = (float(total.double().square().sum()) - count) / (count * (count - 1))
+    cosine = float(cosine_N.mean())
+    expected = cosine / sqrt(agreement) if agreement > 0 else None
+    return Alignment(cosine, float(cosine_N.std()) / sqrt(count), agreement, expected)
+
+
+def described(found: Alignment) -> str:
+    """For people."""
+    expected = found.expected_cosine
+    known = "cannot be told from the noise: more batches" if expected is None else f"{expected:.2f}"
+    return (
+        f"cosine with the gradient of the held-out log-likelihood: {found.cosine:.3f} ± "
+        f"{found.cosine_standard_error:.3f} for one batch, whose cosine with another is {found.agreement:.3f}; "
+        f"of the expected gradient {known}"
+    )
