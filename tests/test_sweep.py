@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from dense_reward_trainer import sweep
 from dense_reward_trainer.config import config_path, load_config
-from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.flops import dpr_flops_per_token, matched_sft_steps
 from dense_reward_trainer.policy_config import DprConfig
 from dense_reward_trainer.runlog import MetricsLog
@@ -84,7 +84,7 @@ def test_gains_are_differences_within_a_seed() -> None:
 
 def test_the_whole_study_runs_and_is_not_done_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    study = config(tmp_path / "run")
+    study = config(tmp_path / "run", processes=2)
     sweep.run(study, said.append)
     table_said = said[-2]
     record = json.loads((tmp_path / "run" / "sweep.json").read_text())
@@ -95,15 +95,23 @@ def test_the_whole_study_runs_and_is_not_done_twice(tmp_path: Path, monkeypatch:
     assert sft["kl_to_sft"] == pytest.approx(0, abs=1e-3)
     held_out = (tmp_path / "run" / "noisy" / "0" / "problems.jsonl").read_text()
     assert held_out != (tmp_path / "run" / "noisy" / "1" / "problems.jsonl").read_text()
+    assert "dpr_best" in (tmp_path / "run" / "noisy" / "1" / "log.txt").read_text()
 
     rewards = [MetricsLog(tmp_path / f"run/noisy/0/{name}/metrics.jsonl").read()[1] for name in ("dpr_best", "early")]
     assert rewards[0]["reward_sum"] != rewards[1]["reward_sum"]
 
     monkeypatch.setattr(sweep, "job", None)
-    sweep.run(study, said.append)
+    sweep.run(study.model_copy(update={"processes": 1}), said.append)
     assert said[-2] == table_said
     with pytest.raises(ConfigError, match="columns"):
         sweep.run(config(tmp_path / "run", columns={"dpr_best": {}}), said.append)
+
+
+def test_a_cell_that_fails_names_its_log(tmp_path: Path) -> None:
+    absent = {"base_model": "nowhere/at/all", "scratch": None, "milestones": MILESTONES}
+    with pytest.raises(JobError, match=r"failed with exit code 2: it says why above, in .*noisy/0/log\.txt"):
+        sweep.run(config(tmp_path / "run", processes=2, sft=absent), print)
+    assert "nowhere" in (tmp_path / "run" / "noisy" / "0" / "log.txt").read_text()
 
 
 def test_a_reference_that_the_sft_run_will_not_leave_is_told_of_before_anything_runs(tmp_path: Path) -> None:

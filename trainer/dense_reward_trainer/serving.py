@@ -18,13 +18,16 @@ PATIENCE_S, BETWEEN_S = 120.0, 0.2
 
 
 @contextmanager
-def serving(sft: Path, reference: Path, port: int) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The process and its address, ready to score; ended when the block is left.
+def serving(
+    sft: Path, reference: Path, port: int, threads: int | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """The process and its address, ready to score; ended when the block is left. All cores, where threads is None.
 
     Raises JobError where it ends, as soon as it does, or does not become ready; it says why on stderr.
     """
     pair = ("--sft", str(sft), "--reference", str(reference))
     command = [sys.executable, "-m", "dense_reward.cli", "serve", *pair, "--port", str(port), "--log-level", "warning"]
+    command += [] if threads is None else ["--threads", str(threads)]
     url = f"http://{HOST}:{port}"
     # the bars of loading weights would only mix with those of the job
     with subprocess.Popen(command, env={**os.environ, "TQDM_DISABLE": "1"}) as server:

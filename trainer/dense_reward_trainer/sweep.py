@@ -5,11 +5,13 @@ is not done again, so that a sweep that was stopped goes on. Read from `run` dow
 """
 
 import json
+import multiprocessing
 import os
 import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +34,7 @@ from dense_reward_trainer.sweep_config import Overrides, Regime, SweepConfig
 from dense_reward_trainer.sweep_table import Figures, at_matched_kl, plot_sweep, summary, table
 
 Report = Callable[[str], None]
+LOG_NAME = "log.txt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +78,10 @@ def run(config: SweepConfig, report: Report) -> None:
     cells = [Cell(config, regime, seed) for regime in config.regimes for seed in config.seeds]
     check_references(cells)
     found: dict[str, list[dict[str, Figures]]] = {regime: [] for regime in config.regimes}
-    for cell in tqdm(cells, desc="sweep", unit="cell"):
-        found[cell.regime].append(figures_of(cell, report))
+    with tqdm(total=len(cells), desc="sweep", unit="cell") as bar:
+        for cell, figures in zip(cells, computed(cells, config.processes, report), strict=True):
+            found[cell.regime].append(figures)
+            bar.update()
     record = {
         "config": config.model_dump(mode="json"),
         "cells": {regime: [{n: asdict(f) for n, f in one.items()} for one in seeds] for regime, seeds in found.items()},
@@ -87,6 +92,29 @@ def run(config: SweepConfig, report: Report) -> None:
     plot_sweep(found, folder / "sweep.png")
     report(table(found))
     report(f"{record['cpu_hours']:.2f} CPU-hours; figures, plot and all runs: {folder}")
+
+
+def computed(cells: Sequence[Cell], processes: int, report: Report) -> Iterator[dict[str, Figures]]:
+    """Of each cell, in order."""
+    if processes == 1:
+        yield from (figures_of(cell, report) for cell in cells)
+        return
+    report(f"{processes} cells side by side; what their jobs say: {cells[0].config.output_dir}/REGIME/SEED/{LOG_NAME}")
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(figures_apart, cells)
+
+
+def figures_apart(cell: Cell) -> dict[str, Figures]:
+    """`figures_of` in a process whose output, and that of all that it starts, goes to the cell's log from here on."""
+    log = cell.folder / LOG_NAME
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        for output in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), output.fileno())
+    try:
+        return figures_of(cell, print)
+    except JobError as error:
+        raise JobError(f"{error}, in {log}") from error
 
 
 def figures_of(cell: Cell, report: Report) -> dict[str, Figures]:
@@ -123,7 +151,8 @@ def missing_columns(cell: Cell) -> dict[str, list[str]]:
 @contextmanager
 def served(cell: Cell, reference: str) -> Iterator[str]:
     """The address of a service of the SFT model and this milestone of its run."""
-    with serving(cell.checkpoints / "sft", cell.checkpoints / reference, free_port()) as (_, url):
+    pair = cell.checkpoints / "sft", cell.checkpoints / reference
+    with serving(*pair, free_port(), cell.config.threads) as (_, url):
         yield url
 
 

@@ -37,7 +37,7 @@ class SweepConfig(JobConfig):
     reference.
     """
 
-    resume_may_change: ClassVar[frozenset[str]] = frozenset({"output_dir", "seeds", "threads"})
+    resume_may_change: ClassVar[frozenset[str]] = frozenset({"output_dir", "processes", "seeds", "threads"})
 
     regimes: dict[MilestoneName, Regime] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(
@@ -56,7 +56,10 @@ class SweepConfig(JobConfig):
         description="At which the SFT model is sampled; what lies between is interpolated in its KL.",
     )
     evaluate: Overrides = Field(default={}, description="key.sub -> value, over recipe `arithmetic_evaluate`.")
-    threads: int = Field(default=2, ge=1, description="CPU threads of every job and of the service.")
+    processes: int = Field(
+        default=1, ge=1, description="Cells side by side; with several each tells of itself in its log.txt."
+    )
+    threads: int = Field(default=2, ge=1, description="CPU threads of every job and of its service.")
 
     @model_validator(mode="after")
     def _columns_that_can_be(self) -> Self:
