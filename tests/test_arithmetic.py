@@ -74,7 +74,7 @@ def test_every_existing_problem_can_be_asked_for() -> None:
 
 
 def test_more_problems_than_exist_are_refused_with_the_number_available() -> None:
-    with pytest.raises(ValidationError, match="only 81 additions of 1-digit numbers exist: ask for at most 81"):
+    with pytest.raises(ValidationError, match="only 81 problems of 1-digit numbers are drawn: ask for at most 81"):
         ArithmeticOptions(demonstrations=82, digits=1)
 
 
@@ -155,7 +155,8 @@ def test_word_problems_are_more_or_fewer_as_their_words_say() -> None:
         assert [word == "more" for word in words] == [sign == "+" for sign in signs]
 
 
-def test_word_problems_are_unique_and_can_be_noisy() -> None:
-    problems = generate(ArithmeticOptions(kind="two_step", demonstrations=300, digits=2, label_noise=0.1))
+@pytest.mark.parametrize("digits", [1, 2])
+def test_word_problems_are_unique_and_can_be_noisy(digits: int) -> None:
+    problems = generate(ArithmeticOptions(kind="two_step", demonstrations=300, digits=digits, label_noise=0.1))
     assert len({problem.prompt for problem in problems}) == 300
     assert sum(not problem.clean for problem in problems) == 30

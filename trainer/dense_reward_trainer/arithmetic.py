@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dense_reward_trainer.corruption import corrupt
-from dense_reward_trainer.word_problems import two_step
+from dense_reward_trainer.word_problems import NAMES, THINGS, two_step
 
 # Nine digits is the most for which the number of problems fits the sampler's 64-bit range.
 Digits = Annotated[int, Field(ge=1, le=9)]
@@ -46,12 +46,13 @@ class ArithmeticOptions(BaseModel):
     @model_validator(mode="after")
     def _enough_problems(self) -> Self:
         for digits, count in self.shares.items():
-            # of word problems there are far more, but for the few with one digit they are hard to draw without repeats
-            available = len(_addends(digits)) ** 2
+            additions = len(_addends(digits)) ** 2
+            # of word problems this is far less than there are, so that drawing anew in place of repeats ends soon
+            available = additions if self.kind == "addition" else additions * len(NAMES) * len(THINGS)
             if count > available:
                 raise ValueError(
                     f"{count} demonstrations with prompts of their own were asked for, but only {available} "
-                    f"additions of {digits}-digit numbers exist: ask for at most {available} or for more digits"
+                    f"problems of {digits}-digit numbers are drawn: ask for at most {available} or for more digits"
                 )
         return self
 
