@@ -43,8 +43,26 @@ def test_an_interval_holds_its_value_and_narrows_with_more_data() -> None:
 
 
 def test_the_interval_of_groups_that_are_apart_is_a_point() -> None:
-    interval = auroc_interval([2.0, 3.0], [0.0, 1.0], seed=0)
+    interval = auroc_interval([2.0, 3.0, 0.0, 1.0], [True, True, False, False], [5, 6, 7, 8], seed=0)
     assert (interval.value, interval.low, interval.high) == (1.0, 1.0, 1.0)
+
+
+def test_scores_of_one_cluster_are_resampled_together() -> None:
+    """Each score four times over is no more data than once: the interval stays as wide, and single scores narrow it."""
+    rng = np.random.default_rng(2)
+    score_N, positive_N = rng.normal(size=120), rng.random(120) < 0.5
+    four = np.repeat(score_N, 4).tolist(), np.repeat(positive_N, 4).tolist()
+    once = auroc_interval(score_N.tolist(), positive_N.tolist(), range(120), seed=0)
+    together = auroc_interval(*four, np.repeat(np.arange(120), 4).tolist(), seed=0)
+    apart = auroc_interval(*four, range(480), seed=0)
+    assert together.high - together.low == pytest.approx(once.high - once.low, rel=0.02)
+    assert apart.high - apart.low < 0.65 * (once.high - once.low)
+
+
+def test_a_resample_of_one_group_alone_is_left_out() -> None:
+    interval = auroc_interval([1.0, 0.0], [True, False], [0, 1], seed=0)
+    assert (interval.low, interval.high) == (1.0, 1.0)
+    assert auroc_interval([1.0, 0.0], [True, False], [0, 0], seed=0).low == 1.0
 
 
 def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:

@@ -3,12 +3,14 @@
 import json
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from dense_reward import Client
+from dense_reward import Client, Scored
+from dense_reward.client.calls import ItemToScore
+from dense_reward.schemas import ArrayName
 from dense_reward_trainer.cli import main
 from dense_reward_trainer.corruption import Corrupter, Corruption, Kind, number_corruption
 from dense_reward_trainer.credit_config import CreditConfig
@@ -21,13 +23,14 @@ from dense_reward_trainer.localisation import (
     Planted,
     groups,
     localise,
+    messages_of,
     planted_and_scored,
     proposals,
 )
 from dense_reward_trainer.policy import load_policy
 from dense_reward_trainer.ranking import Sums, rank
 from dense_reward_trainer.rollout import Sampling, sample
-from dense_reward_trainer.token_rewards import ServiceAddress, pinned_pair
+from dense_reward_trainer.token_rewards import PinnedPair, ServiceAddress, pinned_pair
 from hypothesis import given
 from hypothesis import strategies as st
 from served_pair import ServedPair, free_port, write_pair
@@ -134,6 +137,30 @@ def test_without_a_policy_the_job_measures_planted_errors_and_leaves_the_table_i
     assert "corrupted digit against the other tokens of its answer, 3 answers" in said
 
 
+@pytest.mark.parametrize("request_tokens", [1, 100, 100_000])
+def test_answers_are_asked_in_requests_of_the_size_that_is_configured(
+    pair: ServedPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request_tokens: int
+) -> None:
+    demonstrations = load(DataSource(source=str(pair.folder / "held_out.jsonl"))).demonstrations
+    chats = [messages_of(demonstration) for demonstration in demonstrations]
+    asked: list[int] = []
+    settings = config(output_dir=tmp_path, service_request_tokens=request_tokens)
+    with pinned_pair(ServiceAddress.of(pair.url, settings), said_to_nobody) as pinned:
+        whole = pinned.ask([{"messages": chat} for chat in chats], ["reward"]).results
+        ask = PinnedPair.ask
+
+        def counted(pair: PinnedPair, items: Sequence[ItemToScore], include: Collection[ArrayName]) -> Scored:
+            asked.append(len(items))
+            return ask(pair, items, include)
+
+        monkeypatch.setattr(PinnedPair, "ask", counted)
+        found = pinned.ask_chats(chats, ["reward"])
+    assert [one.length for one in found] == [one.length for one in whole]
+    assert sum(asked) == len(chats)
+    assert len(asked) == len(chats) if request_tokens == 1 else len(asked) < len(chats)
+    assert (len(asked) == 1) == (request_tokens == 100_000)
+
+
 @pytest.mark.parametrize("kind", ["digit", "number", "word", "step"])
 def test_a_corrupted_answer_has_as_many_tokens_as_the_right_one_and_differs_in_its_span_alone(
     pair: ServedPair, tmp_path: Path, kind: Kind
@@ -192,27 +219,28 @@ def test_right_and_wrong_samples_are_told_apart_and_summed_as_the_service_pays_t
             checkpoint,
             demonstrations,
             Sampling(40, batch_size=256),
-            samples=60,
+            samples=240,
             seed=0,
             report=said_to_nobody,
             is_right=is_even,
         )
 
-    each = -(-60 // len(demonstrations))
+    each = -(-240 // len(demonstrations))
     prompts = [checkpoint.encoder.prompt(one.messages[0].content) for one in demonstrations]
-    rollouts = sample(checkpoint.policy, prompts, Sampling(40, each, batch_size=256), seed=0)[:60]
-    expected: dict[bool, list[float]] = {True: [], False: []}
+    rollouts = sample(checkpoint.policy, prompts, Sampling(40, each, batch_size=256), seed=0)[:240]
+    expected: list[tuple[bool, float]] = []
     with Client(pair.url) as client:
         for rollout in rollouts:
             body = [int(i) for i in rollout.response_T[: len(rollout.response_T) - rollout.finished]]
             right = rollout.finished and len(checkpoint.encoder.tokenizer.text_and_spans(body)[0]) % 2 == 0
             scored = client.score_ids(rollout.prompt_P, [rollout.response_T]).results[0]
             assert scored.reward is not None
-            expected[right].append(float(scored.reward.sum()))
-    assert sums.counts == (len(expected[True]), len(expected[False]))
+            expected.append((right, float(scored.reward.sum())))
+    assert sums.right == [right for right, _ in expected]
+    assert sums.counts == (sum(sums.right), 240 - sum(sums.right))
     assert min(sums.counts) > 0
-    assert sums.right["reward"] == pytest.approx(expected[True], abs=1e-3)
-    assert sums.wrong["reward"] == pytest.approx(expected[False], abs=1e-3)
+    assert sums.nats["reward"] == pytest.approx([nats for _, nats in expected], abs=1e-3)
+    assert sums.prompt == [index // each for index in range(240)]
     for one in sums.ranking(0).values():
         assert 0 <= one.auroc.low <= one.auroc.value <= one.auroc.high <= 1
         assert one.calibration is not None
@@ -237,7 +265,8 @@ def test_solutions_without_a_right_step_before_a_wrong_one_are_refused(
 
 @pytest.mark.parametrize(("right", "wrong"), [(2, 0), (0, 2)])
 def test_samples_that_are_all_right_or_all_wrong_cannot_be_ranked(right: int, wrong: int) -> None:
-    sums = Sums({name: [1.0] * right for name in SIGNALS}, {name: [1.0] * wrong for name in SIGNALS})
+    count = right + wrong
+    sums = Sums([True] * right + [False] * wrong, [0] * count, {name: [1.0] * count for name in SIGNALS})
     with pytest.raises(ConfigError, match=f"{right} samples are right and {wrong} are wrong, .* policy=null"):
         sums.ranking(0)
 

@@ -37,12 +37,25 @@ def mean_interval(values: Sequence[float], seed: int, resamples: int = 2000) -> 
     return _interval(float(array.mean()), means)
 
 
-def auroc_interval(positives: Sequence[float], negatives: Sequence[float], seed: int, resamples: int = 500) -> Interval:
-    """AUROC with a percentile bootstrap interval, each group resampled."""
-    high, low = np.asarray(positives, dtype=np.float64), np.asarray(negatives, dtype=np.float64)
+def auroc_interval(
+    scores: Sequence[float], positive: Sequence[bool], cluster: Sequence[int], seed: int, resamples: int = 500
+) -> Interval:
+    """AUROC with a percentile bootstrap interval over clusters: scores of one cluster are not independent.
+
+    A resample that holds one group alone says nothing and is left out. Raises ValueError where either group is empty.
+    """
+    score_N, positive_N = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=np.bool_)
+    value = auroc(score_N[positive_N], score_N[~positive_N])
+    places_N = np.unique(np.asarray(cluster), return_inverse=True)[1]
+    clusters = int(places_N.max()) + 1
     rng = np.random.default_rng(seed)
-    draws = [auroc(rng.choice(high, len(high)), rng.choice(low, len(low))) for _ in range(resamples)]
-    return _interval(auroc(high, low), np.array(draws))
+    draws = [value]
+    for _ in range(resamples):
+        times_N = np.bincount(rng.integers(0, clusters, clusters), minlength=clusters)[places_N]
+        groups = [np.repeat(score_N[chosen], times_N[chosen]) for chosen in (positive_N, ~positive_N)]
+        if all(len(group) for group in groups):
+            draws.append(auroc(*groups))
+    return _interval(value, np.array(draws[1:] or draws))
 
 
 def _interval(value: float, resampled: NDArray[np.float64]) -> Interval:

@@ -22,19 +22,20 @@ class Calibration:
     share: tuple[float, ...]
 
 
-def calibration(right: Sequence[float], wrong: Sequence[float], seed: int) -> Calibration | None:
-    """P(right | score) by logistic regression on a random half (Platt, 1999), judged on the other half.
+def calibration(
+    scores: Sequence[float], right: Sequence[bool], cluster: Sequence[int], seed: int
+) -> Calibration | None:
+    """P(right | score) by logistic regression on a random half of the clusters (Platt, 1999), judged on the other half.
 
-    None where there are too few scores of either kind for two in every half.
+    None where a half has fewer than two scores of either kind.
     """
-    if min(len(right), len(wrong)) < 4:
+    score_A, right_A = np.asarray(scores, dtype=np.float64), np.asarray(right, dtype=np.float64)
+    chosen = np.random.default_rng(seed).permutation(np.unique(np.asarray(cluster)))
+    fitted_A = np.isin(cluster, chosen[: len(chosen) // 2])
+    if any(min(half.sum(), len(half) - half.sum()) < 2 for half in (right_A[fitted_A], right_A[~fitted_A])):
         return None
-    rng = np.random.default_rng(seed)
-    halves = [np.array_split(rng.permutation(np.asarray(scores, dtype=np.float64)), 2) for scores in (right, wrong)]
-    (fit_right, test_right), (fit_wrong, test_wrong) = halves
-    scores_N = np.concatenate([test_right, test_wrong])
-    is_right_N = np.repeat([1.0, 0.0], [len(test_right), len(test_wrong)])
-    probability_N = logistic(np.concatenate([fit_right, fit_wrong]), len(fit_right), scores_N)
+    is_right_N = right_A[~fitted_A]
+    probability_N = logistic(score_A[fitted_A], right_A[fitted_A], score_A[~fitted_A])
     order_N = np.argsort(probability_N, kind="stable")
     bins = [part for part in np.array_split(order_N, BINS) if len(part)]
     probability = tuple(float(probability_N[part].mean()) for part in bins)
@@ -43,11 +44,12 @@ def calibration(right: Sequence[float], wrong: Sequence[float], seed: int) -> Ca
     return Calibration(float(weights @ np.abs(np.subtract(share, probability))), probability, share)
 
 
-def logistic(scores_M: NDArray[np.float64], right: int, new_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    """P(right) of new scores, after fitting scores of which the first `right` are right, by Newton's method."""
+def logistic(
+    scores_M: NDArray[np.float64], label_M: NDArray[np.float64], new_N: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """P(right) of new scores, after fitting scores with labels 1, right, and 0, by Newton's method."""
     mean, deviation = scores_M.mean(), scores_M.std() or 1.0
     design_M2 = np.stack([np.ones_like(scores_M), (scores_M - mean) / deviation], axis=1)
-    label_M = (np.arange(len(scores_M)) < right).astype(np.float64)
     weights_2 = np.zeros(2)
     for _ in range(_STEPS):
         fitted_M = _sigmoid(design_M2 @ weights_2)

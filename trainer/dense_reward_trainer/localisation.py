@@ -21,7 +21,7 @@ from dense_reward_trainer.token_rewards import PinnedPair
 
 Against = Literal["tokens", "digit_tokens"]
 SIGNALS: tuple[SignalName, ...] = ("sft_logprob", "reward", "centred")
-ITEMS_PER_REQUEST, TRIES = 64, 8
+TOGETHER, TRIES = 64, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def localise(
                 values_T = signal_of(scored, name)
                 located[name].append(Located(float(values_T[error]), values_T[others]))
             bar.update()
-            if bar.n == count:
+            if len(located["reward"]) == count:
                 break
     found = len(located["reward"])
     if found < count:
@@ -109,8 +109,8 @@ def planted_and_scored(
 
     Of up to TRIES seeded errors to an answer the first counts that leaves the number of its tokens as it was.
     """
-    for start in range(0, len(demonstrations), ITEMS_PER_REQUEST):
-        part = demonstrations[start : start + ITEMS_PER_REQUEST]
+    for start in range(0, len(demonstrations), TOGETHER):
+        part = demonstrations[start : start + TOGETHER]
         proposed = {i: proposals(corrupter, one, [seed, start + i]) for i, one in enumerate(part)}
         lengths = {i: r.length for i, r in zip(proposed, _ask(pair, [(d, d.response) for d in part], ()), strict=True)}
         found: dict[int, tuple[Planted, ScoredResponse]] = {}
@@ -169,8 +169,5 @@ def messages_of(demonstration: Demonstration) -> list[dict[str, str]]:
 def _ask(
     pair: PinnedPair, answers: Sequence[tuple[Demonstration, str]], signals: Sequence[SignalName]
 ) -> Sequence[ScoredResponse]:
-    items: list[dict[str, object]] = [
-        {"messages": [*messages_of(demonstration)[:-1], {"role": "assistant", "content": text}]}
-        for demonstration, text in answers
-    ]
-    return pair.ask(items, [*signals, "offsets", "token_ids"]).results
+    chats = [[*messages_of(one)[:-1], {"role": "assistant", "content": text}] for one, text in answers]
+    return pair.ask_chats(chats, [*signals, "offsets", "token_ids"])

@@ -44,7 +44,7 @@ def read_solutions(path: Path) -> list[Solution]:
     Raises DataError, naming the line, for one of neither format.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as text: {error}") from None
     solutions: list[Solution] = []

@@ -37,15 +37,16 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Of each sampled answer, by signal: in nats, over its tokens."""
+    """Of sampled answers: whether each is right, its prompt's number, and by signal its sum over tokens, in nats."""
 
-    right: dict[str, list[float]]
-    wrong: dict[str, list[float]]
+    right: list[bool]
+    prompt: list[int]
+    nats: dict[str, list[float]]
 
     @property
     def counts(self) -> tuple[int, int]:
         """Right answers and wrong ones."""
-        return len(self.right["reward"]), len(self.wrong["reward"])
+        return sum(self.right), len(self.right) - sum(self.right)
 
     def ranking(self, seed: int) -> dict[str, Ranking]:
         """By signal. Raises ConfigError where right or wrong answers are missing."""
@@ -57,8 +58,8 @@ class Sums:
             )
         return {
             name: Ranking(
-                auroc_interval(self.right[name], self.wrong[name], seed),
-                calibration(self.right[name], self.wrong[name], seed),
+                auroc_interval(self.nats[name], self.right, self.prompt, seed),
+                calibration(self.nats[name], self.right, self.prompt, seed),
             )
             for name in SIGNALS
         }
@@ -95,13 +96,14 @@ def rank(
     check_room_at_service(pair.card.max_length_tokens, prompts, sampling.max_new_tokens)
     report(f"sampling {samples} answers to {len(asked)} prompts")
     rollouts = sample(checkpoint.policy, prompts, replace(sampling, group_size=each), seed)[:samples]
-    sums = Sums({name: [] for name in SIGNALS}, {name: [] for name in SIGNALS})
+    sums = Sums([], [], {name: [] for name in SIGNALS})
     for index, (rollout, scored) in enumerate(zip(rollouts, _scored(pair, rollouts), strict=True)):
         body_T = rollout.response_T[:-1] if rollout.finished else rollout.response_T
         text = checkpoint.encoder.tokenizer.text_and_spans([int(i) for i in body_T])[0]
-        right = rollout.finished and is_right(asked[index // each], text)
+        sums.right.append(rollout.finished and is_right(asked[index // each], text))
+        sums.prompt.append(index // each)
         for name in SIGNALS:
-            (sums.right if right else sums.wrong)[name].append(float(signal_of(scored, name).sum(dtype=np.float64)))
+            sums.nats[name].append(float(signal_of(scored, name).sum(dtype=np.float64)))
     return sums
 
 

@@ -11,7 +11,7 @@ from dense_reward_trainer.localisation import SIGNALS, Localisation, Located, of
 from dense_reward_trainer.process_labels import Solution
 from dense_reward_trainer.token_rewards import PinnedPair
 
-ITEMS_PER_REQUEST = 16
+TOGETHER = 16
 
 
 def first_wrong_steps(pair: PinnedPair, solutions: Sequence[Solution], seed: int) -> dict[str, Localisation]:
@@ -21,13 +21,10 @@ def first_wrong_steps(pair: PinnedPair, solutions: Sequence[Solution], seed: int
     score them, ConfigError where a step has no token.
     """
     located: dict[str, list[Located]] = {name: [] for name in SIGNALS}
-    for start in tqdm(range(0, len(solutions), ITEMS_PER_REQUEST), desc="labelled solutions", unit="request"):
-        part = solutions[start : start + ITEMS_PER_REQUEST]
-        items: list[dict[str, object]] = [
-            {"messages": [{"role": "user", "content": one.problem}, {"role": "assistant", "content": one.text}]}
-            for one in part
-        ]
-        for solution, scored in zip(part, pair.ask(items, [*SIGNALS, "offsets"]).results, strict=True):
+    for start in tqdm(range(0, len(solutions), TOGETHER), desc="labelled solutions", unit="part"):
+        part = solutions[start : start + TOGETHER]
+        chats = [[{"role": "user", "content": one.problem}, {"role": "assistant", "content": one.text}] for one in part]
+        for solution, scored in zip(part, pair.ask_chats(chats, [*SIGNALS, "offsets"]), strict=True):
             step_T, known = steps_of(solution, offsets_of(scored)), range((solution.first_wrong or 0) + 1)
             if not set(known) <= set(step_T.tolist()):
                 raise ConfigError(f"{solution.source}: a step ends in no token of its own: leave the solution out")
