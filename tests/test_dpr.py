@@ -55,7 +55,7 @@ def test_training_raises_what_it_is_paid_for(tmp_path: Path, baseline: str) -> N
     training = training_in(tmp_path / "run", **changes)
     train(training, EvenIds(tiny_checkpoint().policy), said)
     lines = training.metrics.read()
-    returned = [line["return_mean"] or 0.0 for line in lines]
+    returned = [line["paid_sum"] or 0.0 for line in lines]
     assert [line["step"] for line in lines] == list(range(1, 26))
     assert lines[0]["kl_to_sft"] == pytest.approx(0.0, abs=1e-4)
     assert np.mean(returned[-5:]) > np.mean(returned[:5]) + 1.0

@@ -107,14 +107,14 @@ def test_the_gradient_of_a_run_is_asked_before_it(
     served: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = str(write_config(served, tmp_path / "run"))
-    assert main(["gradient", recipe, "batches=2"]) == 0
+    assert main(["gradient", recipe, "batches=3"]) == 0
     record = json.loads((tmp_path / "run" / "gradient.json").read_text())
     assert -1 <= record["alignment"]["cosine"] <= 1
     assert record["rewards"]["sft"] == str(served.folder / "sft")
     assert "of the expected gradient" in capsys.readouterr().err
     assert main(["dpr", recipe]) == 2
     assert "gradient" in capsys.readouterr().err
-    assert main(["gradient", recipe, "batches=2", "held_out=null", f"output_dir={tmp_path}/other"]) == 2
+    assert main(["gradient", recipe, "batches=3", "held_out=null", f"output_dir={tmp_path}/other"]) == 2
     assert "held_out is null" in capsys.readouterr().err
 
 

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from dense_reward_trainer.estimator import Batch, Candidates, actions, returns
+from dense_reward_trainer.estimator import Batch, Candidates, actions, paid, returns
 from dense_reward_trainer.learner import describe
 from dense_reward_trainer.losses import kl_loss, policy_gradient
 from dense_reward_trainer.policy_config import DprConfig
@@ -190,10 +190,10 @@ def test_clipping_is_of_the_signal_and_whitening_of_the_advantages() -> None:
 
 def test_a_step_is_described_by_means_over_tokens_and_responses() -> None:
     batch = replace(known_batch(), policy_logprob_BT=torch.full((4, 3), -2.0) * known_batch().mask_BT)
-    described = describe(batch, returns(batch, config_of(), 0.0))
+    described = describe(batch, paid(batch, config_of(returns="immediate"), 0.5))
     assert described["reward_sum"] == 10.5 / 4
     assert described["reward_mean"] == 10.5 / 7
-    assert described["return_mean"] == 10.5 / 4
+    assert described["paid_sum"] == pytest.approx(10.5 / 4 - 0.5 * described["kl_to_sft"])
     assert described["kl_to_sft"] == -14 / 4
     assert described["entropy"] == 2.0
     assert (described["length_mean"], described["truncated"]) == (7 / 4, 0.0)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from dense_reward.engine.base import IdArray
+from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.estimator import actions
 from dense_reward_trainer.gradient import alignment, descents, described, likelihood_gradient
 from dense_reward_trainer.learner import Learner
@@ -36,15 +37,39 @@ def test_noise_around_a_direction_hides_it_from_one_batch_and_not_from_the_estim
     assert found.cosine_standard_error == pytest.approx(float(cosines.std()) / 40**0.5, rel=1e-4)
     pairs = cosine_similarity(directions[:, None], directions[None], dim=2)
     assert found.agreement == pytest.approx(float((pairs.sum() - 40) / (40 * 39)), abs=1e-5)
+    assert f"of the expected gradient {found.expected_cosine:.2f} ± 0.01" in described(found)
 
 
-def test_where_batches_do_not_agree_nothing_is_claimed_of_what_is_expected() -> None:
-    found = alignment([torch.tensor([1.0, 0.2]), torch.tensor([-1.0, 0.2])], torch.tensor([0.0, 1.0]))
-    assert found.agreement < 0
-    assert found.expected_cosine is None
-    assert "more batches" in described(found)
-    with pytest.raises(ValueError, match="at least 2"):
-        alignment([torch.ones(2)], torch.ones(2))
+def test_the_error_of_the_estimate_is_its_spread() -> None:
+    generator = torch.Generator().manual_seed(0)
+    target, expected = torch.zeros(500), torch.zeros(500)
+    target[0], expected[0], expected[1] = 1.0, 0.6, 0.8
+    found = [alignment(expected + torch.randn(20, 500, generator=generator) * 3 / 500**0.5, target) for _ in range(100)]
+    estimates = torch.tensor([one.expected_cosine for one in found])
+    errors = torch.tensor([one.expected_cosine_standard_error for one in found])
+    assert float(estimates.mean()) == pytest.approx(0.6, abs=0.02)
+    assert float(errors.mean()) == pytest.approx(float(estimates.std()), rel=0.3)
+
+
+@pytest.mark.parametrize("dimension", [30, 1000])
+def test_of_noise_next_to_nothing_is_claimed(dimension: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    found = [alignment(torch.randn(12, dimension, generator=generator), torch.ones(dimension)) for _ in range(200)]
+    claimed = [one for one in found if one.expected_cosine is not None]
+    assert 0 < len(claimed) < 20
+    spread = float(torch.tensor([one.agreement for one in found]).std())
+    errors = torch.tensor([one.agreement_standard_error for one in found])
+    assert float(errors.mean()) == pytest.approx(spread, rel=0.2)
+    assert "more batches" in described(next(one for one in found if one.expected_cosine is None))
+    with pytest.raises(ValueError, match="at least 3"):
+        alignment([torch.ones(2)] * 2, torch.ones(2))
+
+
+def test_a_batch_in_which_every_action_is_paid_the_same_has_no_direction() -> None:
+    options = {"candidates": 3, "returns": "immediate", "kl_coefficient": 0.0, "baseline": "none"}
+    config = GradientConfig.model_validate(config_of(**options).model_dump() | {"batches": 3})
+    with pytest.raises(JobError, match=r"batch 1 has norm 0: .* paid the same"):
+        list(descents(config, tiny_policy(), PROMPTS, Demonstrated(dict.fromkeys(map(bytes, PROMPTS), -1), 1.0)))
 
 
 @pytest.mark.parametrize("options", [{}, {"candidates": 3, "returns": "immediate"}], ids=["plain", "candidates"])
@@ -60,8 +85,8 @@ def test_it_is_the_gradient_of_the_runs_own_step(options: dict[str, object]) -> 
 
 
 def test_batches_are_those_that_the_run_would_draw() -> None:
-    policy, config = tiny_policy(), GradientConfig.model_validate(config_of().model_dump() | {"batches": 2})
-    first, second = descents(config, policy, PROMPTS, EngineRewards())
+    policy, config = tiny_policy(), GradientConfig.model_validate(config_of().model_dump() | {"batches": 3})
+    first, second, _ = descents(config, policy, PROMPTS, EngineRewards())
     learner = Learner.of(config, policy)
     again = [-learner.gradient(learner.sampled(n, PROMPTS, EngineRewards(), Stopwatch())) for n in (1, 2)]
     torch.testing.assert_close(first, again[0])

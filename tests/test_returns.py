@@ -139,12 +139,20 @@ def test_the_kl_penalty_is_paid_per_token_and_carries_no_gradient() -> None:
 @given(responses)
 def test_whitened_advantages_have_mean_0_and_deviation_1_or_are_all_0(lists: list[list[float]]) -> None:
     mask_BT = mask_of([len(row) for row in lists])
-    white_BT = whitened(pad(rows_of(lists)).double(), mask_BT)
+    return_BT = pad(rows_of(lists)).double()
+    white_BT = whitened(return_BT, mask_BT, return_BT)
     tokens_N = white_BT[mask_BT > 0]
     assert not white_BT[mask_BT == 0].any()
     if len(tokens_N) and tokens_N.any():
         assert float(tokens_N.mean()) == pytest.approx(0, abs=1e-6)
         assert float(tokens_N.std(correction=0)) == pytest.approx(1, abs=1e-6)
+
+
+def test_advantages_that_differ_by_rounding_alone_teach_nothing() -> None:
+    return_BT = torch.tensor([[0.1 + 0.2, 0.7], [0.3, 0.7], [0.3, 0.7]], dtype=torch.float64)
+    advantage_BT = return_BT - return_BT.mean(dim=0)
+    assert advantage_BT.any()
+    assert not whitened(advantage_BT, torch.ones_like(return_BT), return_BT).any()
 
 
 def test_padding_keeps_every_row_and_adds_0() -> None:

@@ -54,6 +54,12 @@ def test_a_dpr_token_costs_what_its_parts_cost() -> None:
     assert matched_sft_steps(dpr_tokens=1, updates_per_batch=1, sft_tokens_per_step=100) == 1
 
 
+def test_tokens_of_an_sft_run_are_counted_across_a_resumption() -> None:
+    counts = [(10, 1000), (20, 1900), (30, 900), (40, 1800), (50, None)]
+    lines: list[dict[str, float | None]] = [{"step": step, "num_tokens": count} for step, count in counts if count]
+    assert sweep.tokens_per_step([*lines, {"step": 50.0, "loss": 0.1}]) == (1900 + 900) / 30
+
+
 def test_the_tempered_column_lies_where_its_kl_is_the_matched_one() -> None:
     curve = [figures(0.5, 0.0), figures(0.7, 1.0), figures(0.9, 3.0)]
     assert at_matched_kl(curve, 0.5).sampled_accuracy == pytest.approx(0.6)
@@ -125,6 +131,9 @@ def test_a_reference_that_the_sft_run_will_not_leave_is_told_of_before_anything_
         ({"matched": "none"}, "none of the columns"),
         ({"columns": {"sft": {}}, "matched": "sft"}, "a column of that name itself"),
         ({"temperatures": (0.5, 1.0)}, "temperatures must fall"),
+        ({"temperatures": (1.0, 0.5, 0.5)}, "temperatures must fall"),
+        ({"columns": {"tempered_0.5": {}}, "matched": "tempered_0.5"}, "a column of that name itself"),
+        ({"seeds": (0, 0)}, "named twice"),
         ({"seeds": (0,)}, "seeds"),
     ],
 )

@@ -13,6 +13,7 @@ from dense_reward.errors import CheckpointError
 from dense_reward_trainer.config import config_path, load_config, recipe_names
 from dense_reward_trainer.data import DataError
 from dense_reward_trainer.errors import ConfigError, JobError
+from dense_reward_trainer.processes import end_when_terminated
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ JOBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one job; its exit code. What a user can mend is one line on stderr, not a traceback."""
     options = _options(arguments)
+    end_when_terminated()
     job = JOBS[options.job]
     skip_bad = [f"{job.data}.skip_bad=true"] if options.skip_bad else []
     try:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 Lines = Sequence[Mapping[str, float | None]]
 # title of a panel -> (key, label, key of its standard error)
 PANELS: Mapping[str, Sequence[tuple[str, str, str | None]]] = {
-    "reward (nats per response)": (("reward_sum", "signal", None), ("return_mean", "with KL penalty", None)),
+    "reward (nats per response)": (("reward_sum", "signal", None), ("paid_sum", "with KL penalty", None)),
     "KL to SFT (nats per response)": (
         ("kl_to_sft", "rollouts", None),
         ("held_out_kl_to_sft", "held out", "held_out_kl_to_sft_se"),

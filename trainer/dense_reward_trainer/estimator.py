@@ -117,7 +117,7 @@ def actions(batch: Batch, config: DprConfig, coefficient: float) -> Actions:
         advantage_BT = return_BT - baseline(config.baseline, return_BT, config.group_size, batch.kl_BT)
         advantage_BT = advantage_BT * batch.mask_BT
         if config.whiten:
-            advantage_BT = whitened(advantage_BT, batch.mask_BT)
+            advantage_BT = whitened(advantage_BT, batch.mask_BT, return_BT)
         return Actions(ids_BT[..., None], advantage_BT[..., None], batch.mask_BT[..., None])
     return _with_candidates(batch, batch.candidates, ids_BT, config, coefficient)
 

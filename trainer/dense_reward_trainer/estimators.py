@@ -7,10 +7,8 @@ kept as they end, so that a study that was stopped goes on where it was.
 
 import copy
 import json
-import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
@@ -24,6 +22,7 @@ from dense_reward_trainer.enumerable_config import Curve, EstimatorsConfig, Task
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.estimators_plot import plot_study
 from dense_reward_trainer.learner import Learner
+from dense_reward_trainer.processes import in_processes
 from dense_reward_trainer.runlog import check_run, open_run
 
 Report = Callable[[str], None]
@@ -69,6 +68,7 @@ def run(config: EstimatorsConfig, report: Report) -> dict[str, Outcome]:
     record = {
         "config": config.model_dump(mode="json"),
         "outcomes": {name: asdict(found) for name, found in outcomes.items()},
+        "tuning": {name: by_rate(one for one in tried if one.estimator == name) for name in config.estimators},
         "cpu_hours": cpu_hours,
     }
     write_whole(folder / "estimators.json", json.dumps(record, indent=2).encode() + b"\n")
@@ -82,7 +82,7 @@ def compute(config: EstimatorsConfig, wanted: Sequence[Chosen], title: str) -> l
     """The curves that are wanted, in order; those that are not kept yet are computed and kept."""
     missing = [one for one in wanted if not curve_path(config.output_dir, *one).is_file()]
     with tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=title, unit="run") as bar:
-        for curve in computed(config, missing):
+        for curve in in_processes(config.processes, curve_apart, [(config, *one) for one in missing]):
             path = curve.path_in(config.output_dir)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, curve.model_dump_json().encode())
@@ -91,12 +91,10 @@ def compute(config: EstimatorsConfig, wanted: Sequence[Chosen], title: str) -> l
     return [Curve.model_validate_json(curve_path(config.output_dir, *one).read_bytes()) for one in wanted]
 
 
-def computed(config: EstimatorsConfig, wanted: Sequence[Chosen]) -> Iterable[Curve]:
-    """Curves in order, each in a process with one thread, so that none depends on how many there are."""
-    with ProcessPoolExecutor(
-        config.processes, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
-    ) as pool:
-        yield from pool.map(curve_of, [config] * len(wanted), *zip(*wanted, strict=True))
+def curve_apart(chosen: tuple[EstimatorsConfig, str, float, int]) -> Curve:
+    """In a process of its own, with one thread, so that a curve does not depend on how many there are."""
+    torch.set_num_threads(1)
+    return curve_of(*chosen)
 
 
 @lru_cache(maxsize=8)
@@ -140,6 +138,14 @@ def curve_of(config: EstimatorsConfig, estimator: str, learning_rate: float, see
 def best_rate(curves: Sequence[Curve]) -> float:
     """The learning rate that closed most of the gap in the end."""
     return max(curves, key=lambda curve: curve.gap_closed[-1]).learning_rate
+
+
+def by_rate(curves: Iterable[Curve]) -> dict[str, dict[str, float | None]]:
+    """By learning rate, on the tuning seed."""
+    return {
+        f"{curve.learning_rate:g}": {"gap_closed": curve.gap_closed[-1], "tokens_to_half": tokens_to(0.5, curve)}
+        for curve in curves
+    }
 
 
 def outcome(curves: Sequence[Curve]) -> Outcome:

@@ -1,14 +1,16 @@
 """Where the gradient of a DPR run points before its first step: `dense-reward-train gradient RECIPE_OF_DPR`.
 
-Samples, rewards and estimator are those of the run; its expected step is compared with the one that makes held-out
-demonstrations likelier. Minutes that tell whether hours of training with this reward, reference and estimator can help.
+Samples, rewards and estimator are those of the run. The gradient of its first update, before AdamW scales it, is
+compared with the one that makes held-out demonstrations likelier: minutes that tell whether hours of training with this
+reward, reference and estimator can help.
 Read from `run` downwards.
 """
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from math import sqrt
+from math import inf, sqrt
+from statistics import mean, stdev
 
 import torch
 from dense_reward.engine.base import IdArray
@@ -17,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.learner import Learner, flat_gradient
 from dense_reward_trainer.policy import Policy, chosen_device, load_policy, microbatches, policy_logprobs
 from dense_reward_trainer.policy_config import GradientConfig
@@ -34,14 +36,17 @@ class Alignment:
     """Directions of N batches of samples, compared with a target direction.
 
     `cosine`: of one batch with the target, mean over batches. `agreement`: cosine between two batches, mean over pairs;
-    1 where batches bring no noise. `expected_cosine`: of the expected gradient with the target, cosine over the square
-    root of the agreement, for a gradient that is the expected one and noise of its own; null where no agreement shows.
+    1 where batches bring no noise, and its error is that of batches which bring nothing else. `expected_cosine`: of the
+    expected gradient with the target, cosine over the square root of the agreement, for a gradient that is the expected
+    one and noise of its own; null where the agreement is within two errors of none.
     """
 
     cosine: float
     cosine_standard_error: float
     agreement: float
+    agreement_standard_error: float
     expected_cosine: float | None
+    expected_cosine_standard_error: float | None
 
 
 def run(config: GradientConfig, report: Report) -> Alignment:
@@ -74,10 +79,20 @@ def run(config: GradientConfig, report: Report) -> Alignment:
 def descents(
     config: GradientConfig, policy: Policy, prompts: Sequence[IdArray], rewards: TokenRewards
 ) -> Iterator[Tensor]:
-    """Of each batch of samples the direction in which its step goes, all weights in one row; the policy stays."""
+    """Of each batch of samples minus the gradient of its first update, all weights in one row; the policy stays.
+
+    Raises JobError where that is 0 or not finite.
+    """
     learner = Learner.of(config, policy)
     for step in tqdm(range(1, config.batches + 1), unit="batch", dynamic_ncols=True):
-        yield -learner.gradient(learner.sampled(step, prompts, rewards, Stopwatch()))
+        direction = -learner.gradient(learner.sampled(step, prompts, rewards, Stopwatch()))
+        size = float(direction.norm())
+        if not 0 < size < inf:
+            raise JobError(
+                f"the gradient of batch {step} has norm {size:g}: there is no direction where every action of a "
+                "batch is paid the same; raise prompts_per_step or group_size, or look at the rewards"
+            )
+        yield direction
 
 
 def likelihood_gradient(
@@ -93,33 +108,42 @@ def likelihood_gradient(
 
 
 def alignment(directions: Iterable[Tensor], target: Tensor) -> Alignment:
-    """Of two directions or more with a target, none of them 0; one direction is held at a time.
+    """Of three directions or more with a target, none of them 0; two directions are held at a time.
 
-    Raises ValueError for fewer than two.
+    Raises ValueError for fewer than three.
     """
     unit = normalize(target, dim=0)
     total = torch.zeros_like(unit)
     cosines: list[float] = []
+    neighbours: list[float] = []
+    before = torch.zeros_like(unit)
     for direction in directions:
         found = normalize(direction, dim=0)
         cosines.append(float(found @ unit))
+        neighbours.append(float(found @ before))
         total += found
+        before = found
     count = len(cosines)
-    if count < 2:
-        raise ValueError(f"agreement is between batches, and there is {count}: at least 2 are needed")
-    cosine_N = torch.tensor(cosines, dtype=torch.float64)
+    if count < 3:
+        raise ValueError(f"agreement is between batches, and there is {count}: at least 3 are needed")
+    cosine, error = mean(cosines), stdev(cosines) / sqrt(count)
     agreement = (float(total.double().square().sum()) - count) / (count * (count - 1))
-    cosine = float(cosine_N.mean())
-    expected = cosine / sqrt(agreement) if agreement > 0 else None
-    return Alignment(cosine, float(cosine_N.std()) / sqrt(count), agreement, expected)
+    # cosines of independent directions are uncorrelated, also of pairs that share one
+    noise = stdev(neighbours[1:]) / sqrt(count * (count - 1) / 2)
+    if agreement <= 2 * noise:
+        return Alignment(cosine, error, agreement, noise, None, None)
+    expected = cosine / sqrt(agreement)
+    spread = sqrt((error / sqrt(agreement)) ** 2 + (expected * noise / (2 * agreement)) ** 2)
+    return Alignment(cosine, error, agreement, noise, expected, spread)
 
 
 def described(found: Alignment) -> str:
     """For people."""
-    expected = found.expected_cosine
-    known = "cannot be told from the noise: more batches" if expected is None else f"{expected:.2f}"
+    expected, error = found.expected_cosine, found.expected_cosine_standard_error
+    known = "it cannot be told from the noise: more batches" if expected is None else f"{expected:.2f} ± {error:.2f}"
     return (
         f"cosine with the gradient of the held-out log-likelihood: {found.cosine:.3f} ± "
-        f"{found.cosine_standard_error:.3f} for one batch, whose cosine with another is {found.agreement:.3f}; "
+        f"{found.cosine_standard_error:.3f} for one batch, whose cosine with another is {found.agreement:.3f} ± "
+        f"{found.agreement_standard_error:.3f}; "
         f"of the expected gradient {known}"
     )

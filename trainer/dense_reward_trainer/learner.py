@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel
 
 from dense_reward_trainer.errors import JobError
-from dense_reward_trainer.estimator import Actions, Batch, actions, assemble, returns
+from dense_reward_trainer.estimator import Actions, Batch, actions, assemble, paid
 from dense_reward_trainer.losses import divisor, kl_loss, policy_gradient
 from dense_reward_trainer.optimiser import learning_rate, make_optimiser, set_learning_rate
 from dense_reward_trainer.policy import Policy, action_logprobs, likeliest_actions, microbatches
@@ -78,7 +78,7 @@ class Learner:
         updated = self.update(batch, actions(batch, config, self.kl_coefficient))
         clock.lap("update_s")
 
-        described = describe(batch, returns(batch, config, self.kl_coefficient))
+        described = describe(batch, paid(batch, config, self.kl_coefficient))
         described["kl_coefficient"] = self.kl_coefficient
         described["learning_rate"] = learning_rate(config, step)
         described["computed_tokens"] = float(sum(len(r.prompt_P) + len(r.response_T) for r in batch.rollouts))
@@ -216,14 +216,14 @@ def adaptation(kl: float, target: float, speed: float) -> float:
     return 1 + speed * error
 
 
-def describe(batch: Batch, return_BT: Tensor) -> dict[str, float]:
+def describe(batch: Batch, paid_BT: Tensor) -> dict[str, float]:
     """What the samples of a step were like. KL and entropy are estimates from these samples, in nats."""
     log_ratio_BT = (batch.policy_logprob_BT - batch.sft_logprob_BT) * batch.mask_BT
     tokens, responses = float(batch.mask_BT.sum()), len(batch.rollouts)
     return {
         "reward_mean": float(batch.signal_BT.sum()) / tokens,
         "reward_sum": float(batch.signal_BT.sum()) / responses,
-        "return_mean": float(return_BT[:, 0].mean()),
+        "paid_sum": float((paid_BT * batch.mask_BT).sum()) / responses,
         "kl_to_sft": float(log_ratio_BT.sum()) / responses,
         "kl_to_sft_per_token": float(log_ratio_BT.sum()) / tokens,
         "entropy": -float(batch.policy_logprob_BT.sum()) / tokens,

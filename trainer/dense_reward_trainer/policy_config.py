@@ -225,11 +225,15 @@ class DprConfig(ServiceJobConfig):
 class GradientConfig(DprConfig):
     """Where the gradient of a DPR run points before its first step: a recipe of `dpr`, an output_dir of its own."""
 
-    batches: int = Field(default=12, ge=2, description="Of samples, each as a step of the run would draw them.")
+    resume_may_change: ClassVar[frozenset[str]] = SERVICE_KEYS | {"output_dir", "threads"}
+
+    batches: int = Field(default=12, ge=3, description="Of samples, each as a step of the run would draw them.")
 
 
 class EvaluateConfig(ServiceJobConfig):
     """Checkpoints measured side by side on the same held-out prompts."""
+
+    resume_may_change: ClassVar[frozenset[str]] = SERVICE_KEYS | {"output_dir", "threads"}
 
     checkpoints: dict[MilestoneName, Path] = Field(min_length=1, description="Name in the table -> checkpoint folder.")
     held_out: Path = Field(description="held_out.jsonl of the SFT run, or any file of demonstrations.")

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from dense_reward_trainer.policy_config import BaselineName
 
+ROUNDING = 1e-12  # of float64 sums, relative
+
 
 def pad(rows: Sequence[NDArray[np.floating] | NDArray[np.integer]], dtype: torch.dtype = torch.float32) -> Tensor:
     """Rows of unequal length as one tensor, [B, T] of rows [T] and [B, T, K] of rows [T, K], 0 after each one's end."""
@@ -111,14 +113,16 @@ def baseline(name: BaselineName, return_BT: Tensor, group_size: int, kl_BT: Tens
             return kl_BT.to(return_BT)
 
 
-def whitened(advantage_BT: Tensor, mask_BT: Tensor) -> Tensor:
+def whitened(advantage_BT: Tensor, mask_BT: Tensor, return_BT: Tensor) -> Tensor:
     """Advantages over their standard deviation over all tokens, after their mean was subtracted, [B, T].
 
-    Where all advantages are equal, all become 0. The scale of the gradient then depends on the batch at hand, so its
-    expectation is no longer the gradient of the objective, nor is a KL coefficient what it says.
+    Where all are equal, but for the rounding of the returns that they were taken from, all become 0. The scale of the
+    gradient then depends on the batch at hand, so its expectation is no longer the gradient of the objective, nor is a
+    KL coefficient what it says.
     """
     tokens = mask_BT.sum()
     mean = (advantage_BT * mask_BT).sum() / tokens
     offset_BT = (advantage_BT - mean) * mask_BT
     deviation = (offset_BT.square().sum() / tokens).sqrt()
-    return offset_BT / torch.where(deviation > 0, deviation, 1.0)
+    rounding = return_BT.norm() * ROUNDING
+    return torch.where(deviation > rounding, offset_BT / deviation, 0.0)

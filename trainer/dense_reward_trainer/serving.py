@@ -33,6 +33,7 @@ def serving(
     with subprocess.Popen(command, env={**os.environ, "TQDM_DISABLE": "1"}) as server:
         try:
             _wait_until_ready(server, url)
+            _check_identity(server, url, sft, reference)
             yield server, url
         finally:
             server.terminate()
@@ -50,6 +51,14 @@ def _wait_until_ready(server: "subprocess.Popen[bytes]", url: str) -> None:
                 raise JobError(f"the service ended with exit code {code} before it could score: it says why above")
             if time.monotonic() > deadline_s:
                 raise JobError(f"the service at {url} cannot score after {PATIENCE_S:g} s")
+
+
+def _check_identity(server: "subprocess.Popen[bytes]", url: str, sft: Path, reference: Path) -> None:
+    """Another service may have taken the port between looking for a free one and serving."""
+    with Client(url, timeout_s=10.0) as client:
+        card = client.models()[0]
+    if server.poll() is not None or (card.sft, card.reference) != (str(sft), str(reference)):
+        raise JobError(f"{url} is answered by a service of {card.sft} and {card.reference}, not of {sft}: try again")
 
 
 def free_port(wanted: int = 0) -> int:

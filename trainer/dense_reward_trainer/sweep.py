@@ -5,15 +5,15 @@ is not done again, so that a sweep that was stopped goes on. Read from `run` dow
 """
 
 import json
-import multiprocessing
 import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from dense_reward.engine.seal import write_whole
@@ -28,6 +28,7 @@ from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.flops import matched_sft_steps
 from dense_reward_trainer.held_out_file import write_held_out
 from dense_reward_trainer.policy_config import DprConfig
+from dense_reward_trainer.processes import in_processes
 from dense_reward_trainer.runlog import CONFIG_NAME, METRICS_NAME, MetricsLog, check_run, open_run
 from dense_reward_trainer.serving import free_port, serving
 from dense_reward_trainer.sweep_config import Overrides, Regime, SweepConfig
@@ -48,6 +49,16 @@ class Cell:
     @property
     def folder(self) -> Path:
         return self.config.output_dir / self.regime / str(self.seed)
+
+    @property
+    def figures(self) -> Path:
+        """Where the figures of all its columns are kept."""
+        return self.folder / "figures.json"
+
+    @property
+    def log(self) -> Path:
+        """What its jobs say, where cells are computed side by side."""
+        return self.folder / LOG_NAME
 
     @property
     def settings(self) -> Regime:
@@ -77,11 +88,10 @@ def run(config: SweepConfig, report: Report) -> None:
     folder = open_run("sweep", config).folder
     cells = [Cell(config, regime, seed) for regime in config.regimes for seed in config.seeds]
     check_references(cells)
+    compute(cells, config.processes, report)
     found: dict[str, list[dict[str, Figures]]] = {regime: [] for regime in config.regimes}
-    with tqdm(total=len(cells), desc="sweep", unit="cell") as bar:
-        for cell, figures in zip(cells, computed(cells, config.processes, report), strict=True):
-            found[cell.regime].append(figures)
-            bar.update()
+    for cell in cells:
+        found[cell.regime].append(figures_of(cell, report))
     record = {
         "config": config.model_dump(mode="json"),
         "cells": {regime: [{n: asdict(f) for n, f in one.items()} for one in seeds] for regime, seeds in found.items()},
@@ -94,34 +104,35 @@ def run(config: SweepConfig, report: Report) -> None:
     report(f"{record['cpu_hours']:.2f} CPU-hours; figures, plot and all runs: {folder}")
 
 
-def computed(cells: Sequence[Cell], processes: int, report: Report) -> Iterator[dict[str, Figures]]:
-    """Of each cell, in order."""
-    if processes == 1:
-        yield from (figures_of(cell, report) for cell in cells)
-        return
-    report(f"{processes} cells side by side; what their jobs say: {cells[0].config.output_dir}/REGIME/SEED/{LOG_NAME}")
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(figures_apart, cells)
+def compute(cells: Sequence[Cell], processes: int, report: Report) -> None:
+    """The figures of all cells, kept in their folders."""
+    missing = [cell for cell in cells if not cell.figures.is_file()]
+    if processes > 1 and missing:
+        report(f"{processes} cells side by side; their jobs tell of themselves in {missing[0].log} and the like")
+        done: Iterable[object] = in_processes(processes, figures_apart, missing)
+    else:
+        done = map(partial(figures_of, report=report), missing)
+    for _ in tqdm(done, total=len(cells), initial=len(cells) - len(missing), desc="sweep", unit="cell"):
+        pass
 
 
 def figures_apart(cell: Cell) -> dict[str, Figures]:
-    """`figures_of` in a process whose output, and that of all that it starts, goes to the cell's log from here on."""
-    log = cell.folder / LOG_NAME
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:
+    """In a process whose output, and that of all that it starts, goes to the cell's log from here on."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    with cell.log.open("ab") as file:
         for output in (sys.stdout, sys.stderr):
+            output.flush()
             os.dup2(file.fileno(), output.fileno())
     try:
-        return figures_of(cell, print)
+        return figures_of(cell, partial(print, flush=True))
     except JobError as error:
-        raise JobError(f"{error}, in {log}") from error
+        raise JobError(f"{error}, in {cell.log}") from error
 
 
 def figures_of(cell: Cell, report: Report) -> dict[str, Figures]:
     """All columns of one cell, computed where they are not there yet."""
-    kept = cell.folder / "figures.json"
-    if kept.is_file():
-        return {name: Figures(**values) for name, values in json.loads(kept.read_text()).items()}
+    if cell.figures.is_file():
+        return {name: Figures(**values) for name, values in json.loads(cell.figures.read_text()).items()}
     report(f"{cell.regime}, seed {cell.seed}")
     with noted_cpu(cell):
         train_sft(cell)
@@ -135,7 +146,7 @@ def figures_of(cell: Cell, report: Report) -> dict[str, Figures]:
     figures = {name: Figures.of(values) for name, values in measured.items()}
     tempered = [figures.pop(_tempered_name(t)) for t in cell.config.temperatures]
     figures["tempered"] = at_matched_kl(tempered, figures[cell.config.matched].kl_to_sft)
-    write_whole(kept, json.dumps({name: asdict(one) for name, one in figures.items()}, indent=2).encode())
+    write_whole(cell.figures, json.dumps({name: asdict(one) for name, one in figures.items()}, indent=2).encode())
     return figures
 
 
@@ -190,10 +201,9 @@ def continue_sft(cell: Cell) -> None:
     """SFT that goes on from the SFT model on the same demonstrations, for as many FLOPs as the matched column took."""
     sft_lines = MetricsLog(cell.folder / "sft" / METRICS_NAME).read()
     dpr_lines = MetricsLog(cell.folder / cell.config.matched / METRICS_NAME).read()
-    tokens_per_step = max((line["num_tokens"] or 0) / (line["step"] or 1) for line in sft_lines if "num_tokens" in line)
     matched = load_config(DprConfig, cell.folder / cell.config.matched / CONFIG_NAME)
     dpr_tokens = sum(line.get("computed_tokens") or 0.0 for line in dpr_lines)
-    steps = matched_sft_steps(dpr_tokens, matched.updates_per_batch, tokens_per_step)
+    steps = matched_sft_steps(dpr_tokens, matched.updates_per_batch, tokens_per_step(sft_lines))
     from_there: Overrides = {
         "base_model": str(cell.checkpoints / "sft"),
         "scratch": None,
@@ -204,6 +214,17 @@ def continue_sft(cell: Cell) -> None:
         "warmup_steps": min(10, steps - 1),
     }
     job(cell, "continued", "sft", "arithmetic_sft", _sft(cell) | from_there | cell.config.continued)
+
+
+def tokens_per_step(lines: Sequence[Mapping[str, float | None]]) -> float:
+    """Of an SFT run, on average. TRL counts tokens from 0 again where a run was resumed."""
+    known = [((line.get("step") or 0.0), line["num_tokens"] or 0.0) for line in lines if "num_tokens" in line]
+    steps = tokens = 0.0
+    for (step, count), (next_step, next_count) in pairwise([(0.0, 0.0), *known]):
+        if next_count >= count:
+            steps += next_step - step
+            tokens += next_count - count
+    return tokens / steps
 
 
 def evaluate(cell: Cell, url: str) -> Mapping[str, Mapping[str, object]]:

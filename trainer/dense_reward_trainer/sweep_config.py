@@ -9,7 +9,7 @@ from dense_reward_trainer.config import JobConfig, JobOptions, MilestoneName
 
 Overrides = dict[str, JsonValue]
 Temperature = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-TAKEN = frozenset({"sft", "reference", "continued", "tempered"})
+TAKEN = frozenset({"sft", "reference", "continued", "tempered", "evaluation"})
 
 
 class Regime(JobOptions):
@@ -63,11 +63,13 @@ class SweepConfig(JobConfig):
 
     @model_validator(mode="after")
     def _columns_that_can_be(self) -> Self:
-        taken = sorted(TAKEN & self.columns.keys())
+        taken = sorted(name for name in self.columns if name in TAKEN or name.startswith("tempered_"))
         if taken:
             raise ValueError(f"columns.{taken[0]}: the study has a column of that name itself")
         if self.matched not in self.columns:
             raise ValueError(f"matched {self.matched!r} is none of the columns: {', '.join(self.columns)}")
-        if list(self.temperatures) != sorted(self.temperatures, reverse=True):
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: one is named twice, and an interval over both would be too narrow")
+        if list(self.temperatures) != sorted(set(self.temperatures), reverse=True):
             raise ValueError("temperatures must fall: the KL rises from each to the next")
         return self

@@ -1,0 +1,81 @@
+"""Work side by side: results as they come, and processes that end together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from dense_reward_trainer.processes import TERMINATED, in_processes
+
+PATIENCE_S = 60.0
+SLEEPER = "import time; time.sleep(600)"
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def sleep_or_fail(folder: Path | None) -> None:
+    """None fails once the other one sleeps; a folder starts a process of its own and notes it there."""
+    if folder is None:
+        time.sleep(2)
+        raise ValueError("this one fails")
+    with subprocess.Popen([sys.executable, "-c", SLEEPER]) as child:
+        try:
+            (folder / "child.tmp").write_text(str(child.pid))
+            (folder / "child.tmp").rename(folder / "child")
+            child.wait()
+        finally:
+            child.terminate()
+
+
+def started_in(folder: Path) -> int:
+    """The process that was noted there."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not (folder / "child").exists():
+        assert time.monotonic() < deadline_s, "nothing was started"
+        time.sleep(0.05)
+    return int((folder / "child").read_text())
+
+
+def ends(process_id: int) -> bool:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        try:
+            os.kill(process_id, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_every_item_has_its_result() -> None:
+    assert sorted(in_processes(2, square, [1, 2, 3, 4, 5])) == [1, 4, 9, 16, 25]
+
+
+def test_a_failure_ends_the_others_and_what_they_started(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="this one fails"):
+        list(in_processes(2, sleep_or_fail, [tmp_path, None]))
+    assert ends(started_in(tmp_path))
+
+
+def test_a_job_that_is_terminated_ends_what_it_started(tmp_path: Path) -> None:
+    script = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from dense_reward_trainer.processes import end_when_terminated, in_processes
+from test_processes import sleep_or_fail
+if __name__ == "__main__":
+    end_when_terminated()
+    list(in_processes(2, sleep_or_fail, [Path({str(tmp_path)!r})]))
+"""
+    (tmp_path / "script.py").write_text(script)
+    with subprocess.Popen([sys.executable, str(tmp_path / "script.py")]) as parent:
+        child = started_in(tmp_path)
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(PATIENCE_S) == TERMINATED
+    assert ends(child)
