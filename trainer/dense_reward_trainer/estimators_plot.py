@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from dense_reward_trainer.enumerable_config import Curve
 
-FLOOR = 1e-3
+FLOOR, CEILING = 1e-3, 1.5
 
 
 def plot_study(curves: Mapping[str, Sequence[Curve]], path: Path) -> None:
@@ -28,6 +28,7 @@ def plot_study(curves: Mapping[str, Sequence[Curve]], path: Path) -> None:
         by_step.plot(curves[name][0].steps, regret, color=colour, linewidth=1.2)
         by_tokens.plot(tokens[1:], regret[1:], color=colour, linewidth=1.2, label=f"{name} ({1 - regret[-1]:.2f})")
     by_step.set_yscale("log")
+    by_step.set_ylim(top=CEILING)  # what makes things worse needs no more room than to be seen leaving
     by_step.set_ylabel("regret: share of the gap to the optimum that is left")
     by_step.set_xlabel("step")
     by_tokens.set_xscale("log")
