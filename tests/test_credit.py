@@ -154,7 +154,7 @@ def test_answers_are_asked_in_requests_of_the_size_that_is_configured(
             return ask(pair, items, include)
 
         monkeypatch.setattr(PinnedPair, "ask", counted)
-        found = pinned.ask_chats(chats, ["reward"])
+        found = list(pinned.ask_chats(chats, ["reward"]))
     assert [one.length for one in found] == [one.length for one in whole]
     assert sum(asked) == len(chats)
     assert len(asked) == len(chats) if request_tokens == 1 else len(asked) < len(chats)

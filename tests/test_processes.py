@@ -18,11 +18,12 @@ def square(number: int) -> int:
     return number * number
 
 
-def sleep_or_fail(folder: Path | None) -> None:
-    """None fails once the other one sleeps; a folder starts a process of its own and notes it there."""
-    if folder is None:
-        time.sleep(2)
+def fail_beside(folder: Path) -> None:
+    """Where a process was noted in the folder beside it; a folder of another name starts one and notes it there."""
+    if folder.name == "fails":
+        started_in(folder.parent / "sleeps")
         raise ValueError("this one fails")
+    folder.mkdir()
     with subprocess.Popen([sys.executable, "-c", SLEEPER]) as child:
         try:
             (folder / "child.tmp").write_text(str(child.pid))
@@ -56,10 +57,13 @@ def test_every_item_has_its_result() -> None:
     assert sorted(in_processes(2, square, [1, 2, 3, 4, 5])) == [1, 4, 9, 16, 25]
 
 
-def test_a_failure_ends_the_others_and_what_they_started(tmp_path: Path) -> None:
+def test_a_failure_ends_the_others_and_what_they_started_and_begins_nothing_new(tmp_path: Path) -> None:
+    names = ["sleeps", "fails", "queued", "queued_too"]
     with pytest.raises(ValueError, match="this one fails"):
-        list(in_processes(2, sleep_or_fail, [tmp_path, None]))
-    assert ends(started_in(tmp_path))
+        list(in_processes(2, fail_beside, [tmp_path / name for name in names]))
+    assert ends(started_in(tmp_path / "sleeps"))
+    for begun in tmp_path.glob("queued*/child"):  # by the worker that failed, before anyone was told
+        assert ends(int(begun.read_text()))
 
 
 def test_a_job_that_is_terminated_ends_what_it_started(tmp_path: Path) -> None:
@@ -68,14 +72,15 @@ import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from dense_reward_trainer.processes import end_when_terminated, in_processes
-from test_processes import sleep_or_fail
+from test_processes import fail_beside
 if __name__ == "__main__":
     end_when_terminated()
-    list(in_processes(2, sleep_or_fail, [Path({str(tmp_path)!r})]))
+    list(in_processes(1, fail_beside, [Path({str(tmp_path)!r}) / name for name in ("sleeps", "queued", "queued_too")]))
 """
     (tmp_path / "script.py").write_text(script)
     with subprocess.Popen([sys.executable, str(tmp_path / "script.py")]) as parent:
-        child = started_in(tmp_path)
+        child = started_in(tmp_path / "sleeps")
         parent.send_signal(signal.SIGTERM)
         assert parent.wait(PATIENCE_S) == TERMINATED
     assert ends(child)
+    assert not [*tmp_path.glob("queued*")]

@@ -58,6 +58,8 @@ def test_tokens_of_an_sft_run_are_counted_across_a_resumption() -> None:
     counts = [(10, 1000), (20, 1900), (30, 900), (40, 1800), (50, None)]
     lines: list[dict[str, float | None]] = [{"step": step, "num_tokens": count} for step, count in counts if count]
     assert sweep.tokens_per_step([*lines, {"step": 50.0, "loss": 0.1}]) == (1900 + 900) / 30
+    with pytest.raises(JobError, match=r"lower sft.log_every_steps"):
+        sweep.tokens_per_step([{"step": 50.0, "loss": 0.1}])
 
 
 def test_the_tempered_column_lies_where_its_kl_is_the_matched_one() -> None:

@@ -168,6 +168,6 @@ def messages_of(demonstration: Demonstration) -> list[dict[str, str]]:
 
 def _ask(
     pair: PinnedPair, answers: Sequence[tuple[Demonstration, str]], signals: Sequence[SignalName]
-) -> Sequence[ScoredResponse]:
+) -> Iterator[ScoredResponse]:
     chats = [[*messages_of(one)[:-1], {"role": "assistant", "content": text}] for one, text in answers]
     return pair.ask_chats(chats, [*signals, "offsets", "token_ids"])

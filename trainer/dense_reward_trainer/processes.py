@@ -1,6 +1,7 @@
 """Work in processes side by side, and processes that end when they are told to. Must not know jobs."""
 
 import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ def in_processes(processes: int, function: Callable[[Item], Result], items: Sequ
     The first error, or leaving the iterator early, ends the other processes too.
     """
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), end_when_terminated) as pool:
-        waiting = [pool.submit(function, item) for item in items]
+        waiting = [pool.submit(_only, function, item) for item in items]
         try:
             for done in as_completed(waiting):
                 yield done.result()
@@ -32,6 +33,14 @@ def in_processes(processes: int, function: Callable[[Item], Result], items: Sequ
             for process in multiprocessing.active_children():
                 process.terminate()
             raise
+
+
+def _only(function: Callable[[Item], Result], item: Item) -> Result:
+    """A worker would take an exit for a failure of this item alone, and go on with the next that is queued."""
+    try:
+        return function(item)
+    except SystemExit:
+        os._exit(TERMINATED)
 
 
 def _leave(signal_number: int, frame: object) -> None:

@@ -11,8 +11,6 @@ from dense_reward_trainer.localisation import SIGNALS, Localisation, Located, of
 from dense_reward_trainer.process_labels import Solution
 from dense_reward_trainer.token_rewards import PinnedPair
 
-TOGETHER = 16
-
 
 def first_wrong_steps(pair: PinnedPair, solutions: Sequence[Solution], seed: int) -> dict[str, Localisation]:
     """By signal: the mean over the first wrong step's tokens against those of the right steps before it.
@@ -21,17 +19,18 @@ def first_wrong_steps(pair: PinnedPair, solutions: Sequence[Solution], seed: int
     score them, ConfigError where a step has no token.
     """
     located: dict[str, list[Located]] = {name: [] for name in SIGNALS}
-    for start in tqdm(range(0, len(solutions), TOGETHER), desc="labelled solutions", unit="part"):
-        part = solutions[start : start + TOGETHER]
-        chats = [[{"role": "user", "content": one.problem}, {"role": "assistant", "content": one.text}] for one in part]
-        for solution, scored in zip(part, pair.ask_chats(chats, [*SIGNALS, "offsets"]), strict=True):
-            step_T, known = steps_of(solution, offsets_of(scored)), range((solution.first_wrong or 0) + 1)
-            if not set(known) <= set(step_T.tolist()):
-                raise ConfigError(f"{solution.source}: a step ends in no token of its own: leave the solution out")
-            for name in SIGNALS:
-                values_T = signal_of(scored, name)
-                means = [float(values_T[step_T == step].mean()) for step in known]
-                located[name].append(Located(means[-1], np.array(means[:-1], dtype=np.float32)))
+    chats = [
+        [{"role": "user", "content": one.problem}, {"role": "assistant", "content": one.text}] for one in solutions
+    ]
+    answers = tqdm(pair.ask_chats(chats, [*SIGNALS, "offsets"]), total=len(chats), desc="labelled solutions")
+    for solution, scored in zip(solutions, answers, strict=True):
+        step_T, known = steps_of(solution, offsets_of(scored)), range((solution.first_wrong or 0) + 1)
+        if not set(known) <= set(step_T.tolist()):
+            raise ConfigError(f"{solution.source}: a step ends in no token of its own: leave the solution out")
+        for name in SIGNALS:
+            values_T = signal_of(scored, name)
+            means = [float(values_T[step_T == step].mean()) for step in known]
+            located[name].append(Located(means[-1], np.array(means[:-1], dtype=np.float32)))
     return summarised(located, seed)
 
 

@@ -217,13 +217,18 @@ def continue_sft(cell: Cell) -> None:
 
 
 def tokens_per_step(lines: Sequence[Mapping[str, float | None]]) -> float:
-    """Of an SFT run, on average. TRL counts tokens from 0 again where a run was resumed."""
+    """Of an SFT run, on average. TRL counts tokens from 0 again where a run was resumed.
+
+    Raises JobError where none were noted.
+    """
     known = [((line.get("step") or 0.0), line["num_tokens"] or 0.0) for line in lines if "num_tokens" in line]
     steps = tokens = 0.0
     for (step, count), (next_step, next_count) in pairwise([(0.0, 0.0), *known]):
         if next_count >= count:
             steps += next_step - step
             tokens += next_count - count
+    if not steps:
+        raise JobError("the SFT run noted no tokens, so nothing can be matched to it: lower sft.log_every_steps")
     return tokens / steps
 
 

@@ -105,18 +105,16 @@ class PinnedPair:
             cure = ": raise service_timeout_s, or lower service_request_tokens" if late else ""
             raise JobError(f"the reward service did not score: {error}{cure}") from error
 
-    def ask_chats(self, chats: Sequence[Chat], include: Collection[ArrayName]) -> list[ScoredResponse]:
+    def ask_chats(self, chats: Sequence[Chat], include: Collection[ArrayName]) -> Iterator[ScoredResponse]:
         """The last message of each chat, in requests of about `request_tokens` (a character counts as a token)."""
-        results: list[ScoredResponse] = []
         items: list[dict[str, object]] = []
         characters = 0
         for index, chat in enumerate(chats):
             items.append({"messages": chat})
             characters += sum(len(message["content"]) for message in chat)
             if characters >= self.request_tokens or index == len(chats) - 1:
-                results += self.ask(items, include).results
+                yield from self.ask(items, include).results
                 items, characters = [], 0
-        return results
 
 
 @dataclass(frozen=True, slots=True, eq=False)
