@@ -5,10 +5,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import uvicorn
 from dense_reward.app import create_app
+from dense_reward.connection import connection
 from dense_reward.encode import Encoder
 from dense_reward.engine.base import Engine
 from dense_reward.engine.fake import FakeEngine, FakeTokenizer
@@ -42,12 +44,18 @@ def loading(engine: Engine) -> Load:
 
 
 @contextmanager
-def served(load: Load | None = None, *, ready: bool = True, **settings: str | int) -> Iterator[Served]:
+def served(load: Load | None = None, *, ready: bool = True, **settings: str | float | Path) -> Iterator[Served]:
     """A service on a free port; where `ready`, once it can score."""
     failures: list[None] = []
     service = Service(Settings.model_validate(settings), load or loading(FakeEngine()), lambda: failures.append(None))
     drain_s = service.settings.drain_s
-    config = uvicorn.Config(create_app(service), port=0, log_config=None, timeout_graceful_shutdown=drain_s)
+    config = uvicorn.Config(
+        create_app(service),
+        port=0,
+        http=connection(service.settings.max_arrival_s),
+        log_config=None,
+        timeout_graceful_shutdown=drain_s,
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, name="server")
     thread.start()

@@ -232,7 +232,7 @@ def test_a_body_that_is_no_json_or_no_text_or_no_number_is_refused(service: Serv
         {"Content-Type": "text/plain"},
         {"Content-Type": "application/x-www-form-urlencoded"},
         {},
-        {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+        {"Content-Type": "application/json", "Content-Encoding": "br"},
     ],
 )
 def test_a_body_of_another_type_or_encoding_is_refused(service: Served, headers: Mapping[str, str]) -> None:

@@ -32,7 +32,9 @@ HEAVY = MODEL_LIBRARIES | WEB_LIBRARIES | TRAINING_LIBRARIES
 
 REQUIRED_LIGHT = {"errors", "settings", "schemas", "metrics", "reward", "engine.base", "client"}
 LIGHT_ONCE_WRITTEN = {"packing", "cli"}
-HTTP_EDGE = {f"{SERVICE}.{name}" for name in ("app", "auth", "body", "cli", "identity")}
+HTTP_EDGE = {
+    f"{SERVICE}.{name}" for name in ("app", "auth", "body", "cli", "connection", "deadline", "identity", "pages")
+}
 WEIGHTLESS_ENGINES = {"dense_reward.engine.base", "dense_reward.engine.fake"}
 JOBS = {
     f"{TRAINER}.{job}"

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from shutil import which
 
 import httpx
 import numpy as np
@@ -24,7 +26,7 @@ from tiny_models import copy_pair, plain_logprobs, random_trunk, write_pair
 from transformers import AutoModelForCausalLM
 
 PATIENCE_S = 60.0
-ADDRESS = re.compile(r"running on (http://127\.0\.0\.1:\d+)")
+ADDRESS = re.compile(r"running on (https?://127\.0\.0\.1:\d+)")
 Pair = tuple[Path, Path]
 
 
@@ -94,6 +96,22 @@ def test_a_pair_is_started_asked_and_stopped_with_a_request_in_flight(pair: Pair
     assert not [line for line in process.lines if "Traceback" in line or "ERROR" in line]
 
 
+def test_a_second_signal_ends_it_at_once(pair: Pair) -> None:
+    with serving(f"--sft={pair[0]}", f"--reference={pair[1]}") as process, client_of(process) as client:
+        wait_until(lambda: client.get("/ready").status_code == 200)
+        items = [{"prompt_ids": [1] * 50, "response_ids": [[2] * 150, [3] * 150]}] * 2500
+        with ThreadPoolExecutor(1) as pool:
+            in_flight = pool.submit(client.post, "/score", json={"items": items})
+            wait_until(lambda: "dense_reward_queue_tokens 870000.0" in client.get("/metrics").text)
+            process.popen.send_signal(signal.SIGTERM)
+            wait_until(lambda: any("Shutting down" in line for line in process.lines))
+            process.popen.send_signal(signal.SIGTERM)
+            assert process.ended() == 128 + signal.SIGTERM
+            with pytest.raises(httpx.RemoteProtocolError):
+                in_flight.result(PATIENCE_S)
+    assert any("what is in flight is lost" in line for line in process.lines)
+
+
 def assert_scores_of_plain_transformers(client: httpx.Client, pair: Pair) -> None:
     trunk = random_trunk(0, 9, (12, 0, 20))
     body = {"prompt_ids": trunk.prompt_P.tolist(), "response_ids": [b.ids_T.tolist() for b in trunk.branches]}
@@ -157,6 +175,34 @@ def test_a_signal_ends_a_service_that_is_still_loading_with_exit_code_0(pair: Pa
         process.popen.send_signal(signal.SIGTERM)
         assert process.ended() == 0
     assert not any("Traceback" in line for line in process.lines)
+
+
+@pytest.mark.skipif(which("openssl") is None, reason="makes its certificate with openssl")
+def test_https_alone_is_spoken_where_there_is_a_certificate(tmp_path: Path) -> None:
+    certificate, private = tmp_path / "certificate.pem", tmp_path / "private.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
+    made += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(private), "-out", str(certificate)]
+    subprocess.run(made, check=True, capture_output=True)
+    with serving("--engine=fake", f"--tls-certificate={certificate}", f"--tls-private-key={private}") as process:
+        wait_until(lambda: process.address() is not None)
+        address = str(process.address())
+        assert address.startswith("https://")
+        trusted = ssl.create_default_context(cafile=str(certificate))
+        assert httpx.get(f"{address}/health", verify=trusted, trust_env=False).status_code == 200
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{address}/health".replace("https", "http"), trust_env=False)
+
+
+def test_a_certificate_without_its_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--engine=fake", "--tls-certificate=a.pem"]) == 2
+    assert "--tls-certificate FILE --tls-private-key FILE" in capsys.readouterr().err
+
+
+def test_an_address_that_others_reach_is_warned_of_where_no_key_is_asked_for() -> None:
+    with serving("--engine=fake", "--host=0.0.0.0") as process:
+        wait_until(lambda: any("running on" in line for line in process.lines))
+    (warning,) = [line for line in process.lines if "WARNING" in line]
+    assert "--api-keys-file FILE asks for a key" in warning
 
 
 def test_the_version_is_that_of_the_distribution(capsys: pytest.CaptureFixture[str]) -> None:

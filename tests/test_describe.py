@@ -16,7 +16,7 @@ from dense_reward.schemas import ArrayName, ScoreRequest, SignalName
 from numpy.typing import NDArray
 
 ENCODER = Encoder.of(FakeTokenizer(), "plain")
-LIMITS = Limits(VOCABULARY, max_length_tokens=100, max_responses=8)
+LIMITS = Limits(VOCABULARY, max_length_tokens=100, max_responses=8, max_json_depth=9)
 IDS = {"prompt_ids": [1, 2], "response_ids": [[3, 200, EOS_ID], [], [7]]}
 TEXT = {"prompt": "2+2=", "responses": ["4☃", ""]}
 SUMMARY = {"item", "response", "sum", "mean", "min", "length"}

@@ -12,7 +12,7 @@ from dense_reward.picture import ARRAYS, DETAILS, MEDIA_TYPES, draw, heatmap_row
 from dense_reward.schemas import HeatmapRequest, SignalName
 
 TOKENIZER = FakeTokenizer()
-LIMITS = Limits(VOCABULARY, max_length_tokens=200, max_responses=8)
+LIMITS = Limits(VOCABULARY, max_length_tokens=200, max_responses=8, max_json_depth=9)
 TEXT: dict[str, object] = {"prompt": "2+2=", "responses": ["4☃", "5"]}
 IDS: dict[str, object] = {"prompt_ids": [*b"hi"], "response_ids": [[*"☃".encode(), EOS_ID], []]}
 CHAT: dict[str, object] = {

@@ -5,23 +5,32 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import partial
 from operator import itemgetter
-from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import HTMLResponse
-from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from dense_reward.body import error_response, fault_row, fragment, json_response, parse, read_body
+from dense_reward.auth import Auth
+from dense_reward.body import (
+    BodyLimits,
+    error_response,
+    fault_row,
+    fragment,
+    inflate,
+    is_compressed,
+    json_response,
+    parse,
+    read_body,
+)
+from dense_reward.deadline import deadline
 from dense_reward.door import Permit
 from dense_reward.errors import RequestError, refuse
-from dense_reward.heatmap import style_sources
 from dense_reward.identity import Identify
+from dense_reward.keys import Keys
+from dense_reward.pages import add_pages
 from dense_reward.picture import MEDIA_TYPES, draw, with_arrays
 from dense_reward.schemas import HeatmapRequest, ScoreRequest
 from dense_reward.scorer import Answer, Scorer
@@ -31,10 +40,6 @@ BYTES_PER_TOKEN = 4  # of a body, before it is encoded and counted
 SMALL_BODY_BYTES = 65_536  # parsed at once: a larger one would hold up every other request
 SMALL_ANSWER_TOKENS = 10_000  # scored, each with its alternatives: written at once, for the same reason
 Asked = TypeVar("Asked", bound=ScoreRequest)
-PAGE_POLICY = (
-    f"default-src 'none'; script-src 'self'; style-src 'self' {' '.join(style_sources())}; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -47,12 +52,15 @@ def create_app(service: Service) -> FastAPI:
         await service.stop()
 
     app = FastAPI(title="dense-reward", lifespan=lifespan, docs_url=None, redoc_url=None)
+    settings = service.settings
+    keys = None if settings.api_keys_file is None else Keys(settings.api_keys_file)
+    app.add_middleware(Auth, keys=keys, open_metrics=settings.open_metrics)
     app.add_middleware(Identify, metrics=service.metrics)
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     _add_scoring(app, service)
     _add_operations(app, service)
-    _add_pages(app)
+    add_pages(app)
     setattr(app, "openapi", _openapi(app))  # noqa: B010 - how FastAPI has it changed; mypy knows no other way
     return app
 
@@ -104,27 +112,6 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         return Response(text, media_type="text/plain; version=0.0.4")
 
 
-def _add_pages(app: FastAPI) -> None:
-    web = Path(__file__).parent / "web"
-    app.mount("/web", StaticFiles(directory=web))
-    app.mount("/docs/assets", StaticFiles(packages=[("fastapi_offline", "static")]))
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        return HTMLResponse((web / "index.html").read_text(), headers={"Content-Security-Policy": PAGE_POLICY})
-
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return get_swagger_ui_html(
-            openapi_url="/openapi.json",
-            title="dense-reward",
-            swagger_js_url="/docs/assets/swagger-ui-bundle.js",
-            swagger_css_url="/docs/assets/swagger-ui.css",
-            swagger_favicon_url="data:,",
-            swagger_ui_parameters={"validatorUrl": None},  # else it may ask swagger.io about the schema
-        )
-
-
 @asynccontextmanager
 async def _admitted(request: Request, service: Service) -> AsyncIterator[tuple[Scorer, Permit, bytes]]:
     """The body of a request that was let in; its permit is held until its answer is built."""
@@ -135,7 +122,15 @@ async def _admitted(request: Request, service: Service) -> AsyncIterator[tuple[S
         def hold(size: int) -> None:
             permit.correct(min(size // BYTES_PER_TOKEN, door.capacity_tokens))
 
-        yield scorer, permit, await read_body(request, service.settings.max_body_bytes, hold)
+        settings = service.settings
+        async with deadline(request, settings.max_request_s):
+            limits = BodyLimits(settings.max_body_bytes, settings.max_arrival_s)
+            body = await read_body(request, limits, hold)
+            if is_compressed(request):
+                loop = asyncio.get_running_loop()
+                body = await loop.run_in_executor(scorer.threads, inflate, body, limits.max_bytes)
+                hold(len(body))
+            yield scorer, permit, body
 
 
 async def _parsed(body: bytes, model: type[Asked], scorer: Scorer) -> Asked:

@@ -1,7 +1,10 @@
 """The HTTP edge: bytes of a request -> a validated request, and errors and answers -> bytes."""
 
+import asyncio
 import math
+import zlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 import orjson
@@ -18,17 +21,59 @@ MAX_NAME = 100
 """Characters of a caller's own key that are repeated to it."""
 
 
-async def read_body(request: Request, max_bytes: int, hold: Callable[[int], None]) -> bytes:
-    """The whole body. Raises RequestError(unsupported_media_type | body_too_large), early where possible.
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """Of the bytes, also after they were inflated, and of the seconds in which they must come."""
 
-    `hold` is asked for room for the bytes that are declared, which it may refuse, and then for those that have come:
-    what somebody only promises to send takes no room from others.
+    max_bytes: int
+    max_arrival_s: float
+
+
+async def read_body(request: Request, limits: BodyLimits, hold: Callable[[int], None]) -> bytes:
+    """The whole body, still compressed where it came so.
+
+    Raises RequestError(unsupported_media_type | body_too_large | body_too_slow), early where possible. `hold` is asked
+    for room for the bytes that are declared, which it may refuse, and then for those that have come: what somebody
+    only promises to send takes no room from others.
     """
+    _check_type(request)
+    try:
+        async with asyncio.timeout(limits.max_arrival_s):
+            return await _read(request, limits.max_bytes, hold)
+    except TimeoutError:
+        message = f"the body did not come within {limits.max_arrival_s:g} s (--max-arrival-s): send the items in parts"
+        raise refuse("body_too_slow", message) from None
+
+
+def is_compressed(request: Request) -> bool:
+    return request.headers.get("content-encoding", "identity").lower() == "gzip"
+
+
+def inflate(body: bytes, max_bytes: int) -> bytes:
+    """The bytes of a gzip body; no more than `max_bytes` are ever made, whatever it would become."""
+    inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
+    try:
+        inflated = inflater.decompress(body, max_bytes + 1)
+    except zlib.error:
+        raise refuse("invalid_encoding", "the body is not the gzip that its header promises") from None
+    if len(inflated) > max_bytes:
+        raise _too_large(max_bytes)
+    if not inflater.eof or inflater.unused_data:
+        raise refuse("invalid_encoding", "the body is cut off, or has something behind its gzip stream")
+    return inflated
+
+
+def _check_type(request: Request) -> None:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise refuse("unsupported_media_type", f"content type {content_type or 'missing'!r}: send application/json")
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise refuse("unsupported_media_type", "compressed bodies are not read here: send plain JSON")
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if encoding not in {"identity", "gzip"}:
+        message = f"content encoding {encoding[:MAX_NAME]!r}: send plain JSON, or gzip"
+        raise refuse("unsupported_media_type", message)
+
+
+async def _read(request: Request, max_bytes: int, hold: Callable[[int], None]) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdigit():
         if int(declared) > max_bytes:

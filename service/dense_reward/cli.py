@@ -15,6 +15,8 @@ from dense_reward.allocator import keep_freed_memory
 from dense_reward.errors import CheckpointError, SettingsError
 from dense_reward.settings import Settings, flag, read_settings, twin
 
+KEEP_ALIVE_S = 75  # longer than the load balancers in front keep a connection: else they send into a closed one
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. What a user can mend is one line on stderr, not a traceback."""
@@ -129,24 +131,43 @@ def _check(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_access(settings: Settings) -> None:
+    if (settings.tls_certificate is None) != (settings.tls_private_key is None):
+        raise SettingsError("give both or neither: --tls-certificate FILE --tls-private-key FILE")
+    for file in (settings.tls_certificate, settings.tls_private_key):
+        if file is not None and not file.is_file():
+            raise SettingsError(f"{file} of the --tls options is not a file")
+    if settings.api_keys_file is None and settings.host not in {"127.0.0.1", "::1", "localhost"}:
+        logging.getLogger("dense_reward").warning(
+            "whoever reaches %s:%s may ask: --api-keys-file FILE asks for a key", settings.host, settings.port
+        )
+
+
 def _serve(options: argparse.Namespace) -> int:
     settings = _settings(options)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _check_access(settings)
     import uvicorn
 
     from dense_reward.app import create_app
+    from dense_reward.connection import Server, connection
     from dense_reward.service import Service, load_fake, load_torch
 
     def stop(*_: object) -> None:
         server.should_exit = True
 
     service = Service(settings, load_fake if settings.engine == "fake" else load_torch, stop)
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             create_app(service),
             host=settings.host,
             port=settings.port,
+            http=connection(settings.max_arrival_s),
             log_level=settings.log_level,
+            server_header=False,
+            ssl_certfile=settings.tls_certificate,
+            ssl_keyfile=settings.tls_private_key,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=settings.drain_s,
         )
     )

@@ -1,4 +1,4 @@
-"""Around every request: an id, a count, and an answer even where the code breaks. Knows no routes."""
+"""Around every request: an id, a count, safe headers, and an answer even where the code breaks. Knows no routes."""
 
 import asyncio
 import logging
@@ -16,6 +16,14 @@ from dense_reward.metrics import Metrics
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 STATUS_NOBODY_LISTENED = 499  # for the metrics: the caller hung up before its answer
+SAFE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+"""What browsers are told with every answer that says nothing else."""
 log = logging.getLogger("dense_reward")
 
 
@@ -39,7 +47,10 @@ class Identify:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                for name, value in SAFE_HEADERS.items():
+                    headers.setdefault(name, value)
             await send(message)
 
         try:

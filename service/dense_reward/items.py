@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from pydantic import JsonValue
 
 from dense_reward.encode import Encoded, EncodedResponse, Encoder, as_ids
 from dense_reward.engine.base import Branch, IdArray, Trunk
@@ -22,6 +23,7 @@ class Limits:
     vocabulary: int
     max_length_tokens: int
     max_responses: int
+    max_json_depth: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class PreparedItem:
 def prepare(item: Item, options: Options, encoder: Encoder, limits: Limits) -> PreparedItem:
     """Encode and check an item. Raises RequestError naming the field, the limit and the cure."""
     _check_responses(item, limits)
+    _check_depth(item, limits.max_json_depth)
     encoded = encode_item(item, options, replace(encoder, max_tokens=limits.max_length_tokens), limits.vocabulary)
     _check_known(encoded, limits.vocabulary)
     _check_size(encoded, limits)
@@ -133,6 +136,23 @@ def _check_responses(item: Item, limits: Limits) -> None:
     if count > limits.max_responses:
         message = f"{count} responses to one prompt; the limit is {limits.max_responses}"
         raise refuse("too_long", f"{message} (--max-responses): send them in parts", param="responses")
+
+
+def _check_depth(item: Item, max_depth: int) -> None:
+    """What a template gets to see is walked recursively, here and in there."""
+    calls = [("messages", message.tool_calls) for message in item.messages or ()]
+    for param, value in (("tools", item.tools), ("template_kwargs", item.template_kwargs), *calls):
+        if _is_deeper(value, max_depth):
+            message = f"{param} is nested more than {max_depth} deep (--max-json-depth)"
+            raise refuse("too_long", message, param=param)
+
+
+def _is_deeper(value: JsonValue, depth: int) -> bool:
+    if isinstance(value, dict):
+        return depth == 0 or any(_is_deeper(entry, depth - 1) for entry in value.values())
+    if isinstance(value, list):
+        return depth == 0 or any(_is_deeper(entry, depth - 1) for entry in value)
+    return False
 
 
 def _check_size(encoded: Encoded, limits: Limits) -> None:

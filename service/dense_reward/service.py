@@ -146,7 +146,7 @@ class Service:
             quantities=sorted(info.quantities),
             related=info.related,
         )
-        limits = Limits(info.vocabulary, longest, settings.max_responses)
+        limits = Limits(info.vocabulary, longest, settings.max_responses, settings.max_json_depth)
         return Scorer(card, loaded.encoder, batcher, limits, settings.max_items, self.metrics, self._threads)
 
 

@@ -17,6 +17,7 @@ from dense_reward.schemas import MAX_ITEMS
 ENV_PREFIX = "DENSE_REWARD_"
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 PositiveInt = Annotated[int, Field(gt=0)]
+PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -44,6 +45,12 @@ class Settings(BaseSettings):
     allow_unrelated: bool = Field(False, description="serve two checkpoints that are not from one run")
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on; 0 takes a free one")
+    api_keys_file: Path | None = Field(
+        None, description="JSON list of keys, each with name, key and rights; read again when it changes"
+    )
+    open_metrics: bool = Field(False, description="answer /metrics without a key")
+    tls_certificate: Path | None = Field(None, description="PEM file with the certificate chain; https only, then")
+    tls_private_key: Path | None = Field(None, description="PEM file with the private key of the certificate")
     max_batch_tokens: PositiveInt = Field(
         16_384, description="tokens computed at once; also the longest sequence, and what bounds a batch's memory"
     )
@@ -52,10 +59,17 @@ class Settings(BaseSettings):
         None, description="tokens of prompt and response together; the model's own limit where left out"
     )
     max_body_bytes: PositiveInt = Field(64 * 1024 * 1024, description="size of a request's body in bytes")
+    max_json_depth: PositiveInt = Field(64, description="how deep tools, template_kwargs and tool_calls may be nested")
     max_items: Annotated[int, Field(gt=0, le=MAX_ITEMS)] = Field(4096, description="items of a request")
     max_responses: PositiveInt = Field(4096, description="responses of one item")
     max_heatmap_tokens: PositiveInt = Field(
         20_000, description="tokens of a drawn heatmap, a prompt counted with each of its responses"
+    )
+    max_arrival_s: PositiveSeconds = Field(
+        30.0, description="seconds that the head of a request may take to arrive, and then its body"
+    )
+    max_request_s: PositiveSeconds = Field(
+        600.0, description="seconds until a request is given up; its caller may ask for fewer by X-Request-Timeout"
     )
     drain_s: PositiveInt = Field(60, description="seconds that requests in flight may take after SIGTERM")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")

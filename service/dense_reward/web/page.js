@@ -9,6 +9,7 @@ const EXAMPLE = {
   other: "8+5=13 write 3 carry 1\n7+6+1=15 write 4 carry 1\n4+3+1=8 write 8 carry 0\n#### 843",
 };
 
+const KEY = "dense-reward-key"; // kept until the tab is closed
 const ASK_AGAIN_MS = 2000; // while the service starts
 
 class ServiceError extends Error {
@@ -21,11 +22,22 @@ class ServiceError extends Error {
 
 /** Throws ServiceError with the service's own words, or with the status line where the answer has none. */
 async function ask(path, options = {}) {
-  const answer = await fetch(path, options);
+  const answer = await fetch(path, { ...options, headers: withKey(options.headers) });
   if (answer.ok) return answer;
+  if (answer.status === 401) askForKey();
   const body = await answer.json().catch(() => ({}));
   const unknown = { message: `The service answered ${answer.status} ${answer.statusText}.` };
   throw new ServiceError(answer.status, body.error ?? unknown);
+}
+
+function withKey(headers = {}) {
+  const key = sessionStorage.getItem(KEY);
+  return key === null ? headers : { ...headers, Authorization: `Bearer ${key}` };
+}
+
+function askForKey() {
+  byId("access").hidden = false;
+  byId("key").focus();
 }
 
 function request(format) {
@@ -114,6 +126,14 @@ function describe(model) {
   return `${model.name}: ${facts.filter(Boolean).join(", ")}`;
 }
 
+byId("access").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem(KEY, byId("key").value);
+  byId("access").hidden = true;
+  byId("error").hidden = true;
+  byId("served").textContent = "asking which model is served …";
+  showServed();
+});
 byId("form").addEventListener("submit", (event) => {
   event.preventDefault();
   exchange(show);

@@ -1,0 +1,85 @@
+"""The guard of the routes: without a key, only what tells nothing is answered. Knows paths, no logic of theirs."""
+
+import base64
+import binascii
+from collections.abc import Mapping
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dense_reward.body import error_response
+from dense_reward.errors import RequestError, refuse
+from dense_reward.keys import Caller, Keys
+
+OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+OPEN_FOLDERS = ("/web/",)
+METRICS = "/metrics"
+ADMIN = "/admin"
+
+
+class Auth:
+    """Lets requests with a sufficient key through. `keys` None: everybody may do everything."""
+
+    def __init__(self, app: ASGIApp, keys: Keys | None, *, open_metrics: bool) -> None:
+        self._app = app
+        self._keys = keys
+        self._open = OPEN_PATHS | ({METRICS} if open_metrics else set())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._keys is None or self._is_open(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            caller = _known(self._keys, headers)
+            _check_right(caller, scope["path"])
+            scope.setdefault("state", {})["caller"] = caller.name
+            with caller.admitted(self._keys.now_s):
+                await self._app(scope, receive, send)
+        except RequestError as error:
+            response = error_response(error, scope["state"]["request_id"])
+            if error.status == 401:
+                response.headers.update({"WWW-Authenticate": _challenge(headers)})
+            await response(scope, receive, send)
+
+    def _is_open(self, path: str) -> bool:
+        return path in self._open or path.startswith(OPEN_FOLDERS)
+
+
+def _known(keys: Keys, headers: Mapping[str, str]) -> Caller:
+    given = _key(headers.get("authorization", ""))
+    if given is None:
+        raise refuse("unauthorized", "this needs a key: send the header 'Authorization: Bearer KEY'")
+    caller = keys.caller(given)
+    if caller is None:
+        raise refuse("unauthorized", "this key is unknown here")
+    return caller
+
+
+def _key(authorization: str) -> str | None:
+    """The key of a header: the token of Bearer, or the password of Basic, as in http://name:KEY@host."""
+    scheme, _, rest = authorization.partition(" ")
+    match scheme.lower():
+        case "bearer":
+            return rest.strip() or None
+        case "basic":
+            try:
+                return base64.b64decode(rest, validate=True).decode().partition(":")[2] or None
+            except (binascii.Error, UnicodeDecodeError):
+                return None
+    return None
+
+
+def _check_right(caller: Caller, path: str) -> None:
+    """Routes of /admin need the right to them; all others are for scoring, and their metrics for everybody known."""
+    if path == METRICS:
+        return
+    needed = "admin" if path == ADMIN or path.startswith(f"{ADMIN}/") else "score"
+    if needed not in caller.rights:
+        raise refuse("forbidden", f"key {caller.name} has no right to {needed} (rights of its entry)")
+
+
+def _challenge(headers: Mapping[str, str]) -> str:
+    """Browsers that open a page ask for a name and a password, the page's own requests must not make them do so."""
+    basic = ', Basic realm="dense-reward: any name, and a key as password"'
+    return 'Bearer realm="dense-reward"' + (basic if "text/html" in headers.get("accept", "") else "")
