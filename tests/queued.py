@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from dense_reward.batcher import Batcher, Computed
-from dense_reward.engine.base import Engine, Trunk
+from dense_reward.batcher import Batcher, Computed, cost_tokens
+from dense_reward.engine.base import Engine, Trunk, Wants
 from dense_reward.metrics import Metrics
 from unruly_engines import PATIENCE_S, Gate
 
@@ -14,9 +14,24 @@ T = TypeVar("T")
 BUDGET_TOKENS = 100
 
 
+class OneEngine:
+    """A queue of which all ask the same engine."""
+
+    def __init__(self, engine: Engine, metrics: Metrics, *, max_batch_tokens: int, max_queue_tokens: int) -> None:
+        self._engine = engine
+        self.batcher = Batcher(metrics, max_batch_tokens=max_batch_tokens, max_queue_tokens=max_queue_tokens)
+        self.door, self.run, self.close = self.batcher.door, self.batcher.run, self.batcher.close
+
+    def submit(self, trunks: Sequence[Trunk], wants: Wants) -> Coroutine[object, object, Computed]:
+        return self.batcher.submit(self._engine, trunks, wants)
+
+    def cost_tokens(self, trunks: Sequence[Trunk]) -> int:
+        return cost_tokens(self._engine, trunks)
+
+
 @asynccontextmanager
-async def running(engine: Engine, *, max_batch_tokens: int = BUDGET_TOKENS) -> AsyncIterator[Batcher]:
-    batcher = Batcher(engine, Metrics(), max_batch_tokens=max_batch_tokens, max_queue_tokens=1_000_000)
+async def running(engine: Engine, *, max_batch_tokens: int = BUDGET_TOKENS) -> AsyncIterator[OneEngine]:
+    batcher = OneEngine(engine, Metrics(), max_batch_tokens=max_batch_tokens, max_queue_tokens=1_000_000)
     loop = asyncio.create_task(batcher.run())
     try:
         yield batcher

@@ -14,7 +14,7 @@ from dense_reward.connection import connection
 from dense_reward.encode import Encoder
 from dense_reward.engine.base import Engine
 from dense_reward.engine.fake import FakeEngine, FakeTokenizer
-from dense_reward.service import Load, Loaded, Service
+from dense_reward.service import Load, Loaded, OnDevice, Service
 from dense_reward.settings import Settings
 
 PATIENCE_S = 30.0
@@ -36,7 +36,7 @@ class Served:
 def loading(engine: Engine) -> Load:
     """A load that is done at once."""
 
-    def load(_: Settings, report: Callable[[str], None]) -> Loaded:
+    def load(_: Settings, report: Callable[[str], None], __: OnDevice) -> Loaded:
         report("loading")
         return Loaded(engine, Encoder.of(FakeTokenizer(), "plain"), TOKENIZER_SHA256)
 

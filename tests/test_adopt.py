@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from dense_reward.engine.adopt import adopt, download, locate
-from dense_reward.engine.load import Serving, load_pair
+from dense_reward.engine.load import Loading, Serving, load_pair
 from dense_reward.engine.probe import PROBE_TEXTS, ProbeIds, ProbeText, measure
 from dense_reward.engine.tokenizer import load_tokenizer
 from dense_reward.engine.torch_engine import TorchModel
@@ -52,7 +52,7 @@ def refusal(source: str | Path, **options: object) -> str:
 
 def related(sft: Path, reference: Path, *, allow_unrelated: bool = False) -> bool:
     serving = Serving(max_batch_tokens=1024, allow_unrelated=allow_unrelated)
-    engine, _, _ = load_pair(sft, reference, serving, report=lambda _: None)
+    engine, _, _ = load_pair(sft, reference, serving, Loading(lambda _: None))
     return engine.info.related
 
 

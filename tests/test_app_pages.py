@@ -95,7 +95,8 @@ def test_the_schema_describes_the_bodies_that_are_read(
 
 def test_the_schema_lists_every_route_that_answers_machines(service: Served) -> None:
     paths = set(service.client.get("/openapi.json").json()["paths"])
-    assert paths == {"/score", "/heatmap", "/models", "/health", "/ready", "/metrics"}
+    for_all = {"/score", "/heatmap", "/models", "/health", "/ready", "/metrics"}
+    assert paths == for_all | {"/admin/models", "/admin/models/{name}"}
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,15 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import pytest
-from dense_reward.batcher import Batcher, Computed
+from dense_reward.batcher import Computed
 from dense_reward.engine.base import Cost, EngineInfo, TokenScores, Trunk, Wants, Work
 from dense_reward.engine.fake import FakeEngine
 from dense_reward.errors import RequestError
 from dense_reward.metrics import Metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from queued import BUDGET_TOKENS, assert_named, held_by, running, soon, submitted
-from unruly_engines import INFO, Gate, Memory, Recorder, packed, padded, trunk
+from queued import BUDGET_TOKENS, OneEngine, assert_named, held_by, running, soon, submitted
+from unruly_engines import INFO, Gate, Memory, Recorder, packed, padded, trunk, unlike
 
 
 def test_every_caller_gets_its_own_scores_however_many_ask_at_once() -> None:
@@ -102,7 +102,7 @@ def test_a_batch_counts_a_shared_prompt_once_and_the_seconds_of_the_device_alone
     engine = Recorder(preparing=lambda _: time.sleep(0.2))
 
     async def ask() -> list[Computed]:
-        batcher = Batcher(engine, metrics, max_batch_tokens=BUDGET_TOKENS, max_queue_tokens=1000)
+        batcher = OneEngine(engine, metrics, max_batch_tokens=BUDGET_TOKENS, max_queue_tokens=1000)
         asked = [submitted(batcher.submit([trunk(1, 10, prompt_tokens=60)], Wants())) for _ in range(2)]
         await asyncio.sleep(0)
         loop = submitted(batcher.run())
@@ -127,8 +127,8 @@ def test_a_caller_that_goes_away_takes_its_waiting_work_with_it() -> None:
         async with running(engine) as batcher:
             first = submitted(batcher.submit([trunk(1, 3), trunk(1, 97), trunk(1, 97)], Wants()))
             await held_by(gate, first)
-            gone = submitted(batcher.submit([trunk(2, 3)] * 50, Wants()))
-            stays = submitted(batcher.submit([trunk(3, 30)] * 3, Wants()))
+            gone = submitted(batcher.submit(unlike(50, 2, 3), Wants()))
+            stays = submitted(batcher.submit(unlike(3, 3, 30), Wants()))
             await held_by(gate, first, gone, stays)
             gone.cancel()
             first.cancel()
@@ -136,7 +136,7 @@ def test_a_caller_that_goes_away_takes_its_waiting_work_with_it() -> None:
             gate.opened.set()
             return await soon(stays)
 
-    assert_named(asyncio.run(ask()), [trunk(3, 30)] * 3)
+    assert_named(asyncio.run(ask()), unlike(3, 3, 30))
     assert [[int(t.prompt_P[0]) for t in batch] for batch in engine.batches] == [[1], [3, 3, 3]]
 
 
@@ -250,7 +250,7 @@ def test_closing_finishes_what_is_queued_and_refuses_what_comes_later() -> None:
     gate = Gate()
 
     async def ask() -> list[Computed]:
-        batcher = Batcher(Recorder(gate), Metrics(), max_batch_tokens=BUDGET_TOKENS, max_queue_tokens=1000)
+        batcher = OneEngine(Recorder(gate), Metrics(), max_batch_tokens=BUDGET_TOKENS, max_queue_tokens=1000)
         loop = submitted(batcher.run())
         waiting = [submitted(batcher.submit([trunk(n, 60)] * 3, Wants())) for n in range(5)]
         await held_by(gate, *waiting)

@@ -7,11 +7,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from dense_reward.batcher import Batcher, Computed
+from dense_reward.batcher import Computed
 from dense_reward.engine.base import Trunk, Wants
 from dense_reward.errors import EngineLostError, OutOfMemoryError, RequestError
 from dense_reward.metrics import Metrics
-from queued import BUDGET_TOKENS, assert_named, held_by, running, soon, submitted
+from queued import BUDGET_TOKENS, OneEngine, assert_named, held_by, running, soon, submitted
 from unruly_engines import PATIENCE_S, Gate, Memory, Recorder, trunk
 
 FULL = BUDGET_TOKENS - 2  # tokens of a branch that fills a batch with its prompt
@@ -38,7 +38,7 @@ class Held:
             if self.fails is not None and not self.gate.opened.is_set():
                 raise self.fails
 
-    async def first(self, batcher: Batcher) -> "asyncio.Task[Computed]":
+    async def first(self, batcher: OneEngine) -> "asyncio.Task[Computed]":
         """The request that holds the device."""
         first = submitted(batcher.submit([trunk(0, 3)], Wants()))
         await held_by(self.gate, first)
@@ -50,7 +50,7 @@ class Held:
         await asyncio.sleep(0.05)
 
 
-def run_held(held: Held, ask: Callable[[Batcher], Coroutine[object, object, None]]) -> None:
+def run_held(held: Held, ask: Callable[[OneEngine], Coroutine[object, object, None]]) -> None:
     async def run() -> None:
         async with running(held.engine) as batcher:
             await ask(batcher)
@@ -61,7 +61,7 @@ def run_held(held: Held, ask: Callable[[Batcher], Coroutine[object, object, None
 def test_a_full_batch_is_prepared_while_the_device_computes_another() -> None:
     held = Held()
 
-    async def ask(batcher: Batcher) -> None:
+    async def ask(batcher: OneEngine) -> None:
         first = await held.first(batcher)
         second = submitted(batcher.submit([trunk(1, FULL)], Wants()))
         await held.prepared()
@@ -94,7 +94,7 @@ def test_batches_are_prepared_on_one_thread_and_computed_on_another() -> None:
 def test_a_batch_that_is_not_full_is_left_to_grow() -> None:
     held = Held()
 
-    async def ask(batcher: Batcher) -> None:
+    async def ask(batcher: OneEngine) -> None:
         first = await held.first(batcher)
         second = submitted(batcher.submit([trunk(1, 60)], Wants()))
         await held_by(held.gate, first, second)
@@ -110,7 +110,7 @@ def test_a_batch_that_is_not_full_is_left_to_grow() -> None:
 def test_no_more_than_one_batch_is_prepared_ahead() -> None:
     held = Held()
 
-    async def ask(batcher: Batcher) -> None:
+    async def ask(batcher: OneEngine) -> None:
         first = await held.first(batcher)
         rest = submitted(batcher.submit([trunk(n, FULL) for n in (1, 2, 3)], Wants()))
         await held.prepared()
@@ -127,7 +127,7 @@ def test_no_more_than_one_batch_is_prepared_ahead() -> None:
 def test_a_prepared_batch_whose_callers_all_left_is_not_computed() -> None:
     held = Held()
 
-    async def ask(batcher: Batcher) -> None:
+    async def ask(batcher: OneEngine) -> None:
         first = await held.first(batcher)
         gone = [submitted(batcher.submit([trunk(1, 47)], Wants())) for _ in range(3)]
         await held.prepared()
@@ -146,7 +146,7 @@ def test_a_prepared_batch_whose_callers_all_left_is_not_computed() -> None:
 def test_a_prepared_batch_that_some_callers_left_is_prepared_again_without_them() -> None:
     held = Held()
 
-    async def ask(batcher: Batcher) -> None:
+    async def ask(batcher: OneEngine) -> None:
         first = await held.first(batcher)
         gone = submitted(batcher.submit([trunk(1, 40)], Wants(kl=True)))
         stays = submitted(batcher.submit([trunk(2, 56)], Wants()))
@@ -182,7 +182,7 @@ def test_a_caller_that_leaves_while_its_batch_is_being_prepared_is_not_computed(
 def test_a_failure_ahead_reaches_its_own_callers_and_neither_those_before_nor_after() -> None:
     held = Held(RuntimeError("no such kernel"))
 
-    async def ask(batcher: Batcher) -> None:
+    async def ask(batcher: OneEngine) -> None:
         first = await held.first(batcher)
         failed = [submitted(batcher.submit([trunk(n, 47)], Wants())) for n in (1, 2)]
         after = submitted(batcher.submit([trunk(3, 3)], Wants()))
@@ -203,7 +203,7 @@ def test_a_caller_that_leaves_takes_the_failure_of_what_was_prepared_with_it_alo
 ) -> None:
     held = Held(RuntimeError("no such kernel"))
 
-    async def ask(batcher: Batcher) -> None:
+    async def ask(batcher: OneEngine) -> None:
         first = await held.first(batcher)
         gone = submitted(batcher.submit([trunk(1, 40)], Wants()))
         stays = submitted(batcher.submit([trunk(2, 56)], Wants()))
@@ -229,7 +229,7 @@ def test_what_had_no_room_ahead_is_let_go_before_it_is_tried_again() -> None:
         finally:
             note(trunks)
 
-    async def ask(batcher: Batcher) -> None:
+    async def ask(batcher: OneEngine) -> None:
         held.engine.preparing = preparing
         first = await held.first(batcher)
         second = submitted(batcher.submit([trunk(1, FULL)], Wants()))
@@ -246,7 +246,7 @@ def test_what_had_no_room_ahead_is_let_go_before_it_is_tried_again() -> None:
 def test_a_sequence_for_which_there_was_no_room_beside_another_batch_is_tried_again_alone() -> None:
     held = Held(OutOfMemoryError("no room"))
 
-    async def ask(batcher: Batcher) -> None:
+    async def ask(batcher: OneEngine) -> None:
         first = await held.first(batcher)
         second = submitted(batcher.submit([trunk(1, FULL)], Wants()))
         await held.prepared()
@@ -274,7 +274,7 @@ def test_a_queue_that_ends_with_a_batch_prepared_ahead_leaves_nobody_waiting(
     held = Held(fails)
 
     async def ask() -> list[Computed | BaseException | None]:
-        batcher = Batcher(held.engine, Metrics(), max_batch_tokens=BUDGET_TOKENS, max_queue_tokens=1000)
+        batcher = OneEngine(held.engine, Metrics(), max_batch_tokens=BUDGET_TOKENS, max_queue_tokens=1000)
         loop = submitted(batcher.run())
         first = await held.first(batcher)
         others = [submitted(batcher.submit([trunk(n, FULL)], Wants())) for n in (1, 2)]

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import pytest
-from dense_reward.batcher import Batcher, Computed
+from dense_reward.batcher import Computed
 from dense_reward.engine.base import Cost, EngineInfo, Scores, TokenScores, Trunk, Wants, Work
 from dense_reward.errors import EngineLostError, RequestError
 from dense_reward.metrics import Metrics
-from queued import assert_named, held_by, running, soon, submitted
+from queued import OneEngine, assert_named, held_by, running, soon, submitted
 from unruly_engines import INFO, Gate, Memory, Recorder, SmallDevice, named_scores, packed, trunk
 
 Stage = Literal["prepared", "computed"]
@@ -105,7 +105,7 @@ class Ending:
     """A queue whose loop ends before it was told to, and the two requests that it leaves: one computed, one waiting."""
 
     def __init__(self, engine: Recorder, gate: Gate) -> None:
-        self.batcher = Batcher(engine, Metrics(), max_batch_tokens=10, max_queue_tokens=1000)
+        self.batcher = OneEngine(engine, Metrics(), max_batch_tokens=10, max_queue_tokens=1000)
         self.loop = submitted(self.batcher.run())
         self.computed = submitted(self.batcher.submit([trunk(1, 8)], Wants()))
         self.waiting = submitted(self.batcher.submit([trunk(2, 8)], Wants()))

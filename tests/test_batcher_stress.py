@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from dense_reward.batcher import Batcher, Computed
+from dense_reward.batcher import Computed
 from dense_reward.engine.base import Branch, Trunk, Wants
 from dense_reward.errors import OutOfMemoryError, RequestError
-from queued import BUDGET_TOKENS, assert_named, running, soon, submitted
+from queued import BUDGET_TOKENS, OneEngine, assert_named, running, soon, submitted
 from unruly_engines import Recorder, tokens_computed
 
 REQUESTS = 300
@@ -46,7 +46,7 @@ def request_of(r: int, draw: random.Random) -> list[Trunk]:
     ]
 
 
-async def ask(batcher: Batcher, request: list[Trunk], draw: random.Random) -> Computed:
+async def ask(batcher: OneEngine, request: list[Trunk], draw: random.Random) -> Computed:
     """Comes at its time, and may leave at another."""
     for _ in range(draw.randrange(60)):
         await asyncio.sleep(0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from dense_reward.encode import Encoder
-from dense_reward.engine.load import Serving, load_pair
+from dense_reward.engine.load import Loading, Serving, load_pair
 from dense_reward.engine.probe import ProbeIds, probe_of_texts
 from dense_reward.engine.seal import Facts
 from dense_reward.errors import CheckpointError
@@ -72,7 +72,7 @@ def test_two_checkpoints_of_one_run_are_served_as_a_pair(tmp_path: Path) -> None
     written(tmp_path / "sft")
     written(tmp_path / "reference", replace(FACTS, role="reference", optimiser_step=2), seed=1)
     serving = Serving(max_batch_tokens=512)
-    engine, tokenizer, _ = load_pair(tmp_path / "sft", tmp_path / "reference", serving, report=lambda _: None)
+    engine, tokenizer, _ = load_pair(tmp_path / "sft", tmp_path / "reference", serving, Loading(lambda _: None))
     assert engine.info.related
     assert tokenizer.vocabulary == len(TOKENIZER)
 

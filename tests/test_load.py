@@ -11,7 +11,7 @@ import torch
 from dense_reward.engine import load as loading
 from dense_reward.engine import packable
 from dense_reward.engine.base import EngineInfo, TokenScores, Wants
-from dense_reward.engine.load import Serving, load_pair
+from dense_reward.engine.load import Loading, Serving, load_pair
 from dense_reward.engine.pair import QUANTITIES, PairEngine
 from dense_reward.engine.tokenizer import TransformersTokenizer
 from dense_reward.errors import CheckpointError
@@ -33,7 +33,7 @@ def load(
     pair: Pair, *, reports: list[str] | None = None, **changes: object
 ) -> tuple[PairEngine, TransformersTokenizer, Manifest]:
     report = (lambda _: None) if reports is None else reports.append
-    return load_pair(*pair, replace(SERVING, **changes), report)  # type: ignore[arg-type]
+    return load_pair(*pair, replace(SERVING, **changes), Loading(report))  # type: ignore[arg-type]
 
 
 def scores_of(engine: PairEngine, wants: Wants = ALL) -> list[TokenScores]:

@@ -16,7 +16,7 @@ from dense_reward.engine.base import Cost, EngineInfo, TokenScores, Trunk, Wants
 from dense_reward.engine.fake import FakeEngine, FakeTokenizer
 from dense_reward.errors import CheckpointError, EngineLostError, OutOfMemoryError, RequestError
 from dense_reward.schemas import ScoreRequest
-from dense_reward.service import Loaded, Service
+from dense_reward.service import Loaded, OnDevice, Service
 from dense_reward.settings import Settings, read_settings
 from served import PATIENCE_S, Served, loading, served, wait_until
 from unruly_engines import INFO, Gate, Recorder, packed
@@ -36,13 +36,13 @@ class SlowLoad:
     gate: Gate
     failure: Exception | None = None
 
-    def __call__(self, settings: Settings, report: Report) -> Loaded:
+    def __call__(self, settings: Settings, report: Report, on_device: OnDevice) -> Loaded:
         report("verifying the files")
         self.gate(())
         report("proving")
         if self.failure is not None:
             raise self.failure
-        return loading(FakeEngine())(settings, report)
+        return loading(FakeEngine())(settings, report, on_device)
 
 
 def test_a_service_that_starts_says_so_and_then_scores() -> None:
@@ -120,7 +120,7 @@ def test_a_full_queue_answers_429_at_once_and_says_when_to_come_again() -> None:
         gate.opened.set()
         assert first.result(PATIENCE_S).status_code == 200
         assert running.score(body).status_code == 200
-        assert running.service.queue_tokens() == 0
+        assert running.service.batcher.door.held_tokens == 0
 
 
 def test_what_never_fits_into_the_queue_is_refused_for_good() -> None:
@@ -129,7 +129,7 @@ def test_what_never_fits_into_the_queue_is_refused_for_good() -> None:
         refused = running.score(body)
         assert error_of(refused) == (422, "too_long")
         assert "101 tokens, the queue holds 100 (--max-queue-tokens)" in refused.json()["error"]["message"]
-        assert running.service.queue_tokens() == 0
+        assert running.service.batcher.door.held_tokens == 0
         fits = {"prompt_ids": [1] * 50, "response_ids": [[2] * 50]}
         padded = httpx.Request("POST", "/", json=fits).content.ljust(5000)
         answer = running.client.post("/score", content=padded, headers={"Content-Type": "application/json"})
@@ -144,7 +144,7 @@ def test_callers_that_hang_up_leave_the_queue() -> None:
         wait_until(gate.entered.is_set)
         with pytest.raises(httpx.ReadTimeout):
             running.client.post("/score", json={"prompt_ids": [7], "response_ids": [[7] * 8] * 30}, timeout=0.3)
-        wait_until(lambda: running.service.queue_tokens() == 5)
+        wait_until(lambda: running.service.batcher.door.held_tokens == 5)
         gate.opened.set()
         assert first.result(PATIENCE_S).status_code == 200
         assert running.score(IDS).status_code == 200
@@ -226,7 +226,7 @@ def test_a_failure_of_ours_tells_the_log_and_hides_from_the_caller(caplog: pytes
         assert answer.headers["x-request-id"] == answer.json()["error"]["request_id"] == "find-me"
         assert "secret" not in answer.text.lower()
         assert 'dense_reward_requests_total{route="/score",status="500"} 1.0' in running.client.get("/metrics").text
-        assert running.service.queue_tokens() == 0
+        assert running.service.batcher.door.held_tokens == 0
     (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert "find-me" in record.getMessage()
     assert "password at /etc/secret" in caplog.text
@@ -287,14 +287,14 @@ def test_a_service_that_stops_answers_what_it_let_in() -> None:
         service.start()
         while service.state != "ready":
             await asyncio.sleep(0.01)
-        with service.scorer.batcher.door.permit(5) as permit:
+        with service.batcher.door.permit(5) as permit:
             asked = ScoreRequest.model_validate(IDS)
-            answer = asyncio.create_task(service.scorer.score(asked, permit))
+            answer = asyncio.create_task(service.scorer().score(asked, permit))
             assert await asyncio.to_thread(gate.entered.wait, PATIENCE_S)
             stopping = asyncio.create_task(service.stop())
             await asyncio.sleep(0)
             with pytest.raises(RequestError) as refused:
-                service.scorer  # noqa: B018 - asking is the point
+                service.scorer()
             assert (refused.value.code, refused.value.status) == ("draining", 503)
             assert refused.value.retry_after_s
             gate.opened.set()
@@ -313,7 +313,7 @@ def test_a_queue_that_ends_before_it_was_told_to_is_a_failure() -> None:
         service.start()
         while service.state != "ready":
             await asyncio.sleep(0.01)
-        service.scorer.batcher.close()
+        service.batcher.close()
         while not failures:
             await asyncio.sleep(0.01)
         await asyncio.wait_for(service.stop(), PATIENCE_S)
@@ -362,7 +362,7 @@ def test_a_service_whose_device_is_lost_answers_whom_it_let_in_and_asks_to_be_en
 
     with served(loading(Recorder(before)), max_batch_tokens=5) as running, ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(running.score, IDS) for _ in range(2)]
-        wait_until(lambda: gate.entered.is_set() and running.service.queue_tokens() == 10)
+        wait_until(lambda: gate.entered.is_set() and running.service.batcher.door.held_tokens == 10)
         gate.opened.set()
         assert sorted(error_of(answer.result(PATIENCE_S)) for answer in asked) == [(500, "internal"), (503, "draining")]
         ready = running.client.get("/ready")
@@ -376,5 +376,5 @@ def test_a_service_whose_device_is_lost_answers_whom_it_let_in_and_asks_to_be_en
 
 def test_the_encoder_that_is_served_is_the_one_that_was_loaded() -> None:
     with served() as running:
-        assert running.service.scorer.encoder == Encoder.of(running.service.scorer.encoder.tokenizer, "plain")
-        assert isinstance(running.service.scorer.encoder.tokenizer, FakeTokenizer)
+        assert running.service.scorer().encoder == Encoder.of(running.service.scorer().encoder.tokenizer, "plain")
+        assert isinstance(running.service.scorer().encoder.tokenizer, FakeTokenizer)

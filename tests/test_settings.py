@@ -14,6 +14,8 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "sft": ("runs/a/sft", Path("runs/a/sft")),
     "reference": ("runs/a/reference", Path("runs/a/reference")),
     "name": ("gsm8k", "gsm8k"),
+    "pairs_file": ("pairs.json", Path("pairs.json")),
+    "checkpoints_folder": ("runs", Path("runs")),
     "engine": ("fake", "fake"),
     "dtype": ("bfloat16", "bfloat16"),
     "head_dtype": ("float32", "float32"),

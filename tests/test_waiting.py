@@ -10,7 +10,7 @@ from dense_reward.waiting import Job, Unit, Waiting, tokens_together, units_of
 from hypothesis import given
 from hypothesis import strategies as st
 from queued import BUDGET_TOKENS, assert_named, held_by, running, soon, submitted
-from unruly_engines import Gate, Recorder, packed, tokens_computed, trunk
+from unruly_engines import Gate, Recorder, packed, tokens_computed, trunk, unlike
 
 
 @pytest.mark.parametrize("items", [(100, 5), (1000, 20), (1000, 97)], ids=str)
@@ -40,9 +40,9 @@ def test_requests_take_turns() -> None:
 
     async def ask() -> None:
         async with running(engine) as batcher:
-            first = submitted(batcher.submit([trunk(0, 98)] * 2, Wants()))
+            first = submitted(batcher.submit(unlike(2, 0, 98), Wants()))
             await held_by(gate, first)
-            tasks = [submitted(batcher.submit([trunk(name, 18)] * 20, Wants())) for name in (1, 2, 3)]
+            tasks = [submitted(batcher.submit(unlike(20, name, 18), Wants())) for name in (1, 2, 3)]
             await held_by(gate, *tasks)
             gate.opened.set()
             await soon(asyncio.gather(first, *tasks))
@@ -97,7 +97,7 @@ def test_requests_that_wait_together_share_an_equal_prompt(names: tuple[int, ...
 
 def test_the_prompts_of_one_request_are_shared_too() -> None:
     engine = Recorder()
-    asked = [trunk(1, 10, prompt_tokens=60)] * 8
+    asked = unlike(8, 1, 10, prompt_tokens=60)
 
     async def ask() -> Computed:
         async with running(engine) as batcher:
@@ -108,7 +108,7 @@ def test_the_prompts_of_one_request_are_shared_too() -> None:
 
 
 def job_of(units: list[Unit], loop: asyncio.AbstractEventLoop) -> Job:
-    return Job(deque(units), Wants(), [], len(units), loop.create_future(), 0.0)
+    return Job(Recorder(), deque(units), Wants(), [], len(units), loop.create_future(), 0.0)
 
 
 PROMPTS = st.tuples(st.integers(1, 4), st.integers(1, 40), st.lists(st.integers(0, 60), max_size=4))
@@ -134,7 +134,7 @@ def test_whoever_comes_and_goes_a_batch_stays_within_its_budget_and_is_taken_ahe
             assert tokens <= budget_tokens or len(batch) == 1
         elif not isinstance(event, str):
             trunks = [trunk(name, *lengths, prompt_tokens=prompt) for name, prompt, lengths in event]
-            units = [u for i, t in enumerate(trunks) for u in units_of(i, t, packed(t), budget_tokens)]
+            units = [u for i, t in enumerate(trunks) for u in units_of(i, t, packed(t), budget_tokens, "pair")]
             jobs.append(job_of(units, loop))
             waiting.add(jobs[-1])
     assert not waiting
@@ -143,7 +143,7 @@ def test_whoever_comes_and_goes_a_batch_stays_within_its_budget_and_is_taken_ahe
 
 def test_a_branch_is_cut_off_where_the_budget_ends_and_takes_its_prompt_along() -> None:
     group = trunk(1, 4, 4, 5, 3, prompt_tokens=10)
-    units = list(units_of(0, group, Cost(10, (4, 4, 5, 0)), 18))
+    units = list(units_of(0, group, Cost(10, (4, 4, 5, 0)), 18, "pair"))
     assert [len(unit.trunk.branches) for unit in units] == [2, 2]
     assert [unit.branch_tokens for unit in units] == [8, 5]
     assert tokens_together(units) == 23

@@ -24,10 +24,15 @@ PATIENCE_S = 30.0
 """After which a test that waits for another thread gives up."""
 
 
-def trunk(name: int, *lengths: int, prompt_tokens: int = 2) -> Trunk:
-    """A prompt named by its ids, with branches of these lengths, each named by its place."""
-    branches = tuple(Branch(np.full(n, g, np.int32), np.ones(n, dtype=bool)) for g, n in enumerate(lengths))
+def trunk(name: int, *lengths: int, prompt_tokens: int = 2, first: int = 0) -> Trunk:
+    """A prompt named by its ids, with branches of these lengths, each named by its place after `first`."""
+    branches = tuple(Branch(np.full(n, g, np.int32), np.ones(n, dtype=bool)) for g, n in enumerate(lengths, first))
     return Trunk(np.full(prompt_tokens, name, np.int32), branches)
+
+
+def unlike(count: int, name: int, length: int, prompt_tokens: int = 2) -> list[Trunk]:
+    """Trunks of one prompt with one branch each, no two of which are equal."""
+    return [trunk(name, length, prompt_tokens=prompt_tokens, first=place) for place in range(count)]
 
 
 def scores_of(prompt: Trunk, branch: Branch, wants: Wants) -> TokenScores:
@@ -66,7 +71,7 @@ def named_scores(trunks: Sequence[Trunk], wants: Wants) -> Scores:
     return [[scores_of(prompt, branch, wants) for branch in prompt.branches] for prompt in trunks]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Recorder:
     """Answers with names, and remembers its batches: those prepared, and those computed with what they were asked for.
 
@@ -116,7 +121,7 @@ class Gate:
             raise TimeoutError("nobody opened the gate")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Memory:
     """Has room for so many tokens at once, and remembers whether the failed batch's tensors were let go in time."""
 
@@ -132,7 +137,7 @@ class Memory:
             raise OutOfMemoryError("no room")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class SmallDevice:
     """Has room to compute so many tokens; a batch lies in its memory from when it is prepared until it is let go.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
 from operator import itemgetter
@@ -31,6 +32,7 @@ from dense_reward.errors import RequestError, refuse
 from dense_reward.identity import Identify
 from dense_reward.keys import Keys
 from dense_reward.pages import add_pages
+from dense_reward.pairs import PairSource
 from dense_reward.picture import MEDIA_TYPES, draw, with_arrays
 from dense_reward.schemas import HeatmapRequest, ScoreRequest
 from dense_reward.scorer import Answer, Scorer
@@ -39,6 +41,7 @@ from dense_reward.service import Service
 BYTES_PER_TOKEN = 4  # of a body, before it is encoded and counted
 SMALL_BODY_BYTES = 65_536  # parsed at once: a larger one would hold up every other request
 SMALL_ANSWER_TOKENS = 10_000  # scored, each with its alternatives: written at once, for the same reason
+BODIES: tuple[type[BaseModel], ...] = (ScoreRequest, HeatmapRequest, PairSource)
 Asked = TypeVar("Asked", bound=ScoreRequest)
 
 
@@ -60,6 +63,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_http_exception)
     _add_scoring(app, service)
     _add_operations(app, service)
+    _add_admin(app, service)
     add_pages(app)
     setattr(app, "openapi", _openapi(app))  # noqa: B010 - how FastAPI has it changed; mypy knows no other way
     return app
@@ -69,30 +73,54 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
     @app.post("/score", openapi_extra=_body_schema(ScoreRequest))
     async def score(request: Request) -> Response:
         """Token rewards of given responses."""
-        async with _admitted(request, service) as (scorer, permit, body):
-            asked = await _parsed(body, ScoreRequest, scorer)
+        async with _admitted(request, service) as (permit, body):
+            asked = await _parsed(body, ScoreRequest, service.threads)
+            scorer = service.scorer(asked.model)
             answer = await _unless_gone(request, scorer.score(asked, permit))
             return await _written(request, scorer, asked, answer)
 
     @app.post("/heatmap", openapi_extra=_body_schema(HeatmapRequest))
     async def heatmap(request: Request) -> Response:
         """The same inputs as a picture: html, svg, ansi, or the json that it is drawn from."""
-        async with _admitted(request, service) as (scorer, permit, body):
-            asked = with_arrays(await _parsed(body, HeatmapRequest, scorer))
+        async with _admitted(request, service) as (permit, body):
+            asked = with_arrays(await _parsed(body, HeatmapRequest, service.threads))
+            scorer = service.scorer(asked.model)
             limit = None if asked.format == "json" else service.settings.max_heatmap_tokens
             answer = await _unless_gone(request, scorer.score(asked, permit, max_drawn_tokens=limit))
             if asked.format == "json":
                 return await _written(request, scorer, asked, answer)
             drawing = partial(draw, asked, answer.rows, scorer.encoder.tokenizer)
-            picture = await asyncio.get_running_loop().run_in_executor(scorer.threads, drawing)
+            picture = await asyncio.get_running_loop().run_in_executor(service.threads, drawing)
             return Response(picture, media_type=MEDIA_TYPES[asked.format])
+
+
+def _add_admin(app: FastAPI, service: Service) -> None:
+    @app.get("/admin/models")
+    async def models() -> Response:
+        """The served pairs, and what is being loaded."""
+        cards = [card.model_dump() for card in service.cards()]
+        loading = None if service.loading is None else {"name": service.loading, "progress": service.progress}
+        return json_response({"models": cards, "loading": loading})
+
+    @app.post("/admin/models", openapi_extra=_body_schema(PairSource))
+    async def load(request: Request) -> Response:
+        """Load a pair, prove it, and serve it in the place of the pair of its name, if there is one."""
+        limits = BodyLimits(service.settings.max_body_bytes, service.settings.max_arrival_s)
+        source = parse(await read_body(request, limits, lambda _: None), PairSource)
+        return json_response((await service.add(source)).model_dump())
+
+    @app.delete("/admin/models/{name}")
+    async def remove(name: str) -> Response:
+        """Serve a pair no more."""
+        service.remove(name)
+        return json_response({"removed": name})
 
 
 def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/models")
     async def models() -> Response:
         """The served pairs; 503 where /score answers so."""
-        return json_response({"models": [service.scorer.card.model_dump()]})
+        return json_response({"models": [card.model_dump() for card in service.cards()]})
 
     @app.get("/health")
     async def health() -> Response:
@@ -108,35 +136,34 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         """Prometheus' text format."""
-        text = service.metrics.render(queue_tokens=service.queue_tokens(), ready=service.state == "ready")
+        text = service.metrics.render(queue_tokens=service.batcher.door.held_tokens, ready=service.state == "ready")
         return Response(text, media_type="text/plain; version=0.0.4")
 
 
 @asynccontextmanager
-async def _admitted(request: Request, service: Service) -> AsyncIterator[tuple[Scorer, Permit, bytes]]:
-    """The body of a request that was let in; its permit is held until its answer is built."""
-    scorer = service.scorer
-    door = scorer.batcher.door
+async def _admitted(request: Request, service: Service) -> AsyncIterator[tuple[Permit, bytes]]:
+    """The body of a request that was let in; its permit is held until its answer is built, or its deadline passed."""
+    service.check_ready()
+    door, settings = service.batcher.door, service.settings
     with door.permit(0) as permit:
 
         def hold(size: int) -> None:
             permit.correct(min(size // BYTES_PER_TOKEN, door.capacity_tokens))
 
-        settings = service.settings
         async with deadline(request, settings.max_request_s):
             limits = BodyLimits(settings.max_body_bytes, settings.max_arrival_s)
             body = await read_body(request, limits, hold)
             if is_compressed(request):
                 loop = asyncio.get_running_loop()
-                body = await loop.run_in_executor(scorer.threads, inflate, body, limits.max_bytes)
+                body = await loop.run_in_executor(service.threads, inflate, body, limits.max_bytes)
                 hold(len(body))
-            yield scorer, permit, body
+            yield permit, body
 
 
-async def _parsed(body: bytes, model: type[Asked], scorer: Scorer) -> Asked:
+async def _parsed(body: bytes, model: type[Asked], threads: Executor) -> Asked:
     if len(body) <= SMALL_BODY_BYTES:
         return parse(body, model)
-    return await asyncio.get_running_loop().run_in_executor(scorer.threads, parse, body, model)
+    return await asyncio.get_running_loop().run_in_executor(threads, parse, body, model)
 
 
 async def _unless_gone(request: Request, answer: Coroutine[object, object, Answer]) -> Answer:
@@ -215,7 +242,7 @@ def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
     def openapi() -> dict[str, Any]:
         described = generate()
         _, schemas = models_json_schema(
-            [(ScoreRequest, "validation"), (HeatmapRequest, "validation")], ref_template="#/components/schemas/{model}"
+            [(model, "validation") for model in BODIES], ref_template="#/components/schemas/{model}"
         )
         described.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
         return described

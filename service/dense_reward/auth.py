@@ -18,7 +18,7 @@ ADMIN = "/admin"
 
 
 class Auth:
-    """Lets requests with a sufficient key through. `keys` None: everybody may do everything."""
+    """Lets requests with a sufficient key through. `keys` None: everybody may do everything but /admin."""
 
     def __init__(self, app: ASGIApp, keys: Keys | None, *, open_metrics: bool) -> None:
         self._app = app
@@ -26,11 +26,13 @@ class Auth:
         self._open = OPEN_PATHS | ({METRICS} if open_metrics else set())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or self._keys is None or self._is_open(scope["path"]):
+        if scope["type"] != "http" or self._is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
         try:
+            if self._keys is None:
+                raise refuse("forbidden", "routes of /admin need --api-keys-file, and a key with that right")
             caller = _known(self._keys, headers)
             _check_right(caller, scope["path"])
             scope.setdefault("state", {})["caller"] = caller.name
@@ -43,6 +45,8 @@ class Auth:
             await response(scope, receive, send)
 
     def _is_open(self, path: str) -> bool:
+        if self._keys is None:
+            return not _is_admin(path)
         return path in self._open or path.startswith(OPEN_FOLDERS)
 
 
@@ -74,9 +78,13 @@ def _check_right(caller: Caller, path: str) -> None:
     """Routes of /admin need the right to them; all others are for scoring, and their metrics for everybody known."""
     if path == METRICS:
         return
-    needed = "admin" if path == ADMIN or path.startswith(f"{ADMIN}/") else "score"
+    needed = "admin" if _is_admin(path) else "score"
     if needed not in caller.rights:
         raise refuse("forbidden", f"key {caller.name} has no right to {needed} (rights of its entry)")
+
+
+def _is_admin(path: str) -> bool:
+    return path == ADMIN or path.startswith(f"{ADMIN}/")
 
 
 def _challenge(headers: Mapping[str, str]) -> str:

@@ -8,7 +8,7 @@ answer.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -20,8 +20,10 @@ from dense_reward.door import Door
 from dense_reward.engine.base import Engine, Scores, TokenScores, Trunk, Wants, Work
 from dense_reward.errors import RETRY_UNAVAILABLE_S, EngineLostError, OutOfMemoryError, refuse
 from dense_reward.metrics import Metrics
+from dense_reward.together import Ask, prepare_together
 from dense_reward.waiting import Job, Member, Waiting, halved, tokens_together, units_of
 
+Result = TypeVar("Result")
 Number = TypeVar("Number", np.float32, np.int32)
 
 
@@ -61,11 +63,13 @@ class _Batch:
 
 
 class Batcher:
-    """Feeds one engine from one thread. `run` is the loop, `submit` waits for an answer, `close` ends the loop."""
+    """Feeds one device from one thread, for all pairs on it.
 
-    def __init__(self, engine: Engine, metrics: Metrics, *, max_batch_tokens: int, max_queue_tokens: int) -> None:
+    `run` is the loop, `submit` waits for an answer, `close` ends the loop.
+    """
+
+    def __init__(self, metrics: Metrics, *, max_batch_tokens: int, max_queue_tokens: int) -> None:
         self.door = Door(max_queue_tokens)
-        self._engine = engine
         self._metrics = metrics
         self._max_batch_tokens = max_batch_tokens
         self._waiting = Waiting(max_batch_tokens)
@@ -77,19 +81,19 @@ class Batcher:
         self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
         self._host = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
 
-    def cost_tokens(self, trunks: Sequence[Trunk]) -> int:
-        """What trunks count in the queue: the tokens that the engine computes for them, alone."""
-        return sum(self._engine.cost(trunk).tokens for trunk in trunks)
+    def on_device(self, call: Callable[[], Result]) -> Result:
+        """What a call on the device's thread gives, between two batches. For threads other than the event loop's."""
+        return self._device.submit(call).result()
 
-    async def submit(self, trunks: Sequence[Trunk], wants: Wants) -> Computed:
-        """Scores of all branches. A caller that goes away takes its waiting work with it.
+    async def submit(self, engine: Engine, trunks: Sequence[Trunk], wants: Wants) -> Computed:
+        """Scores of all branches by one pair. A caller that goes away takes its waiting work with it.
 
         Raises what the engine raises, RequestError(out_of_memory) where one sequence alone does not fit, and
         RequestError(draining) after close, or where `run` ends before the answer.
         """
         if self._closing:
             raise refuse("draining", "the service is stopping", retry_after_s=RETRY_UNAVAILABLE_S)
-        job = self._job(trunks, wants)
+        job = self._job(engine, trunks, wants)
         if job.units:
             self._waiting.add(job)
             self._unanswered.add(job)
@@ -192,7 +196,8 @@ class Batcher:
         wants = Wants()
         for job, _ in batch.members:
             wants = wants | job.wants
-        return asyncio.get_running_loop().run_in_executor(self._host, self._engine.prepare, batch.trunks, wants)
+        asks = [Ask(job.engine, unit.trunk) for job, unit in batch.members]
+        return asyncio.get_running_loop().run_in_executor(self._host, prepare_together, asks, wants)
 
     async def _on_device(self, batch: _Batch, work: Work) -> tuple[Scores, float]:
         """The scores and the seconds of the device; the next batch may be prepared meanwhile."""
@@ -227,20 +232,25 @@ class Batcher:
         job, unit = members[0]
         if len(unit.trunk.branches) > 1:
             job.waiting += 1
-            for part in halved(unit, self._engine.cost(unit.trunk)):
+            for part in halved(unit, job.engine.cost(unit.trunk)):
                 await self._compute(_Batch([(job, part)]))
             return
         message = f"one sequence of {unit.trunk.tokens} tokens does not fit into device memory: {reason}"
         _fail(job, refuse("out_of_memory", message))
 
-    def _job(self, trunks: Sequence[Trunk], wants: Wants) -> Job:
+    def _job(self, engine: Engine, trunks: Sequence[Trunk], wants: Wants) -> Job:
         units = deque(
             unit
             for index, trunk in enumerate(trunks)
-            for unit in units_of(index, trunk, self._engine.cost(trunk), self._max_batch_tokens)
+            for unit in units_of(index, trunk, engine.cost(trunk), self._max_batch_tokens, engine)
         )
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        return Job(units, wants, [[] for _ in trunks], len(units), done, time.perf_counter())
+        return Job(engine, units, wants, [[] for _ in trunks], len(units), done, time.perf_counter())
+
+
+def cost_tokens(engine: Engine, trunks: Sequence[Trunk]) -> int:
+    """What trunks count in the queue: the tokens that their pair computes for them, alone."""
+    return sum(engine.cost(trunk).tokens for trunk in trunks)
 
 
 def _fail(job: Job, error: Exception) -> None:

@@ -103,7 +103,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     keep_freed_memory()
     given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     settings = read_settings(given, os.environ.keys())
-    if settings.engine == "torch" and (settings.sft is None or settings.reference is None):
+    if settings.engine == "torch" and settings.pairs_file is None and None in {settings.sft, settings.reference}:
         raise SettingsError("give both checkpoints: --sft DIR --reference DIR")
     return settings
 
@@ -151,12 +151,12 @@ def _serve(options: argparse.Namespace) -> int:
 
     from dense_reward.app import create_app
     from dense_reward.connection import Server, connection
-    from dense_reward.service import Service, load_fake, load_torch
+    from dense_reward.service import Service, load_fake, torch_loader
 
     def stop(*_: object) -> None:
         server.should_exit = True
 
-    service = Service(settings, load_fake if settings.engine == "fake" else load_torch, stop)
+    service = Service(settings, load_fake if settings.engine == "fake" else torch_loader(), stop)
     server = Server(
         uvicorn.Config(
             create_app(service),

@@ -6,11 +6,11 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from dense_reward.batcher import Batcher
+from dense_reward.batcher import Batcher, cost_tokens
 from dense_reward.describe import Describer, Row, wants
 from dense_reward.door import Permit
 from dense_reward.encode import Encoder
-from dense_reward.engine.base import TokenScores
+from dense_reward.engine.base import Engine, TokenScores
 from dense_reward.errors import Fault, RequestError, refuse
 from dense_reward.items import Limits, PreparedItem, prepare
 from dense_reward.metrics import Metrics
@@ -38,6 +38,7 @@ class Scorer:
 
     card: ModelCard
     encoder: Encoder
+    engine: Engine
     batcher: Batcher
     limits: Limits
     max_items: int
@@ -59,9 +60,9 @@ class Scorer:
             raise RequestError(faults)
         _check_answer(request, prepared.values(), max_drawn_tokens)
         trunks = [item.trunk for item in prepared.values()]
-        permit.correct(self.batcher.cost_tokens(trunks))
+        permit.correct(cost_tokens(self.engine, trunks))
         encoded = clock()
-        computed = await self.batcher.submit(trunks, wants(request))
+        computed = await self.batcher.submit(self.engine, trunks, wants(request))
         done = clock()
         rows, broken = await loop.run_in_executor(self.threads, self._describe, request, prepared, computed.scores)
         if broken and request.on_error == "fail":
@@ -77,8 +78,6 @@ class Scorer:
 
     def _check(self, request: ScoreRequest) -> None:
         card = self.card
-        if request.model not in (None, card.name):
-            raise refuse("model_not_found", f"no model {request.model!r}; served: {card.name}", param="model")
         if request.tokenizer_sha256 not in (None, card.tokenizer_sha256):
             message = f"this pair has tokenizer {card.tokenizer_sha256}: your ids mean something else here"
             raise refuse("tokenizer_mismatch", message, param="tokenizer_sha256")

@@ -1,24 +1,26 @@
-"""What lives as long as the process: the loading of a pair, its scorer, and the state that /ready tells."""
+"""What lives as long as the process: the queue, the pairs that are served, and the state that /ready tells."""
 
 import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, TypeVar
 
 from dense_reward.batcher import Batcher
 from dense_reward.encode import Encoder
 from dense_reward.engine.base import Engine
-from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, refuse
+from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, SettingsError, refuse
 from dense_reward.items import Limits
 from dense_reward.metrics import Metrics
+from dense_reward.pairs import PairSource, check_confined, first_pairs
 from dense_reward.schemas import ModelCard
 from dense_reward.scorer import Scorer
 from dense_reward.settings import Settings
 
 log = logging.getLogger("dense_reward")
 State = Literal["starting", "ready", "draining", "failed"]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,14 @@ class Loaded:
     tokenizer_sha256: str
 
 
-Load = Callable[[Settings, Callable[[str], None]], Loaded]
+class OnDevice(Protocol):
+    """Runs a call on the device's thread, where nothing else computes meanwhile."""
+
+    def __call__(self, call: Callable[[], Result]) -> Result: ...
+
+
+Load = Callable[[Settings, Callable[[str], None], OnDevice], Loaded]
+"""Loads the pair of the settings' name, sft and reference, beside those that are served."""
 
 
 class LoadingStoppedError(Exception):
@@ -39,7 +48,7 @@ class LoadingStoppedError(Exception):
 
 @dataclass(slots=True)
 class Service:
-    """One pair behind one queue. `start` returns at once; /ready is true only after the proof."""
+    """Pairs behind one queue. `start` returns at once; /ready is true only after the proof of all first pairs."""
 
     settings: Settings
     load: Load
@@ -47,42 +56,82 @@ class Service:
     metrics: Metrics = field(default_factory=Metrics)
     state: State = "starting"
     progress: str = "waiting for the first step"
-    _scorer: Scorer | None = None
-    _tasks: list["asyncio.Task[None]"] = field(default_factory=list)
-    _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="encode"))
+    loading: str | None = None
+    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="encode"))
+    batcher: Batcher = field(init=False)
+    _pairs: dict[str, Scorer] = field(default_factory=dict)
+    _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
+    _loader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="load"))
+
+    def __post_init__(self) -> None:
+        self.batcher = Batcher(
+            self.metrics,
+            max_batch_tokens=self.settings.max_batch_tokens,
+            max_queue_tokens=self.settings.max_queue_tokens,
+        )
 
     def start(self) -> None:
-        self._tasks.append(asyncio.create_task(self._start()))
+        self._tasks |= {asyncio.create_task(self._run()), asyncio.create_task(self._start())}
 
     async def stop(self) -> None:
         """Finish what was let in, then return. Loading that is under way ends at its next step."""
         if self.state != "failed":
             self.state = "draining"
-        if self._scorer is not None:
-            self._scorer.batcher.close()
+        self.batcher.close()
         await asyncio.gather(*self._tasks)
-        self._threads.shutdown()
+        self.threads.shutdown()
+        self._loader.shutdown()
 
-    @property
-    def scorer(self) -> Scorer:
+    def check_ready(self) -> None:
         """Raises RequestError: starting or draining, with the seconds after which to ask again."""
-        if self._scorer is None or self.state != "ready":
+        if self.state != "ready":
             code = "draining" if self.state == "draining" else "starting"
             raise refuse(code, f"the service is {self.state}", retry_after_s=RETRY_UNAVAILABLE_S)
-        return self._scorer
 
-    def queue_tokens(self) -> int:
-        return 0 if self._scorer is None else self._scorer.batcher.door.held_tokens
+    def scorer(self, name: str | None = None) -> Scorer:
+        """The pair of that name; the first one where left out. Raises RequestError."""
+        self.check_ready()
+        if name is None:
+            return next(iter(self._pairs.values()))
+        if name not in self._pairs:
+            raise refuse("model_not_found", f"no model {name!r}; served: {', '.join(self._pairs)}", param="model")
+        return self._pairs[name]
+
+    def cards(self) -> list[ModelCard]:
+        """Of every pair, the first one first. Raises RequestError where /score would for any."""
+        self.check_ready()
+        return [scorer.card for scorer in self._pairs.values()]
+
+    async def add(self, source: PairSource) -> ModelCard:
+        """Load a pair beside those that are served, prove it, and serve it from the next request on.
+
+        It takes the place of the pair of its name, which still answers the requests that wait for it.
+        Raises RequestError (load_failed, loading), nothing having changed. A caller who hangs up does not stop it.
+        """
+        self.check_ready()
+        if self.loading is not None:
+            raise refuse("loading", f"{self.loading} is being loaded: one at a time", retry_after_s=RETRY_UNAVAILABLE_S)
+        self.loading = source.name
+        adding = asyncio.create_task(self._add(source))
+        self._tasks.add(adding)
+        adding.add_done_callback(self._tasks.discard)
+        await asyncio.shield(adding)
+        return self._pairs[source.name].card
+
+    def remove(self, name: str) -> None:
+        """Serve a pair no more; its waiting requests are still answered. Raises RequestError."""
+        if self.scorer(name) is self.scorer():
+            raise refuse("in_use", f"{name} answers requests that name no model: load another pair in its place")
+        del self._pairs[name]
+        log.info("removed: %s", name)
 
     async def _start(self) -> None:
         try:
-            loaded = await asyncio.get_running_loop().run_in_executor(
-                self._threads, self.load, self.settings, self._report
-            )
-            scorer = self._make_scorer(loaded)
+            for settings in first_pairs(self.settings):
+                self._pairs[settings.name] = await self._loaded(settings)
         except LoadingStoppedError:
             return
-        except CheckpointError as error:
+        except (CheckpointError, SettingsError) as error:
             log.error("%s", error)
             self._fail(str(error))
             return
@@ -90,22 +139,42 @@ class Service:
             log.exception("loading failed")
             self._fail(repr(error))
             return
-        if self.state == "draining":
-            return
-        self._scorer = scorer
-        self._tasks.append(asyncio.create_task(self._run(scorer.batcher)))
-        self.state = "ready"
-        log.info("ready: %s", scorer.card.model_dump_json())
+        if self.state == "starting":
+            self.state = "ready"
+            for scorer in self._pairs.values():
+                log.info("ready: %s", scorer.card.model_dump_json())
 
-    async def _run(self, batcher: Batcher) -> None:
+    async def _add(self, source: PairSource) -> None:
+        try:
+            scorer = await self._loaded(self.settings.model_copy(update=source.model_dump()))
+        except LoadingStoppedError:
+            raise refuse("draining", "the service is stopping", retry_after_s=RETRY_UNAVAILABLE_S) from None
+        except Exception as error:  # whatever a checkpoint can do wrong must not reach those that are served
+            log.error("%s could not be loaded: %s", source.name, error, exc_info=not isinstance(error, CheckpointError))
+            raise refuse("load_failed", f"{error}; what was served before is served on") from None
+        finally:
+            self.loading = None
+        self._pairs[source.name] = scorer
+        log.info("switched: %s", scorer.card.model_dump_json())
+
+    async def _loaded(self, settings: Settings) -> Scorer:
+        loop = asyncio.get_running_loop()
+        loaded = await loop.run_in_executor(self._loader, self._load, settings)
+        return self._scorer_of(settings, loaded)
+
+    def _load(self, settings: Settings) -> Loaded:
+        check_confined(settings)
+        return self.load(settings, self._report, self.batcher.on_device)
+
+    async def _run(self) -> None:
         """The queue's loop, watched: where it ends before it was told to, nothing is answered here any more."""
         try:
-            await batcher.run()
+            await self.batcher.run()
         except Exception as error:
             log.exception("the queue broke")
             self._fail(repr(error))
             return
-        if self.state != "draining":
+        if self.state not in {"draining", "failed"}:
             log.error("the queue ended before it was told to")
             self._fail("the queue ended before it was told to")
 
@@ -114,23 +183,17 @@ class Service:
         self.on_failure()
 
     def _report(self, message: str) -> None:
-        if self.state == "draining":
+        if self.state in {"draining", "failed"}:
             raise LoadingStoppedError
         self.progress = message
         log.info("%s", message)
 
-    def _make_scorer(self, loaded: Loaded) -> Scorer:
-        settings, info = self.settings, loaded.engine.info
+    def _scorer_of(self, settings: Settings, loaded: Loaded) -> Scorer:
+        info = loaded.engine.info
         longest = settings.max_length_tokens or info.max_length_tokens
         if longest > info.max_length_tokens:
             limit = f"the models' limit is {info.max_length_tokens}"
             raise CheckpointError(f"--max-length-tokens {longest} is too many, {limit}: lower it, or leave it out")
-        batcher = Batcher(
-            loaded.engine,
-            self.metrics,
-            max_batch_tokens=settings.max_batch_tokens,
-            max_queue_tokens=settings.max_queue_tokens,
-        )
         card = ModelCard(
             name=settings.name,
             sft=info.sft,
@@ -147,10 +210,19 @@ class Service:
             related=info.related,
         )
         limits = Limits(info.vocabulary, longest, settings.max_responses, settings.max_json_depth)
-        return Scorer(card, loaded.encoder, batcher, limits, settings.max_items, self.metrics, self._threads)
+        return Scorer(
+            card,
+            loaded.encoder,
+            loaded.engine,
+            self.batcher,
+            limits,
+            settings.max_items,
+            self.metrics,
+            self.threads,
+        )
 
 
-def load_fake(settings: Settings, report: Callable[[str], None]) -> Loaded:
+def load_fake(settings: Settings, report: Callable[[str], None], _: OnDevice) -> Loaded:
     """The weightless engine."""
     from dense_reward.engine.fake import FakeEngine, FakeTokenizer  # noqa: PLC0415 - the served engine is chosen here
 
@@ -158,8 +230,13 @@ def load_fake(settings: Settings, report: Callable[[str], None]) -> Loaded:
     return Loaded(FakeEngine(), Encoder.of(FakeTokenizer(), "plain"), "fake")
 
 
-def load_torch(settings: Settings, report: Callable[[str], None]) -> Loaded:
-    """The two checkpoints of the settings. Raises CheckpointError."""
-    from dense_reward.engine.start import load_pair_on_device  # noqa: PLC0415 - torch is imported only to serve
+def torch_loader() -> Load:
+    """Loads checkpoints; those that two pairs share once."""
+    from dense_reward.engine.start import DeviceLoader  # noqa: PLC0415 - torch is imported only to serve
 
-    return Loaded(*load_pair_on_device(settings, report))
+    loader = DeviceLoader()
+
+    def load(settings: Settings, report: Callable[[str], None], on_device: OnDevice) -> Loaded:
+        return Loaded(*loader.load(settings, report, on_device))
+
+    return load

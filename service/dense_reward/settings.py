@@ -28,6 +28,12 @@ class Settings(BaseSettings):
     sft: Path | None = Field(None, description="folder of the finished SFT checkpoint")
     reference: Path | None = Field(None, description="folder of the earlier checkpoint of the same run")
     name: str = Field("default", description="name under which the pair is served")
+    pairs_file: Path | None = Field(
+        None, description="JSON list of pairs, each with name, sft and reference, in place of --sft and --reference"
+    )
+    checkpoints_folder: Path | None = Field(
+        None, description="folder in which every checkpoint must lie, bases of adapters too; needed by /admin/models"
+    )
     engine: Literal["torch", "fake"] = Field("torch", description="fake: weightless and deterministic, for tests")
     dtype: Dtype | None = Field(
         None, description="dtype of the weights; the checkpoint's own where left out, float32 where a CPU lacks it"

@@ -2,22 +2,24 @@
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from dense_reward.engine.base import Cost, TokenScores, Trunk, Wants
+from dense_reward.engine.base import Cost, Engine, TokenScores, Trunk, Wants
+
+Prompt = tuple[Hashable, bytes, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
     """A piece of a request that is computed at once: some branches of one trunk.
 
-    `prompt` is the prompt's ids and the tokens that it costs, once for all units in which they are equal.
+    `prompt` is the pair, the prompt's ids and the tokens that it costs, once for all units in which they are equal.
     """
 
     trunk_index: int
     trunk: Trunk
-    prompt: tuple[bytes, int]
+    prompt: Prompt
     branch_tokens: int
 
 
@@ -25,6 +27,7 @@ class Unit:
 class Job:
     """A request: the units that were not taken yet, and the scores of those that were computed."""
 
+    engine: Engine
     units: deque[Unit]
     wants: Wants
     scores: list[list[TokenScores]]
@@ -43,11 +46,11 @@ class Load:
     """The tokens that the device computes for some units together: a prompt once, however many of them share it."""
 
     tokens: int = 0
-    _prompts: Counter[tuple[bytes, int]] = field(default_factory=Counter)
+    _prompts: Counter[Prompt] = field(default_factory=Counter)
 
     def added_by(self, unit: Unit) -> int:
         """What one more unit would add to `tokens`."""
-        return unit.branch_tokens + (0 if self._prompts[unit.prompt] else unit.prompt[1])
+        return unit.branch_tokens + (0 if self._prompts[unit.prompt] else unit.prompt[2])
 
     def add(self, unit: Unit) -> None:
         self.tokens += self.added_by(unit)
@@ -121,9 +124,9 @@ def tokens_together(units: Iterable[Unit]) -> int:
     return load.tokens
 
 
-def units_of(index: int, trunk: Trunk, cost: Cost, max_batch_tokens: int) -> Iterator[Unit]:
+def units_of(index: int, trunk: Trunk, cost: Cost, max_batch_tokens: int, pair: Hashable) -> Iterator[Unit]:
     """The trunk, with its branches spread over several units where they are more than a batch holds."""
-    prompt = trunk.prompt_P.tobytes(), cost.shared_tokens
+    prompt = pair, trunk.prompt_P.tobytes(), cost.shared_tokens
     start, tokens = 0, 0
     for end, branch_tokens in enumerate(cost.branch_tokens):
         if end > start and cost.shared_tokens + tokens + branch_tokens > max_batch_tokens:

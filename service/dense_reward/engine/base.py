@@ -4,9 +4,9 @@ Shapes: P prompt tokens, T tokens of a branch after the prompt, S of those that 
 K candidates or alternatives per scored token. Log-probabilities are in nats, at temperature 1, reduced in float32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,8 +101,8 @@ class Cost:
         return self.shared_tokens + sum(self.branch_tokens)
 
 
-class Engine(Protocol):
-    """Scores trunks under both models. Batches are prepared on one thread of the host and computed on the device's."""
+class Engine(Hashable, Protocol):
+    """One pair: scores trunks under both models. Prepares batches on a thread of the host, computes on the device's."""
 
     @property
     def info(self) -> EngineInfo: ...
@@ -118,4 +118,19 @@ class Engine(Protocol):
         Both raise OutOfMemoryError where the device cannot hold the batch, EngineLostError where it answers nothing
         more; results do not depend on what else is in the batch.
         """
+        ...
+
+
+@runtime_checkable
+class SharingEngine(Engine, Protocol):
+    """An engine that can compute a batch together with others that have a model in common with it."""
+
+    def shares_with(self, other: Engine) -> bool:
+        """Whether both can be asked at once by `prepare_shared`, and gain by it."""
+        ...
+
+    def prepare_shared(
+        self, engines: Sequence[Engine], trunks: Sequence[Trunk], wants: Wants
+    ) -> Callable[[], list[Scores]]:
+        """As `prepare`, for the same trunks under several engines: the scores of each, every model having run once."""
         ...

@@ -1,9 +1,11 @@
 """Two checkpoints on disk -> a pair that was proven to be one and to be computed right."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -18,6 +20,8 @@ from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, check_pair, files_folder, load_manifest, sha256_of_text, verify_files
 
 Report = Callable[[str], None]
+Result = TypeVar("Result")
+ROLES = ("sft", "reference")
 # Root mean square of (served - stored) log-probs over the probe, in nats, above which a service does not start. Wrong
 # attention or positions are wrong by more than 0.5; rounding is a tenth of each bound on the models that were tried.
 PROBE_TOLERANCE_NATS = {"float64": 1e-3, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
@@ -37,32 +41,56 @@ class Serving:
     allow_unrelated: bool = False
 
 
+class OnDevice(Protocol):
+    """Runs a call where nothing else computes on the device meanwhile."""
+
+    def __call__(self, call: Callable[[], Result]) -> Result: ...
+
+
+class Models:
+    """The models that are in use, by all that their rows and logits depend on; forgotten with their last pair."""
+
+    def __init__(self) -> None:
+        self._models: WeakValueDictionary[Hashable, TorchModel] = WeakValueDictionary()
+
+    def get(self, key: Hashable, load: Callable[[], TorchModel]) -> TorchModel:
+        model = self._models.get(key)
+        if model is None:
+            model = self._models[key] = load()
+        return model
+
+
+def _at_once(call: Callable[[], Result]) -> Result:
+    return call()
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """What loading needs besides the checkpoints: who is told of each step, the device, and what is loaded already."""
+
+    report: Report
+    on_device: OnDevice = _at_once
+    models: Models = field(default_factory=Models)
+
+
 def load_pair(
-    sft: Path, reference: Path, serving: Serving, report: Report
+    sft: Path, reference: Path, serving: Serving, loading: Loading
 ) -> tuple[PairEngine, TransformersTokenizer, Manifest]:
     """Load two checkpoints, prove them, and return engine, tokenizer and the sft manifest.
 
     Raises CheckpointError, naming the cure, for anything that would make an answer wrong.
     """
+    report = loading.report
     manifests = load_manifest(sft), load_manifest(reference)
     related = check_pair(*manifests, allow_unrelated=serving.allow_unrelated)
-    dtypes = [_dtype(manifest, serving, report) for manifest in manifests]
-    devices = serving.device, serving.reference_device or serving.device
-    models = []
-    for role, folder, manifest, dtype, device in zip(
-        ("sft", "reference"), (sft, reference), manifests, dtypes, devices, strict=True
-    ):
-        report(f"verifying the files of {role} ({folder})")
-        verify_files(folder, manifest)
-        report(f"loading {role} in {dtype} on {device}")
-        model = load_model(folder, manifest, dtype=dtype, device=device)
-        if serving.norm_dtype is not None:
-            model.use_norms(DTYPES[serving.norm_dtype])
-        models.append(model)
+    models = [
+        _model(role, folder, manifest, serving, loading)
+        for role, folder, manifest in zip(ROLES, (sft, reference), manifests, strict=True)
+    ]
+    dtypes = [str(model.dtype).removeprefix("torch.") for model in models]
     tokenizer = load_tokenizer(files_folder(sft, manifests[0]))
     _check_tokenizer(tokenizer, manifests[0], sft)
-    _place_heads(models, serving)
-    how = _how(models, serving, report)
+    how = loading.on_device(lambda: _how(models, serving, report))
     info = EngineInfo(
         sft=str(sft),
         reference=str(reference),
@@ -75,7 +103,7 @@ def load_pair(
         related=related,
     )
     engine = PairEngine(models[0], models[1], info, how)
-    prove(engine, *manifests, report=report)
+    loading.on_device(lambda: prove(engine, *manifests, report=report))
     return engine, tokenizer, manifests[0]
 
 
@@ -123,12 +151,26 @@ def _dtype(manifest: Manifest, serving: Serving, report: Report) -> str:
     return "float32"
 
 
-def _place_heads(models: Sequence[TorchModel], serving: Serving) -> None:
-    """Both output layers where their logits meet, on the device of the sft model, in the dtype that was asked for."""
-    dtype = None if serving.head_dtype is None else DTYPES[serving.head_dtype]
-    for model in models:
-        if dtype is not None or model.device != models[0].device:
-            model.use_head(device=models[0].device, dtype=dtype)
+def _model(role: str, folder: Path, manifest: Manifest, serving: Serving, loading: Loading) -> TorchModel:
+    """A checkpoint's model, as it is to be served, its output layer on the sft model's device, where logits meet."""
+    report = loading.report
+    report(f"verifying the files of {role} ({folder})")
+    verify_files(folder, manifest)
+    dtype = _dtype(manifest, serving, report)
+    device = serving.device if role == "sft" else serving.reference_device or serving.device
+
+    def load() -> TorchModel:
+        report(f"loading {role} in {dtype} on {device}")
+        model = load_model(folder, manifest, dtype=dtype, device=device)
+        if serving.norm_dtype is not None:
+            model.use_norms(DTYPES[serving.norm_dtype])
+        head_dtype = None if serving.head_dtype is None else DTYPES[serving.head_dtype]
+        if head_dtype is not None or device != serving.device:
+            model.use_head(device=torch.device(serving.device), dtype=head_dtype)
+        return model
+
+    served_as = dtype, device, serving.device, serving.head_dtype, serving.norm_dtype
+    return loading.models.get((manifest.content_sha256, served_as), load)
 
 
 def _how(models: Sequence[TorchModel], serving: Serving, report: Report) -> How:

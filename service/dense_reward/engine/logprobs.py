@@ -20,7 +20,10 @@ from torch import Tensor
 from dense_reward.engine.base import IdArray, Wants
 
 Index = NDArray[np.int64]
-
+Pair = tuple[int, int]
+"""Of the sides, the sft model's and the reference's."""
+_Top = tuple[Tensor, Tensor, Tensor]
+"""The likeliest words so far: ids, sft logits, reference logits, [C, K]."""
 
 NOTHING_MORE = Wants()
 
@@ -90,18 +93,35 @@ def score_rows(
     Both sides lie on one device, and their heads know the same words. kl is summed over all of them; it cannot be
     negative, so the rounding of nearly identical distributions is clamped at 0. Nothing is computed that was not asked.
     """
-    tiling = _tiling(sft, reference, tiling)
-    words = _Words(named, tiling, sft.rows_RX.device)
+    return score_pairs((sft, reference), ((0, 1),), named, wants, tiling=tiling)[0]
+
+
+def score_pairs(
+    sides: Sequence[Side],
+    pairs: Sequence[Pair],
+    named: Named,
+    wants: Wants = NOTHING_MORE,
+    *,
+    tiling: Tiling | None = None,
+) -> list[ScoredRows]:
+    """The same for several pairs of models that saw the same rows; a model's logits are made once for all its pairs."""
+    tiling = _tiling(sides, tiling)
+    words = _Words(named, tiling, sides[0].rows_RX.device)
     chunks = []
-    for part in _parts(len(sft.rows_RX), tiling.rows):
-        chunk = _Chunk(wants)
-        for tile in _parts(sft.head.vocabulary, tiling.words):
-            pair = _logits(sft, part, tile), _logits(reference, part, tile)
-            words.pick(pair, part, tile)
-            chunk.add(*pair, tile.start)
-        chunks.append((*chunk.log_totals(), *chunk.quantities()))
-    sft_R, reference_R, *quantities = zip(*chunks, strict=True)
-    return ScoredRows(*words.logprobs(torch.cat(sft_R), torch.cat(reference_R)), *map(_joined, quantities))
+    for part in _parts(len(sides[0].rows_RX), tiling.rows):
+        chunk = _Chunk(len(sides), pairs, wants)
+        for tile in _parts(sides[0].head.vocabulary, tiling.words):
+            logits = [_logits(side, part, tile) for side in sides]
+            words.pick(logits, part, tile)
+            chunk.add(logits, tile.start)
+        chunks.append(chunk)
+    totals = zip(*(chunk.log_totals() for chunk in chunks), strict=True)
+    logprobs = words.logprobs([torch.cat(total_C) for total_C in totals])
+    found = []
+    for at, (sft, reference) in enumerate(pairs):
+        quantities = zip(*(chunk.quantities(at) for chunk in chunks), strict=True)
+        found.append(ScoredRows(logprobs[sft], logprobs[reference], *map(_joined, quantities)))
+    return found
 
 
 def _logits(side: Side, part: slice, words: slice) -> Tensor:
@@ -110,12 +130,12 @@ def _logits(side: Side, part: slice, words: slice) -> Tensor:
     return logits_CW.to(torch.promote_types(logits_CW.dtype, torch.float32))
 
 
-def _tiling(sft: Side, reference: Side, asked: Tiling | None) -> Tiling:
+def _tiling(sides: Sequence[Side], asked: Tiling | None) -> Tiling:
     """As asked, or the device's own; as many logits at once, but of all words, where a head cannot be tiled."""
-    tiling = asked or (CPU_TILING if sft.rows_RX.device.type == "cpu" else CUDA_TILING)
-    if sft.head.tiled and reference.head.tiled:
+    tiling = asked or (CPU_TILING if sides[0].rows_RX.device.type == "cpu" else CUDA_TILING)
+    if all(side.head.tiled for side in sides):
         return tiling
-    vocabulary = sft.head.vocabulary
+    vocabulary = sides[0].head.vocabulary
     return Tiling(max(1, tiling.rows * tiling.words // vocabulary), vocabulary)
 
 
@@ -159,41 +179,63 @@ class _Softmax:
 class _Chunk:
     """What is known of C rows while the tiles of their logits go by."""
 
-    def __init__(self, wants: Wants) -> None:
-        self.sft, self.reference = _Softmax(), _Softmax()
+    def __init__(self, sides: int, pairs: Sequence[Pair], wants: Wants) -> None:
+        self._softmaxes = [_Softmax() for _ in range(sides)]
+        self._pairs = pairs
         self._wants = wants
-        self._log_ratio_C: Tensor | float = 0.0  # sum of exp(sft logit - largest) (sft logit - reference logit)
-        self._sft_logit_C: Tensor | float = 0.0  # sum of exp(sft logit - largest) sft logit
-        self._top: tuple[Tensor, Tensor, Tensor] | None = None  # ids, sft logits, reference logits, [C, K]
+        self._sft_sides = sorted({sft for sft, _ in pairs})
+        # sums of exp(sft logit - largest), times (sft logit - reference logit) or times the sft logit
+        self._log_ratio_C: list[Tensor | float] = [0.0] * len(pairs)
+        self._sft_logit_C: list[Tensor | float] = [0.0] * sides
+        self._top: list[_Top | None] = [None] * len(pairs)
 
-    def add(self, sft_CW: Tensor, reference_CW: Tensor, first_word: int) -> None:
-        """Take in a tile of both models' logits, which are lost after it."""
+    def add(self, logits: Sequence[Tensor], first_word: int) -> None:
+        """Take in a tile of every model's logits, [C, W] each, which are lost after it."""
         if self._wants.top_k:
-            self._top = _top(self._top, (sft_CW, reference_CW), first_word, self._wants.top_k)
-        weights_CW, shrink_C = self.sft.add(sft_CW, keep=self._wants.kl or self._wants.entropy)
-        if self._wants.entropy:
-            self._sft_logit_C = self._sft_logit_C * shrink_C + _expected(weights_CW, sft_CW)
+            for at, (sft, reference) in enumerate(self._pairs):
+                two = logits[sft], logits[reference]
+                self._top[at] = _top(self._top[at], two, first_word, self._wants.top_k)
+        weighed = {}
+        for side in self._sft_sides:
+            keep = self._wants.kl or self._wants.entropy
+            weighed[side] = weights_CW, shrink_C = self._softmaxes[side].add(logits[side], keep=keep)
+            if self._wants.entropy:
+                self._sft_logit_C[side] = self._sft_logit_C[side] * shrink_C + _expected(weights_CW, logits[side])
         if self._wants.kl:
-            log_ratio_CW = sft_CW.sub_(reference_CW)
-            self._log_ratio_C = self._log_ratio_C * shrink_C + _expected(weights_CW, log_ratio_CW)
-        self.reference.add(reference_CW, keep=False)
+            for at, (sft, _) in enumerate(self._pairs):
+                weights_CW, shrink_C = weighed[sft]
+                log_ratio_CW = self._log_ratios(logits, at)
+                self._log_ratio_C[at] = self._log_ratio_C[at] * shrink_C + _expected(weights_CW, log_ratio_CW)
+        for side in set(range(len(logits))).difference(self._sft_sides):
+            self._softmaxes[side].add(logits[side], keep=False)
 
-    def log_totals(self) -> tuple[Tensor, Tensor]:
-        """log sum exp of both models' logits, float64 [C]."""
-        return self.sft.log_total_C(), self.reference.log_total_C()
+    def _log_ratios(self, logits: Sequence[Tensor], at: int) -> Tensor:
+        """Of a pair, up to a constant a row; in the place of the sft logits, where nothing needs them after that."""
+        sft, reference = self._pairs[at]
+        needed = any(sft in pair for pair in self._pairs[at + 1 :])
+        return logits[sft] - logits[reference] if needed else logits[sft].sub_(logits[reference])
 
-    def quantities(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """kl, entropy, and of the alternatives ids and both log-probs; None for what was not asked for."""
-        (sft_C, reference_C), total_C, dtype = self.log_totals(), self.sft.total_C, self.sft.total_C.dtype
+    def log_totals(self) -> list[Tensor]:
+        """log sum exp of every model's logits, float64 [C]."""
+        return [softmax.log_total_C() for softmax in self._softmaxes]
+
+    def quantities(self, at: int) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """Of a pair kl, entropy, and of the alternatives ids and both log-probs; None for what was not asked for."""
+        side, reference = self._pairs[at]
+        total_C = self._softmaxes[side].total_C
+        sft_C, reference_C = self._softmaxes[side].log_total_C(), self._softmaxes[reference].log_total_C()
         kl = entropy = None
         if self._wants.kl:
-            kl = (self._log_ratio_C / total_C.double() - (sft_C - reference_C)).clamp_min(0.0).to(dtype)
+            kl = self._log_ratio_C[at] / total_C.double() - (sft_C - reference_C)
+            kl = kl.clamp_min(0.0).to(total_C.dtype)
         if self._wants.entropy:
-            entropy = (sft_C - self._sft_logit_C / total_C.double()).to(dtype)
-        if self._top is None:
+            entropy = (sft_C - self._sft_logit_C[side] / total_C.double()).to(total_C.dtype)
+        top = self._top[at]
+        if top is None:
             return kl, entropy, None, None, None
-        ids, sft, reference = self._top
-        return kl, entropy, ids, (sft - sft_C[:, None]).to(dtype), (reference - reference_C[:, None]).to(dtype)
+        ids, sft, found = top
+        dtype = total_C.dtype
+        return kl, entropy, ids, (sft - sft_C[:, None]).to(dtype), (found - reference_C[:, None]).to(dtype)
 
 
 class _Words:
@@ -209,33 +251,31 @@ class _Words:
         self._row_J = torch.from_numpy(named.row_J[self._order_J]).to(device)
         self._word_J = torch.from_numpy(named.id_J[self._order_J].astype(np.int64) % tiling.words).to(device)
         self._chunk_rows = tiling.rows
-        self._logits_2J: Tensor | None = None
+        self._logits_MJ: Tensor | None = None
 
-    def pick(self, pair: tuple[Tensor, Tensor], part: slice, tile: slice) -> None:
-        """Remember the logits of the words that are in this tile."""
-        if self._logits_2J is None:
-            self._logits_2J = torch.empty((2, len(self._row_J)), dtype=pair[0].dtype, device=pair[0].device)
+    def pick(self, logits: Sequence[Tensor], part: slice, tile: slice) -> None:
+        """Remember the logits of the words that are in this tile, of each of M models."""
+        if self._logits_MJ is None:
+            shape = len(logits), len(self._row_J)
+            self._logits_MJ = torch.empty(shape, dtype=logits[0].dtype, device=logits[0].device)
         chunk = part.start // self._chunk_rows * (1 << 32)
         start, stop = np.searchsorted(self._place_J, [chunk + tile.start, chunk + tile.stop])
         index = self._row_J[start:stop] - part.start, self._word_J[start:stop]
-        for picked_J, logits_CW in zip(self._logits_2J, pair, strict=True):
+        for picked_J, logits_CW in zip(self._logits_MJ, logits, strict=True):
             picked_J[start:stop] = logits_CW[index]
 
-    def logprobs(self, sft_R: Tensor, reference_R: Tensor) -> tuple[Tensor, Tensor]:
-        """Both models' log-probs in the order in which the words were named, given their rows' log sum exp."""
-        if self._logits_2J is None:
+    def logprobs(self, totals: Sequence[Tensor]) -> list[Tensor]:
+        """Each model's log-probs in the order in which the words were named, given its rows' log sum exp, [R]."""
+        if self._logits_MJ is None:
             raise RuntimeError("no tile went by")
         back_J = torch.from_numpy(np.argsort(self._order_J)).to(self._row_J.device)
-        sft_J, reference_J = (
+        return [
             (picked_J - log_total_R[self._row_J]).to(picked_J.dtype)[back_J]
-            for picked_J, log_total_R in zip(self._logits_2J, (sft_R, reference_R), strict=True)
-        )
-        return sft_J, reference_J
+            for picked_J, log_total_R in zip(self._logits_MJ, totals, strict=True)
+        ]
 
 
-def _top(
-    best: tuple[Tensor, Tensor, Tensor] | None, pair: tuple[Tensor, Tensor], first_word: int, k: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _top(best: _Top | None, pair: tuple[Tensor, Tensor], first_word: int, k: int) -> _Top:
     """The likeliest words under the first model so far: ids and both logits, [C, K]."""
     sft_CK, ids_CK = pair[0].topk(min(k, pair[0].shape[1]), dim=1)
     found = ids_CK + first_word, sft_CK, pair[1].gather(1, ids_CK)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dense_reward.engine.base import Branch, FloatArray, Trunk, Wants
-from dense_reward.engine.load import Report, Serving, load_pair, probe_trunks
+from dense_reward.engine.load import Loading, Report, Serving, load_pair, probe_trunks
 from dense_reward.engine.pair import PairEngine
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import load_manifest
@@ -55,7 +55,7 @@ def exact_rewards(sft: Path, reference: Path, serving: Serving, report: Report) 
     """Both probes' sequences, scored in float32. Raises CheckpointError where a pair gives every token one reward."""
     trunks = (*probe_trunks(load_manifest(sft)), *probe_trunks(load_manifest(reference)))
     plain = replace(serving, dtype="float32", head_dtype=None, norm_dtype=None)
-    engine = load_pair(sft, reference, plain, report)[0]
+    engine = load_pair(sft, reference, plain, Loading(report))[0]
     exact = Exact(trunks, _rewards(engine, trunks))
     if exact.std == 0:
         raise CheckpointError("every token of the probe has the same reward: the two checkpoints are the same")
@@ -82,7 +82,7 @@ def measure(sft: Path, reference: Path, serving: Serving, exact: Exact, report: 
     """
     for name, configuration in configurations(serving).items():
         try:
-            engine = load_pair(sft, reference, configuration, report)[0]
+            engine = load_pair(sft, reference, configuration, Loading(report))[0]
         except (CheckpointError, RuntimeError) as error:
             yield Noise(name, refused=str(error))
             continue

@@ -1,6 +1,6 @@
 """Both checkpoints together: trunks -> forwards of both models -> scores of every branch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -12,6 +12,7 @@ from torch import Tensor
 from dense_reward.engine.base import (
     Branch,
     Cost,
+    Engine,
     EngineInfo,
     FloatArray,
     IdArray,
@@ -21,7 +22,7 @@ from dense_reward.engine.base import (
     Wants,
     Work,
 )
-from dense_reward.engine.logprobs import Named, ScoredRows, Side, score_rows
+from dense_reward.engine.logprobs import Named, ScoredRows, Side, score_pairs
 from dense_reward.engine.padded import padded_batches
 from dense_reward.engine.torch_engine import TorchModel, device_row
 from dense_reward.errors import EngineLostError, OutOfMemoryError
@@ -72,8 +73,13 @@ class PairEngine:
         return self._info
 
     @property
+    def models(self) -> tuple[TorchModel, TorchModel]:
+        """sft and reference; another pair may have the same."""
+        return self._sft, self._reference
+
+    @property
     def weights_bytes(self) -> int:
-        return self._sft.weights_bytes + self._reference.weights_bytes
+        return sum(model.weights_bytes for model in {*self.models})
 
     def cost(self, trunk: Trunk) -> Cost:
         """Packed, the prompt is computed once; else, and where each sequence is alone, for each of its branches."""
@@ -92,37 +98,73 @@ class PairEngine:
         return self.prepare(trunks, wants)()
 
     def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
-        batches: list[Batch] = _on_device(lambda: list(self._batches(trunks)))
-        return partial(_on_device, partial(self._score, trunks, wants, batches))
+        work = self.prepare_shared([self], trunks, wants)
+        return lambda: work()[0]
 
-    def _batches(self, trunks: Sequence[Trunk]) -> Iterator[Batch]:
+    def shares_with(self, other: Engine) -> bool:
+        """A model in common, and nothing that would make the two compute it differently."""
+        return (
+            isinstance(other, PairEngine)
+            and not {*self.models}.isdisjoint(other.models)
+            and (self._how, self._borders, self._sft.device) == (other._how, other._borders, other._sft.device)
+        )
+
+    def prepare_shared(
+        self, engines: Sequence[Engine], trunks: Sequence[Trunk], wants: Wants
+    ) -> Callable[[], list[Scores]]:
+        pairs = [engine for engine in engines if isinstance(engine, PairEngine)]
+        if len(pairs) < len(engines):
+            raise TypeError("a pair shares its models with pairs alone")
+        together = _Together(pairs, wants)
+        batches: list[Batch] = _on_device(lambda: list(self._batches(trunks, together.devices)))
+        return partial(_on_device, partial(together.score, trunks, batches))
+
+    def _batches(self, trunks: Sequence[Trunk], devices: Set[torch.device]) -> Iterator[Batch]:
         how = self._how
         if how.packed:
             for packed in pack(trunks, max_tokens=how.max_batch_tokens, borders=self._borders, alone=how.alone):
-                yield Batch(self._packed_rows(packed), packed.leaves, packed.row_S)
+                yield Batch(_packed_rows(packed, devices), packed.leaves, packed.row_S)
             return
         max_tokens = 1 if how.alone else how.max_batch_tokens
         for padded in padded_batches(leaves(trunks, self._borders), max_tokens=max_tokens, borders=self._borders):
             rows = partial(TorchModel.padded_rows, sequences=padded.ids, positions=padded.positions)
             yield Batch(rows, padded.leaves, padded.row_S)
 
-    def _packed_rows(self, packed: Packed) -> Callable[[TorchModel], Tensor]:
-        there = {device: device_row(packed, device) for device in (self._sft.device, self._reference.device)}
-        return lambda model: model.packed_rows(there[model.device])
 
-    def _score(self, trunks: Sequence[Trunk], wants: Wants, batches: Sequence[Batch]) -> Scores:
-        results = [[_nothing(branch.candidates_SK, wants) for branch in trunk.branches] for trunk in trunks]
+class _Together:
+    """Pairs with models in common: each model runs once on a batch; the output layers meet on the first's device."""
+
+    def __init__(self, pairs: Sequence[PairEngine], wants: Wants) -> None:
+        self._wants = wants
+        self._models = list(dict.fromkeys(model for pair in pairs for model in pair.models))
+        at = self._models.index
+        self._pairs = [(at(sft), at(reference)) for sft, reference in (pair.models for pair in pairs)]
+
+    @property
+    def devices(self) -> Set[torch.device]:
+        return {model.device for model in self._models}
+
+    def score(self, trunks: Sequence[Trunk], batches: Sequence[Batch]) -> list[Scores]:
+        found = [
+            [[_nothing(branch.candidates_SK, self._wants) for branch in trunk.branches] for trunk in trunks]
+            for _ in self._pairs
+        ]
         for batch in batches:
-            for leaf, scores in zip(batch.leaves, self._score_batch(batch, wants), strict=True):
-                results[leaf.trunk][leaf.branch] = scores
-        return results
+            for results, scored in zip(found, self._score_batch(batch), strict=True):
+                for leaf, scores in zip(batch.leaves, _per_leaf(scored, batch), strict=True):
+                    results[leaf.trunk][leaf.branch] = scores
+        return found
 
     @torch.inference_mode()
-    def _score_batch(self, batch: Batch, wants: Wants) -> Iterator[TokenScores]:
-        sft = Side(batch.rows(self._sft), self._sft.head)
-        reference_RX = batch.rows(self._reference)
-        reference = Side(reference_RX.to(self._sft.device), self._reference.head)
-        return _per_leaf(score_rows(sft, reference, _named(batch), wants), batch)
+    def _score_batch(self, batch: Batch) -> list[ScoredRows]:
+        device = self._models[0].device
+        sides = [Side(batch.rows(model).to(device), model.head) for model in self._models]
+        return score_pairs(sides, self._pairs, _named(batch), self._wants)
+
+
+def _packed_rows(packed: Packed, devices: Set[torch.device]) -> Callable[[TorchModel], Tensor]:
+    there = {device: device_row(packed, device) for device in devices}
+    return lambda model: model.packed_rows(there[model.device])
 
 
 def _candidates(branch: Branch) -> int:

@@ -3,18 +3,25 @@
 import torch
 
 from dense_reward.encode import Encoder
-from dense_reward.engine.load import Report, Serving, load_pair
+from dense_reward.engine.load import Loading, Models, OnDevice, Report, Serving, load_pair
 from dense_reward.engine.pair import PairEngine
 from dense_reward.errors import CheckpointError
 from dense_reward.settings import Settings
 
 
-def load_pair_on_device(settings: Settings, report: Report) -> tuple[PairEngine, Encoder, str]:
-    """Engine, encoder and tokenizer hash. Raises CheckpointError, naming the cure."""
-    if settings.sft is None or settings.reference is None:
-        raise CheckpointError("give both checkpoints: --sft DIR --reference DIR")
-    engine, tokenizer, manifest = load_pair(settings.sft, settings.reference, serving_of(settings), report)
-    return engine, Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id), manifest.tokenizer_sha256
+class DeviceLoader:
+    """Loads pairs one after another; checkpoints that are in use already are not loaded twice."""
+
+    def __init__(self) -> None:
+        self._models = Models()
+
+    def load(self, settings: Settings, report: Report, on_device: OnDevice) -> tuple[PairEngine, Encoder, str]:
+        """Engine, encoder and tokenizer hash. Raises CheckpointError, naming the cure."""
+        if settings.sft is None or settings.reference is None:
+            raise CheckpointError("give both checkpoints: --sft DIR --reference DIR")
+        loading = Loading(report, on_device, self._models)
+        engine, tokenizer, manifest = load_pair(settings.sft, settings.reference, serving_of(settings), loading)
+        return engine, Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id), manifest.tokenizer_sha256
 
 
 def serving_of(settings: Settings) -> Serving:

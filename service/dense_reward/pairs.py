@@ -1,0 +1,66 @@
+"""Which pairs are served: those of the settings or of a file, later those that are loaded over HTTP; and from where."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from dense_reward.errors import CheckpointError, SettingsError
+from dense_reward.manifest import MANIFEST_NAME, files_folder, load_manifest
+from dense_reward.schemas import Strictly
+from dense_reward.settings import Settings
+
+
+class PairSource(Strictly):
+    """A pair to be served: its name, and the folders of its two checkpoints."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    sft: Path
+    reference: Path
+
+
+SOURCES = TypeAdapter(Annotated[list[PairSource], Field(min_length=1)])
+
+
+def first_pairs(settings: Settings) -> list[Settings]:
+    """The settings of each pair that is served from the start. Raises SettingsError."""
+    if settings.pairs_file is None:
+        return [settings]
+    if settings.sft is not None or settings.reference is not None:
+        raise SettingsError("give either --pairs-file, or --sft and --reference")
+    return [settings.model_copy(update=source.model_dump()) for source in read_pairs(settings.pairs_file)]
+
+
+def read_pairs(file: Path) -> list[PairSource]:
+    """Raises SettingsError, naming the place, where the file is not a list of pairs with names of their own."""
+    try:
+        sources = SOURCES.validate_json(file.read_bytes())
+    except OSError as error:
+        raise SettingsError(f"--pairs-file {file}: {error.strerror}") from None
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        place = ".".join(map(str, detail["loc"])) or "the file"
+        raise SettingsError(f"--pairs-file {file}: {place}: {detail['msg']}") from None
+    if len({source.name for source in sources}) < len(sources):
+        raise SettingsError(f"--pairs-file {file}: two pairs have the same name")
+    return sources
+
+
+def check_confined(settings: Settings) -> None:
+    """Raises CheckpointError where a checkpoint, its files or its adapter's base lie outside --checkpoints-folder."""
+    root = settings.checkpoints_folder
+    for folder in (settings.sft, settings.reference):
+        if root is None or folder is None:
+            continue
+        _check_inside(folder, root)
+        if not (folder / MANIFEST_NAME).is_file():
+            continue  # told by whoever loads it
+        manifest = load_manifest(folder)
+        _check_inside(files_folder(folder, manifest), root)
+        if manifest.adapter_base is not None:
+            _check_inside(Path(manifest.adapter_base), root)
+
+
+def _check_inside(path: Path, root: Path) -> None:
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise CheckpointError(f"{path} is not in {root} (--checkpoints-folder): nothing outside is loaded")
