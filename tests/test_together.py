@@ -76,7 +76,11 @@ def test_a_model_may_be_the_reference_of_one_pair_and_the_sft_model_of_another()
 
 def test_pairs_that_are_computed_differently_do_not_share_a_forward() -> None:
     models = [model(seed) for seed in range(3)]
-    engines = [pair(models[0], models[1]), pair(models[0], models[2], replace(HOW, alone=True)), pair(*models[:2])]
+    engines = [
+        pair(models[0], models[1]),
+        pair(models[0], models[2], replace(HOW, alone=True)),
+        pair(models[0], models[1]),
+    ]
     assert not engines[0].shares_with(engines[1])
     assert not engines[0].shares_with(pair(model(5), model(6)))
     assert engines[0].shares_with(engines[2])

@@ -13,6 +13,7 @@ from typing import get_args, get_origin
 
 from dense_reward.allocator import keep_freed_memory
 from dense_reward.errors import CheckpointError, SettingsError
+from dense_reward.pairs import first_pairs
 from dense_reward.settings import Settings, flag, read_settings, twin
 
 KEEP_ALIVE_S = 75  # longer than the load balancers in front keep a connection: else they send into a closed one
@@ -147,6 +148,7 @@ def _serve(options: argparse.Namespace) -> int:
     settings = _settings(options)
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     _check_access(settings)
+    first_pairs(settings)
     import uvicorn
 
     from dense_reward.app import create_app

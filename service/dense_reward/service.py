@@ -109,6 +109,10 @@ class Service:
         Raises RequestError (load_failed, loading), nothing having changed. A caller who hangs up does not stop it.
         """
         self.check_ready()
+        if self.settings.checkpoints_folder is None:
+            raise refuse(
+                "forbidden", "pairs are loaded over HTTP only from below --checkpoints-folder, which is not set"
+            )
         if self.loading is not None:
             raise refuse("loading", f"{self.loading} is being loaded: one at a time", retry_after_s=RETRY_UNAVAILABLE_S)
         self.loading = source.name
