@@ -138,7 +138,7 @@ def test_requests_tokens_and_batches_are_counted() -> None:
         numbers = counted(fresh)
     assert numbers["dense_reward_requests_total", "/score", "200"] == 3
     assert numbers["dense_reward_requests_total", "/score", "422"] == 1
-    assert numbers["dense_reward_scored_tokens_total",] == 2 * 2 * 2
+    assert numbers["dense_reward_scored_tokens_total", "default"] == 2 * 2 * 2
     assert numbers["dense_reward_batch_tokens_count",] >= 2
     assert (numbers["dense_reward_ready",], numbers["dense_reward_queue_tokens",]) == (1, 0)
     routes = {key[1] for key in numbers if key[0] == "dense_reward_requests_total"}

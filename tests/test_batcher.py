@@ -12,7 +12,7 @@ from dense_reward.batcher import Computed
 from dense_reward.engine.base import Cost, EngineInfo, TokenScores, Trunk, Wants, Work
 from dense_reward.engine.fake import FakeEngine
 from dense_reward.errors import RequestError
-from dense_reward.metrics import Metrics
+from dense_reward.metrics import Metrics, Told
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from queued import BUDGET_TOKENS, OneEngine, assert_named, held_by, running, soon, submitted
@@ -114,7 +114,7 @@ def test_a_batch_counts_a_shared_prompt_once_and_the_seconds_of_the_device_alone
     for computed in asyncio.run(ask()):
         assert computed.queue_s >= 0.2
         assert computed.compute_s < 0.1
-    told = metrics.render(queue_tokens=0, ready=True).decode()
+    told = metrics.render(Told(True, 0, 0.0, {}, {})).decode()
     assert "dense_reward_batch_tokens_sum 80.0" in told
     assert float(told.split("dense_reward_batch_seconds_sum ")[1].split()[0]) < 0.1
 

@@ -15,6 +15,7 @@ from dense_reward.encode import Encoder
 from dense_reward.engine.base import Cost, EngineInfo, TokenScores, Trunk, Wants, Work
 from dense_reward.engine.fake import FakeEngine, FakeTokenizer
 from dense_reward.errors import CheckpointError, EngineLostError, OutOfMemoryError, RequestError
+from dense_reward.logs import TextLines
 from dense_reward.schemas import ScoreRequest
 from dense_reward.service import Loaded, OnDevice, Service
 from dense_reward.settings import Settings, read_settings
@@ -220,6 +221,7 @@ def test_a_failure_of_ours_tells_the_log_and_hides_from_the_caller(caplog: pytes
     def before(_: Sequence[Trunk]) -> None:
         raise SecretError("password at /etc/secret")
 
+    caplog.handler.setFormatter(TextLines())
     with served(loading(Recorder(before))) as running:
         answer = running.client.post("/score", json=IDS, headers={"X-Request-Id": "find-me"})
         assert error_of(answer) == (500, "internal")
@@ -227,8 +229,8 @@ def test_a_failure_of_ours_tells_the_log_and_hides_from_the_caller(caplog: pytes
         assert "secret" not in answer.text.lower()
         assert 'dense_reward_requests_total{route="/score",status="500"} 1.0' in running.client.get("/metrics").text
         assert running.service.batcher.door.held_tokens == 0
-    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert "find-me" in record.getMessage()
+    (line,) = [line for line in caplog.text.splitlines() if " ERROR " in line]
+    assert line.endswith("a request failed [find-me]")
     assert "password at /etc/secret" in caplog.text
 
 

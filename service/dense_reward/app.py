@@ -1,6 +1,7 @@
 """Routes, lifespan, and the error -> status table. No logic."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
@@ -58,7 +59,7 @@ def create_app(service: Service) -> FastAPI:
     settings = service.settings
     keys = None if settings.api_keys_file is None else Keys(settings.api_keys_file)
     app.add_middleware(Auth, keys=keys, open_metrics=settings.open_metrics)
-    app.add_middleware(Identify, metrics=service.metrics)
+    app.add_middleware(Identify, metrics=service.metrics, tracing=service.tracing)
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     _add_scoring(app, service)
@@ -90,8 +91,10 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
             if asked.format == "json":
                 return await _written(request, scorer, asked, answer)
             drawing = partial(draw, asked, answer.rows, scorer.encoder.tokenizer)
+            before = time.perf_counter()
             picture = await asyncio.get_running_loop().run_in_executor(service.threads, drawing)
-            return Response(picture, media_type=MEDIA_TYPES[asked.format])
+            response = Response(picture, media_type=MEDIA_TYPES[asked.format])
+            return _timed(request, response, answer, time.perf_counter() - before)
 
 
 def _add_admin(app: FastAPI, service: Service) -> None:
@@ -136,7 +139,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/metrics")
     async def metrics() -> Response:
         """Prometheus' text format."""
-        text = service.metrics.render(queue_tokens=service.batcher.door.held_tokens, ready=service.state == "ready")
+        text = service.metrics.render(service.told())
         return Response(text, media_type="text/plain; version=0.0.4")
 
 
@@ -189,9 +192,21 @@ async def _written(request: Request, scorer: Scorer, asked: ScoreRequest, answer
     def write() -> Response:
         return json_response(_content(request, scorer, answer))
 
+    before = time.perf_counter()
     if answer.scored_tokens * (1 + asked.top_k) <= SMALL_ANSWER_TOKENS:
-        return write()
-    return await asyncio.get_running_loop().run_in_executor(scorer.threads, write)
+        response = write()
+    else:
+        response = await asyncio.get_running_loop().run_in_executor(scorer.threads, write)
+    scorer.metrics.stage("write", time.perf_counter() - before)
+    return _timed(request, response, answer, time.perf_counter() - before)
+
+
+def _timed(request: Request, response: Response, answer: Answer, write_s: float) -> Response:
+    """Tells where the time went: its caller by the header, traces by the request's state."""
+    stages_s = {name.removesuffix("_s"): seconds for name, seconds in answer.timing_s.items()} | {"write": write_s}
+    request.state.stages_s = stages_s
+    response.headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * s:.2f}" for name, s in stages_s.items())
+    return response
 
 
 def _content(request: Request, scorer: Scorer, answer: Answer) -> dict[str, object]:

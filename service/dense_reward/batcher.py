@@ -151,6 +151,7 @@ class Batcher:
         """Compute one batch; out of memory, split it and try again."""
         reason = await self._attempt(batch)
         if reason is not None:
+            self._metrics.out_of_memory()
             # The device thread holds the failed batch's tensors until it turns to something else.
             await asyncio.get_running_loop().run_in_executor(self._device, _nothing)
             await self._compute_halves(batch.members, reason)
@@ -213,7 +214,12 @@ class Batcher:
     def _hand_out(self, members: Sequence[Member], results: Scores, seconds: float) -> None:
         tokens = tokens_together(unit for _, unit in members)
         self.door.measured(tokens, seconds)
-        self._metrics.batch(tokens, seconds)
+        self._metrics.batch(
+            tokens=tokens,
+            shared_tokens=sum(unit.tokens_unshared for _, unit in members) - tokens,
+            fill=tokens / self._max_batch_tokens,
+            seconds=seconds,
+        )
         for (job, unit), scores in zip(members, results, strict=True):
             job.scores[unit.trunk_index].extend(_wanted(score, job.wants) for score in scores)
             job.waiting -= 1

@@ -13,6 +13,7 @@ from typing import get_args, get_origin
 
 from dense_reward.allocator import keep_freed_memory
 from dense_reward.errors import CheckpointError, SettingsError
+from dense_reward.logs import configure
 from dense_reward.pairs import first_pairs
 from dense_reward.settings import Settings, flag, read_settings, twin
 
@@ -146,7 +147,7 @@ def _check_access(settings: Settings) -> None:
 
 def _serve(options: argparse.Namespace) -> int:
     settings = _settings(options)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure(settings.log_level, settings.log_format)
     _check_access(settings)
     first_pairs(settings)
     import uvicorn
@@ -165,7 +166,8 @@ def _serve(options: argparse.Namespace) -> int:
             host=settings.host,
             port=settings.port,
             http=connection(settings.max_arrival_s),
-            log_level=settings.log_level,
+            log_config=None,
+            access_log=False,
             server_header=False,
             ssl_certfile=settings.tls_certificate,
             ssl_keyfile=settings.tls_private_key,

@@ -10,10 +10,12 @@ from dense_reward.batcher import Batcher, cost_tokens
 from dense_reward.describe import Describer, Row, wants
 from dense_reward.door import Permit
 from dense_reward.encode import Encoder
-from dense_reward.engine.base import Engine, TokenScores
+from dense_reward.engine.base import Engine, FloatArray, TokenScores
 from dense_reward.errors import Fault, RequestError, refuse
 from dense_reward.items import Limits, PreparedItem, prepare
 from dense_reward.metrics import Metrics
+from dense_reward.moments import Moments
+from dense_reward.reward import reward
 from dense_reward.schemas import ModelCard, ScoreRequest
 
 MAX_ALTERNATIVES = 1_000_000
@@ -64,7 +66,10 @@ class Scorer:
         encoded = clock()
         computed = await self.batcher.submit(self.engine, trunks, wants(request))
         done = clock()
-        rows, broken = await loop.run_in_executor(self.threads, self._describe, request, prepared, computed.scores)
+        described = await loop.run_in_executor(self.threads, self._describe, request, prepared, computed.scores)
+        rows, broken, rewards = described
+        self.metrics.scored(self.card.name, rewards)
+        self.metrics.non_finite(self.card.name, len(broken))
         if broken and request.on_error == "fail":
             raise RequestError(broken)
         timing_s = {
@@ -107,24 +112,25 @@ class Scorer:
 
     def _describe(
         self, request: ScoreRequest, prepared: dict[int, PreparedItem], scores: Sequence[Sequence[TokenScores]]
-    ) -> tuple[list[Row], list[Fault]]:
-        """The rows of the items whose numbers can be answered, and what is wrong with the others."""
+    ) -> tuple[list[Row], list[Fault], Moments]:
+        """The rows of the items whose numbers can be answered, what is wrong with the others, and the rows' rewards."""
         describer = Describer(request, self.encoder.tokenizer)
         rows: list[Row] = []
         faults: list[Fault] = []
+        rewards: list[FloatArray] = []
         for (index, item), item_scores in zip(prepared.items(), scores, strict=True):
             try:
                 rows.extend(describer.rows(index, item, item_scores))
+                rewards.extend(map(reward, item_scores))
             except RequestError as error:
                 faults.extend(_of_item(error, index))
-        return rows, faults
+        return rows, faults, Moments.of(rewards)
 
     def _answer(
         self, rows: list[Row], faults: list[Fault], items: Sequence[PreparedItem], timing_s: dict[str, float]
     ) -> Answer:
         responses = [response for item in items for response in item.responses]
         scored_tokens = sum(int(response.scored_T.sum()) for response in responses)
-        self.metrics.scored(scored_tokens)
         for stage, seconds in timing_s.items():
             self.metrics.stage(stage.removesuffix("_s"), seconds)
         return Answer(

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeVar
@@ -12,11 +12,12 @@ from dense_reward.encode import Encoder
 from dense_reward.engine.base import Engine
 from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, SettingsError, refuse
 from dense_reward.items import Limits
-from dense_reward.metrics import Metrics
+from dense_reward.metrics import Metrics, Told
 from dense_reward.pairs import PairSource, check_confined, first_pairs
 from dense_reward.schemas import ModelCard
 from dense_reward.scorer import Scorer
 from dense_reward.settings import Settings
+from dense_reward.tracing import Tracing
 
 log = logging.getLogger("dense_reward")
 State = Literal["starting", "ready", "draining", "failed"]
@@ -25,11 +26,15 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What loading gives: an engine that has been proven, and the encoder that its checkpoints were trained with."""
+    """What loading gives: an engine that has been proven, and the encoder that its checkpoints were trained with.
+
+    `memory_bytes` tells what is held on each device where that is not the process's own memory.
+    """
 
     engine: Engine
     encoder: Encoder
     tokenizer_sha256: str
+    memory_bytes: Callable[[], Mapping[str, int]] = dict
 
 
 class OnDevice(Protocol):
@@ -57,9 +62,11 @@ class Service:
     state: State = "starting"
     progress: str = "waiting for the first step"
     loading: str | None = None
+    tracing: Tracing | None = field(init=False)
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="encode"))
     batcher: Batcher = field(init=False)
     _pairs: dict[str, Scorer] = field(default_factory=dict)
+    _memory_bytes: Callable[[], Mapping[str, int]] = dict
     _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
     _loader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="load"))
 
@@ -69,6 +76,8 @@ class Service:
             max_batch_tokens=self.settings.max_batch_tokens,
             max_queue_tokens=self.settings.max_queue_tokens,
         )
+        endpoint = self.settings.otlp_endpoint
+        self.tracing = None if endpoint is None else Tracing(endpoint)
 
     def start(self) -> None:
         self._tasks |= {asyncio.create_task(self._run()), asyncio.create_task(self._start())}
@@ -81,6 +90,8 @@ class Service:
         await asyncio.gather(*self._tasks)
         self.threads.shutdown()
         self._loader.shutdown()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
 
     def check_ready(self) -> None:
         """Raises RequestError: starting or draining, with the seconds after which to ask again."""
@@ -101,6 +112,16 @@ class Service:
         """Of every pair, the first one first. Raises RequestError where /score would for any."""
         self.check_ready()
         return [scorer.card for scorer in self._pairs.values()]
+
+    def told(self) -> Told:
+        """What metrics tell of this moment."""
+        return Told(
+            ready=self.state == "ready",
+            queue_tokens=self.batcher.door.held_tokens,
+            tokens_per_s=self.batcher.door.rate_tokens_per_s,
+            revisions={name: scorer.card.revision for name, scorer in self._pairs.items()},
+            memory_bytes=self._memory_bytes(),
+        )
 
     async def add(self, source: PairSource) -> ModelCard:
         """Load a pair beside those that are served, prove it, and serve it from the next request on.
@@ -154,16 +175,19 @@ class Service:
         except LoadingStoppedError:
             raise refuse("draining", "the service is stopping", retry_after_s=RETRY_UNAVAILABLE_S) from None
         except Exception as error:  # whatever a checkpoint can do wrong must not reach those that are served
+            self.metrics.load("failed")
             log.error("%s could not be loaded: %s", source.name, error, exc_info=not isinstance(error, CheckpointError))
             raise refuse("load_failed", f"{error}; what was served before is served on") from None
         finally:
             self.loading = None
         self._pairs[source.name] = scorer
+        self.metrics.load("switched")
         log.info("switched: %s", scorer.card.model_dump_json())
 
     async def _loaded(self, settings: Settings) -> Scorer:
         loop = asyncio.get_running_loop()
         loaded = await loop.run_in_executor(self._loader, self._load, settings)
+        self._memory_bytes = loaded.memory_bytes
         return self._scorer_of(settings, loaded)
 
     def _load(self, settings: Settings) -> Loaded:
@@ -236,11 +260,11 @@ def load_fake(settings: Settings, report: Callable[[str], None], _: OnDevice) ->
 
 def torch_loader() -> Load:
     """Loads checkpoints; those that two pairs share once."""
-    from dense_reward.engine.start import DeviceLoader  # noqa: PLC0415 - torch is imported only to serve
+    from dense_reward.engine.start import DeviceLoader, gpu_bytes  # noqa: PLC0415 - torch is imported only to serve
 
     loader = DeviceLoader()
 
     def load(settings: Settings, report: Callable[[str], None], on_device: OnDevice) -> Loaded:
-        return Loaded(*loader.load(settings, report, on_device))
+        return Loaded(*loader.load(settings, report, on_device), memory_bytes=gpu_bytes)
 
     return load

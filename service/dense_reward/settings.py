@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dense_reward.errors import SettingsError
+from dense_reward.logs import LogFormat
 from dense_reward.schemas import MAX_ITEMS
 
 ENV_PREFIX = "DENSE_REWARD_"
@@ -78,6 +79,10 @@ class Settings(BaseSettings):
         600.0, description="seconds until a request is given up; its caller may ask for fewer by X-Request-Timeout"
     )
     drain_s: PositiveInt = Field(60, description="seconds that requests in flight may take after SIGTERM")
+    log_format: LogFormat = Field("text", description="lines for people, or one JSON object a line")
+    otlp_endpoint: str | None = Field(
+        None, description="address of an OpenTelemetry receiver (OTLP over HTTP, http://collector:4318) for spans"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
 
 

@@ -22,6 +22,11 @@ class Unit:
     prompt: Prompt
     branch_tokens: int
 
+    @property
+    def tokens_unshared(self) -> int:
+        """What the unit would cost if each of its branches had its prompt computed anew."""
+        return self.branch_tokens + self.prompt[2] * max(1, len(self.trunk.branches))
+
 
 @dataclass(slots=True, eq=False)
 class Job:

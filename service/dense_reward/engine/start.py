@@ -24,6 +24,11 @@ class DeviceLoader:
         return engine, Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id), manifest.tokenizer_sha256
 
 
+def gpu_bytes() -> dict[str, int]:
+    """What torch holds on each GPU, what it keeps for later batches included."""
+    return {f"cuda:{at}": torch.cuda.memory_reserved(at) for at in range(torch.cuda.device_count())}
+
+
 def serving_of(settings: Settings) -> Serving:
     """How to serve, with the device found; and the process made ready for it."""
     if settings.threads is not None:

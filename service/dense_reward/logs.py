@@ -1,0 +1,58 @@
+"""What the process logs: lines for people or JSON for machines, neither of which a caller's text can forge.
+
+A line that is written for a request carries its id. What callers send is not logged, unless a setting asks for it.
+"""
+
+import json
+import logging
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Literal
+
+from dense_reward.heatmap.visible import visible
+
+LogFormat = Literal["text", "json"]
+REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""Of the request that is being answered."""
+FIELDS = ("method", "path", "route", "status", "seconds", "caller", "body")
+"""What a record may carry beside its message."""
+
+
+def configure(level: str, kind: LogFormat) -> None:
+    """Everything that this process logs, libraries' records too, to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if kind == "json" else TextLines())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+class TextLines(logging.Formatter):
+    """One line a record, and those of a traceback, with control and direction-changing characters made visible."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = visible(record.message)
+        request_id = REQUEST_ID.get()
+        return super().formatMessage(record) + ("" if request_id is None else f" [{request_id}]")
+
+    def formatException(self, ei: "logging._SysExcInfoType") -> str:  # noqa: N802 - logging's name
+        return "\n".join(map(visible, super().formatException(ei).split("\n")))
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, request_id, and what the record carries besides."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if (request_id := REQUEST_ID.get()) is not None:
+            line["request_id"] = request_id
+        line |= {name: value for name in FIELDS if (value := getattr(record, name, None)) is not None}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
