@@ -42,6 +42,8 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "max_arrival_s": ("0.5", 0.5),
     "max_request_s": ("2.5", 2.5),
     "drain_s": ("7", 7),
+    "results_bytes": ("1000", 1000),
+    "isolate_keys": ("true", True),
     "log_format": ("json", "json"),
     "otlp_endpoint": ("http://collector:4318", "http://collector:4318"),
     "log_level": ("debug", "debug"),

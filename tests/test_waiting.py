@@ -2,11 +2,12 @@
 
 import asyncio
 from collections import deque
+from dataclasses import replace
 
 import pytest
 from dense_reward.batcher import Computed
 from dense_reward.engine.base import Cost, Wants
-from dense_reward.waiting import Job, Unit, Waiting, tokens_together, units_of
+from dense_reward.waiting import BULK_PATIENCE, Job, Terms, Unit, Waiting, tokens_together, units_of
 from hypothesis import given
 from hypothesis import strategies as st
 from queued import BUDGET_TOKENS, assert_named, held_by, running, soon, submitted
@@ -108,7 +109,7 @@ def test_the_prompts_of_one_request_are_shared_too() -> None:
 
 
 def job_of(units: list[Unit], loop: asyncio.AbstractEventLoop) -> Job:
-    return Job(Recorder(), deque(units), Wants(), [], len(units), loop.create_future(), 0.0)
+    return Job(Recorder(), deque(units), Wants(), Terms(), [], len(units), loop.create_future(), 0.0)
 
 
 PROMPTS = st.tuples(st.integers(1, 4), st.integers(1, 40), st.lists(st.integers(0, 60), max_size=4))
@@ -147,3 +148,33 @@ def test_a_branch_is_cut_off_where_the_budget_ends_and_takes_its_prompt_along() 
     assert [len(unit.trunk.branches) for unit in units] == [2, 2]
     assert [unit.branch_tokens for unit in units] == [8, 5]
     assert tokens_together(units) == 23
+
+
+def taken(waiting: Waiting) -> list[str]:
+    """Whose units the next batch has."""
+    return ["bulk" if job.terms.bulk else "people" for job, _ in waiting.take()]
+
+
+def waiting_for(loop: asyncio.AbstractEventLoop, *requests: tuple[bool, int]) -> Waiting:
+    """With room for 100 tokens a batch: whether it is bulk, and how many units of 50 it has, for each request."""
+    waiting = Waiting(100)
+    for place, (bulk, count) in enumerate(requests):
+        units = [u for i in range(count) for u in units_of(i, trunk(10 * place + i, 48), packed(trunk(0, 48)), 100, "")]
+        waiting.add(replace(job_of(units, loop), terms=Terms(bulk)))
+    return waiting
+
+
+def test_bulk_takes_what_people_leave() -> None:
+    loop = asyncio.new_event_loop()
+    waiting = waiting_for(loop, (True, 3), (False, 1))
+    assert [taken(waiting) for _ in range(2)] == [["people", "bulk"], ["bulk", "bulk"]]
+    assert not waiting
+    loop.close()
+
+
+def test_bulk_is_not_passed_over_for_ever() -> None:
+    loop = asyncio.new_event_loop()
+    waiting = waiting_for(loop, (True, 2), (False, 100))
+    batches = [taken(waiting) for _ in range(BULK_PATIENCE + 2)]
+    assert batches == [["people"] * 2] * BULK_PATIENCE + [["bulk", "people"]] + [["people"] * 2]
+    loop.close()

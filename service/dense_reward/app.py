@@ -71,13 +71,17 @@ def create_app(service: Service) -> FastAPI:
 
 
 def _add_scoring(app: FastAPI, service: Service) -> None:
+    def group(request: Request) -> str | None:
+        """Whose work may be shared with this request's; all of it where None."""
+        return getattr(request.state, "caller", None) if service.settings.isolate_keys else None
+
     @app.post("/score", openapi_extra=_body_schema(ScoreRequest))
     async def score(request: Request) -> Response:
         """Token rewards of given responses."""
         async with _admitted(request, service) as (permit, body):
             asked = await _parsed(body, ScoreRequest, service.threads)
             scorer = service.scorer(asked.model)
-            answer = await _unless_gone(request, scorer.score(asked, permit))
+            answer = await _unless_gone(request, scorer.score(asked, permit, group=group(request)))
             return await _written(request, scorer, asked, answer)
 
     @app.post("/heatmap", openapi_extra=_body_schema(HeatmapRequest))
@@ -87,7 +91,9 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
             asked = with_arrays(await _parsed(body, HeatmapRequest, service.threads))
             scorer = service.scorer(asked.model)
             limit = None if asked.format == "json" else service.settings.max_heatmap_tokens
-            answer = await _unless_gone(request, scorer.score(asked, permit, max_drawn_tokens=limit))
+            answer = await _unless_gone(
+                request, scorer.score(asked, permit, group=group(request), max_drawn_tokens=limit)
+            )
             if asked.format == "json":
                 return await _written(request, scorer, asked, answer)
             drawing = partial(draw, asked, answer.rows, scorer.encoder.tokenizer)

@@ -21,9 +21,10 @@ from dense_reward.engine.base import Engine, Scores, TokenScores, Trunk, Wants, 
 from dense_reward.errors import RETRY_UNAVAILABLE_S, EngineLostError, OutOfMemoryError, refuse
 from dense_reward.metrics import Metrics
 from dense_reward.together import Ask, prepare_together
-from dense_reward.waiting import Job, Member, Waiting, halved, tokens_together, units_of
+from dense_reward.waiting import Job, Member, Terms, Waiting, halved, tokens_together, units_of
 
 Result = TypeVar("Result")
+FOR_PEOPLE = Terms()
 Number = TypeVar("Number", np.float32, np.int32)
 
 
@@ -85,7 +86,9 @@ class Batcher:
         """What a call on the device's thread gives, between two batches. For threads other than the event loop's."""
         return self._device.submit(call).result()
 
-    async def submit(self, engine: Engine, trunks: Sequence[Trunk], wants: Wants) -> Computed:
+    async def submit(
+        self, engine: Engine, trunks: Sequence[Trunk], wants: Wants, terms: Terms = FOR_PEOPLE
+    ) -> Computed:
         """Scores of all branches by one pair. A caller that goes away takes its waiting work with it.
 
         Raises what the engine raises, RequestError(out_of_memory) where one sequence alone does not fit, and
@@ -93,7 +96,7 @@ class Batcher:
         """
         if self._closing:
             raise refuse("draining", "the service is stopping", retry_after_s=RETRY_UNAVAILABLE_S)
-        job = self._job(engine, trunks, wants)
+        job = self._job(engine, trunks, wants, terms)
         if job.units:
             self._waiting.add(job)
             self._unanswered.add(job)
@@ -197,7 +200,7 @@ class Batcher:
         wants = Wants()
         for job, _ in batch.members:
             wants = wants | job.wants
-        asks = [Ask(job.engine, unit.trunk) for job, unit in batch.members]
+        asks = [Ask(job.engine, unit.trunk, job.terms.group) for job, unit in batch.members]
         return asyncio.get_running_loop().run_in_executor(self._host, prepare_together, asks, wants)
 
     async def _on_device(self, batch: _Batch, work: Work) -> tuple[Scores, float]:
@@ -244,14 +247,14 @@ class Batcher:
         message = f"one sequence of {unit.trunk.tokens} tokens does not fit into device memory: {reason}"
         _fail(job, refuse("out_of_memory", message))
 
-    def _job(self, engine: Engine, trunks: Sequence[Trunk], wants: Wants) -> Job:
+    def _job(self, engine: Engine, trunks: Sequence[Trunk], wants: Wants, terms: Terms) -> Job:
         units = deque(
             unit
             for index, trunk in enumerate(trunks)
-            for unit in units_of(index, trunk, engine.cost(trunk), self._max_batch_tokens, engine)
+            for unit in units_of(index, trunk, engine.cost(trunk), self._max_batch_tokens, (engine, terms.group))
         )
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        return Job(engine, units, wants, [[] for _ in trunks], len(units), done, time.perf_counter())
+        return Job(engine, units, wants, terms, [[] for _ in trunks], len(units), done, time.perf_counter())
 
 
 def cost_tokens(engine: Engine, trunks: Sequence[Trunk]) -> int:

@@ -24,6 +24,7 @@ class Told:
     tokens_per_s: float
     revisions: Mapping[str, str]
     memory_bytes: Mapping[str, int]
+    results_bytes: int = 0
 
 
 class Metrics:
@@ -41,6 +42,7 @@ class Metrics:
         self._batch_seconds = self._histogram("batch_seconds", "Seconds of a batch", _SECONDS)
         self._computed = self._counter("computed_tokens", "Tokens that went through the models")
         self._shared = self._counter("shared_tokens", "Tokens that did not, because a prompt was shared")
+        self._reused = self._counter("reused_tokens", "Tokens whose scores were known or being computed", "how")
         self._out_of_memory = self._counter("out_of_memory", "Batches that were split because they did not fit")
         self._non_finite = self._counter("non_finite", "Items withheld because a number was not finite", "model")
         self._loads = self._counter("loads", "Pairs loaded over HTTP", "outcome")
@@ -52,6 +54,7 @@ class Metrics:
         self._rate = self._gauge("device_tokens_per_second", "Tokens a second of the latest batches")
         self._memory = self._gauge("device_memory_bytes", "Memory that the models and their batches hold", "device")
         self._pairs = self._gauge("pair_info", "1 for each pair that is served", "model", "revision")
+        self._results = self._gauge("results_bytes", "Memory of the scores that are kept (--results-bytes)")
         self._ready = self._gauge("ready", "1 while the service can score")
 
     def request(self, route: str, status: int, seconds: float) -> None:
@@ -75,6 +78,9 @@ class Metrics:
         self._computed.inc(tokens)
         self._shared.inc(shared_tokens)
 
+    def reused(self, how: str, tokens: int) -> None:
+        self._reused.labels(how).inc(tokens)
+
     def out_of_memory(self) -> None:
         self._out_of_memory.inc()
 
@@ -88,6 +94,7 @@ class Metrics:
         """Prometheus' text format."""
         self._queue.set(told.queue_tokens)
         self._rate.set(told.tokens_per_s)
+        self._results.set(told.results_bytes)
         self._ready.set(told.ready)
         for gauge in (self._pairs, self._reward_mean, self._reward_std, self._reward_negative):
             gauge.clear()

@@ -132,6 +132,10 @@ class Options(Strictly):
         1.0, description="discount of return_to_go"
     )
     top_k: Annotated[int, Strict(), Field(ge=0, le=20)] = Field(0, description="alternatives per token")
+    priority: Literal["interactive", "bulk"] = Field(
+        "interactive",
+        description="bulk: computed in what interactive requests leave of the batches",
+    )
     tokenizer_sha256: str | None = Field(None, description="refuse (409) unless this tokenizer is served")
     expect_revision: str | None = Field(None, description="refuse (409) unless this revision is served")
 

@@ -4,22 +4,26 @@ import asyncio
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from dense_reward.batcher import Batcher, cost_tokens
+from dense_reward.batcher import Batcher, Computed, cost_tokens
 from dense_reward.describe import Describer, Row, wants
 from dense_reward.door import Permit
 from dense_reward.encode import Encoder
-from dense_reward.engine.base import Engine, FloatArray, TokenScores
+from dense_reward.engine.base import Engine, FloatArray, Scores, TokenScores, Trunk
 from dense_reward.errors import Fault, RequestError, refuse
 from dense_reward.items import Limits, PreparedItem, prepare
 from dense_reward.metrics import Metrics
 from dense_reward.moments import Moments
+from dense_reward.results import Results, Scope, keys_of
 from dense_reward.reward import reward
 from dense_reward.schemas import ModelCard, ScoreRequest
+from dense_reward.waiting import Terms
 
 MAX_ALTERNATIVES = 1_000_000
 """Scored tokens times top_k of one request: each is an object of the answer."""
+SMALL_REQUEST_TOKENS = 20_000
+"""Hashed at once: more would hold up every other request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +48,21 @@ class Scorer:
     batcher: Batcher
     limits: Limits
     max_items: int
+    results: Results
     metrics: Metrics
     threads: ThreadPoolExecutor
 
-    async def score(self, request: ScoreRequest, permit: Permit, *, max_drawn_tokens: int | None = None) -> Answer:
+    async def score(
+        self,
+        request: ScoreRequest,
+        permit: Permit,
+        *,
+        group: str | None = None,
+        max_drawn_tokens: int | None = None,
+    ) -> Answer:
         """Answer a request. Raises RequestError with every bad item, unless on_error is per_item.
+
+        Work is shared with other requests of `group`: of None with each other.
 
         Where `max_drawn_tokens` is set, the answer is to be drawn, and more tokens than that, a prompt counted with
         each of its responses, are refused as too_long.
@@ -64,7 +78,7 @@ class Scorer:
         trunks = [item.trunk for item in prepared.values()]
         permit.correct(cost_tokens(self.engine, trunks))
         encoded = clock()
-        computed = await self.batcher.submit(self.engine, trunks, wants(request))
+        computed = await self._scores(request, trunks, group)
         done = clock()
         described = await loop.run_in_executor(self.threads, self._describe, request, prepared, computed.scores)
         rows, broken, rewards = described
@@ -80,6 +94,25 @@ class Scorer:
             "total_s": clock() - started,
         }
         return self._answer(rows, faults + broken, list(prepared.values()), timing_s)
+
+    async def _scores(self, request: ScoreRequest, trunks: Sequence[Trunk], group: str | None) -> Computed:
+        """Nothing is computed that is known, or that is being computed for somebody who may share it."""
+        wanted, terms = wants(request), Terms(request.priority == "bulk", group)
+        spent = Computed([], 0.0, 0.0)
+
+        async def compute(new: Sequence[Trunk]) -> Scores:
+            nonlocal spent
+            spent = await self.batcher.submit(self.engine, new, wanted, terms)
+            return spent.scores
+
+        scope = Scope(self.card.revision, group)
+        if sum(trunk.tokens for trunk in trunks) <= SMALL_REQUEST_TOKENS:
+            keys = keys_of(trunks, wanted, scope)
+        else:
+            loop = asyncio.get_running_loop()
+            keys = await loop.run_in_executor(self.threads, keys_of, trunks, wanted, scope)
+        scores = await self.results.of(keys, trunks, compute)
+        return replace(spent, scores=scores)
 
     def _check(self, request: ScoreRequest) -> None:
         card = self.card

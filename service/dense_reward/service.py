@@ -14,6 +14,7 @@ from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, SettingsEr
 from dense_reward.items import Limits
 from dense_reward.metrics import Metrics, Told
 from dense_reward.pairs import PairSource, check_confined, first_pairs
+from dense_reward.results import Results
 from dense_reward.schemas import ModelCard
 from dense_reward.scorer import Scorer
 from dense_reward.settings import Settings
@@ -65,6 +66,7 @@ class Service:
     tracing: Tracing | None = field(init=False)
     threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="encode"))
     batcher: Batcher = field(init=False)
+    _results: Results = field(init=False)
     _pairs: dict[str, Scorer] = field(default_factory=dict)
     _memory_bytes: Callable[[], Mapping[str, int]] = dict
     _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
@@ -76,6 +78,7 @@ class Service:
             max_batch_tokens=self.settings.max_batch_tokens,
             max_queue_tokens=self.settings.max_queue_tokens,
         )
+        self._results = Results(self.settings.results_bytes, self.metrics)
         endpoint = self.settings.otlp_endpoint
         self.tracing = None if endpoint is None else Tracing(endpoint)
 
@@ -121,6 +124,7 @@ class Service:
             tokens_per_s=self.batcher.door.rate_tokens_per_s,
             revisions={name: scorer.card.revision for name, scorer in self._pairs.items()},
             memory_bytes=self._memory_bytes(),
+            results_bytes=self._results.kept_bytes,
         )
 
     async def add(self, source: PairSource) -> ModelCard:
@@ -245,6 +249,7 @@ class Service:
             self.batcher,
             limits,
             settings.max_items,
+            self._results,
             self.metrics,
             self.threads,
         )

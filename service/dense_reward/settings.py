@@ -78,6 +78,12 @@ class Settings(BaseSettings):
     max_request_s: PositiveSeconds = Field(
         600.0, description="seconds until a request is given up; its caller may ask for fewer by X-Request-Timeout"
     )
+    results_bytes: Annotated[int, Field(ge=0)] = Field(
+        0, description="memory in bytes for scores that may be asked for again; 0 keeps none"
+    )
+    isolate_keys: bool = Field(
+        False, description="share prompts and results within a key alone, so that no time tells what others ask"
+    )
     drain_s: PositiveInt = Field(60, description="seconds that requests in flight may take after SIGTERM")
     log_format: LogFormat = Field("text", description="lines for people, or one JSON object a line")
     otlp_endpoint: str | None = Field(

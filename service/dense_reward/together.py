@@ -8,10 +8,11 @@ from dense_reward.engine.base import Branch, Engine, Scores, SharingEngine, Toke
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A trunk, and the pair that is to score it."""
+    """A trunk, and the pair that is to score it; work is shared within a group alone."""
 
     engine: Engine
     trunk: Trunk
+    group: str | None = None
 
 
 @dataclass(slots=True)
@@ -19,12 +20,13 @@ class _Asked:
     """One trunk, whoever asks for it: the places of its asks, by engine."""
 
     trunk: Trunk
+    group: str | None
     places: dict[Engine, list[int]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class _Cell:
-    """Trunks that the same engines score."""
+    """Trunks of one group that the same engines score."""
 
     engines: tuple[Engine, ...]
     asked: list[_Asked] = field(default_factory=list)
@@ -65,12 +67,12 @@ def _check_count(expected: int, found: int) -> None:
 def _cells(asks: Sequence[Ask]) -> list[_Cell]:
     trunks: dict[Hashable, _Asked] = {}
     for place, ask in enumerate(asks):
-        asked = trunks.setdefault(_content(ask.trunk), _Asked(ask.trunk))
+        asked = trunks.setdefault((ask.group, _content(ask.trunk)), _Asked(ask.trunk, ask.group))
         asked.places.setdefault(ask.engine, []).append(place)
-    cells: dict[tuple[Engine, ...], _Cell] = {}
+    cells: dict[Hashable, _Cell] = {}
     for asked in trunks.values():
         for engines in _families(asked.places):
-            cells.setdefault(engines, _Cell(engines)).asked.append(asked)
+            cells.setdefault((asked.group, engines), _Cell(engines)).asked.append(asked)
     return list(cells.values())
 
 

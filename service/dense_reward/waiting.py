@@ -14,7 +14,7 @@ Prompt = tuple[Hashable, bytes, int]
 class Unit:
     """A piece of a request that is computed at once: some branches of one trunk.
 
-    `prompt` is the pair, the prompt's ids and the tokens that it costs, once for all units in which they are equal.
+    `prompt`: who may share it, its ids, and the tokens that it costs, once for all units in which all of it is equal.
     """
 
     trunk_index: int
@@ -28,6 +28,14 @@ class Unit:
         return self.branch_tokens + self.prompt[2] * max(1, len(self.trunk.branches))
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a request is treated beside others: after those of people, and sharing work with those of its group alone."""
+
+    bulk: bool = False
+    group: str | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """A request: the units that were not taken yet, and the scores of those that were computed."""
@@ -35,6 +43,7 @@ class Job:
     engine: Engine
     units: deque[Unit]
     wants: Wants
+    terms: Terms
     scores: list[list[TokenScores]]
     waiting: int
     done: asyncio.Future[None]
@@ -44,6 +53,8 @@ class Job:
 
 
 Member = tuple[Job, Unit]
+BULK_PATIENCE = 4
+"""Batches in a row that requests of people may fill while bulk waits."""
 
 
 @dataclass(slots=True)
@@ -68,21 +79,58 @@ class Load:
         self.tokens -= self.added_by(unit)
 
 
+@dataclass(slots=True)
+class _Turns:
+    """Jobs in turn. First come those that had no turn in the batch before, new ones last."""
+
+    _first: deque[Job] = field(default_factory=deque)
+    _again: deque[Job] = field(default_factory=deque)
+
+    def __bool__(self) -> bool:
+        return bool(self._first or self._again)
+
+    def add(self, job: Job) -> None:
+        self._first.append(job)
+
+    def forget(self, job: Job) -> bool:
+        """Whether it was there."""
+        for jobs in (self._first, self._again):
+            if job in jobs:
+                jobs.remove(job)
+                return True
+        return False
+
+    def begin(self) -> None:
+        """A new batch."""
+        self._first.extend(self._again)
+        self._again.clear()
+
+    def next(self) -> Unit:
+        return (self._first or self._again)[0].units[0]
+
+    def take(self) -> Member:
+        job = (self._first or self._again).popleft()
+        unit = job.units.popleft()
+        if job.units:
+            self._again.append(job)
+        return job, unit
+
+
 class Waiting:
     """Jobs in turn; a batch takes one unit of each, again and again, up to the token budget.
 
-    First come those that had no turn in the batch before, new ones last: so a long request keeps no new one from the
-    next batch, and new ones keep no long request from the one after.
+    So a long request keeps no new one from the next batch, and new ones keep no long request from the one after. Bulk
+    takes what is left in a batch; where nothing was left in BULK_PATIENCE of them, the next one begins with it.
     """
 
     def __init__(self, max_batch_tokens: int) -> None:
         self._max_batch_tokens = max_batch_tokens
-        self._first: deque[Job] = deque()
-        self._again: deque[Job] = deque()
+        self._people, self._bulk = _Turns(), _Turns()
+        self._bulk_passed_over = 0
         self._load = Load()
 
     def __bool__(self) -> bool:
-        return bool(self._first or self._again)
+        return bool(self._people or self._bulk)
 
     @property
     def fills_a_batch(self) -> bool:
@@ -90,35 +138,41 @@ class Waiting:
         return self._load.tokens >= self._max_batch_tokens
 
     def add(self, job: Job) -> None:
-        self._first.append(job)
+        (self._bulk if job.terms.bulk else self._people).add(job)
         for unit in job.units:
             self._load.add(unit)
 
     def forget(self, job: Job) -> None:
         """Drop what is left of a job."""
-        for jobs in (self._first, self._again):
-            if job in jobs:
-                jobs.remove(job)
-                for unit in job.units:
-                    self._load.remove(unit)
+        if (self._bulk if job.terms.bulk else self._people).forget(job):
+            for unit in job.units:
+                self._load.remove(unit)
 
     def take(self) -> list[Member]:
         """The next batch. A unit whose prompt is in it already adds its branches alone."""
         batch: list[Member] = []
         load = Load()
-        first, again = deque([*self._first, *self._again]), deque[Job]()
-        while jobs := first or again:
-            unit = jobs[0].units[0]
-            if batch and load.tokens + load.added_by(unit) > self._max_batch_tokens:
-                break
-            job = jobs.popleft()
-            batch.append((job, job.units.popleft()))
-            load.add(unit)
-            self._load.remove(unit)
-            if job.units:
-                again.append(job)
-        self._first, self._again = first, again
+        self._people.begin()
+        self._bulk.begin()
+        if self._bulk and self._bulk_passed_over >= BULK_PATIENCE:
+            self._take(self._bulk, batch, load)
+        while self._people and self._fits(self._people, batch, load):
+            self._take(self._people, batch, load)
+        while not self._people and self._bulk and self._fits(self._bulk, batch, load):
+            self._take(self._bulk, batch, load)
+        served = any(job.terms.bulk for job, _ in batch)
+        self._bulk_passed_over = 0 if served or not self._bulk else self._bulk_passed_over + 1
         return batch
+
+    def _fits(self, turns: _Turns, batch: list[Member], load: Load) -> bool:
+        """Whatever comes first in a batch does."""
+        return not batch or load.tokens + load.added_by(turns.next()) <= self._max_batch_tokens
+
+    def _take(self, turns: _Turns, batch: list[Member], load: Load) -> None:
+        job, unit = turns.take()
+        batch.append((job, unit))
+        load.add(unit)
+        self._load.remove(unit)
 
 
 def tokens_together(units: Iterable[Unit]) -> int:
@@ -129,9 +183,9 @@ def tokens_together(units: Iterable[Unit]) -> int:
     return load.tokens
 
 
-def units_of(index: int, trunk: Trunk, cost: Cost, max_batch_tokens: int, pair: Hashable) -> Iterator[Unit]:
+def units_of(index: int, trunk: Trunk, cost: Cost, max_batch_tokens: int, sharers: Hashable) -> Iterator[Unit]:
     """The trunk, with its branches spread over several units where they are more than a batch holds."""
-    prompt = pair, trunk.prompt_P.tobytes(), cost.shared_tokens
+    prompt = sharers, trunk.prompt_P.tobytes(), cost.shared_tokens
     start, tokens = 0, 0
     for end, branch_tokens in enumerate(cost.branch_tokens):
         if end > start and cost.shared_tokens + tokens + branch_tokens > max_batch_tokens:

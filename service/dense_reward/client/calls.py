@@ -33,6 +33,7 @@ class ScoreOptions:
     signal: SignalName = "reward"
     gamma: float = 1.0
     top_k: int = 0
+    priority: Literal["interactive", "bulk"] = "interactive"
     tokenizer_sha256: str | None = None
     expect_revision: str | None = None
     include: Sequence[ArrayName] | None = None
