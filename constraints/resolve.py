@@ -54,6 +54,11 @@ STACKS = (
         "(PIP_EXTRA_INDEX_URL). After the install remove torchvision, torchaudio and torchcodec: their wheels link to "
         "CUDA and break the import of transformers' image code. Resolved by pip, not run.",
     ),
+    Stack(
+        "fuzz.txt",
+        ("schemathesis",),
+        "schemathesis, for `make reliability`, in an environment of its own.",
+    ),
 )
 
 
@@ -86,7 +91,7 @@ def resolve(pip: Path, requirements: Sequence[str], report: Path) -> Mapping[str
         package["name"].lower().replace("_", "-").replace(".", "-"): package["version"].partition("+")[0]
         for package in packages
     }
-    del pins["dense-reward"]
+    pins.pop("dense-reward", None)
     return pins
 
 

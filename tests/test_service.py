@@ -296,7 +296,7 @@ def test_a_service_that_stops_answers_what_it_let_in() -> None:
             stopping = asyncio.create_task(service.stop())
             await asyncio.sleep(0)
             with pytest.raises(RequestError) as refused:
-                service.scorer()
+                service.check_ready()
             assert (refused.value.code, refused.value.status) == ("draining", 503)
             assert refused.value.retry_after_s
             gate.opened.set()

@@ -59,7 +59,9 @@ def create_app(service: Service) -> FastAPI:
     settings = service.settings
     keys = None if settings.api_keys_file is None else Keys(settings.api_keys_file)
     app.add_middleware(Auth, keys=keys, open_metrics=settings.open_metrics)
-    app.add_middleware(Identify, metrics=service.metrics, tracing=service.tracing)
+    app.add_middleware(
+        Identify, metrics=service.metrics, tracing=service.tracing, is_draining=lambda: service.state == "draining"
+    )
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     _add_scoring(app, service)

@@ -173,7 +173,8 @@ def _serve(options: argparse.Namespace) -> int:
             ssl_keyfile=settings.tls_private_key,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=settings.drain_s,
-        )
+        ),
+        service.drain,
     )
     # uvicorn raises the signal again once it has drained: a handler of our own makes that an exit with code 0
     signal.signal(signal.SIGTERM, stop)

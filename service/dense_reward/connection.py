@@ -6,6 +6,7 @@ Knows no routes.
 import asyncio
 import logging
 import os
+import socket
 from collections.abc import Callable
 from types import FrameType
 from typing import ClassVar
@@ -17,10 +18,28 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 log = logging.getLogger("dense_reward")
 
 
+NOTICE_S = 1.0
+"""Requests that come so soon after the signal are still told that the service stops, and their connections end."""
+
+
 class Server(uvicorn.Server):
-    """Drains at the first SIGTERM or SIGINT; at the second it ends, whatever is in flight."""
+    """Drains at the first SIGTERM or SIGINT; at the second it ends, whatever is in flight.
+
+    Connections that nothing comes on are closed only after NOTICE_S: a request may be on its way on one of them, and
+    would be lost without an answer.
+    """
 
     _told = False
+
+    def __init__(self, config: uvicorn.Config, drain: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._drain = drain
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._drain()
+        if self.server_state.connections:
+            await asyncio.sleep(NOTICE_S)
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._told:

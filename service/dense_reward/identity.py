@@ -8,6 +8,7 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 
 from fastapi import Response
 from starlette.datastructures import Headers, MutableHeaders
@@ -40,8 +41,11 @@ QUIET = frozenset({"/health", "/ready", "/metrics"})
 class Identify:
     """Gives every request an id, its caller's own where that is sane; tells of its answer; lets no exception out."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None, is_draining: Callable[[], bool]
+    ) -> None:
         self._app = app
+        self._is_draining = is_draining
         self._metrics = metrics
         self._tracing = tracing
 
@@ -61,6 +65,8 @@ class Identify:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
+                if self._is_draining():
+                    headers["Connection"] = "close"
                 for name, value in SAFE_HEADERS.items():
                     headers.setdefault(name, value)
             await send(message)

@@ -85,10 +85,14 @@ class Service:
     def start(self) -> None:
         self._tasks |= {asyncio.create_task(self._run()), asyncio.create_task(self._start())}
 
-    async def stop(self) -> None:
-        """Finish what was let in, then return. Loading that is under way ends at its next step."""
+    def drain(self) -> None:
+        """Let nobody in any more. Loading that is under way ends at its next step."""
         if self.state != "failed":
             self.state = "draining"
+
+    async def stop(self) -> None:
+        """Finish what was let in, then return."""
+        self.drain()
         self.batcher.close()
         await asyncio.gather(*self._tasks)
         self.threads.shutdown()
@@ -103,8 +107,9 @@ class Service:
             raise refuse(code, f"the service is {self.state}", retry_after_s=RETRY_UNAVAILABLE_S)
 
     def scorer(self, name: str | None = None) -> Scorer:
-        """The pair of that name; the first one where left out. Raises RequestError."""
-        self.check_ready()
+        """The pair of that name; the first one where left out. For requests that were let in. Raises RequestError."""
+        if not self._pairs:
+            self.check_ready()
         if name is None:
             return next(iter(self._pairs.values()))
         if name not in self._pairs:
