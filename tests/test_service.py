@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -374,6 +375,25 @@ def test_a_service_whose_device_is_lost_answers_whom_it_let_in_and_asks_to_be_en
         assert running.score(IDS).status_code == 503
     assert running.failures == [None]
     assert running.service.state == "failed"
+
+
+def test_a_clock_that_jumps_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate()
+    jump_s = 0.0
+    now, now_ns = time.time, time.time_ns
+    monkeypatch.setattr(time, "time", lambda: now() + jump_s)
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns() + int(jump_s * 1e9))
+    with served(loading(Recorder(gate)), max_request_s=20.0) as running, ThreadPoolExecutor(1) as pool:
+        for change_s in (1e8, -1e8):
+            waiting = pool.submit(running.client.post, "/score", json=IDS, headers={"X-Request-Timeout": "10"})
+            wait_until(gate.entered.is_set)
+            jump_s += change_s
+            gate.opened.set()
+            answer = waiting.result(PATIENCE_S)
+            assert answer.status_code == 200
+            assert all(0 <= seconds < PATIENCE_S for seconds in answer.json()["timing"].values())
+            gate.entered.clear()
+            gate.opened.clear()
 
 
 def test_the_encoder_that_is_served_is_the_one_that_was_loaded() -> None:

@@ -89,5 +89,6 @@ def _is_admin(path: str) -> bool:
 
 def _challenge(headers: Mapping[str, str]) -> str:
     """Browsers that open a page ask for a name and a password, the page's own requests must not make them do so."""
-    basic = ', Basic realm="dense-reward: any name, and a key as password"'
-    return 'Bearer realm="dense-reward"' + (basic if "text/html" in headers.get("accept", "") else "")
+    if "text/html" in headers.get("accept", ""):
+        return 'Basic realm="dense-reward: any name, and a key as password"'
+    return 'Bearer realm="dense-reward"'

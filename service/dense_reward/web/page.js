@@ -113,7 +113,8 @@ async function showServed() {
     const { models } = await (await ask("models")).json();
     byId("served").textContent = models.map(describe).join("; ");
   } catch (failure) {
-    byId("served").textContent = failure.message;
+    const keyIsMissing = failure.status === 401 && sessionStorage.getItem(KEY) === null;
+    byId("served").textContent = keyIsMissing ? "" : failure.message;
     if (failure.error?.code === "starting") setTimeout(showServed, ASK_AGAIN_MS);
   }
 }
