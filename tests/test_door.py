@@ -64,3 +64,15 @@ def test_a_permit_is_given_back_whatever_happens_and_once() -> None:
     with door.permit(60) as permit:
         permit.__exit__()
     assert door.held_tokens == 0
+
+
+def test_a_caller_who_cannot_wait_as_long_as_the_queue_is_told_at_once() -> None:
+    door = Door(capacity_tokens=1000)
+    with door.permit(500):
+        door.check_wait(0.1)
+        door.measured(tokens=100, seconds=1.0)
+        door.check_wait(5.0)
+        with pytest.raises(RequestError, match=r"the queue is 5\.0 s long.* within 2 s") as refused:
+            door.check_wait(2.0)
+        assert (refused.value.code, refused.value.retry_after_s) == ("queue_full", pytest.approx(3.0))
+    door.check_wait(0.1)

@@ -161,7 +161,8 @@ async def _admitted(request: Request, service: Service) -> AsyncIterator[tuple[P
         def hold(size: int) -> None:
             permit.correct(min(size // BYTES_PER_TOKEN, door.capacity_tokens))
 
-        async with deadline(request, settings.max_request_s):
+        async with deadline(request, settings.max_request_s) as seconds:
+            door.check_wait(seconds)
             limits = BodyLimits(settings.max_body_bytes, settings.max_arrival_s)
             body = await read_body(request, limits, hold)
             if is_compressed(request):

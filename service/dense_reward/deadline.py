@@ -13,19 +13,20 @@ HEADER = "X-Request-Timeout"
 
 
 @asynccontextmanager
-async def deadline(request: Request, max_s: float) -> AsyncIterator[None]:
-    """Ends the block, and what it waits for, once its caller needs no answer any more.
+async def deadline(request: Request, max_s: float) -> AsyncIterator[float]:
+    """Ends the block, and what it waits for, once its caller needs no answer any more; gives the seconds until then.
 
     Raises RequestError(deadline_exceeded), or invalid_request where the header is no number of seconds.
     """
     given = request.headers.get(HEADER)
     asked_s = math.inf if given is None else _seconds(given)
+    seconds = min(asked_s, max_s)
     try:
-        async with asyncio.timeout(min(asked_s, max_s)):
-            yield
+        async with asyncio.timeout(seconds):
+            yield seconds
     except TimeoutError:
         whose = HEADER if asked_s <= max_s else "--max-request-s"
-        message = f"no answer within {min(asked_s, max_s):g} s ({whose}): what still waited was given up"
+        message = f"no answer within {seconds:g} s ({whose}): what still waited was given up"
         raise refuse("deadline_exceeded", message) from None
 
 

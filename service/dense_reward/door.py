@@ -59,6 +59,13 @@ class Door:
         message = f"the queue holds {self.capacity_tokens} tokens (--max-queue-tokens) and is full: try again later"
         raise refuse("queue_full", message, retry_after_s=max(1.0, retry_after_s))
 
+    def check_wait(self, seconds: float) -> None:
+        """Raises RequestError(queue_full) where those inside alone take longer than that, as the device works now."""
+        wait_s = self.held_tokens / self.rate_tokens_per_s if self.rate_tokens_per_s else 0.0
+        if wait_s > seconds:
+            message = f"the queue is {wait_s:.1f} s long, and an answer is wanted within {seconds:g} s: try again later"
+            raise refuse("queue_full", message, retry_after_s=max(1.0, wait_s - seconds))
+
     def measured(self, tokens: int, seconds: float) -> None:
         """A batch of so many tokens took so long; one without any says nothing about the device."""
         if not tokens:
