@@ -10,11 +10,11 @@ from pathlib import Path
 import httpx
 import uvicorn
 from dense_reward.app import create_app
-from dense_reward.connection import connection
+from dense_reward.connection import Server, connection
 from dense_reward.encode import Encoder
-from dense_reward.engine.base import Engine
+from dense_reward.engine.base import Engine, OnDevice
 from dense_reward.engine.fake import FakeEngine, FakeTokenizer
-from dense_reward.service import Load, Loaded, OnDevice, Service
+from dense_reward.service import Load, Loaded, Service
 from dense_reward.settings import Settings
 
 PATIENCE_S = 30.0
@@ -54,9 +54,10 @@ def served(load: Load | None = None, *, ready: bool = True, **settings: str | fl
         port=0,
         http=connection(service.settings.max_arrival_s),
         log_config=None,
+        ws="none",
         timeout_graceful_shutdown=drain_s,
     )
-    server = uvicorn.Server(config)
+    server = Server(config, service.drain)
     thread = threading.Thread(target=server.run, name="server")
     thread.start()
     try:

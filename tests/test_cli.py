@@ -198,6 +198,11 @@ def test_a_certificate_without_its_key_is_refused(capsys: pytest.CaptureFixture[
     assert "--tls-certificate FILE --tls-private-key FILE" in capsys.readouterr().err
 
 
+def test_keys_are_isolated_only_where_there_are_some(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--engine=fake", "--isolate-keys"]) == 2
+    assert "--api-keys-file" in capsys.readouterr().err
+
+
 def test_an_address_that_others_reach_is_warned_of_where_no_key_is_asked_for() -> None:
     with serving("--engine=fake", "--host=0.0.0.0") as process:
         wait_until(lambda: any("running on" in line for line in process.lines))

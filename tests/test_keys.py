@@ -65,6 +65,8 @@ def test_no_secret_can_be_read_from_what_is_kept(tmp_path: Path) -> None:
         ("[", "Invalid JSON"),
         ('[{"name": "a", "key": "secretsecret"}]', "0.key: Value should have at least 16 items"),
         ('[{"name": "a b", "key": "secretsecretsecret"}]', "0.name: String should match pattern"),
+        ('[{"name": "a", "key": "secretsecret secret"}]', "do not travel in a header"),
+        ('[{"name": "a", "key": "secretsecretsecrét"}]', "do not travel in a header"),
         ('[{"name": "a", "key": "secretsecretsecret", "rights": ["read"]}]', "'score' or 'admin'"),
         ('[{"name": "a", "key": "secretsecretsecret", "rights": []}]', "0.rights"),
         ('[{"name": "a", "key": "secretsecretsecret", "role": "x"}]', "0.role: Extra inputs are not permitted"),

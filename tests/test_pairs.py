@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +11,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from dense_reward.engine.base import OnDevice
 from dense_reward.engine.pair import PairEngine
 from dense_reward.errors import SettingsError
 from dense_reward.manifest import MANIFEST_NAME
 from dense_reward.pairs import first_pairs, read_pairs
-from dense_reward.service import Load, Loaded, OnDevice, torch_loader
+from dense_reward.service import Load, Loaded, torch_loader
 from dense_reward.settings import Settings
 from served import PATIENCE_S, Served, served, wait_until
 from tiny_models import copy_pair, write_checkpoint
@@ -152,8 +154,18 @@ def test_nothing_outside_the_folder_of_checkpoints_is_loaded(folder: Path, tmp_p
     for name, change in (("source", {"source": str(tmp_path / "sft")}), ("base", {"adapter_base": "/etc"})):
         (inside / name).mkdir()
         (inside / name / MANIFEST_NAME).write_text(json.dumps(manifest | change))
+    shutil.copytree(folder / "sft", inside / "weights")
+    (inside / "weights" / "model.safetensors").unlink()
+    (inside / "weights" / "model.safetensors").symlink_to(tmp_path / "sft" / "model.safetensors")
     with serving(folder) as running:
-        for sft in (tmp_path / "sft", inside / "link", inside / "source", inside / "base", inside / ".." / ".." / "x"):
+        for sft in (
+            tmp_path / "sft",
+            inside / "weights",
+            inside / "link",
+            inside / "source",
+            inside / "base",
+            inside / ".." / ".." / "x",
+        ):
             refused = load(running, "half", sft, folder / "step-5")
             assert refusal(refused) == (422, "load_failed")
             assert "--checkpoints-folder" in refused.text

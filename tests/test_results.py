@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from dense_reward.engine.base import Branch, Scores, Trunk, Wants
+from dense_reward.engine.base import Branch, Scores, TokenScores, Trunk, Wants
 from dense_reward.metrics import Metrics
 from dense_reward.results import ENTRY_BYTES, Results, Scope, keys_of
 from served import PATIENCE_S, loading, served, wait_until
@@ -87,11 +87,11 @@ def test_what_is_being_computed_is_waited_for() -> None:
         computing, results = Computing(opened.wait), Results(0, Metrics())
         first = asyncio.create_task(scores_of(results, computing, 1, 2))
         await asyncio.sleep(0)
-        others = [asyncio.create_task(scores_of(results, computing, *asked)) for asked in ((2,), (3, 1), (1, 2))]
+        others = [asyncio.create_task(scores_of(results, computing, *asked)) for asked in ((2, 1), (3, 1, 2), (1, 2))]
         for _ in range(5):
             await asyncio.sleep(0)
         opened.set()
-        assert await asyncio.gather(first, *others) == [[1, 2], [2], [3, 1], [1, 2]]
+        assert await asyncio.gather(first, *others) == [[1, 2], [2, 1], [3, 1, 2], [1, 2]]
         assert computing.asked == [[1, 2], [3]]
 
     asyncio.run(ask())
@@ -117,6 +117,48 @@ def test_where_whoever_computes_ends_those_who_wait_ask_anew(end: str) -> None:
         with pytest.raises(ValueError, match="broken") if end == "fails" else pytest.raises(asyncio.CancelledError):
             await first
         assert sum(asked.count(1) for asked in sound.asked) == 1
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize(
+    ("asked", "bulk", "joins"), [((1, 2, 3), True, True), ((1, 2, 3), False, False), ((1,), True, False)]
+)
+def test_nobody_waits_for_what_others_ask_besides_or_for_bulk(asked: tuple[int, ...], bulk: bool, joins: bool) -> None:
+    async def ask() -> None:
+        opened = asyncio.Event()
+        slow, quick, results = Computing(opened.wait), Computing(), Results(0, Metrics())
+
+        async def of(computing: Computing, *prompts: int, bulk: bool) -> Scores:
+            trunks = [trunk(name, 3) for name in prompts]
+            return await results.of(keys_of(trunks, Wants(), SCOPE), trunks, computing, bulk=bulk)
+
+        first = asyncio.create_task(of(slow, 1, 2, bulk=True))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(of(quick, *asked, bulk=bulk))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert second.done() is not joins
+        opened.set()
+        assert names(await second) == list(asked)
+        assert names(await first) == [1, 2]
+        assert quick.asked == [[3] if joins else list(asked)]
+
+    asyncio.run(ask())
+
+
+def test_kept_scores_keep_nothing_else() -> None:
+    """What an engine gives are parts of its batch's arrays."""
+    batch = np.zeros(1_000_000, dtype=np.float32)
+
+    async def compute(_: Sequence[Trunk]) -> Scores:
+        return [[TokenScores(batch[:3], batch[3:6])]]
+
+    async def ask() -> None:
+        results, trunks = Results(10_000, Metrics()), [trunk(1, 3)]
+        for _ in range(2):
+            scores = await results.of(keys_of(trunks, Wants(), SCOPE), trunks, compute)
+        assert scores[0][0].sft_logprob_S.base is None
 
     asyncio.run(ask())
 
@@ -176,9 +218,10 @@ def test_equal_requests_in_flight_are_computed_once() -> None:
         first = pool.submit(running.score, BODY)
         wait_until(gate.entered.is_set)
         others = [pool.submit(running.score, BODY) for _ in range(3)]
-        wait_until(lambda: 'in_flight"} 15.0' in running.client.get("/metrics").text)
+        wait_until(lambda: running.service.batcher.door.held_tokens == 4 * 5)
         gate.opened.set()
         rows = [answer.result(PATIENCE_S).json()["results"] for answer in (first, *others)]
+        assert 'in_flight"} 15.0' in running.client.get("/metrics").text
     assert rows == [rows[0]] * 4
     assert len(engine.batches) == 1
 

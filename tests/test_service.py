@@ -4,7 +4,6 @@ import asyncio
 import logging
 import socket
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -13,12 +12,12 @@ import httpx
 import numpy as np
 import pytest
 from dense_reward.encode import Encoder
-from dense_reward.engine.base import Cost, EngineInfo, TokenScores, Trunk, Wants, Work
+from dense_reward.engine.base import Cost, EngineInfo, OnDevice, TokenScores, Trunk, Wants, Work
 from dense_reward.engine.fake import FakeEngine, FakeTokenizer
 from dense_reward.errors import CheckpointError, EngineLostError, OutOfMemoryError, RequestError
 from dense_reward.logs import TextLines
 from dense_reward.schemas import ScoreRequest
-from dense_reward.service import Loaded, OnDevice, Service
+from dense_reward.service import Loaded, Service
 from dense_reward.settings import Settings, read_settings
 from served import PATIENCE_S, Served, loading, served, wait_until
 from unruly_engines import INFO, Gate, Recorder, packed
@@ -375,25 +374,6 @@ def test_a_service_whose_device_is_lost_answers_whom_it_let_in_and_asks_to_be_en
         assert running.score(IDS).status_code == 503
     assert running.failures == [None]
     assert running.service.state == "failed"
-
-
-def test_a_clock_that_jumps_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = Gate()
-    jump_s = 0.0
-    now, now_ns = time.time, time.time_ns
-    monkeypatch.setattr(time, "time", lambda: now() + jump_s)
-    monkeypatch.setattr(time, "time_ns", lambda: now_ns() + int(jump_s * 1e9))
-    with served(loading(Recorder(gate)), max_request_s=20.0) as running, ThreadPoolExecutor(1) as pool:
-        for change_s in (1e8, -1e8):
-            waiting = pool.submit(running.client.post, "/score", json=IDS, headers={"X-Request-Timeout": "10"})
-            wait_until(gate.entered.is_set)
-            jump_s += change_s
-            gate.opened.set()
-            answer = waiting.result(PATIENCE_S)
-            assert answer.status_code == 200
-            assert all(0 <= seconds < PATIENCE_S for seconds in answer.json()["timing"].values())
-            gate.entered.clear()
-            gate.opened.clear()
 
 
 def test_the_encoder_that_is_served_is_the_one_that_was_loaded() -> None:

@@ -62,6 +62,38 @@ def test_a_body_that_does_not_come_is_refused(impatient: Served) -> None:
     assert impatient.service.batcher.door.held_tokens == 0
 
 
+@pytest.mark.parametrize("request_line", [b"POST /nothing", b"GET /health"])
+def test_neither_is_the_rest_of_a_body_that_was_answered_before_it_came(impatient: Served, request_line: bytes) -> None:
+    with connected(impatient) as caller:
+        caller.sendall(request_line + b" HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
+        assert caller.recv(9) == b"HTTP/1.1 "
+        caller.sendall(b"a")
+        rest_of(caller)
+
+
+def test_a_body_that_comes_after_its_answer_keeps_its_connection(impatient: Served) -> None:
+    with connected(impatient) as caller:
+        caller.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n")
+        assert caller.recv(15) == b"HTTP/1.1 200 OK"
+        caller.sendall(b"aaGET /ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert b'{"state":"ready","progress"' in rest_of(caller)
+
+
+def test_many_answers_that_nobody_takes_are_not_waited_for() -> None:
+    with served(max_arrival_s=0.3) as running, connected(running) as caller:
+        caller.sendall(b"GET /docs/assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: a\r\n\r\n" * 20)
+        assert caller.recv(15, socket.MSG_PEEK) == b"HTTP/1.1 200 OK"
+        wait_until(lambda: is_cut_off(caller))
+
+
+def is_cut_off(caller: socket.socket) -> bool:
+    try:
+        caller.send(b"x")
+    except OSError:
+        return True
+    return False
+
+
 def head(length: int, *more: str) -> bytes:
     lines = ["POST /score HTTP/1.1", "Host: a", "Content-Type: application/json", f"Content-Length: {length}", *more]
     return "\r\n".join([*lines, "", ""]).encode()
@@ -74,15 +106,7 @@ def test_a_caller_that_takes_no_answer_is_not_waited_for(more: tuple[str, ...]) 
     with served(loading(Recorder()), max_arrival_s=0.3) as running, connected(running) as caller:
         caller.sendall(head(len(body), *more) + body)
         assert caller.recv(15, socket.MSG_PEEK) == b"HTTP/1.1 200 OK"
-
-        def is_cut_off() -> bool:
-            try:
-                caller.send(b"x")
-            except OSError:
-                return True
-            return False
-
-        wait_until(is_cut_off)
+        wait_until(lambda: is_cut_off(caller))
 
 
 @pytest.mark.parametrize(("header", "named"), [({DEADLINE: "0.2"}, DEADLINE), ({}, "--max-request-s")])

@@ -118,6 +118,17 @@ def test_equal_trunks_of_a_batch_are_computed_once_for_all_who_ask() -> None:
     assert found[0] is found[2]
 
 
+def test_the_order_in_which_pairs_are_asked_does_not_matter() -> None:
+    models = [model(seed) for seed in range(3)]
+    first, second = pair(models[0], models[1]), pair(models[0], models[2])
+    trunks = [random_trunk(seed) for seed in range(2)]
+    asks = [Ask(first, trunks[0]), Ask(second, trunks[0]), Ask(second, trunks[1]), Ask(first, trunks[1])]
+    forwards = counted(models)
+    found = prepare_together(asks, ALL)()
+    assert forwards == {0: 1, 1: 1, 2: 1}
+    assert_scores(found, asks)
+
+
 def test_trunks_that_differ_in_what_is_scored_or_named_are_not_equal() -> None:
     engine = Recorder()
     asks = [Ask(engine, random_trunk(0, masked=masked, k=k)) for masked in (False, True) for k in (0, 2)]

@@ -1,6 +1,8 @@
 """TorchModel against plain transformers, one forward of one sequence each, packed and padded, on all architectures."""
 
+import gc
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -171,3 +173,15 @@ def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path: Path, checkp
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-architecture"}))
     with pytest.raises(CheckpointError, match="transformers cannot load it"):
         load_model(tmp_path, manifest_of(checkpoint), dtype=None, device="cpu")
+
+
+def test_a_model_whose_norms_were_changed_is_freed_with_its_last_user() -> None:
+    model = TorchModel(tiny_model("llama", dtype=torch.bfloat16))
+    model.use_norms(torch.float32)
+    gone = weakref.ref(model)
+    gc.disable()
+    try:
+        del model
+        assert gone() is None
+    finally:
+        gc.enable()

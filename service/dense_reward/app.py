@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from functools import partial
 from operator import itemgetter
@@ -16,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from dense_reward.auth import Auth
+from dense_reward.beside import Beside
 from dense_reward.body import (
     BodyLimits,
     error_response,
@@ -100,7 +100,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
                 return await _written(request, scorer, asked, answer)
             drawing = partial(draw, asked, answer.rows, scorer.encoder.tokenizer)
             before = time.perf_counter()
-            picture = await asyncio.get_running_loop().run_in_executor(service.threads, drawing)
+            picture = await service.threads.run(drawing)
             response = Response(picture, media_type=MEDIA_TYPES[asked.format])
             return _timed(request, response, answer, time.perf_counter() - before)
 
@@ -117,7 +117,10 @@ def _add_admin(app: FastAPI, service: Service) -> None:
     async def load(request: Request) -> Response:
         """Load a pair, prove it, and serve it in the place of the pair of its name, if there is one."""
         limits = BodyLimits(service.settings.max_body_bytes, service.settings.max_arrival_s)
-        source = parse(await read_body(request, limits, lambda _: None), PairSource)
+        body = await read_body(request, limits, lambda _: None)
+        if is_compressed(request):
+            body = await service.threads.run(inflate, body, limits.max_bytes)
+        source = parse(body, PairSource)
         return json_response((await service.add(source)).model_dump())
 
     @app.delete("/admin/models/{name}")
@@ -141,7 +144,9 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/ready")
     async def ready() -> Response:
         """200 once the pair is loaded and proven."""
-        body = {"state": service.state, "progress": service.progress}
+        body: dict[str, str] = {"state": service.state}
+        if service.settings.api_keys_file is None:  # it names folders, and this route asks for no key
+            body["progress"] = service.progress
         return json_response(body, 200 if service.state == "ready" else 503)
 
     @app.get("/metrics")
@@ -166,16 +171,15 @@ async def _admitted(request: Request, service: Service) -> AsyncIterator[tuple[P
             limits = BodyLimits(settings.max_body_bytes, settings.max_arrival_s)
             body = await read_body(request, limits, hold)
             if is_compressed(request):
-                loop = asyncio.get_running_loop()
-                body = await loop.run_in_executor(service.threads, inflate, body, limits.max_bytes)
+                body = await service.threads.run(inflate, body, limits.max_bytes)
                 hold(len(body))
             yield permit, body
 
 
-async def _parsed(body: bytes, model: type[Asked], threads: Executor) -> Asked:
+async def _parsed(body: bytes, model: type[Asked], threads: Beside) -> Asked:
     if len(body) <= SMALL_BODY_BYTES:
         return parse(body, model)
-    return await asyncio.get_running_loop().run_in_executor(threads, parse, body, model)
+    return await threads.run(parse, body, model)
 
 
 async def _unless_gone(request: Request, answer: Coroutine[object, object, Answer]) -> Answer:
@@ -205,7 +209,7 @@ async def _written(request: Request, scorer: Scorer, asked: ScoreRequest, answer
     if answer.scored_tokens * (1 + asked.top_k) <= SMALL_ANSWER_TOKENS:
         response = write()
     else:
-        response = await asyncio.get_running_loop().run_in_executor(scorer.threads, write)
+        response = await scorer.threads.run(write)
     scorer.metrics.stage("write", time.perf_counter() - before)
     return _timed(request, response, answer, time.perf_counter() - before)
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dense_reward.door import Door
 from dense_reward.engine.base import Engine, Scores, TokenScores, Trunk, Wants, Work
-from dense_reward.errors import RETRY_UNAVAILABLE_S, EngineLostError, OutOfMemoryError, refuse
+from dense_reward.errors import RETRY_UNAVAILABLE_S, EngineLostError, LoadingStoppedError, OutOfMemoryError, refuse
 from dense_reward.metrics import Metrics
 from dense_reward.together import Ask, prepare_together
 from dense_reward.waiting import Job, Member, Terms, Waiting, halved, tokens_together, units_of
@@ -83,8 +83,15 @@ class Batcher:
         self._host = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
 
     def on_device(self, call: Callable[[], Result]) -> Result:
-        """What a call on the device's thread gives, between two batches. For threads other than the event loop's."""
-        return self._device.submit(call).result()
+        """What a call on the device's thread gives, between two batches. For threads other than the event loop's.
+
+        Raises LoadingStoppedError once the queue has ended.
+        """
+        try:
+            future = self._device.submit(call)
+        except RuntimeError:
+            raise LoadingStoppedError from None
+        return future.result()
 
     async def submit(
         self, engine: Engine, trunks: Sequence[Trunk], wants: Wants, terms: Terms = FOR_PEOPLE

@@ -38,9 +38,11 @@ async def read_body(request: Request, limits: BodyLimits, hold: Callable[[int], 
     """
     _check_type(request)
     try:
-        async with asyncio.timeout(limits.max_arrival_s):
+        async with asyncio.timeout(limits.max_arrival_s) as limit:
             return await _read(request, limits.max_bytes, hold)
     except TimeoutError:
+        if not limit.expired():
+            raise  # somebody else's
         message = f"the body did not come within {limits.max_arrival_s:g} s (--max-arrival-s): send the items in parts"
         raise refuse("body_too_slow", message) from None
 

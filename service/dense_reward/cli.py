@@ -139,6 +139,8 @@ def _check_access(settings: Settings) -> None:
     for file in (settings.tls_certificate, settings.tls_private_key):
         if file is not None and not file.is_file():
             raise SettingsError(f"{file} of the --tls options is not a file")
+    if settings.isolate_keys and settings.api_keys_file is None:
+        raise SettingsError("--isolate-keys isolates nobody without --api-keys-file FILE")
     if settings.api_keys_file is None and settings.host not in {"127.0.0.1", "::1", "localhost"}:
         logging.getLogger("dense_reward").warning(
             "whoever reaches %s:%s may ask: --api-keys-file FILE asks for a key", settings.host, settings.port
@@ -165,6 +167,7 @@ def _serve(options: argparse.Namespace) -> int:
             create_app(service),
             host=settings.host,
             port=settings.port,
+            ws="none",
             http=connection(settings.max_arrival_s),
             log_config=None,
             access_log=False,
@@ -180,7 +183,11 @@ def _serve(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     server.run()
-    return 1 if service.state == "failed" or not server.started else 0
+    code = 1 if service.state == "failed" or not server.started else 0
+    if service.is_busy:  # a thread that loads or computes would be waited for, however long it takes
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

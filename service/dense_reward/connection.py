@@ -37,8 +37,12 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._drain()
+        limit_s = self.config.timeout_graceful_shutdown
         if self.server_state.connections:
-            await asyncio.sleep(NOTICE_S)
+            notice_s = NOTICE_S if limit_s is None else min(NOTICE_S, limit_s / 2)
+            await asyncio.sleep(notice_s)
+            if limit_s is not None:
+                self.config.timeout_graceful_shutdown = limit_s - notice_s  # type: ignore[assignment] # any seconds do
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -50,43 +54,64 @@ class Server(uvicorn.Server):
 
 
 class Connection(H11Protocol):
-    """Ends where a request's head is not there within `patience_s`, or where nothing of an answer is taken in that."""
+    """Ends where what must come does not come within `patience_s`, or nothing of an answer is taken for so long.
+
+    What must come is a request's head, and the rest of a body that was answered before it was there.
+    """
 
     patience_s: ClassVar[float]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn does
         super().connection_made(transport)
-        self._head = _Alarm(self.loop)
-        self._answer = _Alarm(self.loop)
-        self._head.set(self.patience_s, self.transport.close)
+        self._coming = _Alarm(self.loop)
+        self._taking = _Alarm(self.loop)
+        self._watch_caller()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._head.stop()
-        elif not self._head.is_set:
-            self._head.set(self.patience_s, self.transport.close)
+        self._watch_caller()
 
     def on_response_complete(self) -> None:
-        self._watch_answer()
         super().on_response_complete()
+        self._watch_caller()
+        self._watch_answer()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_answer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head.stop()
-        self._answer.stop()
+        self._coming.stop()
+        self._taking.stop()
         super().connection_lost(exc)
+
+    def _watch_caller(self) -> None:
+        """Between requests uvicorn's own alarm is set; while one is answered, whoever reads its body has his own."""
+        head_is_due = self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None
+        answered = self.cycle is not None and self.cycle.response_complete
+        body_is_due = self.conn.their_state is h11.SEND_BODY and answered
+        if not head_is_due and not body_is_due:
+            self._coming.stop()
+        elif not self._coming.is_set:
+            self._coming.set(self.patience_s, self.transport.close)
 
     def _watch_answer(self) -> None:
         """What is written leaves the process as fast as its caller takes it; a closed connection waits for that too."""
-        self._answer.stop()
-        if left := self.transport.get_write_buffer_size():
-            self._answer.set(self.patience_s, lambda: self._abort_unless_taken(left))
+        self._taking.stop()
+        if left := self._unsent_bytes():
+            self._taking.set(self.patience_s, lambda: self._abort_unless_taken(left))
 
     def _abort_unless_taken(self, before_bytes: int) -> None:
-        if self.transport.get_write_buffer_size() >= before_bytes:
+        if self._unsent_bytes() >= before_bytes:
             self.transport.abort()
         else:
             self._watch_answer()
+
+    def _unsent_bytes(self) -> int:
+        """Behind TLS what is encrypted lies in the transport below, of which the one above tells nothing."""
+        below = getattr(getattr(self.transport, "_ssl_protocol", None), "_transport", None)
+        unsent = self.transport.get_write_buffer_size()
+        return unsent if below is None else unsent + int(below.get_write_buffer_size())
 
 
 class _Alarm:
@@ -100,7 +125,7 @@ class _Alarm:
     def is_set(self) -> bool:
         return self._handle is not None
 
-    def set(self, seconds: float, call: Callable[[], None]) -> None:
+    def set(self, seconds: float, call: Callable[[], object]) -> None:
         self._handle = self._loop.call_later(seconds, call)
 
     def stop(self) -> None:

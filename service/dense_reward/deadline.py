@@ -22,9 +22,11 @@ async def deadline(request: Request, max_s: float) -> AsyncIterator[float]:
     asked_s = math.inf if given is None else _seconds(given)
     seconds = min(asked_s, max_s)
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(seconds) as limit:
             yield seconds
     except TimeoutError:
+        if not limit.expired():
+            raise  # somebody else's
         whose = HEADER if asked_s <= max_s else "--max-request-s"
         message = f"no answer within {seconds:g} s ({whose}): what still waited was given up"
         raise refuse("deadline_exceeded", message) from None

@@ -86,6 +86,10 @@ class CheckpointError(Exception):
     """A checkpoint or a pair that cannot be served; the message says why and what cures it."""
 
 
+class LoadingStoppedError(Exception):
+    """Nobody waits any more for a pair that is being loaded."""
+
+
 class OutOfMemoryError(Exception):
     """The device could not hold a batch; fewer tokens at once may fit."""
 

@@ -3,6 +3,7 @@
 import hashlib
 import hmac
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, SecretStr, TypeAdapter, ValidationError, field_validator
 
 from dense_reward.errors import SettingsError, refuse
 from dense_reward.schemas import Strictly
@@ -31,6 +32,13 @@ class KeyEntry(Strictly):
     rights: Annotated[frozenset[Right], Field(min_length=1)] = frozenset({"score"})
     max_concurrent: Annotated[int, Field(gt=0)] | None = None
     requests_per_minute: Annotated[int, Field(gt=0)] | None = None
+
+    @field_validator("key")
+    @classmethod
+    def _travels(cls, key: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"[!-~]+", key.get_secret_value()):
+            raise ValueError("a key is of ASCII letters, digits and signs: others do not travel in a header")
+        return key
 
 
 ENTRIES = TypeAdapter(Annotated[list[KeyEntry], Field(min_length=1)])

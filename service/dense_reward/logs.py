@@ -26,7 +26,10 @@ def configure(level: str, kind: LogFormat) -> None:
 
 
 class TextLines(logging.Formatter):
-    """One line a record, and those of a traceback, with control and direction-changing characters made visible."""
+    """One line a record, with control and direction-changing characters made visible.
+
+    Lines of a traceback are indented: none of them can pass for a record, whatever the exception says.
+    """
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -37,7 +40,7 @@ class TextLines(logging.Formatter):
         return super().formatMessage(record) + ("" if request_id is None else f" [{request_id}]")
 
     def formatException(self, ei: "logging._SysExcInfoType") -> str:  # noqa: N802 - logging's name
-        return "\n".join(map(visible, super().formatException(ei).split("\n")))
+        return "\n".join(f"  {visible(line)}" for line in super().formatException(ei).split("\n"))
 
 
 class JsonLines(logging.Formatter):

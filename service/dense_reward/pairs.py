@@ -56,9 +56,11 @@ def check_confined(settings: Settings) -> None:
         if not (folder / MANIFEST_NAME).is_file():
             continue  # told by whoever loads it
         manifest = load_manifest(folder)
-        _check_inside(files_folder(folder, manifest), root)
-        if manifest.adapter_base is not None:
-            _check_inside(Path(manifest.adapter_base), root)
+        files = files_folder(folder, manifest)
+        base = files if manifest.adapter_base is None else Path(manifest.adapter_base)
+        named = [files / name for name in manifest.files] + [base / name for name in manifest.adapter_base_files]
+        for path in (files, base, *named):
+            _check_inside(path, root)
 
 
 def _check_inside(path: Path, root: Path) -> None:

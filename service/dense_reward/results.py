@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from dense_reward.engine.base import Scores, TokenScores, Trunk, Wants
 from dense_reward.metrics import Metrics
@@ -25,6 +25,15 @@ class Scope:
     group: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """Scores that are being computed, and what else its request asks for."""
+
+    keys: frozenset[Key]
+    bulk: bool
+    scores: "asyncio.Future[list[TokenScores]]"
+
+
 class Results:
     """Of one event loop. With `max_bytes` 0 nothing is kept; what is in flight is shared all the same."""
 
@@ -33,28 +42,31 @@ class Results:
         self._metrics = metrics
         self._kept: OrderedDict[Key, tuple[list[TokenScores], int]] = OrderedDict()
         self._kept_bytes = 0
-        self._flying: dict[Key, asyncio.Future[list[TokenScores]]] = {}
+        self._flying: dict[Key, _Flight] = {}
 
     @property
     def kept_bytes(self) -> int:
         return self._kept_bytes
 
-    async def of(self, keys: Sequence[Key], trunks: Trunks, compute: Callable[[Trunks], Awaitable[Scores]]) -> Scores:
+    async def of(
+        self, keys: Sequence[Key], trunks: Trunks, compute: Callable[[Trunks], Awaitable[Scores]], *, bulk: bool = False
+    ) -> Scores:
         """Scores of trunks: kept ones, those that others wait for, and the rest by `compute`, whose errors it raises.
 
-        Where those who compute for others fail or leave, the others ask anew.
+        Others are waited for where they ask for nothing else and are not bulk, unless this is: nobody waits longer than
+        he would alone. Where they fail or leave, it is computed anew.
         """
         found: dict[Key, list[TokenScores]] = {}
         while missing := {key: trunk for key, trunk in zip(keys, trunks, strict=True) if key not in found}:
             found |= {key: scores for key in missing if (scores := self._kept_scores(key, missing[key])) is not None}
-            flights = {key: self._flying[key] for key in missing if key in self._flying and key not in found}
+            flights = {key: flight for key in missing if key not in found and (flight := self._joined(key, keys, bulk))}
             own = {key: trunk for key, trunk in missing.items() if key not in found and key not in flights}
             if own:
-                found |= await self._computed(own, compute)
+                found |= await self._computed(own, compute, bulk)
             for key, flight in flights.items():
-                self._metrics.reused("in_flight", missing[key].tokens)
                 await asyncio.wait({flight})
                 if not flight.cancelled():
+                    self._metrics.reused("in_flight", missing[key].tokens)
                     found[key] = flight.result()
         return [found[key] for key in keys]
 
@@ -65,30 +77,38 @@ class Results:
         self._metrics.reused("kept", trunk.tokens)
         return self._kept[key][0]
 
+    def _joined(self, key: Key, keys: Sequence[Key], bulk: bool) -> "asyncio.Future[list[TokenScores]] | None":
+        flight = self._flying.get(key)
+        if flight is None or not flight.keys <= set(keys) or (flight.bulk and not bulk):
+            return None
+        return flight.scores
+
     async def _computed(
-        self, own: dict[Key, Trunk], compute: Callable[[Trunks], Awaitable[Scores]]
+        self, own: dict[Key, Trunk], compute: Callable[[Trunks], Awaitable[Scores]], bulk: bool
     ) -> dict[Key, list[TokenScores]]:
         """Others who ask for the same meanwhile wait for this; unless it comes to nothing, when they are let go."""
         loop = asyncio.get_running_loop()
-        self._flying |= {key: loop.create_future() for key in own}
-        flights = {key: self._flying[key] for key in own}
+        new = [key for key in own if key not in self._flying]
+        flights = {key: _Flight(frozenset(own), bulk, loop.create_future()) for key in new}
+        self._flying |= flights
         try:
             found = dict(zip(own, await compute(list(own.values())), strict=True))
             for key, scores in found.items():
-                flights[key].set_result(scores)
+                if key in flights:
+                    flights[key].scores.set_result(scores)
                 self._keep(key, scores)
             return found
         finally:
             for key, flight in flights.items():
-                flight.cancel()
+                flight.scores.cancel()
                 del self._flying[key]
 
     def _keep(self, key: Key, scores: list[TokenScores]) -> None:
         size = ENTRY_BYTES + sum(ENTRY_BYTES + _bytes_of(branch) for branch in scores)
         if size > self._max_bytes:
             return
-        self._kept[key] = scores, size
-        self._kept_bytes += size
+        self._kept_bytes += size - (self._kept[key][1] if key in self._kept else 0)
+        self._kept[key] = [_apart(branch) for branch in scores], size
         while self._kept_bytes > self._max_bytes:
             _, (_, freed) = self._kept.popitem(last=False)
             self._kept_bytes -= freed
@@ -108,6 +128,12 @@ def _key(trunk: Trunk, asked: str) -> Key:
             if array is not None:
                 digest.update(array.tobytes())
     return digest.digest()
+
+
+def _apart(scores: TokenScores) -> TokenScores:
+    """Arrays of their own: those of an answer are parts of their whole batch's, and would keep all of it."""
+    arrays = {name: getattr(scores, name) for name in TokenScores.__slots__}
+    return replace(scores, **{name: array.copy() for name, array in arrays.items() if array is not None})
 
 
 def _bytes_of(scores: TokenScores) -> int:

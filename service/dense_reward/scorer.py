@@ -1,12 +1,11 @@
 """The whole flow of a request: check, encode, submit, reward, describe. Knows no HTTP and no device."""
 
-import asyncio
 import time
 from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from dense_reward.batcher import Batcher, Computed, cost_tokens
+from dense_reward.beside import Beside
 from dense_reward.describe import Describer, Row, wants
 from dense_reward.door import Permit
 from dense_reward.encode import Encoder
@@ -50,7 +49,7 @@ class Scorer:
     max_items: int
     results: Results
     metrics: Metrics
-    threads: ThreadPoolExecutor
+    threads: Beside
 
     async def score(
         self,
@@ -70,8 +69,7 @@ class Scorer:
         self._check(request)
         clock = time.perf_counter
         started = clock()
-        loop = asyncio.get_running_loop()
-        prepared, faults = await loop.run_in_executor(self.threads, self._prepare, request)
+        prepared, faults = await self.threads.run(self._prepare, request)
         if faults and request.on_error == "fail":
             raise RequestError(faults)
         _check_answer(request, prepared.values(), max_drawn_tokens)
@@ -80,7 +78,7 @@ class Scorer:
         encoded = clock()
         computed = await self._scores(request, trunks, group)
         done = clock()
-        described = await loop.run_in_executor(self.threads, self._describe, request, prepared, computed.scores)
+        described = await self.threads.run(self._describe, request, prepared, computed.scores)
         rows, broken, rewards = described
         self.metrics.scored(self.card.name, rewards)
         self.metrics.non_finite(self.card.name, len(broken))
@@ -109,9 +107,11 @@ class Scorer:
         if sum(trunk.tokens for trunk in trunks) <= SMALL_REQUEST_TOKENS:
             keys = keys_of(trunks, wanted, scope)
         else:
-            loop = asyncio.get_running_loop()
-            keys = await loop.run_in_executor(self.threads, keys_of, trunks, wanted, scope)
-        scores = await self.results.of(keys, trunks, compute)
+            keys = await self.threads.run(keys_of, trunks, wanted, scope)
+        before = time.perf_counter()
+        scores = await self.results.of(keys, trunks, compute, bulk=terms.bulk)
+        if not spent.scores:  # all of it was known, or waited for
+            return Computed(scores, time.perf_counter() - before, 0.0)
         return replace(spent, scores=scores)
 
     def _check(self, request: ScoreRequest) -> None:

@@ -2,15 +2,18 @@
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, TypeVar
+from typing import Literal
 
 from dense_reward.batcher import Batcher
+from dense_reward.beside import Beside
 from dense_reward.encode import Encoder
-from dense_reward.engine.base import Engine
-from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, SettingsError, refuse
+from dense_reward.engine.base import Engine, OnDevice
+from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, LoadingStoppedError, SettingsError, refuse
 from dense_reward.items import Limits
 from dense_reward.metrics import Metrics, Told
 from dense_reward.pairs import PairSource, check_confined, first_pairs
@@ -22,7 +25,6 @@ from dense_reward.tracing import Tracing
 
 log = logging.getLogger("dense_reward")
 State = Literal["starting", "ready", "draining", "failed"]
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +40,8 @@ class Loaded:
     memory_bytes: Callable[[], Mapping[str, int]] = dict
 
 
-class OnDevice(Protocol):
-    """Runs a call on the device's thread, where nothing else computes meanwhile."""
-
-    def __call__(self, call: Callable[[], Result]) -> Result: ...
-
-
 Load = Callable[[Settings, Callable[[str], None], OnDevice], Loaded]
 """Loads the pair of the settings' name, sft and reference, beside those that are served."""
-
-
-class LoadingStoppedError(Exception):
-    """Nobody waits for the pair any more."""
 
 
 @dataclass(slots=True)
@@ -64,12 +56,13 @@ class Service:
     progress: str = "waiting for the first step"
     loading: str | None = None
     tracing: Tracing | None = field(init=False)
-    threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, thread_name_prefix="encode"))
+    threads: Beside = field(default_factory=lambda: Beside(2, "encode"))
     batcher: Batcher = field(init=False)
     _results: Results = field(init=False)
     _pairs: dict[str, Scorer] = field(default_factory=dict)
     _memory_bytes: Callable[[], Mapping[str, int]] = dict
-    _tasks: "set[asyncio.Task[None]]" = field(default_factory=set)
+    _tasks: "set[asyncio.Task[None] | asyncio.Task[ModelCard]]" = field(default_factory=set)
+    _stop_at_s: float = math.inf
     _loader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="load"))
 
     def __post_init__(self) -> None:
@@ -89,16 +82,24 @@ class Service:
         """Let nobody in any more. Loading that is under way ends at its next step."""
         if self.state != "failed":
             self.state = "draining"
+        self._stop_at_s = min(self._stop_at_s, time.monotonic() + self.settings.drain_s)
 
     async def stop(self) -> None:
-        """Finish what was let in, then return."""
+        """Finish what was let in, then return; at the end of --drain-s in any case, what is not done left behind."""
         self.drain()
         self.batcher.close()
-        await asyncio.gather(*self._tasks)
+        await asyncio.wait(self._tasks, timeout=max(0.0, self._stop_at_s - time.monotonic()))
+        if self.is_busy:
+            log.warning("stopped before all was done")
         self.threads.shutdown()
-        self._loader.shutdown()
+        self._loader.shutdown(wait=False)
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is being computed or loaded."""
+        return not all(task.done() for task in self._tasks)
 
     def check_ready(self) -> None:
         """Raises RequestError: starting or draining, with the seconds after which to ask again."""
@@ -148,12 +149,17 @@ class Service:
         self.loading = source.name
         adding = asyncio.create_task(self._add(source))
         self._tasks.add(adding)
-        adding.add_done_callback(self._tasks.discard)
-        await asyncio.shield(adding)
-        return self._pairs[source.name].card
+        adding.add_done_callback(self._added)
+        return await asyncio.shield(adding)
+
+    def _added(self, adding: "asyncio.Task[ModelCard]") -> None:
+        self._tasks.discard(adding)
+        if not adding.cancelled():
+            adding.exception()  # told by whoever waits for it, or by the log
 
     def remove(self, name: str) -> None:
         """Serve a pair no more; its waiting requests are still answered. Raises RequestError."""
+        self.check_ready()
         if self.scorer(name) is self.scorer():
             raise refuse("in_use", f"{name} answers requests that name no model: load another pair in its place")
         del self._pairs[name]
@@ -178,7 +184,7 @@ class Service:
             for scorer in self._pairs.values():
                 log.info("ready: %s", scorer.card.model_dump_json())
 
-    async def _add(self, source: PairSource) -> None:
+    async def _add(self, source: PairSource) -> ModelCard:
         try:
             scorer = await self._loaded(self.settings.model_copy(update=source.model_dump()))
         except LoadingStoppedError:
@@ -192,6 +198,7 @@ class Service:
         self._pairs[source.name] = scorer
         self.metrics.load("switched")
         log.info("switched: %s", scorer.card.model_dump_json())
+        return scorer.card
 
     async def _loaded(self, settings: Settings) -> Scorer:
         loop = asyncio.get_running_loop()

@@ -70,13 +70,14 @@ def _cells(asks: Sequence[Ask]) -> list[_Cell]:
         asked = trunks.setdefault((ask.group, _content(ask.trunk)), _Asked(ask.trunk, ask.group))
         asked.places.setdefault(ask.engine, []).append(place)
     cells: dict[Hashable, _Cell] = {}
+    order = list(dict.fromkeys(ask.engine for ask in asks))
     for asked in trunks.values():
-        for engines in _families(asked.places):
+        for engines in _families([engine for engine in order if engine in asked.places]):
             cells.setdefault((asked.group, engines), _Cell(engines)).asked.append(asked)
     return list(cells.values())
 
 
-def _families(engines: Sequence[Engine] | dict[Engine, list[int]]) -> list[tuple[Engine, ...]]:
+def _families(engines: Sequence[Engine]) -> list[tuple[Engine, ...]]:
     """Engines that can compute together, each in one family."""
     families: list[list[Engine]] = []
     for engine in engines:

@@ -6,7 +6,7 @@ K candidates or alternatives per scored token. Log-probabilities are in nats, at
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,13 @@ from numpy.typing import NDArray
 IdArray = NDArray[np.int32]
 FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
+Result = TypeVar("Result")
+
+
+class OnDevice(Protocol):
+    """Runs a call where nothing else computes on the device meanwhile."""
+
+    def __call__(self, call: Callable[[], Result]) -> Result: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,13 @@ import json
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 
-from dense_reward.engine.base import Branch, EngineInfo, Trunk, Wants
+from dense_reward.engine.base import Branch, EngineInfo, OnDevice, Trunk, Wants
 from dense_reward.engine.memory import peak_bytes
 from dense_reward.engine.packable import obstacle
 from dense_reward.engine.pair import QUANTITIES, How, PairEngine
@@ -39,12 +39,6 @@ class Serving:
     max_batch_tokens: int
     deterministic: bool = False
     allow_unrelated: bool = False
-
-
-class OnDevice(Protocol):
-    """Runs a call where nothing else computes on the device meanwhile."""
-
-    def __call__(self, call: Callable[[], Result]) -> Result: ...
 
 
 class Models:

@@ -3,7 +3,8 @@
 import torch
 
 from dense_reward.encode import Encoder
-from dense_reward.engine.load import Loading, Models, OnDevice, Report, Serving, load_pair
+from dense_reward.engine.base import OnDevice
+from dense_reward.engine.load import Loading, Models, Report, Serving, load_pair
 from dense_reward.engine.pair import PairEngine
 from dense_reward.errors import CheckpointError
 from dense_reward.settings import Settings

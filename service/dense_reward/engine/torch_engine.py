@@ -117,11 +117,12 @@ class TorchModel:
 
     def use_norms(self, dtype: torch.dtype) -> None:
         """Compute the norms in a dtype, and round what they give once."""
+        served = self.dtype  # not self: a model that its own hooks hold is not freed with its last pair
         for module in self._model.modules():
             if type(module).__name__.endswith("Norm"):
                 module.to(dtype)
                 module.register_forward_pre_hook(lambda _, args: (args[0].to(dtype), *args[1:]))
-                module.register_forward_hook(lambda _, __, out: out.to(self.dtype))
+                module.register_forward_hook(lambda _, __, out: out.to(served))
 
     @torch.inference_mode()
     def packed_rows(self, row: DeviceRow) -> Tensor:
