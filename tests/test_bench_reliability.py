@@ -65,6 +65,7 @@ def test_what_becomes_of_a_request_is_counted() -> None:
             return outcome, [await ask(client, known, outcome) for known in asked]
 
     outcome, statuses = asyncio.run(ask_all())
+    outcome.check()
     assert statuses == [200, 200, 429, None, None]
     assert (outcome.wrong, outcome.lost, outcome.answered_tokens) == (1, 1, 2)
     assert outcome.statuses == Counter({200: 2, 429: 1})

@@ -63,6 +63,7 @@ async def _round(server: Server, asked: list[Known], count: int) -> tuple[Outcom
 
     async with client_of(server) as client:
         await asyncio.gather(*(keep_asking(client) for _ in range(CONCURRENCY)))
+    outcome.check()
     return outcome, left, stayed_tokens, sent_tokens
 
 

@@ -42,4 +42,5 @@ async def _stopped(asked: list[Known], after_s: float) -> Json:
         seconds = time.perf_counter() - before
         over.set()
         await asyncio.gather(*asking)
+    outcome.check()
     return {"after_s": after_s, "seconds": seconds, "exit_code": code, "unanswered": outcome.lost, **outcome.told()}
