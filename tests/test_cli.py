@@ -104,7 +104,7 @@ def test_a_second_signal_ends_it_at_once(pair: Pair) -> None:
             in_flight = pool.submit(client.post, "/score", json={"items": items})
             wait_until(lambda: "dense_reward_queue_tokens 870000.0" in client.get("/metrics").text)
             process.popen.send_signal(signal.SIGTERM)
-            wait_until(lambda: any("Shutting down" in line for line in process.lines))
+            wait_until(lambda: any("nobody is let in" in line for line in process.lines))
             process.popen.send_signal(signal.SIGTERM)
             assert process.ended() == 128 + signal.SIGTERM
             with pytest.raises(httpx.RemoteProtocolError):

@@ -37,6 +37,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._drain()
+        log.info("stopping: nobody is let in any more")
         limit_s = self.config.timeout_graceful_shutdown
         if self.server_state.connections:
             notice_s = NOTICE_S if limit_s is None else min(NOTICE_S, limit_s / 2)
