@@ -42,7 +42,7 @@ def sending(running: Served, declared: int, body: bytes) -> Iterator[socket.sock
 
 def test_a_full_queue_refuses_a_body_that_has_not_come() -> None:
     gate = Gate()
-    with served(loading(Recorder(gate)), max_queue_tokens=100) as running, ThreadPoolExecutor(1) as pool:
+    with served(loading(Recorder(gate)), max_queue_tokens=90) as running, ThreadPoolExecutor(1) as pool:
         first = pool.submit(running.score, IDS)
         wait_until(gate.entered.is_set)
         with sending(running, 1_000_000, b"{") as caller:

@@ -8,18 +8,23 @@ from dense_reward.errors import RequestError
 def test_a_full_queue_says_when_there_will_be_room() -> None:
     door = Door(capacity_tokens=1000)
     door.measured(tokens=500, seconds=2.0)
-    with door.permit(800) as held:
-        with pytest.raises(RequestError, match=r"1000 tokens \(--max-queue-tokens\) and is full") as refused:
-            door.permit(1000)
-        assert (refused.value.code, refused.value.status) == ("queue_full", 429)
-        assert refused.value.retry_after_s == pytest.approx(800 / 250)
-        assert door.held_tokens == 800
-        held.correct(900)
-        assert door.held_tokens == 900
-        door.permit(100).__exit__()
+    with door.permit(1000), pytest.raises(RequestError, match=r"1000 tokens \(--max-queue-tokens\) and is full") as e:
+        door.permit(1)
+    assert (e.value.code, e.value.status) == ("queue_full", 429)
     assert door.held_tokens == 0
-    with door.permit(1000):
-        assert door.held_tokens == 1000
+    with door.permit(999), door.permit(750), pytest.raises(RequestError) as e:
+        door.permit(1)
+    assert e.value.retry_after_s == pytest.approx(750 / 250)
+
+
+def test_where_there_is_room_for_a_token_a_request_of_any_size_is_let_in() -> None:
+    """Else small ones would keep the queue too full for large ones."""
+    door = Door(capacity_tokens=1000)
+    with door.permit(999), door.permit(1000):
+        assert door.held_tokens == 1999
+        with pytest.raises(RequestError):
+            door.permit(1)
+    assert door.held_tokens == 0
 
 
 def test_a_batch_that_computed_nothing_says_nothing_about_the_device() -> None:
@@ -29,12 +34,18 @@ def test_a_batch_that_computed_nothing_says_nothing_about_the_device() -> None:
     assert door.rate_tokens_per_s == 250
 
 
-def test_a_count_above_the_estimate_may_still_find_the_queue_full() -> None:
+def test_who_is_in_is_not_sent_away_for_having_been_estimated_too_low() -> None:
     door = Door(capacity_tokens=100)
-    with door.permit(60), pytest.raises(RequestError) as refused, door.permit(10) as permit:
+    with door.permit(60), door.permit(10) as permit, door.permit(40):
         permit.correct(50)
+        assert door.held_tokens == 150
+
+
+def test_who_has_sent_nothing_yet_is_not_in() -> None:
+    door = Door(capacity_tokens=100)
+    with door.permit(0) as permit, door.permit(100), pytest.raises(RequestError) as refused:
+        permit.correct(1)
     assert refused.value.code == "queue_full"
-    assert refused.value.retry_after_s == 1.0
     assert door.held_tokens == 0
 
 

@@ -110,7 +110,7 @@ def test_a_service_that_is_stopped_while_it_loads_ends_at_the_next_step() -> Non
 def test_a_full_queue_answers_429_at_once_and_says_when_to_come_again() -> None:
     gate = Gate()
     body = {"prompt_ids": [1] * 50, "response_ids": [[2] * 20, [3] * 20]}
-    with served(loading(Recorder(gate)), max_queue_tokens=100) as running, ThreadPoolExecutor(1) as pool:
+    with served(loading(Recorder(gate)), max_queue_tokens=90) as running, ThreadPoolExecutor(1) as pool:
         first = pool.submit(running.score, body)
         wait_until(gate.entered.is_set)
         refused = running.score(body)

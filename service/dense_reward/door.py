@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from dense_reward.errors import RequestError, refuse
+from dense_reward.errors import refuse
 
 
 @dataclass(slots=True)
@@ -20,42 +20,45 @@ class Permit:
         self.tokens = 0
 
     def correct(self, tokens: int) -> None:
-        """Replace the estimate by the count. Raises RequestError: queue_full, or too_long for what never fits."""
-        capacity = self.door.capacity_tokens
-        if tokens > capacity:
-            message = f"the request has {tokens} tokens, the queue holds {capacity} (--max-queue-tokens)"
+        """Replace the estimate by the count. Raises RequestError: queue_full, or too_long for what never fits.
+
+        Whoever holds a token is in, and is not sent away for having been estimated too low.
+        """
+        door = self.door
+        if tokens > door.capacity_tokens:
+            message = f"the request has {tokens} tokens, the queue holds {door.capacity_tokens} (--max-queue-tokens)"
             raise refuse("too_long", f"{message}: send it in parts")
-        self.door.held_tokens += tokens - self.tokens
+        if tokens and not self.tokens:
+            door.check()
+        door.held_tokens += tokens - self.tokens
         self.tokens = tokens
-        self.door.check()
 
 
 @dataclass(slots=True)
 class Door:
-    """Counts the tokens of all requests that were let in; `rate` is the measured tokens per second of the device."""
+    """Counts the tokens of all requests that were let in; `rate` is the measured tokens per second of the device.
+
+    While there is room for a token, a request of any size is let in: were it to wait for all of its room, small ones
+    would take it again and again. So the queue may hold a request more than its capacity.
+    """
 
     capacity_tokens: int
     rate_tokens_per_s: float = 0.0
     held_tokens: int = field(default=0)
 
     def permit(self, tokens: int) -> Permit:
-        """Let a request of about `tokens` in. Raises RequestError(queue_full) with the seconds until there is room.
-
-        An estimate above the capacity waits for an empty queue: the count decides whether the request fits at all.
-        """
+        """Let a request of about `tokens` in. Raises RequestError(queue_full) with the seconds until there is room."""
+        self.check()
         permit = Permit(self, 0)
-        try:
-            permit.correct(min(tokens, self.capacity_tokens))
-        except RequestError:
-            permit.__exit__()
-            raise
+        permit.correct(min(tokens, self.capacity_tokens))
         return permit
 
     def check(self) -> None:
+        """Raises RequestError(queue_full) where there is room for nobody."""
         over = self.held_tokens - self.capacity_tokens
-        if over <= 0:
+        if over < 0:
             return
-        retry_after_s = over / self.rate_tokens_per_s if self.rate_tokens_per_s else 1.0
+        retry_after_s = (over + 1) / self.rate_tokens_per_s if self.rate_tokens_per_s else 1.0
         message = f"the queue holds {self.capacity_tokens} tokens (--max-queue-tokens) and is full: try again later"
         raise refuse("queue_full", message, retry_after_s=max(1.0, retry_after_s))
 

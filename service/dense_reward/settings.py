@@ -61,7 +61,9 @@ class Settings(BaseSettings):
     max_batch_tokens: PositiveInt = Field(
         16_384, description="tokens computed at once; also the longest sequence, and what bounds a batch's memory"
     )
-    max_queue_tokens: PositiveInt = Field(1_048_576, description="tokens that may wait; beyond that callers get 429")
+    max_queue_tokens: PositiveInt = Field(
+        1_048_576, description="tokens that may wait, and one request more; beyond that callers get 429"
+    )
     max_length_tokens: PositiveInt | None = Field(
         None, description="tokens of prompt and response together; the model's own limit where left out"
     )
