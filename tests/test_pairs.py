@@ -15,7 +15,7 @@ from dense_reward.engine.base import OnDevice
 from dense_reward.engine.pair import PairEngine
 from dense_reward.errors import SettingsError
 from dense_reward.manifest import MANIFEST_NAME
-from dense_reward.pairs import first_pairs, read_pairs
+from dense_reward.pairs import first_pairs
 from dense_reward.service import Load, Loaded, torch_loader
 from dense_reward.settings import Settings
 from served import PATIENCE_S, Served, served, wait_until
@@ -259,13 +259,13 @@ def test_several_pairs_are_served_from_a_file(folder: Path, tmp_path: Path) -> N
         ('[{"name": "a", "sft": "b"}]', "0.reference: Field required"),
         ('[{"name": "a/b", "sft": "b", "reference": "c"}]', "0.name"),
         ('[{"name": "a", "sft": "b", "reference": "c", "x": 1}]', "0.x: Extra inputs"),
-        (json.dumps([{"name": "a", "sft": "b", "reference": "c"}] * 2), "two pairs have the same name"),
+        (json.dumps([{"name": "a", "sft": "b", "reference": "c"}] * 2), "two entries have the same name"),
     ],
 )
 def test_a_wrong_file_of_pairs_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "pairs.json").write_text(text)
     with pytest.raises(SettingsError, match=reason):
-        read_pairs(tmp_path / "pairs.json")
+        first_pairs(Settings.model_validate({"pairs_file": tmp_path / "pairs.json"}))
 
 
 def test_pairs_come_either_from_a_file_or_from_the_settings(tmp_path: Path) -> None:

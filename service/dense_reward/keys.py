@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, SecretStr, TypeAdapter, ValidationError, field_validator
+from pydantic import ConfigDict, Field, SecretStr, TypeAdapter, field_validator
 
 from dense_reward.errors import SettingsError, refuse
+from dense_reward.listed import read_list
 from dense_reward.schemas import Strictly
 
 log = logging.getLogger("dense_reward")
@@ -137,19 +138,11 @@ class Keys:
         return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
     def _read(self) -> list[Caller]:
-        try:
-            entries = ENTRIES.validate_json(self._file.read_bytes())
-        except OSError as error:
-            raise SettingsError(f"--api-keys-file {self._file}: {error.strerror}") from None
-        except ValidationError as error:
-            detail = error.errors(include_input=False, include_url=False, include_context=False)[0]
-            place = ".".join(map(str, detail["loc"])) or "the file"
-            raise SettingsError(f"--api-keys-file {self._file}: {place}: {detail['msg']}") from None
+        entries = read_list("--api-keys-file", self._file, ENTRIES)
         before = {caller.name: caller.use for caller in getattr(self, "_callers", ())}
         callers = [_caller(entry, before.get(entry.name) or Use()) for entry in entries]
-        for twice, values in (("name", [c.name for c in callers]), ("key", [c.digest for c in callers])):
-            if len(set(values)) < len(values):
-                raise SettingsError(f"--api-keys-file {self._file}: two entries have the same {twice}")
+        if len({caller.digest for caller in callers}) < len(callers):
+            raise SettingsError(f"--api-keys-file {self._file}: two entries have the same key")
         return callers
 
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
 from dense_reward.errors import CheckpointError, SettingsError
+from dense_reward.listed import read_list
 from dense_reward.manifest import MANIFEST_NAME, files_folder, load_manifest
 from dense_reward.schemas import Strictly
 from dense_reward.settings import Settings
@@ -28,22 +29,8 @@ def first_pairs(settings: Settings) -> list[Settings]:
         return [settings]
     if settings.sft is not None or settings.reference is not None:
         raise SettingsError("give either --pairs-file, or --sft and --reference")
-    return [settings.model_copy(update=source.model_dump()) for source in read_pairs(settings.pairs_file)]
-
-
-def read_pairs(file: Path) -> list[PairSource]:
-    """Raises SettingsError, naming the place, where the file is not a list of pairs with names of their own."""
-    try:
-        sources = SOURCES.validate_json(file.read_bytes())
-    except OSError as error:
-        raise SettingsError(f"--pairs-file {file}: {error.strerror}") from None
-    except ValidationError as error:
-        detail = error.errors(include_url=False)[0]
-        place = ".".join(map(str, detail["loc"])) or "the file"
-        raise SettingsError(f"--pairs-file {file}: {place}: {detail['msg']}") from None
-    if len({source.name for source in sources}) < len(sources):
-        raise SettingsError(f"--pairs-file {file}: two pairs have the same name")
-    return sources
+    sources = read_list("--pairs-file", settings.pairs_file, SOURCES)
+    return [settings.model_copy(update=source.model_dump()) for source in sources]
 
 
 def check_confined(settings: Settings) -> None:
