@@ -14,7 +14,8 @@ from dense_reward.connection import Server, connection
 from dense_reward.encode import Encoder
 from dense_reward.engine.base import Engine, OnDevice
 from dense_reward.engine.fake import FakeEngine, FakeTokenizer
-from dense_reward.service import Load, Loaded, Service
+from dense_reward.loading import Load, Loaded
+from dense_reward.service import Service
 from dense_reward.settings import Settings
 
 PATIENCE_S = 30.0

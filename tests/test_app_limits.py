@@ -14,7 +14,8 @@ from dense_reward.body import fragment
 from dense_reward.encode import Encoder, Pieces
 from dense_reward.engine.base import OnDevice
 from dense_reward.engine.fake import FakeEngine, FakeTokenizer
-from dense_reward.service import Loaded, Service
+from dense_reward.loading import Loaded
+from dense_reward.service import Service
 from dense_reward.settings import Settings
 from dense_reward.spans import Span
 from served import PATIENCE_S, Served, loading, served, wait_until

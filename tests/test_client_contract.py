@@ -9,8 +9,9 @@ import uvicorn
 from dense_reward import Client, ModelCard, ScoredResponse, ScoreOptions, ScoringError
 from dense_reward.app import create_app
 from dense_reward.client.calls import Encoding
+from dense_reward.loading import load_fake
 from dense_reward.schemas import ArrayName
-from dense_reward.service import Service, load_fake
+from dense_reward.service import Service
 from dense_reward.settings import Settings
 
 EVERYTHING: list[ArrayName] = [

@@ -10,7 +10,8 @@ import pytest
 from dense_reward.beside import Beside
 from dense_reward.engine.base import OnDevice, Trunk
 from dense_reward.engine.fake import FakeEngine
-from dense_reward.service import Loaded, Service
+from dense_reward.loading import Loaded
+from dense_reward.service import Service
 from dense_reward.settings import Settings, read_settings
 from served import PATIENCE_S, loading, served, wait_until
 from unruly_engines import Gate, Recorder

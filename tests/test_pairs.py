@@ -14,9 +14,9 @@ import pytest
 from dense_reward.engine.base import OnDevice
 from dense_reward.engine.pair import PairEngine
 from dense_reward.errors import SettingsError
+from dense_reward.loading import Load, Loaded, torch_loader
 from dense_reward.manifest import MANIFEST_NAME
 from dense_reward.pairs import first_pairs
-from dense_reward.service import Load, Loaded, torch_loader
 from dense_reward.settings import Settings
 from served import PATIENCE_S, Served, served, wait_until
 from tiny_models import copy_pair, write_checkpoint

@@ -102,7 +102,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
             before = time.perf_counter()
             picture = await service.threads.run(drawing)
             response = Response(picture, media_type=MEDIA_TYPES[asked.format])
-            return _timed(request, response, answer, time.perf_counter() - before)
+            return _timed(request, scorer, response, answer, time.perf_counter() - before)
 
 
 def _add_admin(app: FastAPI, service: Service) -> None:
@@ -210,12 +210,12 @@ async def _written(request: Request, scorer: Scorer, asked: ScoreRequest, answer
         response = write()
     else:
         response = await scorer.threads.run(write)
-    scorer.metrics.stage("write", time.perf_counter() - before)
-    return _timed(request, response, answer, time.perf_counter() - before)
+    return _timed(request, scorer, response, answer, time.perf_counter() - before)
 
 
-def _timed(request: Request, response: Response, answer: Answer, write_s: float) -> Response:
-    """Tells where the time went: its caller by the header, traces by the request's state."""
+def _timed(request: Request, scorer: Scorer, response: Response, answer: Answer, write_s: float) -> Response:
+    """Tells where the time went: its caller by the header, traces by the request's state, and the metrics."""
+    scorer.metrics.stage("write", write_s)
     stages_s = {name.removesuffix("_s"): seconds for name, seconds in answer.timing_s.items()} | {"write": write_s}
     request.state.stages_s = stages_s
     response.headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * s:.2f}" for name, s in stages_s.items())

@@ -156,7 +156,8 @@ def _serve(options: argparse.Namespace) -> int:
 
     from dense_reward.app import create_app
     from dense_reward.connection import Server, connection
-    from dense_reward.service import Service, load_fake, torch_loader
+    from dense_reward.loading import load_fake, torch_loader
+    from dense_reward.service import Service
 
     def stop(*_: object) -> None:
         server.should_exit = True
