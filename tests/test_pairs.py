@@ -50,6 +50,7 @@ def serving(folder: Path, root: Path | None = None, load: Load | None = None) ->
     ) as running:
         running.client.headers["Authorization"] = f"Bearer {KEY}"
         yield running
+    gc.unfreeze()
 
 
 def asked(running: Served, model: str | None = None) -> dict[str, object]:
@@ -108,6 +109,16 @@ def test_a_pair_is_replaced_and_what_it_alone_used_is_freed(folder: Path) -> Non
         gc.collect()
         assert kept() is not None
         assert freed() is None
+
+
+def test_the_garbage_collector_passes_over_what_was_loaded(folder: Path) -> None:
+    """It looks through millions of objects for a third of a second, in which nobody is answered."""
+    with serving(folder) as running:
+        engine = running.service.scorer().engine
+        assert isinstance(engine, PairEngine)
+        weight = next(engine.models[0].transformers_model.parameters())
+        assert weight.shape.numel() and gc.is_tracked(weight)
+        assert all(found is not weight for found in gc.get_objects())
 
 
 def test_a_pair_that_was_asked_still_answers_after_it_was_replaced(folder: Path) -> None:

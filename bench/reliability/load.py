@@ -1,6 +1,7 @@
 """Requests with known answers, sent as fast as they are answered or at a rate, and what became of each."""
 
 import asyncio
+import gc
 import json
 import random
 import time
@@ -170,6 +171,8 @@ async def open_loop(
 
 
 async def _with_clients(server: Server, count: int, work: Callable[[httpx.AsyncClient], Awaitable[object]]) -> None:
+    gc.collect()
+    gc.freeze()  # a collector at work here would be told as a service that is slow
     clients = [client_of(server) for _ in range(count)]
     try:
         await asyncio.gather(*map(work, clients))

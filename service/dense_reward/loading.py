@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from dense_reward.allocator import keep_what_was_loaded
 from dense_reward.encode import Encoder
 from dense_reward.engine.base import Engine, OnDevice
 from dense_reward.settings import Settings
@@ -40,6 +41,8 @@ def torch_loader() -> Load:
     loader = DeviceLoader()
 
     def load(settings: Settings, report: Callable[[str], None], on_device: OnDevice) -> Loaded:
-        return Loaded(*loader.load(settings, report, on_device), memory_bytes=gpu_bytes)
+        loaded = Loaded(*loader.load(settings, report, on_device), memory_bytes=gpu_bytes)
+        keep_what_was_loaded()
+        return loaded
 
     return load
