@@ -96,14 +96,14 @@ def test_bodies_of_malice_are_what_they_claim() -> None:
 
 def test_an_experiment_is_written_beside_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "RESULTS", tmp_path / "reliability.json")
-    command._write("one", {"wrong": 0}, {"seconds": 3})
-    command._write("two", {"lost": 1}, {})
-    command._write("two", {"lost": 0}, {})
+    command._write("one", {"wrong": 0}, {"seconds": 3}, "a1")
+    command._write("two", {"lost": 1}, {}, "a1")
+    command._write("two", {"lost": 0}, {}, "b2")
     found = json.loads((tmp_path / "reliability.json").read_text())
     assert (found["wrong"], found["lost"]) == (0, 0)
     assert set(found["experiments"]) == {"one", "two"}
     assert found["experiments"]["one"]["seconds"] == 3
-    assert found["experiments"]["one"]["commit"]
+    assert [found["experiments"][name]["commit"] for name in ("one", "two")] == ["a1", "b2"]
     assert set(found) >= {"machine", "versions", "commit"}
 
 

@@ -37,21 +37,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"no experiment {unknown[0]!r}; there are {', '.join(EXPERIMENTS)}")
     train()
+    at = commit()  # before its own results change the checkout
     pin(0, LOAD_CORE)
     for name in names:
         print(f"{name} …", file=sys.stderr, flush=True)
         figures, behind = EXPERIMENTS[name]()
-        _write(name, figures, behind)
+        _write(name, figures, behind, at)
         print(json.dumps(figures, indent=2), flush=True)
     return 0
 
 
-def _write(name: str, figures: Json, behind: Json) -> None:
+def _write(name: str, figures: Json, behind: Json, at: str | None) -> None:
     """Beside those of other experiments, each with the commit that it was measured at."""
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    experiments = results.get("experiments", {}) | {name: {"figures": figures, "commit": commit(), **behind}}
+    experiments = results.get("experiments", {}) | {name: {"figures": figures, "commit": at, **behind}}
     keys = {key: value for experiment in experiments.values() for key, value in experiment["figures"].items()}
-    RESULTS.write_text(json.dumps({**keys, "experiments": experiments, **circumstances()}, indent=2) + "\n")
+    told = {**keys, "experiments": experiments, **circumstances(), "commit": at}
+    RESULTS.write_text(json.dumps(told, indent=2) + "\n")
 
 
 if __name__ == "__main__":
