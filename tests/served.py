@@ -65,18 +65,25 @@ def served(load: Load | None = None, *, ready: bool = True, **settings: str | fl
         wait_until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, trust_env=False) as client:
+            running = Served(service, client, failures)
             if ready:
-                wait_until(lambda: client.get("/ready").status_code == 200)
-            yield Served(service, client, failures)
+                wait_until_ready(running)
+            yield running
     finally:
         server.should_exit = True
         thread.join(PATIENCE_S)
         assert not thread.is_alive(), "the server did not stop"
 
 
-def wait_until(reached: Callable[[], bool]) -> None:
-    """Fails where it is not so for PATIENCE_S."""
-    end = time.monotonic() + PATIENCE_S
+def wait_until_ready(running: Served, patience_s: float = PATIENCE_S) -> None:
+    """Fails, with the reason, where it cannot be."""
+    wait_until(lambda: bool(running.failures) or running.client.get("/ready").status_code == 200, patience_s)
+    assert not running.failures, running.service.progress
+
+
+def wait_until(reached: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
+    """Fails where it is not so for that long."""
+    end = time.monotonic() + patience_s
     while not reached():
         assert time.monotonic() < end, "this did not come to be"
         time.sleep(0.01)

@@ -35,14 +35,14 @@ SIZES = ScratchOptions(
 )
 
 
-def write_pair(folder: Path, vocabulary: int = SIZES.vocabulary) -> None:
+def write_pair(folder: Path, vocabulary: int = SIZES.vocabulary, sizes: ScratchOptions = SIZES) -> None:
     """sft, reference and held_out.jsonl in a folder; random weights, enlarged, that end their turn at times."""
     source = DataSource.model_validate(DATA)
     parts = split(load(source).demonstrations, source.held_out_fraction, source.seed)
     tokenizer = train_tokenizer([d.messages[0].content + d.response for d in parts.train], vocabulary)
     roles: list[tuple[Role, int]] = [("sft", 20), ("reference", 10)]
     for role, step in roles:
-        model = random_model(SIZES, tokenizer, seed=step)
+        model = random_model(sizes, tokenizer, seed=step)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.dim() == 2:

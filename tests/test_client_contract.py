@@ -9,7 +9,7 @@ import uvicorn
 from dense_reward import Client, ModelCard, ScoredResponse, ScoreOptions, ScoringError
 from dense_reward.app import create_app
 from dense_reward.client.calls import Encoding
-from dense_reward.loading import load_fake
+from dense_reward.loading import loader
 from dense_reward.schemas import ArrayName
 from dense_reward.service import Service
 from dense_reward.settings import Settings
@@ -32,7 +32,7 @@ RESPONSES = [list(b"four"), [], list("ö".encode())]
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    app = create_app(Service(Settings.model_validate({"engine": "fake"}), load_fake, lambda: None))
+    app = create_app(Service(Settings.model_validate({"engine": "fake"}), loader("fake"), lambda: None))
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -14,7 +14,7 @@ import pytest
 from dense_reward.engine.base import OnDevice
 from dense_reward.engine.pair import PairEngine
 from dense_reward.errors import SettingsError
-from dense_reward.loading import Load, Loaded, torch_loader
+from dense_reward.loading import Load, Loaded, loader
 from dense_reward.manifest import MANIFEST_NAME
 from dense_reward.pairs import first_pairs
 from dense_reward.settings import Settings
@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def serving(folder: Path, root: Path | None = None, load: Load | None = None) -> Iterator[Served]:
     with served(
-        load or torch_loader(),
+        load or loader("torch"),
         sft=folder / "sft",
         reference=folder / "step-10",
         name="half",
@@ -195,7 +195,7 @@ def test_pairs_are_loaded_over_http_only_where_their_folder_and_a_key_say_so(fol
 
 
 def test_one_pair_is_loaded_at_a_time_and_its_progress_is_told(folder: Path) -> None:
-    gate, load_now = Gate(), torch_loader()
+    gate, load_now = Gate(), loader("torch")
 
     def load_later(settings: Settings, report: Callable[[str], None], on_device: OnDevice) -> Loaded:
         if settings.name != "half":
@@ -259,7 +259,7 @@ def test_every_answer_names_the_revision_that_it_is_of_while_pairs_change(folder
 def test_several_pairs_are_served_from_a_file(folder: Path, tmp_path: Path) -> None:
     pairs = [{"name": f"step-{s}", "sft": str(folder / "sft"), "reference": str(folder / f"step-{s}")} for s in (5, 10)]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
-    with served(torch_loader(), pairs_file=tmp_path / "pairs.json") as running:
+    with served(loader("torch"), pairs_file=tmp_path / "pairs.json") as running:
         assert asked(running)["model"] == asked(running, "step-5")["model"] != asked(running, "step-10")["model"]
 
 

@@ -8,7 +8,7 @@ from dense_reward.engine.fake import EOS_ID, VOCABULARY, FakeEngine, FakeTokeniz
 from dense_reward.errors import RequestError
 from dense_reward.heatmap import HeatmapRow
 from dense_reward.items import Limits, prepare
-from dense_reward.picture import ARRAYS, DETAILS, MEDIA_TYPES, draw, heatmap_rows, with_arrays
+from dense_reward.picture import ARRAYS, DETAILS, FROM_BOTH, MEDIA_TYPES, draw, heatmap_rows, with_arrays
 from dense_reward.schemas import HeatmapRequest, SignalName
 
 TOKENIZER = FakeTokenizer()
@@ -28,7 +28,7 @@ STREAM: dict[str, object] = {"token_ids": [*b"abcd"], "score_mask": [0, 0, 1, 1]
 
 def scored(**body: object) -> tuple[HeatmapRequest, list[Row]]:
     """A request and its answer, as the service makes them."""
-    request = with_arrays(HeatmapRequest.model_validate(body))
+    request = with_arrays(HeatmapRequest.model_validate(body), FROM_BOTH)
     encoder = Encoder(TOKENIZER, "chat", EOS_ID)
     items = [prepare(item, request, encoder, LIMITS) for item in request.listed()]
     scores = FakeEngine().score([item.trunk for item in items], wants(request))
@@ -49,7 +49,7 @@ def picture(**body: object) -> str:
 
 def refusal(**body: object) -> tuple[str, str | None]:
     with pytest.raises(RequestError) as refused:
-        with_arrays(HeatmapRequest.model_validate(body))
+        with_arrays(HeatmapRequest.model_validate(body), FROM_BOTH)
     return refused.value.code, refused.value.faults[0].param
 
 
@@ -143,14 +143,14 @@ def test_an_unknown_palette_is_refused(form: str) -> None:
 @pytest.mark.parametrize("option", [{"encoding_format": "base64"}, {"on_error": "per_item"}])
 def test_options_that_make_no_picture_are_refused(option: dict[str, object]) -> None:
     assert refusal(**TEXT, **option) == ("invalid_request", next(iter(option)))
-    assert with_arrays(HeatmapRequest.model_validate(TEXT | option | {"format": "json"}))
+    assert with_arrays(HeatmapRequest.model_validate(TEXT | option | {"format": "json"}), FROM_BOTH)
 
 
 def test_a_picture_needs_its_own_arrays_and_json_gives_what_was_asked_for() -> None:
     asked = TEXT | {"include": ["kl"]}
-    assert with_arrays(HeatmapRequest.model_validate(asked)).include == list(ARRAYS)
-    assert with_arrays(HeatmapRequest.model_validate(asked | {"format": "json"})).include == ["kl"]
+    assert with_arrays(HeatmapRequest.model_validate(asked), FROM_BOTH).include == list(ARRAYS)
+    assert with_arrays(HeatmapRequest.model_validate(asked | {"format": "json"}), FROM_BOTH).include == ["kl"]
 
 
 def test_without_a_choice_json_gives_all_that_a_picture_is_drawn_from() -> None:
-    assert with_arrays(HeatmapRequest.model_validate(TEXT | {"format": "json"})).include == list(ARRAYS)
+    assert with_arrays(HeatmapRequest.model_validate(TEXT | {"format": "json"}), FROM_BOTH).include == list(ARRAYS)

@@ -90,8 +90,9 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
     async def heatmap(request: Request) -> Response:
         """The same inputs as a picture: html, svg, ansi, or the json that it is drawn from."""
         async with _admitted(request, service) as (permit, body):
-            asked = with_arrays(await _parsed(body, HeatmapRequest, service.threads))
-            scorer = service.scorer(asked.model)
+            parsed = await _parsed(body, HeatmapRequest, service.threads)
+            scorer = service.scorer(parsed.model)
+            asked = with_arrays(parsed, scorer.card.quantities)
             limit = None if asked.format == "json" else service.settings.max_heatmap_tokens
             answer = await _unless_gone(
                 request, scorer.score(asked, permit, group=group(request), max_drawn_tokens=limit)
@@ -143,11 +144,12 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
     @app.get("/ready")
     async def ready() -> Response:
-        """200 once the pair is loaded and proven."""
-        body: dict[str, str] = {"state": service.state}
-        if service.settings.api_keys_file is None:  # it names folders, and this route asks for no key
-            body["progress"] = service.progress
-        return json_response(body, 200 if service.state == "ready" else 503)
+        """200 once all pairs are loaded and proven, and while each can be computed."""
+        trouble = service.trouble if service.state == "ready" else None
+        body: dict[str, str] = {"state": service.state if trouble is None else "unavailable"}
+        if service.settings.api_keys_file is None:  # these name folders and hosts, and this route asks for no key
+            body["progress"] = trouble or service.progress
+        return json_response(body, 200 if body["state"] == "ready" else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:

@@ -105,7 +105,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     keep_freed_memory()
     given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     settings = read_settings(given, os.environ.keys())
-    if settings.engine == "torch" and settings.pairs_file is None and None in {settings.sft, settings.reference}:
+    if settings.engine != "fake" and settings.pairs_file is None and None in {settings.sft, settings.reference}:
         raise SettingsError("give both checkpoints: --sft DIR --reference DIR")
     return settings
 
@@ -156,13 +156,13 @@ def _serve(options: argparse.Namespace) -> int:
 
     from dense_reward.app import create_app
     from dense_reward.connection import Server, connection
-    from dense_reward.loading import load_fake, torch_loader
+    from dense_reward.loading import loader
     from dense_reward.service import Service
 
     def stop(*_: object) -> None:
         server.should_exit = True
 
-    service = Service(settings, load_fake if settings.engine == "fake" else torch_loader(), stop)
+    service = Service(settings, loader(settings.engine), stop)
     server = Server(
         uvicorn.Config(
             create_app(service),

@@ -35,6 +35,7 @@ STATUS_BY_CODE = {
     "non_finite": 500,
     "internal": 500,
     "out_of_memory": 503,
+    "engine_unavailable": 503,
     "starting": 503,
     "draining": 503,
     "deadline_exceeded": 504,

@@ -1,4 +1,4 @@
-"""Where a pair comes from: checkpoints of torch's engine, or none."""
+"""Where a pair comes from: the engine that the settings name. What is heavy is imported only where it is served."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from dense_reward.allocator import keep_what_was_loaded
 from dense_reward.encode import Encoder
 from dense_reward.engine.base import Engine, OnDevice
-from dense_reward.settings import Settings
+from dense_reward.settings import EngineName, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,23 +26,40 @@ Load = Callable[[Settings, Callable[[str], None], OnDevice], Loaded]
 """Loads the pair of the settings' name, sft and reference, beside those that are served."""
 
 
-def load_fake(settings: Settings, report: Callable[[str], None], _: OnDevice) -> Loaded:
-    """The weightless engine."""
-    from dense_reward.engine.fake import FakeEngine, FakeTokenizer  # noqa: PLC0415 - the served engine is chosen here
+def loader(engine: EngineName) -> Load:
+    """Loads pairs of an engine; checkpoints that two of them share once, where it can."""
+    match engine:
+        case "torch":
+            return _torch_loader()
+        case "remote" | "vllm":
+            return _load_elsewhere
+        case "fake":
+            return _load_fake
 
-    report("the fake engine computes numbers that mean nothing")
-    return Loaded(FakeEngine(), Encoder.of(FakeTokenizer(), "plain"), "fake")
 
+def _torch_loader() -> Load:
+    from dense_reward.engine.start import DeviceLoader, gpu_bytes  # noqa: PLC0415
 
-def torch_loader() -> Load:
-    """Loads checkpoints; those that two pairs share once."""
-    from dense_reward.engine.start import DeviceLoader, gpu_bytes  # noqa: PLC0415 - torch is imported only to serve
-
-    loader = DeviceLoader()
+    torch = DeviceLoader()
 
     def load(settings: Settings, report: Callable[[str], None], on_device: OnDevice) -> Loaded:
-        loaded = Loaded(*loader.load(settings, report, on_device), memory_bytes=gpu_bytes)
+        loaded = Loaded(*torch.load(settings, report, on_device), memory_bytes=gpu_bytes)
         keep_what_was_loaded()
         return loaded
 
     return load
+
+
+def _load_elsewhere(settings: Settings, report: Callable[[str], None], _: OnDevice) -> Loaded:
+    from dense_reward.engine.elsewhere import load_remote, load_vllm  # noqa: PLC0415
+
+    loaded = Loaded(*(load_vllm if settings.engine == "vllm" else load_remote)(settings, report))
+    keep_what_was_loaded()
+    return loaded
+
+
+def _load_fake(_: Settings, report: Callable[[str], None], __: OnDevice) -> Loaded:
+    from dense_reward.engine.fake import FakeEngine, FakeTokenizer  # noqa: PLC0415
+
+    report("the fake engine computes numbers that mean nothing")
+    return Loaded(FakeEngine(), Encoder.of(FakeTokenizer(), "plain"), "fake")

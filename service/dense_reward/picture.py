@@ -1,6 +1,6 @@
 """A scored request -> a heatmap in the format that its caller asked for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -13,16 +13,22 @@ from dense_reward.schemas import ArrayName, HeatmapRequest, Item
 
 DETAILS: tuple[ArrayName, ...] = ("reward", "sft_logprob", "reference_logprob", "kl", "centred", "entropy")
 ARRAYS: tuple[ArrayName, ...] = ("token_ids", "tokens", "offsets", "text", *DETAILS)
+FROM_BOTH = frozenset({"kl", "centred", "entropy"})
+"""Of these, what needs whole distributions, which not every engine has."""
 MEDIA_TYPES = {"html": "text/html", "svg": "image/svg+xml", "ansi": "text/plain"}
 
 
-def with_arrays(request: HeatmapRequest) -> HeatmapRequest:
-    """The request as it must be scored to be drawn. Raises RequestError for an option that makes no picture."""
+def with_arrays(request: HeatmapRequest, quantities: Collection[str]) -> HeatmapRequest:
+    """The request as it must be scored to be drawn, without what its engine, which has `quantities`, cannot give.
+
+    Raises RequestError for an option that makes no picture.
+    """
     if request.palette not in PALETTES:
         raise refuse(
             "invalid_request", f"palette {request.palette!r}: choose one of {sorted(PALETTES)}", param="palette"
         )
-    whole = request.model_copy(update={"include": list(ARRAYS)})
+    given = [name for name in ARRAYS if name not in FROM_BOTH or name in quantities]
+    whole = request.model_copy(update={"include": given})
     if request.format == "json":
         return whole if request.include is None else request
     if request.format == "svg" and not request.compare and sum(map(_responses, request.listed())) > 1:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from dense_reward.batcher import Batcher
 from dense_reward.beside import Beside
+from dense_reward.engine.base import ForeignEngine
 from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, LoadingStoppedError, refuse
 from dense_reward.items import Limits
 from dense_reward.loading import Load, Loaded
@@ -52,6 +53,11 @@ class Registry:
     def cards(self) -> list[ModelCard]:
         return [scorer.card for scorer in self._pairs.values()]
 
+    @property
+    def trouble(self) -> str | None:
+        """Why a pair computes nothing now, though it may again."""
+        return next((found for found in map(_trouble, self._pairs.values()) if found is not None), None)
+
     def memory_bytes(self) -> Mapping[str, int]:
         """What is held on each device that has a memory of its own."""
         return self._memory_bytes()
@@ -59,10 +65,16 @@ class Registry:
     def scorer(self, name: str | None = None) -> Scorer:
         """The pair of that name; the first one where left out. Some pair must be served. Raises RequestError."""
         if name is None:
-            return next(iter(self._pairs.values()))
+            name = next(iter(self._pairs))
         if name not in self._pairs:
             raise refuse("model_not_found", f"no model {name!r}; served: {', '.join(self._pairs)}", param="model")
         return self._pairs[name]
+
+    def check_well(self, name: str | None) -> None:
+        """Raises RequestError(engine_unavailable) where nobody answers who computes the pair's models."""
+        trouble = _trouble(self.scorer(name))
+        if trouble is not None:
+            raise refuse("engine_unavailable", trouble, retry_after_s=RETRY_UNAVAILABLE_S)
 
     async def start(self, settings: Settings) -> None:
         """Load a pair and serve it. Raises what loading raises."""
@@ -74,6 +86,8 @@ class Registry:
         It takes the place of the pair of its name, which still answers the requests that wait for it.
         Raises RequestError (forbidden, loading, load_failed, draining), nothing having changed.
         """
+        if self.settings.engine in {"remote", "vllm"}:
+            raise refuse("forbidden", f"pairs of --engine {self.settings.engine} are served from the start alone")
         if self.settings.checkpoints_folder is None:
             raise refuse(
                 "forbidden", "pairs are loaded over HTTP only from below --checkpoints-folder, which is not set"
@@ -104,8 +118,11 @@ class Registry:
         log.info("removed: %s", name)
 
     def close(self) -> None:
-        """Load no more; what is being loaded is not waited for."""
+        """Load no more, what is being loaded not waited for, and let go of engines elsewhere."""
         self._loader.shutdown(wait=False)
+        for scorer in self._pairs.values():
+            if isinstance(scorer.engine, ForeignEngine):
+                scorer.engine.close()
 
     async def _loaded(self, settings: Settings) -> Scorer:
         loaded = await asyncio.get_running_loop().run_in_executor(self._loader, self._load, settings)
@@ -149,3 +166,7 @@ class Registry:
             self.metrics,
             self.threads,
         )
+
+
+def _trouble(scorer: Scorer) -> str | None:
+    return scorer.engine.trouble if isinstance(scorer.engine, ForeignEngine) else None

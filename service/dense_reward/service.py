@@ -82,6 +82,11 @@ class Service:
         """The name of the pair that is being loaded over HTTP."""
         return self._pairs.loading
 
+    @property
+    def trouble(self) -> str | None:
+        """Why a pair answers nothing now, though it may again."""
+        return self._pairs.trouble
+
     def check_ready(self) -> None:
         """Raises RequestError: starting or draining, with the seconds after which to ask again."""
         if self.state != "ready":
@@ -92,6 +97,7 @@ class Service:
         """The pair of that name; the first one where left out. For requests that were let in. Raises RequestError."""
         if self._pairs.is_empty:
             self.check_ready()
+        self._pairs.check_well(name)
         return self._pairs.scorer(name)
 
     def cards(self) -> list[ModelCard]:
@@ -102,7 +108,7 @@ class Service:
     def told(self) -> Told:
         """What metrics tell of this moment."""
         return Told(
-            ready=self.state == "ready",
+            ready=self.state == "ready" and self.trouble is None,
             queue_tokens=self.batcher.door.held_tokens,
             tokens_per_s=self.batcher.door.rate_tokens_per_s,
             revisions={card.name: card.revision for card in self._pairs.cards},

@@ -17,6 +17,7 @@ from dense_reward.schemas import MAX_ITEMS
 
 ENV_PREFIX = "DENSE_REWARD_"
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
+EngineName = Literal["torch", "vllm", "remote", "fake"]
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -35,7 +36,21 @@ class Settings(BaseSettings):
     checkpoints_folder: Path | None = Field(
         None, description="folder in which every checkpoint must lie, bases of adapters too; needed by /admin/models"
     )
-    engine: Literal["torch", "fake"] = Field("torch", description="fake: weightless and deterministic, for tests")
+    engine: EngineName = Field(
+        "torch", description="vllm: in this process; remote: servers of vLLM or SGLang; fake: weightless, for tests"
+    )
+    sft_url: str | None = Field(None, description="engine remote: servers of the sft model, divided by commas")
+    reference_url: str | None = Field(None, description="engine remote: servers of the reference, divided by commas")
+    sft_served: str | None = Field(None, description="name of the sft model on its servers; their first where left out")
+    reference_served: str | None = Field(None, description="name of the reference on its servers, as --sft-served")
+    engine_key_file: Path | None = Field(None, description="file with the key that these servers ask for")
+    tensor_parallel: PositiveInt = Field(1, description="engine vllm: GPUs that share each model")
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, description="engine vllm: share of a GPU's memory for each model; 0.42, or 0.9 on GPUs of their own"
+    )
+    vllm_options: str | None = Field(
+        None, description="engine vllm: JSON object of its other engine arguments, such as quantization"
+    )
     dtype: Dtype | None = Field(
         None, description="dtype of the weights; the checkpoint's own where left out, float32 where a CPU lacks it"
     )

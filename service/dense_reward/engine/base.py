@@ -141,3 +141,17 @@ class SharingEngine(Engine, Protocol):
     ) -> Callable[[], list[Scores]]:
         """As `prepare`, for the same trunks under several engines: the scores of each, every model having run once."""
         ...
+
+
+@runtime_checkable
+class ForeignEngine(Engine, Protocol):
+    """An engine whose models somebody else computes, who may be away for a while."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why it computes nothing now, though it may again."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what it holds outside this process."""
+        ...

@@ -83,7 +83,7 @@ def load_pair(
     ]
     dtypes = [str(model.dtype).removeprefix("torch.") for model in models]
     tokenizer = load_tokenizer(files_folder(sft, manifests[0]))
-    _check_tokenizer(tokenizer, manifests[0], sft)
+    check_tokenizer(tokenizer, manifests[0], sft)
     how = loading.on_device(lambda: _how(models, serving, report))
     info = EngineInfo(
         sft=str(sft),
@@ -217,7 +217,7 @@ def _probe_trunk(prompt_ids: Sequence[int], responses: Sequence[Sequence[int]]) 
     return Trunk(np.array(prompt_ids, dtype=np.int32), branches)
 
 
-def _check_tokenizer(tokenizer: TransformersTokenizer, manifest: Manifest, folder: Path) -> None:
+def check_tokenizer(tokenizer: TransformersTokenizer, manifest: Manifest, folder: Path) -> None:
     if tokenizer.sha256() != manifest.tokenizer_sha256:
         raise CheckpointError(f"{folder}: its tokenizer is not the one of its manifest: adopt the checkpoint anew")
     if tokenizer.template_sha256(manifest.renderer) != manifest.template_sha256:

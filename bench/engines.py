@@ -1,0 +1,244 @@
+"""torch, vLLM in process and a pair of `vllm serve` behind one service: `python -m bench.engines FILE`, on CPUs.
+
+Log-probs of GSM8K solutions against torch in float32, throughput, and a server that is killed under load. FILE is
+GSM8K's training set, JSON lines of question and answer; its last problems are not trained on. Writes
+bench/results/engines.json.
+"""
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import httpx
+import numpy as np
+from dense_reward import Client, ScoreOptions
+from dense_reward_trainer.serving import HOST, free_port
+
+from bench.credit import circumstances
+from bench.speed.cells import cpu_cells
+from bench.speed.processes import Group
+from bench.speed.stage import QUIET, Stage
+from bench.speed.workloads import Workload
+
+EngineName = Literal["torch", "vllm", "remote"]
+ENGINES: tuple[EngineName, ...] = ("torch", "vllm", "remote")
+VLLM = Path(".venv-vllm/bin")
+RESULTS = Path("bench/results/engines.json")
+RUN, STEPS = Path("runs/bench/engines"), 150
+SOLUTIONS, CELLS, ROUNDS = 200, ("a_40m", "c_40m"), 3
+START_S, LONG_S, LOAD_S = 600.0, 3600.0, 5.0
+TOLERANCE_NATS = 1e-4
+ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING", **QUIET}
+Json = dict[str, object]
+Logprobs = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+
+
+@dataclass(slots=True)
+class Served:
+    """A service over an engine, and all processes that it needs: the servers first."""
+
+    url: str
+    groups: list[Group] = field(default_factory=list)
+    servers: list[int] = field(default_factory=list)
+    """Ports."""
+
+    def client(self) -> Client:
+        """One that never tries again: a failure must be seen."""
+        return Client(self.url, timeout_s=LONG_S, retry_for_s=0)
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Its processes run within the block alone."""
+        with ExitStack() as stack:
+            for group in self.groups:
+                stack.enter_context(group.awake())
+            yield
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0 once all is measured and written."""
+    parser = argparse.ArgumentParser(prog="bench.engines", description=__doc__)
+    parser.add_argument("file", type=Path)
+    file: Path = parser.parse_args(arguments).file
+    told = circumstances()
+    pair = trained(file)
+    solutions = [json.loads(line) for line in file.read_text().splitlines()[-SOLUTIONS:]]
+    result = {"parity": parity(pair, solutions), "throughput": throughput(), "killed": killed(pair)}
+    RESULTS.write_text(json.dumps({**result, "vllm": vllm_version(), **told}, indent=2) + "\n")
+    print(json.dumps(result, indent=2), f"written: {RESULTS}", sep="\n")
+    return 0
+
+
+def trained(file: Path) -> Path:
+    """The pair of a short run of the recipe; one that is finished is taken as it is."""
+    changes = [f"data.source={file}", f"output_dir={RUN}", f"max_steps={STEPS}", "seed=0"]
+    subprocess.run([sys.executable, "-m", "dense_reward_trainer.cli", "sft", "gsm8k_sft", *changes], check=True)
+    return RUN / "checkpoints"
+
+
+def parity(pair: Path, solutions: Sequence[dict[str, str]]) -> Json:
+    """Differences of both models' log-probs from torch's in float32, in nats, over all tokens."""
+    exact: Logprobs | None = None
+    found: Json = {}
+    for dtype in ("float32", "bfloat16"):
+        for engine in ENGINES:
+            with served(engine, pair, dtype) as running:
+                logprobs = _logprobs(running, solutions)
+            if exact is None:
+                exact = logprobs
+                continue
+            apart, reward = np.abs(logprobs - exact), np.abs((logprobs[0] - logprobs[1]) - (exact[0] - exact[1]))
+            found[f"{engine} {dtype}"] = {
+                "median": float(np.median(apart)),
+                "worst": float(apart.max()),
+                "reward_median": float(np.median(reward)),
+                "reward_worst": float(reward.max()),
+            }
+    assert exact is not None
+    return {"solutions": len(solutions), "tokens": exact.shape[1], "nats": found}
+
+
+def throughput() -> Json:
+    """Response tokens a second of the service as a job calls it, medians of rounds in turn; float32."""
+    stage = Stage("cpu", "float32", os.cpu_count() or 1, VLLM.parent)
+    pair = stage.pair("40m")
+    cells = [cell for cell in cpu_cells() if cell.name in CELLS]
+    seconds: dict[str, dict[str, list[float]]] = {cell.name: {engine: [] for engine in ENGINES} for cell in cells}
+    with ExitStack() as stack:
+        running = {engine: stack.enter_context(served(engine, pair, "float32")) for engine in ENGINES}
+        for contestant in running.values():
+            for group in contestant.groups:
+                group.pause()
+        for cell in cells:
+            for round_ in range(ROUNDS + 1):  # the first is warm-up
+                for engine, contestant in running.items():
+                    with contestant.awake():
+                        took_s = _seconds(contestant, cell.workload(round_))
+                    seconds[cell.name][engine] += [took_s] if round_ else []
+    tokens = {cell.name: cell.response_tokens for cell in cells}
+    return {
+        cell: {engine: tokens[cell] / statistics.median(rounds) for engine, rounds in of_cell.items()}
+        for cell, of_cell in seconds.items()
+    }
+
+
+def killed(pair: Path) -> Json:
+    """A `vllm serve` killed under load and started again: what callers and /ready were told."""
+    seen, over = Counter[str](), threading.Event()
+    with served("remote", pair, "float32") as running:
+        expected = httpx.post(f"{running.url}/score", json=ASKED, trust_env=False).json()["results"]
+        callers = [threading.Thread(target=_keep_asking, args=(running.url, expected, seen, over)) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        time.sleep(LOAD_S)
+        server = running.groups[0]
+        os.killpg(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+        told_s = _seconds_until(running.url, ready=False)
+        with vllm_serve(pair / "sft", running.servers[0], "float32"):
+            resumed_s = _seconds_until(running.url, ready=True)
+            time.sleep(LOAD_S)
+            over.set()
+            for caller in callers:
+                caller.join()
+    return {"ready_false_after_s": told_s, "ready_again_after_s": resumed_s, "answers": dict(seen)}
+
+
+@contextmanager
+def served(engine: EngineName, pair: Path, dtype: str) -> Iterator[Served]:
+    port = free_port()
+    command = ["serve", "--engine", engine, "--sft", f"{pair}/sft", "--reference", f"{pair}/reference"]
+    command += ["--dtype", dtype, "--port", str(port), "--log-level", "warning"]
+    python = sys.executable
+    if engine == "vllm":
+        python, options = str(VLLM / "python"), {"enforce_eager": True, "max_model_len": 768}
+        command += ["--vllm-options", json.dumps(options)]
+    running = Served(f"http://{HOST}:{port}")
+    with ExitStack() as stack:
+        if engine == "remote":
+            for role in ("sft", "reference"):
+                server = free_port()
+                running.groups.append(stack.enter_context(vllm_serve(pair / role, server, dtype)))
+                running.servers.append(server)
+                command += [f"--{role}-url", f"http://{HOST}:{server}"]
+        log = RUN / "logs" / f"{engine}.log"
+        service = [python, "-m", "dense_reward.cli", *command]
+        running.groups.append(stack.enter_context(Group(service, log=log, environment=ON_CPU)))
+        _seconds_until(running.url, ready=True)
+        yield running
+
+
+@contextmanager
+def vllm_serve(folder: Path, port: int, dtype: str) -> Iterator[Group]:
+    command = [str(VLLM / "vllm"), "serve", str(folder), "--host", HOST, "--port", str(port), "--dtype", dtype]
+    command += ["--enforce-eager", "--max-model-len", "768", "--enable-scale-out", "--disable-uvicorn-access-log"]
+    with Group(command, log=RUN / "logs" / f"vllm_{folder.name}.log", environment=ON_CPU) as group:
+        yield group
+
+
+ASKED: Json = {"prompt_ids": [5, 6, 7, 8], "response_ids": [[9, 10, 11], [12, 13]]}
+
+
+def _keep_asking(url: str, expected: object, seen: Counter[str], over: threading.Event) -> None:
+    with httpx.Client(base_url=url, timeout=LONG_S, trust_env=False) as client:
+        while not over.is_set():
+            answer = client.post("/score", json=ASKED)
+            if answer.status_code == httpx.codes.OK:
+                seen["right" if _is_near(answer.json()["results"], expected) else "wrong"] += 1
+            else:
+                seen[f"{answer.status_code}{' with Retry-After' if 'Retry-After' in answer.headers else ''}"] += 1
+            time.sleep(0.01)
+
+
+def _is_near(found: object, expected: object) -> bool:
+    one, other = (np.concatenate([row["reward"] for row in rows]) for rows in (found, expected))  # type: ignore[attr-defined]
+    return bool(np.allclose(one, other, rtol=0, atol=TOLERANCE_NATS))
+
+
+def _seconds_until(url: str, *, ready: bool) -> float:
+    """Raises TimeoutError."""
+    before = time.monotonic()
+    with Client(url, timeout_s=10.0, retry_for_s=0) as client:
+        while client.ready() is not ready:
+            if time.monotonic() - before > START_S:
+                raise TimeoutError(f"{url}: ready is not {ready} after {START_S:g} s; see {RUN / 'logs'}")
+            time.sleep(0.1)
+    return time.monotonic() - before
+
+
+def _seconds(running: Served, workload: Workload) -> float:
+    with running.client() as client:
+        before = time.perf_counter()
+        for items in workload.requests:
+            client.score_items([{"prompt_ids": i.prompt_ids, "response_ids": i.response_ids} for i in items])
+        return time.perf_counter() - before
+
+
+def _logprobs(running: Served, solutions: Sequence[dict[str, str]]) -> Logprobs:
+    """[2, N]: sft before reference, all tokens of all solutions."""
+    items = [{"prompt": one["question"], "response": one["answer"]} for one in solutions]
+    with running.client() as client:
+        results = client.score_items(items, options=ScoreOptions(include=("sft_logprob", "reference_logprob"))).results
+    sides = [[row.sft_logprob for row in results], [row.reference_logprob for row in results]]
+    return np.stack([np.concatenate(side) for side in sides])  # type: ignore[arg-type]
+
+
+def vllm_version() -> str:
+    code = "import importlib.metadata as m; print(m.version('vllm-cpu'))"
+    return subprocess.run([VLLM / "python", "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""Servers that compute a pair: found out, proven, shared among replicas, left out when they are away, taken back."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+from dense_reward.loading import loader
+from model_server import Handler, ModelServer, Trick
+from served import Served, served, wait_until
+from served_pair import environment, free_port, write_pair
+
+IDS: dict[str, Any] = {"prompt_ids": [5, 6, 7], "response_ids": [[8, 9, 10], [9, 9]]}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pair")
+    write_pair(folder)
+    return folder
+
+
+@contextmanager
+def serving(pair: Path, sft: str, reference: str, *, ready: bool = True, **settings: str | Path) -> Iterator[Served]:
+    settings = {"sft_url": sft, "reference_url": reference, **settings}
+    folders = pair / "sft", pair / "reference"
+    with served(
+        loader("remote"), ready=ready, engine="remote", sft=folders[0], reference=folders[1], **settings
+    ) as running:
+        yield running
+
+
+@contextmanager
+def servers(pair: Path, *roles: str, **options: Any) -> Iterator[list[ModelServer]]:  # noqa: ANN401 - of ModelServer
+    with ExitStack() as stack:
+        yield [stack.enter_context(ModelServer(pair / role, **options)) for role in roles]
+
+
+def status(code: int) -> Trick:
+    return lambda handler: handler.send(code, {"error": {"message": "told to"}})
+
+
+def hang_up(handler: Handler) -> None:
+    handler.close_connection = True
+
+
+def failed(running: Served) -> str:
+    """Why it did not start."""
+    wait_until(lambda: bool(running.failures))
+    return running.service.progress
+
+
+def test_replicas_share_the_work_and_equal_prompts_go_to_one_of_them(pair: Path) -> None:
+    with servers(pair, "sft", "sft", "reference") as (one, other, reference):
+        with serving(pair, f"{one.url}, {other.url}", reference.url) as running:
+            for server in (one, other):
+                server.asked.clear()
+            for first in range(16):
+                for _ in range(2):
+                    assert running.score(IDS | {"prompt_ids": [first, 6]}).status_code == 200
+        prompts = [{tuple(body["prompt"][:2]) for _, body in server.asked} for server in (one, other)]
+        assert all(len(asked) > 2 for asked in prompts), "one has all the work"
+        assert not prompts[0] & prompts[1]
+
+
+@pytest.mark.parametrize("trick", [status(429), status(500), status(503), hang_up])
+def test_a_server_that_fails_once_is_asked_again(pair: Path, trick: Trick) -> None:
+    with servers(pair, "sft", "reference") as (sft, reference), serving(pair, sft.url, reference.url) as running:
+        expected = running.score(IDS).json()["results"]
+        sft.tricks.append(trick)
+        assert running.score(IDS).json()["results"] == expected
+        assert not sft.tricks
+
+
+def test_a_server_that_keeps_failing_is_told_as_unavailable(pair: Path) -> None:
+    with servers(pair, "sft", "reference") as (sft, reference), serving(pair, sft.url, reference.url) as running:
+        sft.tricks += [status(503)] * 20
+        answer = running.score(IDS)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
+        assert float(answer.headers["Retry-After"]) >= 1
+        sft.tricks.clear()
+        assert running.score(IDS).status_code == 200
+
+
+def test_a_server_that_answers_something_else_gets_nobody_a_reward(pair: Path) -> None:
+    with servers(pair, "sft", "reference") as (sft, reference), serving(pair, sft.url, reference.url) as running:
+        sft.tricks += [lambda handler: handler.send(200, {"choices": [{"prompt_logprobs": [None]}]})] * 2
+        answer = running.score(IDS)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+        sft.tricks.clear()
+        assert running.score(IDS).status_code == 200
+
+
+def test_a_server_that_is_not_well_is_left_out_and_taken_back(pair: Path) -> None:
+    with servers(pair, "sft", "reference") as (sft, reference), serving(pair, sft.url, reference.url) as running:
+        expected = running.score(IDS).json()["results"]
+        sft.healthy = False
+        wait_until(lambda: running.client.get("/ready").status_code == 503)
+        assert running.client.get("/ready").json()["state"] == "unavailable"
+        answer = running.score(IDS)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
+        assert running.client.get("/health").status_code == 200
+        sft.healthy = True
+        wait_until(lambda: running.client.get("/ready").status_code == 200)
+        assert running.score(IDS).json()["results"] == expected
+
+
+def test_one_of_two_replicas_is_enough(pair: Path) -> None:
+    with (
+        servers(pair, "sft", "sft", "reference") as (one, other, reference),
+        serving(pair, f"{one.url},{other.url}", reference.url) as running,
+    ):
+        one.healthy = False
+        time.sleep(4)  # until it is left out
+        assert running.client.get("/ready").status_code == 200
+        one.asked.clear()
+        answers = [running.score(IDS | {"prompt_ids": [first, 6]}) for first in range(8)]
+        assert {answer.status_code for answer in answers} == {200}
+        assert not one.asked
+
+
+def test_another_checkpoint_on_a_server_is_named_and_not_served(pair: Path) -> None:
+    with servers(pair, "sft", "reference", "reference") as (sft, wrong, reference):
+        urls = f"{sft.url},{wrong.url}", reference.url
+        with serving(pair, *urls, ready=False) as running:
+            told = failed(running)
+        assert f"sft at {wrong.url} is computed wrong, or is another checkpoint" in told
+
+
+def test_a_server_that_comes_back_with_another_checkpoint_is_not_taken_back(pair: Path) -> None:
+    with servers(pair, "sft", "reference") as (sft, reference), serving(pair, sft.url, reference.url) as running:
+        sft.stop()
+        wait_until(lambda: running.client.get("/ready").status_code == 503)
+        with ModelServer(pair / "reference", port=sft.port) as wrong:
+            wait_until(lambda: "another checkpoint" in running.client.get("/ready").json()["progress"])
+            assert running.score(IDS).status_code == 503
+            assert wrong.asked
+        with ModelServer(pair / "sft", port=sft.port):
+            wait_until(lambda: running.client.get("/ready").status_code == 200)
+
+
+def test_servers_are_waited_for(pair: Path) -> None:
+    port = free_port()
+    with (
+        servers(pair, "reference") as (reference,),
+        serving(pair, f"http://127.0.0.1:{port}", reference.url, ready=False) as running,
+    ):
+        wait_until(lambda: "waiting for a server" in running.client.get("/ready").json()["progress"])
+        assert running.score(IDS).json()["error"]["code"] == "starting"
+        with ModelServer(pair / "sft", port=port):
+            wait_until(lambda: running.client.get("/ready").status_code == 200)
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "reason"),
+    [
+        ({"key": "secret"}, {}, "wants a key: --engine-key-file"),
+        ({}, {"sft_served": "other"}, "serves no model other"),
+    ],
+)
+def test_a_server_that_cannot_be_used_is_told_with_the_cure(
+    pair: Path, options: dict[str, Any], settings: dict[str, str], reason: str
+) -> None:
+    with (
+        servers(pair, "sft", "reference", **options) as (sft, reference),
+        serving(pair, sft.url, reference.url, ready=False, **settings) as running,
+    ):
+        assert reason in failed(running)
+
+
+def test_a_key_is_sent(pair: Path, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("secret\n")
+    with (
+        servers(pair, "sft", "reference", key="secret") as (sft, reference),
+        serving(pair, sft.url, reference.url, engine_key_file=tmp_path / "key") as running,
+    ):
+        assert running.score(IDS).status_code == 200
+
+
+def test_pairs_of_servers_are_not_loaded_over_http(pair: Path, tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text('[{"name": "a", "key": "a-long-key-for-tests", "rights": ["admin", "score"]}]')
+    with servers(pair, "sft", "reference") as (sft, reference):
+        keys: dict[str, Any] = {"api_keys_file": tmp_path / "keys.json", "checkpoints_folder": pair}
+        with serving(pair, sft.url, reference.url, **keys) as running:
+            running.client.headers["Authorization"] = "Bearer a-long-key-for-tests"
+            body = {"name": "b", "sft": str(pair / "sft"), "reference": str(pair / "reference")}
+            answer = running.client.post("/admin/models", json=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+
+
+def test_a_server_killed_under_load_costs_no_wrong_answer_and_the_service_resumes(pair: Path) -> None:
+    """Real processes and a real SIGKILL: /ready says so within 5 seconds, callers are told to come back."""
+    port = free_port()
+
+    def start() -> "subprocess.Popen[bytes]":
+        command = [sys.executable, str(Path(__file__).parent / "model_server.py"), str(pair / "sft"), str(port), "vllm"]
+        return subprocess.Popen(command, env=environment())
+
+    process = start()
+    try:
+        with (
+            servers(pair, "reference") as (reference,),
+            serving(pair, f"http://127.0.0.1:{port}", reference.url) as running,
+        ):
+            expected = running.score(IDS).json()["results"]
+            seen: list[int] = []
+            over = Event()
+            callers = [Thread(target=keep_asking, args=(running, expected, seen, over)) for _ in range(4)]
+            for caller in callers:
+                caller.start()
+            wait_until(lambda: seen.count(200) > 20)
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+            before = time.monotonic()
+            wait_until(lambda: running.client.get("/ready").status_code == 503)
+            assert time.monotonic() - before < 5
+            process = start()
+            wait_until(lambda: running.client.get("/ready").status_code == 200)
+            answered = seen.count(200)
+            wait_until(lambda: seen.count(200) > answered + 20)
+            over.set()
+            for caller in callers:
+                caller.join()
+            assert set(seen) == {200, 503}
+    finally:
+        process.kill()
+        process.wait()
+
+
+def keep_asking(running: Served, expected: object, seen: list[int], over: Event) -> None:
+    """Statuses; 0 for an answer that is wrong, or a refusal that does not say when to come back."""
+    while not over.is_set():
+        answer = running.score(IDS)
+        right = (
+            answer.json().get("results") == expected if answer.status_code == 200 else "Retry-After" in answer.headers
+        )
+        seen.append(answer.status_code if right else 0)
+        time.sleep(0.01)
