@@ -112,6 +112,25 @@ def test_a_server_that_is_not_well_is_left_out_and_taken_back(pair: Path) -> Non
         assert running.score(IDS).json()["results"] == expected
 
 
+def test_nobody_waits_for_a_server_that_hangs(pair: Path) -> None:
+    woken = Event()
+    with servers(pair, "sft", "reference") as (sft, reference), serving(pair, sft.url, reference.url) as running:
+        expected = running.score(IDS).json()["results"]
+        sft.tricks += [lambda _: wait(woken)] * 2
+        sft.healthy = False
+        answer = running.score(IDS)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
+        woken.set()
+        sft.tricks.clear()
+        sft.healthy = True
+        wait_until(lambda: running.client.get("/ready").status_code == 200)
+        assert running.score(IDS).json()["results"] == expected
+
+
+def wait(event: Event) -> None:
+    event.wait()
+
+
 def test_one_of_two_replicas_is_enough(pair: Path) -> None:
     with (
         servers(pair, "sft", "sft", "reference") as (one, other, reference),

@@ -29,6 +29,8 @@ def first_pairs(settings: Settings) -> list[Settings]:
         return [settings]
     if settings.sft is not None or settings.reference is not None:
         raise SettingsError("give either --pairs-file, or --sft and --reference")
+    if settings.engine == "remote":
+        raise SettingsError("--engine remote serves one pair: --sft and --reference, with their URLs")
     sources = read_list("--pairs-file", settings.pairs_file, SOURCES)
     return [settings.model_copy(update=source.model_dump()) for source in sources]
 

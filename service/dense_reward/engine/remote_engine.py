@@ -56,6 +56,7 @@ class Replica:
         self.max_length_tokens = 0
         self.dialect: Dialect = VllmCompletions("")
         self._served = access.served
+        self._asking: set[asyncio.Future[httpx.Response]] = set()
         self._client = httpx.AsyncClient(
             base_url=self.url,
             headers={} if access.key is None else {"Authorization": f"Bearer {access.key}"},
@@ -104,6 +105,12 @@ class Replica:
         except httpx.TransportError as error:
             raise UnreachableError(f"{self.url} is not reached: {error!r}") from None
 
+    def leave_out(self, reason: str) -> None:
+        """Ask it nothing more, and wait no longer for what it was asked."""
+        self.trouble = reason
+        for asking in self._asking:
+            asking.cancel()
+
     async def close(self) -> None:
         await self._client.aclose()
 
@@ -127,10 +134,19 @@ class Replica:
         raise WireError("no log-probs in the answer")
 
     async def _post(self, path: str, body: bytes) -> bytes:
+        request = self._client.post(path, content=body, headers={"Content-Type": "application/json"})
+        asking = asyncio.ensure_future(request)
+        self._asking.add(asking)
         try:
-            answer = await self._client.post(path, content=body, headers={"Content-Type": "application/json"})
+            answer = await asking
         except httpx.TransportError as error:
             raise UnreachableError(f"{self.url} did not answer: {error!r}") from None
+        except asyncio.CancelledError:
+            if self.trouble is None or _is_cancelled():
+                raise
+            raise UnreachableError(self.trouble) from None
+        finally:
+            self._asking.discard(asking)
         if answer.status_code == httpx.codes.TOO_MANY_REQUESTS or answer.status_code >= httpx.codes.BAD_GATEWAY:
             raise UnreachableError(f"{self.url} answered {answer.status_code}")
         if not answer.is_success:
@@ -222,7 +238,7 @@ class RemoteModel:
             except Exception as error:  # whatever a server does wrong, it is looked at again
                 if replica.trouble != str(error):
                     log.error("left out: %s", error)
-                replica.trouble = str(error)
+                replica.leave_out(str(error))
 
     async def _take_back(self, replica: Replica) -> None:
         """It may have been started anew, with whatever weights. Raises UnreachableError, CheckpointError."""
@@ -230,6 +246,12 @@ class RemoteModel:
         await self._prove([replica], log.info)
         replica.trouble = None
         log.info("taken back: %s", replica.url)
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody wants the present task to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _dialects(owner: str, served: str, *, is_first: bool) -> list[Dialect]:
