@@ -281,7 +281,7 @@ def test_a_wrong_file_of_pairs_is_refused(tmp_path: Path, text: str, reason: str
 
 def test_servers_compute_one_pair(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="serves one pair"):
-        first_pairs(Settings(pairs_file=tmp_path / "pairs.json", engine="remote"))
+        first_pairs(Settings.model_validate({"pairs_file": tmp_path / "pairs.json", "engine": "remote"}))
 
 
 def test_pairs_come_either_from_a_file_or_from_the_settings(tmp_path: Path) -> None:
