@@ -177,20 +177,40 @@ def test_a_signal_ends_a_service_that_is_still_loading_with_exit_code_0(pair: Pa
     assert not any("Traceback" in line for line in process.lines)
 
 
-@pytest.mark.skipif(which("openssl") is None, reason="makes its certificate with openssl")
-def test_https_alone_is_spoken_where_there_is_a_certificate(tmp_path: Path) -> None:
-    certificate, private = tmp_path / "certificate.pem", tmp_path / "private.pem"
+@contextmanager
+def serving_https(folder: Path, *more: str) -> Iterator[tuple[str, ssl.SSLContext]]:
+    """Its address, and what trusts it."""
+    certificate, private = folder / "certificate.pem", folder / "private.pem"
     made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
     made += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(private), "-out", str(certificate)]
     subprocess.run(made, check=True, capture_output=True)
-    with serving("--engine=fake", f"--tls-certificate={certificate}", f"--tls-private-key={private}") as process:
+    options = f"--tls-certificate={certificate}", f"--tls-private-key={private}", *more
+    with serving("--engine=fake", *options) as process:
         wait_until(lambda: process.address() is not None)
-        address = str(process.address())
+        yield str(process.address()), ssl.create_default_context(cafile=str(certificate))
+
+
+@pytest.mark.skipif(which("openssl") is None, reason="makes its certificate with openssl")
+def test_https_alone_is_spoken_where_there_is_a_certificate(tmp_path: Path) -> None:
+    with serving_https(tmp_path) as (address, trusted):
         assert address.startswith("https://")
-        trusted = ssl.create_default_context(cafile=str(certificate))
         assert httpx.get(f"{address}/health", verify=trusted, trust_env=False).status_code == 200
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{address}/health".replace("https", "http"), trust_env=False)
+
+
+@pytest.mark.skipif(which("openssl") is None, reason="makes its certificate with openssl")
+def test_a_caller_that_takes_no_answer_is_not_waited_for_behind_tls_either(tmp_path: Path) -> None:
+    with serving_https(tmp_path, "--max-arrival-s=0.3") as (address, trusted):
+        port = int(address.rpartition(":")[2])
+        with (
+            socket.create_connection(("127.0.0.1", port), PATIENCE_S) as plain,
+            trusted.wrap_socket(plain, server_hostname="127.0.0.1") as caller,
+        ):
+            caller.sendall(b"GET /docs/assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: a\r\n\r\n" * 20)
+            assert caller.recv(15) == b"HTTP/1.1 200 OK"
+            with pytest.raises(OSError):
+                wait_until(lambda: not caller.send(b"x"))
 
 
 def test_a_certificate_without_its_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
