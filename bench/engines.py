@@ -34,13 +34,15 @@ from bench.speed.workloads import Workload
 
 EngineName = Literal["torch", "vllm", "remote"]
 ENGINES: tuple[EngineName, ...] = ("torch", "vllm", "remote")
+ALONE = "torch, deterministic"
 VLLM = Path(".venv-vllm/bin")
 RESULTS = Path("bench/results/engines.json")
 RUN, STEPS = Path("runs/bench/engines"), 150
 SOLUTIONS, CELLS, ROUNDS = 200, ("a_40m", "c_40m"), 3
 START_S, LONG_S, LOAD_S = 600.0, 3600.0, 5.0
 TOLERANCE_NATS = 1e-4
-ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING", **QUIET}
+STAGE = Stage("cpu", "float32", os.cpu_count() or 1, VLLM.parent)
+ON_CPU = {"VLLM_LOGGING_LEVEL": "WARNING", **QUIET, **STAGE.vllm_on_cpu()}
 Json = dict[str, object]
 Logprobs = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
@@ -112,12 +114,14 @@ def parity(pair: Path, solutions: Sequence[dict[str, str]]) -> Json:
 
 def throughput() -> Json:
     """Response tokens a second of the service as a job calls it, medians of rounds in turn; float32."""
-    stage = Stage("cpu", "float32", os.cpu_count() or 1, VLLM.parent)
-    pair = stage.pair("40m")
+    pair = STAGE.pair("40m")
     cells = [cell for cell in cpu_cells() if cell.name in CELLS]
-    seconds: dict[str, dict[str, list[float]]] = {cell.name: {engine: [] for engine in ENGINES} for cell in cells}
+    seconds: dict[str, dict[str, list[float]]] = {c.name: {name: [] for name in (*ENGINES, ALONE)} for c in cells}
     with ExitStack() as stack:
-        running = {engine: stack.enter_context(served(engine, pair, "float32")) for engine in ENGINES}
+        running: dict[str, Served] = {
+            engine: stack.enter_context(served(engine, pair, "float32")) for engine in ENGINES
+        }
+        running[ALONE] = stack.enter_context(served("torch", pair, "float32", "--deterministic"))
         for contestant in running.values():
             for group in contestant.groups:
                 group.pause()
@@ -157,10 +161,10 @@ def killed(pair: Path) -> Json:
 
 
 @contextmanager
-def served(engine: EngineName, pair: Path, dtype: str) -> Iterator[Served]:
+def served(engine: EngineName, pair: Path, dtype: str, *more: str) -> Iterator[Served]:
     port = free_port()
     command = ["serve", "--engine", engine, "--sft", f"{pair}/sft", "--reference", f"{pair}/reference"]
-    command += ["--dtype", dtype, "--port", str(port), "--log-level", "warning"]
+    command += ["--dtype", dtype, "--port", str(port), "--log-level", "warning", *more]
     python = sys.executable
     if engine == "vllm":
         python, options = str(VLLM / "python"), {"enforce_eager": True, "max_model_len": 768}
@@ -175,7 +179,9 @@ def served(engine: EngineName, pair: Path, dtype: str) -> Iterator[Served]:
                 command += [f"--{role}-url", f"http://{HOST}:{server}"]
         log = RUN / "logs" / f"{engine}.log"
         service = [python, "-m", "dense_reward.cli", *command]
-        running.groups.append(stack.enter_context(Group(service, log=log, environment=ON_CPU)))
+        running.groups.append(
+            stack.enter_context(Group(service, log=log, environment=ON_CPU if engine == "vllm" else QUIET))
+        )
         _seconds_until(running.url, ready=True)
         yield running
 

@@ -53,13 +53,13 @@ class Stage:
         """Raises NotMeasuredError where there is no vLLM, with the reason that its installation gave."""
         if not (self.vllm_folder / "bin" / "vllm").exists():
             raise NotMeasuredError(_why_missing(self.vllm_folder))
-        environment = {"VLLM_LOGGING_LEVEL": "WARNING", **(self._vllm_on_cpu() if self.device == "cpu" else {})}
+        environment = {"VLLM_LOGGING_LEVEL": "WARNING", **(self.vllm_on_cpu() if self.device == "cpu" else {})}
         arguments = ("--folder", str(models / role), "--dtype", self.dtype, *flags)
         return self._worker(
             "vllm", *arguments, log=f"vllm_{role}", python=str(self.vllm_folder / "bin" / "python"), **environment
         )
 
-    def _vllm_on_cpu(self) -> dict[str, str]:
+    def vllm_on_cpu(self) -> dict[str, str]:
         """All cores (its default leaves one out), Intel's OpenMP, which it asks for, and 1 GiB for keys and values."""
         cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
         environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": cores}
