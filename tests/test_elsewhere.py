@@ -1,0 +1,87 @@
+"""The proof of models that somebody else computes: who is wrong is named."""
+
+import asyncio
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from dense_reward.engine.base import FloatArray
+from dense_reward.engine.elsewhere import AT_ONCE, Checkpoint, prove
+from dense_reward.engine.foreign import Query
+from dense_reward.errors import CheckpointError
+from dense_reward.manifest import Manifest, ProbeResponse, ProbeSequence
+
+SEQUENCES = {(5, 6): ((7, 8, 9), (10, 11)), (12,): ((13, 14), (15, 16, 17))}
+APART = 0.1
+"""Between the probes of the two checkpoints: within the tolerance of bfloat16."""
+
+
+def manifest(logprob: float) -> Manifest:
+    """Of a checkpoint that gives every token the same log-prob."""
+    probe = tuple(
+        ProbeSequence(
+            prompt_ids=prompt,
+            responses=tuple(ProbeResponse(ids=ids, logprobs=(logprob,) * len(ids)) for ids in responses),
+        )
+        for prompt, responses in SEQUENCES.items()
+    )
+    known: dict[str, object] = {
+        "renderer": "plain",
+        "end_of_turn_id": None,
+        "vocabulary": 20,
+        "dtype": "bfloat16",
+        "files": {},
+    }
+    hashes = {"tokenizer_sha256": "a", "template_sha256": "b"}
+    return Manifest.model_validate(
+        {"role": "sft", "run_id": "a", "probe": probe, "created_at": "now", **known, **hashes}
+    )
+
+
+class Answering:
+    """Gives every token the same log-prob, but for one query."""
+
+    def __init__(self, logprob: float, *, odd_query: int | None = None) -> None:
+        self._logprob = logprob
+        self._odd_query = odd_query
+        self._asked = count()
+
+    async def logprobs(self, query: Query) -> FloatArray:
+        off = 2.0 if next(self._asked) == self._odd_query else 0.0
+        return np.full(query.named_TK.shape, self._logprob + off, dtype=np.float32)
+
+
+def proven(answering: Mapping[str, Answering], dtype: str = "bfloat16") -> list[str]:
+    lines: list[str] = []
+    checkpoint = Checkpoint("sft", Path("sft"), manifest(-1.0), manifest(-1.0 - APART), dtype)
+    asyncio.run(prove(answering, checkpoint, lines.append))
+    return lines
+
+
+def test_a_right_model_is_reported_with_its_difference() -> None:
+    (line,) = proven({"sft at a": Answering(-1.0)})
+    assert line.startswith("probe of sft at a: rms difference 0 nats over 10 tokens")
+
+
+@pytest.mark.parametrize("logprob", [-1.5, -0.5, float("nan")])
+def test_a_wrong_one_is_named(logprob: float) -> None:
+    with pytest.raises(CheckpointError, match="sft at b is computed wrong"):
+        proven({"sft at a": Answering(-1.0), "sft at b": Answering(logprob)})
+
+
+@pytest.mark.parametrize("query", range(4 * AT_ONCE))
+def test_every_copy_must_be_right_whatever_is_asked_beside_it(query: int) -> None:
+    with pytest.raises(CheckpointError, match="sft at a is computed wrong"):
+        proven({"sft at a": Answering(-1.0, odd_query=query)})
+
+
+def test_the_other_checkpoint_is_recognised_where_rounding_would_hide_it() -> None:
+    with pytest.raises(CheckpointError, match="are the two exchanged"):
+        proven({"sft at a": Answering(-1.0 - APART)})
+
+
+def test_replicas_that_disagree_with_each_other_are_named() -> None:
+    with pytest.raises(CheckpointError, match=r"sft at a and sft at b disagree by 0\.34 nats"):
+        proven({"sft at a": Answering(-0.71), "sft at b": Answering(-1.05)})
