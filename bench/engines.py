@@ -188,7 +188,8 @@ def served(engine: EngineName, pair: Path, dtype: str, *more: str) -> Iterator[S
 
 @contextmanager
 def vllm_serve(folder: Path, port: int, dtype: str) -> Iterator[Group]:
-    command = [str(VLLM / "vllm"), "serve", str(folder), "--host", HOST, "--port", str(port), "--dtype", dtype]
+    command = [str(VLLM / "python"), "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    command += ["--host", HOST, "--port", str(port), "--dtype", dtype]
     command += ["--enforce-eager", "--max-model-len", "768", "--enable-scale-out", "--disable-uvicorn-access-log"]
     with Group(command, log=RUN / "logs" / f"vllm_{folder.name}.log", environment=ON_CPU) as group:
         yield group

@@ -18,7 +18,7 @@ from served import Served, served, wait_until, wait_until_ready
 from served_pair import SIZES, write_pair
 from transformers import AutoModelForCausalLM
 
-START_S = 300.0
+START_S = 600.0
 IDS = {"prompt_ids": [5, 6, 7], "response_ids": [[8, 9, 10], [9, 9]], "include": ["reward", "sft_logprob"]}
 MODULES = ("q_proj", "v_proj")
 

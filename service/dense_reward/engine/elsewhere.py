@@ -94,7 +94,7 @@ def load_vllm(settings: Settings, report: Report) -> Loaded:
         for checkpoint in loading.checkpoints:
             report(f"verifying the files of {checkpoint.role} ({checkpoint.folder})")
             verify_files(checkpoint.folder, checkpoint.manifest)
-        weights = [vllm_engine.weights_of(checkpoint.folder, checkpoint.manifest) for checkpoint in loading.checkpoints]
+        weights = [vllm_engine.weights_of(each.folder, each.manifest, each.dtype) for each in loading.checkpoints]
 
         async def start() -> None:
             models = vllm_engine.start(weights[0], weights[1], vllm_engine.serving_of(settings))

@@ -111,7 +111,6 @@ class VllmModel:
 class VllmServing:
     """How checkpoints are served by vLLM; `options` are fields of its AsyncEngineArgs, and go over all others here."""
 
-    dtype: str | None
     devices: tuple[str | None, str | None]
     tensor_parallel: int
     gpu_memory_utilization: float
@@ -121,17 +120,21 @@ class VllmServing:
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """A checkpoint's files, and those of the base that they are an adapter to (else None), with the hashes of these."""
+    """A checkpoint's files, the dtype to compute in, and the base that they are an adapter to, with its files' hashes.
+
+    The dtype is named because vLLM's own choice for float32 weights is a shorter one.
+    """
 
     files: Path
+    dtype: str
     base: Path | None = None
     base_files: Mapping[str, str] = field(default_factory=dict)
 
 
-def weights_of(folder: Path, manifest: Manifest) -> Weights:
+def weights_of(folder: Path, manifest: Manifest, dtype: str) -> Weights:
     files = files_folder(folder, manifest)
     base = None if manifest.adapter_base is None else Path(manifest.adapter_base)
-    return Weights(files, base, manifest.adapter_base_files)
+    return Weights(files, dtype, base, manifest.adapter_base_files)
 
 
 def serving_of(settings: Settings) -> VllmServing:
@@ -140,7 +143,6 @@ def serving_of(settings: Settings) -> VllmServing:
     devices = settings.device, settings.reference_device or settings.device
     share = settings.gpu_memory_utilization or (ALONE if apart else SHARED)
     return VllmServing(
-        settings.dtype,
         devices,
         settings.tensor_parallel,
         share,
@@ -169,7 +171,7 @@ def _engine(weights: Weights, serving: VllmServing, device: str | None, *, ranks
     given: dict[str, Any] = {
         "model": str(weights.base or weights.files),
         "skip_tokenizer_init": True,
-        "dtype": serving.dtype or "auto",
+        "dtype": weights.dtype,
         "tensor_parallel_size": serving.tensor_parallel,
         "gpu_memory_utilization": serving.gpu_memory_utilization,
         "disable_log_stats": True,
