@@ -1,33 +1,23 @@
-"""The chart's files beside those that they follow from, and what `helm test` runs, run against the real service."""
+"""The chart's files beside those that they follow from."""
 
 import json
-import os
 import re
-import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
 import pytest
 import yaml
-from dense_reward import Client
 from dense_reward.settings import ENV_PREFIX, Settings, twin
 from dense_reward_trainer.cli import JOBS
 from dense_reward_trainer.config import recipe_names
-from served import Served, served
 
 sys.path.append(str(Path(__file__).parent.parent / "helm"))  # no part of the distribution
-sys.path.append(str(Path(__file__).parent.parent / "helm" / "dense-reward" / "files"))
 
-import ask
 from chart_files import SET_BY_THE_CHART, chart_files
 from readme import PLACE, readme, rows
 
 ROOT = Path(__file__).resolve().parents[1]
 CHART = ROOT / "helm" / "dense-reward"
-ASK = CHART / "files" / "ask.py"
-KEY = "a-key-of-the-test-of-the-chart"
 
 
 @pytest.mark.parametrize("path", chart_files(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -81,56 +71,3 @@ def test_a_value_without_a_comment_is_refused(values: str) -> None:
 def test_prose_without_a_place_for_the_table_is_refused() -> None:
     with pytest.raises(ValueError, match="one line"):
         readme("Prose.\n", "# Said.\na: 1\n")
-
-
-def asking(running: Served, patience_s: int = 20, key: str | None = None) -> "subprocess.CompletedProcess[str]":
-    """`helm test`'s command against a service."""
-    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    if key is not None:
-        environment["REWARD_KEY"] = key
-    command: Sequence[str] = [sys.executable, str(ASK), str(running.client.base_url), str(patience_s)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_the_test_passes_against_a_service_that_answers_as_it_must() -> None:
-    with served() as running:
-        done = asking(running)
-    assert done.returncode == 0, done.stderr
-    assert len(re.findall(r"^default: \d+ rewards, ", done.stdout, re.MULTILINE)) == 2
-
-
-def test_the_test_asks_with_its_key_and_fails_without(tmp_path: Path) -> None:
-    keys = tmp_path / "keys.json"
-    keys.write_text(json.dumps([{"name": "test", "key": KEY, "rights": ["score"]}]))
-    with served(api_keys_file=keys) as running:
-        assert asking(running, key=KEY).returncode == 0
-        refused = asking(running)
-    assert refused.returncode != 0
-    assert "401" in refused.stderr or "unauthorized" in refused.stderr.lower()
-
-
-def test_the_test_fails_where_nobody_answers() -> None:
-    with served() as running:
-        pass
-    assert asking(running, patience_s=1).returncode != 0
-
-
-@pytest.mark.parametrize("wrong", ["reward", "sft_logprob"])
-def test_the_test_fails_where_rewards_are_not_the_differences_of_log_probs(wrong: str) -> None:
-    """Between client and service stands somebody who changes one number."""
-    with served() as running:
-
-        def forward(request: httpx.Request) -> httpx.Response:
-            headers = {"content-type": "application/json"}
-            answer = running.client.post(request.url.path, content=request.content, headers=headers).json()
-            for result in answer["results"]:
-                result[wrong][-1] += 0.5
-            return httpx.Response(200, json=answer)
-
-        transport = httpx.MockTransport(forward)
-        with (
-            Client("http://between", encoding="float", transport=transport) as client,
-            pytest.raises(SystemExit) as ended,
-        ):
-            ask.check(client, "default")
-    assert "differences" in str(ended.value)

@@ -1,6 +1,7 @@
 """What each switch of the chart does to the objects that it renders."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -144,6 +145,9 @@ def test_the_hub_is_asked_with_a_token_from_a_secret_and_only_before_the_service
     (download,) = service_pod(objects)["initContainers"]
     assert environment(download)["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
     assert environment(download)["HF_HOME"].startswith("/checkpoints/")  # manifests name files there
+    script = (ROOT / "helm" / "dense-reward" / "files" / "adopt.sh").read_text("utf-8")
+    assert download["args"][0].strip() == script.strip()
+    assert set(re.findall(r"\$\{?([A-Z_]+)", script)) <= environment(download).keys()
     assert environment(service_container(objects))["HF_HUB_OFFLINE"] == "1"
     assert "HF_TOKEN" not in environment(service_container(objects))
 

@@ -47,12 +47,7 @@
   command: [sh, -ec]
   args:
     - |
-      adopt() {
-        test -e "$CHECKPOINTS/$3/manifest.json" ||
-          dense-reward adopt "$1" --role "$2" --out "$CHECKPOINTS/$3" ${RUN_ID:+--run-id "$RUN_ID"} ${RENDERER:+--renderer "$RENDERER"}
-      }
-      adopt "$SFT" sft "$SFT_FOLDER"
-      adopt "$REFERENCE" reference "$REFERENCE_FOLDER"
+      {{- .Files.Get "files/adopt.sh" | nindent 6 }}
   {{- end }}
   env:
     {{- include "dense-reward.homeEnv" . | nindent 4 }}

@@ -44,6 +44,9 @@ template:
                 name: {{ $v.trainer.apiKey.secretName | quote }}
                 key: {{ $v.trainer.apiKey.secretKey | quote }}
           {{- end }}
+          {{- /* Models of the hub would fill /tmp, and be downloaded again by every try. */}}
+          - name: HF_HOME
+            value: {{ $c.mountPath }}/hub
           {{- include "dense-reward.hubToken" .root | nindent 10 }}
         resources:
           {{- $asked := dict "cpu" .job.requestCPU "memory" .job.requestMemory "gpu" (default 0 .job.requestGPU) }}
