@@ -30,10 +30,10 @@ def fake(**values: object) -> dict[str, object]:
     return {"settings": {"engine": "fake", "drain_s": 60}, "checkpoints": {"source": "none"}, "requestGPU": 0, **values}
 
 
-def render(values: Values, release: str = "rewards") -> list[Object]:
+def render(values: Values, release: str = "rewards", chart: str | Path = CHART) -> list[Object]:
     """Every object of the release, tests included. Raises HelmValuesError or HelmRenderError."""
-    with helm.Chart.load(CHART) as chart:
-        texts = chart.render(dict(values), name=release, namespace="rl")
+    with helm.Chart.load(chart) as loaded:
+        texts = loaded.render(dict(values), name=release, namespace="rl")
     manifests = [text for path, text in sorted(texts.items()) if path.endswith(".yaml")]
     return [made for text in manifests for made in yaml.safe_load_all(text) if made]
 

@@ -1,11 +1,13 @@
 """Whatever its values, the chart renders objects that Kubernetes and the operators of its custom objects take."""
 
 import json
+import re
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
-from chart import EXAMPLES, KUBERNETES, ROOT, Object, example, fake, jobs, lint, of_kind, render
+from chart import CHART, EXAMPLES, KUBERNETES, ROOT, Object, example, helm, jobs, lint, of_kind, render
 from chart_values import random_values
 
 kubernetes = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate: make test-deploy")
@@ -100,6 +102,32 @@ def test_an_image_as_a_volume_is_what_kubernetes_1_30_does_not_know() -> None:
         check(deployment, "1.30")
 
 
+def test_an_image_as_a_volume_is_refused_where_kubernetes_does_not_know_it(capfd: pytest.CaptureFixture[str]) -> None:
+    """`helm lint` alone can be told a version without a cluster; it logs a refusal of the chart and goes on."""
+    refusal = "checkpoints.source: image needs Kubernetes 1.31"
+    helm.lint(CHART, IMAGE, kube_version="v1.31.0")
+    assert refusal not in capfd.readouterr().err
+    helm.lint(CHART, IMAGE, kube_version="v1.30.0")
+    assert refusal in capfd.readouterr().err
+
+
+def test_what_is_packaged_renders_as_the_folder_does(tmp_path: Path) -> None:
+    archive = helm.package(CHART, destination=tmp_path)
+    assert render(example("one-gpu.yaml"), chart=archive) == render(example("one-gpu.yaml"))
+
+
+def test_the_first_release_of_the_readme_is_taken() -> None:
+    command = (CHART / "README.md").read_text("utf-8").partition("helm install")[2].partition("helm test")[0]
+    values = helm.parse_set_string(",".join(re.findall(r"--set (\S+)", command)))
+    assert values["settings"] == {"engine": "fake"}
+    assert lint(values) == []
+    check_all(render(values), KUBERNETES[0])
+
+
+def test_the_chart_can_be_part_of_another() -> None:
+    assert render({"global": {"storageClass": "fast"}}) == render({})
+
+
 @pytest.mark.parametrize("kind", sorted(path.stem for path in CRDS.glob("*.json")))
 def test_the_schema_of_a_custom_object_refuses_unknown_fields_and_wrong_types(kind: str) -> None:
     values = {
@@ -119,4 +147,3 @@ def test_the_schema_of_a_custom_object_refuses_unknown_fields_and_wrong_types(ki
 def test_names_fit_whatever_the_release_is_called(release: str) -> None:
     values = {**example("cpu.yaml"), "dashboard": {"enabled": True}}
     check_all(render(values, release), KUBERNETES[-1])
-    assert lint(fake()) == []
