@@ -33,7 +33,8 @@ def test_the_chart_is_of_the_projects_version() -> None:
 
 def test_every_environment_name_in_the_chart_is_a_setting_and_every_path_is_given() -> None:
     """In the text of the templates, where a name could stand that no values render."""
-    text = "\n".join(path.read_text("utf-8") for path in (CHART / "templates").rglob("*.yaml"))
+    templates = [path for path in (CHART / "templates").rglob("*") if path.suffix in {".yaml", ".tpl"}]
+    text = "\n".join(re.sub(r"\{\{-? ?/\*.*?\*/", "", path.read_text("utf-8"), flags=re.DOTALL) for path in templates)
     named = set(re.findall(rf"\b{ENV_PREFIX}[A-Z_]+\b", text)) - {ENV_PREFIX}
     assert named == {twin(name) for name in SET_BY_THE_CHART}
     assert set(Settings.model_fields) >= SET_BY_THE_CHART

@@ -2,11 +2,14 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from chart import (
+    CHART,
     ROOT,
     Object,
     Values,
@@ -52,6 +55,24 @@ def test_changed_settings_roll_the_replicas_and_unchanged_ones_do_not() -> None:
         return deployment["spec"]["template"]["metadata"]["annotations"]["checksum/settings"]
 
     assert sums(max_items=5) == sums(max_items=5) != sums(max_items=6)
+
+
+def test_changed_pairs_roll_the_replicas() -> None:
+    def template(sft: str) -> Any:  # noqa: ANN401 - YAML
+        pairs = [{"name": "half", "sft": sft, "reference": "half"}]
+        return the(render({"checkpoints": {"pairs": pairs}}), "Deployment")["spec"]["template"]
+
+    assert template("a") == template("a") != template("b")
+
+
+def test_a_newer_chart_alone_restarts_nothing(tmp_path: Path) -> None:
+    """Loading models again takes minutes: what names the chart's version is no part of the pods."""
+    newer = shutil.copytree(CHART, tmp_path / "dense-reward")
+    description = (newer / "Chart.yaml").read_text("utf-8")
+    (newer / "Chart.yaml").write_text(description.replace("\nversion: ", "\nversion: 9"), "utf-8")
+    now, then = (the(render({}, chart=chart), "Deployment") for chart in (CHART, newer))
+    assert now["metadata"]["labels"] != then["metadata"]["labels"]
+    assert now["spec"] == then["spec"]
 
 
 @pytest.mark.parametrize(("pre_stop_s", "drain_s", "grace_s"), [(5, 60, 75), (0, 1, 11), (20, 600, 630)])
