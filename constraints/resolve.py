@@ -59,6 +59,11 @@ STACKS = (
         ("schemathesis",),
         "schemathesis, for `make reliability`, in an environment of its own.",
     ),
+    Stack(
+        "deploy.txt",
+        (".", "helm-python-sdk", "jsonschema", "kubernetes-validate", "pydantic-settings", "pytest", "pyyaml"),
+        "Helm and the schemas of Kubernetes, for `make test-deploy`, in an environment of its own.",
+    ),
 )
 
 

@@ -27,7 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    skipped = sum("gpu" in report.keywords for report in terminalreporter.stats.get("skipped", []))
+    reports = terminalreporter.stats.get("skipped", [])
+    skipped = sum("gpu" in getattr(report, "keywords", ()) for report in reports)  # whole files have none
     if skipped:
         terminalreporter.write_line(f"GPU tests not run: {skipped} ({NO_CUDA})", yellow=True)
 

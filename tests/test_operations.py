@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dense_reward.keys import Keys
 from dense_reward.metrics import Metrics, Told
 from dense_reward.settings import Settings, flag
 from prometheus_client.parser import text_string_to_metric_families
@@ -44,6 +45,13 @@ def test_what_is_asked_of_prometheus_is_there(families: dict[str, set[str]], fil
     named = set(METRIC.findall(file.read_text("utf-8")))
     assert len(named) > 5
     assert named <= set().union(*families.values())
+
+
+def test_the_keys_of_the_guide_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text(GUIDE.partition("```json\n")[2].partition("```")[0], "utf-8")
+    caller = Keys(tmp_path / "keys.json").caller("a-long-random-string")
+    assert caller is not None
+    assert caller.name == "rl-job"
 
 
 def alerts() -> dict[str, dict[str, object]]:

@@ -1,0 +1,81 @@
+"""Writes the files of the chart that follow from others: `make chart` runs it, tests/test_chart.py holds them equal.
+
+- README.md: readme.in.md, with a table of values made from the comments of values.yaml;
+- the part `settings` of values.schema.json: the fields of Settings, but for those that the chart sets itself;
+- files/alerts.yaml and files/dashboard.json: copies of what docker/ holds, because a chart reads nothing outside.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from dense_reward.settings import Settings
+from readme import readme
+
+ROOT = Path(__file__).resolve().parents[1]
+CHART = ROOT / "helm" / "dense-reward"
+COPIES = {
+    CHART / "files" / "alerts.yaml": ROOT / "docker" / "prometheus" / "alerts.yaml",
+    CHART / "files" / "dashboard.json": ROOT / "docker" / "grafana" / "dense-reward.json",
+}
+SCHEMA = CHART / "values.schema.json"
+# What the templates set: where files lie in a pod, and what has a key of its own.
+SET_BY_THE_CHART = frozenset(
+    {
+        "sft",
+        "reference",
+        "pairs_file",
+        "checkpoints_folder",
+        "host",
+        "port",
+        "api_keys_file",
+        "engine_key_file",
+        "tls_certificate",
+        "tls_private_key",
+    }
+)
+KEPT_KEYWORDS = ("type", "enum", "minimum", "maximum", "exclusiveMinimum")
+
+
+def main() -> None:
+    for path, text in chart_files().items():
+        path.write_text(text, "utf-8")
+        sys.stdout.write(f"{path.relative_to(ROOT)}\n")
+
+
+def chart_files() -> dict[Path, str]:
+    """Each file that follows from others, and what has to be in it."""
+    copies = {copy: original.read_text("utf-8") for copy, original in COPIES.items()}
+    prose, values = (ROOT / "helm" / "readme.in.md").read_text("utf-8"), (CHART / "values.yaml").read_text("utf-8")
+    return {**copies, SCHEMA: _schema(), CHART / "README.md": readme(prose, values)}
+
+
+def _schema() -> str:
+    schema = json.loads(SCHEMA.read_text("utf-8"))
+    schema["properties"]["settings"] = settings_schema()
+    return json.dumps(schema, indent=1) + "\n"
+
+
+def settings_schema() -> dict[str, object]:
+    """JSON schema of `settings`; engine and drain_s are needed, because templates follow from them."""
+    fields = Settings.model_json_schema()["properties"]
+    known = {name: _flat(field) for name, field in fields.items() if name not in SET_BY_THE_CHART}
+    required = ["engine", "drain_s"]
+    return {"type": "object", "additionalProperties": False, "required": required, "properties": known}
+
+
+def _flat(field: dict[str, Any]) -> dict[str, object]:
+    """A field without `anyOf`, which Helm's messages about a wrong value would list branch by branch."""
+    (kind,) = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
+    flat = {keyword: kind[keyword] for keyword in KEPT_KEYWORDS if keyword in kind}
+    if kind["type"] == "integer" and "exclusiveMinimum" in flat:
+        flat["minimum"] = flat.pop("exclusiveMinimum") + 1
+    if "anyOf" in field:  # null leaves the setting to the service
+        flat["type"] = [kind["type"], "null"]
+        flat |= {"enum": [*kind["enum"], None]} if "enum" in kind else {}
+    return {**flat, "description": field["description"]}
+
+
+if __name__ == "__main__":
+    main()

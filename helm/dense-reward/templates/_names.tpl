@@ -1,0 +1,74 @@
+{{/* Names and labels. */}}
+
+{{- define "dense-reward.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 46 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "dense-reward.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 46 | trimSuffix "-" -}}
+{{- else if contains (include "dense-reward.name" .) .Release.Name -}}
+{{- .Release.Name | replace "." "-" | trunc 46 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "dense-reward.name" .) | replace "." "-" | trunc 46 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "dense-reward.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "dense-reward.name" . | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
+{{- end -}}
+
+{{/* Of the pods that serve alone: the trainer's and the test's have another component. */}}
+{{- define "dense-reward.serviceLabels" -}}
+{{ include "dense-reward.selectorLabels" . }}
+app.kubernetes.io/component: service
+{{- end -}}
+
+{{- define "dense-reward.labels" -}}
+{{ include "dense-reward.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "dense-reward.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "dense-reward.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "dense-reward.image" -}}
+{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- end -}}
+
+{{- define "dense-reward.trainerImage" -}}
+{{- $tag := default (default .Chart.AppVersion .Values.image.tag) .Values.trainer.image.tag -}}
+{{- printf "%s:%s" (default .Values.image.repository .Values.trainer.image.repository) $tag -}}
+{{- end -}}
+
+{{- define "dense-reward.claim" -}}
+{{- default (printf "%s-checkpoints" (include "dense-reward.fullname" .)) .Values.checkpoints.pvc.existingClaim -}}
+{{- end -}}
+
+{{- define "dense-reward.scheme" -}}
+{{- ternary "https" "http" (ne .Values.tls.secretName "") -}}
+{{- end -}}
+
+{{- define "dense-reward.url" -}}
+{{- printf "%s:%d" (include "dense-reward.fullname" .) (int .Values.service.port) -}}
+{{- end -}}
+
+{{/* A value as the environment has it. YAML's numbers come as floats, which would be written 1.048576e+06. */}}
+{{- define "dense-reward.text" -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) -}}
+{{- int64 . -}}
+{{- else -}}
+{{- . -}}
+{{- end -}}
+{{- end -}}

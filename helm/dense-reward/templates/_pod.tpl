@@ -1,0 +1,97 @@
+{{/* Parts that every pod of the chart has. */}}
+
+{{- define "dense-reward.podSecurity" -}}
+runAsNonRoot: true
+{{- with .Values.securityContext.runAsUser }}
+runAsUser: {{ int64 . }}
+runAsGroup: {{ int64 . }}
+{{- end }}
+{{- with .Values.securityContext.fsGroup }}
+fsGroup: {{ int64 . }}
+fsGroupChangePolicy: OnRootMismatch
+{{- end }}
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "dense-reward.containerSecurity" -}}
+allowPrivilegeEscalation: false
+capabilities:
+  drop: [ALL]
+privileged: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+{{- end -}}
+
+{{/* enableServiceLinks: Kubernetes would set DENSE_REWARD_SERVICE_HOST and more, which the service refuses. */}}
+{{- define "dense-reward.podCommon" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+serviceAccountName: {{ include "dense-reward.serviceAccountName" . | quote }}
+securityContext:
+  {{- include "dense-reward.podSecurity" . | nindent 2 }}
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . | quote }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "dense-reward.placement" -}}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . | quote }}
+{{- end }}
+{{- with .Values.runtimeClassName }}
+runtimeClassName: {{ . | quote }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- $affinity := deepCopy .Values.affinity }}
+{{- with .Values.nodeSelectorTerms }}
+{{- $required := dict "nodeSelectorTerms" . }}
+{{- $_ := set $affinity "nodeAffinity" (dict "requiredDuringSchedulingIgnoredDuringExecution" $required) }}
+{{- end }}
+{{- with $affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Arguments: gpu, gpuType, cpu, memory, limitCPU, limitMemory. */}}
+{{- define "dense-reward.resources" -}}
+requests:
+  cpu: {{ .cpu | quote }}
+  memory: {{ .memory | quote }}
+  {{- if .gpu }}
+  {{ .gpuType }}: {{ int .gpu }}
+  {{- end }}
+limits:
+  memory: {{ default .memory .limitMemory | quote }}
+  {{- with .limitCPU }}
+  cpu: {{ . | quote }}
+  {{- end }}
+  {{- if .gpu }}
+  {{ .gpuType }}: {{ int .gpu }}
+  {{- end }}
+{{- end -}}
+
+{{/* The root file system is read-only, and the user may be in no /etc/passwd: libraries are told where home is. */}}
+{{- define "dense-reward.homeEnv" -}}
+- name: HOME
+  value: /tmp
+- name: USER
+  value: dense-reward
+{{- end -}}
+
+{{- define "dense-reward.tmpVolume" -}}
+- name: tmp
+  emptyDir:
+    sizeLimit: {{ .Values.tmpSize | quote }}
+{{- end -}}

@@ -1,0 +1,133 @@
+{{/* What the schema cannot tell because it lies between two values. Each message names the key and the cure. */}}
+
+{{- define "dense-reward.refuse" -}}
+{{- include "dense-reward.refuseImages" . -}}
+{{- include "dense-reward.refuseLabels" . -}}
+{{- include "dense-reward.refuseCheckpoints" . -}}
+{{- include "dense-reward.refuseEngine" . -}}
+{{- include "dense-reward.refuseMonitoring" . -}}
+{{- include "dense-reward.refuseTrainer" . -}}
+{{- if and .Values.nodeSelectorTerms (hasKey .Values.affinity "nodeAffinity") -}}
+{{- fail "nodeSelectorTerms and affinity.nodeAffinity exclude each other: give one of them" -}}
+{{- end -}}
+{{- range .Values.env -}}
+{{- if hasPrefix "DENSE_REWARD_" (upper .name) -}}
+{{- fail (printf "env: %s belongs into settings, by its name in lower case" .name) -}}
+{{- end -}}
+{{- if and .valueFrom (hasKey . "value") -}}
+{{- fail (printf "env: %s has both value and valueFrom: give one of them" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "dense-reward.refuseImages" -}}
+{{- $trainer := .Values.trainer.image.tag -}}
+{{- range $key, $tag := dict "image.tag" .Values.image.tag "trainer.image.tag" $trainer -}}
+{{- if eq $tag "latest" -}}
+{{- fail (printf "%s: latest is no version: replicas that start at different times would differ" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- $c := .Values.checkpoints -}}
+{{- range $key, $image := dict "checkpoints.s3.image" $c.s3.image "checkpoints.image.reference" $c.image.reference -}}
+{{- if and $image (or (hasSuffix ":latest" $image) (not (contains ":" (last (splitList "/" $image))))) -}}
+{{- fail (printf "%s: %s has no tag, or latest: name a version or a digest" $key $image) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "dense-reward.refuseLabels" -}}
+{{- $v := .Values -}}
+{{- $given := dict "commonLabels" $v.commonLabels "podLabels" $v.podLabels -}}
+{{- $_ := set $given "serviceMonitor.labels" $v.serviceMonitor.labels -}}
+{{- $_ := set $given "prometheusRule.labels" $v.prometheusRule.labels -}}
+{{- $_ := set $given "dashboard.labels" $v.dashboard.labels -}}
+{{- $own := list "name" "instance" "component" "version" "managed-by" -}}
+{{- range $key, $labels := $given -}}
+{{- range $label, $_ := $labels -}}
+{{- if has (trimPrefix "app.kubernetes.io/" $label) (append $own "helm.sh/chart") -}}
+{{- fail (printf "%s: %s is set by the chart" $key $label) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "dense-reward.refuseCheckpoints" -}}
+{{- $c := .Values.checkpoints -}}
+{{- if and (eq $c.source "none") (ne .Values.settings.engine "fake") -}}
+{{- fail "checkpoints.source: none is for settings.engine fake alone: name where the checkpoints are" -}}
+{{- end -}}
+{{- if and (eq $c.source "s3") (not $c.s3.uri) -}}
+{{- fail "checkpoints.s3.uri is needed by checkpoints.source s3: s3://bucket/folder" -}}
+{{- end -}}
+{{- if and (eq $c.source "image") (not $c.image.reference) -}}
+{{- fail "checkpoints.image.reference is needed by checkpoints.source image" -}}
+{{- end -}}
+{{- if and (eq $c.source "image") (semverCompare "<1.31.0-0" .Capabilities.KubeVersion.Version) -}}
+{{- fail "checkpoints.source: image needs Kubernetes 1.31 with the feature ImageVolume" -}}
+{{- end -}}
+{{- if eq $c.source "hub" -}}
+{{- if not (and $c.hub.sft $c.hub.reference) -}}
+{{- fail "checkpoints.hub.sft and checkpoints.hub.reference are needed by checkpoints.source hub" -}}
+{{- end -}}
+{{- if not (or $c.hub.runId .Values.settings.allow_unrelated) -}}
+{{- fail "checkpoints.hub.runId says that both are from one run; or else set settings.allow_unrelated" -}}
+{{- end -}}
+{{- if $c.pairs -}}
+{{- fail "checkpoints.pairs: checkpoints.source hub downloads one pair" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "dense-reward.refuseEngine" -}}
+{{- $s := .Values.settings -}}
+{{- if eq $s.engine "vllm" -}}
+{{- $needed := int (default 1 $s.tensor_parallel) -}}
+{{- if lt (int .Values.requestGPU) $needed -}}
+{{- fail (printf "requestGPU: settings.engine vllm with tensor_parallel %d needs %d GPUs at least" $needed $needed) -}}
+{{- end -}}
+{{- end -}}
+{{- if eq $s.engine "remote" -}}
+{{- if not (and $s.sft_url $s.reference_url) -}}
+{{- fail "settings.sft_url and settings.reference_url are needed by settings.engine remote" -}}
+{{- end -}}
+{{- if .Values.checkpoints.pairs -}}
+{{- fail "checkpoints.pairs: settings.engine remote serves one pair" -}}
+{{- end -}}
+{{- end -}}
+{{- if and $s.isolate_keys (not .Values.apiKeys.secretName) -}}
+{{- fail "settings.isolate_keys isolates nobody without apiKeys.secretName" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "dense-reward.refuseMonitoring" -}}
+{{- $m := .Values.serviceMonitor -}}
+{{- if and $m.enabled .Values.apiKeys.secretName (not (or $m.secretName .Values.settings.open_metrics)) -}}
+{{- fail "serviceMonitor.secretName: with apiKeys Prometheus needs a key too, or else settings.open_metrics" -}}
+{{- end -}}
+{{- $a := .Values.autoscaling -}}
+{{- if and (eq $a.kind "keda") (not $a.keda.serverAddress) -}}
+{{- fail "autoscaling.keda.serverAddress is needed by autoscaling.kind keda: http://prometheus:9090" -}}
+{{- end -}}
+{{- if gt (int $a.minReplicaCount) (int $a.maxReplicaCount) -}}
+{{- fail "autoscaling.minReplicaCount is above autoscaling.maxReplicaCount" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "dense-reward.refuseTrainer" -}}
+{{- $t := .Values.trainer -}}
+{{- if ne $t.kind "none" -}}
+{{- if not $t.jobs -}}
+{{- fail (printf "trainer.jobs is empty, but trainer.kind is %s" $t.kind) -}}
+{{- end -}}
+{{- if ne .Values.checkpoints.source "pvc" -}}
+{{- fail "trainer.kind: the trainer writes to the claim of checkpoints.source pvc" -}}
+{{- end -}}
+{{- $names := list -}}
+{{- range $t.jobs -}}
+{{- $names = append $names .name -}}
+{{- end -}}
+{{- if ne (len $names) (len (uniq $names)) -}}
+{{- fail "trainer.jobs: two jobs have one name" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,65 @@
+{{/* A job of the trainer. Arguments: root, job. */}}
+
+{{- define "dense-reward.trainerPrefix" -}}
+{{- printf "%s-train" (include "dense-reward.fullname" . | trunc 20 | trimSuffix "-") -}}
+{{- end -}}
+
+{{- define "dense-reward.trainerSpec" -}}
+{{- $v := .root.Values -}}
+{{- $c := $v.checkpoints -}}
+{{- $asks := has .job.job (list "dpr" "gradient" "credit" "evaluate") -}}
+{{- $key := ternary "trainer:$(REWARD_KEY)@" "" (ne $v.trainer.apiKey.secretName "") -}}
+backoffLimit: {{ int $v.trainer.backoffLimit }}
+template:
+  metadata:
+    labels:
+      {{- include "dense-reward.selectorLabels" .root | nindent 6 }}
+      app.kubernetes.io/component: trainer
+  spec:
+    {{- include "dense-reward.podCommon" .root | nindent 4 }}
+    restartPolicy: Never
+    {{- include "dense-reward.placement" .root | nindent 4 }}
+    containers:
+      - name: {{ .job.name | quote }}
+        image: {{ include "dense-reward.trainerImage" .root | quote }}
+        imagePullPolicy: {{ $v.image.pullPolicy }}
+        workingDir: {{ $c.mountPath | quote }}
+        command: [dense-reward-train]
+        args:
+          - {{ .job.job }}
+          - {{ .job.recipe | quote }}
+          - output_dir={{ $c.mountPath }}/runs/{{ .job.name }}
+          {{- if $asks }}
+          - service_url={{ include "dense-reward.scheme" .root }}://{{ $key }}{{ include "dense-reward.url" .root }}
+          {{- end }}
+          {{- range .job.changes }}
+          - {{ . | quote }}
+          {{- end }}
+        env:
+          {{- include "dense-reward.homeEnv" .root | nindent 10 }}
+          {{- if $v.trainer.apiKey.secretName }}
+          - name: REWARD_KEY
+            valueFrom:
+              secretKeyRef:
+                name: {{ $v.trainer.apiKey.secretName | quote }}
+                key: {{ $v.trainer.apiKey.secretKey | quote }}
+          {{- end }}
+          {{- /* Models of the hub would fill /tmp, and be downloaded again by every try. */}}
+          - name: HF_HOME
+            value: {{ $c.mountPath }}/hub
+          {{- include "dense-reward.hubToken" .root | nindent 10 }}
+        resources:
+          {{- $asked := dict "cpu" .job.requestCPU "memory" .job.requestMemory "gpu" (default 0 .job.requestGPU) }}
+          {{- $given := dict "gpuType" $v.requestGPUType "limitMemory" "" }}
+          {{- include "dense-reward.resources" (merge $asked $given) | nindent 10 }}
+        securityContext:
+          {{- include "dense-reward.containerSecurity" .root | nindent 10 }}
+        volumeMounts:
+          - name: tmp
+            mountPath: /tmp
+          - name: checkpoints
+            mountPath: {{ $c.mountPath | quote }}
+    volumes:
+      {{- include "dense-reward.tmpVolume" .root | nindent 6 }}
+      {{- include "dense-reward.checkpointsVolume" .root | nindent 6 }}
+{{- end -}}
