@@ -36,7 +36,7 @@ REPLACED, REPLICAS = 10, 2
 CALLERS, LARGE_CALLERS = 8, 1
 SEEN_S = 2.0
 """From ready to the old one's signal: the proxy looks twice a second."""
-LARGE_RESPONSES, LARGE_TOKENS = 64, 200
+LARGE_RESPONSES, LARGE_TOKENS = 400, 60
 """Of a request that is larger than the proxy's buffer: only a client that tries again can send it again."""
 
 
@@ -175,8 +175,9 @@ async def _keep_asking_much(url: str, load: Load) -> None:
             ids = [[draw.randrange(256) for _ in range(LARGE_TOKENS)] for _ in range(LARGE_RESPONSES)]
             try:
                 scored = await client.score_ids(ids[0][:10], ids)
-            except (ClientError, httpx.HTTPError):
+            except (ClientError, httpx.HTTPError) as error:
                 load.large["failed"] += 1
+                print(f"a large request failed: {error}", file=sys.stderr, flush=True)
             else:
                 load.large["answered"] += len(scored.results) == LARGE_RESPONSES
 

@@ -12,15 +12,15 @@ from bench.scale.replica import Agenda, Machine
 
 Row = dict[str, float]
 SEED = 0
-BURSTS = Bursts(64, 8, prompt_tokens=128, response_tokens=(64, 192), away_s=120.0, steps=100)
+BURSTS = Bursts(64, 8, prompt_tokens=128, response_tokens=(64, 192), away_s=120.0, steps=40)
 """The shape of cell (a) of the speed benchmark, so that its tokens a second hold."""
 HASTY = replace(BURSTS, timeout_s=60.0, retry_for_s=120.0)
 """With the defaults of `dense_reward.Client`; BURSTS waits for an answer as long as the service does."""
 RARE = replace(BURSTS, away_s=600.0)
 """Longer away than an autoscaler waits before it takes replicas down."""
-REPLICAS = (1, 2, 3, 4, 6, 8, 12, 16)
+REPLICAS = (1, 2, 3, 4, 6, 8, 16)
 BOUNDS_TOKENS = (4096, 8192, 16_384, 32_768, 65_536, 131_072, 262_144, 1_048_576)
-SHORT_BOUND_TOKENS = 32_768
+SHORT_BOUND_TOKENS = 16_384
 COLD_STARTS_S = (0.0, 15.0, 30.0, 60.0, 120.0, 240.0, 480.0)
 GROUPS = (1, 2, 4, 8, 16)
 SCALING = Scaling(least=1, most=8, target_tokens=16_384, cold_start_s=0.0)
@@ -131,7 +131,7 @@ def cold_starts_asked(machine: Machine) -> Mapping[str, list[Row]]:
 
 def routes_asked(machine: Machine) -> Mapping[str, list[Row]]:
     """What it costs to send the responses of a prompt one by one, by how they are routed. Four replicas."""
-    whole = replace(BURSTS, in_flight=MANY, steps=25)
+    whole = replace(BURSTS, in_flight=MANY, steps=10)
     apart = replace(whole, together=False)
     settings: dict[str, tuple[Bursts, Route]] = {
         "a request for each prompt": (whole, "least_busy"),
