@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 Row = Mapping[str, float]
 Answers = Mapping[str, Sequence[Row]]
+FIXED = "fixed"
 COLOURS = ("#1f5fa8", "#e0a33a", "#8c8c8c", "#3a8f5c", "#b5483a")
 
 
@@ -36,7 +37,7 @@ def _replicas(left: Axes, right: Axes, answers: Answers) -> None:
 
 def _queue(left: Axes, right: Axes, answers: Answers) -> None:
     _latencies(left, answers, "bound_s")
-    _label(left, "bound of a replica's queue, seconds of work", "seconds of a step", logs="xy")
+    _label(left, "bound of a replica's queue, seconds of work", "seconds of a step", logs="x")
     for colour, (name, found) in zip(COLOURS, answers.items(), strict=False):
         for share, style in (("refused_share", "o-"), ("hung_up_share", "s--"), ("failed_steps_share", "^:")):
             label = f"{share.removesuffix('_share').replace('_', ' ')}: {name}"
@@ -45,24 +46,24 @@ def _queue(left: Axes, right: Axes, answers: Answers) -> None:
 
 
 def _cold_start(left: Axes, right: Axes, answers: Answers) -> None:
-    _latencies(left, {"autoscaled, 1 to 8": answers["autoscaled"]}, "cold_start_s")
-    right.plot(
-        _of(answers["autoscaled"], "paid_s_per_step"),
-        _of(answers["autoscaled"], "step_p50_s"),
-        "o-",
-        color=COLOURS[0],
-        label="autoscaled, 1 to 8; seconds until ready beside it",
-    )
-    for row in answers["autoscaled"]:
-        right.annotate(f" {row['cold_start_s']:.0f}", (row["paid_s_per_step"], row["step_p50_s"]), fontsize=8)
-    fixed = answers["fixed"]
-    right.plot(_of(fixed, "paid_s_per_step"), _of(fixed, "step_p50_s"), "s--", color=COLOURS[1], label="fixed number")
-    for row in fixed:
-        left.axhline(row["step_p50_s"], color=COLOURS[1], linewidth=0.8)
-        left.annotate(f"{row['replicas']:.0f} fixed", (0, row["step_p50_s"]), fontsize=8, color=COLOURS[1])
-        right.annotate(f" {row['replicas']:.0f}", (row["paid_s_per_step"], row["step_p50_s"]), fontsize=8)
+    scaled = {name: rows for name, rows in answers.items() if name != FIXED}
+    _latencies(left, scaled, "cold_start_s")
+    for colour, (name, rows) in zip(COLOURS, scaled.items(), strict=False):
+        right.plot(
+            _of(rows, "paid_s_per_step"), _of(rows, "step_p50_s"), "o-", color=colour, label=f"autoscaled, {name}"
+        )
+        _numbered(right, rows, "cold_start_s", "{:.0f} s")
+    fixed = answers[FIXED]
+    right.plot(_of(fixed, "paid_s_per_step"), _of(fixed, "step_p50_s"), "s--", color="black", label="replicas, fixed")
+    _numbered(right, fixed, "replicas", "{:.0f}")
     _label(left, "seconds until a new replica is ready", "seconds of a step")
-    _label(right, "seconds of replicas, for each step", "median seconds of a step", logs="xy")
+    _label(right, "paid seconds of replicas for a step", "median seconds of a step", logs="x")
+
+
+def _numbered(axes: Axes, rows: Sequence[Row], name: str, form: str) -> None:
+    for row in rows:
+        place = (row["paid_s_per_step"], row["step_p50_s"])
+        axes.annotate(form.format(row[name]), place, xytext=(4, 4), textcoords="offset points", fontsize=7)
 
 
 def _routing(left: Axes, right: Axes, answers: Answers) -> None:
@@ -70,7 +71,7 @@ def _routing(left: Axes, right: Axes, answers: Answers) -> None:
         left.plot(_of(rows, "responses"), _of(rows, "computed_per_scored"), "o-", color=colour, label=name)
         right.plot(_of(rows, "responses"), _of(rows, "step_p50_s"), "o-", color=colour, label=name)
     _label(left, "responses to a prompt", "tokens computed for each that is scored", logs="x")
-    _label(right, "responses to a prompt", "median seconds of a step", logs="xy")
+    _label(right, "responses to a prompt", "median seconds of a step", logs="x")
 
 
 def _latencies(axes: Axes, answers: Answers, over: str) -> None:

@@ -18,12 +18,13 @@ HASTY = replace(BURSTS, timeout_s=60.0, retry_for_s=120.0)
 """With the defaults of `dense_reward.Client`; BURSTS waits for an answer as long as the service does."""
 RARE = replace(BURSTS, away_s=600.0)
 """Longer away than an autoscaler waits before it takes replicas down."""
+IN_PARTS = replace(RARE, in_flight=32)
 REPLICAS = (1, 2, 3, 4, 6, 8, 16)
 BOUNDS_TOKENS = (4096, 8192, 16_384, 32_768, 65_536, 131_072, 262_144, 1_048_576)
 SHORT_BOUND_TOKENS = 16_384
 COLD_STARTS_S = (0.0, 15.0, 30.0, 60.0, 120.0, 240.0, 480.0)
 GROUPS = (1, 2, 4, 8, 16)
-SCALING = Scaling(least=1, most=8, target_tokens=16_384, cold_start_s=0.0)
+SCALING = Scaling(least=1, most=8, target_tokens=4096, cold_start_s=0.0)
 MANY = 100_000
 
 
@@ -118,20 +119,23 @@ def bounds_asked(machine: Machine) -> Mapping[str, list[Row]]:
 def cold_starts_asked(machine: Machine) -> Mapping[str, list[Row]]:
     """What an autoscaler gains for one job that is away for long, by the seconds until a new replica is ready.
 
-    Beside fixed numbers of replicas.
+    For a client that sends its burst at once and one that keeps a part of it back; beside fixed numbers of replicas.
     """
-    one = Setup(machine, 1, jobs=1, bursts=RARE)
-    scaled = [
-        {"cold_start_s": seconds} | simulate(replace(one, scaling=replace(SCALING, cold_start_s=seconds))).row()
-        for seconds in COLD_STARTS_S
-    ]
-    fixed = [{"replicas": count} | simulate(replace(one, replicas=count)).row() for count in (1, 2, 4, 8)]
-    return {"autoscaled": scaled, "fixed": fixed}
+    at_once, in_parts = Setup(machine, 1, jobs=1, bursts=RARE), Setup(machine, 1, jobs=1, bursts=IN_PARTS)
+    scaled = {
+        name: [
+            {"cold_start_s": seconds} | simulate(replace(setup, scaling=replace(SCALING, cold_start_s=seconds))).row()
+            for seconds in COLD_STARTS_S
+        ]
+        for name, setup in {"64 requests at once": at_once, "32 at a time": in_parts}.items()
+    }
+    fixed = [{"replicas": count} | simulate(replace(at_once, replicas=count)).row() for count in (1, 2, 4, 8)]
+    return {**scaled, "fixed": fixed}
 
 
 def routes_asked(machine: Machine) -> Mapping[str, list[Row]]:
-    """What it costs to send the responses of a prompt one by one, by how they are routed. Four replicas."""
-    whole = replace(BURSTS, in_flight=MANY, steps=10)
+    """What it costs to send the responses of a prompt one by one, by how they are routed. One job, four replicas."""
+    whole = replace(BURSTS, in_flight=MANY)
     apart = replace(whole, together=False)
     settings: dict[str, tuple[Bursts, Route]] = {
         "a request for each prompt": (whole, "least_busy"),
@@ -142,7 +146,7 @@ def routes_asked(machine: Machine) -> Mapping[str, list[Row]]:
     }
     return {
         name: [
-            {"responses": size} | simulate(Setup(machine, 4, bursts=replace(bursts, responses=size), route=route)).row()
+            {"responses": size} | simulate(Setup(machine, 4, 1, replace(bursts, responses=size), route)).row()
             for size in GROUPS
         ]
         for name, (bursts, route) in settings.items()
