@@ -6,6 +6,7 @@ are not answered has failed. Ten times a third replica is started, and once it i
 
 import asyncio
 import json
+import os
 import random
 import re
 import shutil
@@ -26,7 +27,7 @@ from dense_reward_trainer.serving import HOST, free_port
 
 from bench.credit import circumstances
 from bench.reliability.load import Json, Known, Outcome, ask, requests, with_answers
-from bench.reliability.server import LOAD_CORE, PATIENCE_S, Server, percentile, pin, serving
+from bench.reliability.server import PATIENCE_S, Server, percentile, serving
 
 RESULTS = Path("bench/results/rolling.json")
 CONFIGURATION = Path("docker/haproxy/haproxy.cfg")
@@ -71,7 +72,6 @@ def main() -> int:
         return 2
     train()
     at = commit()  # before its own results change the checkout
-    pin(0, LOAD_CORE)
     with serving() as server:
         asked = asyncio.run(with_answers(server, requests(100)))
     ports = [free_port() for _ in range(REPLICAS + 1)]
@@ -111,7 +111,6 @@ def proxy(replicas: list[int]) -> Iterator[str]:
     with (FOLDER / "haproxy.log").open("w") as log:
         process = subprocess.Popen(["haproxy", "-db", "-f", str(file)], stdout=log, stderr=log)
     try:
-        pin(process.pid, LOAD_CORE)
         yield f"http://{HOST}:{port}"
     finally:
         process.kill()
@@ -120,7 +119,7 @@ def proxy(replicas: list[int]) -> Iterator[str]:
 
 async def _rolled(asked: list[Known], ports: list[int], url: str) -> tuple[Load, list[Replacement], float]:
     """What became of the load while each replica in turn was replaced by one on the free port; and for how long."""
-    serving_now = [Server.start(port=port) for port in ports[:REPLICAS]]
+    serving_now = [_started(port) for port in ports[:REPLICAS]]
     free = ports[REPLICAS]
     load, replacements = Load(), []
     try:
@@ -147,10 +146,17 @@ async def _rolled(asked: list[Known], ports: list[int], url: str) -> tuple[Load,
     return load, replacements, seconds
 
 
+def _started(port: int) -> Server:
+    """On all cores: replicas on one would starve each other while one of them loads."""
+    server = Server.start(port=port)
+    os.sched_setaffinity(server.process.pid, range(os.cpu_count() or 1))
+    return server
+
+
 async def _replaced(old: Server, port: int) -> tuple[Server, Replacement]:
     """A new one is started, and once the proxy must have seen that it is ready the old one is told to stop."""
     before_s = time.perf_counter()
-    new = Server.start(port=port)
+    new = _started(port)
     await asyncio.to_thread(new.wait_until_ready)
     ready_s = time.perf_counter() - before_s
     await asyncio.sleep(SEEN_S)
