@@ -27,7 +27,7 @@ from dense_reward_trainer.serving import HOST, free_port
 
 from bench.credit import circumstances
 from bench.reliability.load import Json, Known, Outcome, ask, requests, with_answers
-from bench.reliability.server import PATIENCE_S, Server, percentile, serving
+from bench.reliability.server import PATIENCE_S, Server, percentile
 
 RESULTS = Path("bench/results/rolling.json")
 CONFIGURATION = Path("docker/haproxy/haproxy.cfg")
@@ -72,11 +72,9 @@ def main() -> int:
         return 2
     train()
     at = commit()  # before its own results change the checkout
-    with serving() as server:
-        asked = asyncio.run(with_answers(server, requests(100)))
     ports = [free_port() for _ in range(REPLICAS + 1)]
     with proxy(ports) as url:
-        load, replacements, seconds = asyncio.run(_rolled(asked, ports, url))
+        load, replacements, seconds = asyncio.run(_rolled(ports, url))
     told = {**figures(load, replacements, seconds), **circumstances(), "commit": at, "haproxy": _version()}
     RESULTS.write_text(json.dumps(told, indent=2) + "\n")
     print(json.dumps(told, indent=2))
@@ -117,7 +115,7 @@ def proxy(replicas: list[int]) -> Iterator[str]:
         process.wait(PATIENCE_S)
 
 
-async def _rolled(asked: list[Known], ports: list[int], url: str) -> tuple[Load, list[Replacement], float]:
+async def _rolled(ports: list[int], url: str) -> tuple[Load, list[Replacement], float]:
     """What became of the load while each replica in turn was replaced by one on the free port; and for how long."""
     serving_now = [_started(port) for port in ports[:REPLICAS]]
     free = ports[REPLICAS]
@@ -125,6 +123,7 @@ async def _rolled(asked: list[Known], ports: list[int], url: str) -> tuple[Load,
     try:
         for server in serving_now:
             await asyncio.to_thread(server.wait_until_ready)
+        asked = await with_answers(serving_now[0], requests(100))
         await asyncio.sleep(SEEN_S)
         began_s = time.perf_counter()
         callers = [asyncio.create_task(_keep_asking(url, asked, load, number)) for number in range(CALLERS)]
