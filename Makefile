@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 COMMA := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types fast test-deploy chart heatmap-picture bench bench-gpu estimators reliability soak test-vllm engines constraints clean
+.PHONY: help install demo test lint types fast test-deploy chart heatmap-picture bench bench-gpu estimators reliability soak scale rolling test-vllm engines constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -36,7 +36,7 @@ lint: install ## style and format, changing nothing
 	$(BIN)/ruff format --check
 
 types: install ## mypy, strict, on everything
-	$(BIN)/mypy service trainer tests constraints $(wildcard helm/*.py helm/dense-reward/files/*.py bench/*.py bench/speed/*.py bench/reliability/*.py docs/pictures/*.py)
+	$(BIN)/mypy service trainer tests constraints $(wildcard helm/*.py helm/dense-reward/files/*.py bench/*.py bench/speed/*.py bench/reliability/*.py bench/scale/*.py docs/pictures/*.py)
 
 fast: install ## the tests without the story (the whole path in real processes)
 	$(BIN)/pytest -m "not story"
@@ -66,6 +66,12 @@ reliability: install .venv-fuzz/installed ## what the service keeps under overlo
 
 soak: install ## half an hour at 80 % load: memory, errors
 	$(BIN)/python -m bench.reliability soak
+
+scale: install ## several replicas under an RL job's bursts, simulated: minutes
+	$(BIN)/python -m bench.scale
+
+rolling: install ## replicas replaced under load behind haproxy, for real: minutes
+	$(BIN)/python -m bench.rolling
 
 test-vllm: install .venv-vllm/tested ## the service's tests over real vLLM, without a GPU: 10 minutes
 	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -W default -m vllm tests/test_engines.py tests/test_vllm_engine.py

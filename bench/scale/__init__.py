@@ -1,0 +1,1 @@
+"""The service on several machines, in simulated time: `python -m bench.scale`."""
