@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 COMMA := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types fast heatmap-picture bench bench-gpu estimators reliability soak test-vllm engines constraints clean
+.PHONY: help install demo test lint types fast heatmap-picture bench bench-gpu estimators reliability soak test-vllm engines constraints images push-images try-image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -36,7 +36,7 @@ lint: install ## style and format, changing nothing
 	$(BIN)/ruff format --check
 
 types: install ## mypy, strict, on everything
-	$(BIN)/mypy service trainer tests constraints $(wildcard bench/*.py bench/speed/*.py bench/reliability/*.py docs/pictures/*.py)
+	$(BIN)/mypy service trainer tests constraints $(wildcard bench/*.py bench/speed/*.py bench/reliability/*.py docs/pictures/*.py docker/*.py)
 
 fast: install ## the tests without the story (the whole path in real processes)
 	$(BIN)/pytest -m "not story"
@@ -88,10 +88,19 @@ engines: install .venv-vllm/tested ## torch, vLLM in process and vllm serve comp
 	$(if $(findstring gpu,$@),,-$(@D)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec)
 	@touch $@
 
+images: ## build the images with docker, podman or buildah (ONLY=service-cpu,...; REGISTRY=ghcr.io/OWNER/)
+	docker/build.sh $(subst $(COMMA), ,$(ONLY))
+
+push-images: ## push what `make images` built, with the same ONLY and REGISTRY
+	PUSH=1 docker/build.sh $(subst $(COMMA), ,$(ONLY))
+
+try-image: ## build the CPU image over Debian's own Python, start it confined, score, drain: root, buildah, debootstrap
+	$(PYTHON) docker/try_image.py $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS))
+
 constraints: ## resolve every constraint file anew (needs the network, installs nothing)
 	$(PYTHON) constraints/resolve.py
 
 clean: ## remove environments, caches and build outputs; runs/ stays
-	rm -rf .venv .venv-vllm .venv-vllm-gpu .venv-fuzz build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-vllm-gpu .venv-fuzz .venv-deploy build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -prune -exec rm -rf {} +

@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Builds images with docker, podman or buildah, whichever is there: build.sh [NAME ...], all of the usual ones by default.
+#   REGISTRY       put before their names, such as ghcr.io/OWNER/
+#   BUILDER        the program, where there are several
+#   BUILD_OPTIONS  further options for it, such as --build-arg PIP_INDEX_URL=...
+# PUSH=1 pushes what was built before, and builds nothing.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
+revision=$(git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo unknown)
+builder=${BUILDER:-$(command -v docker || command -v podman || command -v buildah || true)}
+if [[ -z $builder ]]; then
+    echo "images are built with docker, podman or buildah: none of them is here" >&2
+    exit 1
+fi
+read -r -a options <<<"${BUILD_OPTIONS:-}"
+# Health checks are no part of OCI's own image format, which podman and buildah write by default.
+[[ $(basename "$builder") == docker ]] || options+=(--format docker)
+
+reference() { # NAME of the image: service-cpu -> dense-reward:0.1.0-cpu
+    local image=dense-reward
+    [[ $1 == service-* ]] || image=dense-reward-trainer
+    echo "${REGISTRY:-}$image:$version-${1#*-}"
+}
+
+build() { # NAME ARGUMENT ...
+    local name=$1 arguments=()
+    for argument in "${@:2}" "VERSION=$version" "REVISION=$revision"; do arguments+=(--build-arg "$argument"); done
+    "$builder" build --file docker/Dockerfile --target "${name%%-*}" --tag "$(reference "$name")" \
+        "${arguments[@]}" "${options[@]}" .
+}
+
+(($#)) || set -- service-cpu service-cuda trainer-cpu trainer-cuda
+for name; do
+    case $name in
+        service-cpu | trainer-cpu) arguments=(DEVICE=cpu) ;;
+        service-cuda | trainer-cuda) arguments=(DEVICE=cuda) ;;
+        service-vllm) arguments=("EXTRAS=serve,otel,vllm" CONSTRAINTS=vllm.txt "SYSTEM_PACKAGES=gcc libc6-dev") ;;
+        *)
+            echo "no image $name: service-cpu, service-cuda, service-vllm, trainer-cpu, trainer-cuda" >&2
+            exit 2
+            ;;
+    esac
+    if [[ -n ${PUSH:-} ]]; then
+        "$builder" push "$(reference "$name")"
+    else
+        build "$name" "${arguments[@]}"
+        echo "built $(reference "$name")"
+    fi
+done

@@ -1,0 +1,198 @@
+"""Images and their build context: what is pinned, who runs, what is cached, and what never gets in."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKER = ROOT / "docker"
+DOCKERFILE = DOCKER / "Dockerfile"
+TARGETS = ("service", "trainer")
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One FROM of a Dockerfile and what follows it, as (keyword, arguments)."""
+
+    base: str
+    name: str
+    steps: Sequence[tuple[str, str]]
+
+    def arguments(self, keyword: str) -> list[str]:
+        return [arguments for word, arguments in self.steps if word == keyword]
+
+
+def instructions() -> list[tuple[str, str]]:
+    lines = [line for line in DOCKERFILE.read_text("utf-8").splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in joined.splitlines() if line.strip()]
+
+
+def stages() -> dict[str, Stage]:
+    found: dict[str, Stage] = {}
+    steps: list[tuple[str, str]] = []
+    for keyword, arguments in instructions():
+        if keyword == "FROM":
+            base, _, name = arguments.split()
+            steps = []
+            found[name] = Stage(base, name, steps)
+        else:
+            steps.append((keyword, arguments))
+    return found
+
+
+def lineage(target: str) -> list[Stage]:
+    """A stage and those that it is made from, the oldest first."""
+    stage = stages()[target]
+    return [*(lineage(stage.base) if stage.base in stages() else []), stage]
+
+
+def of_image(target: str, keyword: str) -> list[str]:
+    """The arguments of an instruction in all that becomes part of an image."""
+    return [arguments for stage in lineage(target) for arguments in stage.arguments(keyword)]
+
+
+def tool(name: str) -> str:
+    """A program of this environment or of the path; skips where there is none."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def test_hadolint_finds_nothing() -> None:
+    found = subprocess.run([tool("hadolint"), DOCKERFILE], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+
+
+def test_shellcheck_finds_nothing() -> None:
+    found = subprocess.run([tool("shellcheck"), DOCKER / "build.sh"], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+
+
+def test_all_stages_start_from_one_pinned_image_or_from_each_other() -> None:
+    (first,) = [arguments for keyword, arguments in instructions() if arguments.startswith("PYTHON_IMAGE=")]
+    assert re.fullmatch(r"PYTHON_IMAGE=[\w./]+:3\.\d+\.\d+-slim-\w+", first)
+    known = {"${PYTHON_IMAGE}", "index-${DEVICE}"}
+    for stage in stages().values():
+        assert stage.base in known
+        known.add(stage.name)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_image_runs_as_a_user_by_number_who_is_not_root(target: str) -> None:
+    users = of_image(target, "USER")
+    assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", users[-1])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_commands_are_lists_so_that_signals_reach_them(target: str) -> None:
+    commands = [*of_image(target, "ENTRYPOINT"), *of_image(target, "CMD")]
+    assert len(commands) == 2
+    assert all(isinstance(json.loads(command), list) for command in commands)
+
+
+def test_the_service_checks_its_health_by_a_program_that_is_in_the_image() -> None:
+    (check,) = of_image("service", "HEALTHCHECK")
+    program, script, _ = json.loads(check.partition("CMD ")[2])
+    assert program == "python"
+    assert script in {copied.split()[-1] for copied in of_image("service", "COPY")}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_packages_lie_below_the_code_and_what_names_the_version_above_both(target: str) -> None:
+    order = [f"{keyword} {arguments}" for keyword, arguments in stages()[target].steps]
+    packages = order.index(f"COPY --from={target}-packages /opt/dense-reward /opt/dense-reward")
+    code = order.index("COPY --from=code /code /opt/dense-reward")
+    versions = [place for place, step in enumerate(order) if step.startswith(("ARG VERSION", "ARG REVISION"))]
+    assert packages < code < min(versions)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_change_of_the_code_leaves_the_packages_as_they_are(target: str) -> None:
+    copied = [arguments for stage in lineage(f"{target}-packages") for arguments in stage.arguments("COPY")]
+    assert copied == ["pyproject.toml ./", "constraints constraints"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_packages_are_pinned_and_come_as_wheels(target: str) -> None:
+    (install,) = [step for step in stages()[f"{target}-packages"].arguments("RUN") if " install " in step]
+    assert "--constraint" in install
+    assert "--only-binary :all:" in install
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_compiler_and_no_cache_is_in_an_image(target: str) -> None:
+    assert "SYSTEM_PACKAGES=" in of_image(target, "ARG"), "nothing is installed unless a build asks for it"
+    for command in of_image(target, "RUN"):
+        assert "pip" not in command
+        assert "apt-get" not in command or "rm -rf /var/lib/apt/lists/*" in command
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_image_says_what_it_is(target: str) -> None:
+    (labels,) = of_image(target, "LABEL")
+    named = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', labels))
+    assert named["version"] == "${VERSION}"
+    assert named["revision"] == "${REVISION}"
+    assert named["licenses"] == "Apache-2.0"
+
+
+def admitted(path: str) -> bool:
+    """Whether .dockerignore lets a file into the build context: the last pattern that covers it decides."""
+    parts = path.split("/")
+    above = ["/".join(parts[: n + 1]) for n in range(len(parts))]
+    inside = True
+    for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines():
+        if line and not line.startswith("#"):
+            pattern = line.removeprefix("!")
+            anywhere = pattern.removeprefix("**/")
+            names = parts if anywhere != pattern else above
+            if any(fnmatchcase(name, anywhere) for name in names):
+                inside = line.startswith("!")
+    return inside
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".git/config",
+        ".venv/bin/python",
+        ".venv-vllm/bin/python",
+        "runs/demo/checkpoints/sft/model.safetensors",
+        "docker/.env",
+        "docker/secrets/api_keys.json",
+        "service/dense_reward/__pycache__/app.cpython-311.pyc",
+        "service/dense_reward.egg-info/PKG-INFO",
+        "service/.env",
+        "tests/test_app.py",
+    ],
+)
+def test_no_history_run_environment_or_secret_gets_into_a_build(path: str) -> None:
+    assert not admitted(path)
+
+
+def test_what_is_copied_gets_into_a_build_and_nothing_else_is_named() -> None:
+    copied = {word for _, step in instructions() if _ == "COPY" and "--from" not in step for word in step.split()[:-1]}
+    lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    assert {line[1:] for line in lines if line.startswith("!")} == copied
+    assert all(admitted(path) for path in copied)
+    assert all((ROOT / path).exists() for path in copied)
+    assert admitted("service/dense_reward/web/index.html")
+
+
+def test_every_image_that_is_built_by_name_is_a_target() -> None:
+    script = (DOCKER / "build.sh").read_text("utf-8")
+    (names,) = re.findall(r"^\(\(\$#\)\) \|\| set -- (.+)$", script, re.MULTILINE)
+    assert {name.partition("-")[0] for name in names.split()} == set(TARGETS)
