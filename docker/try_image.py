@@ -61,7 +61,6 @@ def main() -> None:
     parser.add_argument("--checkpoints", type=Path, help="folder with sft and reference; the fake engine without")
     checkpoints = parser.parse_args().checkpoints
     os.environ.setdefault("BUILDAH_ISOLATION", "chroot")
-    os.environ.setdefault("STORAGE_DRIVER", "vfs")
     if BASE.partition(":")[0] not in output("buildah", "images", "--format", "{{.Name}}"):
         make_base()
     started = time.monotonic()
