@@ -3,13 +3,16 @@
 import json
 import re
 import shutil
+import ssl
 import subprocess
 import sys
-import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -17,7 +20,6 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
 DOCKERFILE = DOCKER / "Dockerfile"
 TARGETS = ("service", "trainer")
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,3 +198,55 @@ def test_every_image_that_is_built_by_name_is_a_target() -> None:
     script = (DOCKER / "build.sh").read_text("utf-8")
     (names,) = re.findall(r"^\(\(\$#\)\) \|\| set -- (.+)$", script, re.MULTILINE)
     assert {name.partition("-")[0] for name in names.split()} == set(TARGETS)
+
+
+class Answer(BaseHTTPRequestHandler):
+    """A service that is alive and not ready."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *_: object) -> None:
+        """Nothing: what is asked here tells nobody anything."""
+
+
+def checked(route: str, server: ThreadingHTTPServer, **settings: str) -> int:
+    """The exit code of the health check. A proxy that is not there must not be asked."""
+    environment = {"DENSE_REWARD_PORT": str(server.server_port), "http_proxy": "http://127.0.0.1:9", **settings}
+    command = [sys.executable, str(DOCKER / "healthcheck.py"), route]
+    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+
+
+@contextmanager
+def served(context: ssl.SSLContext | None = None) -> Iterator[ThreadingHTTPServer]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_the_health_check_tells_what_the_service_answers() -> None:
+    with served() as server:
+        assert checked("/health", server) == 0
+        assert checked("/ready", server) != 0
+    assert checked("/health", server) != 0
+
+
+def test_the_health_check_speaks_https_where_the_service_does(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    made = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=elsewhere", "-days", "2"]
+    made += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([tool("openssl"), *made], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with served(context) as server:
+        assert checked("/health", server, DENSE_REWARD_TLS_CERTIFICATE=str(certificate)) == 0
+        assert checked("/ready", server, DENSE_REWARD_TLS_CERTIFICATE=str(certificate)) != 0
