@@ -3,7 +3,7 @@
 #   REGISTRY       put before their names, such as ghcr.io/OWNER/
 #   BUILDER        the program, where there are several
 #   BUILD_OPTIONS  further options for it, such as --build-arg PIP_INDEX_URL=...
-# PUSH=1 pushes what was built before, and builds nothing.
+# PUSH=1 pushes what was built before, and builds nothing. The images with CUDA have the bare version as a second tag.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,17 +18,18 @@ read -r -a options <<<"${BUILD_OPTIONS:-}"
 # Health checks are no part of OCI's own image format, which podman and buildah write by default.
 [[ $(basename "$builder") == docker ]] || options+=(--format docker)
 
-reference() { # NAME of the image: service-cpu -> dense-reward:0.1.0-cpu
+references() { # NAME: the image's tags. service-cuda -> dense-reward:0.1.0-cuda dense-reward:0.1.0
     local image=dense-reward
     [[ $1 == service-* ]] || image=dense-reward-trainer
     echo "${REGISTRY:-}$image:$version-${1#*-}"
+    [[ $1 != *-cuda ]] || echo "${REGISTRY:-}$image:$version"
 }
 
 build() { # NAME ARGUMENT ...
     local name=$1 arguments=()
     for argument in "${@:2}" "VERSION=$version" "REVISION=$revision"; do arguments+=(--build-arg "$argument"); done
-    "$builder" build --file docker/Dockerfile --target "${name%%-*}" --tag "$(reference "$name")" \
-        "${arguments[@]}" "${options[@]}" .
+    for tag in $(references "$name"); do arguments+=(--tag "$tag"); done
+    "$builder" build --file docker/Dockerfile --target "${name%%-*}" "${arguments[@]}" "${options[@]}" .
 }
 
 (($#)) || set -- service-cpu service-cuda trainer-cpu trainer-cuda
@@ -43,9 +44,9 @@ for name; do
             ;;
     esac
     if [[ -n ${PUSH:-} ]]; then
-        "$builder" push "$(reference "$name")"
+        for tag in $(references "$name"); do "$builder" push "$tag"; done
     else
         build "$name" "${arguments[@]}"
-        echo "built $(reference "$name")"
+        echo "built $(references "$name" | paste -sd ' ')"
     fi
 done

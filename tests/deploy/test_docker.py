@@ -1,16 +1,19 @@
 """Images and their build context: what is pinned, who runs, what is cached, and what never gets in."""
 
 import json
+import os
 import re
 import shutil
 import ssl
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 
@@ -20,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
 DOCKERFILE = DOCKER / "Dockerfile"
 TARGETS = ("service", "trainer")
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,10 +198,52 @@ def test_what_is_copied_gets_into_a_build_and_nothing_else_is_named() -> None:
     assert admitted("service/dense_reward/web/index.html")
 
 
-def test_every_image_that_is_built_by_name_is_a_target() -> None:
-    script = (DOCKER / "build.sh").read_text("utf-8")
-    (names,) = re.findall(r"^\(\(\$#\)\) \|\| set -- (.+)$", script, re.MULTILINE)
-    assert {name.partition("-")[0] for name in names.split()} == set(TARGETS)
+def built(folder: Path, *names: str, **environment: str) -> list[list[str]]:
+    """The commands that the script gives to its builder."""
+    builder = folder / "builder"
+    builder.write_text(f"""#!/bin/sh\nprintf '%s\\t' "$@" >> {folder}/calls\necho >> {folder}/calls\n""")
+    builder.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "BUILDER": str(builder), **environment}
+    subprocess.run([str(DOCKER / "build.sh"), *names], check=True, capture_output=True, env=environment)
+    return [line.rstrip("\t").split("\t") for line in (folder / "calls").read_text().splitlines()]
+
+
+def after(command: Sequence[str], option: str) -> set[str]:
+    return {word for before, word in pairwise(command) if before == option}
+
+
+def test_the_usual_images_are_built_for_both_devices_and_tagged_by_version(tmp_path: Path) -> None:
+    commands = built(tmp_path, REGISTRY="example.org/us/")
+    made = [(after(command, "--target"), after(command, "--tag")) for command in commands]
+    service, trainer = (f"example.org/us/{name}:{VERSION}" for name in ("dense-reward", "dense-reward-trainer"))
+    assert made == [
+        ({"service"}, {f"{service}-cpu"}),
+        ({"service"}, {f"{service}-cuda", service}),
+        ({"trainer"}, {f"{trainer}-cpu"}),
+        ({"trainer"}, {f"{trainer}-cuda", trainer}),
+    ]
+    devices = [word for command in commands for word in after(command, "--build-arg") if word.startswith("DEVICE=")]
+    assert devices == ["DEVICE=cpu", "DEVICE=cuda"] * 2
+
+
+@pytest.mark.parametrize("name", ["service-cpu", "service-vllm", "trainer-cuda"])
+def test_an_image_is_built_with_arguments_that_the_dockerfile_has(tmp_path: Path, name: str) -> None:
+    (command,) = built(tmp_path, name)
+    given = {word.partition("=")[0] for word in after(command, "--build-arg")}
+    known = {arguments.partition("=")[0] for keyword, arguments in instructions() if keyword == "ARG"}
+    assert {"VERSION", "REVISION"} < given <= known
+    assert after(command, "--format") == {"docker"}, "OCI's own format has no health check"
+
+
+def test_vllm_comes_with_its_pins_and_a_compiler(tmp_path: Path) -> None:
+    (command,) = built(tmp_path, "service-vllm")
+    assert {"CONSTRAINTS=vllm.txt", "SYSTEM_PACKAGES=gcc libc6-dev"} < after(command, "--build-arg")
+    assert (ROOT / "constraints" / "vllm.txt").is_file()
+
+
+def test_what_was_built_is_pushed_with_every_tag(tmp_path: Path) -> None:
+    pushed = built(tmp_path, "trainer-cuda", PUSH="1")
+    assert pushed == [["push", f"dense-reward-trainer:{VERSION}-cuda"], ["push", f"dense-reward-trainer:{VERSION}"]]
 
 
 class Answer(BaseHTTPRequestHandler):
