@@ -15,8 +15,10 @@ if [[ -z $builder ]]; then
     exit 1
 fi
 read -r -a options <<<"${BUILD_OPTIONS:-}"
-# Health checks are no part of OCI's own image format, which podman and buildah write by default.
-[[ $(basename "$builder") == docker ]] || options+=(--format docker)
+# podman and buildah write OCI's own image format by default, in which there is no health check; and they take a step
+# from their cache though the argument in it has another value, which would leave old labels.
+[[ $(basename "$builder") == docker ]] || options+=(--format docker
+    --label "org.opencontainers.image.version=$version" --label "org.opencontainers.image.revision=$revision")
 
 references() { # NAME: the image's tags. service-cuda -> dense-reward:0.1.0-cuda dense-reward:0.1.0
     local image=dense-reward

@@ -54,6 +54,7 @@ class Image:
     environment: Sequence[str]
     command: Sequence[str]
     healthcheck: Sequence[str]
+    revision: str
 
 
 def main() -> None:
@@ -68,6 +69,9 @@ def main() -> None:
     report(f"built {name} in {time.monotonic() - started:.0f} s")
     with tempfile.TemporaryDirectory() as volume, unpacked(name) as image:
         report(f"unpacked: {megabytes(image.root)} MB, of which packages {megabytes(image.root / VENV)} MB")
+        expect(
+            "revision", image.revision, output("git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+        )
         settings = fill(Path(volume), checkpoints)
         port = free_port()
         with running(image, volume, {**settings, "DENSE_REWARD_PORT": str(port)}) as process:
@@ -121,7 +125,12 @@ def unpacked(name: str) -> Iterator[Image]:
         root = Path(output("buildah", "mount", container))
         (root / "volume").mkdir()
         yield Image(
-            root, config["User"], config["Env"], [*config["Entrypoint"], *config["Cmd"]], config["Healthcheck"]["Test"]
+            root,
+            config["User"],
+            config["Env"],
+            [*config["Entrypoint"], *config["Cmd"]],
+            config["Healthcheck"]["Test"],
+            config["Labels"]["org.opencontainers.image.revision"],
         )
     finally:
         output("buildah", "rm", container)

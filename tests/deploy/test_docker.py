@@ -233,6 +233,8 @@ def test_an_image_is_built_with_arguments_that_the_dockerfile_has(tmp_path: Path
     known = {arguments.partition("=")[0] for keyword, arguments in instructions() if keyword == "ARG"}
     assert {"VERSION", "REVISION"} < given <= known
     assert after(command, "--format") == {"docker"}, "OCI's own format has no health check"
+    labels = {word.partition("=")[0] for word in after(command, "--label")}
+    assert labels == {"org.opencontainers.image.version", "org.opencontainers.image.revision"}
 
 
 def test_vllm_comes_with_its_pins_and_a_compiler(tmp_path: Path) -> None:
