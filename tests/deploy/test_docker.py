@@ -1,0 +1,300 @@
+"""Images and their build context: what is pinned, who runs, what is cached, and what never gets in."""
+
+import json
+import os
+import re
+import shutil
+import ssl
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKER = ROOT / "docker"
+DOCKERFILE = DOCKER / "Dockerfile"
+TARGETS = ("service", "trainer")
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One FROM of a Dockerfile and what follows it, as (keyword, arguments)."""
+
+    base: str
+    name: str
+    steps: Sequence[tuple[str, str]]
+
+    def arguments(self, keyword: str) -> list[str]:
+        return [arguments for word, arguments in self.steps if word == keyword]
+
+
+def instructions() -> list[tuple[str, str]]:
+    lines = [line for line in DOCKERFILE.read_text("utf-8").splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in joined.splitlines() if line.strip()]
+
+
+def stages() -> dict[str, Stage]:
+    found: dict[str, Stage] = {}
+    steps: list[tuple[str, str]] = []
+    for keyword, arguments in instructions():
+        if keyword == "FROM":
+            base, _, name = arguments.split()
+            steps = []
+            found[name] = Stage(base, name, steps)
+        else:
+            steps.append((keyword, arguments))
+    return found
+
+
+def lineage(target: str) -> list[Stage]:
+    """A stage and those that it is made from, the oldest first."""
+    stage = stages()[target]
+    return [*(lineage(stage.base) if stage.base in stages() else []), stage]
+
+
+def of_image(target: str, keyword: str) -> list[str]:
+    """The arguments of an instruction in all that becomes part of an image."""
+    return [arguments for stage in lineage(target) for arguments in stage.arguments(keyword)]
+
+
+def tool(name: str) -> str:
+    """A program of this environment or of the path; skips where there is none."""
+    beside = Path(sys.executable).parent / name
+    found = str(beside) if beside.exists() else shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def test_hadolint_finds_nothing() -> None:
+    found = subprocess.run([tool("hadolint"), DOCKERFILE], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+
+
+def test_shellcheck_finds_nothing() -> None:
+    found = subprocess.run([tool("shellcheck"), DOCKER / "build.sh"], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+
+
+def test_all_stages_start_from_one_pinned_image_or_from_each_other() -> None:
+    (first,) = [arguments for keyword, arguments in instructions() if arguments.startswith("PYTHON_IMAGE=")]
+    assert re.fullmatch(r"PYTHON_IMAGE=[\w./]+:3\.\d+\.\d+-slim-\w+", first)
+    known = {"${PYTHON_IMAGE}", "index-${DEVICE}"}
+    for stage in stages().values():
+        assert stage.base in known
+        known.add(stage.name)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_image_runs_as_a_user_by_number_who_is_not_root(target: str) -> None:
+    users = of_image(target, "USER")
+    assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", users[-1])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_commands_are_lists_so_that_signals_reach_them(target: str) -> None:
+    commands = [*of_image(target, "ENTRYPOINT"), *of_image(target, "CMD")]
+    assert len(commands) == 2
+    assert all(isinstance(json.loads(command), list) for command in commands)
+
+
+def test_the_service_checks_its_health_by_a_program_that_is_in_the_image() -> None:
+    (check,) = of_image("service", "HEALTHCHECK")
+    program, script, _ = json.loads(check.partition("CMD ")[2])
+    assert program == "python"
+    assert script in {copied.split()[-1] for copied in of_image("service", "COPY")}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_packages_lie_below_the_code_and_what_names_the_version_above_both(target: str) -> None:
+    order = [f"{keyword} {arguments}" for keyword, arguments in stages()[target].steps]
+    packages = order.index(f"COPY --from={target}-packages /opt/dense-reward /opt/dense-reward")
+    code = order.index("COPY --from=code /code /opt/dense-reward")
+    versions = [place for place, step in enumerate(order) if step.startswith(("ARG VERSION", "ARG REVISION"))]
+    assert packages < code < min(versions)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_change_of_the_code_leaves_the_packages_as_they_are(target: str) -> None:
+    copied = [arguments for stage in lineage(f"{target}-packages") for arguments in stage.arguments("COPY")]
+    assert copied == ["pyproject.toml ./", "constraints constraints"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_packages_are_pinned_and_come_as_wheels(target: str) -> None:
+    (install,) = [step for step in stages()[f"{target}-packages"].arguments("RUN") if " install " in step]
+    assert "--constraint" in install
+    assert "--only-binary :all:" in install
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_compiler_and_no_cache_is_in_an_image(target: str) -> None:
+    assert "SYSTEM_PACKAGES=" in of_image(target, "ARG"), "nothing is installed unless a build asks for it"
+    for command in of_image(target, "RUN"):
+        assert "pip" not in command
+        assert "apt-get" not in command or "rm -rf /var/lib/apt/lists/*" in command
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_image_says_what_it_is(target: str) -> None:
+    (labels,) = of_image(target, "LABEL")
+    named = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', labels))
+    assert named["version"] == "${VERSION}"
+    assert named["revision"] == "${REVISION}"
+    assert named["licenses"] == "Apache-2.0"
+
+
+def admitted(path: str) -> bool:
+    """Whether .dockerignore lets a file into the build context: the last pattern that covers it decides."""
+    parts = path.split("/")
+    above = ["/".join(parts[: n + 1]) for n in range(len(parts))]
+    inside = True
+    for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines():
+        if line and not line.startswith("#"):
+            pattern = line.removeprefix("!")
+            anywhere = pattern.removeprefix("**/")
+            names = parts if anywhere != pattern else above
+            if any(fnmatchcase(name, anywhere) for name in names):
+                inside = line.startswith("!")
+    return inside
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        ".git/config",
+        ".venv/bin/python",
+        ".venv-vllm/bin/python",
+        "runs/demo/checkpoints/sft/model.safetensors",
+        "docker/.env",
+        "docker/secrets/api_keys.json",
+        "service/dense_reward/__pycache__/app.cpython-311.pyc",
+        "service/dense_reward.egg-info/PKG-INFO",
+        "service/.env",
+        "tests/test_app.py",
+    ],
+)
+def test_no_history_run_environment_or_secret_gets_into_a_build(path: str) -> None:
+    assert not admitted(path)
+
+
+def test_what_is_copied_gets_into_a_build_and_nothing_else_is_named() -> None:
+    copied = {word for _, step in instructions() if _ == "COPY" and "--from" not in step for word in step.split()[:-1]}
+    lines = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    assert {line[1:] for line in lines if line.startswith("!")} == copied
+    assert all(admitted(path) for path in copied)
+    assert all((ROOT / path).exists() for path in copied)
+    assert admitted("service/dense_reward/web/index.html")
+
+
+def built(folder: Path, *names: str, **environment: str) -> list[list[str]]:
+    """The commands that the script gives to its builder."""
+    builder = folder / "builder"
+    builder.write_text(f"""#!/bin/sh\nprintf '%s\\t' "$@" >> {folder}/calls\necho >> {folder}/calls\n""")
+    builder.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "BUILDER": str(builder), **environment}
+    subprocess.run([str(DOCKER / "build.sh"), *names], check=True, capture_output=True, env=environment)
+    return [line.rstrip("\t").split("\t") for line in (folder / "calls").read_text().splitlines()]
+
+
+def after(command: Sequence[str], option: str) -> set[str]:
+    return {word for before, word in pairwise(command) if before == option}
+
+
+def test_the_usual_images_are_built_for_both_devices_and_tagged_by_version(tmp_path: Path) -> None:
+    commands = built(tmp_path, REGISTRY="example.org/us/")
+    made = [(after(command, "--target"), after(command, "--tag")) for command in commands]
+    service, trainer = (f"example.org/us/{name}:{VERSION}" for name in ("dense-reward", "dense-reward-trainer"))
+    assert made == [
+        ({"service"}, {f"{service}-cpu"}),
+        ({"service"}, {f"{service}-cuda", service}),
+        ({"trainer"}, {f"{trainer}-cpu"}),
+        ({"trainer"}, {f"{trainer}-cuda", trainer}),
+    ]
+    devices = [word for command in commands for word in after(command, "--build-arg") if word.startswith("DEVICE=")]
+    assert devices == ["DEVICE=cpu", "DEVICE=cuda"] * 2
+
+
+@pytest.mark.parametrize("name", ["service-cpu", "service-vllm", "trainer-cuda"])
+def test_an_image_is_built_with_arguments_that_the_dockerfile_has(tmp_path: Path, name: str) -> None:
+    (command,) = built(tmp_path, name)
+    given = {word.partition("=")[0] for word in after(command, "--build-arg")}
+    known = {arguments.partition("=")[0] for keyword, arguments in instructions() if keyword == "ARG"}
+    assert {"VERSION", "REVISION"} < given <= known
+    assert after(command, "--format") == {"docker"}, "OCI's own format has no health check"
+    labels = {word.partition("=")[0] for word in after(command, "--label")}
+    assert labels == {"org.opencontainers.image.version", "org.opencontainers.image.revision"}
+
+
+def test_vllm_comes_with_its_pins_and_a_compiler(tmp_path: Path) -> None:
+    (command,) = built(tmp_path, "service-vllm")
+    assert {"CONSTRAINTS=vllm.txt", "SYSTEM_PACKAGES=gcc libc6-dev"} < after(command, "--build-arg")
+    assert (ROOT / "constraints" / "vllm.txt").is_file()
+
+
+def test_what_was_built_is_pushed_with_every_tag(tmp_path: Path) -> None:
+    pushed = built(tmp_path, "trainer-cuda", PUSH="1")
+    assert pushed == [["push", f"dense-reward-trainer:{VERSION}-cuda"], ["push", f"dense-reward-trainer:{VERSION}"]]
+
+
+class Answer(BaseHTTPRequestHandler):
+    """A service that is alive and not ready."""
+
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *_: object) -> None:
+        """Nothing: what is asked here tells nobody anything."""
+
+
+def checked(route: str, server: ThreadingHTTPServer, **settings: str) -> int:
+    """The exit code of the health check. A proxy that is not there must not be asked."""
+    environment = {"DENSE_REWARD_PORT": str(server.server_port), "http_proxy": "http://127.0.0.1:9", **settings}
+    command = [sys.executable, str(DOCKER / "healthcheck.py"), route]
+    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+
+
+@contextmanager
+def served(context: ssl.SSLContext | None = None) -> Iterator[ThreadingHTTPServer]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_the_health_check_tells_what_the_service_answers() -> None:
+    with served() as server:
+        assert checked("/health", server) == 0
+        assert checked("/ready", server) != 0
+    assert checked("/health", server) != 0
+
+
+def test_the_health_check_speaks_https_where_the_service_does(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    made = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=elsewhere", "-days", "2"]
+    made += ["-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([tool("openssl"), *made], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    with served(context) as server:
+        assert checked("/health", server, DENSE_REWARD_TLS_CERTIFICATE=str(certificate)) == 0
+        assert checked("/ready", server, DENSE_REWARD_TLS_CERTIFICATE=str(certificate)) != 0
