@@ -8,6 +8,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -177,13 +178,19 @@ def test_a_signal_ends_a_service_that_is_still_loading_with_exit_code_0(pair: Pa
     assert not any("Traceback" in line for line in process.lines)
 
 
-@contextmanager
-def serving_https(folder: Path, *more: str) -> Iterator[tuple[str, ssl.SSLContext]]:
-    """Its address, and what trusts it."""
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Another one each time."""
     certificate, private = folder / "certificate.pem", folder / "private.pem"
     made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
     made += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(private), "-out", str(certificate)]
     subprocess.run(made, check=True, capture_output=True)
+    return certificate, private
+
+
+@contextmanager
+def serving_https(folder: Path, *more: str) -> Iterator[tuple[str, ssl.SSLContext]]:
+    """Its address, and what trusts it."""
+    certificate, private = make_certificate(folder)
     options = f"--tls-certificate={certificate}", f"--tls-private-key={private}", *more
     with serving("--engine=fake", *options) as process:
         wait_until(lambda: process.address() is not None)
@@ -197,6 +204,18 @@ def test_https_alone_is_spoken_where_there_is_a_certificate(tmp_path: Path) -> N
         assert httpx.get(f"{address}/health", verify=trusted, trust_env=False).status_code == 200
         with pytest.raises(httpx.TransportError):
             httpx.get(f"{address}/health".replace("https", "http"), trust_env=False)
+
+
+@pytest.mark.skipif(which("openssl") is None, reason="makes its certificate with openssl")
+def test_a_renewed_certificate_is_taken_while_it_runs_and_a_broken_one_is_not(tmp_path: Path) -> None:
+    with serving_https(tmp_path) as (address, _):
+        host, port = "127.0.0.1", int(address.rpartition(":")[2])
+        certificate, _ = make_certificate(tmp_path)
+        renewed = certificate.read_text()
+        wait_until(lambda: ssl.get_server_certificate((host, port)) == renewed)
+        certificate.write_text("half")
+        time.sleep(6)  # until it was looked at
+        assert ssl.get_server_certificate((host, port)) == renewed
 
 
 @pytest.mark.skipif(which("openssl") is None, reason="makes its certificate with openssl")

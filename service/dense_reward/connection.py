@@ -1,4 +1,5 @@
-"""What uvicorn does not do: end connections on which nothing comes or nothing is taken, and end at a second signal.
+"""What uvicorn does not do: end connections on which nothing comes or nothing is taken, end at a second signal, and
+take a renewed certificate.
 
 Knows no routes.
 """
@@ -7,6 +8,7 @@ import asyncio
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Callable
 from types import FrameType
 from typing import ClassVar
@@ -20,13 +22,15 @@ log = logging.getLogger("dense_reward")
 
 NOTICE_S = 1.0
 """Requests that come so soon after the signal are still told that the service stops, and their connections end."""
+TICKS_OF_A_LOOK = 50
+"""A renewed certificate is seen after so many ticks of uvicorn, 0.1 s each."""
 
 
 class Server(uvicorn.Server):
     """Drains at the first SIGTERM or SIGINT; at the second it ends, whatever is in flight.
 
     Connections that nothing comes on are closed only after NOTICE_S: a request may be on its way on one of them, and
-    would be lost without an answer.
+    would be lost without an answer. A certificate that is renewed is that of the connections that come afterwards.
     """
 
     _told = False
@@ -34,6 +38,13 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, drain: Callable[[], None]) -> None:
         super().__init__(config)
         self._drain = drain
+        self._certificate_stamp = self._stamp()
+
+    async def on_tick(self, counter: int) -> bool:
+        if counter % TICKS_OF_A_LOOK == 0 and (stamp := self._stamp()) != self._certificate_stamp:
+            self._certificate_stamp = stamp
+            self._take_certificate()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._drain()
@@ -52,6 +63,27 @@ class Server(uvicorn.Server):
             os._exit(128 + sig)
         self._told = True
         super().handle_exit(sig, frame)
+
+    def _stamp(self) -> list[int]:
+        """When the certificate's files were written; a secret that is mounted changes where its links point."""
+        files = [file for file in (self.config.ssl_certfile, self.config.ssl_keyfile) if file is not None]
+        try:
+            return [os.stat(file).st_mtime_ns for file in files]
+        except OSError:
+            return []
+
+    def _take_certificate(self) -> None:
+        """Unless the files are not whole, or do not belong together: then at their next change."""
+        certificate, key = self.config.ssl_certfile, self.config.ssl_keyfile
+        if self.config.ssl is None or certificate is None:
+            return
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+            self.config.ssl.load_cert_chain(certificate, key)
+        except (OSError, ssl.SSLError) as error:
+            log.error("the renewed certificate %s cannot be taken, the one before is served on: %s", certificate, error)
+        else:
+            log.info("the renewed certificate %s is taken", certificate)
 
 
 class Connection(H11Protocol):
