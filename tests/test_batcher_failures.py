@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import pytest
 from dense_reward.batcher import Computed
 from dense_reward.engine.base import Cost, EngineInfo, Scores, TokenScores, Trunk, Wants, Work
-from dense_reward.errors import EngineLostError, RequestError
+from dense_reward.errors import EngineLostError, RequestError, SequenceError
 from dense_reward.metrics import Metrics
 from queued import OneEngine, assert_named, held_by, running, soon, submitted
 from unruly_engines import INFO, Gate, Memory, Recorder, SmallDevice, named_scores, packed, trunk
@@ -44,6 +44,23 @@ def test_a_batch_that_fails_reaches_each_of_its_callers_and_nobody_else(stage: S
     together, later = asyncio.run(ask())
     assert [str(answer) for answer in together] == ["device lost"] * 3
     assert_named(later, [trunk(4, 3)])
+
+
+@at_both_stages
+def test_a_sequence_that_an_engine_does_not_compute_fails_its_own_request_alone(stage: Stage) -> None:
+    engine = engine_with(stage, fail_on(2, SequenceError("not this one")))
+
+    async def ask() -> list[Computed | BaseException]:
+        async with running(engine) as batcher:
+            asked = (batcher.submit([trunk(n, 3)], Wants()) for n in (1, 2, 3))
+            return await soon(asyncio.gather(*asked, return_exceptions=True))
+
+    before, failed, after = asyncio.run(ask())
+    assert isinstance(failed, SequenceError)
+    assert str(failed) == "not this one"
+    for answer, name in ((before, 1), (after, 3)):
+        assert isinstance(answer, Computed)
+        assert_named(answer, [trunk(name, 3)])
 
 
 @at_both_stages

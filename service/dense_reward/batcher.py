@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 
 from dense_reward.door import Door
 from dense_reward.engine.base import Engine, Scores, TokenScores, Trunk, Wants, Work
-from dense_reward.errors import RETRY_UNAVAILABLE_S, EngineLostError, LoadingStoppedError, OutOfMemoryError, refuse
+from dense_reward.errors import (
+    RETRY_UNAVAILABLE_S,
+    EngineLostError,
+    LoadingStoppedError,
+    OutOfMemoryError,
+    SequenceError,
+    refuse,
+)
 from dense_reward.metrics import Metrics
 from dense_reward.together import Ask, prepare_together
 from dense_reward.waiting import Job, Member, Terms, Waiting, halved, tokens_together, units_of
@@ -63,6 +70,14 @@ class _Batch:
             self.ahead = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """Why a batch is to be computed in parts: there was no memory for it, or one of its sequences is at fault."""
+
+    reason: str
+    for_memory: bool
+
+
 class Batcher:
     """Feeds one device from one thread, for all pairs on it.
 
@@ -98,7 +113,7 @@ class Batcher:
     ) -> Computed:
         """Scores of all branches by one pair. A caller that goes away takes its waiting work with it.
 
-        Raises what the engine raises, RequestError(out_of_memory) where one sequence alone does not fit, and
+        Raises what the engine raises for one of its sequences, RequestError(out_of_memory) where that does not fit, and
         RequestError(draining) after close, or where `run` ends before the answer.
         """
         if self._closing:
@@ -158,24 +173,26 @@ class Batcher:
             self._next.ahead = self._prepare(self._next)
 
     async def _compute(self, batch: _Batch) -> None:
-        """Compute one batch; out of memory, split it and try again."""
-        reason = await self._attempt(batch)
-        if reason is not None:
+        """Compute one batch; split it and try again where less of it may succeed."""
+        failed = await self._attempt(batch)
+        if failed is None:
+            return
+        if failed.for_memory:
             self._metrics.out_of_memory()
             # The device thread holds the failed batch's tensors until it turns to something else.
             await asyncio.get_running_loop().run_in_executor(self._device, _nothing)
-            await self._compute_halves(batch.members, reason)
+        await self._compute_halves(batch.members, failed)
 
-    async def _attempt(self, batch: _Batch) -> str | None:
-        """Hand out a batch's results, or its failure to each caller. Returns why, where there was no memory for it."""
+    async def _attempt(self, batch: _Batch) -> _Failed | None:
+        """Hand out a batch's results, or its failure to each caller. Returns why, where it is to be split."""
         try:
             work = await self._work(batch)
             if work is not None:
                 scores, seconds = await self._on_device(batch, work)
                 _check_shape(batch.trunks, scores)
                 self._hand_out(batch.members, scores, seconds)
-        except OutOfMemoryError as error:
-            return str(error)  # not retried here: the traceback keeps the tensors of the batch alive
+        except (OutOfMemoryError, SequenceError) as error:  # not retried here: the traceback keeps tensors alive
+            return _Failed(str(error), for_memory=isinstance(error, OutOfMemoryError))
         except Exception as error:  # whatever broke the batch, each of its callers must hear of it
             for job, _ in batch.members:
                 _fail(job, error)
@@ -238,7 +255,7 @@ class Batcher:
         for job in {job for job, _ in members}:
             job.compute_s += seconds
 
-    async def _compute_halves(self, members: Sequence[Member], reason: str) -> None:
+    async def _compute_halves(self, members: Sequence[Member], failed: _Failed) -> None:
         """Only a sequence that fails alone fails."""
         if len(members) > 1:
             half = len(members) // 2
@@ -251,7 +268,10 @@ class Batcher:
             for part in halved(unit, job.engine.cost(unit.trunk)):
                 await self._compute(_Batch([(job, part)]))
             return
-        message = f"one sequence of {unit.trunk.tokens} tokens does not fit into device memory: {reason}"
+        if not failed.for_memory:
+            _fail(job, SequenceError(failed.reason))
+            return
+        message = f"one sequence of {unit.trunk.tokens} tokens does not fit into device memory: {failed.reason}"
         _fail(job, refuse("out_of_memory", message))
 
     def _job(self, engine: Engine, trunks: Sequence[Trunk], wants: Wants, terms: Terms) -> Job:

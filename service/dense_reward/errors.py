@@ -95,6 +95,10 @@ class OutOfMemoryError(Exception):
     """The device could not hold a batch; fewer tokens at once may fit."""
 
 
+class SequenceError(Exception):
+    """An engine that gives no log-probs of some sequence of a batch, whenever it is asked; of the others it may."""
+
+
 class EngineLostError(Exception):
     """The device computes nothing more in this process, whatever it is asked: only a new process helps."""
 

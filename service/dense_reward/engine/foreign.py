@@ -50,7 +50,11 @@ class ForeignModel(Protocol):
         ...
 
     async def logprobs(self, query: Query) -> FloatArray:
-        """[T, K], in nats. Raises RequestError(engine_unavailable) while nothing is answered, EngineLostError after."""
+        """[T, K], in nats.
+
+        Raises SequenceError where this query is not answered, RequestError(engine_unavailable) while none is,
+        EngineLostError where none will be.
+        """
         ...
 
     async def close(self) -> None: ...
