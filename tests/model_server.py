@@ -8,6 +8,7 @@ import io
 import json
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +24,7 @@ from transformers import AutoModelForCausalLM
 Speech = Literal["vllm", "vllm_tokens", "vllm_named", "sglang"]
 Json = Mapping[str, Any]
 MAX_MODEL_LEN = 96
+MAX_LOGPROBS = 20
 Trick = Callable[["Handler"], None]
 
 
@@ -40,9 +42,12 @@ class ModelServer:
     served: str = "tiny"
     key: str | None = None
     healthy: bool = True
+    health_s: float = 0.0
+    max_model_len: int = MAX_MODEL_LEN
     tricks: list[Trick] = field(default_factory=list)
     asked: list[tuple[str, Json]] = field(default_factory=list)
-    _model: Any = None
+    looks: int = 0
+    model: Any = None
     _seen: set[tuple[int, ...]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _server: ThreadingHTTPServer | None = None
@@ -52,8 +57,8 @@ class ModelServer:
         return f"http://127.0.0.1:{self.port}"
 
     def __enter__(self) -> Self:
-        if self._model is None:
-            self._model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True)
+        if self.model is None:
+            self.model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.float32, local_files_only=True)
         handler = type("OwnHandler", (Handler,), {"owner": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), handler)
         self._server.daemon_threads = True
@@ -79,8 +84,19 @@ class ModelServer:
 
     def models(self) -> Json:
         owner = "sglang" if self.speech == "sglang" else "vllm"
-        card = {"id": self.served, "object": "model", "owned_by": owner, "root": "tiny", "max_model_len": MAX_MODEL_LEN}
+        card = {
+            "id": self.served,
+            "object": "model",
+            "owned_by": owner,
+            "root": "tiny",
+            "max_model_len": self.max_model_len,
+        }
         return {"object": "list", "data": [card]}
+
+    @property
+    def max_req_input_len(self) -> int:
+        """SGLang refuses sequences that are as long as this."""
+        return self.max_model_len - 6
 
     def answer(self, path: str, body: Json) -> Json:
         match self.speech, path:
@@ -96,7 +112,7 @@ class ModelServer:
     def logprobs_LV(self, ids: Sequence[int]) -> NDArray[np.float32]:
         """Row t is log p(. | ids[:t]), from t = 1 on; row 0 is nothing."""
         with self._lock, torch.inference_mode():
-            logits_LV = self._model(torch.tensor([list(ids)])).logits[0].float()
+            logits_LV = self.model(torch.tensor([list(ids)])).logits[0].float()
             values: NDArray[np.float32] = torch.log_softmax(logits_LV, -1).numpy()
         return np.concatenate([np.full_like(values[:1], np.nan), values[:-1]])
 
@@ -120,8 +136,8 @@ class ModelServer:
             return answer | {"prompt_logprobs": self._of_prompt(ids)}
         if self.speech != "vllm_named":
             raise ValueError("prompt_logprob_token_ids requires the V2 model runner")
-        if len(named) != len(ids) - 1 - start:
-            raise ValueError(f"{len(named)} rows")
+        if len(named) != len(ids) - 1 - start or len(named[0]) > MAX_LOGPROBS:
+            raise ValueError(f"{len(named)} rows of {len(named[0])}")
         if tuple(ids) in self._seen and not parameters["skip_reading_prefix_cache"]:
             return answer  # as where a prefix that is remembered passes the first row
         self._seen.add(tuple(ids))
@@ -141,8 +157,11 @@ class ModelServer:
         if not body["return_logprob"] or body["sampling_params"]["max_new_tokens"] != 0:
             raise ValueError(f"cannot be answered: {sorted(body)}")
         ids, first = body["input_ids"], body["logprob_start_len"]
+        if len(ids) >= self.max_req_input_len:
+            raise ValueError(f"Input length ({len(ids)} tokens) exceeds the maximum allowed length")
+        last = self.model.config.vocab_size - 1
         values_LV = self.logprobs_LV(ids)
-        rows = [[float(values_LV[t, i]), i, None] for t, i in enumerate(ids)][first:]
+        rows = [[float(values_LV[t, i]), 0 if i == last else i, None] for t, i in enumerate(ids)][first:]
         rows[0][0] = None
         told = {"id": "1", "prompt_tokens": len(ids), "completion_tokens": 0, "input_token_logprobs": rows}
         return {"text": "", "output_ids": [], "meta_info": told}
@@ -163,9 +182,13 @@ class Handler(BaseHTTPRequestHandler):
         if not self._has_key():
             self.send(401, {"error": "Unauthorized"})
         elif self.path == "/health":
+            time.sleep(self.owner.health_s)
+            self.owner.looks += 1
             self.send(200 if self.owner.healthy else 503, {})
         elif self.path == "/v1/models":
             self.send(200, self.owner.models())
+        elif self.path == "/server_info" and self.owner.speech == "sglang":
+            self.send(200, {"max_req_input_len": self.owner.max_req_input_len})
         else:
             self.send(404, {"detail": "Not Found"})
 

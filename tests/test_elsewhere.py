@@ -1,12 +1,14 @@
 """The proof of models that somebody else computes: who is wrong is named."""
 
 import asyncio
+import json
 from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
+from dense_reward.engine.adapter import refuse_ends
 from dense_reward.engine.base import FloatArray
 from dense_reward.engine.elsewhere import AT_ONCE, Checkpoint, prove
 from dense_reward.engine.foreign import Query
@@ -85,3 +87,30 @@ def test_the_other_checkpoint_is_recognised_where_rounding_would_hide_it() -> No
 def test_replicas_that_disagree_with_each_other_are_named() -> None:
     with pytest.raises(CheckpointError, match=r"sft at a and sft at b disagree by 0\.34 nats"):
         proven({"sft at a": Answering(-0.71), "sft at b": Answering(-1.05)})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["model.embed_tokens"]},
+        {"target_modules": ".*"},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": "all-linear", "modules_to_save": ["embed_tokens"]},
+    ],
+)
+def test_an_adapter_that_changes_the_output_layer_is_refused(config: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="leaves out of the log-probs"):
+        refuse_ends(tmp_path)
+
+
+@pytest.mark.parametrize("targets", [["q_proj"], "all-linear", r".*\.self_attn\.[qv]_proj", None])
+def test_other_adapters_are_not(targets: object, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"target_modules": targets, "modules_to_save": None}))
+    refuse_ends(tmp_path)
+
+
+def test_an_adapter_of_which_nobody_knows_what_it_changes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"adapter_config\.json tells which layers"):
+        refuse_ends(tmp_path)

@@ -28,6 +28,7 @@ SPEECHES: dict[str, Speech] = {
 NAMING = {"torch", "vllm with fixed ids"}
 IDS = {"prompt_ids": [5, 6, 7], "response_ids": [[8, 9, 10], [], [9, 9], [8, 11, 12, 13]]}
 CANDIDATES = [[[1, 2], [3, 4], [5, 6]], [], [[20, 21], [22, 23]], [[1, 1], [2, 2], [3, 3], [4, 4]]]
+MANY = [[list(range(t, t + 50)) for t in range(len(ids))] for ids in ([8, 9, 10], [], [9, 9], [8, 11, 12, 13])]
 REQUESTS: dict[str, dict[str, Any]] = {
     "text": {"prompt": "12+34=", "responses": ["46", "47 or so", ""]},
     "ids": IDS,
@@ -114,9 +115,12 @@ def test_log_probs_and_rewards_are_those_of_torch(
     assert any(abs(value) > 0.1 for row in rows(found.json(), "reward") for value in row)
 
 
-def test_rewards_of_candidates_are_given_where_the_engine_has_them(engine: tuple[str, Served], oracle: Served) -> None:
+@pytest.mark.parametrize("candidates", [CANDIDATES, MANY], ids=["two at a token", "more than vLLM takes at once"])
+def test_rewards_of_candidates_are_given_where_the_engine_has_them(
+    engine: tuple[str, Served], oracle: Served, candidates: list[list[list[int]]]
+) -> None:
     name, running = engine
-    asked = {**IDS, "candidate_ids": CANDIDATES}
+    asked = {**IDS, "candidate_ids": candidates}
     found = running.score(asked)
     if name not in NAMING:
         assert found.status_code == 422
@@ -148,7 +152,7 @@ def test_models_tell_what_the_engine_can_do(engine: tuple[str, Served]) -> None:
     (card,) = running.client.get("/models").json()["models"]
     assert ("candidate_reward" in card["quantities"]) == (name in NAMING)
     assert ("kl" in card["quantities"]) == (name == "torch")
-    assert card["max_length_tokens"] == (96 if name == "torch" else 95)
+    assert card["max_length_tokens"] == {"torch": 96, "sglang": 96 - 7}.get(name, 95)
 
 
 def test_a_sequence_that_is_too_long_is_refused_before_it_is_sent(engine: tuple[str, Served]) -> None:

@@ -78,9 +78,10 @@ def test_everything_goes_through_one_format(kind: LogFormat, monkeypatch: pytest
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [])
     monkeypatch.setattr(root, "level", root.level)
-    configure("warning", kind)
+    configure("info", kind)
     assert [type(handler.formatter) for handler in root.handlers] == [TextLines if kind == "text" else JsonLines]
-    assert root.level == logging.WARNING
+    assert root.level == logging.INFO
+    assert not logging.getLogger("httpx").isEnabledFor(logging.INFO), "a line for each query to a server of models"
 
 
 def served_to(log: Path, *arguments: str) -> "subprocess.Popen[bytes]":

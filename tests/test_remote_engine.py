@@ -12,6 +12,7 @@ from threading import Event, Thread
 from typing import Any
 
 import pytest
+from dense_reward.engine import remote_engine
 from dense_reward.loading import loader
 from model_server import Handler, ModelServer, Trick
 from served import Served, served, wait_until
@@ -91,7 +92,7 @@ def test_a_server_that_keeps_failing_is_told_as_unavailable(pair: Path) -> None:
 
 def test_a_server_that_answers_something_else_gets_nobody_a_reward(pair: Path) -> None:
     with servers(pair, "sft", "reference") as (sft, reference), serving(pair, sft.url, reference.url) as running:
-        sft.tricks += [lambda handler: handler.send(200, {"choices": [{"prompt_logprobs": [None]}]})] * 2
+        sft.tricks += [lambda handler: handler.send(200, {"choices": [{"prompt_logprobs": [None]}]})] * 20
         answer = running.score(IDS)
         assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
         sft.tricks.clear()
@@ -110,6 +111,84 @@ def test_a_server_that_is_not_well_is_left_out_and_taken_back(pair: Path) -> Non
         sft.healthy = True
         wait_until(lambda: running.client.get("/ready").status_code == 200)
         assert running.score(IDS).json()["results"] == expected
+
+
+def test_another_replica_is_asked_what_one_failed_at(pair: Path) -> None:
+    with servers(pair, "sft", "sft", "reference") as (one, other, reference):
+        with serving(pair, f"{one.url},{other.url}", reference.url) as running:
+            one.asked.clear()
+            other.asked.clear()
+            one.tricks += [status(503)] * 20
+            other.tricks += [status(503)] * 20
+            assert running.score(IDS).status_code == 503
+        assert one.asked
+        assert other.asked
+
+
+def test_a_query_that_a_server_always_breaks_over_is_nobody_elses_trouble(pair: Path) -> None:
+    with servers(pair, "sft", "reference") as (sft, reference), serving(pair, sft.url, reference.url) as running:
+        sft.tricks += [status(500)] * 20
+        answer = running.score(IDS)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal")
+        sft.tricks.clear()
+        assert running.score(IDS).status_code == 200
+
+
+def test_a_server_whose_queries_take_all_connections_is_still_seen_to_be_well(
+    pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_engine, "CONNECTIONS", 2)
+    woken = Event()
+    with servers(pair, "sft", "reference") as (sft, reference), serving(pair, sft.url, reference.url) as running:
+        sft.tricks += [lambda handler: hold(handler, woken)] * 2
+        asking = Thread(target=running.score, args=(IDS,))
+        asking.start()
+        wait_until(lambda: not sft.tricks)
+        looks = sft.looks
+        wait_until(lambda: sft.looks > looks + 2)
+        assert running.client.get("/ready").status_code == 200
+        woken.set()
+        asking.join()
+
+
+def hold(handler: Handler, until: Event) -> None:
+    until.wait()
+    handler.close_connection = True
+
+
+def test_sglang_may_take_its_time_to_say_that_it_is_well(pair: Path) -> None:
+    """It generates a token for it, which waits for what is being computed."""
+    with (
+        servers(pair, "sft", "reference", speech="sglang") as (sft, reference),
+        serving(pair, sft.url, reference.url) as running,
+    ):
+        sft.health_s = 2.5
+        looks = sft.looks
+        wait_until(lambda: sft.looks > looks + 2)
+        assert running.client.get("/ready").status_code == 200
+
+
+def test_a_server_whose_weights_change_while_it_runs_is_left_out(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_engine, "PROVE_EVERY_S", 0.2)
+    with servers(pair, "sft", "reference") as (sft, reference), serving(pair, sft.url, reference.url) as running:
+        right, sft.model = sft.model, reference.model
+        wait_until(lambda: running.client.get("/ready").status_code == 503)
+        assert "another checkpoint" in running.client.get("/ready").json()["progress"]
+        sft.model = right
+        wait_until(lambda: running.client.get("/ready").status_code == 200)
+
+
+def test_one_query_that_hangs_does_not_keep_the_device_for_ever(pair: Path) -> None:
+    woken = Event()
+    with (
+        servers(pair, "sft", "reference") as (sft, reference),
+        serving(pair, sft.url, reference.url, max_request_s="1") as running,
+    ):
+        sft.tricks += [lambda handler: hold(handler, woken)] * 2
+        answer = running.score(IDS)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
+        wait_until(lambda: running.score(IDS).status_code == 200)
+        woken.set()
 
 
 def test_nobody_waits_for_a_server_that_hangs(pair: Path) -> None:
@@ -143,6 +222,26 @@ def test_one_of_two_replicas_is_enough(pair: Path) -> None:
         answers = [running.score(IDS | {"prompt_ids": [first, 6]}) for first in range(8)]
         assert {answer.status_code for answer in answers} == {200}
         assert not one.asked
+
+
+def test_a_replica_that_is_away_at_the_start_is_taken_when_it_comes(pair: Path) -> None:
+    port = free_port()
+    with servers(pair, "sft", "reference") as (one, reference):
+        urls = f"{one.url},http://127.0.0.1:{port}"
+        with serving(pair, urls, reference.url) as running, ModelServer(pair / "sft", port=port) as other:
+            wait_until(lambda: running.score(IDS | {"prompt_ids": [1, 6]}).status_code == 200 and bool(other.asked))
+            other.asked.clear()
+            for first in range(16):
+                assert running.score(IDS | {"prompt_ids": [first, 6]}).status_code == 200
+            assert other.asked
+
+
+def test_a_server_that_comes_back_able_to_do_less_is_not_taken_back(pair: Path) -> None:
+    with servers(pair, "sft", "reference") as (sft, reference), serving(pair, sft.url, reference.url) as running:
+        sft.stop()
+        wait_until(lambda: running.client.get("/ready").status_code == 503)
+        with ModelServer(pair / "sft", port=sft.port, max_model_len=48):
+            wait_until(lambda: "can do less" in running.client.get("/ready").json()["progress"])
 
 
 def test_another_checkpoint_on_a_server_is_named_and_not_served(pair: Path) -> None:
@@ -182,9 +281,14 @@ def test_servers_are_waited_for(pair: Path) -> None:
     [
         ({"key": "secret"}, {}, "wants a key: --engine-key-file"),
         ({}, {"sft_served": "other"}, "serves no model other"),
+        ({}, {"sft_url": "127.0.0.1:8001"}, "--sft-url names servers, as http://HOST:8001"),
+        ({}, {"sft_url": "http://127.0.0.1:8001,"}, "'' is none"),
+        ({}, {"sft_url": "http://user:word@127.0.0.1:8001"}, "--engine-key-file FILE instead"),
+        ({}, {"engine_key_file": "no-such-file"}, "--engine-key-file cannot be read"),
+        ({}, {"deterministic": "true", "head_dtype": "float32"}, "--deterministic, --head-dtype is of --engine torch"),
     ],
 )
-def test_a_server_that_cannot_be_used_is_told_with_the_cure(
+def test_what_cannot_be_served_is_told_with_the_cure(
     pair: Path, options: dict[str, Any], settings: dict[str, str], reason: str
 ) -> None:
     with (

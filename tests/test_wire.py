@@ -11,7 +11,9 @@ from dense_reward.engine.base import Branch, IdArray, Trunk
 from dense_reward.engine.foreign import Query, query_of
 from dense_reward.engine.wire import Dialect, Sglang, VllmCompletions, VllmTokens, WireError
 
-DIALECTS: list[Dialect] = [VllmCompletions("m"), VllmTokens("m"), VllmTokens("m", names_candidates=True), Sglang()]
+VOCABULARY = 20
+SGLANG = Sglang(VOCABULARY)
+DIALECTS: list[Dialect] = [VllmCompletions("m"), VllmTokens("m"), VllmTokens("m", names_candidates=True), SGLANG]
 
 
 def ids(*values: int) -> IdArray:
@@ -85,11 +87,18 @@ def test_fixed_id_scoring_names_a_row_for_each_position_from_the_one_before_the_
 
 
 def test_sglang_is_asked_for_one_position_more_because_its_first_has_no_log_prob() -> None:
-    path, body = sent(Sglang(), query())
+    path, body = sent(SGLANG, query())
     assert (path, body["input_ids"], body["logprob_start_len"]) == ("/generate", [5, 6, 7, 8, 9], 2)
     assert body["sampling_params"]["max_new_tokens"] == 0
     assert "lora_path" not in body
-    assert sent(Sglang(lora="a"), query())[1]["lora_path"] == "a"
+    assert sent(Sglang(VOCABULARY, lora="a"), query())[1]["lora_path"] == "a"
+
+
+def test_sglang_writes_0_for_the_last_id_of_its_vocabulary_and_for_no_other() -> None:
+    told = {"meta_info": {"input_token_logprobs": [[None, 7, None], [-3.0, 8, None], [-4.0, 0, None]]}}
+    assert read(Sglang(vocabulary=10), told) == [[-3.0], [-4.0]]
+    with pytest.raises(WireError, match="other ids"):
+        read(SGLANG, told)
 
 
 def test_answers_are_read_at_the_positions_of_the_ids() -> None:
@@ -97,7 +106,7 @@ def test_answers_are_read_at_the_positions_of_the_ids() -> None:
     assert read(VllmCompletions("m"), {"choices": [{"prompt_logprobs": rows}]}) == [[-3.0], [-4.0]]
     assert read(VllmTokens("m"), {"choices": [{}], "prompt_logprobs": rows}) == [[-3.0], [-4.0]]
     told = [[None, 7, None], [-3.0, 8, None], [-4.0, 9, None]]
-    assert read(Sglang(), {"meta_info": {"input_token_logprobs": told}}) == [[-3.0], [-4.0]]
+    assert read(SGLANG, {"meta_info": {"input_token_logprobs": told}}) == [[-3.0], [-4.0]]
     named = VllmTokens("m", names_candidates=True)
     assert read(named, {"prompt_token_id_logprobs": npy([-3.0], [-4.0])}) == [[-3.0], [-4.0]]
     assert read(named, {"prompt_token_id_logprobs": None}) is None
@@ -123,9 +132,9 @@ def test_what_json_has_no_number_for_is_not_a_log_prob_of_minus_9999() -> None:
         (VllmTokens("m", names_candidates=True), {"prompt_token_id_logprobs": npy([-3.0])}),
         (VllmTokens("m", names_candidates=True), {"prompt_token_id_logprobs": npy([-3.0, -3.0], [-4.0, -4.0])}),
         (VllmTokens("m", names_candidates=True), {"prompt_token_id_logprobs": "AAAA"}),
-        (Sglang(), {"meta_info": {}}),
-        (Sglang(), {"meta_info": {"input_token_logprobs": [[None, 8, None], [-4.0, 9, None]]}}),
-        (Sglang(), {"meta_info": {"input_token_logprobs": [[None, 7, None], [-3.0, 9, None], [-4.0, 8, None]]}}),
+        (SGLANG, {"meta_info": {}}),
+        (SGLANG, {"meta_info": {"input_token_logprobs": [[None, 8, None], [-4.0, 9, None]]}}),
+        (SGLANG, {"meta_info": {"input_token_logprobs": [[None, 7, None], [-3.0, 9, None], [-4.0, 8, None]]}}),
     ],
 )
 def test_an_answer_to_something_else_is_refused(dialect: Dialect, answer: object) -> None:

@@ -8,17 +8,19 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from dense_reward.encode import Encoder
+from dense_reward.engine.adapter import refuse_ends
 from dense_reward.engine.background import BackgroundLoop
 from dense_reward.engine.base import EngineInfo, FloatArray
 from dense_reward.engine.foreign import ForeignModel, ForeignPair, Query, close, query_of, together
 from dense_reward.engine.load import PROBE_TOLERANCE_NATS, ROLES, Report, check_tokenizer, probe_trunks
 from dense_reward.engine.remote_engine import Access, RemoteModel, Replica, UnreachableError
 from dense_reward.engine.tokenizer import load_tokenizer
-from dense_reward.errors import CheckpointError
+from dense_reward.errors import CheckpointError, SettingsError
 from dense_reward.manifest import Manifest, check_pair, files_folder, load_manifest, sha256_of_text, verify_files
 from dense_reward.settings import Settings
 
@@ -71,21 +73,24 @@ class Loading:
 
 
 def load_remote(settings: Settings, report: Report) -> Loaded:
-    """Engine, encoder and tokenizer hash of a pair on servers; waits for these. Raises CheckpointError."""
-    if not settings.sft_url or not settings.reference_url:
-        raise CheckpointError("--engine remote needs the servers of both checkpoints: --sft-url, --reference-url")
-    urls, names = (settings.sft_url, settings.reference_url), (settings.sft_served, settings.reference_served)
-    key = None if settings.engine_key_file is None else settings.engine_key_file.read_text().strip()
+    """Engine, encoder, tokenizer hash of a pair on servers; waits for these. Raises CheckpointError, SettingsError."""
+    addresses = _addresses("--sft-url", settings.sft_url), _addresses("--reference-url", settings.reference_url)
+    names = settings.sft_served, settings.reference_served
+    key = _key(settings.engine_key_file)
     with _loading(settings) as loading:
-        for checkpoint, listed, served in zip(loading.checkpoints, urls, names, strict=True):
-            model = _remote(checkpoint, listed, Access(served, key, settings.max_request_s))
+        for checkpoint in loading.checkpoints:
+            if checkpoint.manifest.adapter_base is not None:
+                refuse_ends(files_folder(checkpoint.folder, checkpoint.manifest))
+        for checkpoint, urls, served in zip(loading.checkpoints, addresses, names, strict=True):
+            access = Access(served, key, settings.max_request_s, checkpoint.manifest.vocabulary)
+            model = _remote(checkpoint, urls, access)
             loading.models.append(model)
             _wait_for(loading.loop, model, report)
         return _pair(loading, settings, ["remote", *names])
 
 
 def load_vllm(settings: Settings, report: Report) -> Loaded:
-    """Engine, encoder and tokenizer hash of a pair in vLLM, in this process. Raises CheckpointError."""
+    """Engine, encoder and tokenizer hash of a pair in vLLM, in this process. Raises CheckpointError, SettingsError."""
     try:
         from dense_reward.engine import vllm_engine  # noqa: PLC0415 - there where it is asked for
     except ImportError as error:
@@ -105,7 +110,7 @@ def load_vllm(settings: Settings, report: Report) -> Loaded:
 
         report(f"loading both models into vLLM {vllm_engine.VERSION}")
         loading.loop.run(start())
-        return _pair(loading, settings, ["vllm", vllm_engine.VERSION])
+        return _pair(loading, settings, ["vllm", vllm_engine.VERSION, settings.vllm_options, settings.tensor_parallel])
 
 
 async def prove(answering: Mapping[str, Answering], checkpoint: Checkpoint, report: Report) -> None:
@@ -138,6 +143,12 @@ def _loading(settings: Settings) -> Iterator[Loading]:
     """What is begun in the block is ended where it fails."""
     if settings.sft is None or settings.reference is None:
         raise CheckpointError("give both checkpoints, for tokenizer and probes: --sft DIR --reference DIR")
+    given = {"deterministic": settings.deterministic, "head-dtype": settings.head_dtype}
+    given |= {"norm-dtype": settings.norm_dtype}
+    if ignored := [f"--{flag}" for flag, value in given.items() if value]:
+        raise SettingsError(
+            f"{', '.join(ignored)} is of --engine torch alone; docs/engines.md tells of vLLM's own ways"
+        )
     folders = settings.sft, settings.reference
     manifests = load_manifest(folders[0]), load_manifest(folders[1])
     related = check_pair(*manifests, allow_unrelated=settings.allow_unrelated)
@@ -153,7 +164,7 @@ def _loading(settings: Settings) -> Iterator[Loading]:
         raise
 
 
-def _pair(loading: Loading, settings: Settings, engine: Sequence[str | None]) -> Loaded:
+def _pair(loading: Loading, settings: Settings, engine: Sequence[str | int | None]) -> Loaded:
     sft, reference = loading.checkpoints
     manifest, models = sft.manifest, loading.models
     tokenizer = load_tokenizer(files_folder(sft.folder, manifest))
@@ -177,13 +188,33 @@ def _pair(loading: Loading, settings: Settings, engine: Sequence[str | None]) ->
     return ForeignPair(models[0], models[1], info, loading.loop), encoder, manifest.tokenizer_sha256
 
 
-def _remote(checkpoint: Checkpoint, urls: str, access: Access) -> RemoteModel:
-    replicas = [Replica(url.strip(), access) for url in urls.split(",")]
+def _addresses(flag: str, listed: str | None) -> list[str]:
+    """Raises SettingsError."""
+    urls = [url.strip() for url in (listed or "").split(",")]
+    for url in urls:
+        address = urlsplit(url)
+        if address.scheme not in {"http", "https"} or not address.hostname:
+            raise SettingsError(f"{flag} names servers, as http://HOST:8001,http://HOST:8011: {url!r} is none")
+        if address.username is not None:
+            raise SettingsError(f"{flag} holds a password, which logs would show: --engine-key-file FILE instead")
+    return urls
+
+
+def _key(file: Path | None) -> str | None:
+    """Raises SettingsError."""
+    try:
+        return None if file is None else file.read_text().strip()
+    except OSError as error:
+        raise SettingsError(f"--engine-key-file cannot be read: {error}") from None
+
+
+def _remote(checkpoint: Checkpoint, urls: Sequence[str], access: Access) -> RemoteModel:
+    replicas = [Replica(url, access) for url in urls]
 
     async def proven(replicas: Sequence[Replica], report: Report) -> None:
         await prove({f"{checkpoint.role} at {replica.url}": replica for replica in replicas}, checkpoint, report)
 
-    return RemoteModel(replicas, checkpoint.queries[0], proven)
+    return RemoteModel(replicas, checkpoint.queries[0], proven, access.timeout_s)
 
 
 def _wait_for(loop: BackgroundLoop, model: RemoteModel, report: Report) -> None:

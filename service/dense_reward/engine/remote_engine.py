@@ -1,24 +1,26 @@
 """A checkpoint behind servers of vLLM or SGLang: several replicas of one model, asked over HTTP.
 
 Equal prompts go to one replica, so that what it remembers of them serves. A replica that answers no more is left out,
-and taken back once it answers, and has been proven, again.
+and taken back once it answers, and has been proven, again. One that does answer is proven every minute: whatever
+stands behind an address may have changed.
 """
 
 import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
+import numpy as np
 
 from dense_reward.engine.base import FloatArray
 from dense_reward.engine.foreign import Query
 from dense_reward.engine.wire import Dialect, Sglang, VllmCompletions, VllmTokens, WireError
-from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, refuse
+from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, SequenceError, refuse
 
-CONNECT_S, LOOK_S, LOOK_EVERY_S = 2.0, 2.0, 1.0
+CONNECT_S, TELL_S, LOOK_EVERY_S, PROVE_EVERY_S = 2.0, 2.0, 1.0, 60.0
 LOOKS_MISSED = 2
 """A server that is slow to say that it is well is given another chance; one that nobody reaches is not."""
 ATTEMPTS = 3
@@ -30,21 +32,25 @@ class UnreachableError(Exception):
     """A server that did not answer a query, and may answer it another time."""
 
 
-class RefusedError(Exception):
-    """A server that takes no such query, or broke over it (`broke`)."""
+class BrokenError(UnreachableError):
+    """A server that broke over a query, as those do whose engine just died, and others over that query alone."""
 
-    def __init__(self, message: str, *, broke: bool) -> None:
-        super().__init__(message)
-        self.broke = broke
+
+class RefusedError(Exception):
+    """A server that takes no such query."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """How servers are reached: the model's name there (their first one where None), a key, seconds for an answer."""
+    """How servers are reached: the model's name there (their first one where None), a key, seconds for an answer.
+
+    `vocabulary`: of the checkpoint, output rows.
+    """
 
     served: str | None
     key: str | None
     timeout_s: float
+    vocabulary: int
 
 
 class Replica:
@@ -55,51 +61,48 @@ class Replica:
         self.trouble: str | None = None
         self.max_length_tokens = 0
         self.dialect: Dialect = VllmCompletions("")
-        self._served = access.served
+        self._access = access
         self._asking: set[asyncio.Future[httpx.Response]] = set()
-        self._client = httpx.AsyncClient(
-            base_url=self.url,
-            headers={} if access.key is None else {"Authorization": f"Bearer {access.key}"},
-            timeout=httpx.Timeout(access.timeout_s, connect=CONNECT_S),
-            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
-            trust_env=False,
-        )
+        self._queries = self._client(CONNECTIONS, access.timeout_s)
+        self._looks = self._client(None, TELL_S)  # its own connections: never behind queries
 
     async def identify(self, probe: Query) -> None:
         """Find out what the server is and can do, by asking. Raises UnreachableError, CheckpointError."""
         try:
-            models = {str(model["id"]): model for model in (await self._models())["data"]}
-            served = next(iter(models)) if self._served is None else self._served
+            models = {str(model["id"]): model for model in (await self._told("/v1/models"))["data"]}
+            served = self._access.served or next(iter(models))
             model, first = models[served], next(iter(models.values()))
         except (KeyError, TypeError, ValueError, StopIteration) as error:
-            raise CheckpointError(f"{self.url} serves no model {self._served or ''} ({error!r})") from None
+            raise CheckpointError(f"{self.url} serves no model {self._access.served or ''} ({error!r})") from None
         length_tokens = model.get("max_model_len") or first.get("max_model_len")
         if length_tokens is None:
             raise CheckpointError(f"{self.url} tells no max_model_len: it is neither vLLM nor SGLang")
-        self.max_length_tokens = int(length_tokens) - 1  # both keep room for a token that they might sample
-        for dialect in _dialects(str(model.get("owned_by")), served, is_first=model is first):
+        reason: Exception | None = None
+        for dialect in _dialects(str(model.get("owned_by")), served, self._access.vocabulary, is_first=model is first):
             try:
                 await self._ask(dialect, probe)
             except (RefusedError, WireError) as error:
-                log.debug("%s: not by %s: %s", self.url, dialect, error)
+                reason = error
             else:
                 self.dialect = dialect
+                self.max_length_tokens = await self._longest(int(length_tokens))
                 return
-        raise CheckpointError(f"{self.url} gives no log-probs of prompts by any route that is known of it")
+        raise CheckpointError(f"{self.url} gives no log-probs of prompts by any route that is known of it: {reason}")
 
     async def logprobs(self, query: Query) -> FloatArray:
-        """Raises UnreachableError; RuntimeError where the server refuses, or answers something else."""
+        """Raises UnreachableError; SequenceError where the server refuses, or answers something else."""
+        width = self.dialect.max_named
+        parts = [query.named_TK[:, first : first + width] for first in range(0, query.named_TK.shape[1], width)]
         try:
-            return await self._ask(self.dialect, query)
+            found = [await self._ask(self.dialect, replace(query, named_TK=part)) for part in parts]
         except (RefusedError, WireError) as error:
-            if isinstance(error, RefusedError) and error.broke:  # as servers do whose engine just died
-                raise UnreachableError(f"{self.url}: {error}") from error
-            raise RuntimeError(f"{self.url}: {error}") from error
+            raise SequenceError(f"{self.url}: {error}") from error
+        return np.concatenate(found, axis=1)
 
     async def is_well(self) -> bool:
         """Whether the server says so. Raises UnreachableError where nobody says anything."""
         try:
-            return (await self._client.get("/health", timeout=LOOK_S)).is_success
+            return (await self._looks.get("/health", timeout=self.dialect.health_s)).is_success
         except httpx.TimeoutException:
             return False
         except httpx.TransportError as error:
@@ -112,18 +115,37 @@ class Replica:
             asking.cancel()
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._queries.aclose()
+        await self._looks.aclose()
 
-    async def _models(self) -> Any:  # noqa: ANN401 - JSON
+    def _client(self, connections: int | None, timeout_s: float) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=self.url,
+            headers={} if self._access.key is None else {"Authorization": f"Bearer {self._access.key}"},
+            timeout=httpx.Timeout(timeout_s, connect=CONNECT_S),
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            trust_env=False,
+        )
+
+    async def _told(self, path: str) -> Any:  # noqa: ANN401 - JSON
         try:
-            answer = await self._client.get("/v1/models", timeout=LOOK_S)
+            answer = await self._looks.get(path)
         except httpx.TransportError as error:
             raise UnreachableError(f"{self.url} is not reached: {error!r}") from None
         if answer.status_code in {401, 403}:
-            raise CheckpointError(f"{self.url} wants a key: --engine-key-file FILE")
+            cure = "wants a key" if self._access.key is None else "does not take the key that it is given"
+            raise CheckpointError(f"{self.url} {cure}: --engine-key-file FILE")
         if answer.is_server_error:
             raise UnreachableError(f"{self.url} answered {answer.status_code}")
         return answer.json()
+
+    async def _longest(self, max_model_len: int) -> int:
+        """The longest sequence, in tokens: by the model, and at SGLang by its memory for keys and values."""
+        longest = max_model_len - self.dialect.kept_tokens
+        if not isinstance(self.dialect, Sglang):
+            return longest
+        refused_from = (await self._told("/server_info")).get("max_req_input_len")
+        return longest if refused_from is None else min(longest, int(refused_from) - 1)
 
     async def _ask(self, dialect: Dialect, query: Query) -> FloatArray:
         for fresh in (False, True):
@@ -134,7 +156,7 @@ class Replica:
         raise WireError("no log-probs in the answer")
 
     async def _post(self, path: str, body: bytes) -> bytes:
-        request = self._client.post(path, content=body, headers={"Content-Type": "application/json"})
+        request = self._queries.post(path, content=body, headers={"Content-Type": "application/json"})
         asking = asyncio.ensure_future(request)
         self._asking.add(asking)
         try:
@@ -151,7 +173,7 @@ class Replica:
             raise UnreachableError(f"{self.url} answered {answer.status_code}")
         if not answer.is_success:
             message = f"{path} answered {answer.status_code}: {answer.text[:500]}"
-            raise RefusedError(message, broke=answer.is_server_error)
+            raise BrokenError(f"{self.url}{message}") if answer.is_server_error else RefusedError(message)
         return answer.content
 
 
@@ -161,12 +183,15 @@ Prove = Callable[[Sequence[Replica], Report], Awaitable[None]]
 
 
 class RemoteModel:
-    """One checkpoint, on several servers."""
+    """One checkpoint, on several servers. What it can do is what those can that are there when it starts."""
 
-    def __init__(self, replicas: Sequence[Replica], probe: Query, prove: Prove) -> None:
+    def __init__(self, replicas: Sequence[Replica], probe: Query, prove: Prove, timeout_s: float) -> None:
+        self.max_length_tokens = 0
+        self.names_candidates = False
         self._replicas = replicas
         self._probe = probe
         self._prove = prove
+        self._timeout_s = timeout_s
         self._watching: asyncio.Task[None] | None = None
 
     @property
@@ -175,34 +200,51 @@ class RemoteModel:
         troubles = [replica.trouble for replica in self._replicas]
         return None if None in troubles else troubles[0]
 
-    @property
-    def max_length_tokens(self) -> int:
-        return min(replica.max_length_tokens for replica in self._replicas)
-
-    @property
-    def names_candidates(self) -> bool:
-        return all(replica.dialect.names_candidates for replica in self._replicas)
-
     async def start(self, report: Report) -> None:
-        """Identify and prove all replicas, and watch them from then on. Raises UnreachableError, CheckpointError."""
+        """Identify and prove the replicas, and watch them from then on; those that are away are taken when they come.
+
+        Raises UnreachableError where all are away, CheckpointError.
+        """
         for replica in self._replicas:
-            await replica.identify(self._probe)
-            report(f"{replica.url}: {replica.dialect}, sequences of up to {replica.max_length_tokens} tokens")
-        await self._prove(self._replicas, report)
+            try:
+                await replica.identify(self._probe)
+            except UnreachableError as error:
+                replica.leave_out(str(error))
+                report(f"left out until it comes: {error}")
+            else:
+                replica.trouble = None
+                report(f"{replica.url}: {replica.dialect}, sequences of up to {replica.max_length_tokens} tokens")
+        here = [replica for replica in self._replicas if replica.trouble is None]
+        if not here:
+            raise UnreachableError(self.trouble)
+        await self._prove(here, report)
+        self.max_length_tokens = min(replica.max_length_tokens for replica in here)
+        self.names_candidates = all(replica.dialect.names_candidates for replica in here)
         self._watching = asyncio.create_task(self._watch())
 
     async def logprobs(self, query: Query) -> FloatArray:
-        """Asks one replica after another. Raises RequestError(engine_unavailable) where none answers."""
+        """Asks one replica after another.
+
+        Raises RequestError(engine_unavailable) where none answers, SequenceError where they do, but not this.
+        """
         reason = self.trouble
-        for attempt in range(ATTEMPTS):
-            replica = self._replica_for(query, attempt)
-            if replica is None:
-                break
-            try:
-                return await replica.logprobs(query)
-            except UnreachableError as error:
-                reason = str(error)
-                await asyncio.sleep(0.1 * 2**attempt)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                for attempt in range(ATTEMPTS):
+                    replica = self._replica_for(query, attempt)
+                    if replica is None:
+                        break
+                    try:
+                        return await replica.logprobs(query)
+                    except BrokenError as error:
+                        reason = str(error)
+                        if attempt == ATTEMPTS - 1 and await _is_up(replica):
+                            raise SequenceError(reason) from error
+                    except UnreachableError as error:
+                        reason = str(error)
+                    await asyncio.sleep(0.1 * 2**attempt)
+        except TimeoutError:
+            reason = f"a query took more than {self._timeout_s:.0f} s"
         raise refuse("engine_unavailable", f"no log-probs: {reason}", retry_after_s=RETRY_UNAVAILABLE_S)
 
     async def close(self) -> None:
@@ -222,9 +264,10 @@ class RemoteModel:
         return ranked[attempt % len(ranked)]
 
     async def _watch(self) -> None:
-        await asyncio.gather(*(self._watch_one(replica) for replica in self._replicas))
+        looks = [self._look_after(replica) for replica in self._replicas]
+        await asyncio.gather(*looks, *(self._prove_again(replica) for replica in self._replicas))
 
-    async def _watch_one(self, replica: Replica) -> None:
+    async def _look_after(self, replica: Replica) -> None:
         """Leave the replica out while it is not well, and take it back."""
         missed = 0
         while True:
@@ -236,16 +279,47 @@ class RemoteModel:
                 if replica.trouble is not None and not missed:
                     await self._take_back(replica)
             except Exception as error:  # whatever a server does wrong, it is looked at again
-                if replica.trouble != str(error):
-                    log.error("left out: %s", error)
-                replica.leave_out(str(error))
+                _leave_out(replica, error)
+
+    async def _prove_again(self, replica: Replica) -> None:
+        """Weights may be changed in a server that runs, and another server may come to stand behind its address."""
+        while True:
+            await asyncio.sleep(PROVE_EVERY_S)
+            try:
+                if replica.trouble is None:
+                    await self._prove([replica], log.debug)
+            except UnreachableError:
+                continue  # that is what looks are for
+            except Exception as error:  # whatever a server does wrong, it is looked at again
+                _leave_out(replica, error)
 
     async def _take_back(self, replica: Replica) -> None:
         """It may have been started anew, with whatever weights. Raises UnreachableError, CheckpointError."""
         await replica.identify(self._probe)
+        if (
+            replica.max_length_tokens < self.max_length_tokens
+            or self.names_candidates > replica.dialect.names_candidates
+        ):
+            raise CheckpointError(
+                f"{replica.url} can do less than was found at start: {replica.dialect}, sequences of up to "
+                f"{replica.max_length_tokens} tokens; start it as it was, or start this service anew"
+            )
         await self._prove([replica], log.info)
         replica.trouble = None
         log.info("taken back: %s", replica.url)
+
+
+def _leave_out(replica: Replica, error: Exception) -> None:
+    if replica.trouble != str(error):
+        log.error("left out: %s", error)
+    replica.leave_out(str(error))
+
+
+async def _is_up(replica: Replica) -> bool:
+    try:
+        return await replica.is_well()
+    except UnreachableError:
+        return False
 
 
 def _is_cancelled() -> bool:
@@ -254,8 +328,8 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _dialects(owner: str, served: str, *, is_first: bool) -> list[Dialect]:
+def _dialects(owner: str, served: str, vocabulary: int, *, is_first: bool) -> list[Dialect]:
     """Those that a server may understand, the best first; an adapter of SGLang is named beside its base."""
     if owner == "sglang":
-        return [Sglang(lora=None if is_first else served)]
+        return [Sglang(vocabulary, lora=None if is_first else served)]
     return [VllmTokens(served, names_candidates=True), VllmTokens(served), VllmCompletions(served)]

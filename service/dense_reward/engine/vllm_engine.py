@@ -25,10 +25,12 @@ from vllm.outputs import RequestOutput
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from dense_reward.engine.adapter import refuse_named
 from dense_reward.engine.base import FloatArray
 from dense_reward.engine.foreign import Query
 from dense_reward.engine.wire import WireError, checked
-from dense_reward.errors import CheckpointError, EngineLostError
+from dense_reward.errors import CheckpointError, EngineLostError, SequenceError, SettingsError
+from dense_reward.items import MAX_CANDIDATES
 from dense_reward.manifest import Manifest, files_folder
 from dense_reward.settings import Settings
 
@@ -36,14 +38,13 @@ VERSION = vllm.__version__
 ALONE, SHARED = 0.9, 0.42
 """Of a GPU's memory, for each engine."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-ENDS = frozenset({"lm_head", "embed_tokens"})
 _IDS = itertools.count()
 
 
 class VllmModel:
     """One checkpoint: an engine, or an adapter in it; names candidates where its runner scores fixed ids."""
 
-    trouble: str | None = None  # an engine that died takes the process with it
+    trouble: str | None = None  # an engine that died takes the process with it, at the next query
 
     def __init__(self, engine: AsyncLLM, lora: LoRARequest | None) -> None:
         self.names_candidates = False
@@ -68,11 +69,13 @@ class VllmModel:
             self.names_candidates = True
 
     async def logprobs(self, query: Query) -> FloatArray:
-        """[T, K], in nats. Raises EngineLostError."""
+        """[T, K], in nats. Raises SequenceError where vLLM takes no such query, EngineLostError."""
         try:
             return await (self._named(query) if self.names_candidates else self._own(query))
         except EngineDeadError as error:
             raise EngineLostError(f"vLLM's engine died: {error!r}") from error
+        except (VLLMClientError, WireError) as error:
+            raise SequenceError(f"vLLM: {error}") from error
 
     async def close(self) -> None:
         self._engine.shutdown()
@@ -114,7 +117,7 @@ class VllmServing:
 
     devices: tuple[str | None, str | None]
     tensor_parallel: int
-    gpu_memory_utilization: float
+    gpu_memory_utilization: float | None
     max_length_tokens: int | None
     options: Mapping[str, Any]
 
@@ -139,43 +142,51 @@ def weights_of(folder: Path, manifest: Manifest, dtype: str) -> Weights:
 
 
 def serving_of(settings: Settings) -> VllmServing:
-    """Two engines that share a GPU take half of it each, less what else there is."""
-    apart = settings.reference_device not in {None, settings.device}
-    devices = settings.device, settings.reference_device or settings.device
-    share = settings.gpu_memory_utilization or (ALONE if apart else SHARED)
+    """Raises SettingsError where --vllm-options are no JSON object."""
+    try:
+        options = json.loads(settings.vllm_options or "{}")
+    except json.JSONDecodeError as error:
+        raise SettingsError(f"--vllm-options is no JSON: {error}") from None
+    if not isinstance(options, dict):
+        raise SettingsError("--vllm-options is no JSON object")
     return VllmServing(
-        devices,
+        (settings.device, settings.reference_device or settings.device),
         settings.tensor_parallel,
-        share,
+        settings.gpu_memory_utilization,
         settings.max_length_tokens,
-        {} if settings.vllm_options is None else json.loads(settings.vllm_options),
+        options,
     )
 
 
 def start(sft: Weights, reference: Weights, serving: VllmServing) -> tuple[VllmModel, VllmModel]:
     """The models of a pair; in one engine where both are adapters to one base. To be called where an event loop runs.
 
-    Raises CheckpointError for what vLLM would compute wrong or cannot load.
+    Two engines that share a GPU take half of it each, less what else there is. Raises CheckpointError for what vLLM
+    would compute wrong or cannot load.
     """
     loras = _lora(sft, 1), _lora(reference, 2)
     if None not in loras and sft.base_files == reference.base_files:
-        engine = _engine(sft, serving, serving.devices[0], adapters=[sft, reference])
+        engine = _engine(sft, serving, serving.devices[0], ALONE, adapters=[sft, reference])
         return VllmModel(engine, loras[0]), VllmModel(engine, loras[1])
+    share = SHARED if serving.devices[0] == serving.devices[1] else ALONE
     first, second = (
-        VllmModel(_engine(weights, serving, device, adapters=[] if lora is None else [weights]), lora)
+        VllmModel(_engine(weights, serving, device, share, adapters=[] if lora is None else [weights]), lora)
         for weights, lora, device in zip((sft, reference), loras, serving.devices, strict=True)
     )
     return first, second
 
 
-def _engine(weights: Weights, serving: VllmServing, device: str | None, *, adapters: Sequence[Weights]) -> AsyncLLM:
+def _engine(
+    weights: Weights, serving: VllmServing, device: str | None, share: float, *, adapters: Sequence[Weights]
+) -> AsyncLLM:
     given: dict[str, Any] = {
         "model": str(weights.base or weights.files),
         "skip_tokenizer_init": True,
         "dtype": weights.dtype,
         "tensor_parallel_size": serving.tensor_parallel,
-        "gpu_memory_utilization": serving.gpu_memory_utilization,
+        "gpu_memory_utilization": serving.gpu_memory_utilization or share,
         "disable_log_stats": True,
+        "max_logprobs": MAX_CANDIDATES + 1,
         "max_model_len": serving.max_length_tokens and serving.max_length_tokens + 1,
     }
     if adapters:
@@ -192,14 +203,21 @@ def _engine(weights: Weights, serving: VllmServing, device: str | None, *, adapt
 
 @contextmanager
 def _visible(device: str | None) -> Iterator[None]:
-    """An engine's process sees the GPUs that the environment names when it is started: `cuda:1` alone, or all."""
+    """An engine's processes see the GPUs that the environment names when they start: those of `cuda:0,1`, or all.
+
+    Raises CheckpointError where the device is no such list, or names one that is not visible to begin with.
+    """
     if device is None or ":" not in device:
         yield
         return
     before = os.environ.get(VISIBLE)
     listed = before.split(",") if before else None
-    index = int(device.partition(":")[2])
-    os.environ[VISIBLE] = str(index) if listed is None else listed[index]
+    try:
+        indices = [int(index) for index in device.partition(":")[2].split(",")]
+        os.environ[VISIBLE] = ",".join(str(index) if listed is None else listed[index] for index in indices)
+    except (ValueError, IndexError):
+        visible = "" if before is None else f"; visible are {before}"
+        raise CheckpointError(f"device {device} is not there: name GPUs as in cuda:0 or cuda:0,1{visible}") from None
     try:
         yield
     finally:
@@ -213,12 +231,7 @@ def _lora(weights: Weights, number: int) -> LoRARequest | None:
     """Raises CheckpointError where the adapter changes the output layer: vLLM leaves that out of prompt log-probs."""
     if weights.base is None:
         return None
-    touched = sorted(_modules(weights) & ENDS)
-    if touched:
-        raise CheckpointError(
-            f"{weights.files} changes {', '.join(touched)}, which vLLM leaves out of the log-probs of prompts: "
-            "merge it into its base, or serve it with --engine torch"
-        )
+    refuse_named(weights.files, _modules(weights))
     return LoRARequest(lora_name=f"adapter-{number}", lora_int_id=number, lora_path=str(weights.files))
 
 

@@ -7,7 +7,7 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import orjson
@@ -23,10 +23,20 @@ class WireError(Exception):
 
 
 class Dialect(Protocol):
-    """How a model of a server is asked. `names_candidates`: it gives log-probs of any ids, not only the sequence's."""
+    """How a model of a server is asked, and what is to be known of such a server.
+
+    `kept_tokens`: how much shorter than its `max_model_len` a sequence must be; `health_s`: how long it may take to say
+    that it is well; `max_named`: how many ids it takes at a position.
+    """
+
+    kept_tokens: ClassVar[int]
+    health_s: ClassVar[float]
+    max_named: ClassVar[int]
 
     @property
-    def names_candidates(self) -> bool: ...
+    def names_candidates(self) -> bool:
+        """Whether it gives log-probs of any ids, not only the sequence's."""
+        ...
 
     def request(self, query: Query, *, fresh: bool) -> tuple[str, bytes]:
         """Path and JSON body. `fresh`: nothing that the server remembers of equal prompts may be used."""
@@ -40,6 +50,10 @@ class Dialect(Protocol):
 @dataclass(frozen=True, slots=True)
 class VllmCompletions:
     """vLLM's OpenAI route, which every vLLM server has. Gives log-probs of the whole prompt, one object a token."""
+
+    kept_tokens: ClassVar = 1  # for the token that it samples
+    health_s: ClassVar = 5.0
+    max_named: ClassVar = 1
 
     model: str
     names_candidates: bool = False
@@ -59,6 +73,10 @@ class VllmTokens:
 
     `names_candidates`: by fixed-id scoring (vLLM 0.31 and later, its V2 runner), which scores wanted positions alone.
     """
+
+    kept_tokens: ClassVar = 1
+    health_s: ClassVar = 5.0
+    max_named: ClassVar = 20  # unless it was started with another --max-logprobs
 
     model: str
     names_candidates: bool = False
@@ -91,8 +109,16 @@ class VllmTokens:
 
 @dataclass(frozen=True, slots=True)
 class Sglang:
-    """SGLang's own route. The entry at the first position asked for has no log-prob: one position more is asked for."""
+    """SGLang's own route. The entry at the first position asked for has no log-prob: one position more is asked for.
 
+    `vocabulary` is known because it writes 0 for the last id of it.
+    """
+
+    kept_tokens: ClassVar = 7
+    health_s: ClassVar = 25.0  # it generates a token for it, which waits for a running prefill, up to 20 seconds
+    max_named: ClassVar = 1
+
+    vocabulary: int
     lora: str | None = None
     names_candidates: bool = False
 
@@ -113,8 +139,9 @@ class Sglang:
             ids, values = [row[1] for row in rows], [row[0] for row in rows]
         except (KeyError, TypeError, IndexError) as error:
             raise WireError(f"no input_token_logprobs in the answer ({error!r})") from None
-        if ids != query.ids_L[query.start :].tolist():
-            raise WireError(f"log-probs of {len(ids)} other ids than the {len(query.named_TK)} asked for")
+        asked = query.ids_L[query.start :]
+        if ids != np.where(asked == self.vocabulary - 1, 0, asked).tolist() and ids != asked.tolist():
+            raise WireError("log-probs of other ids than were asked for")
         return checked(query, np.array(values, dtype=np.float32)[:, None])
 
 
