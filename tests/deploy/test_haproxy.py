@@ -33,15 +33,15 @@ def proxy(folder: Path, ports: list[int]) -> Iterator[httpx.Client]:
     client = httpx.Client(base_url=f"http://{HOST}:{port}", timeout=PATIENCE_S, trust_env=False)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process, client:
         try:
-            wait_until(lambda: listens(client), PATIENCE_S)
+            wait_until(lambda: listens(port), PATIENCE_S)
             yield client
         finally:
             process.kill()
 
 
-def listens(client: httpx.Client) -> bool:
+def listens(port: int) -> bool:
     try:
-        return bool(client.get("/metrics").status_code)
+        return bool(httpx.get(f"http://{HOST}:{port}/metrics", timeout=PATIENCE_S, trust_env=False).status_code)
     except httpx.TransportError:
         return False
 
@@ -65,6 +65,7 @@ def in_front(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iter
             command = [sys.executable, "-m", "dense_reward.cli", "serve", "--engine", "fake", "--port", str(port)]
             process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.DEVNULL))
             stack.callback(process.kill)
+        wait_until(lambda: all(map(listens, ports)), PATIENCE_S)
         client = stack.enter_context(proxy(tmp_path_factory.mktemp("haproxy"), ports))
         wait_until(lambda: client.get("/ready").is_success, PATIENCE_S)
         wait_until(lambda: all(shares(client, ports, {}, 4)), PATIENCE_S)
