@@ -76,7 +76,7 @@ def test_every_container_asks_for_its_resources_and_bounds_its_memory(objects: l
         asked, limits = container["resources"]["requests"], container["resources"]["limits"]
         assert {"cpu", "memory"} <= asked.keys()
         assert "memory" in limits
-        devices = asked.keys() - {"cpu", "memory"}
+        devices = asked.keys() - {"cpu", "memory", "ephemeral-storage"}
         assert {name: asked[name] for name in devices} == {name: limits[name] for name in limits if "/" in name}
 
 

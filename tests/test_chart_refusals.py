@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from chart import SCHEMA, fake, helm, render
+from chart import JOB, SCHEMA, fake, helm, render
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"replicas": 2}, "replicas"),
@@ -36,7 +36,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"trainer": {"jobs": [{"name": "a" * 17}]}}, "name"),
     ({"service": {"port": 70000}}, "port"),
 ]
-JOB = {"name": "sft", "job": "sft", "recipe": "sft_full", "requestCPU": "1", "requestMemory": "1Gi"}
 HUB = {"source": "hub", "hub": {"sft": "me/sft", "reference": "me/half"}}
 # What lies between two values: the chart's own words.
 TOGETHER: list[tuple[dict[str, Any], str]] = [
@@ -80,6 +79,7 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
         "env: A has both value and valueFrom",
     ),
     ({"env": [{"name": "dense_reward_port", "value": "1"}]}, "env: dense_reward_port belongs into settings"),
+    ({"env": [{"name": "HF_HOME", "value": "/tmp"}]}, "env: HF_HOME is set by the chart"),
 ]
 
 

@@ -14,6 +14,9 @@
 {{- if hasPrefix "DENSE_REWARD_" (upper .name) -}}
 {{- fail (printf "env: %s belongs into settings, by its name in lower case" .name) -}}
 {{- end -}}
+{{- if has .name (list "HOME" "USER" "HF_HOME" "HF_HUB_OFFLINE" "HF_TOKEN" "REWARD_KEY") -}}
+{{- fail (printf "env: %s is set by the chart" .name) -}}
+{{- end -}}
 {{- if and .valueFrom (hasKey . "value") -}}
 {{- fail (printf "env: %s has both value and valueFrom: give one of them" .name) -}}
 {{- end -}}

@@ -37,6 +37,7 @@ template:
           {{- end }}
         env:
           {{- include "dense-reward.homeEnv" .root | nindent 10 }}
+          {{- include "dense-reward.givenEnv" .root | nindent 10 }}
           {{- if $v.trainer.apiKey.secretName }}
           - name: REWARD_KEY
             valueFrom:
