@@ -14,6 +14,7 @@ NAMES = ("a", "7", "rewards", "team-a.keys")
 TAGS = ("0.1.0", "0.1.0-vllm", "sha-0a1b2c3")
 SIZES = ("512Mi", "4Gi", "1.5Gi")
 CPUS = ("500m", "2", "0.5")
+DIGESTS = (f"sha256:{'0a1b' * 16}",)
 IMAGES = ("registry.example:5000/team/image:1.0", "registry.example/image@sha256:0a1b")
 WORDS: Mapping[str, Sequence[str]] = {
     "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$": NAMES,
@@ -25,6 +26,7 @@ WORDS: Mapping[str, Sequence[str]] = {
     r"^[0-9]+(\.[0-9]+)?m?$": CPUS,
     r"^$|^[0-9]+(\.[0-9]+)?m?$": ("", *CPUS),
     "^$|^[A-Za-z0-9_][A-Za-z0-9._-]*$": ("", *TAGS),
+    "^$|^sha256:[0-9a-f]{64}$": ("", *DIGESTS),
     "^[a-z0-9][A-Za-z0-9._:/-]*$": ("dense-reward", "registry.example:5000/team/dense-reward"),
     "^$|^[a-z0-9][A-Za-z0-9._:/-]*$": ("", "registry.example/trainer"),
     "^$|^[a-z0-9][A-Za-z0-9._:/@-]*$": IMAGES,
@@ -127,6 +129,8 @@ def _complete_trainer(made: Drawn) -> None:
     trainer = made["trainer"]
     for at, job in enumerate(trainer["jobs"]):
         job["name"] = f"{job['name']}-{at}"
+    if not trainer["image"]["repository"]:
+        trainer["image"].update(tag="", digest="")
     if not trainer["jobs"] or made["checkpoints"]["source"] != "pvc":
         trainer["kind"] = "none"
 

@@ -34,6 +34,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"ingress": {"hosts": []}}, "hosts"),
     ({"trainer": {"jobs": [{"name": "a", "job": "sft"}]}}, "recipe"),
     ({"trainer": {"jobs": [{"name": "a" * 17}]}}, "name"),
+    ({"trainer": {"jobs": [{**JOB, "requestGPU": 2}]}}, "requestGPU"),
+    ({"image": {"digest": "sha256:0a1b"}}, "digest"),
     ({"service": {"port": 70000}}, "port"),
 ]
 HUB = {"source": "hub", "hub": {"sft": "me/sft", "reference": "me/half"}}
@@ -43,6 +45,8 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"trainer": {"image": {"tag": "latest"}}}, "trainer.image.tag: latest"),
     ({"checkpoints": {"s3": {"image": "registry.example:5000/aws-cli"}}}, "checkpoints.s3.image: .* has no tag"),
     ({"checkpoints": {"s3": {"image": "aws-cli:latest"}}}, "checkpoints.s3.image: .* latest"),
+    ({"test": {"image": "registry.example/dense-reward"}}, "test.image: .* has no tag"),
+    ({"trainer": {"image": {"repository": "", "tag": "1"}}}, "trainer.image.repository is needed by trainer.image.tag"),
     ({"checkpoints": {"source": "none"}}, "checkpoints.source: none is for settings.engine fake"),
     ({"checkpoints": {"source": "s3"}}, "checkpoints.s3.uri is needed"),
     ({"checkpoints": {"source": "image"}}, "checkpoints.image.reference is needed"),

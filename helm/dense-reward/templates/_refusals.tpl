@@ -24,14 +24,18 @@
 {{- end -}}
 
 {{- define "dense-reward.refuseImages" -}}
-{{- $trainer := .Values.trainer.image.tag -}}
-{{- range $key, $tag := dict "image.tag" .Values.image.tag "trainer.image.tag" $trainer -}}
+{{- $trainer := .Values.trainer.image -}}
+{{- if and (or $trainer.tag $trainer.digest) (not $trainer.repository) -}}
+{{- fail "trainer.image.repository is needed by trainer.image.tag and trainer.image.digest" -}}
+{{- end -}}
+{{- range $key, $tag := dict "image.tag" .Values.image.tag "trainer.image.tag" $trainer.tag -}}
 {{- if eq $tag "latest" -}}
 {{- fail (printf "%s: latest is no version: replicas that start at different times would differ" $key) -}}
 {{- end -}}
 {{- end -}}
 {{- $c := .Values.checkpoints -}}
-{{- range $key, $image := dict "checkpoints.s3.image" $c.s3.image "checkpoints.image.reference" $c.image.reference -}}
+{{- $images := dict "checkpoints.s3.image" $c.s3.image "checkpoints.image.reference" $c.image.reference -}}
+{{- range $key, $image := merge $images (dict "test.image" .Values.test.image) -}}
 {{- if and $image (or (hasSuffix ":latest" $image) (not (contains ":" (last (splitList "/" $image))))) -}}
 {{- fail (printf "%s: %s has no tag, or latest: name a version or a digest" $key $image) -}}
 {{- end -}}
