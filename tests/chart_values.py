@@ -150,6 +150,8 @@ def _complete_engine(made: Drawn) -> None:
     settings = made["settings"]
     if settings["engine"] == "remote":
         settings.update(sft_url="http://a:8000", reference_url="http://b:8000")
+    if settings["engine"] in {"remote", "fake"}:
+        made["requestGPU"] = 0
     if settings["engine"] == "vllm":
         settings["tensor_parallel"] = min(settings.get("tensor_parallel") or 1, 8)
         made["requestGPU"] = max(made["requestGPU"], settings["tensor_parallel"])

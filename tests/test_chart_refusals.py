@@ -62,6 +62,11 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"settings": {"engine": "vllm", "tensor_parallel": 2}}, "requestGPU: .* needs 2 GPUs"),
     ({"settings": {"engine": "vllm"}, "requestGPU": 0}, "requestGPU: .* needs 1 GPUs"),
     ({"settings": {"engine": "remote", "sft_url": "http://a:1"}}, "settings.sft_url and settings.reference_url"),
+    ({**fake(), "requestGPU": 1}, "requestGPU: settings.engine fake computes on no GPU"),
+    (
+        {"settings": {"engine": "remote", "sft_url": "http://a:1", "reference_url": "http://b:1"}},
+        "requestGPU: settings.engine remote computes on no GPU: set requestGPU to 0",
+    ),
     ({"settings": {"isolate_keys": True}}, "settings.isolate_keys"),
     ({"apiKeys": {"secretName": "keys"}, "serviceMonitor": {"enabled": True}}, "serviceMonitor.secretName"),
     ({"autoscaling": {"kind": "keda"}}, "autoscaling.keda.serverAddress"),

@@ -101,6 +101,9 @@
 {{- fail "checkpoints.pairs: settings.engine remote serves one pair" -}}
 {{- end -}}
 {{- end -}}
+{{- if and (has $s.engine (list "remote" "fake")) .Values.requestGPU -}}
+{{- fail (printf "requestGPU: settings.engine %s computes on no GPU: set requestGPU to 0" $s.engine) -}}
+{{- end -}}
 {{- if and $s.isolate_keys (not .Values.apiKeys.secretName) -}}
 {{- fail "settings.isolate_keys isolates nobody without apiKeys.secretName" -}}
 {{- end -}}
