@@ -98,6 +98,17 @@ def test_equal_names_of_prompts_meet_at_one_replica_and_all_names_do_not(
     assert len({tuple(share) for share in found}) == 2
 
 
+def test_the_lines_for_kubernetes_are_taken_in_the_place_of_those_for_compose(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "scale.md").read_text("utf-8")
+    resolvers, server = page.partition("```haproxy\n")[2].partition("```")[0].split("\n\n")
+    text = (ROOT / CONFIGURATION).read_text("utf-8")
+    text, sections = re.subn(r"^resolvers .*\n(    .*\n)+", f"{resolvers}\n", text, flags=re.MULTILINE)
+    text, servers = re.subn(r"^    server-template .*\n", server, text, flags=re.MULTILINE)
+    assert (sections, servers) == (1, 2)
+    (tmp_path / "haproxy.cfg").write_text(text)
+    subprocess.run(["haproxy", "-c", "-f", str(tmp_path / "haproxy.cfg")], check=True)
+
+
 @pytest.mark.parametrize("path", ["/metrics", "/admin/models"])
 def test_what_is_of_one_replica_is_not_passed_on(in_front: httpx.Client, path: str) -> None:
     assert in_front.get(path).status_code == httpx.codes.NOT_FOUND

@@ -70,6 +70,16 @@
       mountPath: /tmp
 {{- end -}}
 
+{{/* The port that is downloaded from: that of the store where one is named, else that of https. */}}
+{{- define "dense-reward.downloadPort" -}}
+{{- $url := "" -}}
+{{- if eq .Values.checkpoints.source "s3" -}}
+{{- $url = .Values.checkpoints.s3.endpointUrl -}}
+{{- end -}}
+{{- $port := regexFind ":[0-9]+$" (urlParse $url).host | trimPrefix ":" -}}
+{{- default (ternary "80" "443" (hasPrefix "http:" $url)) $port -}}
+{{- end -}}
+
 {{- define "dense-reward.s3Env" -}}
 {{- with .endpointUrl }}
 - name: AWS_ENDPOINT_URL
