@@ -116,6 +116,8 @@ def completed(values: Drawn) -> Drawn:
         made["apiKeys"]["secretName"] = "keys"
     monitor["secretName"] = monitor["secretName"] or "metrics"
     scaling["keda"]["serverAddress"] = scaling["keda"]["serverAddress"] or "http://prometheus:9090"
+    if scaling["kind"] != "none":
+        monitor["enabled"] = True
     scaling["maxReplicaCount"] = max(scaling["minReplicaCount"], scaling["maxReplicaCount"])
     for variable in made["env"]:
         if "valueFrom" in variable:

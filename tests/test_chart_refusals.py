@@ -70,6 +70,11 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"settings": {"isolate_keys": True}}, "settings.isolate_keys"),
     ({"apiKeys": {"secretName": "keys"}, "serviceMonitor": {"enabled": True}}, "serviceMonitor.secretName"),
     ({"autoscaling": {"kind": "keda"}}, "autoscaling.keda.serverAddress"),
+    (
+        {"autoscaling": {"kind": "keda", "keda": {"serverAddress": "http://prometheus:9090"}}},
+        "autoscaling.kind keda .* enable serviceMonitor, or give a query of your own in autoscaling.keda.query",
+    ),
+    ({"autoscaling": {"kind": "hpa"}}, "autoscaling.kind hpa .* enable serviceMonitor"),
     ({"autoscaling": {"minReplicaCount": 5}}, "autoscaling.minReplicaCount is above"),
     ({"trainer": {"kind": "Job"}}, "trainer.jobs is empty"),
     ({"trainer": {"kind": "JobSet", "jobs": [JOB, JOB]}}, "trainer.jobs: two jobs"),

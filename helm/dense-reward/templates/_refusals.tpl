@@ -118,6 +118,11 @@
 {{- if and (eq $a.kind "keda") (not $a.keda.serverAddress) -}}
 {{- fail "autoscaling.keda.serverAddress is needed by autoscaling.kind keda: http://prometheus:9090" -}}
 {{- end -}}
+{{- $isAsked := or (eq $a.kind "hpa") (and (eq $a.kind "keda") (not $a.keda.query)) -}}
+{{- if and $isAsked (not $m.enabled) -}}
+{{- $cure := ternary ", or give a query of your own in autoscaling.keda.query" "" (eq $a.kind "keda") -}}
+{{- fail (printf "autoscaling.kind %s needs what the ServiceMonitor scrapes: enable serviceMonitor%s" $a.kind $cure) -}}
+{{- end -}}
 {{- if gt (int $a.minReplicaCount) (int $a.maxReplicaCount) -}}
 {{- fail "autoscaling.minReplicaCount is above autoscaling.maxReplicaCount" -}}
 {{- end -}}
