@@ -18,6 +18,7 @@ SCHEMA = json.loads((CHART / "values.schema.json").read_text("utf-8"))
 KUBERNETES = ("1.30", "1.34", "1.37")
 Values = Mapping[str, Any]  # as YAML has them
 Object = dict[str, Any]  # of Kubernetes, likewise
+JOB = {"name": "sft", "job": "sft", "recipe": "sft_full", "requestCPU": "1", "requestMemory": "1Gi"}
 
 
 def example(name: str) -> Values:
@@ -65,6 +66,10 @@ def settings_of(objects: list[Object], release: str = "rewards-dense-reward") ->
     """The service's environment, as its ConfigMap has it."""
     data: dict[str, str] = next(m for m in of_kind(objects, "ConfigMap") if m["metadata"]["name"] == release)["data"]
     return data
+
+
+def environment(container: Object) -> dict[str, Any]:
+    return {variable["name"]: variable.get("value", variable.get("valueFrom")) for variable in container["env"]}
 
 
 def jobs(objects: list[Object]) -> Iterator[Object]:

@@ -14,6 +14,7 @@ NAMES = ("a", "7", "rewards", "team-a.keys")
 TAGS = ("0.1.0", "0.1.0-vllm", "sha-0a1b2c3")
 SIZES = ("512Mi", "4Gi", "1.5Gi")
 CPUS = ("500m", "2", "0.5")
+DIGESTS = (f"sha256:{'0a1b' * 16}",)
 IMAGES = ("registry.example:5000/team/image:1.0", "registry.example/image@sha256:0a1b")
 WORDS: Mapping[str, Sequence[str]] = {
     "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$": NAMES,
@@ -25,6 +26,7 @@ WORDS: Mapping[str, Sequence[str]] = {
     r"^[0-9]+(\.[0-9]+)?m?$": CPUS,
     r"^$|^[0-9]+(\.[0-9]+)?m?$": ("", *CPUS),
     "^$|^[A-Za-z0-9_][A-Za-z0-9._-]*$": ("", *TAGS),
+    "^$|^sha256:[0-9a-f]{64}$": ("", *DIGESTS),
     "^[a-z0-9][A-Za-z0-9._:/-]*$": ("dense-reward", "registry.example:5000/team/dense-reward"),
     "^$|^[a-z0-9][A-Za-z0-9._:/-]*$": ("", "registry.example/trainer"),
     "^$|^[a-z0-9][A-Za-z0-9._:/@-]*$": IMAGES,
@@ -114,6 +116,8 @@ def completed(values: Drawn) -> Drawn:
         made["apiKeys"]["secretName"] = "keys"
     monitor["secretName"] = monitor["secretName"] or "metrics"
     scaling["keda"]["serverAddress"] = scaling["keda"]["serverAddress"] or "http://prometheus:9090"
+    if scaling["kind"] != "none":
+        monitor["enabled"] = True
     scaling["maxReplicaCount"] = max(scaling["minReplicaCount"], scaling["maxReplicaCount"])
     for variable in made["env"]:
         if "valueFrom" in variable:
@@ -127,6 +131,8 @@ def _complete_trainer(made: Drawn) -> None:
     trainer = made["trainer"]
     for at, job in enumerate(trainer["jobs"]):
         job["name"] = f"{job['name']}-{at}"
+    if not trainer["image"]["repository"]:
+        trainer["image"].update(tag="", digest="")
     if not trainer["jobs"] or made["checkpoints"]["source"] != "pvc":
         trainer["kind"] = "none"
 
@@ -146,6 +152,8 @@ def _complete_engine(made: Drawn) -> None:
     settings = made["settings"]
     if settings["engine"] == "remote":
         settings.update(sft_url="http://a:8000", reference_url="http://b:8000")
+    if settings["engine"] in {"remote", "fake"}:
+        made["requestGPU"] = 0
     if settings["engine"] == "vllm":
         settings["tensor_parallel"] = min(settings.get("tensor_parallel") or 1, 8)
         made["requestGPU"] = max(made["requestGPU"], settings["tensor_parallel"])

@@ -1,6 +1,5 @@
 """What each switch of the chart does to the objects that it renders."""
 
-import json
 import re
 import shutil
 from pathlib import Path
@@ -11,11 +10,8 @@ import yaml
 from chart import (
     CHART,
     ROOT,
-    Object,
-    Values,
-    example,
+    environment,
     fake,
-    jobs,
     notes,
     of_kind,
     render,
@@ -25,14 +21,10 @@ from chart import (
     the,
 )
 from dense_reward.pairs import SOURCES
-from dense_reward_trainer.cli import JOBS
-from dense_reward_trainer.config import config_path, load_config
+from dense_reward.settings import Settings
 
-JOB = {"name": "sft", "job": "sft", "recipe": "sft_full", "requestCPU": "1", "requestMemory": "1Gi"}
-
-
-def environment(container: Object) -> dict[str, Any]:
-    return {variable["name"]: variable.get("value", variable.get("valueFrom")) for variable in container["env"]}
+S3 = {"source": "s3", "s3": {"uri": "s3://bucket/run"}}
+HUB = {"source": "hub", "hub": {"sft": "me/sft", "reference": "me/half", "runId": "mine"}}
 
 
 def test_a_number_reaches_the_service_as_it_was_written() -> None:
@@ -82,6 +74,28 @@ def test_the_grace_period_is_that_of_stopping_and_draining(pre_stop_s: int, drai
     assert ("lifecycle" in service_container(objects)) == (pre_stop_s > 0)
 
 
+def test_a_replica_that_stops_has_the_time_for_a_full_queue() -> None:
+    """At the tokens a second that docs/scale.md reckons with for a GPU."""
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
+    assert defaults["settings"]["drain_s"] > Settings.model_fields["max_queue_tokens"].default / 6_600
+    assert "A replica that stops answers what waits in it for 300 s" in notes({})
+
+
+@pytest.mark.parametrize(
+    ("values", "threads"),
+    [
+        ({"requestCPU": "4"}, "4"),
+        ({"requestCPU": 2.5}, "2"),
+        ({"requestCPU": "500m"}, "1"),
+        ({"requestCPU": "2", "limitCPU": "7500m"}, "7"),
+        ({"requestCPU": "4", "settings": {"threads": 3}}, "3"),
+        ({"requestCPU": "4", "requestGPU": 1}, None),
+    ],
+)
+def test_without_a_gpu_there_is_a_thread_for_each_whole_cpu(values: dict[str, Any], threads: str | None) -> None:
+    assert settings_of(render({"requestGPU": 0, **values})).get("DENSE_REWARD_THREADS") == threads
+
+
 @pytest.mark.parametrize("seconds", [10, 1795, 1800, 5400])
 def test_a_start_may_take_as_long_as_was_said(seconds: int) -> None:
     objects = render({"startupSeconds": seconds})
@@ -90,33 +104,42 @@ def test_a_start_may_take_as_long_as_was_said(seconds: int) -> None:
     assert the(objects, "Deployment")["spec"]["progressDeadlineSeconds"] > seconds
 
 
-def test_the_default_image_is_the_version_of_the_project() -> None:
-    chart = yaml.safe_load((ROOT / "helm" / "dense-reward" / "Chart.yaml").read_text("utf-8"))
-    assert service_container(render({}))["image"] == f"dense-reward:{chart['appVersion']}"
+@pytest.mark.parametrize(("source", "seconds"), [(S3, 1800 + 7200 + 600), ({"source": "pvc"}, 1800 + 600)])
+def test_a_rollout_waits_for_the_download_where_there_is_one(source: dict[str, Any], seconds: int) -> None:
+    deployment = the(render({"checkpoints": {**source, "downloadSeconds": 7200}}), "Deployment")
+    assert deployment["spec"]["progressDeadlineSeconds"] == seconds
 
 
-@pytest.mark.parametrize("kind", ["none", "hpa", "keda"])
-def test_one_switch_chooses_what_scales(kind: str) -> None:
-    scaling = {"kind": kind, "keda": {"serverAddress": "http://prometheus:9090"}, "queueTokensPerReplica": 2_000_000}
-    objects = render({"autoscaling": scaling})
-    assert len(of_kind(objects, "HorizontalPodAutoscaler")) == (kind == "hpa")
-    assert len(of_kind(objects, "ScaledObject")) == (kind == "keda")
-    assert ("replicas" in the(objects, "Deployment")["spec"]) == (kind == "none")
-    if kind == "hpa":
-        (metric,) = the(objects, "HorizontalPodAutoscaler")["spec"]["metrics"]
-        assert metric["pods"]["metric"]["name"] == "dense_reward_queue_tokens"
-        assert metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "2000000"}
-    if kind == "keda":
-        (trigger,) = the(objects, "ScaledObject")["spec"]["triggers"]
-        assert trigger["metadata"]["threshold"] == "2000000"
-        wanted = 'sum(dense_reward_queue_tokens{namespace="rl",service="rewards-dense-reward"})'
-        assert trigger["metadata"]["query"] == wanted
+@pytest.mark.parametrize("storage_class", ["", "fast"])
+def test_a_download_to_the_nodes_disk_asks_for_the_room(storage_class: str) -> None:
+    checkpoints = {**S3, "downloadSize": "9Gi", "downloadStorageClass": storage_class}
+    (download,) = service_pod(render({"checkpoints": checkpoints}))["initContainers"]
+    wanted = None if storage_class else "9Gi"
+    assert download["resources"]["requests"].get("ephemeral-storage") == wanted
 
 
-def test_an_external_metric_is_that_of_the_release() -> None:
-    objects = render({"autoscaling": {"kind": "hpa", "hpa": {"metricType": "external"}}})
-    (metric,) = the(objects, "HorizontalPodAutoscaler")["spec"]["metrics"]
-    assert metric["external"]["metric"]["selector"] == {"matchLabels": {"service": "rewards-dense-reward"}}
+@pytest.mark.parametrize("source", [S3, HUB])
+def test_the_service_and_its_download_get_the_environment_that_is_given(source: dict[str, Any]) -> None:
+    given = {"name": "HTTPS_PROXY", "value": "http://proxy:3128"}
+    pod = service_pod(render({"env": [given], "checkpoints": source}))
+    assert all(given in container["env"] for container in [*pod["initContainers"], *pod["containers"]])
+
+
+def test_the_deployment_has_the_annotations_that_are_given_and_its_pods_do_not() -> None:
+    given = {"reloader.stakater.com/auto": "true"}
+    deployment = the(render({"deploymentAnnotations": given}), "Deployment")
+    assert deployment["metadata"]["annotations"] == given
+    assert not given.keys() & deployment["spec"]["template"]["metadata"]["annotations"].keys()
+
+
+def test_the_test_runs_where_the_service_may() -> None:
+    placement = {
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+        "nodeSelector": {"pool": "gpu"},
+        "runtimeClassName": "nvidia",
+    }
+    pod = the(render(placement), "Pod")["spec"]
+    assert {key: pod[key] for key in placement} == placement
 
 
 def test_secrets_are_mounted_as_files_and_named_in_settings() -> None:
@@ -200,72 +223,6 @@ def test_terms_of_nodes_become_their_affinity_beside_that_of_pods() -> None:
     required = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert required == {"nodeSelectorTerms": terms}
     assert pod["affinity"]["podAntiAffinity"] == apart
-
-
-def test_monitoring_is_that_of_docker() -> None:
-    on = {"enabled": True}
-    objects = render({"serviceMonitor": on, "prometheusRule": on, "dashboard": on, "nameOverride": "other"})
-    alerts = yaml.safe_load((ROOT / "docker" / "prometheus" / "alerts.yaml").read_text("utf-8"))
-    assert the(objects, "PrometheusRule")["spec"] == alerts
-    (endpoint,) = the(objects, "ServiceMonitor")["spec"]["endpoints"]
-    assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "dense-reward"}]
-    assert 'up{job="dense-reward"}' in json.dumps(alerts).replace("\\", "")
-    dashboard = json.loads((ROOT / "docker" / "grafana" / "dense-reward.json").read_text("utf-8"))
-    assert json.loads(the(objects, "ConfigMap/-dashboard")["data"]["dense-reward.json"]) == dashboard
-
-
-def test_a_network_policy_lets_in_the_release_and_who_is_named() -> None:
-    policy = {"enabled": True, "from": [{"namespaceSelector": {"matchLabels": {"name": "rl"}}}]}
-    named = the(render({"networkPolicy": policy}), "NetworkPolicy")["spec"]
-    assert len(named["ingress"][0]["from"]) == 2
-    assert [port["port"] for rule in named["egress"] for port in rule["ports"]] == [53, 53]
-    downloading = render(
-        {"networkPolicy": {"enabled": True}, "checkpoints": {"source": "s3", "s3": {"uri": "s3://b/r"}}}
-    )
-    ports = [p["port"] for rule in the(downloading, "NetworkPolicy")["spec"]["egress"] for p in rule["ports"]]
-    assert 443 in ports
-
-
-@pytest.mark.parametrize("kind", ["Job", "JobSet"])
-def test_jobs_of_the_trainer_are_commands_that_it_takes(kind: str) -> None:
-    """Each argument list is read by the trainer's own configuration classes, recipe and changes together."""
-    values = {**example("cpu.yaml")}
-    objects = render({**values, "trainer": {**values["trainer"], "kind": kind}})
-    read = {}
-    for spec in jobs(objects):
-        (container,) = spec["template"]["spec"]["containers"]
-        assert container["command"] == ["dense-reward-train"]
-        name, recipe, *changes = container["args"]
-        module, _, cls = JOBS[name].config.partition(":")
-        read[name] = load_config(getattr(__import__(module, fromlist=[cls]), cls), config_path(recipe), changes)
-    assert [str(read[name].output_dir) for name in ("sft", "dpr")] == ["/checkpoints/runs/sft", "/checkpoints/runs/dpr"]
-    assert read["dpr"].service_url == read["evaluate"].service_url == "http://rewards-dense-reward:8000"
-
-
-def test_the_jobs_of_a_job_set_run_one_after_the_other() -> None:
-    replicated = the(render(example("cpu.yaml")), "JobSet")["spec"]["replicatedJobs"]
-    waits = [[wait["name"] for wait in job.get("dependsOn", [])] for job in replicated]
-    assert waits == [[], ["sft"], ["dpr"]]
-
-
-@pytest.mark.parametrize("kind", ["Job", "JobSet"])
-def test_a_changed_job_is_a_new_one_and_the_same_stays(kind: str) -> None:
-    """All that is in a Job's spec is in its name: Kubernetes refuses to change it under the same one."""
-
-    def name(values: Values | None = None, **job: object) -> str:
-        made = render({**(values or {}), "trainer": {"kind": kind, "jobs": [{**JOB, **job}]}})
-        return str(the(made, kind)["metadata"]["name"])
-
-    assert name() == name() == name({"commonLabels": {"team": "rl"}}) == name({"replicaCount": 2})
-    assert len({name(), name(changes=["seed=1"]), name({"tmpSize": "1Gi"}), name({"image": {"tag": "0.2.0"}})}) == 4
-
-
-def test_the_trainer_asks_with_a_key_that_no_command_line_holds() -> None:
-    trainer = {"kind": "Job", "jobs": [{**JOB, "job": "dpr"}], "apiKey": {"secretName": "key-of-the-trainer"}}
-    (spec,) = jobs(render({"trainer": trainer}))
-    (container,) = spec["template"]["spec"]["containers"]
-    assert "service_url=http://trainer:$(REWARD_KEY)@rewards-dense-reward:8000" in container["args"]
-    assert environment(container)["REWARD_KEY"] == {"secretKeyRef": {"name": "key-of-the-trainer", "key": "key"}}
 
 
 def test_the_test_runs_the_file_that_is_tested_here() -> None:

@@ -76,7 +76,7 @@ def test_every_container_asks_for_its_resources_and_bounds_its_memory(objects: l
         asked, limits = container["resources"]["requests"], container["resources"]["limits"]
         assert {"cpu", "memory"} <= asked.keys()
         assert "memory" in limits
-        devices = asked.keys() - {"cpu", "memory"}
+        devices = asked.keys() - {"cpu", "memory", "ephemeral-storage"}
         assert {name: asked[name] for name in devices} == {name: limits[name] for name in limits if "/" in name}
 
 
@@ -144,8 +144,9 @@ def test_no_secret_is_made_or_written_into_a_config_map(objects: list[Object]) -
 
 
 def test_the_service_and_its_budget_and_policy_find_its_pods_and_no_others(objects: list[Object]) -> None:
-    (deployment,), (service,) = of_kind(objects, "Deployment"), of_kind(objects, "Service")
-    selectors = [deployment["spec"]["selector"]["matchLabels"], service["spec"]["selector"]]
+    (deployment,) = of_kind(objects, "Deployment")
+    selectors = [deployment["spec"]["selector"]["matchLabels"]]
+    selectors += [service["spec"]["selector"] for service in of_kind(objects, "Service")]
     selectors += [made["spec"]["selector"]["matchLabels"] for made in of_kind(objects, "PodDisruptionBudget")]
     selectors += [made["spec"]["podSelector"]["matchLabels"] for made in of_kind(objects, "NetworkPolicy")]
     labels = deployment["spec"]["template"]["metadata"]["labels"]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from chart import SCHEMA, fake, helm, render
+from chart import JOB, SCHEMA, fake, helm, render
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"replicas": 2}, "replicas"),
@@ -34,9 +34,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"ingress": {"hosts": []}}, "hosts"),
     ({"trainer": {"jobs": [{"name": "a", "job": "sft"}]}}, "recipe"),
     ({"trainer": {"jobs": [{"name": "a" * 17}]}}, "name"),
+    ({"trainer": {"jobs": [{**JOB, "requestGPU": 2}]}}, "requestGPU"),
+    ({"image": {"digest": "sha256:0a1b"}}, "digest"),
     ({"service": {"port": 70000}}, "port"),
 ]
-JOB = {"name": "sft", "job": "sft", "recipe": "sft_full", "requestCPU": "1", "requestMemory": "1Gi"}
 HUB = {"source": "hub", "hub": {"sft": "me/sft", "reference": "me/half"}}
 # What lies between two values: the chart's own words.
 TOGETHER: list[tuple[dict[str, Any], str]] = [
@@ -44,6 +45,8 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"trainer": {"image": {"tag": "latest"}}}, "trainer.image.tag: latest"),
     ({"checkpoints": {"s3": {"image": "registry.example:5000/aws-cli"}}}, "checkpoints.s3.image: .* has no tag"),
     ({"checkpoints": {"s3": {"image": "aws-cli:latest"}}}, "checkpoints.s3.image: .* latest"),
+    ({"test": {"image": "registry.example/dense-reward"}}, "test.image: .* has no tag"),
+    ({"trainer": {"image": {"repository": "", "tag": "1"}}}, "trainer.image.repository is needed by trainer.image.tag"),
     ({"checkpoints": {"source": "none"}}, "checkpoints.source: none is for settings.engine fake"),
     ({"checkpoints": {"source": "s3"}}, "checkpoints.s3.uri is needed"),
     ({"checkpoints": {"source": "image"}}, "checkpoints.image.reference is needed"),
@@ -59,9 +62,19 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"settings": {"engine": "vllm", "tensor_parallel": 2}}, "requestGPU: .* needs 2 GPUs"),
     ({"settings": {"engine": "vllm"}, "requestGPU": 0}, "requestGPU: .* needs 1 GPUs"),
     ({"settings": {"engine": "remote", "sft_url": "http://a:1"}}, "settings.sft_url and settings.reference_url"),
+    ({**fake(), "requestGPU": 1}, "requestGPU: settings.engine fake computes on no GPU"),
+    (
+        {"settings": {"engine": "remote", "sft_url": "http://a:1", "reference_url": "http://b:1"}},
+        "requestGPU: settings.engine remote computes on no GPU: set requestGPU to 0",
+    ),
     ({"settings": {"isolate_keys": True}}, "settings.isolate_keys"),
     ({"apiKeys": {"secretName": "keys"}, "serviceMonitor": {"enabled": True}}, "serviceMonitor.secretName"),
     ({"autoscaling": {"kind": "keda"}}, "autoscaling.keda.serverAddress"),
+    (
+        {"autoscaling": {"kind": "keda", "keda": {"serverAddress": "http://prometheus:9090"}}},
+        "autoscaling.kind keda .* enable serviceMonitor, or give a query of your own in autoscaling.keda.query",
+    ),
+    ({"autoscaling": {"kind": "hpa"}}, "autoscaling.kind hpa .* enable serviceMonitor"),
     ({"autoscaling": {"minReplicaCount": 5}}, "autoscaling.minReplicaCount is above"),
     ({"trainer": {"kind": "Job"}}, "trainer.jobs is empty"),
     ({"trainer": {"kind": "JobSet", "jobs": [JOB, JOB]}}, "trainer.jobs: two jobs"),
@@ -80,6 +93,7 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
         "env: A has both value and valueFrom",
     ),
     ({"env": [{"name": "dense_reward_port", "value": "1"}]}, "env: dense_reward_port belongs into settings"),
+    ({"env": [{"name": "HF_HOME", "value": "/tmp"}]}, "env: HF_HOME is set by the chart"),
 ]
 
 

@@ -33,15 +33,15 @@ def proxy(folder: Path, ports: list[int]) -> Iterator[httpx.Client]:
     client = httpx.Client(base_url=f"http://{HOST}:{port}", timeout=PATIENCE_S, trust_env=False)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process, client:
         try:
-            wait_until(lambda: listens(client), PATIENCE_S)
+            wait_until(lambda: listens(port), PATIENCE_S)
             yield client
         finally:
             process.kill()
 
 
-def listens(client: httpx.Client) -> bool:
+def listens(port: int) -> bool:
     try:
-        return bool(client.get("/metrics").status_code)
+        return bool(httpx.get(f"http://{HOST}:{port}/metrics", timeout=PATIENCE_S, trust_env=False).status_code)
     except httpx.TransportError:
         return False
 
@@ -65,6 +65,7 @@ def in_front(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iter
             command = [sys.executable, "-m", "dense_reward.cli", "serve", "--engine", "fake", "--port", str(port)]
             process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.DEVNULL))
             stack.callback(process.kill)
+        wait_until(lambda: all(map(listens, ports)), PATIENCE_S)
         client = stack.enter_context(proxy(tmp_path_factory.mktemp("haproxy"), ports))
         wait_until(lambda: client.get("/ready").is_success, PATIENCE_S)
         wait_until(lambda: all(shares(client, ports, {}, 4)), PATIENCE_S)
@@ -95,6 +96,17 @@ def test_equal_names_of_prompts_meet_at_one_replica_and_all_names_do_not(
     found = by_name(in_front, ports, 12)
     assert all(sorted(share) == [0, 3] for share in found)
     assert len({tuple(share) for share in found}) == 2
+
+
+def test_the_lines_for_kubernetes_are_taken_in_the_place_of_those_for_compose(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "scale.md").read_text("utf-8")
+    resolvers, server = page.partition("```haproxy\n")[2].partition("```")[0].split("\n\n")
+    text = (ROOT / CONFIGURATION).read_text("utf-8")
+    text, sections = re.subn(r"^resolvers .*\n(    .*\n)+", f"{resolvers}\n", text, flags=re.MULTILINE)
+    text, servers = re.subn(r"^    server-template .*\n", server, text, flags=re.MULTILINE)
+    assert (sections, servers) == (1, 2)
+    (tmp_path / "haproxy.cfg").write_text(text)
+    subprocess.run(["haproxy", "-c", "-f", str(tmp_path / "haproxy.cfg")], check=True)
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/admin/models"])

@@ -29,6 +29,10 @@ NOT_BEFORE_IT_HAPPENS = {
     "dense_reward_reused_tokens_total",
 }
 HELD_TOKENS = (1000, 500)
+# As a ServiceMonitor brings them for the release that is rendered here.
+LABELS = {"namespace": "rl", "service": "rewards-dense-reward"}
+CHARTS_PYTHON = ROOT / ".venv-deploy" / "bin" / "python"  # Helm is there, and what a service needs is not
+RENDER = "import json, sys, chart; json.dump(chart.render(json.load(sys.stdin), sys.argv[1]), sys.stdout)"
 
 pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
 
@@ -56,10 +60,10 @@ class Live:
 
 
 def adjusted(folder: Path, ports: list[int]) -> str:
-    """The shipped configuration with these targets, files that lie here, and less patience."""
+    """The shipped configuration with these targets and labels, files that lie here, and less patience."""
     text = SHIPPED.read_text("utf-8")
     changes = {
-        "service:8000": ", ".join(f'"{HOST}:{port}"' for port in ports),
+        "[service:8000]": json.dumps([f"{HOST}:{port}" for port in ports]) + f"\n        labels: {json.dumps(LABELS)}",
         "/run/secrets/metrics_key": str(folder / "metrics_key"),
         "/etc/prometheus/alerts.yaml": str(ALERTS),
         "scrape_interval: 15s": "scrape_interval: 1s",
@@ -143,14 +147,41 @@ def test_the_documented_series_are_scraped(live: Live) -> None:
 
 def test_the_queues_of_all_replicas_are_what_to_scale_by(live: Live) -> None:
     """Bodies that have come in part hold their place, four bytes to a token."""
+    with waiting(live):
+        wait_until(lambda: live.value("sum(dense_reward_queue_tokens)") == sum(HELD_TOKENS), PATIENCE_S)
+        assert live.value("max(dense_reward_queue_tokens)") == max(HELD_TOKENS)
+    wait_until(lambda: live.value("sum(dense_reward_queue_tokens)") == 0, PATIENCE_S)
+
+
+@pytest.mark.skipif(not CHARTS_PYTHON.is_file(), reason="needs .venv-deploy: make test-deploy")
+def test_the_query_that_the_chart_gives_to_keda_finds_the_queues_of_its_release_alone(live: Live) -> None:
+    mine, other = keda_query("rewards"), keda_query("others")
+    with waiting(live):
+        wait_until(lambda: live.value(mine) == sum(HELD_TOKENS), PATIENCE_S)
+        assert live.value(other) is None
+    wait_until(lambda: live.value(mine) == 0, PATIENCE_S)
+
+
+@contextmanager
+def waiting(live: Live) -> Iterator[None]:
+    """So many tokens in the queue of each service, where nothing was before."""
     assert live.value("sum(dense_reward_queue_tokens)") == 0
     with ExitStack() as stack:
         for port, tokens in zip(live.ports, HELD_TOKENS, strict=True):
             caller = stack.enter_context(socket.create_connection((HOST, port)))
             caller.sendall(half_a_request(4 * tokens))
-        wait_until(lambda: live.value("sum(dense_reward_queue_tokens)") == sum(HELD_TOKENS), PATIENCE_S)
-        assert live.value("max(dense_reward_queue_tokens)") == max(HELD_TOKENS)
-    wait_until(lambda: live.value("sum(dense_reward_queue_tokens)") == 0, PATIENCE_S)
+        yield
+
+
+def keda_query(release: str) -> str:
+    """Rendered by Helm's own code."""
+    scaling = {"kind": "keda", "keda": {"serverAddress": "http://prometheus:9090"}}
+    values = json.dumps({"autoscaling": scaling, "serviceMonitor": {"enabled": True}})
+    command = [str(CHARTS_PYTHON), "-c", RENDER, release]
+    done = subprocess.run(command, input=values, cwd=ROOT / "tests", check=True, capture_output=True, text=True)
+    (scaled,) = (made for made in json.loads(done.stdout) if made["kind"] == "ScaledObject")
+    query: str = scaled["spec"]["triggers"][0]["metadata"]["query"]
+    return query
 
 
 def half_a_request(size: int) -> bytes:

@@ -51,14 +51,16 @@
   {{- end }}
   env:
     {{- include "dense-reward.homeEnv" . | nindent 4 }}
+    {{- include "dense-reward.givenEnv" . | nindent 4 }}
     {{- if eq $c.source "s3" }}
     {{- include "dense-reward.s3Env" $c.s3 | nindent 4 }}
     {{- else }}
     {{- include "dense-reward.hubEnv" . | nindent 4 }}
     {{- end }}
   resources:
-    {{- $memory := $c.downloadMemory }}
-    {{- include "dense-reward.resources" (dict "cpu" "1" "memory" $memory "limitMemory" "" "gpu" 0) | nindent 4 }}
+    {{- $asked := dict "cpu" "1" "memory" $c.downloadMemory "limitMemory" "" "gpu" 0 }}
+    {{- $disk := ternary "" $c.downloadSize (ne $c.downloadStorageClass "") }}
+    {{- include "dense-reward.resources" (merge $asked (dict "disk" $disk)) | nindent 4 }}
   securityContext:
     {{- include "dense-reward.containerSecurity" . | nindent 4 }}
   volumeMounts:
@@ -66,6 +68,16 @@
       mountPath: {{ $c.mountPath | quote }}
     - name: tmp
       mountPath: /tmp
+{{- end -}}
+
+{{/* The port that is downloaded from: that of the store where one is named, else that of https. */}}
+{{- define "dense-reward.downloadPort" -}}
+{{- $url := "" -}}
+{{- if eq .Values.checkpoints.source "s3" -}}
+{{- $url = .Values.checkpoints.s3.endpointUrl -}}
+{{- end -}}
+{{- $port := regexFind ":[0-9]+$" (urlParse $url).host | trimPrefix ":" -}}
+{{- default (ternary "80" "443" (hasPrefix "http:" $url)) $port -}}
 {{- end -}}
 
 {{- define "dense-reward.s3Env" -}}

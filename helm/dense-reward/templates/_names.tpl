@@ -43,13 +43,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{/* Arguments: root, image. Not tag and digest in one: some container runtimes refuse that. */}}
+{{- define "dense-reward.reference" -}}
+{{- if .image.digest -}}
+{{- printf "%s@%s" .image.repository .image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" .image.repository (default .root.Chart.AppVersion .image.tag) -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "dense-reward.image" -}}
-{{- printf "%s:%s" .Values.image.repository (default .Chart.AppVersion .Values.image.tag) -}}
+{{- include "dense-reward.reference" (dict "root" . "image" .Values.image) -}}
 {{- end -}}
 
 {{- define "dense-reward.trainerImage" -}}
-{{- $tag := default (default .Chart.AppVersion .Values.image.tag) .Values.trainer.image.tag -}}
-{{- printf "%s:%s" (default .Values.image.repository .Values.trainer.image.repository) $tag -}}
+{{- $own := .Values.trainer.image -}}
+{{- include "dense-reward.reference" (dict "root" . "image" (ternary $own .Values.image (ne $own.repository ""))) -}}
 {{- end -}}
 
 {{- define "dense-reward.claim" -}}

@@ -64,11 +64,14 @@ affinity:
 {{- end }}
 {{- end -}}
 
-{{/* Arguments: gpu, gpuType, cpu, memory, limitCPU, limitMemory. */}}
+{{/* Arguments: gpu, gpuType, cpu, memory, disk, limitCPU, limitMemory. */}}
 {{- define "dense-reward.resources" -}}
 requests:
   cpu: {{ .cpu | quote }}
   memory: {{ .memory | quote }}
+  {{- with .disk }}
+  ephemeral-storage: {{ . | quote }}
+  {{- end }}
   {{- if .gpu }}
   {{ .gpuType }}: {{ int .gpu }}
   {{- end }}
@@ -88,6 +91,12 @@ limits:
   value: /tmp
 - name: USER
   value: dense-reward
+{{- end -}}
+
+{{- define "dense-reward.givenEnv" -}}
+{{- with .Values.env -}}
+{{- toYaml . -}}
+{{- end -}}
 {{- end -}}
 
 {{- define "dense-reward.tmpVolume" -}}

@@ -14,6 +14,9 @@
 {{- if hasPrefix "DENSE_REWARD_" (upper .name) -}}
 {{- fail (printf "env: %s belongs into settings, by its name in lower case" .name) -}}
 {{- end -}}
+{{- if has .name (list "HOME" "USER" "HF_HOME" "HF_HUB_OFFLINE" "HF_TOKEN" "REWARD_KEY") -}}
+{{- fail (printf "env: %s is set by the chart" .name) -}}
+{{- end -}}
 {{- if and .valueFrom (hasKey . "value") -}}
 {{- fail (printf "env: %s has both value and valueFrom: give one of them" .name) -}}
 {{- end -}}
@@ -21,14 +24,18 @@
 {{- end -}}
 
 {{- define "dense-reward.refuseImages" -}}
-{{- $trainer := .Values.trainer.image.tag -}}
-{{- range $key, $tag := dict "image.tag" .Values.image.tag "trainer.image.tag" $trainer -}}
+{{- $trainer := .Values.trainer.image -}}
+{{- if and (or $trainer.tag $trainer.digest) (not $trainer.repository) -}}
+{{- fail "trainer.image.repository is needed by trainer.image.tag and trainer.image.digest" -}}
+{{- end -}}
+{{- range $key, $tag := dict "image.tag" .Values.image.tag "trainer.image.tag" $trainer.tag -}}
 {{- if eq $tag "latest" -}}
 {{- fail (printf "%s: latest is no version: replicas that start at different times would differ" $key) -}}
 {{- end -}}
 {{- end -}}
 {{- $c := .Values.checkpoints -}}
-{{- range $key, $image := dict "checkpoints.s3.image" $c.s3.image "checkpoints.image.reference" $c.image.reference -}}
+{{- $images := dict "checkpoints.s3.image" $c.s3.image "checkpoints.image.reference" $c.image.reference -}}
+{{- range $key, $image := merge $images (dict "test.image" .Values.test.image) -}}
 {{- if and $image (or (hasSuffix ":latest" $image) (not (contains ":" (last (splitList "/" $image))))) -}}
 {{- fail (printf "%s: %s has no tag, or latest: name a version or a digest" $key $image) -}}
 {{- end -}}
@@ -94,6 +101,9 @@
 {{- fail "checkpoints.pairs: settings.engine remote serves one pair" -}}
 {{- end -}}
 {{- end -}}
+{{- if and (has $s.engine (list "remote" "fake")) .Values.requestGPU -}}
+{{- fail (printf "requestGPU: settings.engine %s computes on no GPU: set requestGPU to 0" $s.engine) -}}
+{{- end -}}
 {{- if and $s.isolate_keys (not .Values.apiKeys.secretName) -}}
 {{- fail "settings.isolate_keys isolates nobody without apiKeys.secretName" -}}
 {{- end -}}
@@ -107,6 +117,11 @@
 {{- $a := .Values.autoscaling -}}
 {{- if and (eq $a.kind "keda") (not $a.keda.serverAddress) -}}
 {{- fail "autoscaling.keda.serverAddress is needed by autoscaling.kind keda: http://prometheus:9090" -}}
+{{- end -}}
+{{- $isAsked := or (eq $a.kind "hpa") (and (eq $a.kind "keda") (not $a.keda.query)) -}}
+{{- if and $isAsked (not $m.enabled) -}}
+{{- $cure := ternary ", or give a query of your own in autoscaling.keda.query" "" (eq $a.kind "keda") -}}
+{{- fail (printf "autoscaling.kind %s needs what the ServiceMonitor scrapes: enable serviceMonitor%s" $a.kind $cure) -}}
 {{- end -}}
 {{- if gt (int $a.minReplicaCount) (int $a.maxReplicaCount) -}}
 {{- fail "autoscaling.minReplicaCount is above autoscaling.maxReplicaCount" -}}

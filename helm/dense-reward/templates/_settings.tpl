@@ -2,7 +2,11 @@
 
 {{- define "dense-reward.environment" -}}
 {{- $c := .Values.checkpoints -}}
-{{- range $name, $value := .Values.settings }}
+{{- $settings := deepCopy .Values.settings -}}
+{{- if and (eq $settings.engine "torch") (not .Values.requestGPU) (not $settings.threads) }}
+{{- $_ := set $settings "threads" (include "dense-reward.cores" .) }}
+{{- end }}
+{{- range $name, $value := $settings }}
 {{- if not (kindIs "invalid" $value) }}
 DENSE_REWARD_{{ upper $name }}: {{ include "dense-reward.text" $value | quote }}
 {{- end }}
@@ -28,6 +32,16 @@ DENSE_REWARD_ENGINE_KEY_FILE: {{ printf "/etc/dense-reward/engine/%s" .Values.en
 DENSE_REWARD_TLS_CERTIFICATE: /etc/dense-reward/tls/tls.crt
 DENSE_REWARD_TLS_PRIVATE_KEY: /etc/dense-reward/tls/tls.key
 {{- end }}
+{{- end -}}
+
+{{/* Whole cores that a replica may use: without being told, torch takes a thread for each core of the node. */}}
+{{- define "dense-reward.cores" -}}
+{{- $cpu := toString (default .Values.requestCPU .Values.limitCPU) -}}
+{{- $cores := float64 (trimSuffix "m" $cpu) -}}
+{{- if hasSuffix "m" $cpu -}}
+{{- $cores = divf $cores 1000 -}}
+{{- end -}}
+{{- max 1 (floor $cores | int) -}}
 {{- end -}}
 
 {{- define "dense-reward.pairs" -}}

@@ -10,6 +10,13 @@
 {{- $asks := has .job.job (list "dpr" "gradient" "credit" "evaluate") -}}
 {{- $key := ternary "trainer:$(REWARD_KEY)@" "" (ne $v.trainer.apiKey.secretName "") -}}
 backoffLimit: {{ int $v.trainer.backoffLimit }}
+{{- /* A pod that was evicted or preempted is none of the tries. */}}
+podFailurePolicy:
+  rules:
+    - action: Ignore
+      onPodConditions:
+        - type: DisruptionTarget
+          status: "True"
 template:
   metadata:
     labels:
@@ -37,6 +44,7 @@ template:
           {{- end }}
         env:
           {{- include "dense-reward.homeEnv" .root | nindent 10 }}
+          {{- include "dense-reward.givenEnv" .root | nindent 10 }}
           {{- if $v.trainer.apiKey.secretName }}
           - name: REWARD_KEY
             valueFrom:
