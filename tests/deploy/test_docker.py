@@ -147,6 +147,12 @@ def test_no_compiler_and_no_cache_is_in_an_image(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_no_library_in_an_image_tells_anybody_how_it_is_used(target: str) -> None:
+    told = " ".join(of_image(target, "ENV")).split()
+    assert {"DO_NOT_TRACK=1", "VLLM_NO_USAGE_STATS=1"} <= set(told)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_an_image_says_what_it_is(target: str) -> None:
     (labels,) = of_image(target, "LABEL")
     named = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', labels))
