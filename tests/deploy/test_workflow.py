@@ -72,7 +72,11 @@ def named(folder: Path, reference: str) -> tuple[int, dict[str, str]]:
     (step,) = [step for step in JOBS["images"]["steps"] if step.get("id") == "named"]
     script = step["run"].replace("${{ matrix.repository }}", "dense-reward").replace("${{ matrix.variant }}", "vllm")
     assert "${{" not in script
-    given = {"GITHUB_REF": reference, "GITHUB_REF_NAME": reference.rpartition("/")[2], "GITHUB_ENV": str(folder / "set")}
+    given = {
+        "GITHUB_REF": reference,
+        "GITHUB_REF_NAME": reference.rpartition("/")[2],
+        "GITHUB_ENV": str(folder / "set"),
+    }
     given |= {"GITHUB_REPOSITORY_OWNER": "An-Owner", "GITHUB_OUTPUT": str(folder / "set"), "PATH": os.environ["PATH"]}
     done = subprocess.run(["bash", "-e", "-c", script], cwd=ROOT, env=given, capture_output=True, check=False)
     lines = (folder / "set").read_text().splitlines() if (folder / "set").exists() else []
