@@ -82,8 +82,8 @@ soak: install ## half an hour at 80 % load: memory, errors
 scale: install ## several replicas under an RL job's bursts, simulated: minutes
 	$(BIN)/python -m bench.scale
 
-rolling: install ## replicas replaced under load behind haproxy, for real: minutes
-	$(BIN)/python -m bench.rolling
+rolling: install ## replicas replaced under load behind haproxy, for real: minutes (CHART=1: without retries, as the chart does it)
+	$(BIN)/python -m bench.rolling$(if $(CHART), --as-the-chart)
 
 test-vllm: install .venv-vllm/tested ## the service's tests over real vLLM, without a GPU: 10 minutes
 	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -W default -m vllm tests/test_engines.py tests/test_vllm_engine.py
@@ -132,8 +132,8 @@ push-chart: ## package the chart and push it with helm to charts/ of a registry 
 version: ## print the version of all that is built here
 	@echo $(VERSION)
 
-try-image: ## build the CPU image over Debian's own Python, start it confined, score, drain: root, buildah, debootstrap
-	$(PYTHON) docker/try_image.py $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS))
+try-image: install ## build the CPU image over Debian's own Python, start it confined, score, drain: root, buildah, debootstrap
+	PYTHONPATH=. $(BIN)/python docker/try_image.py $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS))
 
 constraints: ## resolve every constraint file anew (needs the network, installs nothing)
 	$(PYTHON) constraints/resolve.py
