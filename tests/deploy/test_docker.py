@@ -254,6 +254,23 @@ def test_what_was_built_is_pushed_with_every_tag(tmp_path: Path) -> None:
     assert pushed == [["push", f"dense-reward-trainer:{VERSION}-cuda"], ["push", f"dense-reward-trainer:{VERSION}"]]
 
 
+def test_the_page_says_what_was_found_of_a_built_image() -> None:
+    """By `make try-image`."""
+    found = json.loads((ROOT / "bench" / "results" / "image.json").read_text("utf-8"))
+    page = (ROOT / "docs" / "deployment.md").read_text("utf-8")
+    assert found["revision"] == found["commit"]
+    for row in (
+        f"size of `service-cpu`, unpacked | {found['unpacked_mb']:,} MB, of which packages {found['packages_mb']:,} MB",
+        f"a build without a cache, the base apart | {found['build_s']} s",
+        f"start to `/ready`, the demo's pair | {found['ready_s']} s",
+        f"health check | {found['user']}, {found['capabilities']}, read-only, exit code {found['health_check_exit_code']}",
+        f"`/score` without a key, with it | {found['score_without_key']}, {found['score']}",
+        f"answered with {found['score_inside_at_sigterm']} after {found['answered_after_sigterm_s']} s",
+    ):
+        assert row in page
+    assert (found["root"], found["inside_at_sigterm"], found["exit_code"]) == ("ro", True, 0)
+
+
 class Answer(BaseHTTPRequestHandler):
     """A service that is alive and not ready."""
 
