@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     train()
     at = commit()  # before its own results change the checkout
-    ports = [free_port() for _ in range(REPLICAS + 1)]
+    ports = free_ports(REPLICAS + 1)
     leave_s = pre_stop_s() if as_the_chart else None
     with proxy(ports, retries=not as_the_chart) as front:
         load, replacements, seconds = asyncio.run(_rolled(front, leave_s))
@@ -111,6 +111,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     (RESULTS_OF_THE_CHART if as_the_chart else RESULTS).write_text(json.dumps(told, indent=2) + "\n")
     print(json.dumps(told, indent=2))
     return 0 if load.failed == 0 else 1
+
+
+def free_ports(count: int) -> list[int]:
+    """All different: the system may name a port twice that nobody took in between."""
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port())
+    return sorted(found)
 
 
 def pre_stop_s() -> float:
@@ -221,8 +229,8 @@ async def _keep_asking(url: str, asked: list[Known], load: Load, seed: int) -> N
     draw = random.Random(seed)
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, trust_env=False) as client:
         while not load.over.is_set():
-            load.asked += 1
             await ask(client, draw.choice(asked), load.outcome)
+            load.asked += 1
 
 
 async def _keep_asking_much(url: str, load: Load) -> None:

@@ -65,6 +65,12 @@ def test_the_proxy_is_told_which_replica_leaves(tmp_path: Path, monkeypatch: pyt
             front.tell(port, "gone")
 
 
+def test_no_two_replicas_have_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = iter([8001, 8001, 8002])
+    monkeypatch.setattr(rolling, "free_port", lambda: next(named))
+    assert rolling.free_ports(2) == [8001, 8002]
+
+
 def test_a_replica_waits_before_it_stops_as_long_as_in_the_chart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert rolling.pre_stop_s() > 0
