@@ -5,11 +5,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 COMMA := ,
-# tests with a running service and a program of the system beside it
-LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py
+VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
+# tests of what is deployed that need the service itself, and programs of the system beside it
+LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/test_operations.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types fast test-deploy chart heatmap-picture bench bench-gpu estimators reliability soak scale rolling test-vllm engines constraints images push-images try-image clean
+.PHONY: help install demo test lint types fast test-deploy chart heatmap-picture bench bench-gpu estimators reliability soak scale rolling test-vllm engines constraints programs images push-images push-chart try-image version clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -46,6 +47,14 @@ fast: install ## the tests without the story (the whole path in real processes)
 test-deploy: install .venv-deploy/installed ## chart, images, Compose, proxies, by the programs themselves where they are: minutes
 	.venv-deploy/bin/python -m pytest tests/test_chart_*.py $(filter-out $(LIVE),$(wildcard tests/deploy/test_*.py))
 	$(BIN)/pytest $(LIVE)
+	@echo "Not among these, because they take minutes and write their results down:"
+	@echo "  make try-image  builds the CPU image, starts it confined and has it score: bench/results/image.json"
+	@echo "  make rolling    replaces replicas under load behind haproxy: bench/results/rolling.json"
+
+programs: ## install what test-deploy, try-image and rolling run, from Debian's or Ubuntu's packages (root)
+	apt-get update
+	apt-get install --yes --no-install-recommends buildah debian-archive-keyring debootstrap haproxy prometheus \
+		$(if $(shell docker compose version 2>/dev/null),,docker-compose)
 
 chart: install ## the chart's README.md and what else follows from other files, anew
 	$(BIN)/python helm/chart_files.py
@@ -73,8 +82,8 @@ soak: install ## half an hour at 80 % load: memory, errors
 scale: install ## several replicas under an RL job's bursts, simulated: minutes
 	$(BIN)/python -m bench.scale
 
-rolling: install ## replicas replaced under load behind haproxy, for real: minutes
-	$(BIN)/python -m bench.rolling
+rolling: install ## replicas replaced under load behind haproxy, for real: minutes (CHART=1: without retries, as the chart does it)
+	$(BIN)/python -m bench.rolling$(if $(CHART), --as-the-chart)
 
 test-vllm: install .venv-vllm/tested ## the service's tests over real vLLM, without a GPU: 10 minutes
 	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -W default -m vllm tests/test_engines.py tests/test_vllm_engine.py
@@ -114,8 +123,17 @@ images: ## build the images with docker, podman or buildah (ONLY=service-cpu,...
 push-images: ## push what `make images` built, with the same ONLY and REGISTRY
 	PUSH=1 docker/build.sh $(subst $(COMMA), ,$(ONLY))
 
-try-image: ## build the CPU image over Debian's own Python, start it confined, score, drain: root, buildah, debootstrap
-	$(PYTHON) docker/try_image.py $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS))
+# Not beside the images: the chart has the name of one, and would take the place of its tag.
+push-chart: ## package the chart and push it with helm to charts/ of a registry (REGISTRY=ghcr.io/OWNER/)
+	$(if $(REGISTRY),,$(error name the registry: make push-chart REGISTRY=ghcr.io/OWNER/))
+	helm package helm/dense-reward --version $(VERSION) --app-version $(VERSION) --destination dist
+	helm push dist/dense-reward-$(VERSION).tgz oci://$(REGISTRY)charts
+
+version: ## print the version of all that is built here
+	@echo $(VERSION)
+
+try-image: install ## build the CPU image over Debian's own Python, start it confined, score, drain: root, buildah, debootstrap
+	PYTHONPATH=. $(BIN)/python docker/try_image.py $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS))
 
 constraints: ## resolve every constraint file anew (needs the network, installs nothing)
 	$(PYTHON) constraints/resolve.py

@@ -2,24 +2,30 @@
 
 Two replicas of the real service, the proxy's shipped configuration, and callers that never try again: whatever they
 are not answered has failed. Ten times a third replica is started, and once it is ready an old one gets SIGTERM.
+With --as-the-chart the proxy does not try again either: it is told which replica leaves, as Kubernetes tells its own,
+and SIGTERM comes after the chart's preStop. That is written to bench/results/rolling_chart.json.
 """
 
+import argparse
 import asyncio
 import json
 import os
 import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import yaml
 from dense_reward import AsyncClient, ClientError
 from dense_reward_trainer.demo import train
 from dense_reward_trainer.runlog import commit
@@ -29,8 +35,10 @@ from bench.credit import circumstances
 from bench.reliability.load import Json, Known, Outcome, ask, requests, with_answers
 from bench.reliability.server import PATIENCE_S, Server, percentile
 
-RESULTS = Path("bench/results/rolling.json")
+RESULTS, RESULTS_OF_THE_CHART = Path("bench/results/rolling.json"), Path("bench/results/rolling_chart.json")
 CONFIGURATION = Path("docker/haproxy/haproxy.cfg")
+CHART_VALUES = Path("helm/dense-reward/values.yaml")
+BACKENDS = ("least_busy", "by_prompt")
 FOLDER = Path("runs/rolling")
 """Keeps the proxy's configuration and log."""
 REPLACED, REPLICAS = 10, 2
@@ -65,23 +73,60 @@ class Replacement:
     exit_code: int
 
 
-def main() -> int:
+@dataclass(frozen=True, slots=True)
+class Front:
+    """The proxy in front of replicas on these ports; `control` is the socket that it takes commands from."""
+
+    url: str
+    ports: Sequence[int]
+    control: Path
+
+    def tell(self, port: int, state: str) -> None:
+        """Whether new requests go to a replica: "ready" or "maint". What it has inside goes on."""
+        name = f"replica{self.ports.index(port)}"
+        for backend in BACKENDS:
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(self.control))
+                connection.sendall(f"set server {backend}/{name} state {state}\n".encode())
+                if said := connection.makefile().read().strip():
+                    raise RuntimeError(f"haproxy: {said}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 where no request failed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--as-the-chart", action="store_true", help="no retries; a replica is taken out before SIGTERM")
+    as_the_chart = parser.parse_args(arguments).as_the_chart
     if shutil.which("haproxy") is None:
         print("bench.rolling needs haproxy: install it (Debian: apt-get install haproxy)", file=sys.stderr)
         return 2
     train()
     at = commit()  # before its own results change the checkout
-    ports = [free_port() for _ in range(REPLICAS + 1)]
-    with proxy(ports) as url:
-        load, replacements, seconds = asyncio.run(_rolled(ports, url))
+    ports = free_ports(REPLICAS + 1)
+    leave_s = pre_stop_s() if as_the_chart else None
+    with proxy(ports, retries=not as_the_chart) as front:
+        load, replacements, seconds = asyncio.run(_rolled(front, leave_s))
     told = {**figures(load, replacements, seconds), **circumstances(), "commit": at, "haproxy": _version()}
-    RESULTS.write_text(json.dumps(told, indent=2) + "\n")
+    told |= {"retries": not as_the_chart, "pre_stop_s": leave_s}
+    (RESULTS_OF_THE_CHART if as_the_chart else RESULTS).write_text(json.dumps(told, indent=2) + "\n")
     print(json.dumps(told, indent=2))
     return 0 if load.failed == 0 else 1
 
 
-def configured(text: str, port: int, replicas: list[int]) -> str:
+def free_ports(count: int) -> list[int]:
+    """All different: the system may name a port twice that nobody took in between."""
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port())
+    return sorted(found)
+
+
+def pre_stop_s() -> float:
+    """Seconds between the moment at which a pod of the chart is taken out and its SIGTERM."""
+    return float(yaml.safe_load(CHART_VALUES.read_text("utf-8"))["preStopSeconds"])
+
+
+def configured(text: str, port: int, replicas: Sequence[int], *, retries: bool = True) -> str:
     """The shipped configuration with this port and these replicas, which no name server is asked for.
 
     Raises ValueError where it has no place for them.
@@ -92,6 +137,8 @@ def configured(text: str, port: int, replicas: list[int]) -> str:
         r"^    server-template .*$": servers,
         r"^resolvers .*\n(    .*\n)+": "",
     }
+    if not retries:
+        changes |= {r"^    retries .*$": "    retries 0", r"^    (retry-on|option redispatch) .*\n": ""}
     for pattern, new in changes.items():
         text, count = re.subn(pattern, new, text, flags=re.MULTILINE)
         if count == 0:
@@ -100,25 +147,27 @@ def configured(text: str, port: int, replicas: list[int]) -> str:
 
 
 @contextmanager
-def proxy(replicas: list[int]) -> Iterator[str]:
-    """haproxy in front of replicas on these ports; its address. It is not asked whether there are any yet."""
+def proxy(replicas: Sequence[int], *, retries: bool = True) -> Iterator[Front]:
+    """haproxy in front of replicas on these ports. It is not asked whether there are any yet."""
     port = free_port()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    file = FOLDER / "haproxy.cfg"
-    file.write_text(configured(CONFIGURATION.read_text("utf-8"), port, replicas))
-    with (FOLDER / "haproxy.log").open("w") as log:
-        process = subprocess.Popen(["haproxy", "-db", "-f", str(file)], stdout=log, stderr=log)
-    try:
-        yield f"http://{HOST}:{port}"
-    finally:
-        process.kill()
-        process.wait(PATIENCE_S)
+    with tempfile.TemporaryDirectory() as short:  # the path of a socket has a hundred characters at most
+        control, file = Path(short) / "control", FOLDER / "haproxy.cfg"
+        text = configured(CONFIGURATION.read_text("utf-8"), port, replicas, retries=retries)
+        file.write_text(text + f"\nglobal\n    stats socket {control} level admin\n")
+        with (FOLDER / "haproxy.log").open("w") as log:
+            process = subprocess.Popen(["haproxy", "-db", "-f", str(file)], stdout=log, stderr=log)
+        try:
+            yield Front(f"http://{HOST}:{port}", replicas, control)
+        finally:
+            process.kill()
+            process.wait(PATIENCE_S)
 
 
-async def _rolled(ports: list[int], url: str) -> tuple[Load, list[Replacement], float]:
+async def _rolled(front: Front, leave_s: float | None) -> tuple[Load, list[Replacement], float]:
     """What became of the load while each replica in turn was replaced by one on the free port; and for how long."""
-    serving_now = [_started(port) for port in ports[:REPLICAS]]
-    free = ports[REPLICAS]
+    serving_now = [_started(port) for port in front.ports[:REPLICAS]]
+    free = front.ports[REPLICAS]
     load, replacements = Load(), []
     try:
         for server in serving_now:
@@ -126,11 +175,11 @@ async def _rolled(ports: list[int], url: str) -> tuple[Load, list[Replacement], 
         asked = await with_answers(serving_now[0], requests(100))
         await asyncio.sleep(SEEN_S)
         began_s = time.perf_counter()
-        callers = [asyncio.create_task(_keep_asking(url, asked, load, number)) for number in range(CALLERS)]
-        callers += [asyncio.create_task(_keep_asking_much(url, load)) for _ in range(LARGE_CALLERS)]
+        callers = [asyncio.create_task(_keep_asking(front.url, asked, load, number)) for number in range(CALLERS)]
+        callers += [asyncio.create_task(_keep_asking_much(front.url, load)) for _ in range(LARGE_CALLERS)]
         for _ in range(REPLACED):
-            new, replacement = await _replaced(serving_now[0], free)
-            free = int(serving_now[0].url.rpartition(":")[2])
+            new, replacement = await _replaced(serving_now[0], free, front, leave_s)
+            free = _port(serving_now[0])
             serving_now = [*serving_now[1:], new]
             replacements.append(replacement)
             print(f"{replacement}, failed so far: {load.failed}", file=sys.stderr, flush=True)
@@ -152,13 +201,25 @@ def _started(port: int) -> Server:
     return server
 
 
-async def _replaced(old: Server, port: int) -> tuple[Server, Replacement]:
-    """A new one is started, and once the proxy must have seen that it is ready the old one is told to stop."""
+def _port(server: Server) -> int:
+    return int(server.url.rpartition(":")[2])
+
+
+async def _replaced(old: Server, port: int, front: Front, leave_s: float | None) -> tuple[Server, Replacement]:
+    """A new one is started, and once the proxy must have seen that it is ready the old one is told to stop.
+
+    With `leave_s` the proxy is told first, and the old one so many seconds later.
+    """
     before_s = time.perf_counter()
     new = _started(port)
     await asyncio.to_thread(new.wait_until_ready)
     ready_s = time.perf_counter() - before_s
+    if leave_s is not None:
+        front.tell(port, "ready")  # it takes a replica for up at once: not before it is
     await asyncio.sleep(SEEN_S)
+    if leave_s is not None:
+        front.tell(_port(old), "maint")
+        await asyncio.sleep(leave_s)
     before_s = time.perf_counter()
     code = await asyncio.to_thread(old.stop)
     return new, Replacement(ready_s, time.perf_counter() - before_s, code)
@@ -168,8 +229,8 @@ async def _keep_asking(url: str, asked: list[Known], load: Load, seed: int) -> N
     draw = random.Random(seed)
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, trust_env=False) as client:
         while not load.over.is_set():
-            load.asked += 1
             await ask(client, draw.choice(asked), load.outcome)
+            load.asked += 1
 
 
 async def _keep_asking_much(url: str, load: Load) -> None:

@@ -2,7 +2,8 @@
 
 A Debian base of debootstrap stands in for the image that the Dockerfile starts from; buildah runs the Dockerfile's
 steps. The image's command then runs as its user, without capabilities, in a root that cannot be written to, as process
-1 of its own. Needs root on Linux, buildah and debootstrap. BUILD_OPTIONS: further options of `buildah build`.
+1 of its own. bench/results/image.json keeps what was found. Needs root on Linux, buildah and debootstrap.
+BUILD_OPTIONS: further options of `buildah build`.
 """
 
 import argparse
@@ -20,8 +21,11 @@ import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import distributions
 from pathlib import Path
+
+from bench.credit import circumstances
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = "localhost/dense-reward-try-base:bookworm"
@@ -30,6 +34,8 @@ PATH = "/usr/local/bin:/usr/local/sbin:/usr/bin:/usr/sbin:/bin:/sbin"
 KEY = "a-key-for-this-try-alone"
 START_S = 120
 VENV = "opt/dense-reward"
+RESULTS = ROOT / "bench" / "results" / "image.json"
+SHOWN_PACKAGES = ("dense-reward", "torch", "transformers", "tokenizers", "fastapi", "uvicorn")
 # What a container engine does with --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --user.
 CONFINE = """
 set -e
@@ -56,36 +62,64 @@ class Image:
     healthcheck: Sequence[str]
     revision: str
 
+    def versions(self) -> dict[str, str]:
+        """Of the packages that answer and compute."""
+        (site,) = (self.root / VENV).glob("lib/python3.*/site-packages")
+        found = {package.name: package.version for package in distributions(path=[str(site)])}
+        return {"python": site.parent.name.removeprefix("python")} | {name: found[name] for name in SHOWN_PACKAGES}
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found, by name, told as it is found."""
+
+    told: dict[str, object] = field(default_factory=dict)
+
+    def note(self, what: str, found: object) -> None:
+        self.told[what] = found
+        sys.stdout.write(f"try-image: {what}: {found}\n")
+        sys.stdout.flush()
+
+    def expect(self, what: str, found: object, wanted: object) -> None:
+        """Ends the program where it is something else."""
+        self.note(what, found)
+        if found != wanted:
+            sys.exit(f"try-image: {what} should be {wanted}")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoints", type=Path, help="folder with sft and reference; the fake engine without")
     checkpoints = parser.parse_args().checkpoints
     os.environ.setdefault("BUILDAH_ISOLATION", "chroot")
+    at = circumstances()  # before its own results change the checkout
     if BASE.partition(":")[0] not in output("buildah", "images", "--format", "{{.Name}}"):
         make_base()
+    found = Found()
     started = time.monotonic()
     name = build()
-    report(f"built {name} in {time.monotonic() - started:.0f} s")
+    found.note("build_s", round(time.monotonic() - started))
     with tempfile.TemporaryDirectory() as volume, unpacked(name) as image:
-        report(f"unpacked: {megabytes(image.root)} MB, of which packages {megabytes(image.root / VENV)} MB")
-        expect(
-            "revision", image.revision, output("git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
-        )
-        settings = fill(Path(volume), checkpoints)
-        port = free_port()
-        with running(image, volume, {**settings, "DENSE_REWARD_PORT": str(port)}) as process:
-            service = Service(f"http://127.0.0.1:{port}", process)
-            service.wait_until_ready()
-            check_confinement(service.pid(), image.user)
-            check_health(service.pid(), image, port)
-            check_answers(service)
-            check_drain(service)
+        found.expect("revision", image.revision, at["commit"])
+        found.note("unpacked_mb", megabytes(image.root))
+        found.note("packages_mb", megabytes(image.root / VENV))
+        found.note("versions", image.versions())
+        try_service(image, volume, fill(Path(volume), checkpoints), found)
+    pair = "none: the fake engine" if checkpoints is None else str(checkpoints)
+    about = {"image": name, "checkpoints": pair, "buildah": output("buildah", "--version")}
+    RESULTS.write_text(json.dumps({**found.told, **about, **at, "versions": found.told["versions"]}, indent=2) + "\n")
 
 
-def report(text: str) -> None:
-    sys.stdout.write(f"try-image: {text}\n")
-    sys.stdout.flush()
+def try_service(image: Image, volume: str, settings: Mapping[str, str], found: Found) -> None:
+    """Starts it, looks at its process, asks it, and has it drain."""
+    port = free_port()
+    with running(image, volume, {**settings, "DENSE_REWARD_PORT": str(port)}) as process:
+        service = Service(f"http://127.0.0.1:{port}", process)
+        found.note("ready_s", service.wait_until_ready())
+        check_confinement(service.pid(), image.user, found)
+        check_health(service.pid(), image, port, found)
+        check_answers(service, found)
+        check_drain(service, found)
 
 
 def output(*command: str | Path) -> str:
@@ -187,13 +221,14 @@ class Service:
         parent = self.process.pid
         return int(Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0])
 
-    def wait_until_ready(self) -> None:
+    def wait_until_ready(self) -> float:
+        """Seconds that it took."""
         started = time.monotonic()
         while self.status("/ready") != 200:
             if self.process.poll() is not None or time.monotonic() > started + START_S:
                 sys.exit("try-image: the service did not become ready")
             time.sleep(0.2)
-        report(f"ready after {time.monotonic() - started:.1f} s")
+        return round(time.monotonic() - started, 1)
 
     def status(self, route: str, key: str | None = None, body: object = None) -> int:
         """The status of an answer; 0 where nothing listens."""
@@ -210,52 +245,49 @@ class Service:
             return 0
 
 
-def expect(what: str, found: object, wanted: object) -> None:
-    report(f"{what}: {found}")
-    if found != wanted:
-        sys.exit(f"try-image: {what} should be {wanted}")
-
-
-def check_confinement(pid: int, user: str) -> None:
+def check_confinement(pid: int, user: str, found: Found) -> None:
     """Of the running process itself, not of what was asked for."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     told = {name: values.split() for name, _, values in (line.partition(":") for line in lines)}
-    expect("user and group", f"{told['Uid'][1]}:{told['Gid'][1]}", user)
-    expect("capabilities", [told[name][0].strip("0") for name in ("CapEff", "CapPrm", "CapBnd")], ["", "", ""])
-    expect("no new privileges", told["NoNewPrivs"], ["1"])
+    found.expect("user", f"{told['Uid'][1]}:{told['Gid'][1]}", user)
+    held = "".join(told[name][0].strip("0") for name in ("CapEff", "CapPrm", "CapBnd"))
+    found.expect("capabilities", held or "none", "none")
+    found.expect("no_new_privileges", told["NoNewPrivs"], ["1"])
     mounts = [line.split() for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
     (root,) = [fields[5] for fields in mounts if fields[4] == "/"]
-    expect("root", root.split(",")[0], "ro")
+    found.expect("root", root.split(",")[0], "ro")
 
 
-def check_health(pid: int, image: Image, port: int) -> None:
+def check_health(pid: int, image: Image, port: int, found: Found) -> None:
     """The image's own health check, inside."""
     kind, *command = image.healthcheck
-    expect("form of the health check", kind, "CMD")
+    found.expect("health_check", kind, "CMD")
     inside = ["nsenter", "--target", str(pid), "--mount", "--pid", "--root"]
     as_user = ["setpriv", "--reuid", image.user.partition(":")[0], "--clear-groups", "env", "--ignore-environment"]
     environment = [*image.environment, f"DENSE_REWARD_PORT={port}"]
     done = subprocess.run([*inside, *as_user, *environment, *command], check=False)
-    expect("exit code of the health check", done.returncode, 0)
+    found.expect("health_check_exit_code", done.returncode, 0)
 
 
-def check_answers(service: Service) -> None:
+def check_answers(service: Service, found: Found) -> None:
     body = {"prompt": "Add 478 and 365.", "responses": ["8+5=13 write 3 carry 1", "8+5=15 write 3 carry 1"]}
-    expect("/score without a key", service.status("/score", None, body), 401)
-    expect("/score", service.status("/score", KEY, body), 200)
+    found.expect("score_without_key", service.status("/score", None, body), 401)
+    found.expect("score", service.status("/score", KEY, body), 200)
 
 
-def check_drain(service: Service) -> None:
+def check_drain(service: Service, found: Found) -> None:
     """SIGTERM while a large request is inside: it is answered, and the process ends with code 0."""
     responses = ["8+5=13 write 3 carry 1. " * 6] * 2000
     body = {"prompt": "Add 478 and 365.", "responses": responses, "include": ["reward", "kl"]}
     with ThreadPoolExecutor() as threads:
         large = threads.submit(service.status, "/score", KEY, body)
         time.sleep(0.5)
-        report("SIGTERM with a large request " + ("answered already" if large.done() else "inside"))
+        found.note("inside_at_sigterm", not large.done())
         os.kill(service.pid(), signal.SIGTERM)
-        expect("the large request", large.result(), 200)
-    expect("exit code", service.process.wait(), 0)
+        started = time.monotonic()
+        found.expect("score_inside_at_sigterm", large.result(), 200)
+        found.note("answered_after_sigterm_s", round(time.monotonic() - started, 1))
+    found.expect("exit_code", service.process.wait(), 0)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from dense_reward_trainer.serving import free_port
+from served import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))  # bench/ is no part of the distribution
 
 from bench import rolling  # noqa: E402
-from bench.rolling import CONFIGURATION, Load, Replacement, configured, figures  # noqa: E402
+from bench.rolling import CONFIGURATION, Load, Replacement, configured, figures, proxy  # noqa: E402
 
 SHIPPED = (ROOT / CONFIGURATION).read_text("utf-8")
 needs_haproxy = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
@@ -42,6 +44,38 @@ def test_only_addresses_differ_between_what_is_shipped_and_what_is_measured() ->
     assert gone == ["resolvers replicas", "    nameserver docker 127.0.0.11:53", "    hold valid 2s"]
 
 
+def test_as_the_chart_nothing_is_tried_again() -> None:
+    text = configured(SHIPPED, 8123, [8001], retries=False)
+    assert "    retries 0\n" in text
+    gone = [line.strip() for line in configured(SHIPPED, 8123, [8001]).splitlines() if line not in text.splitlines()]
+    assert gone == ["retries 3", "option redispatch 1", "retry-on conn-failure empty-response 503"]
+
+
+@needs_haproxy
+def test_the_proxy_is_told_which_replica_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(CONFIGURATION.parent).mkdir(parents=True)
+    CONFIGURATION.write_text(SHIPPED)
+    port = free_port()
+    with proxy([port], retries=False) as front:
+        wait_until(front.control.exists, 10.0)
+        front.tell(port, "maint")
+        front.tell(port, "ready")
+        with pytest.raises(RuntimeError, match="haproxy"):
+            front.tell(port, "gone")
+
+
+def test_no_two_replicas_have_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = iter([8001, 8001, 8002])
+    monkeypatch.setattr(rolling, "free_port", lambda: next(named))
+    assert rolling.free_ports(2) == [8001, 8002]
+
+
+def test_a_replica_waits_before_it_stops_as_long_as_in_the_chart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert rolling.pre_stop_s() > 0
+
+
 @pytest.mark.parametrize("line", ["    bind :8000", "    server-template ", "resolvers "])
 def test_a_configuration_without_a_place_for_addresses_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match="has no line"):
@@ -64,5 +98,5 @@ def test_without_a_proxy_nothing_is_measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    assert rolling.main() == 2
+    assert rolling.main([]) == 2
     assert "apt-get install haproxy" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import TypedDict
 
 import pytest
 
@@ -47,11 +48,41 @@ def test_how_near_the_simulation_is(found: dict[str, dict[str, Row]]) -> None:
         assert f"| {row['measured']:,.0f} ms | {row['mean']:,.0f} ± {row['std']:.0f} ms |" in PAGE
 
 
-def test_what_became_of_the_requests_of_a_rolling_update() -> None:
-    told = json.loads((ROOT / "bench" / "results" / "rolling.json").read_text("utf-8"))
+ROWS = (
+    "replicas replaced",
+    "requests of callers that never try again",
+    "of these not answered, or wrongly",
+    "requests larger than the proxy's buffer, by `Client`",
+    "of these failed",
+    "seconds in all; from a start to ready; from SIGTERM to the end",
+)
+
+
+class Rolled(TypedDict):
+    """What is read of a rolling update's results."""
+
+    replaced: int
+    requests: int
+    statuses: dict[str, int]
+    wrong: int
+    large_requests: dict[str, int]
+    seconds: float
+    ready_s: list[float]
+    drained_s: list[float]
+
+
+def rolled(told: Rolled) -> tuple[str, ...]:
+    """What the page says of a rolling update, row by row."""
     large, failed = told["large_requests"], told["requests"] - told["statuses"]["200"] + told["wrong"]
-    assert f"| replicas replaced | {told['replaced']} |" in PAGE
-    assert f"| requests of callers that never try again | {told['requests']:,} |" in PAGE
-    assert f"| of these not answered, or wrongly | {failed} |" in PAGE
-    assert f"| requests larger than the proxy's buffer, by `Client` | {sum(large.values())} |" in PAGE
-    assert f"| of these failed | {large.get('failed', 0)} |" in PAGE
+    drained = [f"{seconds:.1f}" if seconds < 1 else f"{seconds:.0f}" for seconds in sorted(told["drained_s"])]
+    ready = [f"{seconds:.0f}" for seconds in sorted(told["ready_s"])]
+    times = f"{told['seconds']:.0f}; {ready[0]} to {ready[-1]}; {drained[0]} to {drained[-1]}"
+    counts = (told["replaced"], told["requests"], failed, sum(large.values()), large.get("failed", 0))
+    return (*(f"{count:,}" for count in counts), times)
+
+
+def test_what_became_of_the_requests_of_a_rolling_update() -> None:
+    files = [ROOT / "bench" / "results" / name for name in ("rolling.json", "rolling_chart.json")]
+    one, other = (rolled(json.loads(file.read_text("utf-8"))) for file in files)
+    for row, shipped, chart in zip(ROWS, one, other, strict=True):
+        assert f"| {row} | {shipped} | {chart} |" in PAGE

@@ -147,6 +147,12 @@ def test_no_compiler_and_no_cache_is_in_an_image(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_no_library_in_an_image_tells_anybody_how_it_is_used(target: str) -> None:
+    told = " ".join(of_image(target, "ENV")).split()
+    assert {"DO_NOT_TRACK=1", "VLLM_NO_USAGE_STATS=1"} <= set(told)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_an_image_says_what_it_is(target: str) -> None:
     (labels,) = of_image(target, "LABEL")
     named = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', labels))
@@ -246,6 +252,24 @@ def test_vllm_comes_with_its_pins_and_a_compiler(tmp_path: Path) -> None:
 def test_what_was_built_is_pushed_with_every_tag(tmp_path: Path) -> None:
     pushed = built(tmp_path, "trainer-cuda", PUSH="1")
     assert pushed == [["push", f"dense-reward-trainer:{VERSION}-cuda"], ["push", f"dense-reward-trainer:{VERSION}"]]
+
+
+def test_the_page_says_what_was_found_of_a_built_image() -> None:
+    """By `make try-image`."""
+    found = json.loads((ROOT / "bench" / "results" / "image.json").read_text("utf-8"))
+    page = (ROOT / "docs" / "deployment.md").read_text("utf-8")
+    assert found["revision"] == found["commit"]
+    for row in (
+        f"size of `service-cpu`, unpacked | {found['unpacked_mb']:,} MB, of which packages {found['packages_mb']:,} MB",
+        f"a build without a cache, the base apart | {found['build_s']} s",
+        f"start to `/ready`, the demo's pair | {found['ready_s']} s",
+        f"health check | {found['user']}, {found['capabilities']}, read-only, exit code 0",
+        f"`/score` without a key, with it | {found['score_without_key']}, {found['score']}",
+        f"answered with {found['score_inside_at_sigterm']} after {found['answered_after_sigterm_s']} s",
+    ):
+        assert row in page
+    assert (found["root"], found["inside_at_sigterm"]) == ("ro", True)
+    assert (found["health_check_exit_code"], found["exit_code"]) == (0, 0)
 
 
 class Answer(BaseHTTPRequestHandler):

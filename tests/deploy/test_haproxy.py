@@ -16,7 +16,7 @@ from served import wait_until
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))  # bench/ is no part of the distribution
 
-from bench.rolling import CONFIGURATION, configured  # noqa: E402
+from bench.rolling import CONFIGURATION, configured, free_ports  # noqa: E402
 
 PATIENCE_S = 60.0
 BODY = {"prompt_ids": [1, 2], "response_ids": [[3, 4], [5]]}
@@ -54,7 +54,7 @@ def answered(port: int) -> int:
 
 @pytest.fixture(scope="module")
 def ports() -> list[int]:
-    return [free_port() for _ in range(2)]
+    return free_ports(2)
 
 
 @pytest.fixture(scope="module")
