@@ -154,6 +154,9 @@ def _complete_engine(made: Drawn) -> None:
         settings.update(sft_url="http://a:8000", reference_url="http://b:8000")
     if settings["engine"] in {"remote", "fake"}:
         made["requestGPU"] = 0
+    if settings["engine"] in {"remote", "vllm"}:
+        for name in ("deterministic", "head_dtype", "norm_dtype"):
+            settings.pop(name, None)
     if settings["engine"] == "vllm":
         settings["tensor_parallel"] = min(settings.get("tensor_parallel") or 1, 8)
         made["requestGPU"] = max(made["requestGPU"], settings["tensor_parallel"])

@@ -62,6 +62,8 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"settings": {"engine": "vllm", "tensor_parallel": 2}}, "requestGPU: .* needs 2 GPUs"),
     ({"settings": {"engine": "vllm"}, "requestGPU": 0}, "requestGPU: .* needs 1 GPUs"),
     ({"settings": {"engine": "remote", "sft_url": "http://a:1"}}, "settings.sft_url and settings.reference_url"),
+    ({"settings": {"engine": "vllm", "deterministic": True}}, "settings.deterministic: .* torch alone has"),
+    ({"settings": {"engine": "vllm", "head_dtype": "float32"}}, "settings.head_dtype: .* torch alone has"),
     ({**fake(), "requestGPU": 1}, "requestGPU: settings.engine fake computes on no GPU"),
     (
         {"settings": {"engine": "remote", "sft_url": "http://a:1", "reference_url": "http://b:1"}},

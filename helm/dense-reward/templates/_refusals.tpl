@@ -104,6 +104,13 @@
 {{- if and (has $s.engine (list "remote" "fake")) .Values.requestGPU -}}
 {{- fail (printf "requestGPU: settings.engine %s computes on no GPU: set requestGPU to 0" $s.engine) -}}
 {{- end -}}
+{{- if has $s.engine (list "vllm" "remote") -}}
+{{- range $name := list "deterministic" "head_dtype" "norm_dtype" -}}
+{{- if get $s $name -}}
+{{- fail (printf "settings.%s: settings.engine %s has no such thing, torch alone has" $name $s.engine) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- if and $s.isolate_keys (not .Values.apiKeys.secretName) -}}
 {{- fail "settings.isolate_keys isolates nobody without apiKeys.secretName" -}}
 {{- end -}}
