@@ -12,7 +12,7 @@ from dense_reward.engine.adapter import refuse_ends
 from dense_reward.engine.base import FloatArray
 from dense_reward.engine.elsewhere import AT_ONCE, Checkpoint, prove
 from dense_reward.engine.foreign import Query
-from dense_reward.errors import CheckpointError
+from dense_reward.errors import CheckpointError, SequenceError
 from dense_reward.manifest import Manifest, ProbeResponse, ProbeSequence
 
 SEQUENCES = {(5, 6): ((7, 8, 9), (10, 11)), (12,): ((13, 14), (15, 16, 17))}
@@ -77,6 +77,15 @@ def test_a_wrong_one_is_named(logprob: float) -> None:
 def test_every_copy_must_be_right_whatever_is_asked_beside_it(query: int) -> None:
     with pytest.raises(CheckpointError, match="sft at a is computed wrong"):
         proven({"sft at a": Answering(-1.0, odd_query=query)})
+
+
+def test_a_probe_that_a_server_refuses_is_told() -> None:
+    class Refusing(Answering):
+        async def logprobs(self, query: Query) -> FloatArray:
+            raise SequenceError("http://a: answered 400")
+
+    with pytest.raises(CheckpointError, match="probe of sft is refused: http://a: answered 400"):
+        proven({"sft at a": Refusing(-1.0)})
 
 
 def test_the_other_checkpoint_is_recognised_where_rounding_would_hide_it() -> None:

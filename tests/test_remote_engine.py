@@ -5,20 +5,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
 
 import pytest
 from dense_reward.engine import remote_engine
-from dense_reward.loading import loader
 from model_server import Handler, ModelServer, Trick
-from served import Served, served, wait_until
+from remote import IDS, hold, servers, serving
+from served import Served, wait_until
 from served_pair import environment, free_port, write_pair
-
-IDS: dict[str, Any] = {"prompt_ids": [5, 6, 7], "response_ids": [[8, 9, 10], [9, 9]]}
 
 
 @pytest.fixture(scope="module")
@@ -28,34 +23,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def serving(pair: Path, sft: str, reference: str, *, ready: bool = True, **settings: str | Path) -> Iterator[Served]:
-    settings = {"sft_url": sft, "reference_url": reference, **settings}
-    folders = pair / "sft", pair / "reference"
-    with served(
-        loader("remote"), ready=ready, engine="remote", sft=folders[0], reference=folders[1], **settings
-    ) as running:
-        yield running
-
-
-@contextmanager
-def servers(pair: Path, *roles: str, **options: Any) -> Iterator[list[ModelServer]]:  # noqa: ANN401 - of ModelServer
-    with ExitStack() as stack:
-        yield [stack.enter_context(ModelServer(pair / role, **options)) for role in roles]
-
-
 def status(code: int) -> Trick:
     return lambda handler: handler.send(code, {"error": {"message": "told to"}})
 
 
 def hang_up(handler: Handler) -> None:
     handler.close_connection = True
-
-
-def failed(running: Served) -> str:
-    """Why it did not start."""
-    wait_until(lambda: bool(running.failures))
-    return running.service.progress
 
 
 def test_replicas_share_the_work_and_equal_prompts_go_to_one_of_them(pair: Path) -> None:
@@ -134,6 +107,29 @@ def test_a_query_that_a_server_always_breaks_over_is_nobody_elses_trouble(pair: 
         assert running.score(IDS).status_code == 200
 
 
+def test_another_replica_answers_what_one_refuses(pair: Path) -> None:
+    with (
+        servers(pair, "sft", "sft", "reference") as (one, other, reference),
+        serving(pair, f"{one.url},{other.url}", reference.url) as running,
+    ):
+        expected = running.score(IDS).json()["results"]
+        for server in (one, other):
+            server.tricks += [status(404)] * 2
+            assert running.score(IDS).json()["results"] == expected
+            server.tricks.clear()
+
+
+def test_a_server_that_breaks_over_its_probe_is_left_out_though_it_says_that_it_is_well(
+    pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_engine, "PROVE_EVERY_S", 0.2)
+    with servers(pair, "sft", "reference") as (sft, reference), serving(pair, sft.url, reference.url) as running:
+        sft.tricks += [status(500)] * 10_000
+        wait_until(lambda: running.client.get("/ready").status_code == 503)
+        sft.tricks.clear()
+        wait_until(lambda: running.client.get("/ready").status_code == 200)
+
+
 def test_a_server_whose_queries_take_all_connections_is_still_seen_to_be_well(
     pair: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,8 +147,13 @@ def test_a_server_whose_queries_take_all_connections_is_still_seen_to_be_well(
         asking.join()
 
 
-def hold(handler: Handler, until: Event) -> None:
-    until.wait()
+def drip(handler: Handler, until: Event) -> None:
+    """An answer that goes on and never ends."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    while not until.wait(0.3):
+        handler.wfile.write(b" ")
     handler.close_connection = True
 
 
@@ -184,7 +185,7 @@ def test_one_query_that_hangs_does_not_keep_the_device_for_ever(pair: Path) -> N
         servers(pair, "sft", "reference") as (sft, reference),
         serving(pair, sft.url, reference.url, max_request_s="1") as running,
     ):
-        sft.tricks += [lambda handler: hold(handler, woken)] * 2
+        sft.tricks += [lambda handler: drip(handler, woken)] * 2
         answer = running.score(IDS)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline_exceeded")
         wait_until(lambda: running.score(IDS).status_code == 200)
@@ -216,24 +217,13 @@ def test_one_of_two_replicas_is_enough(pair: Path) -> None:
         serving(pair, f"{one.url},{other.url}", reference.url) as running,
     ):
         one.healthy = False
-        time.sleep(4)  # until it is left out
+        looks = one.looks
+        wait_until(lambda: one.looks > looks + 2)  # it is left out
         assert running.client.get("/ready").status_code == 200
         one.asked.clear()
         answers = [running.score(IDS | {"prompt_ids": [first, 6]}) for first in range(8)]
         assert {answer.status_code for answer in answers} == {200}
         assert not one.asked
-
-
-def test_a_replica_that_is_away_at_the_start_is_taken_when_it_comes(pair: Path) -> None:
-    port = free_port()
-    with servers(pair, "sft", "reference") as (one, reference):
-        urls = f"{one.url},http://127.0.0.1:{port}"
-        with serving(pair, urls, reference.url) as running, ModelServer(pair / "sft", port=port) as other:
-            wait_until(lambda: running.score(IDS | {"prompt_ids": [1, 6]}).status_code == 200 and bool(other.asked))
-            other.asked.clear()
-            for first in range(16):
-                assert running.score(IDS | {"prompt_ids": [first, 6]}).status_code == 200
-            assert other.asked
 
 
 def test_a_server_that_comes_back_able_to_do_less_is_not_taken_back(pair: Path) -> None:
@@ -242,14 +232,6 @@ def test_a_server_that_comes_back_able_to_do_less_is_not_taken_back(pair: Path) 
         wait_until(lambda: running.client.get("/ready").status_code == 503)
         with ModelServer(pair / "sft", port=sft.port, max_model_len=48):
             wait_until(lambda: "can do less" in running.client.get("/ready").json()["progress"])
-
-
-def test_another_checkpoint_on_a_server_is_named_and_not_served(pair: Path) -> None:
-    with servers(pair, "sft", "reference", "reference") as (sft, wrong, reference):
-        urls = f"{sft.url},{wrong.url}", reference.url
-        with serving(pair, *urls, ready=False) as running:
-            told = failed(running)
-        assert f"sft at {wrong.url} is computed wrong, or is another checkpoint" in told
 
 
 def test_a_server_that_comes_back_with_another_checkpoint_is_not_taken_back(pair: Path) -> None:
@@ -262,60 +244,6 @@ def test_a_server_that_comes_back_with_another_checkpoint_is_not_taken_back(pair
             assert wrong.asked
         with ModelServer(pair / "sft", port=sft.port):
             wait_until(lambda: running.client.get("/ready").status_code == 200)
-
-
-def test_servers_are_waited_for(pair: Path) -> None:
-    port = free_port()
-    with (
-        servers(pair, "reference") as (reference,),
-        serving(pair, f"http://127.0.0.1:{port}", reference.url, ready=False) as running,
-    ):
-        wait_until(lambda: "waiting for a server" in running.client.get("/ready").json()["progress"])
-        assert running.score(IDS).json()["error"]["code"] == "starting"
-        with ModelServer(pair / "sft", port=port):
-            wait_until(lambda: running.client.get("/ready").status_code == 200)
-
-
-@pytest.mark.parametrize(
-    ("options", "settings", "reason"),
-    [
-        ({"key": "secret"}, {}, "wants a key: --engine-key-file"),
-        ({}, {"sft_served": "other"}, "serves no model other"),
-        ({}, {"sft_url": "127.0.0.1:8001"}, "--sft-url names servers, as http://HOST:8001"),
-        ({}, {"sft_url": "http://127.0.0.1:8001,"}, "'' is none"),
-        ({}, {"sft_url": "http://user:word@127.0.0.1:8001"}, "--engine-key-file FILE instead"),
-        ({}, {"engine_key_file": "no-such-file"}, "--engine-key-file cannot be read"),
-        ({}, {"deterministic": "true", "head_dtype": "float32"}, "--deterministic, --head-dtype is of --engine torch"),
-    ],
-)
-def test_what_cannot_be_served_is_told_with_the_cure(
-    pair: Path, options: dict[str, Any], settings: dict[str, str], reason: str
-) -> None:
-    with (
-        servers(pair, "sft", "reference", **options) as (sft, reference),
-        serving(pair, sft.url, reference.url, ready=False, **settings) as running,
-    ):
-        assert reason in failed(running)
-
-
-def test_a_key_is_sent(pair: Path, tmp_path: Path) -> None:
-    (tmp_path / "key").write_text("secret\n")
-    with (
-        servers(pair, "sft", "reference", key="secret") as (sft, reference),
-        serving(pair, sft.url, reference.url, engine_key_file=tmp_path / "key") as running,
-    ):
-        assert running.score(IDS).status_code == 200
-
-
-def test_pairs_of_servers_are_not_loaded_over_http(pair: Path, tmp_path: Path) -> None:
-    (tmp_path / "keys.json").write_text('[{"name": "a", "key": "a-long-key-for-tests", "rights": ["admin", "score"]}]')
-    with servers(pair, "sft", "reference") as (sft, reference):
-        keys: dict[str, Any] = {"api_keys_file": tmp_path / "keys.json", "checkpoints_folder": pair}
-        with serving(pair, sft.url, reference.url, **keys) as running:
-            running.client.headers["Authorization"] = "Bearer a-long-key-for-tests"
-            body = {"name": "b", "sft": str(pair / "sft"), "reference": str(pair / "reference")}
-            answer = running.client.post("/admin/models", json=body)
-            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
 
 
 def test_a_server_killed_under_load_costs_no_wrong_answer_and_the_service_resumes(pair: Path) -> None:

@@ -132,6 +132,8 @@ def test_what_json_has_no_number_for_is_not_a_log_prob_of_minus_9999() -> None:
         (VllmTokens("m", names_candidates=True), {"prompt_token_id_logprobs": npy([-3.0])}),
         (VllmTokens("m", names_candidates=True), {"prompt_token_id_logprobs": npy([-3.0, -3.0], [-4.0, -4.0])}),
         (VllmTokens("m", names_candidates=True), {"prompt_token_id_logprobs": "AAAA"}),
+        (VllmTokens("m", names_candidates=True), {"prompt_token_id_logprobs": ""}),
+        (VllmCompletions("m"), {"choices": ["text"]}),
         (SGLANG, {"meta_info": {}}),
         (SGLANG, {"meta_info": {"input_token_logprobs": [[None, 8, None], [-4.0, 9, None]]}}),
         (SGLANG, {"meta_info": {"input_token_logprobs": [[None, 7, None], [-3.0, 9, None], [-4.0, 8, None]]}}),

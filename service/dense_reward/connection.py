@@ -80,7 +80,7 @@ class Server(uvicorn.Server):
         try:
             ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
             self.config.ssl.load_cert_chain(certificate, key)
-        except (OSError, ssl.SSLError) as error:
+        except OSError as error:
             log.error("the renewed certificate %s cannot be taken, the one before is served on: %s", certificate, error)
         else:
             log.info("the renewed certificate %s is taken", certificate)

@@ -20,7 +20,7 @@ from dense_reward.engine.foreign import ForeignModel, ForeignPair, Query, close,
 from dense_reward.engine.load import PROBE_TOLERANCE_NATS, ROLES, Report, check_tokenizer, probe_trunks
 from dense_reward.engine.remote_engine import Access, RemoteModel, Replica, UnreachableError
 from dense_reward.engine.tokenizer import load_tokenizer
-from dense_reward.errors import CheckpointError, SettingsError
+from dense_reward.errors import CheckpointError, SequenceError, SettingsError
 from dense_reward.manifest import Manifest, check_pair, files_folder, load_manifest, sha256_of_text, verify_files
 from dense_reward.settings import Settings
 
@@ -118,7 +118,10 @@ async def prove(answering: Mapping[str, Answering], checkpoint: Checkpoint, repo
     stored, queries = _stored(checkpoint.manifest), checkpoint.queries
     tolerance = PROBE_TOLERANCE_NATS[checkpoint.dtype]
     asked = [model.logprobs(query) for model in answering.values() for _ in range(AT_ONCE) for query in queries]
-    answers = np.concatenate([values_TK[:, 0] for values_TK in await together(asked)])
+    try:
+        answers = np.concatenate([values_TK[:, 0] for values_TK in await together(asked)])
+    except SequenceError as error:
+        raise CheckpointError(f"the probe of {checkpoint.role} is refused: {error}") from error
     found = dict(zip(answering, answers.reshape(len(answering), AT_ONCE, -1), strict=True))
     for name, copies in found.items():
         worst = max(_rms(copy - stored) for copy in copies)
@@ -143,9 +146,8 @@ def _loading(settings: Settings) -> Iterator[Loading]:
     """What is begun in the block is ended where it fails."""
     if settings.sft is None or settings.reference is None:
         raise CheckpointError("give both checkpoints, for tokenizer and probes: --sft DIR --reference DIR")
-    given = {"deterministic": settings.deterministic, "head-dtype": settings.head_dtype}
-    given |= {"norm-dtype": settings.norm_dtype}
-    if ignored := [f"--{flag}" for flag, value in given.items() if value]:
+    of_torch = ("deterministic", "head_dtype", "norm_dtype")
+    if ignored := [f"--{name.replace('_', '-')}" for name in of_torch if getattr(settings, name)]:
         raise SettingsError(
             f"{', '.join(ignored)} is of --engine torch alone; docs/engines.md tells of vLLM's own ways"
         )
@@ -192,19 +194,25 @@ def _addresses(flag: str, listed: str | None) -> list[str]:
     """Raises SettingsError."""
     urls = [url.strip() for url in (listed or "").split(",")]
     for url in urls:
-        address = urlsplit(url)
-        if address.scheme not in {"http", "https"} or not address.hostname:
-            raise SettingsError(f"{flag} names servers, as http://HOST:8001,http://HOST:8011: {url!r} is none")
-        if address.username is not None:
+        if "@" in url:
             raise SettingsError(f"{flag} holds a password, which logs would show: --engine-key-file FILE instead")
+        try:
+            address = urlsplit(url)
+            is_server = address.scheme in {"http", "https"} and address.hostname and address.port != 0
+        except ValueError:
+            is_server = False
+        if not is_server or address.path not in {"", "/"}:
+            raise SettingsError(
+                f"{flag} names servers, as http://HOST:8001,http://HOST:8011, without a path: {url!r} is none"
+            )
     return urls
 
 
 def _key(file: Path | None) -> str | None:
     """Raises SettingsError."""
     try:
-        return None if file is None else file.read_text().strip()
-    except OSError as error:
+        return None if file is None else file.read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"--engine-key-file cannot be read: {error}") from None
 
 

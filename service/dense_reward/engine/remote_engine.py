@@ -8,7 +8,8 @@ stands behind an address may have changed.
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +22,8 @@ from dense_reward.engine.wire import Dialect, Sglang, VllmCompletions, VllmToken
 from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, SequenceError, refuse
 
 CONNECT_S, TELL_S, LOOK_EVERY_S, PROVE_EVERY_S = 2.0, 2.0, 1.0, 60.0
+PROVE_S = 120.0
+"""What a replica has for being found out, and again for being proven."""
 LOOKS_MISSED = 2
 """A server that is slow to say that it is well is given another chance; one that nobody reaches is not."""
 ATTEMPTS = 3
@@ -102,8 +105,9 @@ class Replica:
     async def is_well(self) -> bool:
         """Whether the server says so. Raises UnreachableError where nobody says anything."""
         try:
-            return (await self._looks.get("/health", timeout=self.dialect.health_s)).is_success
-        except httpx.TimeoutException:
+            patience = httpx.Timeout(self.dialect.health_s, connect=CONNECT_S)
+            return (await self._looks.get("/health", timeout=patience)).is_success
+        except httpx.ReadTimeout:
             return False
         except httpx.TransportError as error:
             raise UnreachableError(f"{self.url} is not reached: {error!r}") from None
@@ -207,7 +211,8 @@ class RemoteModel:
         """
         for replica in self._replicas:
             try:
-                await replica.identify(self._probe)
+                async with _soon(replica.url):
+                    await replica.identify(self._probe)
             except UnreachableError as error:
                 replica.leave_out(str(error))
                 report(f"left out until it comes: {error}")
@@ -217,7 +222,8 @@ class RemoteModel:
         here = [replica for replica in self._replicas if replica.trouble is None]
         if not here:
             raise UnreachableError(self.trouble)
-        await self._prove(here, report)
+        async with _soon(", ".join(replica.url for replica in here)):
+            await self._prove(here, report)
         self.max_length_tokens = min(replica.max_length_tokens for replica in here)
         self.names_candidates = all(replica.dialect.names_candidates for replica in here)
         self._watching = asyncio.create_task(self._watch())
@@ -231,18 +237,16 @@ class RemoteModel:
         try:
             async with asyncio.timeout(self._timeout_s):
                 for attempt in range(ATTEMPTS):
+                    await asyncio.sleep(0.1 * attempt)
                     replica = self._replica_for(query, attempt)
                     if replica is None:
                         break
                     try:
                         return await replica.logprobs(query)
-                    except BrokenError as error:
+                    except (SequenceError, UnreachableError) as error:
                         reason = str(error)
-                        if attempt == ATTEMPTS - 1 and await _is_up(replica):
+                        if attempt == ATTEMPTS - 1 and await _is_its_own_fault(error, replica):
                             raise SequenceError(reason) from error
-                    except UnreachableError as error:
-                        reason = str(error)
-                    await asyncio.sleep(0.1 * 2**attempt)
         except TimeoutError:
             reason = f"a query took more than {self._timeout_s:.0f} s"
         raise refuse("engine_unavailable", f"no log-probs: {reason}", retry_after_s=RETRY_UNAVAILABLE_S)
@@ -287,15 +291,18 @@ class RemoteModel:
             await asyncio.sleep(PROVE_EVERY_S)
             try:
                 if replica.trouble is None:
-                    await self._prove([replica], log.debug)
-            except UnreachableError:
-                continue  # that is what looks are for
+                    async with _soon(replica.url):
+                        await self._prove([replica], log.debug)
             except Exception as error:  # whatever a server does wrong, it is looked at again
-                _leave_out(replica, error)
+                if isinstance(error, UnreachableError) and not isinstance(error, BrokenError):
+                    log.warning("not proven this time: %s", error)  # whether it is there is for looks to say
+                else:
+                    _leave_out(replica, error)
 
     async def _take_back(self, replica: Replica) -> None:
         """It may have been started anew, with whatever weights. Raises UnreachableError, CheckpointError."""
-        await replica.identify(self._probe)
+        async with _soon(replica.url):
+            await replica.identify(self._probe)
         if (
             replica.max_length_tokens < self.max_length_tokens
             or self.names_candidates > replica.dialect.names_candidates
@@ -304,7 +311,8 @@ class RemoteModel:
                 f"{replica.url} can do less than was found at start: {replica.dialect}, sequences of up to "
                 f"{replica.max_length_tokens} tokens; start it as it was, or start this service anew"
             )
-        await self._prove([replica], log.info)
+        async with _soon(replica.url):
+            await self._prove([replica], log.info)
         replica.trouble = None
         log.info("taken back: %s", replica.url)
 
@@ -315,9 +323,20 @@ def _leave_out(replica: Replica, error: Exception) -> None:
     replica.leave_out(str(error))
 
 
-async def _is_up(replica: Replica) -> bool:
+@asynccontextmanager
+async def _soon(url: str) -> AsyncIterator[None]:
+    """Raises UnreachableError where the block takes too long."""
     try:
-        return await replica.is_well()
+        async with asyncio.timeout(PROVE_S):
+            yield
+    except TimeoutError:
+        raise UnreachableError(f"{url} did not answer a probe within {PROVE_S:.0f} s") from None
+
+
+async def _is_its_own_fault(error: Exception, replica: Replica) -> bool:
+    """Whether a query fails by itself: a server refuses it, or breaks over it and is well."""
+    try:
+        return isinstance(error, SequenceError) or (isinstance(error, BrokenError) and await replica.is_well())
     except UnreachableError:
         return False
 

@@ -102,7 +102,7 @@ class VllmTokens:
             return None
         try:
             values_TK = np.load(io.BytesIO(base64.b64decode(encoded)), allow_pickle=False)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, EOFError) as error:
             raise WireError(f"prompt_token_id_logprobs are no array ({error})") from None
         return checked(query, values_TK)
 
@@ -136,13 +136,13 @@ class Sglang:
     def logprobs(self, query: Query, answer: bytes) -> FloatArray | None:
         try:
             rows = _parsed(answer)["meta_info"]["input_token_logprobs"][1:]
-            ids, values = [row[1] for row in rows], [row[0] for row in rows]
-        except (KeyError, TypeError, IndexError) as error:
+            ids, values_T = [row[1] for row in rows], np.array([row[0] for row in rows], dtype=np.float32)
+        except (KeyError, TypeError, IndexError, ValueError) as error:
             raise WireError(f"no input_token_logprobs in the answer ({error!r})") from None
         asked = query.ids_L[query.start :]
         if ids != np.where(asked == self.vocabulary - 1, 0, asked).tolist() and ids != asked.tolist():
             raise WireError("log-probs of other ids than were asked for")
-        return checked(query, np.array(values, dtype=np.float32)[:, None])
+        return checked(query, values_T[:, None])
 
 
 def checked(query: Query, values: FloatArray) -> FloatArray:
@@ -171,8 +171,8 @@ def _of_prompt(query: Query, answer: Mapping[str, Any]) -> FloatArray:
             raise WireError(f"log-probs of {len(rows)} tokens, asked for {len(query.ids_L)}")
         ids = query.ids_L[query.start :].tolist()
         values = [row[str(i)]["logprob"] for row, i in zip(rows[query.start :], ids, strict=True)]
-    except (KeyError, TypeError, IndexError) as error:
+        values_T = np.array(values, dtype=np.float32)
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise WireError(f"no prompt_logprobs of the ids in the answer ({error!r})") from None
-    values_T = np.array(values, dtype=np.float32)
     values_T[values_T <= CLAMPED] = -np.inf
     return checked(query, values_T[:, None])
