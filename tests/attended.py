@@ -6,8 +6,8 @@ from functools import cache
 
 import numpy as np
 import torch
-from dense_reward.engine.base import Branch, Trunk
-from dense_reward.packing import Tree, pack
+from dense_reward.batching.packing import Tree, pack
+from dense_reward.records import Branch, Trunk
 from torch import Tensor
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}

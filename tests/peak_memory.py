@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dense_reward.engine.base import Branch, Trunk, Wants
-from dense_reward.engine.memory import peak_bytes
-from dense_reward.engine.pair import How, PairEngine
-from dense_reward.engine.torch_engine import DTYPES, TorchModel
+from dense_reward.engines.torch.memory import peak_bytes
+from dense_reward.engines.torch.model import DTYPES, TorchModel
+from dense_reward.engines.torch.pair import How, PairEngine
+from dense_reward.records import Branch, Trunk, Wants
 from transformers import (
     AutoModelForCausalLM,
     DeepseekV3Config,

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from dense_reward.batcher import Batcher, Computed, cost_tokens
-from dense_reward.engine.base import Engine, Trunk, Wants
-from dense_reward.metrics import Metrics
+from dense_reward.batching.batcher import Batcher, Computed, cost_tokens
+from dense_reward.records import Engine, Trunk, Wants
+from dense_reward.telemetry.metrics import Metrics
 from unruly_engines import PATIENCE_S, Gate
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from dense_reward.loading import loader
+from dense_reward.serving.loaders import loader
 from model_server import Handler, ModelServer
 from served import Served, served
 

@@ -5,12 +5,12 @@ from functools import partial
 
 import numpy as np
 import torch
-from dense_reward.engine.base import Trunk, Wants
-from dense_reward.engine.logprobs import ScoredRows, Side, Tiling, score_rows
-from dense_reward.engine.padded import padded_batches
-from dense_reward.engine.pair import Batch, _named
-from dense_reward.engine.torch_engine import TorchModel, device_row
-from dense_reward.packing import Packed, leaves, pack
+from dense_reward.batching.packing import Packed, leaves, pack
+from dense_reward.batching.padding import padded_batches
+from dense_reward.engines.torch.logprobs import ScoredRows, Side, Tiling, score_rows
+from dense_reward.engines.torch.model import TorchModel, device_row
+from dense_reward.engines.torch.pair import Batch, _named
+from dense_reward.records import Trunk, Wants
 from tiny_models import plain_logprobs, random_trunk
 from torch import Tensor
 from transformers import PreTrainedModel

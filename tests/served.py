@@ -9,14 +9,14 @@ from pathlib import Path
 
 import httpx
 import uvicorn
-from dense_reward.app import create_app
-from dense_reward.connection import Server, connection
-from dense_reward.encode import Encoder
-from dense_reward.engine.base import Engine, OnDevice
-from dense_reward.engine.fake import FakeEngine, FakeTokenizer
-from dense_reward.loading import Load, Loaded
-from dense_reward.service import Service
+from dense_reward.engines.fake import FakeEngine, FakeTokenizer
+from dense_reward.http.app import create_app
+from dense_reward.http.server import Server, connection
+from dense_reward.records import Engine, OnDevice
+from dense_reward.serving.loaders import Load, Loaded
+from dense_reward.serving.service import Service
 from dense_reward.settings import Settings
+from dense_reward.text.encode import Encoder
 
 PATIENCE_S = 30.0
 TOKENIZER_SHA256 = "fake"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 from dense_reward import Backoff, Client
-from dense_reward.engine.probe import probe_of_texts
-from dense_reward.engine.seal import Facts
+from dense_reward.checkpoints.probe import probe_of_texts
+from dense_reward.checkpoints.write_manifest import Facts
 from dense_reward.manifest import Role
 from dense_reward_trainer.checkpoint import write_checkpoint
 from dense_reward_trainer.config import ScratchOptions

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from dense_reward.engine.adopt import adopt, download, locate
-from dense_reward.engine.load import Loading, Serving, load_pair
-from dense_reward.engine.probe import PROBE_TEXTS, ProbeIds, ProbeText, measure
-from dense_reward.engine.tokenizer import load_tokenizer
-from dense_reward.engine.torch_engine import TorchModel
-from dense_reward.engine.weights import stored_dtype
+from dense_reward.checkpoints.adopt import adopt, download, locate
+from dense_reward.checkpoints.probe import PROBE_TEXTS, ProbeIds, ProbeText, measure
+from dense_reward.engines.tokenizer import load_tokenizer
+from dense_reward.engines.torch.load import Loading, Serving, load_pair
+from dense_reward.engines.torch.model import TorchModel
+from dense_reward.engines.torch.weights import stored_dtype
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import MANIFEST_NAME, load_manifest, verify_files
 from peft import LoraConfig, get_peft_model

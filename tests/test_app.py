@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import httpx
 import numpy as np
 import pytest
-from dense_reward.engine.fake import BOS_ID, EOS_ID, VOCABULARY, FakeTokenizer, state_logprobs
+from dense_reward.engines.fake import BOS_ID, EOS_ID, VOCABULARY, FakeTokenizer, state_logprobs
 from dense_reward.errors import STATUS_BY_CODE
 from served import TOKENIZER_SHA256, Served, served
 

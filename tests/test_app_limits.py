@@ -10,14 +10,14 @@ from contextlib import contextmanager
 import httpx
 import orjson
 import pytest
-from dense_reward.body import fragment
-from dense_reward.encode import Encoder, Pieces
-from dense_reward.engine.base import OnDevice
-from dense_reward.engine.fake import FakeEngine, FakeTokenizer
-from dense_reward.loading import Loaded
-from dense_reward.service import Service
+from dense_reward.engines.fake import FakeEngine, FakeTokenizer
+from dense_reward.http.bodies import fragment
+from dense_reward.records import OnDevice
+from dense_reward.serving.loaders import Loaded
+from dense_reward.serving.service import Service
 from dense_reward.settings import Settings
-from dense_reward.spans import Span
+from dense_reward.text.encode import Encoder, Pieces
+from dense_reward.text.offsets import Span
 from served import PATIENCE_S, Served, loading, served, wait_until
 from unruly_engines import Gate, Recorder
 
@@ -81,7 +81,7 @@ def test_a_large_answer_is_written_beside_the_loop_and_reads_as_a_small_one(
         threads.add(threading.current_thread().name)
         return fragment(row)
 
-    monkeypatch.setattr("dense_reward.app.fragment", noted)
+    monkeypatch.setattr("dense_reward.http.app.fragment", noted)
     item = {"prompt_ids": [1] * 50, "response_ids": [[2] * length, [3] * length]}
     with served(loading(Recorder())) as running:
         rows = running.score({"items": [item, item], "top_k": top_k}).json()["results"]

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from attended import TOLERANCE, Heads, Shape, attended, random_heads, tokens_of, trees_of
-from dense_reward.engine import attention
-from dense_reward.engine.attention import PackedAttentionError, Plan, packed_attention
-from dense_reward.engine.torch_engine import TorchModel
-from dense_reward.packing import Tree
+from dense_reward.batching.packing import Tree
+from dense_reward.engines.torch import attention
+from dense_reward.engines.torch.attention import PackedAttentionError, Plan, packed_attention
+from dense_reward.engines.torch.model import TorchModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import tiny_model

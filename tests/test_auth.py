@@ -10,8 +10,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from dense_reward.app import create_app
-from dense_reward.auth import OPEN_FOLDERS, OPEN_PATHS
+from dense_reward.http.app import create_app
+from dense_reward.http.auth import OPEN_FOLDERS, OPEN_PATHS
 from fastapi import FastAPI
 from served import PATIENCE_S, Served, loading, served, wait_until
 from starlette.routing import Mount, Route

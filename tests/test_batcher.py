@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import pytest
-from dense_reward.batcher import Computed
-from dense_reward.engine.base import Cost, EngineInfo, TokenScores, Trunk, Wants, Work
-from dense_reward.engine.fake import FakeEngine
+from dense_reward.batching.batcher import Computed
+from dense_reward.engines.fake import FakeEngine
 from dense_reward.errors import RequestError
-from dense_reward.metrics import Metrics, Told
+from dense_reward.records import Cost, EngineInfo, TokenScores, Trunk, Wants, Work
+from dense_reward.telemetry.metrics import Metrics, Told
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from queued import BUDGET_TOKENS, OneEngine, assert_named, held_by, running, soon, submitted

@@ -7,10 +7,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from dense_reward.batcher import Computed
-from dense_reward.engine.base import Trunk, Wants
+from dense_reward.batching.batcher import Computed
 from dense_reward.errors import EngineLostError, OutOfMemoryError, RequestError
-from dense_reward.metrics import Metrics
+from dense_reward.records import Trunk, Wants
+from dense_reward.telemetry.metrics import Metrics
 from queued import BUDGET_TOKENS, OneEngine, assert_named, held_by, running, soon, submitted
 from unruly_engines import PATIENCE_S, Gate, Memory, Recorder, trunk
 

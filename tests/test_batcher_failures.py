@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import pytest
-from dense_reward.batcher import Computed
-from dense_reward.engine.base import Cost, EngineInfo, Scores, TokenScores, Trunk, Wants, Work
+from dense_reward.batching.batcher import Computed
 from dense_reward.errors import EngineLostError, RequestError, SequenceError
-from dense_reward.metrics import Metrics
+from dense_reward.records import Cost, EngineInfo, Scores, TokenScores, Trunk, Wants, Work
+from dense_reward.telemetry.metrics import Metrics
 from queued import OneEngine, assert_named, held_by, running, soon, submitted
 from unruly_engines import INFO, Gate, Memory, Recorder, SmallDevice, named_scores, packed, trunk
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from dense_reward.batcher import Computed
-from dense_reward.engine.base import Branch, Trunk, Wants
+from dense_reward.batching.batcher import Computed
 from dense_reward.errors import OutOfMemoryError, RequestError
+from dense_reward.records import Branch, Trunk, Wants
 from queued import BUDGET_TOKENS, OneEngine, assert_named, running, soon, submitted
 from unruly_engines import Recorder, tokens_computed
 

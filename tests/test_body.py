@@ -5,8 +5,8 @@ import time
 import numpy as np
 import orjson
 import pytest
-from dense_reward.body import MAX_FAULTS, error_response, json_response, parse
 from dense_reward.errors import Fault, RequestError, refuse
+from dense_reward.http.bodies import MAX_FAULTS, error_response, json_response, parse
 from dense_reward.schemas import ScoreRequest
 
 

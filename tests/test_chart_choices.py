@@ -20,7 +20,7 @@ from chart import (
     settings_of,
     the,
 )
-from dense_reward.pairs import SOURCES
+from dense_reward.serving.pair_sources import SOURCES
 from dense_reward.settings import Settings
 
 S3 = {"source": "s3", "s3": {"uri": "s3://bucket/run"}}

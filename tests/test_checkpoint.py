@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dense_reward.encode import Encoder
-from dense_reward.engine.load import Loading, Serving, load_pair
-from dense_reward.engine.probe import ProbeIds, probe_of_texts
-from dense_reward.engine.seal import Facts
+from dense_reward.checkpoints.probe import ProbeIds, probe_of_texts
+from dense_reward.checkpoints.write_manifest import Facts
+from dense_reward.engines.torch.load import Loading, Serving, load_pair
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, files_folder, load_manifest, verify_files
+from dense_reward.text.encode import Encoder
 from dense_reward_trainer.checkpoint import is_complete, newest_training_state, recover, training_step, write_checkpoint
 from dense_reward_trainer.config import ScratchOptions
 from dense_reward_trainer.scratch import random_model, train_tokenizer

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from dense_reward.client.answers import Expectation, Expected, parse_cards, parse_scored
 from dense_reward.client.errors import AlignmentError, AnswerError
+from dense_reward.client.responses import Expectation, Expected, parse_cards, parse_scored
 from dense_reward.client.results import ScoredResponse, padded
 from hypothesis import given
 from hypothesis import strategies as st

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from dense_reward.client import calls
-from dense_reward.client.calls import DEFAULTS, ScoreOptions
+from dense_reward.client import requests
+from dense_reward.client.requests import DEFAULTS, ScoreOptions
 from dense_reward.schemas import HeatmapRequest, Options, ScoreRequest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 ids = st.lists(st.integers(0, 2**31 - 1), max_size=4)
 
 
-def sent(item: calls.ItemToScore, options: ScoreOptions = DEFAULTS) -> dict[str, object]:
-    body: dict[str, object] = json.loads(calls.score_one(item, options, "base64").call.body or b"")
+def sent(item: requests.ItemToScore, options: ScoreOptions = DEFAULTS) -> dict[str, object]:
+    body: dict[str, object] = json.loads(requests.score_one(item, options, "base64").call.body or b"")
     return body
 
 
@@ -47,13 +47,13 @@ def test_the_schema_accepts_ids_in_lists_arrays_and_tensors(
         "candidate_ids": [[[1] * width] * len(response) for response in responses],
     }
     for made in (np.array, torch.tensor, list):
-        forms: calls.ItemToScore = {
+        forms: requests.ItemToScore = {
             "prompt_ids": made(prompt) if prompt else [],
             "response_ids": [made(response) if response else [] for response in responses],
             "candidate_ids": [made([[1] * width] * len(r)) if r and width else [[]] * len(r) for r in responses],
         }
-        call = calls.score_one(forms, DEFAULTS, "base64")
-        assert call.call == calls.score_one(item, DEFAULTS, "base64").call
+        call = requests.score_one(forms, DEFAULTS, "base64")
+        assert call.call == requests.score_one(item, DEFAULTS, "base64").call
         assert ScoreRequest.model_validate_json(call.call.body or b"").response_ids == responses
         for expected, response in zip(call.expectation.responses, responses, strict=True):
             assert expected.ids_T is not None
@@ -73,14 +73,14 @@ def test_empty_arrays_are_empty_lists_whatever_their_type() -> None:
 
 def test_ids_are_always_answered_with_their_rewards() -> None:
     item = {"prompt_ids": [1], "response_ids": [[2]]}
-    call = calls.score_one(item, ScoreOptions(include=["kl", "text", "offsets"]), "float")
+    call = requests.score_one(item, ScoreOptions(include=["kl", "text", "offsets"]), "float")
     assert json.loads(call.call.body or b"")["include"] == ["kl", "text", "offsets", "token_ids"]
     assert call.expectation.required == {"kl", "token_ids"}
-    assert calls.score_one(item, DEFAULTS, "float").expectation.required == {"reward", "token_ids"}
+    assert requests.score_one(item, DEFAULTS, "float").expectation.required == {"reward", "token_ids"}
 
 
 def test_a_heatmap_request_is_what_the_schema_takes() -> None:
-    call = calls.heatmap([{"text": "a"}], ScoreOptions(signal="centred"), "ansi", None, compare=False)
+    call = requests.heatmap([{"text": "a"}], ScoreOptions(signal="centred"), "ansi", None, compare=False)
     request = HeatmapRequest.model_validate_json(call.body or b"")
     assert (request.format, request.compare, request.signal) == ("ansi", False, "centred")
     assert request.palette == HeatmapRequest.model_fields["palette"].default
@@ -103,7 +103,7 @@ def test_text_is_sent_as_it_is() -> None:
         ({"text": {1, 2}}, "set of object cannot be sent"),
     ],
 )
-def test_what_is_no_id_raises_a_type_error(item: calls.ItemToScore, message: str) -> None:
+def test_what_is_no_id_raises_a_type_error(item: requests.ItemToScore, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         sent(item)
 
@@ -125,7 +125,7 @@ def test_what_is_no_id_raises_a_type_error(item: calls.ItemToScore, message: str
         ({"text": "\ud800"}, "lone surrogate"),
     ],
 )
-def test_what_has_the_wrong_shape_raises_a_value_error(item: calls.ItemToScore, message: str) -> None:
+def test_what_has_the_wrong_shape_raises_a_value_error(item: requests.ItemToScore, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sent(item)
 

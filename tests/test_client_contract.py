@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import uvicorn
 from dense_reward import Client, ModelCard, ScoredResponse, ScoreOptions, ScoringError
-from dense_reward.app import create_app
-from dense_reward.client.calls import Encoding
-from dense_reward.loading import loader
+from dense_reward.client.requests import Encoding
+from dense_reward.http.app import create_app
 from dense_reward.schemas import ArrayName
-from dense_reward.service import Service
+from dense_reward.serving.loaders import loader
+from dense_reward.serving.service import Service
 from dense_reward.settings import Settings
 
 EVERYTHING: list[ArrayName] = [

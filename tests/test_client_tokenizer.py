@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from dense_reward import Client, TokenizerMismatchError
 from dense_reward.client.tokenizer import card_named, sha256_of
-from dense_reward.engine.tokenizer import TransformersTokenizer
+from dense_reward.engines.tokenizer import TransformersTokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 from unruly_service import CARD, UnrulyService

@@ -3,10 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from dense_reward.encode import Encoded, Encoder, Pieces
-from dense_reward.engine.fake import FakeTokenizer
+from dense_reward.engines.fake import FakeTokenizer
 from dense_reward.errors import RequestError
-from dense_reward.guard import JsonValue, Message
+from dense_reward.text.encode import Encoded, Encoder, Pieces
+from dense_reward.text.special_tokens import JsonValue, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers_made_here import (

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dense_reward import Client, Scored
-from dense_reward.client.calls import ItemToScore
+from dense_reward.client.requests import ItemToScore
 from dense_reward.schemas import ArrayName
 from dense_reward_trainer.cli import main
 from dense_reward_trainer.corruption import Corrupter, Corruption, Kind, number_corruption

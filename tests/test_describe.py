@@ -6,13 +6,13 @@ import numpy as np
 import orjson
 import pytest
 from dense_reward import reward
-from dense_reward.describe import Describer, Row, wants
-from dense_reward.encode import Encoder
-from dense_reward.engine.base import FloatArray, TokenScores, Wants
-from dense_reward.engine.fake import EOS_ID, VOCABULARY, FakeEngine, FakeTokenizer
+from dense_reward.engines.fake import EOS_ID, VOCABULARY, FakeEngine, FakeTokenizer
 from dense_reward.errors import RequestError
-from dense_reward.items import Limits, PreparedItem, prepare
+from dense_reward.records import FloatArray, TokenScores, Wants
 from dense_reward.schemas import ArrayName, ScoreRequest, SignalName
+from dense_reward.scoring.items import Limits, PreparedItem, prepare
+from dense_reward.scoring.rows import Describer, Row, wants
+from dense_reward.text.encode import Encoder
 from numpy.typing import NDArray
 
 ENCODER = Encoder.of(FakeTokenizer(), "plain")

@@ -1,7 +1,7 @@
 """The permit that is taken at the door of the queue: who is let in, and what the others are told."""
 
 import pytest
-from dense_reward.door import Door
+from dense_reward.batching.admission import Door
 from dense_reward.errors import RequestError
 
 

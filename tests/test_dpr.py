@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dense_reward.engine.base import IdArray
+from dense_reward.records import IdArray
 from dense_reward_trainer.dpr import Training, train
 from dense_reward_trainer.learner import Learner
 from dense_reward_trainer.policy import Policy

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dense_reward.engine.adapter import refuse_ends
-from dense_reward.engine.base import FloatArray
-from dense_reward.engine.elsewhere import AT_ONCE, Checkpoint, prove
-from dense_reward.engine.foreign import Query
+from dense_reward.engines.remote.load import AT_ONCE, Checkpoint, prove
+from dense_reward.engines.remote.lora import refuse_ends
+from dense_reward.engines.remote.pair import Query
 from dense_reward.errors import CheckpointError, SequenceError
 from dense_reward.manifest import Manifest, ProbeResponse, ProbeSequence
+from dense_reward.records import FloatArray
 
 SEQUENCES = {(5, 6): ((7, 8, 9), (10, 11)), (12,): ((13, 14), (15, 16, 17))}
 APART = 0.1

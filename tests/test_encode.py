@@ -3,10 +3,10 @@
 from itertools import pairwise
 
 import pytest
-from dense_reward.encode import PLAIN_FORMATS, Encoded, Encoder, RendererName, as_ids, end_of_turn_id
-from dense_reward.engine.base import IdArray
-from dense_reward.engine.fake import FakeTokenizer
+from dense_reward.engines.fake import FakeTokenizer
 from dense_reward.errors import RequestError
+from dense_reward.records import IdArray
+from dense_reward.text.encode import PLAIN_FORMATS, Encoded, Encoder, RendererName, as_ids, end_of_turn_id
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers_made_here import (

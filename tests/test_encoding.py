@@ -1,8 +1,8 @@
 """What is trained on is what the service scores: the same ids, and labels on the scored tokens alone."""
 
 import pytest
-from dense_reward.encode import Encoder, RendererName
-from dense_reward.engine.tokenizer import TransformersTokenizer
+from dense_reward.engines.tokenizer import TransformersTokenizer
+from dense_reward.text.encode import Encoder, RendererName
 from dense_reward_trainer.data import DataError, Demonstration, Message
 from dense_reward_trainer.encoding import IGNORED, Row, encode_demonstrations
 from dense_reward_trainer.scratch import train_tokenizer

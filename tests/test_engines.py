@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dense_reward.loading import loader
+from dense_reward.serving.loaders import loader
 from dense_reward.settings import EngineName
 from model_server import ModelServer, Speech
 from served import Served, served, wait_until_ready

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dense_reward.engine.base import Branch, EngineInfo, Trunk, Wants
-from dense_reward.engine.pair import QUANTITIES, How, PairEngine
-from dense_reward.engine.torch_engine import TorchModel
+from dense_reward.engines.torch.model import TorchModel
+from dense_reward.engines.torch.pair import QUANTITIES, How, PairEngine
+from dense_reward.records import Branch, EngineInfo, Trunk, Wants
 from dense_reward.schemas import SignalName
 from dense_reward_trainer import estimators
 from dense_reward_trainer.enumerable import END, TableRewards, Task, Tree, make_task

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from dense_reward import reward
-from dense_reward.engine.base import Branch, TokenScores, Trunk, Wants
-from dense_reward.engine.fake import BOS_ID, EOS_ID, VOCABULARY, FakeEngine, FakeTokenizer, state_logprobs
+from dense_reward.engines.fake import BOS_ID, EOS_ID, VOCABULARY, FakeEngine, FakeTokenizer, state_logprobs
+from dense_reward.records import Branch, TokenScores, Trunk, Wants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from dense_reward.beside import Beside
-from dense_reward.engine.base import OnDevice, Trunk
-from dense_reward.engine.fake import FakeEngine
-from dense_reward.loading import Loaded
-from dense_reward.service import Service
+from dense_reward.batching.worker_threads import Beside
+from dense_reward.engines.fake import FakeEngine
+from dense_reward.records import OnDevice, Trunk
+from dense_reward.serving.loaders import Loaded
+from dense_reward.serving.service import Service
 from dense_reward.settings import Settings, read_settings
 from served import PATIENCE_S, loading, served, wait_until
 from unruly_engines import Gate, Recorder

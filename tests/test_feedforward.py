@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dense_reward.engine.feedforward import bound_feedforward
+from dense_reward.engines.torch.feedforward import bound_feedforward
 from tiny_configs import CONFIGS
 from tiny_models import tiny_model
 from torch import Tensor, nn

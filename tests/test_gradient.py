@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from dense_reward.engine.base import IdArray
+from dense_reward.records import IdArray
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.estimator import actions
 from dense_reward_trainer.gradient import alignment, descents, described, likelihood_gradient

@@ -1,5 +1,5 @@
 import pytest
-from dense_reward.guard import Guard, JsonValue
+from dense_reward.text.special_tokens import Guard, JsonValue
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from dense_reward.engine.heads import CapturedHead, LinearHead, OwnLogits, PostProcessing, linear_head
-from dense_reward.engine.torch_engine import TorchModel
+from dense_reward.engines.torch.heads import CapturedHead, LinearHead, OwnLogits, PostProcessing, linear_head
+from dense_reward.engines.torch.model import TorchModel
 from dense_reward.errors import CheckpointError
 from scored_rows import TRUNKS, batches_of, scored
 from tiny_configs import CONFIGS, PACKED, VOCABULARY

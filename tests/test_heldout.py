@@ -6,7 +6,7 @@ from math import sqrt
 import numpy as np
 import pytest
 import torch
-from dense_reward.engine.fake import EOS_ID
+from dense_reward.engines.fake import EOS_ID
 from dense_reward_trainer.data import Demonstration, Message
 from dense_reward_trainer.encoding import Row, encode_demonstrations
 from dense_reward_trainer.heldout import estimate, measure

@@ -1,11 +1,11 @@
 from dataclasses import dataclass
 
 import pytest
-from dense_reward.encode import Encoder
-from dense_reward.engine.fake import BOS_ID, EOS_ID, VOCABULARY, FakeTokenizer
+from dense_reward.engines.fake import BOS_ID, EOS_ID, VOCABULARY, FakeTokenizer
 from dense_reward.errors import Fault, RequestError
-from dense_reward.items import Limits, PreparedItem, prepare
 from dense_reward.schemas import ScoreRequest
+from dense_reward.scoring.items import Limits, PreparedItem, prepare
+from dense_reward.text.encode import Encoder
 from tokenizers_made_here import chatml
 
 MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]

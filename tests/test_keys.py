@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from dense_reward.errors import RequestError, SettingsError
-from dense_reward.keys import Caller, Keys
+from dense_reward.http.keys import Caller, Keys
 
 Entry = dict[str, object]
 ALICE: Entry = {"name": "alice", "key": "a" * 16}

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
-from dense_reward.engine.base import EngineInfo, IdArray
-from dense_reward.engine.fake import EOS_ID, VOCABULARY
-from dense_reward.engine.pair import QUANTITIES, How, PairEngine
-from dense_reward.engine.torch_engine import TorchModel
+from dense_reward.engines.fake import EOS_ID, VOCABULARY
+from dense_reward.engines.torch.model import TorchModel
+from dense_reward.engines.torch.pair import QUANTITIES, How, PairEngine
+from dense_reward.records import EngineInfo, IdArray
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.estimator import actions, returns
 from dense_reward_trainer.learner import Learner, adaptation, describe, seed_of

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dense_reward.engine import load as loading
-from dense_reward.engine import packable
-from dense_reward.engine.base import EngineInfo, TokenScores, Wants
-from dense_reward.engine.load import Loading, Serving, load_pair
-from dense_reward.engine.pair import QUANTITIES, PairEngine
-from dense_reward.engine.tokenizer import TransformersTokenizer
+from dense_reward.engines.tokenizer import TransformersTokenizer
+from dense_reward.engines.torch import load as loading
+from dense_reward.engines.torch import packing_check as packable
+from dense_reward.engines.torch.load import Loading, Serving, load_pair
+from dense_reward.engines.torch.pair import QUANTITIES, PairEngine
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import MANIFEST_NAME, Manifest, hash_files
+from dense_reward.records import EngineInfo, TokenScores, Wants
 from tiny_configs import MAX_LENGTH_TOKENS, VOCABULARY
 from tiny_models import copy_pair, random_trunk, write_checkpoint, write_pair
 

@@ -6,8 +6,8 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from dense_reward.engine.base import Wants
-from dense_reward.engine.logprobs import Named, ScoredRows, Side, Tiling, score_rows
+from dense_reward.engines.torch.logprobs import Named, ScoredRows, Side, Tiling, score_rows
+from dense_reward.records import Wants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from dense_reward.logs import REQUEST_ID, JsonLines, LogFormat, TextLines, configure
+from dense_reward.telemetry.logs import REQUEST_ID, JsonLines, LogFormat, TextLines, configure
 from served import PATIENCE_S, wait_until
 
 FORGED = "fine\n2026-01-01 INFO dense_reward: forged\x1b[2J\u202e"

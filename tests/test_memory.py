@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from dense_reward.allocator import keep_freed_memory
-from dense_reward.engine.memory import peak_bytes
+from dense_reward.engines.torch.memory import peak_bytes
+from dense_reward.telemetry.process_memory import keep_freed_memory
 from peak_memory import CONFIGS, SHAPES, TOKENS
 from transformers import LlamaConfig
 
@@ -66,7 +66,7 @@ def test_freed_memory_is_kept_and_reused_once_enough_of_it_lies_there() -> None:
     """In a process of its own, because it is settled for good."""
     script = (
         "import resource, torch\n"
-        "from dense_reward.allocator import keep_freed_memory\n"
+        "from dense_reward.telemetry.process_memory import keep_freed_memory\n"
         "keep_freed_memory()\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "for _ in range(20): torch.ones(1 << 24)\n"

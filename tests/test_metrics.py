@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from dense_reward.metrics import WINDOW_TOKENS, Metrics, Told
-from dense_reward.moments import Moments
+from dense_reward.telemetry.metrics import WINDOW_TOKENS, Metrics, Told
+from dense_reward.telemetry.running_stats import Moments
 from prometheus_client.parser import text_string_to_metric_families
 
 NOW = Told(ready=True, queue_tokens=9, tokens_per_s=100.0, revisions={"half": "r1"}, memory_bytes={"cuda:0": 7})

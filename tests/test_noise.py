@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from dense_reward.cli import main
-from dense_reward.engine.load import Serving
-from dense_reward.engine.noise import AS_SERVED, Noise, exact_rewards, measure
+from dense_reward.engines.torch.load import Serving
+from dense_reward.engines.torch.noise import AS_SERVED, Noise, exact_rewards, measure
 from dense_reward.errors import CheckpointError
 from tiny_models import write_pair
 

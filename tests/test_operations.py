@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dense_reward.keys import Keys
-from dense_reward.metrics import Metrics, Told
+from dense_reward.http.keys import Keys
 from dense_reward.settings import Settings, flag
+from dense_reward.telemetry.metrics import Metrics, Told
 from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).resolve().parents[1]

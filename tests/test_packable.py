@@ -5,10 +5,11 @@ from copy import deepcopy
 
 import pytest
 import torch
-from dense_reward.engine import attention, packable
-from dense_reward.engine.attention import Plan
-from dense_reward.engine.packable import obstacle
-from dense_reward.packing import Stretch, Tree
+from dense_reward.batching.packing import Stretch, Tree
+from dense_reward.engines.torch import attention
+from dense_reward.engines.torch import packing_check as packable
+from dense_reward.engines.torch.attention import Plan
+from dense_reward.engines.torch.packing_check import obstacle
 from tiny_configs import CONFIGS, PACKED, PADDED
 from tiny_models import tiny_model
 from torch import Tensor, nn

@@ -56,7 +56,9 @@ def test_the_wheel_holds_every_file_of_a_package(wheel: zipfile.ZipFile, package
     assert not left_out, "package-data in pyproject.toml does not name them, or their folder has no __init__.py"
 
 
-@pytest.mark.parametrize("name", ["dense_reward/py.typed", "dense_reward/web/*", "dense_reward_trainer/recipes/*.yaml"])
+@pytest.mark.parametrize(
+    "name", ["dense_reward/py.typed", "dense_reward/http/web/*", "dense_reward_trainer/recipes/*.yaml"]
+)
 def test_types_the_page_and_recipes_are_in_the_wheel(wheel: zipfile.ZipFile, name: str) -> None:
     assert any(Path(shipped).match(name) for shipped in wheel.namelist()), f"the wheel holds no {name}"
 

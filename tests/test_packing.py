@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from dense_reward.engine.base import Branch, Trunk
-from dense_reward.packing import Packed, Stretch, Tree, computed_tokens, leaves, pack
+from dense_reward.batching.packing import Packed, Stretch, Tree, computed_tokens, leaves, pack
+from dense_reward.records import Branch, Trunk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -7,9 +7,9 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from dense_reward.engine.base import Branch, TokenScores, Trunk, Wants
-from dense_reward.engine.pair import How, PairEngine
-from dense_reward.engine.torch_engine import TorchModel
+from dense_reward.engines.torch.model import TorchModel
+from dense_reward.engines.torch.pair import How, PairEngine
+from dense_reward.records import Branch, TokenScores, Trunk, Wants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_configs import LONG_TOKENS, PADDED

@@ -6,11 +6,11 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from dense_reward.engine import pair
-from dense_reward.engine.base import Branch, Cost, TokenScores, Trunk, Wants
-from dense_reward.engine.pair import How, PairEngine
-from dense_reward.engine.torch_engine import TorchModel
+from dense_reward.engines.torch import pair
+from dense_reward.engines.torch.model import TorchModel
+from dense_reward.engines.torch.pair import How, PairEngine
 from dense_reward.errors import EngineLostError, OutOfMemoryError
+from dense_reward.records import Branch, Cost, TokenScores, Trunk, Wants
 from tiny_configs import LONG_TOKENS
 from tiny_configs import PACKED as PACKED_ARCHITECTURES
 from tiny_models import random_trunk, tiny_model

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import httpx
 import pytest
-from dense_reward.engine.base import OnDevice
-from dense_reward.engine.pair import PairEngine
+from dense_reward.engines.torch.pair import PairEngine
 from dense_reward.errors import SettingsError
-from dense_reward.loading import Load, Loaded, loader
 from dense_reward.manifest import MANIFEST_NAME
-from dense_reward.pairs import first_pairs
+from dense_reward.records import OnDevice
+from dense_reward.serving.loaders import Load, Loaded, loader
+from dense_reward.serving.pair_sources import first_pairs
 from dense_reward.settings import Settings
 from served import PATIENCE_S, Served, served, wait_until
 from tiny_models import copy_pair, write_checkpoint

@@ -2,14 +2,14 @@ import re
 from itertools import pairwise
 
 import pytest
-from dense_reward.describe import Describer, Row, wants
-from dense_reward.encode import Encoder
-from dense_reward.engine.fake import EOS_ID, VOCABULARY, FakeEngine, FakeTokenizer
+from dense_reward.engines.fake import EOS_ID, VOCABULARY, FakeEngine, FakeTokenizer
 from dense_reward.errors import RequestError
 from dense_reward.heatmap import HeatmapRow
-from dense_reward.items import Limits, prepare
-from dense_reward.picture import ARRAYS, DETAILS, FROM_BOTH, MEDIA_TYPES, draw, heatmap_rows, with_arrays
+from dense_reward.http.heatmaps import ARRAYS, DETAILS, FROM_BOTH, MEDIA_TYPES, draw, heatmap_rows, with_arrays
 from dense_reward.schemas import HeatmapRequest, SignalName
+from dense_reward.scoring.items import Limits, prepare
+from dense_reward.scoring.rows import Describer, Row, wants
+from dense_reward.text.encode import Encoder
 
 TOKENIZER = FakeTokenizer()
 LIMITS = Limits(VOCABULARY, max_length_tokens=200, max_responses=8, max_json_depth=9)

@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from dense_reward.encode import Encoder
-from dense_reward.engine.fake import FakeTokenizer
+from dense_reward.engines.fake import FakeTokenizer
+from dense_reward.text.encode import Encoder
 from dense_reward_trainer.data import DataError, DataSource
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.prompts import (

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 import pytest
-from dense_reward.engine import remote_engine
+from dense_reward.engines.remote import replicas as remote_engine
 from model_server import Handler, ModelServer, Trick
 from remote import IDS, hold, servers, serving
 from served import Served, wait_until

@@ -5,7 +5,7 @@ from threading import Event
 from typing import Any
 
 import pytest
-from dense_reward.engine import remote_engine
+from dense_reward.engines.remote import replicas as remote_engine
 from model_server import ModelServer
 from remote import IDS, hold, servers, serving
 from served import Served, wait_until

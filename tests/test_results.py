@@ -9,9 +9,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from dense_reward.engine.base import Branch, Scores, TokenScores, Trunk, Wants
-from dense_reward.metrics import Metrics
-from dense_reward.results import ENTRY_BYTES, Results, Scope, keys_of
+from dense_reward.records import Branch, Scores, TokenScores, Trunk, Wants
+from dense_reward.scoring.score_cache import ENTRY_BYTES, Results, Scope, keys_of
+from dense_reward.telemetry.metrics import Metrics
 from served import PATIENCE_S, loading, served, wait_until
 from tiny_models import random_trunk
 from unruly_engines import Gate, Recorder, named_scores, trunk

@@ -4,7 +4,7 @@ from itertools import pairwise, product
 
 import numpy as np
 import pytest
-from dense_reward.engine.base import FloatArray, TokenScores
+from dense_reward.records import FloatArray, TokenScores
 from dense_reward.reward import (
     Signal,
     Summary,

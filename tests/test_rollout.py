@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from dense_reward.engine.base import IdArray
+from dense_reward.records import IdArray
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.policy import Policy, frozen_logprobs, microbatches, policy_logprobs
 from dense_reward_trainer.rollout import (

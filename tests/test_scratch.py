@@ -1,8 +1,8 @@
 """From scratch: the tokenizer and the model follow from demonstrations, options and seed alone."""
 
 import torch
-from dense_reward.encode import Encoder
-from dense_reward.engine.tokenizer import TransformersTokenizer
+from dense_reward.engines.tokenizer import TransformersTokenizer
+from dense_reward.text.encode import Encoder
 from dense_reward_trainer.config import ScratchOptions
 from dense_reward_trainer.scratch import SPECIAL_TOKENS, random_model, train_tokenizer
 from hypothesis import given

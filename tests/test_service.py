@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 import httpx
 import numpy as np
 import pytest
-from dense_reward.encode import Encoder
-from dense_reward.engine.base import Cost, EngineInfo, OnDevice, TokenScores, Trunk, Wants, Work
-from dense_reward.engine.fake import FakeEngine, FakeTokenizer
+from dense_reward.engines.fake import FakeEngine, FakeTokenizer
 from dense_reward.errors import CheckpointError, EngineLostError, OutOfMemoryError, RequestError
-from dense_reward.loading import Loaded
-from dense_reward.logs import TextLines
+from dense_reward.records import Cost, EngineInfo, OnDevice, TokenScores, Trunk, Wants, Work
 from dense_reward.schemas import ScoreRequest
-from dense_reward.service import Service
+from dense_reward.serving.loaders import Loaded
+from dense_reward.serving.service import Service
 from dense_reward.settings import Settings, read_settings
+from dense_reward.telemetry.logs import TextLines
+from dense_reward.text.encode import Encoder
 from served import PATIENCE_S, Served, loading, served, wait_until
 from unruly_engines import INFO, Gate, Recorder, packed
 

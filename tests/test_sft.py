@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from dense_reward.engine.load import Loading, Serving, load_pair
+from dense_reward.engines.torch.load import Loading, Serving, load_pair
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, load_manifest, verify_files
 from dense_reward_trainer.cli import main

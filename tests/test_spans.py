@@ -2,7 +2,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
-from dense_reward.spans import Span, decoded_spans, monotone_spans
+from dense_reward.text.offsets import Span, decoded_spans, monotone_spans
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers_made_here import TEXTS

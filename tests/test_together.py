@@ -7,11 +7,11 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from dense_reward.engine.base import TokenScores, Trunk, Wants
-from dense_reward.engine.logprobs import Named, ScoredRows, Side, Tiling, score_pairs, score_rows
-from dense_reward.engine.pair import How, PairEngine
-from dense_reward.engine.torch_engine import TorchModel
-from dense_reward.together import Ask, prepare_together
+from dense_reward.batching.deduplicate import Ask, prepare_together
+from dense_reward.engines.torch.logprobs import Named, ScoredRows, Side, Tiling, score_pairs, score_rows
+from dense_reward.engines.torch.model import TorchModel
+from dense_reward.engines.torch.pair import How, PairEngine
+from dense_reward.records import TokenScores, Trunk, Wants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import random_trunk, tiny_model

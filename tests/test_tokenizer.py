@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 from dense_reward.client.tokenizer import sha256_of
-from dense_reward.engine.tokenizer import TransformersTokenizer, load_tokenizer
+from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
 from dense_reward.errors import CheckpointError, RequestError
-from dense_reward.guard import JsonValue
-from dense_reward.spans import monotone_spans
+from dense_reward.text.offsets import monotone_spans
+from dense_reward.text.special_tokens import JsonValue
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_spans import assert_covering

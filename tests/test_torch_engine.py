@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dense_reward.engine.attention import PackedAttentionError
-from dense_reward.engine.torch_engine import TorchModel, device_row, load_model
-from dense_reward.engine.weights import stored_dtype
+from dense_reward.batching.packing import pack
+from dense_reward.engines.torch.attention import PackedAttentionError
+from dense_reward.engines.torch.model import TorchModel, device_row, load_model
+from dense_reward.engines.torch.weights import stored_dtype
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, load_manifest
-from dense_reward.packing import pack
 from scored_rows import TRUNKS, batches_of, expected, scored
 from tiny_configs import CONFIGS, LONG_TOKENS, PACKED, VOCABULARY
 from tiny_models import plain_logprobs, random_trunk, tiny_model, write_checkpoint

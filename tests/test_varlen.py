@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 from attended import TOLERANCE, Heads, Shape, attended, random_heads, tokens_of, trees_of
-from dense_reward.engine import varlen
-from dense_reward.engine.attention import Plan, packed_attention
-from dense_reward.engine.varlen import Ends, varlen_attention, varlen_of
-from dense_reward.packing import Tree
+from dense_reward.batching.packing import Tree
+from dense_reward.engines.torch import varlen
+from dense_reward.engines.torch.attention import Plan, packed_attention
+from dense_reward.engines.torch.varlen import Ends, varlen_attention, varlen_of
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dense_reward.engine.adopt import adopt
-from dense_reward.loading import loader
+from dense_reward.checkpoints.adopt import adopt
 from dense_reward.manifest import Role
+from dense_reward.serving.loaders import loader
 from dense_reward.settings import EngineName
 from safetensors.numpy import save_file
 from served import Served, served, wait_until, wait_until_ready

@@ -5,9 +5,9 @@ from collections import deque
 from dataclasses import replace
 
 import pytest
-from dense_reward.batcher import Computed
-from dense_reward.engine.base import Cost, Wants
-from dense_reward.waiting import BULK_PATIENCE, Job, Terms, Unit, Waiting, tokens_together, units_of
+from dense_reward.batching.batcher import Computed
+from dense_reward.batching.scheduler import BULK_PATIENCE, Job, Terms, Unit, Waiting, tokens_together, units_of
+from dense_reward.records import Cost, Wants
 from hypothesis import given
 from hypothesis import strategies as st
 from queued import BUDGET_TOKENS, assert_named, held_by, running, soon, submitted

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dense_reward.engine.base import Branch, IdArray, Trunk
-from dense_reward.engine.foreign import Query, query_of
-from dense_reward.engine.wire import Dialect, Sglang, VllmCompletions, VllmTokens, WireError
+from dense_reward.engines.remote.dialects import Dialect, Sglang, VllmCompletions, VllmTokens, WireError
+from dense_reward.engines.remote.pair import Query, query_of
+from dense_reward.records import Branch, IdArray, Trunk
 
 VOCABULARY = 20
 SGLANG = Sglang(VOCABULARY)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dense_reward.encode import RendererName
-from dense_reward.engine.base import Branch, IdArray, Trunk
-from dense_reward.engine.probe import probe_of_texts
-from dense_reward.engine.seal import Facts, seal
+from dense_reward.checkpoints.probe import probe_of_texts
+from dense_reward.checkpoints.write_manifest import Facts, seal
 from dense_reward.manifest import Manifest, Role
+from dense_reward.records import Branch, IdArray, Trunk
+from dense_reward.text.encode import RendererName
 from tiny_configs import CONFIGS, SPECIALS, VOCABULARY
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from dense_reward.encode import Encoder
-from dense_reward.engine.base import Branch, Engine, IdArray, Trunk, Wants
-from dense_reward.engine.fake import EOS_ID, VOCABULARY, FakeEngine, FakeTokenizer
+from dense_reward.engines.fake import EOS_ID, VOCABULARY, FakeEngine, FakeTokenizer
 from dense_reward.manifest import Manifest
+from dense_reward.records import Branch, Engine, IdArray, Trunk, Wants
 from dense_reward.reward import signal
 from dense_reward.schemas import SignalName
+from dense_reward.text.encode import Encoder
 from dense_reward_trainer.policy import Policy, PolicyCheckpoint, frozen_logprobs
 from dense_reward_trainer.rollout import Rollout
 from dense_reward_trainer.token_rewards import ResponseRewards, candidate_signal

@@ -7,9 +7,9 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cache
 
-from dense_reward.encode import Tokenizer
-from dense_reward.engine.fake import FakeTokenizer
-from dense_reward.engine.tokenizer import TransformersTokenizer
+from dense_reward.engines.fake import FakeTokenizer
+from dense_reward.engines.tokenizer import TransformersTokenizer
+from dense_reward.text.encode import Tokenizer
 from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from dense_reward.engine.base import Branch, Cost, EngineInfo, Scores, TokenScores, Trunk, Wants, Work
 from dense_reward.errors import OutOfMemoryError
+from dense_reward.records import Branch, Cost, EngineInfo, Scores, TokenScores, Trunk, Wants, Work
 
 INFO = EngineInfo(
     sft="sft",

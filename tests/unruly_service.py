@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 
 import numpy as np
-from dense_reward.client.answers import WIRE_DTYPES
+from dense_reward.client.responses import WIRE_DTYPES
 from dense_reward.schemas import HeatmapRequest, Item, ModelCard, ScoreRequest
 
 Trick = Callable[["Handler"], None]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 import numpy as np
-from dense_reward.door import Door, Permit
-from dense_reward.engine.base import Branch, Cost, Trunk, Wants
-from dense_reward.engine.fake import FakeEngine
-from dense_reward.waiting import Job, Member, Terms, Waiting, tokens_together, units_of
+from dense_reward.batching.admission import Door, Permit
+from dense_reward.batching.scheduler import Job, Member, Terms, Waiting, tokens_together, units_of
+from dense_reward.engines.fake import FakeEngine
+from dense_reward.records import Branch, Cost, Trunk, Wants
 
 Call = Callable[[], None]
 MAX_REQUEST_S = 600.0
@@ -78,7 +78,7 @@ class Place:
 
 
 class Replica:
-    """Takes requests in or refuses them, and computes them in batches, as `dense_reward.batcher` does."""
+    """Takes requests in or refuses them, and computes them in batches, as `dense_reward.batching.batcher` does."""
 
     def __init__(self, machine: Machine, agenda: Agenda, random: np.random.Generator) -> None:
         self.door = Door(machine.max_queue_tokens)

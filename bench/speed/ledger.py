@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dense_reward.engine.seal import write_whole
+from dense_reward.checkpoints.write_manifest import write_whole
 
 ROOT = Path(__file__).resolve().parents[2]
 MEASURED = ("service", "bench/speed")

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import torch
-from dense_reward.engine.probe import probe_of_texts
-from dense_reward.engine.seal import Facts, seal
+from dense_reward.checkpoints.probe import probe_of_texts
+from dense_reward.checkpoints.write_manifest import Facts, seal
 from dense_reward.manifest import MANIFEST_NAME, Role
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config

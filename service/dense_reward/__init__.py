@@ -1,10 +1,9 @@
 """dense-reward: the reward of every token, from two checkpoints of one supervised fine-tuning run.
 
-Importing this package imports the client alone. The service is `dense_reward.app`, its device code lies in `engine`.
+Importing this package imports the client alone. The service is `dense_reward.http.app`, device code lies in `engines`.
 """
 
 from dense_reward.client import AsyncClient, Client, to_torch
-from dense_reward.client.calls import ScoreOptions
 from dense_reward.client.errors import (
     AlignmentError,
     AnswerError,
@@ -16,6 +15,7 @@ from dense_reward.client.errors import (
     TokenizerMismatchError,
 )
 from dense_reward.client.http import Backoff
+from dense_reward.client.requests import ScoreOptions
 from dense_reward.client.results import Alternative, Scored, ScoredResponse, ServedModel, Timing, Usage, padded
 from dense_reward.schemas import ModelCard
 

@@ -11,11 +11,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import get_args, get_origin
 
-from dense_reward.allocator import keep_freed_memory
 from dense_reward.errors import CheckpointError, SettingsError
-from dense_reward.logs import configure
-from dense_reward.pairs import first_pairs
+from dense_reward.serving.pair_sources import first_pairs
 from dense_reward.settings import Settings, flag, read_settings, twin
+from dense_reward.telemetry.logs import configure
+from dense_reward.telemetry.process_memory import keep_freed_memory
 
 KEEP_ALIVE_S = 75  # longer than the load balancers in front keep a connection: else they send into a closed one
 
@@ -84,7 +84,7 @@ def _add_adopt(parser: argparse.ArgumentParser) -> None:
 
 
 def _adopt(options: argparse.Namespace) -> int:
-    from dense_reward.engine.adopt import adopt
+    from dense_reward.checkpoints.adopt import adopt
 
     folder = adopt(
         options.source,
@@ -114,8 +114,8 @@ def _check(options: argparse.Namespace) -> int:
     settings = _settings(options)
     if settings.sft is None or settings.reference is None:
         raise SettingsError("check measures two checkpoints: --sft DIR --reference DIR")
-    from dense_reward.engine.noise import exact_rewards, measure
-    from dense_reward.engine.start import serving_of
+    from dense_reward.engines.torch.noise import exact_rewards, measure
+    from dense_reward.engines.torch.start import serving_of
 
     def report(line: str) -> None:
         print(f"  {line}", file=sys.stderr)
@@ -154,10 +154,10 @@ def _serve(options: argparse.Namespace) -> int:
     first_pairs(settings)
     import uvicorn
 
-    from dense_reward.app import create_app
-    from dense_reward.connection import Server, connection
-    from dense_reward.loading import loader
-    from dense_reward.service import Service
+    from dense_reward.http.app import create_app
+    from dense_reward.http.server import Server, connection
+    from dense_reward.serving.loaders import loader
+    from dense_reward.serving.service import Service
 
     def stop(*_: object) -> None:
         server.should_exit = True

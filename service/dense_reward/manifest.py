@@ -12,8 +12,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dense_reward.encode import RendererName
 from dense_reward.errors import CheckpointError
+from dense_reward.text.encode import RendererName
 
 MANIFEST_NAME = "manifest.json"
 HASHED_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dense_reward.engine.base import FloatArray, TokenScores
+from dense_reward.records import FloatArray, TokenScores
 
 Signal = Literal["reward", "centred", "sft_logprob"]
 

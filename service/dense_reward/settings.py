@@ -12,8 +12,8 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dense_reward.errors import SettingsError
-from dense_reward.logs import LogFormat
 from dense_reward.schemas import MAX_ITEMS
+from dense_reward.telemetry.logs import LogFormat
 
 ENV_PREFIX = "DENSE_REWARD_"
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]

@@ -201,7 +201,7 @@ def test_what_is_copied_gets_into_a_build_and_nothing_else_is_named() -> None:
     assert {line[1:] for line in lines if line.startswith("!")} == copied
     assert all(admitted(path) for path in copied)
     assert all((ROOT / path).exists() for path in copied)
-    assert admitted("service/dense_reward/web/index.html")
+    assert admitted("service/dense_reward/http/web/index.html")
 
 
 def built(folder: Path, *names: str, **environment: str) -> list[list[str]]:

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from dense_reward.engine.seal import ChooseProbe, Facts, seal
+from dense_reward.checkpoints.write_manifest import ChooseProbe, Facts, seal
 from dense_reward.manifest import MANIFEST_NAME, Manifest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
-from dense_reward.encode import RendererName
+from dense_reward.text.encode import RendererName
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dense_reward_trainer.data import DataSource

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from dense_reward.engine.base import IdArray
-from dense_reward.engine.probe import ProbeIds
-from dense_reward.engine.seal import Facts
+from dense_reward.checkpoints.probe import ProbeIds
+from dense_reward.checkpoints.write_manifest import Facts
 from dense_reward.manifest import files_folder
+from dense_reward.records import IdArray
 from tqdm import tqdm
 from transformers import AutoTokenizer
 

@@ -6,8 +6,8 @@ Must not know models, files or jobs.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dense_reward.encode import Encoded, Encoder
 from dense_reward.errors import RequestError
+from dense_reward.text.encode import Encoded, Encoder
 
 from dense_reward_trainer.data import SKIP_BAD, DataError, Demonstration
 

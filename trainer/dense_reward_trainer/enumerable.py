@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 import torch
-from dense_reward.engine.base import IdArray
+from dense_reward.records import IdArray
 from dense_reward.schemas import SignalName
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM

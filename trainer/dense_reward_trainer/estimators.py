@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from dense_reward.engine.seal import write_whole
+from dense_reward.checkpoints.write_manifest import write_whole
 from tqdm import tqdm
 
 from dense_reward_trainer.enumerable import TableRewards, Task, make_task

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from dense_reward.engine.seal import write_whole
+from dense_reward.checkpoints.write_manifest import write_whole
 
 from dense_reward_trainer.heldout import Estimate, HeldOutResult, Sampled, measure
 from dense_reward_trainer.policy import PolicyCheckpoint, chosen_device, load_policy

@@ -13,8 +13,8 @@ from math import inf, sqrt
 from statistics import mean, stdev
 
 import torch
-from dense_reward.engine.base import IdArray
-from dense_reward.engine.seal import write_whole
+from dense_reward.checkpoints.write_manifest import write_whole
+from dense_reward.records import IdArray
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm

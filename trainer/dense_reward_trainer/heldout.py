@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from math import sqrt
 
 import numpy as np
-from dense_reward.encode import Encoder
+from dense_reward.text.encode import Encoder
 
 from dense_reward_trainer.data import final_answer
 from dense_reward_trainer.encoding import Row

@@ -11,7 +11,7 @@ from typing import Any, Self, TypedDict
 
 import numpy as np
 import torch
-from dense_reward.engine.base import IdArray
+from dense_reward.records import IdArray
 from torch import Tensor
 from torch.optim import AdamW
 from torch.optim.swa_utils import AveragedModel

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dense_reward import ScoredResponse
-from dense_reward.engine.base import FloatArray
+from dense_reward.records import FloatArray
 from dense_reward.schemas import SignalName
 from tqdm import tqdm
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dense_reward.encode import Encoder
-from dense_reward.engine.base import IdArray
-from dense_reward.engine.tokenizer import load_tokenizer
-from dense_reward.engine.weights import load_weights, weight_folders
+from dense_reward.engines.tokenizer import load_tokenizer
+from dense_reward.engines.torch.weights import load_weights, weight_folders
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, files_folder, load_manifest, verify_files
+from dense_reward.records import IdArray
+from dense_reward.text.encode import Encoder
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from dense_reward.encode import Encoder
-from dense_reward.engine.base import IdArray
+from dense_reward.records import IdArray
+from dense_reward.text.encode import Encoder
 
 from dense_reward_trainer.data import NO_SKIP, DataError, DataSource, load, split
 from dense_reward_trainer.encoding import Row, encode_demonstrations

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from dense_reward.engine.base import IdArray
+from dense_reward.records import IdArray
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
-from dense_reward.engine.seal import library_versions, write_whole
+from dense_reward.checkpoints.write_manifest import library_versions, write_whole
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, ValidationError
 

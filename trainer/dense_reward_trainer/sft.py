@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from dense_reward.encode import Encoder
-from dense_reward.engine.probe import ProbeIds, probe_of_demonstrations, probe_of_texts
-from dense_reward.engine.seal import Facts
+from dense_reward.checkpoints.probe import ProbeIds, probe_of_demonstrations, probe_of_texts
+from dense_reward.checkpoints.write_manifest import Facts
 from dense_reward.manifest import Role
+from dense_reward.text.encode import Encoder
 from peft import LoraConfig
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments

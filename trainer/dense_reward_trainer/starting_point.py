@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from dense_reward.encode import Encoder
-from dense_reward.engine.adopt import locate
-from dense_reward.engine.seal import default_renderer
-from dense_reward.engine.tokenizer import TransformersTokenizer
-from dense_reward.engine.weights import load_weights
+from dense_reward.checkpoints.adopt import locate
+from dense_reward.checkpoints.write_manifest import default_renderer
+from dense_reward.engines.tokenizer import TransformersTokenizer
+from dense_reward.engines.torch.weights import load_weights
 from dense_reward.errors import CheckpointError
+from dense_reward.text.encode import Encoder
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dense_reward_trainer.config import SftConfig

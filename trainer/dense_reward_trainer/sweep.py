@@ -16,7 +16,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from dense_reward.engine.seal import write_whole
+from dense_reward.checkpoints.write_manifest import write_whole
 from pydantic import JsonValue
 from tqdm import tqdm
 

@@ -15,9 +15,9 @@ from dense_reward import (
     ServiceUnavailableError,
     TokenizerMismatchError,
 )
-from dense_reward.client.calls import ItemToScore
+from dense_reward.client.requests import ItemToScore
 from dense_reward.client.tokenizer import card_named
-from dense_reward.engine.base import FloatArray, IdArray
+from dense_reward.records import FloatArray, IdArray
 from dense_reward.schemas import ArrayName, ModelCard, SignalName
 
 from dense_reward_trainer.errors import ConfigError, JobError

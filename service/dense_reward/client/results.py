@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from dense_reward.client.errors import ItemError
-from dense_reward.engine.base import BoolArray, FloatArray, IdArray
+from dense_reward.records import BoolArray, FloatArray, IdArray
 
 FloatArrayName = Literal["reward", "sft_logprob", "reference_logprob", "kl", "centred", "entropy", "return_to_go"]
 

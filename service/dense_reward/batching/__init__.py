@@ -1,0 +1,1 @@
+"""Requests to batches: admission, order, deduplication, packing, the loop that runs them."""

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: manifests written, hub ids and folders adopted, probes."""

@@ -1,0 +1,155 @@
+"""Checkpoints made by anything else: find their files, refuse what cannot be served, write their manifest."""
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+from dense_reward.checkpoints.probe import PROBE_TEXTS, ProbeText, probe_of_texts
+from dense_reward.checkpoints.write_manifest import Facts, default_renderer, seal
+from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
+from dense_reward.errors import CheckpointError
+from dense_reward.manifest import Role
+from dense_reward.text.encode import RendererName
+
+# hub id, revision -> folder with its files
+Fetch = Callable[[str, str | None], Path]
+ADAPTER_CONFIG = "adapter_config.json"
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+_NEEDED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where the files of a checkpoint lie, and whether that is a place of the user's own, which may be written to."""
+
+    folder: Path
+    own: bool
+
+
+def adopt(
+    source: str,
+    *,
+    role: Role,
+    run_id: str | None = None,
+    renderer: RendererName | None = None,
+    end_of_turn: str | None = None,
+    dtype: str | None = None,
+    out: Path | None = None,
+    texts: Sequence[ProbeText] = PROBE_TEXTS,
+    device: str = "cpu",
+    fetch: Fetch | None = None,
+) -> Path:
+    """Write the manifest of a checkpoint and give the folder that it lies in: what a service is started with.
+
+    `source` is a folder (a LoRA adapter's too) or a hub id[@revision]. The manifest goes beside the files, or into a
+    side folder that names them: `out`, or adopted/NAME where the files are in the hub's cache or cannot be written to.
+    Checkpoints adopted with the same `run_id` count as one run. `end_of_turn` is a token, by default the template's.
+    Raises CheckpointError, naming the cure.
+    """
+    located = locate(source, fetch or download)
+    files = located.folder
+    _check_weights(files)
+    tokenizer = load_tokenizer(files)
+    folder = out or (files if located.own and os.access(files, os.W_OK) else _side_folder(source))
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder.resolve() == files.resolve()
+    facts = Facts(
+        role=role,
+        run_id=run_id or f"adopted-{uuid.uuid4().hex[:12]}",
+        renderer=renderer or default_renderer(tokenizer, files),
+        end_of_turn_id=None if end_of_turn is None else _token_id(tokenizer, end_of_turn),
+        optimiser_step=_optimiser_step(files),
+        base_model=None if located.own else source,
+        dtype=dtype,
+        source=None if beside else files,
+        adapter_base=_adapter_base(files, fetch or download),
+    )
+    seal(folder, facts, lambda encoder, limit: probe_of_texts(encoder, limit, texts), device=device)
+    return folder
+
+
+def locate(source: str, fetch: Fetch | None = None) -> Located:
+    """The folder of a checkpoint's files: `source` itself, or a hub id[@revision], downloaded where it is not yet here.
+
+    Raises CheckpointError where there is neither.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return Located(folder, own=True)
+    name, _, revision = source.partition("@")
+    if folder.is_absolute() or source.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
+        raise CheckpointError(f"{source}: no such folder, and no hub id (organisation/name, or that@revision)")
+    return Located((fetch or download)(name, revision or None), own=False)
+
+
+def download(name: str, revision: str | None) -> Path:
+    """A hub repository's weights, configuration and tokenizer; from the hub's cache where they are there."""
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_NEEDED_FILES))
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise CheckpointError(
+            f"{name}: no such folder here, and the model hub cannot be reached ({_first_line(error)}): correct the "
+            "path, or download it where there is a network and give its folder"
+        ) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise CheckpointError(f"{name}: no such folder here, and the model hub says: {_first_line(error)}") from error
+
+
+def _check_weights(files: Path) -> None:
+    if any(files.glob("*.safetensors")):
+        return
+    inner = sorted(path.name for path in files.glob("checkpoint-*") if any(path.glob("*.safetensors")))
+    if inner:
+        raise CheckpointError(f"{files} has no weights of its own: name one of {', '.join(inner)} in it")
+    other = sorted(
+        path.name for suffix in ("bin", "pt", "pth", "gguf", "msgpack", "h5") for path in files.glob(f"*.{suffix}")
+    )
+    found = f"only {', '.join(other)}" if other else "no weights at all"
+    raise CheckpointError(
+        f"{files} has {found}: only safetensors are loaded, for other formats can run code or lose precision. Convert "
+        'them: python -c "from transformers import AutoModelForCausalLM as M; '
+        f"M.from_pretrained('{files}', dtype='auto').save_pretrained('OUT')\", and copy the tokenizer's files to OUT"
+    )
+
+
+def _adapter_base(files: Path, fetch: Fetch) -> Path | None:
+    """The base model's folder, where the files are a LoRA adapter."""
+    path = files / ADAPTER_CONFIG
+    if not path.is_file():
+        return None
+    try:
+        base = json.loads(path.read_bytes())["base_model_name_or_path"]
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} names no base_model_name_or_path: add the base model's folder") from error
+    return locate(str(base), fetch).folder
+
+
+def _token_id(tokenizer: TransformersTokenizer, token: str) -> int:
+    ids = tokenizer.encode(token, special=True).ids
+    if len(ids) != 1:
+        raise CheckpointError(f"the end of turn must be one token, but {token!r} is {len(ids)}")
+    return ids[0]
+
+
+def _optimiser_step(files: Path) -> int | None:
+    """What transformers' trainer noted beside a checkpoint of its own."""
+    path = files / "trainer_state.json"
+    if not path.is_file():
+        return None
+    step = json.loads(path.read_bytes()).get("global_step")
+    return step if isinstance(step, int) else None
+
+
+def _side_folder(source: str) -> Path:
+    return Path("adopted") / re.sub(r"[^\w.@-]+", "--", source.strip("/."))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

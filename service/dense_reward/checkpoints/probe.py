@@ -1,0 +1,118 @@
+"""A checkpoint's probe: a few id sequences with the log-probs that its weights give them, loaded in float32.
+
+The plainest path there is computes it; whatever serves the checkpoint later is proven against it.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dense_reward.engines.torch.model import TorchModel
+from dense_reward.errors import CheckpointError
+from dense_reward.manifest import ProbeResponse, ProbeSequence
+from dense_reward.text.encode import Encoded, Encoder
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeText:
+    """A prompt and responses to it, as text."""
+
+    prompt: str
+    responses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeIds:
+    """A prompt and responses to it, as ids, none of them empty."""
+
+    prompt_ids: tuple[int, ...]
+    responses: tuple[tuple[int, ...], ...]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the prompt and its longest response."""
+        return len(self.prompt_ids) + max(map(len, self.responses))
+
+
+# Short, because also byte-level tokenizers without any merges must fit them into a small model's context.
+PROBE_TEXTS = (
+    ProbeText("What is 17 + 25?", ("17 + 25 = 42.", "It is 42: 7 + 5 = 12, carry 1.")),
+    ProbeText("Name the capital of France.", ("Paris.", "The capital of France is Paris, on the Seine.")),
+    ProbeText("def square(x):", ("    return x ** 2\n", "    # 2 is the exponent\n    return pow(x, 2)\n")),
+    ProbeText("法国的首都是哪里?", ("巴黎。", "法国的首都是巴黎。")),
+    ProbeText("Столица Франции?", ("Париж.", "مدينة باريس 👩‍🔬")),
+)
+
+
+def measure(model: TorchModel, sequences: Sequence[ProbeIds]) -> tuple[ProbeSequence, ...]:
+    """The sequences with the model's log-probs, in nats. The model must have been loaded in float32.
+
+    Raises ValueError for fewer than two prompts or a prompt with fewer than two responses: naive mistakes in batching,
+    positions or masks show only there. Raises CheckpointError where the model cannot take an id or gives no number.
+    """
+    if len(sequences) < 2 or any(len(sequence.responses) < 2 for sequence in sequences):
+        raise ValueError("a probe needs at least two prompts with two responses each")
+    return tuple(_measure_one(model, sequence) for sequence in sequences)
+
+
+def _measure_one(model: TorchModel, sequence: ProbeIds) -> ProbeSequence:
+    largest = max(sequence.prompt_ids + tuple(i for ids in sequence.responses for i in ids))
+    if largest >= model.vocabulary:
+        raise CheckpointError(
+            f"the tokenizer gives id {largest}, but the model has only {model.vocabulary} output rows: "
+            "they do not belong together"
+        )
+    responses = []
+    for ids in sequence.responses:
+        logprobs = tuple(model.logprobs(sequence.prompt_ids, ids))
+        if not all(map(math.isfinite, logprobs)):
+            raise CheckpointError("the model computes log-probs that are not finite: its weights are broken")
+        responses.append(ProbeResponse(ids=ids, logprobs=logprobs))
+    return ProbeSequence(prompt_ids=sequence.prompt_ids, responses=tuple(responses))
+
+
+def probe_of_texts(
+    encoder: Encoder, limit_tokens: int, texts: Sequence[ProbeText] = PROBE_TEXTS
+) -> tuple[ProbeIds, ...]:
+    """The texts that fit into `limit_tokens`, encoded as the checkpoint's own prompts and responses.
+
+    Raises CheckpointError where fewer than two fit.
+    """
+    add_eos = encoder.end_of_turn_id is not None
+    encoded = [
+        ProbeIds(
+            tuple(map(int, encoder.prompt(text.prompt))),
+            tuple(tuple(map(int, encoder.response(r, add_eos=add_eos).ids_T)) for r in text.responses),
+        )
+        for text in texts
+    ]
+    fitting = tuple(probe for probe in encoded if probe.longest <= limit_tokens)
+    if len(fitting) < 2:
+        raise CheckpointError(
+            f"the model takes {limit_tokens} tokens, in which only {len(fitting)} of the probe's texts fit "
+            "(two are needed): a model with so little room cannot be proven"
+        )
+    return fitting
+
+
+def probe_of_demonstrations(encoded: Sequence[Encoded], limit_tokens: int) -> tuple[ProbeIds, ...]:
+    """The two shortest demonstrations with different prompts, each with its own response and the other's.
+
+    A response is cut where the model's context ends. Nothing, where there are no two such prompts.
+    """
+    by_prompt: dict[tuple[int, ...], tuple[int, ...]] = {}
+    for demonstration in sorted(encoded, key=_length):
+        by_prompt.setdefault(tuple(map(int, demonstration.prompt_P)), tuple(map(int, demonstration.responses[0].ids_T)))
+        if len(by_prompt) == 2:
+            break
+    if len(by_prompt) < 2:
+        return ()
+    first, second = by_prompt.values()
+    return tuple(
+        ProbeIds(prompt, tuple(response[: limit_tokens - len(prompt)] for response in (first, second)))
+        for prompt in by_prompt
+    )
+
+
+def _length(encoded: Encoded) -> int:
+    return len(encoded.prompt_P) + len(encoded.responses[0].ids_T)

@@ -1,0 +1,137 @@
+"""The last step of making a checkpoint: read its files back, hash them, measure the probe, write the manifest.
+
+The one place where a manifest is made, for the trainer's checkpoints and for adopted ones.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from dense_reward.checkpoints.probe import ProbeIds, measure
+from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
+from dense_reward.engines.torch.model import load_model
+from dense_reward.engines.torch.weights import stored_dtype
+from dense_reward.errors import CheckpointError
+from dense_reward.manifest import MANIFEST_NAME, Manifest, Role, hash_files
+from dense_reward.text.encode import Encoder, RendererName, end_of_turn_id
+
+LIBRARIES = ("dense-reward", "torch", "transformers", "tokenizers", "trl", "peft", "accelerate")
+# encoder, longest sequence in tokens -> what the probe is measured on
+ChooseProbe = Callable[[Encoder, int], Sequence[ProbeIds]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What the maker of a checkpoint knows of it; all else is read from its files. Names as in Manifest.
+
+    Where `end_of_turn_id` is None, the template or the tokenizer says it; where `dtype` is, the model's configuration.
+    """
+
+    role: Role
+    run_id: str
+    renderer: RendererName
+    end_of_turn_id: int | None = None
+    optimiser_step: int | None = None
+    samples_processed: int | None = None
+    samples_total: int | None = None
+    unique_samples: int | None = None
+    learning_rate: float | None = None
+    base_model: str | None = None
+    data_sha256: str | None = None
+    seed: int | None = None
+    dtype: str | None = None
+    source: Path | None = None
+    adapter_base: Path | None = None
+
+
+def seal(folder: Path, facts: Facts, choose_probe: ChooseProbe, *, device: str = "cpu") -> Manifest:
+    """Write the manifest of the checkpoint whose files lie in `facts.source`, or else in `folder`; and give it.
+
+    The probe is measured on the weights as they were written, through the loader that the service uses. Raises
+    CheckpointError where the files cannot be served.
+    """
+    manifest, encoder = _unproven(folder, facts)
+    model = load_model(folder, manifest, dtype="float32", device=device)
+    probe = measure(model, choose_probe(encoder, model.max_length_tokens))
+    manifest = manifest.model_copy(update={"probe": probe})
+    write_whole(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode() + b"\n")
+    return manifest
+
+
+def _unproven(folder: Path, facts: Facts) -> tuple[Manifest, Encoder]:
+    """The manifest without its probe, and the encoder that it describes."""
+    files = facts.source or folder
+    weights = facts.adapter_base or files
+    tokenizer = load_tokenizer(files)
+    end = facts.end_of_turn_id
+    encoder = Encoder(tokenizer, facts.renderer, end_of_turn_id(tokenizer, facts.renderer) if end is None else end)
+    manifest = Manifest(
+        role=facts.role,
+        run_id=facts.run_id,
+        optimiser_step=facts.optimiser_step,
+        samples_processed=facts.samples_processed,
+        samples_total=facts.samples_total,
+        unique_samples=facts.unique_samples,
+        learning_rate=facts.learning_rate,
+        base_model=facts.base_model,
+        renderer=facts.renderer,
+        end_of_turn_id=encoder.end_of_turn_id,
+        vocabulary=_vocabulary(weights),
+        tokenizer_sha256=tokenizer.sha256(),
+        template_sha256=tokenizer.template_sha256(facts.renderer),
+        data_sha256=facts.data_sha256,
+        seed=facts.seed,
+        dtype=facts.dtype or stored_dtype(weights),
+        source=None if facts.source is None else str(facts.source.resolve()),
+        adapter_base=None if facts.adapter_base is None else str(facts.adapter_base.resolve()),
+        files=hash_files(files),
+        adapter_base_files={} if facts.adapter_base is None else hash_files(facts.adapter_base),
+        probe=(),
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions=library_versions(),
+    )
+    return manifest, encoder
+
+
+def default_renderer(tokenizer: TransformersTokenizer, folder: Path) -> RendererName:
+    """chat, where the tokenizer has a chat template. Raises CheckpointError where it has none."""
+    if tokenizer.has_chat_template:
+        return "chat"
+    raise CheckpointError(
+        f"{folder}: its tokenizer has no chat template, so the form of its prompts must be named: "
+        "--renderer plain or --renderer instruction (in a configuration, renderer: plain)"
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of what computes, of those that are installed."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """The file appears with all of its content, on the disk, or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _vocabulary(folder: Path) -> int:
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: no usable config.json: {error}") from error
+    return int(config.get_text_config().vocab_size)

@@ -1,0 +1,347 @@
+"""Asks the service for rewards: a synchronous client and its asynchronous twin.
+
+Needs httpx, numpy and pydantic alone. What is asked lies in `calls`, what is answered in `results`, when to
+try again in `http`; the two clients differ in nothing but who waits.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, Self
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from dense_reward.client import requests
+from dense_reward.client.http import LIMITS, Backoff, Failure, Patience, http_settings, refusal, unreachable
+from dense_reward.client.requests import DEFAULTS, Call, Ids, ItemToScore, ScoreOptions
+from dense_reward.client.responses import parse_cards, parse_scored
+from dense_reward.client.results import FloatArrayName, Scored, padded
+from dense_reward.client.tokenizer import CallersTokenizer, agreed_sha256, card_named
+from dense_reward.schemas import ModelCard
+from dense_reward.text.special_tokens import JsonValue, Message
+
+if TYPE_CHECKING:
+    import torch
+
+CandidateIds = Sequence[Sequence[Sequence[int]] | NDArray[np.integer]] | NDArray[np.integer]
+Segments = Sequence[Sequence[tuple[int, int]]]
+BACKOFF = Backoff()
+
+
+class Client:
+    """Synchronous, for threads: one client may be shared by many. A context manager."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout_s: float = 60.0,
+        retry_for_s: float = 120.0,
+        encoding: requests.Encoding = "base64",
+        api_key: str | None = None,
+        backoff: Backoff = BACKOFF,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """Connects to nothing yet. Raises ValueError for an address or a time that cannot be meant.
+
+        `timeout_s` bounds each wait for the service (to connect, for the next bytes of an answer); no attempt starts
+        later than `retry_for_s` after the first.
+        """
+        http = http_settings(base_url, timeout_s, retry_for_s, api_key)
+        self._http = httpx.Client(
+            base_url=http.url, headers=http.headers, timeout=http.timeout, limits=LIMITS, transport=transport
+        )
+        self._retry_for_s = retry_for_s
+        self._encoding = encoding
+        self._backoff = backoff
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exit_arguments: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def score(
+        self,
+        *,
+        prompt: str,
+        response: str | None = None,
+        responses: Sequence[str] | None = None,
+        options: ScoreOptions = DEFAULTS,
+    ) -> Scored:
+        """Rewards of one response, or of several to one prompt; the service renders and tokenises."""
+        item = requests.one_item(prompt=prompt, response=response, responses=responses)
+        return self._score(requests.score_one(item, options, self._encoding))
+
+    def score_ids(
+        self,
+        prompt_ids: Ids,
+        response_ids: Sequence[Ids] | NDArray[np.integer],
+        *,
+        candidate_ids: CandidateIds | None = None,
+        segments: Segments | None = None,
+        options: ScoreOptions = DEFAULTS,
+    ) -> Scored:
+        """Rewards of exact ids, [G][T]: one for each id of each response. token_ids are answered in any case."""
+        item = requests.one_item(
+            prompt_ids=prompt_ids, response_ids=response_ids, candidate_ids=candidate_ids, segments=segments
+        )
+        return self._score(requests.score_one(item, options, self._encoding))
+
+    def score_stream(
+        self,
+        token_ids: Ids,
+        score_mask: Ids | NDArray[np.bool_],
+        *,
+        candidate_ids: CandidateIds | None = None,
+        segments: Segments | None = None,
+        options: ScoreOptions = DEFAULTS,
+    ) -> Scored:
+        """Rewards of the tokens of one multi-turn stream where `score_mask` is 1, and of no others, in one result."""
+        item = requests.one_item(
+            token_ids=token_ids, score_mask=score_mask, candidate_ids=candidate_ids, segments=segments
+        )
+        return self._score(requests.score_one(item, options, self._encoding))
+
+    def score_messages(
+        self,
+        messages: Sequence[Message],
+        *,
+        score: Literal["last", "all_assistant"] = "last",
+        tools: Sequence[JsonValue] | None = None,
+        template_kwargs: Mapping[str, JsonValue] | None = None,
+        options: ScoreOptions = DEFAULTS,
+    ) -> Scored:
+        """Rewards of the assistant's last message of a chat, or of all its messages in one result."""
+        item = requests.one_item(messages=messages, score=score, tools=tools, template_kwargs=template_kwargs)
+        return self._score(requests.score_one(item, options, self._encoding))
+
+    def score_text(self, text: str, *, options: ScoreOptions = DEFAULTS) -> Scored:
+        """Rewards of every token of a text after the first."""
+        return self._score(requests.score_one({"text": text}, options, self._encoding))
+
+    def score_items(
+        self, items: Sequence[ItemToScore], *, on_error: requests.OnError = "fail", options: ScoreOptions = DEFAULTS
+    ) -> Scored:
+        """A batch of inputs of any form (see schemas.Item). Under "per_item" a bad one is a result with an `error`."""
+        return self._score(requests.score_many(items, options, self._encoding, on_error))
+
+    def heatmap(
+        self,
+        items: Sequence[ItemToScore],
+        *,
+        format: requests.HeatmapFormat = "html",
+        compare: bool = True,
+        palette: str | None = None,
+        options: ScoreOptions = DEFAULTS,
+    ) -> str:
+        """A picture of the rewards of a batch of inputs; `compare`: one colour scale for all responses."""
+        return self._send(requests.heatmap(items, options, format, palette, compare)).text
+
+    def models(self) -> tuple[ModelCard, ...]:
+        """The pairs that are served."""
+        return parse_cards(self._send(requests.MODELS).content)
+
+    def ready(self) -> bool:
+        """Whether the service can score now; asks once."""
+        return not isinstance(self._attempt(requests.READY), Failure)
+
+    def wait_until_ready(self, timeout_s: float) -> None:
+        """Asks until the service can score. Raises ServiceUnavailableError after `timeout_s`."""
+        self._send(requests.READY, timeout_s)
+
+    def check_tokenizer(self, tokenizer: CallersTokenizer, model: str | None = None) -> str:
+        """The tokenizer_sha256 that caller and service share, to be passed in ScoreOptions.
+
+        Raises TokenizerMismatchError where they differ, ValueError where `model` names no pair or several.
+        """
+        return agreed_sha256(tokenizer, card_named(self.models(), model))
+
+    @staticmethod
+    def to_torch(scored: Scored, name: FloatArrayName = "reward") -> "tuple[torch.Tensor, torch.Tensor]":
+        """See the function to_torch."""
+        return to_torch(scored, name)
+
+    def _score(self, question: requests.ScoreCall) -> Scored:
+        return parse_scored(self._send(question.call).content, question.expectation)
+
+    def _send(self, call: Call, retry_for_s: float | None = None) -> httpx.Response:
+        limit_s = self._retry_for_s if retry_for_s is None else retry_for_s
+        patience = Patience(self._backoff, limit_s, started_s=time.monotonic())
+        while isinstance(outcome := self._attempt(call), Failure):
+            time.sleep(patience.delay_s(outcome, time.monotonic(), random.random()))
+        return outcome
+
+    def _attempt(self, call: Call) -> httpx.Response | Failure:
+        try:
+            response = self._http.request(call.method, call.path, content=call.body, headers=call.headers)
+        except httpx.TransportError as error:
+            return unreachable(error)
+        failure = refusal(response)
+        return response if failure is None else failure
+
+
+class AsyncClient:
+    """Asynchronous, for asyncio: one client for one event loop. An asynchronous context manager."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout_s: float = 60.0,
+        retry_for_s: float = 120.0,
+        encoding: requests.Encoding = "base64",
+        api_key: str | None = None,
+        backoff: Backoff = BACKOFF,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """See Client."""
+        http = http_settings(base_url, timeout_s, retry_for_s, api_key)
+        self._http = httpx.AsyncClient(
+            base_url=http.url, headers=http.headers, timeout=http.timeout, limits=LIMITS, transport=transport
+        )
+        self._retry_for_s = retry_for_s
+        self._encoding = encoding
+        self._backoff = backoff
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exit_arguments: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def score(
+        self,
+        *,
+        prompt: str,
+        response: str | None = None,
+        responses: Sequence[str] | None = None,
+        options: ScoreOptions = DEFAULTS,
+    ) -> Scored:
+        """See Client.score."""
+        item = requests.one_item(prompt=prompt, response=response, responses=responses)
+        return await self._score(requests.score_one(item, options, self._encoding))
+
+    async def score_ids(
+        self,
+        prompt_ids: Ids,
+        response_ids: Sequence[Ids] | NDArray[np.integer],
+        *,
+        candidate_ids: CandidateIds | None = None,
+        segments: Segments | None = None,
+        options: ScoreOptions = DEFAULTS,
+    ) -> Scored:
+        """See Client.score_ids."""
+        item = requests.one_item(
+            prompt_ids=prompt_ids, response_ids=response_ids, candidate_ids=candidate_ids, segments=segments
+        )
+        return await self._score(requests.score_one(item, options, self._encoding))
+
+    async def score_stream(
+        self,
+        token_ids: Ids,
+        score_mask: Ids | NDArray[np.bool_],
+        *,
+        candidate_ids: CandidateIds | None = None,
+        segments: Segments | None = None,
+        options: ScoreOptions = DEFAULTS,
+    ) -> Scored:
+        """See Client.score_stream."""
+        item = requests.one_item(
+            token_ids=token_ids, score_mask=score_mask, candidate_ids=candidate_ids, segments=segments
+        )
+        return await self._score(requests.score_one(item, options, self._encoding))
+
+    async def score_messages(
+        self,
+        messages: Sequence[Message],
+        *,
+        score: Literal["last", "all_assistant"] = "last",
+        tools: Sequence[JsonValue] | None = None,
+        template_kwargs: Mapping[str, JsonValue] | None = None,
+        options: ScoreOptions = DEFAULTS,
+    ) -> Scored:
+        """See Client.score_messages."""
+        item = requests.one_item(messages=messages, score=score, tools=tools, template_kwargs=template_kwargs)
+        return await self._score(requests.score_one(item, options, self._encoding))
+
+    async def score_text(self, text: str, *, options: ScoreOptions = DEFAULTS) -> Scored:
+        """See Client.score_text."""
+        return await self._score(requests.score_one({"text": text}, options, self._encoding))
+
+    async def score_items(
+        self, items: Sequence[ItemToScore], *, on_error: requests.OnError = "fail", options: ScoreOptions = DEFAULTS
+    ) -> Scored:
+        """See Client.score_items."""
+        return await self._score(requests.score_many(items, options, self._encoding, on_error))
+
+    async def heatmap(
+        self,
+        items: Sequence[ItemToScore],
+        *,
+        format: requests.HeatmapFormat = "html",
+        compare: bool = True,
+        palette: str | None = None,
+        options: ScoreOptions = DEFAULTS,
+    ) -> str:
+        """See Client.heatmap."""
+        return (await self._send(requests.heatmap(items, options, format, palette, compare))).text
+
+    async def models(self) -> tuple[ModelCard, ...]:
+        """See Client.models."""
+        return parse_cards((await self._send(requests.MODELS)).content)
+
+    async def ready(self) -> bool:
+        """See Client.ready."""
+        return not isinstance(await self._attempt(requests.READY), Failure)
+
+    async def wait_until_ready(self, timeout_s: float) -> None:
+        """See Client.wait_until_ready."""
+        await self._send(requests.READY, timeout_s)
+
+    async def check_tokenizer(self, tokenizer: CallersTokenizer, model: str | None = None) -> str:
+        """See Client.check_tokenizer."""
+        return agreed_sha256(tokenizer, card_named(await self.models(), model))
+
+    @staticmethod
+    def to_torch(scored: Scored, name: FloatArrayName = "reward") -> "tuple[torch.Tensor, torch.Tensor]":
+        """See the function to_torch."""
+        return to_torch(scored, name)
+
+    async def _score(self, question: requests.ScoreCall) -> Scored:
+        return parse_scored((await self._send(question.call)).content, question.expectation)
+
+    async def _send(self, call: Call, retry_for_s: float | None = None) -> httpx.Response:
+        limit_s = self._retry_for_s if retry_for_s is None else retry_for_s
+        patience = Patience(self._backoff, limit_s, started_s=time.monotonic())
+        while isinstance(outcome := await self._attempt(call), Failure):
+            await asyncio.sleep(patience.delay_s(outcome, time.monotonic(), random.random()))
+        return outcome
+
+    async def _attempt(self, call: Call) -> httpx.Response | Failure:
+        try:
+            response = await self._http.request(call.method, call.path, content=call.body, headers=call.headers)
+        except httpx.TransportError as error:
+            return unreachable(error)
+        failure = refusal(response)
+        return response if failure is None else failure
+
+
+def to_torch(scored: Scored, name: FloatArrayName = "reward") -> "tuple[torch.Tensor, torch.Tensor]":
+    """float32 [G, T], zero beyond each response's end, and the bool mask [G, T] of what is real, on the CPU.
+
+    Raises ValueError where a response failed or was answered without this array.
+    """
+    import torch  # noqa: PLC0415 - whoever only scores needs no torch
+
+    values_GT, mask_GT = padded(scored, name)
+    return torch.from_numpy(values_GT), torch.from_numpy(mask_GT)

@@ -1,1 +1,0 @@
-"""What computes: the only place of the service that may import torch, transformers or vllm."""

@@ -1,0 +1,1 @@
+"""What computes log-probs. `records.Engine` is the protocol."""

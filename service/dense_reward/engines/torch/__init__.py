@@ -1,0 +1,1 @@
+"""Both models computed in this process with torch."""

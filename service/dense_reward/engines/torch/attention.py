@@ -1,0 +1,221 @@
+"""Attention over a packed row, registered with transformers under NAME: no token sees another tree or another branch.
+
+A branch's keys are its trunk's, followed by its own. The plan of the row travels as an argument of the model's forward;
+transformers hands it to every layer. Windows, soft caps, sinks and value heads of another size are honoured; what is
+not known raises, so that a model that needs it is computed otherwise.
+
+Shapes: N tokens of the row, H query heads, J key heads, F = H / J queries for each key head, D their size, E the size
+of the value heads.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from dense_reward.batching.packing import Stretch, Tree
+from dense_reward.engines.torch.varlen import Varlen, varlen_attention
+
+NAME = "dense_reward_packed"
+QUERY_BLOCK = 256  # queries whose scores are written down at once where no kernel keeps them in cache
+SCORES = 1 << 24  # of the numbers that are written down at once
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+
+class PackedAttentionError(Exception):
+    """A model asks for something that packed attention does not know: it must be computed otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where the trees of a row lie, on the host, and for CUDA's kernels on the device. `layers` records who asked."""
+
+    trees: tuple[Tree, ...]
+    varlen: Varlen | None = None
+    layers: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a layer asks for beyond causal attention; scores are multiplied by `scale`, then capped."""
+
+    scale: float
+    window: int | None
+    cap: float | None
+    sinks_H: Tensor | None
+
+    def binds(self, tree: Tree) -> bool:
+        """Whether a query of this tree is further from its first key than the window reaches."""
+        return self.window is not None and tree.longest_tokens > self.window
+
+    def reach(self, keys: int) -> int:
+        """How many of so many keys a block of queries sees at most."""
+        return keys if self.window is None else min(keys, self.window + QUERY_BLOCK)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One layer's share of a row: what goes into attention, and where its result is written."""
+
+    q_HND: Tensor
+    k_JND: Tensor
+    v_JNE: Tensor
+    out_NHE: Tensor
+
+
+def register() -> None:
+    """Make NAME known to transformers. Masks are not made for it: the plan says who sees whom."""
+    AttentionInterface.register(NAME, packed_attention)
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    plan: Plan | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    **_: object,
+) -> tuple[Tensor, None]:
+    """query [1, H, N, D], key [1, J, N, D], value [1, J, N, E] -> ([1, N, H, E], None).
+
+    Raises PackedAttentionError where the plan was lost on the way, or something unknown is asked for.
+    """
+    if plan is None:
+        raise PackedAttentionError("the model does not hand its forward's arguments to its attention")
+    if attention_mask is not None or position_bias is not None:
+        raise PackedAttentionError("the model's attention needs a mask or a bias of its own")
+    plan.layers.add(int(getattr(module, "layer_idx", -1)))
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    rules = Rules(scale, sliding_window or None, softcap or None, s_aux)
+    q_HND, k_JND, v_JNE = query[0], key[0], value[0]
+    kernel = rules.cap is None and rules.sinks_H is None and k_JND.shape[-1] == v_JNE.shape[-1]
+    if kernel and plan.varlen is not None and not any(map(rules.binds, plan.trees)):
+        found = varlen_attention((q_HND, k_JND, v_JNE), plan.varlen, scale=scale)
+        if found is not None:
+            return found[None], None
+    out_NHE = torch.empty((*q_HND.shape[1::-1], v_JNE.shape[-1]), dtype=q_HND.dtype, device=q_HND.device)
+    row = Row(q_HND, k_JND, v_JNE, out_NHE)
+    for tree in plan.trees:
+        flash = kernel and q_HND.device.type == "cpu" and not rules.binds(tree)
+        (_flash_tree if flash else _written_tree)(row, tree, rules)
+    return out_NHE[None], None
+
+
+def _flash_tree(row: Row, tree: Tree, rules: Rules) -> None:
+    """The trunk by itself; then what all branches see of it in one call, merged with what each sees of itself."""
+    heads = row.k_JND.shape[0]
+    q_JFND = torch.unflatten(row.q_HND, 0, (heads, -1))
+    trunk = slice(tree.start, tree.start + tree.tokens)
+    context = row.k_JND[:, trunk], row.v_JNE[:, trunk]
+    out_JFND = torch.unflatten(row.out_NHE, 1, (heads, -1)).permute(1, 2, 0, 3)
+    out_JFND[:, :, trunk] = _of_heads(q_JFND[:, :, trunk], *context, causal=True, scale=rules.scale)[0]
+    if not tree.branches:
+        return
+    own = [_own(q_JFND, row.k_JND, row.v_JNE, stretch, rules.scale) for stretch in tree.branches]
+    branches = slice(trunk.stop, trunk.stop + sum(s.count * s.length for s in tree.branches))
+    seen = _of_heads(q_JFND[:, :, branches], *context, causal=False, scale=rules.scale)
+    out_JFND[:, :, branches] = _merged(seen, (_joined([o for o, _ in own]), _joined([lse for _, lse in own])))
+
+
+def _of_heads(q_JFTD: Tensor, k_JSD: Tensor, v_JSD: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention of F query heads to each key head, and its log-sum-exp, [J, F, T, D] and [J, F, T].
+
+    The key heads are the kernel's batch, so that no key is copied for the queries that share it.
+    """
+    shape = -1, q_JFTD.shape[1], -1, -1
+    keys, values = k_JSD[:, None].expand(shape), v_JSD[:, None].expand(shape)
+    out, lse = _flash(q_JFTD, keys, values, 0.0, causal, scale=scale)
+    return out, lse
+
+
+def _own(q_JFND: Tensor, k_JND: Tensor, v_JND: Tensor, stretch: Stretch, scale: float) -> tuple[Tensor, Tensor]:
+    """Each branch of a stretch to itself, causally, all in one call; [J, F, count * length, D] and its log-sum-exp."""
+    part, shape = slice(stretch.start, stretch.start + stretch.count * stretch.length), (stretch.count, -1)
+    q = torch.unflatten(q_JFND[:, :, part], 2, shape).transpose(1, 2).flatten(0, 1)
+    k, v = (torch.unflatten(x[:, part], 1, shape).flatten(0, 1) for x in (k_JND, v_JND))
+    out, lse = _of_heads(q, k, v, causal=True, scale=scale)
+    back = (k_JND.shape[0], stretch.count)
+    return torch.unflatten(out, 0, back).transpose(1, 2).flatten(2, 3), torch.unflatten(lse, 0, back).transpose(
+        1, 2
+    ).flatten(2, 3)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _merged(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention over two sets of keys from that over each, weighted by their shares of the softmax's denominator."""
+    share = torch.sigmoid(first[1] - second[1])[..., None]
+    return torch.lerp(second[0].to(share.dtype), first[0].to(share.dtype), share)
+
+
+def _written_tree(row: Row, tree: Tree, rules: Rules) -> None:
+    """What the kernels lack, in float32 with the scores written down, a block of queries at a time."""
+    for part, length, context in _segments(tree, row, rules):
+        shape = (-1, length)
+        seen = tree.tokens if context else 0
+        trunk = slice(tree.start, tree.start + seen)
+        keys, values = (
+            _with_context(x[:, trunk], torch.unflatten(x[:, part], 1, shape)) for x in (row.k_JND, row.v_JNE)
+        )
+        q = torch.unflatten(row.q_HND[:, part], 1, shape)
+        out = torch.unflatten(row.out_NHE[part], 0, shape)
+        queries = max(1, min(QUERY_BLOCK, SCORES // (len(q) * rules.reach(seen + length))))
+        for start in range(0, length, queries):
+            stop = min(start + queries, length)
+            first = 0 if rules.window is None else max(0, seen + start - rules.window + 1)
+            block = slice(first, seen + stop)
+            written = _written(q[:, :, start:stop], keys[:, :, block], values[:, :, block], seen + start - first, rules)
+            out[:, start:stop] = written.permute(1, 2, 0, 3)
+
+
+def _segments(tree: Tree, row: Row, rules: Rules) -> Iterator[tuple[slice, int, bool]]:
+    """The trunk, then branches, as many of one length at once as keep few what is written: scores, keys and values."""
+    yield slice(tree.start, tree.start + tree.tokens), tree.tokens, False
+    width = max(row.k_JND.shape[-1], row.v_JNE.shape[-1])
+    for stretch in tree.branches:
+        keys = tree.tokens + stretch.length
+        of_branch = len(row.q_HND) * rules.reach(keys) * max(min(stretch.length, QUERY_BLOCK), width)
+        at_once = max(1, SCORES // max(of_branch, len(row.k_JND) * keys * width))
+        for i in range(0, stretch.count, at_once):
+            start = stretch.start + i * stretch.length
+            yield slice(start, start + min(at_once, stretch.count - i) * stretch.length), stretch.length, True
+
+
+def _with_context(context_JSD: Tensor, own_JCTD: Tensor) -> Tensor:
+    """[J, C, S + T, D]: the trunk's before each branch's own."""
+    if not context_JSD.shape[1]:
+        return own_JCTD
+    shape = (-1, own_JCTD.shape[1], -1, -1)
+    return torch.cat([context_JSD[:, None].expand(shape), own_JCTD], dim=2)
+
+
+def _written(q_HCTD: Tensor, k_JCSD: Tensor, v_JCSE: Tensor, before: int, rules: Rules) -> Tensor:
+    """Softmax attention [H, C, T, E] at least in float32; the first query stands behind `before` of the keys."""
+    accumulate = torch.promote_types(q_HCTD.dtype, torch.float32)
+    group = q_HCTD.shape[0] // k_JCSD.shape[0]
+    k, v = (x.to(accumulate).repeat_interleave(group, dim=0) for x in (k_JCSD, v_JCSE))
+    scores = torch.matmul(q_HCTD.to(accumulate), k.transpose(2, 3)) * rules.scale
+    if rules.cap is not None:
+        scores = torch.tanh(scores / rules.cap) * rules.cap
+    distance_TS = before + torch.arange(q_HCTD.shape[2], device=q_HCTD.device)[:, None]
+    distance_TS = distance_TS - torch.arange(k.shape[2], device=q_HCTD.device)
+    hidden_TS = distance_TS < 0
+    if rules.window is not None:
+        hidden_TS |= distance_TS >= rules.window
+    scores.masked_fill_(hidden_TS, -torch.inf)
+    if rules.sinks_H is not None:
+        sinks = rules.sinks_H.to(accumulate).reshape(-1, 1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sinks], dim=3)
+    weights = torch.softmax(scores, dim=3)[..., : k.shape[2]]
+    return torch.matmul(weights, v).to(q_HCTD.dtype)

@@ -1,0 +1,210 @@
+"""One decoder-only transformers model on one device: ids -> inputs of its output layer at the rows that predict.
+
+By the packed path, where the model allows it (packable.py), else padded on the right, where a causal model never looks.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from dense_reward.batching.packing import Index, Packed
+from dense_reward.engines.torch import attention
+from dense_reward.engines.torch.feedforward import bound_feedforward
+from dense_reward.engines.torch.heads import CapturedHead, LinearHead, OwnLogits, linear_head
+from dense_reward.engines.torch.logprobs import Head
+from dense_reward.engines.torch.varlen import varlen_of
+from dense_reward.engines.torch.weights import load_weights, weight_folders
+from dense_reward.errors import CheckpointError
+from dense_reward.manifest import Manifest
+from dense_reward.records import IdArray
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRow:
+    """A packed row on a device, and who sees whom in it."""
+
+    ids_1N: Tensor
+    positions_1N: Tensor
+    rows_R: Tensor
+    plan: attention.Plan
+
+
+def device_row(packed: Packed, device: torch.device) -> DeviceRow:
+    """Copies a row to a device; where kernels for sequences of different lengths run, with the indices they take."""
+
+    def there(array: IdArray | Index) -> Tensor:
+        return torch.from_numpy(array.astype(np.int64)).to(device, non_blocking=True)
+
+    varlen = varlen_of(packed.trees, device) if device.type == "cuda" else None
+    plan = attention.Plan(packed.trees, varlen)
+    return DeviceRow(there(packed.ids_N)[None], there(packed.positions_N)[None], there(packed.rows_R), plan)
+
+
+class TorchModel:
+    """A frozen causal language model. `head` turns the rows that it gives into logits as the model itself does.
+
+    Where the output layer cannot be taken apart that way, the rows are its own logits and `head` passes them on.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        attention.register()
+        self._model = model.eval().requires_grad_(False)
+        self._own_attention: str = model.config._attn_implementation
+        bound_feedforward(model)
+        self._captured = CapturedHead(model.get_output_embeddings())
+        with torch.inference_mode():
+            self._linear = linear_head(model, self._captured)
+        self.head: Head = self._linear or OwnLogits(self.vocabulary)
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self._model.device
+        return device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = self._model.dtype
+        return dtype
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of all parameters, and of an output layer that was copied."""
+        storages = {tensor.data_ptr(): tensor.nbytes for tensor in self._model.parameters()}
+        if isinstance(self.head, LinearHead):
+            storages[self.head.weight_VD.data_ptr()] = self.head.weight_VD.nbytes
+        return sum(storages.values())
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self._model.config.get_text_config().vocab_size)
+
+    @property
+    def max_length_tokens(self) -> int:
+        """The longest sequence with exact positions: dynamic rope changes them beyond its original length."""
+        config = self._model.config.get_text_config()
+        limits = [getattr(config, "max_position_embeddings", None) or 1 << 20, *_original_lengths(config, "dynamic")]
+        return int(min(limits))
+
+    @property
+    def long_tokens(self) -> int | None:
+        """Sequences longer than this must not share a batch with shorter ones: longrope turns all by the longest."""
+        return min(_original_lengths(self._model.config.get_text_config(), "longrope"), default=None)
+
+    @property
+    def transformers_model(self) -> PreTrainedModel:
+        return self._model
+
+    def use_head(self, *, device: torch.device, dtype: torch.dtype | None) -> None:
+        """Compute logits on a device, in a dtype: a copy of the output layer, where it can be taken apart.
+
+        Raises CheckpointError where it cannot.
+        """
+        if self._linear is None:
+            raise CheckpointError("this model's output layer cannot be taken apart: leave its head as it is")
+        self.head = self._linear.at(device, dtype)
+
+    def use_norms(self, dtype: torch.dtype) -> None:
+        """Compute the norms in a dtype, and round what they give once."""
+        served = self.dtype  # not self: a model that its own hooks hold is not freed with its last pair
+        for module in self._model.modules():
+            if type(module).__name__.endswith("Norm"):
+                module.to(dtype)
+                module.register_forward_pre_hook(lambda _, args: (args[0].to(dtype), *args[1:]))
+                module.register_forward_hook(lambda _, __, out: out.to(served))
+
+    @torch.inference_mode()
+    def packed_rows(self, row: DeviceRow) -> Tensor:
+        """[R, X]: what the output layer gets at the rows that predict. Raises PackedAttentionError."""
+        self._attend_by(attention.NAME)
+        forward = {"input_ids": row.ids_1N, "position_ids": row.positions_1N, "plan": row.plan}
+        if self._linear is None:
+            logits: Tensor = self._model(**forward, use_cache=False, logits_to_keep=row.rows_R).logits
+            return logits[0]
+        return self._captured.inputs(self._model, **forward)[0][0, row.rows_R]
+
+    @torch.inference_mode()
+    def padded_rows(self, sequences: Sequence[IdArray], positions: Sequence[IdArray]) -> Tensor:
+        """The same for `positions`, indices into their sequence, in order."""
+        self._attend_by(self._own_attention)
+        ids_BL = _padded(sequences).to(self.device)
+        row_R = torch.from_numpy(np.repeat(np.arange(len(positions)), [len(p) for p in positions])).to(self.device)
+        column_R = torch.from_numpy(np.concatenate(positions)).long().to(self.device)
+        if self._linear is None:
+            return self._logits(ids_BL)[row_R, column_R]
+        return self._captured.inputs(self._model, **_unmasked(ids_BL))[0][row_R, column_R]
+
+    @torch.inference_mode()
+    def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
+        """Log-probs of a response by the plainest path there is: one sequence, no padding, the model's own logits.
+
+        What probes are made of; the engine is proven against it.
+        """
+        self._attend_by(self._own_attention)
+        ids_1L = torch.tensor([[*prompt_ids, *response_ids]], device=self.device)
+        logits_TV = self._logits(ids_1L)[0, len(prompt_ids) - 1 : -1].float()
+        targets_T1 = ids_1L[0, len(prompt_ids) :, None]
+        return [float(x) for x in torch.log_softmax(logits_TV, -1).gather(1, targets_T1)[:, 0]]
+
+    def _attend_by(self, name: str) -> None:
+        if self._model.config._attn_implementation != name:
+            self._model.set_attn_implementation(name)
+
+    def _logits(self, ids_BL: Tensor) -> Tensor:
+        logits: Tensor = self._model(**_unmasked(ids_BL), use_cache=False).logits
+        return logits
+
+
+def load_model(folder: Path, manifest: Manifest, *, dtype: str | None, device: str) -> TorchModel:
+    """A checkpoint's model in `dtype` (the checkpoint's own where None). safetensors only, no remote code.
+
+    Raises CheckpointError where it cannot be loaded or its vocabulary is not the manifest's.
+    """
+    chosen = DTYPES.get(dtype or manifest.dtype)
+    if chosen is None:
+        raise CheckpointError(
+            f"{folder}: dtype {dtype or manifest.dtype!r} cannot be served: choose one of {sorted(DTYPES)}"
+        )
+    model = TorchModel(load_weights(*weight_folders(folder, manifest), chosen).to(device))
+    if model.vocabulary != manifest.vocabulary:
+        raise CheckpointError(
+            f"{folder}: the model has {model.vocabulary} output rows, its manifest says {manifest.vocabulary}"
+        )
+    return model
+
+
+def _original_lengths(config: PreTrainedConfig, rope_type: str) -> list[int]:
+    """The lengths that models with this kind of rope were first trained for."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    layers = [parameters, *(entry for entry in parameters.values() if isinstance(entry, dict))]
+    found = [p for p in layers if p.get("rope_type") == rope_type]
+    lengths = [p.get("original_max_position_embeddings") or config.max_position_embeddings for p in found]
+    return [int(length) for length in lengths]
+
+
+def _unmasked(ids_BL: Tensor) -> dict[str, Tensor]:
+    """The mask hides nothing: padding comes after all that counts, where a causal model does not look.
+
+    A mask that hid it would leave padding beyond a sliding window without anything to attend to: NaN in some
+    implementations, which spreads to every token of its row.
+    """
+    return {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
+
+
+def _padded(sequences: Sequence[IdArray]) -> Tensor:
+    """Ids, [B, L], padded on the right."""
+    ids_BL = torch.zeros((len(sequences), max(len(ids) for ids in sequences)), dtype=torch.long)
+    for row, ids in enumerate(sequences):
+        ids_BL[row, : len(ids)] = torch.from_numpy(ids)
+    return ids_BL

@@ -1,0 +1,121 @@
+"""How much of a reward is rounding: the running configuration, and what lowers it, against float32.
+
+A reward is the difference of two log-probs that are nearly equal, so the rounding of short dtypes weighs more in it
+than in either of them.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from dense_reward.engines.torch.load import Loading, Report, Serving, load_pair, probe_trunks
+from dense_reward.engines.torch.pair import PairEngine
+from dense_reward.errors import CheckpointError
+from dense_reward.manifest import load_manifest
+from dense_reward.records import Branch, FloatArray, Trunk, Wants
+from dense_reward.reward import reward
+
+AS_SERVED = "as served"
+TIMED_RUNS = 3
+TIMED_SHAPE = (64, 8, 64)  # prompt tokens, responses, tokens of each
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """One configuration: rms(reward - float32 reward) / std(float32 reward), seconds of a batch, bytes of weights.
+
+    `refused` tells why there are none.
+    """
+
+    name: str
+    noise: float | None = None
+    seconds: float | None = None
+    weights_bytes: int | None = None
+    refused: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """What the others are held against: float32 rewards of the probe, [S] nats."""
+
+    trunks: tuple[Trunk, ...]
+    reward_S: FloatArray
+
+    @property
+    def std(self) -> float:
+        return float(np.std(self.reward_S))
+
+
+def exact_rewards(sft: Path, reference: Path, serving: Serving, report: Report) -> Exact:
+    """Both probes' sequences, scored in float32. Raises CheckpointError where a pair gives every token one reward."""
+    trunks = (*probe_trunks(load_manifest(sft)), *probe_trunks(load_manifest(reference)))
+    plain = replace(serving, dtype="float32", head_dtype=None, norm_dtype=None)
+    engine = load_pair(sft, reference, plain, Loading(report))[0]
+    exact = Exact(trunks, _rewards(engine, trunks))
+    if exact.std == 0:
+        raise CheckpointError("every token of the probe has the same reward: the two checkpoints are the same")
+    return exact
+
+
+def configurations(serving: Serving) -> dict[str, Serving]:
+    """As served, and what may lower the noise, one change at a time."""
+    changes: dict[str, dict[str, str]] = {
+        "float32 head": {"head_dtype": "float32"},
+        "float32 norms": {"norm_dtype": "float32"},
+        "float32 head and norms": {"head_dtype": "float32", "norm_dtype": "float32"},
+        "float16 weights": {"dtype": "float16"},
+        "float16 weights, float32 head": {"dtype": "float16", "head_dtype": "float32"},
+        "float32 weights": {"dtype": "float32"},
+    }
+    return {AS_SERVED: serving} | {name: replace(serving, **change) for name, change in changes.items()}  # type: ignore[arg-type]
+
+
+def measure(sft: Path, reference: Path, serving: Serving, exact: Exact, report: Report) -> Iterator[Noise]:
+    """The noise of each configuration and what it costs, one after another: never two pairs in memory at once.
+
+    Where the pair is served in float32 already, that one alone: nothing lowers its noise.
+    """
+    for name, configuration in configurations(serving).items():
+        try:
+            engine = load_pair(sft, reference, configuration, Loading(report))[0]
+        except (CheckpointError, RuntimeError) as error:
+            yield Noise(name, refused=str(error))
+            continue
+        difference_S = _rewards(engine, exact.trunks) - exact.reward_S
+        noise = float(np.sqrt(np.mean(difference_S.astype(np.float64) ** 2))) / exact.std
+        yield Noise(name, noise, _seconds(engine), engine.weights_bytes)
+        exactly = name == AS_SERVED and engine.info.dtype in {"float32", "float64"}
+        del engine
+        gc.collect()
+        if exactly:
+            return
+
+
+def _rewards(engine: PairEngine, trunks: Sequence[Trunk]) -> FloatArray:
+    scores = engine.score(trunks, Wants())
+    return np.concatenate([reward(of_branch) for of_trunk in scores for of_branch in of_trunk])
+
+
+def _seconds(engine: PairEngine) -> float:
+    """Median of a few batches of one shape with random ids."""
+    random = np.random.default_rng(0)
+    prompt, responses, length = TIMED_SHAPE
+    length = min(length, engine.info.max_length_tokens // 2)
+    prompt = min(prompt, engine.info.max_length_tokens - length)
+
+    def ids(count: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+        return random.integers(0, engine.info.vocabulary, count).astype(np.int32)
+
+    trunk = Trunk(ids(prompt), tuple(Branch(ids(length), np.ones(length, dtype=bool)) for _ in range(responses)))
+    engine.score([trunk], Wants())
+    seconds = []
+    for _ in range(TIMED_RUNS):
+        started = time.perf_counter()
+        engine.score([trunk], Wants())
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds)

@@ -1,0 +1,174 @@
+"""Which models may be computed packed: found out before anything is served, never assumed.
+
+First what the model says of itself, then an experiment on a twin: the same architecture with few layers, few words, a
+short window and large random weights, in float32, where every mistake shows as nats. The checks and the traps that made
+them (a mask made from positions, positions that start elsewhere, recurrent layers, attention that is never asked) pass
+for one response to a prompt; the twin is given several, longer than its window.
+"""
+
+from collections.abc import Sequence
+from copy import deepcopy
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from dense_reward.batching.packing import pack
+from dense_reward.engines.torch import attention
+from dense_reward.engines.torch.model import TorchModel, device_row
+from dense_reward.engines.torch.weights import plain_attention
+from dense_reward.records import Branch, IdArray, Trunk
+
+Logprobs = NDArray[np.float64]
+LAYER_TYPES = {"full_attention", "sliding_attention"}
+VOCABULARY = 512
+WIDTH = 128
+"""Of the feed-forward layers, which no check is about."""
+WINDOW_TOKENS = 8
+TOLERANCE_NATS = 2e-3
+"""Greatest difference that rounding makes on the twin; the mistakes that were seen make 0.08 and more."""
+KERNEL_TOLERANCE_NATS = 0.3
+"""Median, between a device in a short dtype and the CPU: rounding makes 0.12 at most, but moves a few
+tokens of a mixture of experts by nats."""
+
+
+def obstacle(model: PreTrainedModel, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> str | None:
+    """Why a model cannot be computed packed, or None. On another device its kernels are tried too, in their dtype."""
+    stated = _stated(model)
+    if stated is not None:
+        return stated
+    try:
+        twin = _twin(model.config)
+    except Exception as error:  # whatever a foreign configuration breaks: such a model is served padded
+        return f"no small twin of it can be made ({type(error).__name__}: {error})"
+    try:
+        here = TorchModel(twin)
+        found = _measured(here, _layers(model.config))
+        if found is not None or device == "cpu":  # whose kernels were tried just now
+            return found
+        return _kernels(here, TorchModel(_twin(model.config).to(device, dtype)))
+    except (attention.PackedAttentionError, RuntimeError, TypeError, ValueError) as error:
+        return " ".join(str(error).split())
+
+
+def _stated(model: PreTrainedModel) -> str | None:
+    config = model.config.get_text_config()
+    if not model._can_set_attn_implementation() or not model._supports_attention_backend:
+        return "its attention cannot be replaced"
+    if model._is_stateful:
+        return "it carries a state from token to token"
+    if getattr(config, "is_causal", True) is False or getattr(config, "is_encoder_decoder", False):
+        return "its attention is not causal"
+    others = sorted(set(getattr(config, "layer_types", None) or ()) - LAYER_TYPES)
+    return f"it has layers of type {', '.join(others)}" if others else None
+
+
+def _layers(config: PreTrainedConfig) -> int:
+    """As many layers as show each kind once, and at least two."""
+    text = config.get_text_config()
+    kinds = list(getattr(text, "layer_types", None) or ())
+    first = [kinds.index(kind) + 1 for kind in set(kinds)]
+    return int(min(text.num_hidden_layers, max([2, *first])))
+
+
+def _twin(config: PreTrainedConfig) -> PreTrainedModel:
+    small = deepcopy(config.get_text_config())
+    layers, whole = _layers(small), small.num_hidden_layers
+    for name, entry in vars(small).items():
+        if isinstance(entry, list) and len(entry) == whole:
+            setattr(small, name, entry[:layers])
+    small.num_hidden_layers = layers
+    small.vocab_size = min(small.vocab_size, VOCABULARY)
+    for name in ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"):
+        if isinstance(getattr(small, name, None), int):
+            setattr(small, name, min(getattr(small, name), WIDTH))
+    if getattr(small, "sliding_window", None):
+        small.sliding_window = WINDOW_TOKENS
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # some count positions from the padding's id on
+        entry = getattr(small, name, None)
+        if not isinstance(entry, int) or entry >= small.vocab_size:
+            setattr(small, name, None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        twin: PreTrainedModel = AutoModelForCausalLM.from_config(
+            small, dtype=torch.float32, attn_implementation=plain_attention(small)
+        )
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(std=2 * parameter.shape[-1] ** -0.5)
+    return twin
+
+
+def _trunks(vocabulary: int) -> list[Trunk]:
+    """Two prompts, several branches to each, some as long as each other, some of one token, most beyond the window."""
+    random = np.random.default_rng(0)
+
+    def ids(count: int) -> IdArray:
+        return random.integers(0, vocabulary, count).astype(np.int32)
+
+    lengths = ((11, (5, 19, 1, 19)), (3, (13, 2)))
+    return [Trunk(ids(p), tuple(Branch(ids(n), np.ones(n, dtype=bool)) for n in of)) for p, of in lengths]
+
+
+def _measured(model: TorchModel, layers: int) -> str | None:
+    trunks = _trunks(model.vocabulary)
+    plain = [
+        np.array(model.logprobs(trunk.prompt_P.tolist(), branch.ids_T.tolist()))
+        for trunk in trunks
+        for branch in trunk.branches
+    ]
+    packed, asked = _packed_logprobs(model, trunks)
+    if asked != set(range(layers)):
+        return f"only its layers {sorted(asked)} of {layers} ask for the attention that they were given"
+    difference = max(float(np.abs(a - b).max()) for a, b in zip(plain, packed, strict=True))
+    if not difference <= TOLERANCE_NATS:
+        return f"packed, its log-probs differ by {difference:.2g} nats"
+    leaked = _leak(model, trunks, packed)
+    return f"tokens of one response change another's log-probs by {leaked:.2g} nats" if leaked else None
+
+
+def _packed_logprobs(model: TorchModel, trunks: Sequence[Trunk]) -> tuple[list[Logprobs], set[int]]:
+    """Log-probs of every branch, as many in one row as may be, and the layers that asked for attention."""
+    borders = [] if model.long_tokens is None else [model.long_tokens]
+    found: dict[tuple[int, int], Logprobs] = {}
+    layers: set[int] = set()
+    for packed in pack(trunks, max_tokens=1 << 20, borders=borders):
+        row = device_row(packed, model.device)
+        with torch.inference_mode():
+            logits_RV = model.head.logits(model.packed_rows(row), slice(0, model.vocabulary)).double()
+        logprobs_SV = torch.log_softmax(logits_RV, dim=1).cpu().numpy()[packed.row_S]
+        layers |= row.plan.layers
+        at = 0
+        for leaf in packed.leaves:
+            ids_T = leaf.source.ids_T
+            found[leaf.trunk, leaf.branch] = logprobs_SV[np.arange(at, at + len(ids_T)), ids_T]
+            at += len(ids_T)
+    return [found[t, b] for t, trunk in enumerate(trunks) for b in range(len(trunk.branches))], layers
+
+
+def _leak(model: TorchModel, trunks: Sequence[Trunk], before: Sequence[Logprobs]) -> float:
+    """By how much the row's first branch, or its last, moves when all other branches change; 0 for rounding."""
+    moved = 0.0
+    for kept, place in (((0, 0), 0), ((1, 0), len(trunks[0].branches))):
+        changed = [
+            Trunk(trunk.prompt_P, tuple(b if (t, i) == kept else _changed(b, model.vocabulary) for i, b in branches))
+            for t, trunk in enumerate(trunks)
+            for branches in [list(enumerate(trunk.branches))]
+        ]
+        after, _ = _packed_logprobs(model, changed)
+        moved = max(moved, float(np.abs(after[place] - before[place]).max()))
+    return moved if not moved <= TOLERANCE_NATS else 0.0
+
+
+def _changed(branch: Branch, vocabulary: int) -> Branch:
+    return Branch((branch.ids_T + 1) % vocabulary, branch.scored_T)
+
+
+def _kernels(here: TorchModel, there: TorchModel) -> str | None:
+    """Whether the kernels of a twin's device give what is computed on the CPU, where it was found to be right."""
+    trunks = _trunks(here.vocabulary)
+    written, found = (np.concatenate(_packed_logprobs(model, trunks)[0]) for model in (here, there))
+    off = float(np.median(np.abs(found - written)))
+    return None if off <= KERNEL_TOLERANCE_NATS else f"the kernels of {there.device} are off by {off:.2g} nats (median)"

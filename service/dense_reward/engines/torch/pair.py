@@ -1,0 +1,256 @@
+"""Both checkpoints together: trunks -> forwards of both models -> scores of every branch."""
+
+from collections.abc import Callable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dense_reward.batching.packing import Index, Leaf, Packed, computed_tokens, leaves, pack
+from dense_reward.batching.padding import padded_batches
+from dense_reward.engines.torch.logprobs import Named, ScoredRows, Side, score_pairs
+from dense_reward.engines.torch.model import TorchModel, device_row
+from dense_reward.errors import EngineLostError, OutOfMemoryError
+from dense_reward.records import (
+    Branch,
+    Cost,
+    Engine,
+    EngineInfo,
+    FloatArray,
+    IdArray,
+    Scores,
+    TokenScores,
+    Trunk,
+    Wants,
+    Work,
+)
+
+QUANTITIES = frozenset({"kl", "centred", "entropy", "candidate_reward", "alternatives"})
+# torch's own class for it covers what its allocator of a GPU's memory refuses, and nothing else.
+OUT_OF_MEMORY = ("DefaultCPUAllocator: ", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+DEVICE_LOST = ("CUDA error", "device-side assert")  # after one of these every later call fails too
+
+
+CANDIDATES_PER_TOKEN = 512
+"""Candidates that count like one computed token more: they cost memory, not time."""
+Result = TypeVar("Result")
+Array = TypeVar("Array", FloatArray, IdArray)
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """The way in which a pair is computed. `alone`: no sequence shares a forward with another."""
+
+    max_batch_tokens: int
+    packed: bool = True
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one forward of each model computes: `rows` gives a model's R rows, `row_S` that of each scored token."""
+
+    rows: Callable[[TorchModel], Tensor]
+    leaves: tuple[Leaf, ...]
+    row_S: Index
+
+
+class PairEngine:
+    """Two models of one vocabulary, each on its device; the output layers of both work on that of the sft model."""
+
+    def __init__(self, sft: TorchModel, reference: TorchModel, info: EngineInfo, how: How) -> None:
+        self._sft = sft
+        self._reference = reference
+        self._info = info
+        self._how = how
+        self._borders = frozenset(n for n in (sft.long_tokens, reference.long_tokens) if n is not None)
+
+    @property
+    def info(self) -> EngineInfo:
+        return self._info
+
+    @property
+    def models(self) -> tuple[TorchModel, TorchModel]:
+        """sft and reference; another pair may have the same."""
+        return self._sft, self._reference
+
+    @property
+    def weights_bytes(self) -> int:
+        return sum(model.weights_bytes for model in {*self.models})
+
+    def cost(self, trunk: Trunk) -> Cost:
+        """Packed, the prompt is computed once; else, and where each sequence is alone, for each of its branches."""
+        prompt_tokens = len(trunk.prompt_P)
+        scored = [bool(branch.scored_T.any()) for branch in trunk.branches]
+        own = [
+            computed_tokens(prompt_tokens, branch, self._borders) + _candidates(branch) // CANDIDATES_PER_TOKEN
+            for branch in trunk.branches
+        ]
+        if self._how.packed and not self._how.alone:
+            return Cost(prompt_tokens if any(scored) else 0, tuple(own))
+        return Cost(0, tuple(prompt_tokens + tokens if s else 0 for s, tokens in zip(scored, own, strict=True)))
+
+    def score(self, trunks: Sequence[Trunk], wants: Wants) -> Scores:
+        """`prepare` and its work at once."""
+        return self.prepare(trunks, wants)()
+
+    def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
+        work = self.prepare_shared([self], trunks, wants)
+        return lambda: work()[0]
+
+    def shares_with(self, other: Engine) -> bool:
+        """A model in common, and nothing that would make the two compute it differently."""
+        return (
+            isinstance(other, PairEngine)
+            and not {*self.models}.isdisjoint(other.models)
+            and (self._how, self._borders, self._sft.device) == (other._how, other._borders, other._sft.device)
+        )
+
+    def prepare_shared(
+        self, engines: Sequence[Engine], trunks: Sequence[Trunk], wants: Wants
+    ) -> Callable[[], list[Scores]]:
+        pairs = [engine for engine in engines if isinstance(engine, PairEngine)]
+        if len(pairs) < len(engines):
+            raise TypeError("a pair shares its models with pairs alone")
+        together = _Together(pairs, wants)
+        batches: list[Batch] = _on_device(lambda: list(self._batches(trunks, together.devices)))
+        return partial(_on_device, partial(together.score, trunks, batches))
+
+    def _batches(self, trunks: Sequence[Trunk], devices: Set[torch.device]) -> Iterator[Batch]:
+        how = self._how
+        if how.packed:
+            for packed in pack(trunks, max_tokens=how.max_batch_tokens, borders=self._borders, alone=how.alone):
+                yield Batch(_packed_rows(packed, devices), packed.leaves, packed.row_S)
+            return
+        max_tokens = 1 if how.alone else how.max_batch_tokens
+        for padded in padded_batches(leaves(trunks, self._borders), max_tokens=max_tokens, borders=self._borders):
+            rows = partial(TorchModel.padded_rows, sequences=padded.ids, positions=padded.positions)
+            yield Batch(rows, padded.leaves, padded.row_S)
+
+
+class _Together:
+    """Pairs with models in common: each model runs once on a batch; the output layers meet on the first's device."""
+
+    def __init__(self, pairs: Sequence[PairEngine], wants: Wants) -> None:
+        self._wants = wants
+        self._models = list(dict.fromkeys(model for pair in pairs for model in pair.models))
+        at = self._models.index
+        self._pairs = [(at(sft), at(reference)) for sft, reference in (pair.models for pair in pairs)]
+
+    @property
+    def devices(self) -> Set[torch.device]:
+        return {model.device for model in self._models}
+
+    def score(self, trunks: Sequence[Trunk], batches: Sequence[Batch]) -> list[Scores]:
+        found = [
+            [[_nothing(branch.candidates_SK, self._wants) for branch in trunk.branches] for trunk in trunks]
+            for _ in self._pairs
+        ]
+        for batch in batches:
+            for results, scored in zip(found, self._score_batch(batch), strict=True):
+                for leaf, scores in zip(batch.leaves, _per_leaf(scored, batch), strict=True):
+                    results[leaf.trunk][leaf.branch] = scores
+        return found
+
+    @torch.inference_mode()
+    def _score_batch(self, batch: Batch) -> list[ScoredRows]:
+        device = self._models[0].device
+        sides = [Side(batch.rows(model).to(device), model.head) for model in self._models]
+        return score_pairs(sides, self._pairs, _named(batch), self._wants)
+
+
+def _packed_rows(packed: Packed, devices: Set[torch.device]) -> Callable[[TorchModel], Tensor]:
+    there = {device: device_row(packed, device) for device in devices}
+    return lambda model: model.packed_rows(there[model.device])
+
+
+def _candidates(branch: Branch) -> int:
+    return 0 if branch.candidates_SK is None else branch.candidates_SK.size
+
+
+def _named(batch: Batch) -> Named:
+    """The words whose log-probs are wanted: all targets, one sequence's after another's, then all candidates."""
+    targets = [leaf.source.ids_T[leaf.scored_S] for leaf in batch.leaves]
+    candidates = [leaf.source.candidates_SK for leaf in batch.leaves]
+    rows_of = np.split(batch.row_S, np.cumsum([len(ids) for ids in targets])[:-1])
+    named = [(ids_SK, rows) for ids_SK, rows in zip(candidates, rows_of, strict=True) if ids_SK is not None]
+    return Named(
+        np.concatenate([batch.row_S, *(np.repeat(rows, ids_SK.shape[1]) for ids_SK, rows in named)]),
+        np.concatenate([*targets, *(ids_SK.ravel() for ids_SK, _ in named)]),
+    )
+
+
+def _per_leaf(scored: ScoredRows, batch: Batch) -> Iterator[TokenScores]:
+    """Cut the rows of a batch at its sequences; float32 and int32 on the host, copied from the device once."""
+    sft_J, reference_J = _floats(scored.sft_logprob_J), _floats(scored.reference_logprob_J)
+    kl, entropy = map(_floats_or_none, (scored.kl_R, scored.entropy_R))
+    top_sft, top_reference = map(_floats_or_none, (scored.top_sft_logprob_RK, scored.top_reference_logprob_RK))
+    top_ids: IdArray | None = None if scored.top_ids_RK is None else scored.top_ids_RK.int().cpu().numpy()
+    at, candidate_at = 0, len(batch.row_S)
+    for leaf in batch.leaves:
+        part, candidates_SK = slice(at, at + len(leaf.scored_S)), leaf.source.candidates_SK
+        rows, at = batch.row_S[part], part.stop
+        rewards_SK = candidate_sft_SK = None
+        if candidates_SK is not None and candidates_SK.shape[1]:
+            named = slice(candidate_at, candidate_at + candidates_SK.size)
+            candidate_at = named.stop
+            candidate_sft_SK = sft_J[named].reshape(candidates_SK.shape)
+            rewards_SK = candidate_sft_SK - reference_J[named].reshape(candidates_SK.shape)
+        yield TokenScores(
+            sft_J[part],
+            reference_J[part],
+            kl_S=_taken(kl, rows),
+            entropy_S=_taken(entropy, rows),
+            candidate_reward_SK=rewards_SK,
+            candidate_sft_logprob_SK=candidate_sft_SK,
+            top_ids_SK=_taken(top_ids, rows),
+            top_sft_logprob_SK=_taken(top_sft, rows),
+            top_reference_logprob_SK=_taken(top_reference, rows),
+        )
+
+
+def _nothing(candidates_SK: IdArray | None, wants: Wants) -> TokenScores:
+    """The scores of a branch without a scored token: empty, in the shapes that were asked for."""
+    row, k = np.empty(0, dtype=np.float32), wants.top_k
+    width = 0 if candidates_SK is None else candidates_SK.shape[1]
+    return TokenScores(
+        row,
+        row,
+        kl_S=row if wants.kl else None,
+        entropy_S=row if wants.entropy else None,
+        candidate_reward_SK=row.reshape(0, width) if width else None,
+        candidate_sft_logprob_SK=row.reshape(0, width) if width else None,
+        top_ids_SK=np.empty((0, k), dtype=np.int32) if k else None,
+        top_sft_logprob_SK=row.reshape(0, k) if k else None,
+        top_reference_logprob_SK=row.reshape(0, k) if k else None,
+    )
+
+
+def _on_device(call: Callable[[], Result]) -> Result:
+    """Calls what uses a device, and names its failures: OutOfMemoryError, EngineLostError."""
+    try:
+        return call()
+    except RuntimeError as error:
+        reason = str(error)
+        if not isinstance(error, torch.OutOfMemoryError) and not any(mark in reason for mark in OUT_OF_MEMORY):
+            if isinstance(error, torch.AcceleratorError) or any(mark in reason for mark in DEVICE_LOST):
+                raise EngineLostError(reason) from error
+            raise
+    # Not from within `except`: the traceback there keeps every tensor of the batch alive.
+    raise OutOfMemoryError(reason)
+
+
+def _floats(values: Tensor) -> FloatArray:
+    floats: FloatArray = values.float().cpu().numpy()
+    return floats
+
+
+def _floats_or_none(values: Tensor | None) -> FloatArray | None:
+    return None if values is None else _floats(values)
+
+
+def _taken(values: Array | None, rows: Index) -> Array | None:
+    return None if values is None else values[rows]

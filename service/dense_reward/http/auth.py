@@ -1,0 +1,93 @@
+"""The guard of the routes: without a key, only what tells nothing is answered. Knows paths, no logic of theirs."""
+
+import base64
+from collections.abc import Mapping
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from dense_reward.errors import RequestError, refuse
+from dense_reward.http.bodies import error_response
+from dense_reward.http.keys import Caller, Keys
+
+OPEN_PATHS = frozenset({"/", "/health", "/ready"})
+OPEN_FOLDERS = ("/web/",)
+METRICS = "/metrics"
+ADMIN = "/admin"
+
+
+class Auth:
+    """Lets requests with a sufficient key through. `keys` None: everybody may do everything but /admin."""
+
+    def __init__(self, app: ASGIApp, keys: Keys | None, *, open_metrics: bool) -> None:
+        self._app = app
+        self._keys = keys
+        self._open = OPEN_PATHS | ({METRICS} if open_metrics else set())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or self._is_open(scope["path"]):
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        try:
+            if self._keys is None:
+                raise refuse("forbidden", "routes of /admin need --api-keys-file, and a key with that right")
+            caller = _known(self._keys, headers)
+            _check_right(caller, scope["path"])
+            scope.setdefault("state", {})["caller"] = caller.name
+            with caller.admitted(self._keys.now_s):
+                await self._app(scope, receive, send)
+        except RequestError as error:
+            response = error_response(error, scope["state"]["request_id"])
+            if error.status == 401:
+                response.headers.update({"WWW-Authenticate": _challenge(headers)})
+            await response(scope, receive, send)
+
+    def _is_open(self, path: str) -> bool:
+        if self._keys is None:
+            return not _is_admin(path)
+        return path in self._open or path.startswith(OPEN_FOLDERS)
+
+
+def _known(keys: Keys, headers: Mapping[str, str]) -> Caller:
+    given = _key(headers.get("authorization", ""))
+    if given is None:
+        raise refuse("unauthorized", "this needs a key: send the header 'Authorization: Bearer KEY'")
+    caller = keys.caller(given)
+    if caller is None:
+        raise refuse("unauthorized", "this key is unknown here")
+    return caller
+
+
+def _key(authorization: str) -> str | None:
+    """The key of a header: the token of Bearer, or the password of Basic, as in http://name:KEY@host."""
+    scheme, _, rest = authorization.partition(" ")
+    match scheme.lower():
+        case "bearer":
+            return rest.strip() or None
+        case "basic":
+            try:
+                return base64.b64decode(rest, validate=True).decode().partition(":")[2] or None
+            except ValueError:  # not base64, not ASCII, not UTF-8
+                return None
+    return None
+
+
+def _check_right(caller: Caller, path: str) -> None:
+    """Routes of /admin need the right to them; all others are for scoring, and their metrics for everybody known."""
+    if path == METRICS:
+        return
+    needed = "admin" if _is_admin(path) else "score"
+    if needed not in caller.rights:
+        raise refuse("forbidden", f"key {caller.name} has no right to {needed} (rights of its entry)")
+
+
+def _is_admin(path: str) -> bool:
+    return path == ADMIN or path.startswith(f"{ADMIN}/")
+
+
+def _challenge(headers: Mapping[str, str]) -> str:
+    """Browsers that open a page ask for a name and a password, the page's own requests must not make them do so."""
+    if "text/html" in headers.get("accept", ""):
+        return 'Basic realm="dense-reward: any name, and a key as password"'
+    return 'Bearer realm="dense-reward"'

@@ -1,0 +1,109 @@
+"""Around every request: an id, safe headers, an answer even where the code breaks, and word of it to log and metrics.
+
+Knows no routes.
+"""
+
+import asyncio
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+
+from fastapi import Response
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dense_reward.errors import RETRY_UNAVAILABLE_S, refuse
+from dense_reward.http.bodies import error_response
+from dense_reward.telemetry.logs import REQUEST_ID
+from dense_reward.telemetry.metrics import Metrics
+from dense_reward.telemetry.tracing import NANOSECONDS, Answered, Tracing
+
+REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+STATUS_NOBODY_LISTENED = 499  # for the metrics: the caller hung up before its answer
+SAFE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+"""What browsers are told with every answer that says nothing else."""
+log = logging.getLogger("dense_reward")
+
+
+QUIET = frozenset({"/health", "/ready", "/metrics"})
+"""Asked all the time: logged at debug alone."""
+
+
+class Identify:
+    """Gives every request an id, its caller's own where that is sane; tells of its answer; lets no exception out."""
+
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None, is_draining: Callable[[], bool]
+    ) -> None:
+        self._app = app
+        self._is_draining = is_draining
+        self._metrics = metrics
+        self._tracing = tracing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if REQUEST_ID_PATTERN.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        started_ns, status = time.time_ns(), STATUS_NOBODY_LISTENED
+        before, told = time.perf_counter(), REQUEST_ID.set(request_id)
+
+        async def send_named(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                if self._is_draining():
+                    headers["Connection"] = "close"
+                for name, value in SAFE_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_named)
+        except ClientDisconnect:
+            pass
+        except (Exception, asyncio.CancelledError) as error:
+            if status != STATUS_NOBODY_LISTENED:
+                raise
+            await _failure(error, request_id)(scope, receive, send_named)
+        finally:
+            self._tell(scope, status, started_ns, time.perf_counter() - before)
+            REQUEST_ID.reset(told)
+
+    def _tell(self, scope: Scope, status: int, started_ns: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", "unknown")
+        self._metrics.request(route, status, seconds)
+        level = logging.DEBUG if route in QUIET else logging.INFO
+        known = {"method": scope["method"], "path": scope["path"], "route": route, "status": status}
+        known |= {"seconds": round(seconds, 6), "caller": scope["state"].get("caller")}
+        log.log(level, "%s %s %s in %.3f s", scope["method"], scope["path"], status, seconds, extra=known)
+        if self._tracing is not None:
+            ended_ns = started_ns + int(seconds * NANOSECONDS)
+            stages_s = scope["state"].get("stages_s", {})
+            request_id, headers = scope["state"]["request_id"], Headers(scope=scope)
+            self._tracing.add(
+                Answered(scope["method"], route, status, request_id, headers, started_ns, ended_ns, stages_s)
+            )
+
+
+def _failure(error: BaseException, request_id: str) -> Response:
+    """What a caller gets instead of an answer. The server cancels requests that outlast --drain-s."""
+    if isinstance(error, asyncio.CancelledError):
+        refusal = refuse("draining", "the service stops and cannot finish this", retry_after_s=RETRY_UNAVAILABLE_S)
+    else:
+        log.error("a request failed", exc_info=error)
+        refusal = refuse("internal", "something broke here; the log has it under this id")
+    return error_response(refusal, request_id)

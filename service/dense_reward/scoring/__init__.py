@@ -1,0 +1,1 @@
+"""One request scored: its items checked, computed, and written as rows."""

@@ -1,0 +1,206 @@
+"""One item of a request -> one trunk for the engine. Pure; every refusal of an item's content is made here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from pydantic import JsonValue
+
+from dense_reward.errors import refuse
+from dense_reward.records import Branch, IdArray, Trunk
+from dense_reward.schemas import Item, Options
+from dense_reward.text.encode import Encoded, EncodedResponse, Encoder, as_ids
+
+MAX_TURNS = 256
+"""Scored turns of one chat: a chat is rendered anew for each, so the work grows with their square."""
+
+MAX_CANDIDATES = 1024
+"""Candidate ids at one token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    vocabulary: int
+    max_length_tokens: int
+    max_responses: int
+    max_json_depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedItem:
+    """An item ready to be computed; `from_text` tells whether its caller sent text, and so wants text back."""
+
+    trunk: Trunk
+    responses: tuple[EncodedResponse, ...]
+    segments: tuple[tuple[tuple[int, int], ...], ...] | None
+    from_text: bool
+
+
+def prepare(item: Item, options: Options, encoder: Encoder, limits: Limits) -> PreparedItem:
+    """Encode and check an item. Raises RequestError naming the field, the limit and the cure."""
+    _check_responses(item, limits)
+    _check_depth(item, limits.max_json_depth)
+    encoded = encode_item(item, options, replace(encoder, max_tokens=limits.max_length_tokens), limits.vocabulary)
+    _check_known(encoded, limits.vocabulary)
+    _check_size(encoded, limits)
+    scored = [int(response.scored_T.sum()) for response in encoded.responses]
+    candidates = _candidates(item, scored, limits.vocabulary)
+    branches = tuple(
+        Branch(response.ids_T, response.scored_T, candidates_SK)
+        for response, candidates_SK in zip(encoded.responses, candidates, strict=True)
+    )
+    segments = _segments(item, scored)
+    return PreparedItem(
+        Trunk(encoded.prompt_P, branches), encoded.responses, segments, item.form not in {"ids", "stream"}
+    )
+
+
+def encode_item(item: Item, options: Options, encoder: Encoder, vocabulary: int) -> Encoded:
+    """The ids of an item, by its form."""
+    raw = options.render == "raw"
+    if options.render == "chat" and encoder.renderer != "chat":
+        message = f"this checkpoint was trained with the {encoder.renderer} renderer: leave render out, or send it raw"
+        raise refuse("invalid_request", message, param="render")
+    match item.form:
+        case "ids":
+            _refuse_add_eos(options)
+            return _exact_ids(item.prompt_ids or [], item.response_ids or [], vocabulary)
+        case "stream":
+            _refuse_add_eos(options)
+            return _stream(item.token_ids or [], item.score_mask or [], vocabulary)
+        case "text":
+            return encoder.text(item.text or "", add_eos=bool(options.add_eos), raw=raw)
+        case "prompt":
+            texts = item.responses if item.responses is not None else [item.response or ""]
+            prompt_P = encoder.prompt(item.prompt or "", raw=raw)
+            add_eos = options.add_eos is not False
+            return Encoded(prompt_P, tuple(encoder.response(text, add_eos=add_eos, raw=raw) for text in texts))
+        case _:
+            if raw:
+                raise refuse("invalid_request", "messages are rendered: render raw is for text", param="render")
+            return _chat(item, encoder, add_eos=options.add_eos is not False)
+
+
+def _chat(item: Item, encoder: Encoder, *, add_eos: bool) -> Encoded:
+    messages = item.messages or []
+    every_turn = item.score == "all_assistant"
+    turns = sum(message.role == "assistant" for message in messages)
+    if every_turn and turns > MAX_TURNS:
+        message = f"all_assistant scores at most {MAX_TURNS} turns of a chat, this one has {turns}: send ids"
+        raise refuse("too_long", message, param="messages")
+    return encoder.conversation(
+        [message.model_dump(exclude_none=True) for message in messages],
+        add_eos=add_eos,
+        every_turn=every_turn,
+        tools=item.tools,
+        template_kwargs=item.template_kwargs,
+    )
+
+
+def _exact_ids(prompt_ids: Sequence[int], response_ids: Sequence[Sequence[int]], vocabulary: int) -> Encoded:
+    if not prompt_ids:
+        raise refuse("empty_prompt", "prompt_ids is empty: give at least one id, such as BOS", param="prompt_ids")
+    responses = []
+    for index, ids in enumerate(response_ids):
+        ids_T = as_ids(ids, vocabulary, f"response_ids[{index}]")
+        responses.append(EncodedResponse(ids_T, np.ones(len(ids_T), dtype=bool)))
+    return Encoded(as_ids(prompt_ids, vocabulary, "prompt_ids"), tuple(responses))
+
+
+def _stream(token_ids: Sequence[int], score_mask: Sequence[int], vocabulary: int) -> Encoded:
+    """The tokens before the first scored one are the prompt."""
+    if not token_ids:
+        raise refuse("empty_prompt", "token_ids is empty: give at least one id", param="token_ids")
+    mask = np.array(score_mask, dtype=bool)
+    if mask[0]:
+        raise refuse(
+            "empty_prompt",
+            "the first token has nothing before it and cannot be scored: mask it out",
+            param="score_mask",
+        )
+    ids = as_ids(token_ids, vocabulary, "token_ids")
+    first = int(mask.argmax()) if mask.any() else len(ids)
+    return Encoded(ids[:first], (EncodedResponse(ids[first:], mask[first:]),))
+
+
+def _check_known(encoded: Encoded, vocabulary: int) -> None:
+    """A tokenizer may have got tokens that its model never got rows for."""
+    for ids in (encoded.prompt_P, *(response.ids_T for response in encoded.responses)):
+        if ids.max(initial=0) >= vocabulary:
+            message = f"the text has token id {ids.max()}, which the model does not know: its ids are [0, {vocabulary})"
+            raise refuse("unknown_token_id", f"{message}")
+
+
+def _check_responses(item: Item, limits: Limits) -> None:
+    count = len(item.responses or item.response_ids or ())
+    if count > limits.max_responses:
+        message = f"{count} responses to one prompt; the limit is {limits.max_responses}"
+        raise refuse("too_long", f"{message} (--max-responses): send them in parts", param="responses")
+
+
+def _check_depth(item: Item, max_depth: int) -> None:
+    """What a template gets to see is walked recursively, here and in there."""
+    calls = [("messages", message.tool_calls) for message in item.messages or ()]
+    for param, value in (("tools", item.tools), ("template_kwargs", item.template_kwargs), *calls):
+        if _is_deeper(value, max_depth):
+            message = f"{param} is nested more than {max_depth} deep (--max-json-depth)"
+            raise refuse("too_long", message, param=param)
+
+
+def _is_deeper(value: JsonValue, depth: int) -> bool:
+    if isinstance(value, dict):
+        return depth == 0 or any(_is_deeper(entry, depth - 1) for entry in value.values())
+    if isinstance(value, list):
+        return depth == 0 or any(_is_deeper(entry, depth - 1) for entry in value)
+    return False
+
+
+def _check_size(encoded: Encoded, limits: Limits) -> None:
+    for index, response in enumerate(encoded.responses):
+        length = len(encoded.prompt_P) + len(response.ids_T)
+        if length > limits.max_length_tokens:
+            message = f"prompt and response {index} have {length} tokens; the limit is {limits.max_length_tokens}"
+            raise refuse("too_long", f"{message}: shorten them, nothing is truncated here", param="response")
+
+
+def _candidates(item: Item, scored: Sequence[int], vocabulary: int) -> list[IdArray | None]:
+    """[S, K] ids for each response, or None."""
+    if item.candidate_ids is None:
+        return [None] * len(scored)
+    _check_count(len(item.candidate_ids), len(scored), "candidate_ids")
+    result: list[IdArray | None] = []
+    for index, (rows, count) in enumerate(zip(item.candidate_ids, scored, strict=True)):
+        widths = {len(row) for row in rows}
+        if len(rows) != count or len(widths) > 1:
+            message = f"candidate_ids[{index}] must be [{count}][K] with one K, it has {len(rows)} rows"
+            raise refuse("wrong_shape", f"{message} of lengths {sorted(widths)}", param="candidate_ids")
+        width = widths.pop() if widths else 0
+        if width > MAX_CANDIDATES:
+            message = f"candidate_ids[{index}] names {width} ids at each token; the limit is {MAX_CANDIDATES}"
+            raise refuse("too_long", f"{message}: send them in parts", param="candidate_ids")
+        flat = as_ids([token for row in rows for token in row], vocabulary, f"candidate_ids[{index}]")
+        result.append(flat.reshape(count, width) if width else None)
+    return result
+
+
+def _segments(item: Item, scored: Sequence[int]) -> tuple[tuple[tuple[int, int], ...], ...] | None:
+    if item.segments is None:
+        return None
+    _check_count(len(item.segments), len(scored), "segments")
+    for spans, count in zip(item.segments, scored, strict=True):
+        for start, end in spans:
+            if not 0 <= start <= end <= count:
+                message = f"segment [{start}, {end}) is not inside the {count} scored tokens of its response"
+                raise refuse("wrong_shape", message, param="segments")
+    return tuple(tuple((start, end) for start, end in spans) for spans in item.segments)
+
+
+def _check_count(given: int, responses: int, param: str) -> None:
+    if given != responses:
+        raise refuse("wrong_shape", f"{param} has {given} entries for {responses} responses", param=param)
+
+
+def _refuse_add_eos(options: Options) -> None:
+    if options.add_eos is not None:
+        message = "add_eos is refused with ids: they are taken verbatim, append the id yourself"
+        raise refuse("invalid_request", message, param="add_eos")

@@ -1,0 +1,149 @@
+"""Scores -> the rows of an answer: which arrays, summaries and pieces of text a caller gets. Pure."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dense_reward import reward
+from dense_reward.errors import refuse
+from dense_reward.records import FloatArray, IdArray, TokenScores, Wants
+from dense_reward.schemas import ScoreRequest
+from dense_reward.scoring.items import PreparedItem
+from dense_reward.text.encode import EncodedResponse, Tokenizer
+from dense_reward.text.offsets import Span
+
+Value = FloatArray | IdArray | list[str] | list[list[dict[str, int | float | str]]] | str | float | None
+Row = dict[str, Value | int]
+
+
+def wants(request: ScoreRequest) -> Wants:
+    """What the engine must compute for this request."""
+    included = set(request.include or ())
+    return Wants(
+        kl=bool({"kl", "centred"} & included) or request.signal == "centred",
+        entropy="entropy" in included,
+        top_k=request.top_k,
+    )
+
+
+def included_arrays(request: ScoreRequest, *, from_text: bool) -> frozenset[str]:
+    """The arrays of an answer: those asked for, else ids, reward and signal, with text where text was sent."""
+    if request.include is not None:
+        return frozenset(request.include)
+    arrays = {"token_ids", "reward", request.signal}
+    return frozenset(arrays | {"tokens", "offsets"} if from_text else arrays)
+
+
+@dataclass(frozen=True, slots=True)
+class Describer:
+    """Makes the rows of one request."""
+
+    request: ScoreRequest
+    tokenizer: Tokenizer
+
+    def rows(self, index: int, item: PreparedItem, scores: Sequence[TokenScores]) -> list[Row]:
+        """One row per response. Raises RequestError(non_finite) rather than let a NaN out."""
+        arrays = included_arrays(self.request, from_text=item.from_text)
+        return [
+            {"item": index, "response": g}
+            | self._row(response, score, arrays, None if item.segments is None else item.segments[g])
+            for g, (response, score) in enumerate(zip(item.responses, scores, strict=True))
+        ]
+
+    def _row(
+        self,
+        response: EncodedResponse,
+        score: TokenScores,
+        arrays: frozenset[str],
+        segments: Sequence[Span] | None,
+    ) -> Row:
+        _check_finite(score)
+        values_S = reward.signal(self.request.signal, score)
+        summary = reward.summarise(values_S)
+        ids_S = response.ids_T[response.scored_T]
+        made = self._arrays(score, values_S, ids_S, arrays)
+        row: Row = {name: self._transport(array) for name, array in made.items()}
+        row |= self._text(response, ids_S, arrays)
+        if score.candidate_reward_SK is not None:
+            row["candidate_reward"] = self._transport(score.candidate_reward_SK)
+        if score.candidate_sft_logprob_SK is not None and "candidate_sft_logprob" in arrays:
+            row["candidate_sft_logprob"] = self._transport(score.candidate_sft_logprob_SK)
+        if segments is not None:
+            row["segments"] = self._transport(reward.segment_sums(values_S, segments))
+        if score.top_ids_SK is not None:
+            row["alternatives"] = self._alternatives(score)
+        return row | {"sum": summary.sum, "mean": summary.mean, "min": summary.min, "length": len(ids_S)}
+
+    def _arrays(
+        self, score: TokenScores, values_S: FloatArray, ids_S: IdArray, arrays: frozenset[str]
+    ) -> dict[str, FloatArray | IdArray]:
+        computed: dict[str, FloatArray | IdArray | None] = {
+            "token_ids": ids_S,
+            "reward": reward.reward(score),
+            "sft_logprob": score.sft_logprob_S,
+            "reference_logprob": score.reference_logprob_S,
+            "kl": score.kl_S,
+            "entropy": score.entropy_S,
+        }
+        if "centred" in arrays:
+            computed["centred"] = reward.centred(score)
+        if "return_to_go" in arrays:
+            computed["return_to_go"] = reward.return_to_go(values_S, self.request.gamma)
+        chosen = {name: array for name, array in computed.items() if name in arrays}
+        given = {name: array for name, array in chosen.items() if array is not None}
+        if len(given) < len(chosen):
+            raise ValueError(f"{sorted(chosen.keys() - given.keys())} need to be asked of the engine: see wants")
+        return given
+
+    def _text(self, response: EncodedResponse, ids_S: IdArray, arrays: frozenset[str]) -> Row:
+        row: Row = {}
+        if not arrays & {"tokens", "offsets", "text"}:
+            return row
+        text, spans = response.text, response.spans_S
+        if text is None or spans is None:
+            text, spans = self.tokenizer.text_and_spans(ids_S.tolist())
+        if "tokens" in arrays:
+            row["tokens"] = self.tokenizer.pieces(ids_S.tolist())
+        if "offsets" in arrays:
+            row["offsets"] = self._transport(np.array(spans, dtype=np.int32).reshape(-1, 2))
+        if "text" in arrays:
+            row["text"] = text
+        return row
+
+    def _alternatives(self, score: TokenScores) -> list[list[dict[str, int | float | str]]]:
+        """Per token the likeliest ids under the SFT model, with their text, log-prob and reward."""
+        if score.top_ids_SK is None or score.top_sft_logprob_SK is None or score.top_reference_logprob_SK is None:
+            return []
+        rewards_SK = score.top_sft_logprob_SK - score.top_reference_logprob_SK
+        return [
+            [
+                {"id": i, "token": token, "sft_logprob": logprob, "reward": value}
+                for i, token, logprob, value in zip(ids, self.tokenizer.pieces(ids), logprobs, values, strict=True)
+            ]
+            for ids, logprobs, values in zip(
+                score.top_ids_SK.tolist(), score.top_sft_logprob_SK.tolist(), rewards_SK.tolist(), strict=True
+            )
+        ]
+
+    def _transport(self, array: FloatArray | IdArray) -> Value:
+        if self.request.encoding_format == "float":
+            return array if array.flags.c_contiguous else array.copy()
+        return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()
+
+
+def _check_finite(score: TokenScores) -> None:
+    arrays = (
+        score.sft_logprob_S,
+        score.reference_logprob_S,
+        score.kl_S,
+        score.entropy_S,
+        score.candidate_reward_SK,
+        score.candidate_sft_logprob_SK,
+        score.top_sft_logprob_SK,
+        score.top_reference_logprob_SK,
+    )
+    if not reward.all_finite(arrays):
+        message = "a model gave a log-prob that is not finite: serve the checkpoint with --dtype float32 or bfloat16"
+        raise refuse("non_finite", message)

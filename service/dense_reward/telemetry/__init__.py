@@ -1,0 +1,1 @@
+"""What operators see: metrics, logs, traces, and the memory of the process."""

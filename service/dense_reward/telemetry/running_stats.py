@@ -1,0 +1,50 @@
+"""Count, mean and spread of numbers that come in parts, the latest of which may weigh most. Pure numpy."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from dense_reward.records import FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Sums over numbers, and how many of them are below 0."""
+
+    count: float = 0.0
+    total: float = 0.0
+    squares: float = 0.0
+    negative: float = 0.0
+
+    @classmethod
+    def of(cls, arrays: Iterable[FloatArray]) -> Self:
+        values = np.concatenate([np.zeros(0, dtype=np.float64), *arrays])
+        return cls(len(values), float(values.sum()), float((values**2).sum()), int((values < 0).sum()))
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(
+            self.count + other.count,
+            self.total + other.total,
+            self.squares + other.squares,
+            self.negative + other.negative,
+        )
+
+    def faded(self, factor: float) -> "Moments":
+        """The same mean and spread, with less weight beside what is added next."""
+        return Moments(self.count * factor, self.total * factor, self.squares * factor, self.negative * factor)
+
+    @property
+    def mean(self) -> float:
+        """NaN of nothing, as the others."""
+        return self.total / self.count if self.count else math.nan
+
+    @property
+    def std(self) -> float:
+        return math.sqrt(max(0.0, self.squares / self.count - self.mean**2)) if self.count else math.nan
+
+    @property
+    def negative_ratio(self) -> float:
+        return self.negative / self.count if self.count else math.nan

@@ -1,0 +1,355 @@
+"""Text -> ids: the one rule for training and scoring. Pure; takes a tokenizer through a Protocol.
+
+ids = tokenise(rendered prompt) + tokenise(response) + end of turn, tokenised separately and never joined, exactly as a
+policy would have produced them. What a template puts after the end of turn is not scored. Special-token strings inside
+text that is rendered here are plain text; in raw text they are the special tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from dense_reward.errors import refuse
+from dense_reward.records import BoolArray, IdArray
+from dense_reward.text.offsets import Span, monotone_spans
+from dense_reward.text.special_tokens import Guard, JsonValue, Message
+
+RendererName = Literal["chat", "plain", "instruction"]
+PLAIN_FORMATS: Mapping[str, str] = {
+    "plain": "{prompt}\n",
+    # the template of SPIN (arXiv 2401.01335, appendix B)
+    "instruction": "### Instruction: {prompt}\n\n### Response: ",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Token ids of a text and the code-point span that the tokenizer gives each (these may overlap or leave gaps)."""
+
+    ids: tuple[int, ...]
+    offsets: tuple[Span, ...]
+
+
+class Tokenizer(Protocol):
+    """What encoding needs of a tokenizer; `bos_id` is set only where the tokenizer itself puts one before a text."""
+
+    @property
+    def vocabulary(self) -> int: ...
+    @property
+    def bos_id(self) -> int | None: ...
+    @property
+    def eos_id(self) -> int | None: ...
+    @property
+    def special_ids(self) -> frozenset[int]: ...
+    @property
+    def special_strings(self) -> tuple[str, ...]: ...
+    @property
+    def longest_token_bytes(self) -> int:
+        """The most UTF-8 of a text that one token is taken to hold: see Encoder.max_tokens."""
+        ...
+
+    def encode(self, text: str, *, special: bool) -> Pieces:
+        """Ids without any that the tokenizer would add; `special`: special-token strings become their ids."""
+        ...
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        generation_prompt: bool,
+        tools: Sequence[JsonValue] | None = None,
+        template_kwargs: Mapping[str, JsonValue] | None = None,
+    ) -> str:
+        """The chat template's text. Raises RequestError(bad_template) where the template refuses."""
+        ...
+
+    def text_and_spans(self, ids: Sequence[int]) -> tuple[str, tuple[Span, ...]]:
+        """Decoded text and the span of each id: see spans.decoded_spans."""
+        ...
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Each id decoded alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedResponse:
+    """The ids after a prompt, which of them are scored, and for each scored id its span in `text` (None for ids)."""
+
+    ids_T: IdArray
+    scored_T: BoolArray
+    text: str | None = None
+    spans_S: tuple[Span, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One prompt and the responses that share it. Raises RequestError(empty_prompt) for a prompt without ids."""
+
+    prompt_P: IdArray
+    responses: tuple[EncodedResponse, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.prompt_P) == 0:
+            raise refuse("empty_prompt", "the prompt has no tokens: give at least one", param="prompt")
+
+
+def as_ids(ids: Sequence[int], vocabulary: int, param: str) -> IdArray:
+    """Ids verbatim as int32. Raises RequestError(unknown_token_id) for one outside [0, vocabulary)."""
+    if ids and (min(ids) < 0 or max(ids) >= vocabulary):
+        at = next(at for at, token in enumerate(ids) if not 0 <= token < vocabulary)
+        message = f"{param}: id {ids[at]} at position {at} is not in the vocabulary [0, {vocabulary})"
+        raise refuse("unknown_token_id", message, param=param)
+    return np.array(ids, dtype=np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """A tokenizer with the renderer that its model was trained with.
+
+    Where `max_tokens` is set, what is longer is refused as too_long, and a text of more bytes than `max_tokens` of the
+    longest tokens hold is refused before it is tokenised, even where the tokenizer would skip most of it.
+    """
+
+    tokenizer: Tokenizer
+    renderer: RendererName
+    end_of_turn_id: int | None
+    max_tokens: int | None = None
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, renderer: RendererName) -> "Encoder":
+        return cls(tokenizer, renderer, end_of_turn_id(tokenizer, renderer))
+
+    def prompt(self, prompt: str, *, raw: bool = False) -> IdArray:
+        """Ids of a prompt: rendered as one user turn, or taken as rendered already where `raw`."""
+        if raw:
+            return self._with_bos(self._encode(prompt, "prompt", special=True).ids)
+        if not prompt and self.tokenizer.bos_id is None:
+            raise refuse(
+                "empty_prompt", "prompt is empty and the tokenizer has no BOS: give at least one token", param="prompt"
+            )
+        if self.renderer == "chat":
+            return self._chat([{"role": "user", "content": prompt}], None, None, "prompt")
+        before, after = PLAIN_FORMATS[self.renderer].split("{prompt}")
+        return self._with_bos(self._encode(before + prompt + after, "prompt", special=False).ids)
+
+    def chat_prompt(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[JsonValue] | None = None,
+        template_kwargs: Mapping[str, JsonValue] | None = None,
+    ) -> IdArray:
+        """Ids of a chat up to the point where the assistant answers."""
+        if self.renderer != "chat":
+            if tools or template_kwargs:
+                message = f"the {self.renderer} renderer has no place for tools and template_kwargs: leave them out"
+                raise refuse("bad_template", message, param="tools" if tools else "template_kwargs")
+            return self.prompt(_single_user_turn(messages, self.renderer))
+        return self._chat(messages, tools, template_kwargs, "messages")
+
+    def _chat(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[JsonValue] | None,
+        template_kwargs: Mapping[str, JsonValue] | None,
+        param: str,
+    ) -> IdArray:
+        guard = Guard(self.tokenizer.special_strings, (messages, tools, template_kwargs))
+        rendered = self.tokenizer.render_chat(
+            [_guarded(message, guard) for message in messages],
+            generation_prompt=True,
+            tools=None if tools is None else [guard.hide(tool) for tool in tools],
+            template_kwargs={name: guard.hide(value) for name, value in (template_kwargs or {}).items()},
+        )
+        stretches = guard.split(rendered)
+        self._check_bytes([text for text, _ in stretches], param)
+        ids = [i for text, special in stretches for i in self.tokenizer.encode(text, special=special).ids]
+        self._check_tokens(len(ids), param)
+        return np.array(ids, dtype=np.int32)
+
+    def response(self, text: str, *, add_eos: bool, raw: bool = False) -> EncodedResponse:
+        """Ids of a response, ended by the end of turn where `add_eos`; its span is empty, at the end of the text."""
+        pieces = self._encode(text, "response", special=raw)
+        spans = monotone_spans(pieces.offsets, len(text))
+        ids = list(pieces.ids)
+        if add_eos:
+            ids.append(self._end_of_turn())
+            spans = (*spans, (len(text), len(text)))
+        return EncodedResponse(np.array(ids, dtype=np.int32), np.ones(len(ids), dtype=bool), text, spans)
+
+    def conversation(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_eos: bool,
+        every_turn: bool = False,
+        tools: Sequence[JsonValue] | None = None,
+        template_kwargs: Mapping[str, JsonValue] | None = None,
+    ) -> Encoded:
+        """A chat that ends with the assistant: its last response is scored, or with `every_turn` all of them.
+
+        Each response is scored in the state in which a policy would give it, or refused: see _Stream.context.
+        """
+        if not messages or messages[-1].get("role") != "assistant":
+            raise refuse("invalid_request", "messages must end with the assistant's response", param="messages")
+        turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
+        scored = turns if every_turn else turns[-1:]
+        if scored[0] == 0:
+            message = "messages hold nothing before the response to score: put the user's message before it"
+            raise refuse("empty_prompt", message, param="messages")
+        longest_P = self.chat_prompt(messages[: scored[-1]], tools, template_kwargs)  # first: it may be too long
+        stream = _Stream()
+        for turn in scored:
+            last = turn == scored[-1]
+            stream.context(longest_P if last else self.chat_prompt(messages[:turn], tools, template_kwargs))
+            stream.response(self.response(_said(messages[turn]), add_eos=add_eos))
+            self._check_tokens(stream.length, "messages")
+        return stream.finish()
+
+    def text(self, text: str, *, add_eos: bool, raw: bool) -> Encoded:
+        """A whole text: every token after the first is scored (after BOS, where the tokenizer has one)."""
+        pieces = self._encode(text, "text", special=raw)
+        spans = monotone_spans(pieces.offsets, len(text))
+        ids = list(self._with_bos(pieces.ids))
+        spans = ((0, 0),) * (len(ids) - len(spans)) + spans
+        if add_eos:
+            ids.append(self._end_of_turn())
+            spans = (*spans, (len(text), len(text)))
+        if not ids:
+            raise refuse("empty_prompt", "text is empty: nothing can be scored", param="text")
+        response = EncodedResponse(
+            np.array(ids[1:], dtype=np.int32), np.ones(len(ids) - 1, dtype=bool), text, _gapless(spans[1:])
+        )
+        return Encoded(np.array(ids[:1], dtype=np.int32), (response,))
+
+    def _encode(self, text: str, param: str, *, special: bool) -> Pieces:
+        """Raises RequestError(too_long)."""
+        self._check_bytes([text], param)
+        pieces = self.tokenizer.encode(text, special=special)
+        self._check_tokens(len(pieces.ids), param)
+        return pieces
+
+    def _check_bytes(self, texts: Sequence[str], param: str) -> None:
+        if self.max_tokens is None:
+            return
+        size, most = sum(len(text.encode()) for text in texts), self.max_tokens * self.tokenizer.longest_token_bytes
+        if size > most:
+            message = f"{param} has {size} bytes of text, more than the limit of {self.max_tokens} tokens "
+            message += f"(--max-length-tokens) can hold ({most} bytes): shorten it, nothing is truncated here"
+            raise refuse("too_long", message, param=param)
+
+    def _check_tokens(self, tokens: int, param: str) -> None:
+        if self.max_tokens is not None and tokens > self.max_tokens:
+            message = f"{param} has {tokens} tokens; the limit is {self.max_tokens} (--max-length-tokens)"
+            raise refuse("too_long", f"{message}: shorten it, nothing is truncated here", param=param)
+
+    def _end_of_turn(self) -> int:
+        if self.end_of_turn_id is None:
+            raise refuse(
+                "bad_template", "the tokenizer has no end-of-sequence token: send add_eos false", param="add_eos"
+            )
+        return self.end_of_turn_id
+
+    def _with_bos(self, ids: Sequence[int]) -> IdArray:
+        bos = self.tokenizer.bos_id
+        if bos is not None and (not ids or ids[0] != bos):
+            ids = (bos, *ids)
+        return np.array(ids, dtype=np.int32)
+
+
+def end_of_turn_id(tokenizer: Tokenizer, renderer: RendererName) -> int | None:
+    """The id that ends a response: the special token that the template puts next after it, else the tokenizer's EOS."""
+    if renderer == "chat":
+        mark = "DenseRewardMark"
+        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
+        after = tokenizer.render_chat(turns, generation_prompt=False).partition(mark)[2]
+        ids = tokenizer.encode(after.lstrip(), special=True).ids
+        if ids and ids[0] in tokenizer.special_ids:
+            return ids[0]
+    return tokenizer.eos_id
+
+
+class _Stream:
+    """Scored responses and the unscored context before each, laid one after the other."""
+
+    def __init__(self) -> None:
+        self._ids: list[int] = []
+        self._scored: list[bool] = []
+        self._text = ""
+        self._spans: list[Span] = []
+
+    @property
+    def length(self) -> int:
+        return len(self._ids)
+
+    def context(self, prompt: IdArray) -> None:
+        """Go on to the ids that a policy would be given next, which must continue those that it has seen."""
+        ids = prompt.tolist()
+        seen = len(self._ids)
+        if ids[:seen] != self._ids:
+            raise refuse(
+                "bad_template",
+                "a policy that answered the earlier turns would be given other ids for them now, because the chat "
+                "template or the tokenizer renders them differently once the conversation goes on, so all_assistant "
+                'would score states that no policy sees: send each turn with score "last", or send ids',
+                param="score",
+            )
+        self._ids = ids
+        self._scored.extend([False] * (len(ids) - seen))
+
+    def response(self, encoded: EncodedResponse) -> None:
+        shift = len(self._text)
+        self._ids.extend(encoded.ids_T.tolist())
+        self._scored.extend([True] * len(encoded.ids_T))
+        self._text += encoded.text or ""
+        self._spans.extend((start + shift, end + shift) for start, end in encoded.spans_S or ())
+
+    def finish(self) -> Encoded:
+        """Everything before the first response is the prompt."""
+        ids, scored = np.array(self._ids, dtype=np.int32), np.array(self._scored, dtype=bool)
+        first = int(scored.argmax()) if scored.any() else len(ids)
+        response = EncodedResponse(ids[first:], scored[first:], self._text, tuple(self._spans))
+        return Encoded(ids[:first], (response,))
+
+
+def _gapless(spans: Sequence[Span]) -> tuple[Span, ...]:
+    return ((0, spans[0][1]), *spans[1:]) if spans else ()
+
+
+def _content(message: Message) -> str:
+    content = message.get("content")
+    if not isinstance(content, str):
+        raise refuse("invalid_request", "message content must be a string", param="messages")
+    return content
+
+
+def _said(message: Message) -> str:
+    """The text of a response that is to be scored."""
+    beside = sorted(message.keys() - {"role", "content"})
+    if beside:
+        raise refuse(
+            "invalid_request",
+            f"a response is scored by its content, this one has {beside[0]} too: write all that the model said into "
+            "content, as it said it, or send ids",
+            param="messages",
+        )
+    return _content(message)
+
+
+def _guarded(message: Message, guard: Guard) -> Message:
+    """Roles that are words stay as they are: templates compare them."""
+    kept = {"role"} if str(message.get("role")).isidentifier() else set()
+    return {key: value if key in kept else guard.hide(value) for key, value in message.items()}
+
+
+def _single_user_turn(messages: Sequence[Message], renderer: str) -> str:
+    if len(messages) != 1 or messages[0].get("role") != "user" or messages[0].keys() - {"role", "content"}:
+        raise refuse(
+            "bad_template",
+            f"the {renderer} renderer takes one user message and one response, of role and content alone: "
+            "train with a chat template for other chats, or send ids",
+            param="messages",
+        )
+    return _content(messages[0])
