@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml constraints/default.txt
 	@touch $(INSTALLED)
 
 demo: install ## train a tiny pair, serve it, show two heatmaps and keep serving (ONCE=1: stop after showing)
-	$(BIN)/python -m dense_reward_trainer.demo $(if $(ONCE),--once)
+	$(BIN)/python -m dense_reward_trainer.jobs.demo $(if $(ONCE),--once)
 
 test: install ## all that CI runs: lint, types and every test that this machine can run
 	$(MAKE) --no-print-directory lint

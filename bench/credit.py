@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from dense_reward_trainer.runlog import RECORD_NAME, RunRecord, commit, versions
-from dense_reward_trainer.serving import free_port, serving
+from dense_reward_trainer.runs.local_service import free_port, serving
+from dense_reward_trainer.runs.run_folder import RECORD_NAME, RunRecord, commit, versions
 
 ROOT = Path(__file__).parent.parent
 REFERENCES = ("reference", "early")  # milestones of the recipes: after half and after a tenth of the samples

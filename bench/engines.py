@@ -24,7 +24,7 @@ from typing import Literal
 import httpx
 import numpy as np
 from dense_reward import Client, ScoreOptions
-from dense_reward_trainer.serving import HOST, free_port
+from dense_reward_trainer.runs.local_service import HOST, free_port
 
 from bench.credit import circumstances
 from bench.speed.cells import cpu_cells

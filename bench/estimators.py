@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
-from dense_reward_trainer.config import config_path, load_config
-from dense_reward_trainer.enumerable_config import EstimatorsConfig
-from dense_reward_trainer.sweep_config import SweepConfig
+from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.studies.compare_options_config import EstimatorsConfig
+from dense_reward_trainer.studies.regimes_config import SweepConfig
 
 from bench.credit import circumstances, commit_of
 

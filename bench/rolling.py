@@ -27,9 +27,9 @@ from pathlib import Path
 import httpx
 import yaml
 from dense_reward import AsyncClient, ClientError
-from dense_reward_trainer.demo import train
-from dense_reward_trainer.runlog import commit
-from dense_reward_trainer.serving import HOST, free_port
+from dense_reward_trainer.jobs.demo import train
+from dense_reward_trainer.runs.local_service import HOST, free_port
+from dense_reward_trainer.runs.run_folder import commit
 
 from bench.credit import circumstances
 from bench.reliability.load import Json, Known, Outcome, ask, requests, with_answers

@@ -14,10 +14,10 @@ from dense_reward import Backoff, Client
 from dense_reward.checkpoints.probe import probe_of_texts
 from dense_reward.checkpoints.write_manifest import Facts
 from dense_reward.manifest import Role
-from dense_reward_trainer.checkpoint import write_checkpoint
-from dense_reward_trainer.config import ScratchOptions
-from dense_reward_trainer.data import DataSource, load, split
-from dense_reward_trainer.scratch import random_model, train_tokenizer
+from dense_reward_trainer.configs.base import ScratchOptions
+from dense_reward_trainer.data.sources import DataSource, load, split
+from dense_reward_trainer.runs.checkpoint import write_checkpoint
+from dense_reward_trainer.sft.from_scratch import random_model, train_tokenizer
 
 DATA: Mapping[str, object] = {
     "source": "arithmetic",

@@ -1,7 +1,7 @@
 from decimal import Decimal
 
 import pytest
-from dense_reward_trainer.answers import final_answer, normalise_number
+from dense_reward_trainer.data.final_answers import final_answer, normalise_number
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -35,16 +35,16 @@ LIGHT_ONCE_WRITTEN = {"batching.packing", "cli"}
 HTTP_EDGE = {f"{SERVICE}.http", f"{SERVICE}.cli"}
 WEIGHTLESS_ENGINES = {"dense_reward.records", "dense_reward.engines.fake"}
 JOBS = {
-    f"{TRAINER}.{job}"
-    for job in ("sft", "rft", "irft", "dpr", "gradient", "estimators", "evaluate", "credit", "sweep", "demo")
+    *(f"{TRAINER}.jobs.{job}" for job in ("sft", "dpr", "gradient", "evaluate", "credit", "demo")),
+    *(f"{TRAINER}.studies.{study}" for study in ("compare_options", "regimes")),
 }
 PURE = {
     *(f"{SERVICE}.{name}" for name in ("text.*", "heatmap*", "batching.packing", "reward")),
-    *(f"{TRAINER}.{name}" for name in ("losses", "returns")),
+    *(f"{TRAINER}.{name}" for name in ("rl.losses", "rl.returns")),
 }
 IMPURE = {"asyncio", "datetime", "httpx", "os", "pathlib", "shutil", "socket", "subprocess", "tempfile", "time"}
 FILE_METHODS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}
-PRINTERS = {f"{SERVICE}.cli", f"{TRAINER}.cli", f"{TRAINER}.demo"}
+PRINTERS = {f"{SERVICE}.cli", f"{TRAINER}.cli", f"{TRAINER}.jobs.demo"}
 VAGUE_NAME = re.compile(r"(^|_)(utils?|helpers?|common|manager|handlers?|misc)(_|$)")
 
 
@@ -196,7 +196,7 @@ def may_import_models(module: Module, found: Import) -> bool:
 
 def test_model_libraries_live_in_the_engines_and_late_in_adapters_and_to_torch() -> None:
     forbid(
-        f"{sorted(MODEL_LIBRARIES)} belong in engines/ (not fake) and checkpoints/, late in adapters/, in client.to_torch",
+        f"{sorted(MODEL_LIBRARIES)} belong in engines/ (not fake), checkpoints/, late in adapters/ and to_torch",
         lambda module, found: found.library in MODEL_LIBRARIES and not may_import_models(module, found),
     )
 

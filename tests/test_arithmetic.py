@@ -2,7 +2,7 @@ import random
 import re
 
 import pytest
-from dense_reward_trainer.arithmetic import ArithmeticOptions, Problem, generate, worked
+from dense_reward_trainer.data.arithmetic import ArithmeticOptions, Problem, generate, worked
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from dense_reward_trainer.auroc import auroc, auroc_interval, mean_interval
+from dense_reward_trainer.credit.auroc import auroc, auroc_interval, mean_interval
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from dense_reward_trainer.serving import free_port
+from dense_reward_trainer.runs.local_service import free_port
 from served import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from dense_reward_trainer.calibration import Calibration, calibration, logistic
+from dense_reward_trainer.credit.calibration import Calibration, calibration, logistic
 from numpy.typing import ArrayLike
 
 

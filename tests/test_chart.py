@@ -9,7 +9,7 @@ import pytest
 import yaml
 from dense_reward.settings import ENV_PREFIX, Settings, twin
 from dense_reward_trainer.cli import JOBS
-from dense_reward_trainer.config import recipe_names
+from dense_reward_trainer.configs.base import recipe_names
 
 sys.path.append(str(Path(__file__).parent.parent / "helm"))  # no part of the distribution
 

@@ -3,7 +3,7 @@
 import pytest
 from chart import JOB, Values, environment, example, jobs, render, the
 from dense_reward_trainer.cli import JOBS
-from dense_reward_trainer.config import config_path, load_config
+from dense_reward_trainer.configs.base import config_path, load_config
 
 
 @pytest.mark.parametrize("kind", ["Job", "JobSet"])

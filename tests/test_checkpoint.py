@@ -14,9 +14,15 @@ from dense_reward.engines.torch.load import Loading, Serving, load_pair
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, files_folder, load_manifest, verify_files
 from dense_reward.text.encode import Encoder
-from dense_reward_trainer.checkpoint import is_complete, newest_training_state, recover, training_step, write_checkpoint
-from dense_reward_trainer.config import ScratchOptions
-from dense_reward_trainer.scratch import random_model, train_tokenizer
+from dense_reward_trainer.configs.base import ScratchOptions
+from dense_reward_trainer.runs.checkpoint import (
+    is_complete,
+    newest_training_state,
+    recover,
+    training_step,
+    write_checkpoint,
+)
+from dense_reward_trainer.sft.from_scratch import random_model, train_tokenizer
 from transformers import PreTrainedModel
 
 TOKENIZER = train_tokenizer(["Add 12 and 34.", "46"], 270)

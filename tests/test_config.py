@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from dense_reward_trainer.cli import main
-from dense_reward_trainer.config import SftConfig, changed_keys, config_path, load_config, recipe_names
+from dense_reward_trainer.configs.base import SftConfig, changed_keys, config_path, load_config, recipe_names
 from dense_reward_trainer.errors import ConfigError
 from pydantic import ValidationError
 

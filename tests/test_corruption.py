@@ -2,7 +2,7 @@ import random
 import re
 
 import pytest
-from dense_reward_trainer.corruption import Corrupter, Kind, corrupt, number_corruption
+from dense_reward_trainer.data.corruption import Corrupter, Kind, corrupt, number_corruption
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -12,11 +12,9 @@ from dense_reward import Client, Scored
 from dense_reward.client.requests import ItemToScore
 from dense_reward.schemas import ArrayName
 from dense_reward_trainer.cli import main
-from dense_reward_trainer.corruption import Corrupter, Corruption, Kind, number_corruption
-from dense_reward_trainer.credit_config import CreditConfig
-from dense_reward_trainer.data import DataSource, Demonstration, Message, load
-from dense_reward_trainer.errors import ConfigError
-from dense_reward_trainer.localisation import (
+from dense_reward_trainer.configs.credit import CreditConfig
+from dense_reward_trainer.credit.answer_ranking import Sums, rank
+from dense_reward_trainer.credit.error_localisation import (
     SIGNALS,
     TRIES,
     Located,
@@ -27,10 +25,12 @@ from dense_reward_trainer.localisation import (
     planted_and_scored,
     proposals,
 )
-from dense_reward_trainer.policy import load_policy
-from dense_reward_trainer.ranking import Sums, rank
-from dense_reward_trainer.rollout import Sampling, sample
-from dense_reward_trainer.token_rewards import PinnedPair, ServiceAddress, pinned_pair
+from dense_reward_trainer.data.corruption import Corrupter, Corruption, Kind, number_corruption
+from dense_reward_trainer.data.sources import DataSource, Demonstration, Message, load
+from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.rl.policy import load_policy
+from dense_reward_trainer.rl.reward_service import PinnedPair, ServiceAddress, pinned_pair
+from dense_reward_trainer.rl.sampling import Sampling, sample
 from hypothesis import given
 from hypothesis import strategies as st
 from served_pair import ServedPair, free_port, write_pair

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from dense_reward_trainer.data import (
+from dense_reward_trainer.data.sources import (
     ArithmeticOptions,
     DataError,
     DataSource,

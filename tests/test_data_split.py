@@ -1,7 +1,7 @@
 import hashlib
 
 import pytest
-from dense_reward_trainer.data import Demonstration, Message, data_sha256, split
+from dense_reward_trainer.data.sources import Demonstration, Message, data_sha256, split
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -1,5 +1,5 @@
 import pytest
-from dense_reward_trainer.demonstration import Demonstration, LineError, Message, Row, parse_line, read_row
+from dense_reward_trainer.data.demonstration import Demonstration, LineError, Message, Row, parse_line, read_row
 
 ASKED = Message("user", "What is 2+3?")
 ANSWERED = Message("assistant", "5")

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from dense_reward.records import IdArray
-from dense_reward_trainer.dpr import Training, train
-from dense_reward_trainer.learner import Learner
-from dense_reward_trainer.policy import Policy
-from dense_reward_trainer.policy_config import DprConfig
-from dense_reward_trainer.rollout import Rollout
-from dense_reward_trainer.runlog import Run
-from dense_reward_trainer.token_rewards import ResponseRewards
+from dense_reward_trainer.configs.dpr import DprConfig
+from dense_reward_trainer.jobs.dpr import Training, train
+from dense_reward_trainer.rl.learner import Learner
+from dense_reward_trainer.rl.policy import Policy
+from dense_reward_trainer.rl.reward_service import ResponseRewards
+from dense_reward_trainer.rl.sampling import Rollout
+from dense_reward_trainer.runs.run_folder import Run
 from pydantic import ValidationError
 from tiny_policy import EngineRewards, PolicyRewards, tiny_checkpoint
 from tiny_training import PROMPTS, config_of, weights_of

@@ -19,9 +19,9 @@ from dense_reward import Client
 from dense_reward.manifest import load_manifest, verify_files
 from dense_reward_trainer.cli import main
 from dense_reward_trainer.errors import JobError
-from dense_reward_trainer.policy import load_policy
-from dense_reward_trainer.rollout import Rollout, Sampling, sample
-from dense_reward_trainer.token_rewards import ServiceAddress, ServiceRewards, connected, requests
+from dense_reward_trainer.rl.policy import load_policy
+from dense_reward_trainer.rl.reward_service import ServiceAddress, ServiceRewards, connected, requests
+from dense_reward_trainer.rl.sampling import Rollout, Sampling, sample
 from served_pair import DATA, ServedPair, environment, free_port, write_pair
 
 STEPS = 8

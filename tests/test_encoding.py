@@ -3,9 +3,9 @@
 import pytest
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.text.encode import Encoder, RendererName
-from dense_reward_trainer.data import DataError, Demonstration, Message
-from dense_reward_trainer.encoding import IGNORED, Row, encode_demonstrations
-from dense_reward_trainer.scratch import train_tokenizer
+from dense_reward_trainer.data.sources import DataError, Demonstration, Message
+from dense_reward_trainer.data.tokenised import IGNORED, Row, encode_demonstrations
+from dense_reward_trainer.sft.from_scratch import train_tokenizer
 
 TOKENIZER = TransformersTokenizer(train_tokenizer(["Add 12 and 34.", "12+34=46"], 280))
 END = TOKENIZER.eos_id

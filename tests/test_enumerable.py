@@ -12,12 +12,12 @@ from dense_reward.engines.torch.model import TorchModel
 from dense_reward.engines.torch.pair import QUANTITIES, How, PairEngine
 from dense_reward.records import Branch, EngineInfo, Trunk, Wants
 from dense_reward.schemas import SignalName
-from dense_reward_trainer import estimators
-from dense_reward_trainer.enumerable import END, TableRewards, Task, Tree, make_task
-from dense_reward_trainer.enumerable_config import Curve, EstimatorsConfig, TaskOptions
 from dense_reward_trainer.errors import ConfigError
-from dense_reward_trainer.rollout import Sampling, sample
-from dense_reward_trainer.runlog import open_run
+from dense_reward_trainer.rl.sampling import Sampling, sample
+from dense_reward_trainer.runs.run_folder import open_run
+from dense_reward_trainer.studies import compare_options as estimators
+from dense_reward_trainer.studies.compare_options_config import Curve, EstimatorsConfig, TaskOptions
+from dense_reward_trainer.studies.exact_task import END, TableRewards, Task, Tree, make_task
 from pydantic import ValidationError
 from torch import Tensor
 

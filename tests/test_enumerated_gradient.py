@@ -5,9 +5,9 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from dense_reward_trainer.losses import policy_gradient
-from dense_reward_trainer.policy_config import BaselineName
-from dense_reward_trainer.returns import baseline, mask_of, pad, penalised, reward_to_go
+from dense_reward_trainer.configs.dpr import BaselineName
+from dense_reward_trainer.rl.losses import policy_gradient
+from dense_reward_trainer.rl.returns import baseline, mask_of, pad, penalised, reward_to_go
 from enumerated_world import (
     HORIZON,
     LENGTHS,

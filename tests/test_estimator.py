@@ -7,12 +7,12 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from dense_reward_trainer.estimator import Batch, Candidates, actions, paid, returns
-from dense_reward_trainer.learner import describe
-from dense_reward_trainer.losses import kl_loss, policy_gradient
-from dense_reward_trainer.policy_config import DprConfig
-from dense_reward_trainer.returns import mask_of, pad
-from dense_reward_trainer.rollout import Rollout
+from dense_reward_trainer.configs.dpr import DprConfig
+from dense_reward_trainer.rl.advantages import Batch, Candidates, actions, paid, returns
+from dense_reward_trainer.rl.learner import describe
+from dense_reward_trainer.rl.losses import kl_loss, policy_gradient
+from dense_reward_trainer.rl.returns import mask_of, pad
+from dense_reward_trainer.rl.sampling import Rollout
 from enumerated_world import LENGTHS, RESPONSES, STATE_INDEX, World, a_world, assert_same, exact, gathered, gradient
 from pydantic import ValidationError
 from tiny_policy import ids_of

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 from dense_reward.records import IdArray
+from dense_reward_trainer.configs.dpr import GradientConfig
 from dense_reward_trainer.errors import JobError
-from dense_reward_trainer.estimator import actions
-from dense_reward_trainer.gradient import alignment, descents, described, likelihood_gradient
-from dense_reward_trainer.learner import Learner
-from dense_reward_trainer.policy import policy_logprobs
-from dense_reward_trainer.policy_config import GradientConfig
-from dense_reward_trainer.rollout import Rollout
-from dense_reward_trainer.stopwatch import Stopwatch
-from dense_reward_trainer.token_rewards import ResponseRewards
+from dense_reward_trainer.jobs.gradient import alignment, descents, described, likelihood_gradient
+from dense_reward_trainer.rl.advantages import actions
+from dense_reward_trainer.rl.learner import Learner
+from dense_reward_trainer.rl.policy import policy_logprobs
+from dense_reward_trainer.rl.reward_service import ResponseRewards
+from dense_reward_trainer.rl.sampling import Rollout
+from dense_reward_trainer.runs.timer import Stopwatch
 from tiny_policy import EngineRewards, ids_of, tiny_policy
 from tiny_training import PROMPTS, batch_of, config_of, weights_of
 from torch.nn.functional import cosine_similarity

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from dense_reward.engines.fake import EOS_ID
-from dense_reward_trainer.data import Demonstration, Message
-from dense_reward_trainer.encoding import Row, encode_demonstrations
-from dense_reward_trainer.heldout import estimate, measure
-from dense_reward_trainer.policy import PolicyCheckpoint, frozen_logprobs, policy_logprobs
-from dense_reward_trainer.policy_config import HeldOutOptions
-from dense_reward_trainer.rollout import Rollout
-from dense_reward_trainer.token_rewards import ResponseRewards
+from dense_reward_trainer.configs.dpr import HeldOutOptions
+from dense_reward_trainer.data.sources import Demonstration, Message
+from dense_reward_trainer.data.tokenised import Row, encode_demonstrations
+from dense_reward_trainer.rl.held_out_metrics import estimate, measure
+from dense_reward_trainer.rl.policy import PolicyCheckpoint, frozen_logprobs, policy_logprobs
+from dense_reward_trainer.rl.reward_service import ResponseRewards
+from dense_reward_trainer.rl.sampling import Rollout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_policy import PolicyRewards, tiny_checkpoint

@@ -13,12 +13,12 @@ from dense_reward.engines.torch.model import TorchModel
 from dense_reward.engines.torch.pair import QUANTITIES, How, PairEngine
 from dense_reward.records import EngineInfo, IdArray
 from dense_reward_trainer.errors import JobError
-from dense_reward_trainer.estimator import actions, returns
-from dense_reward_trainer.learner import Learner, adaptation, describe, seed_of
-from dense_reward_trainer.optimiser import learning_rate
-from dense_reward_trainer.policy import Policy, policy_logprobs
-from dense_reward_trainer.rollout import Rollout
-from dense_reward_trainer.token_rewards import ResponseRewards
+from dense_reward_trainer.rl.advantages import actions, returns
+from dense_reward_trainer.rl.learner import Learner, adaptation, describe, seed_of
+from dense_reward_trainer.rl.optimiser import learning_rate
+from dense_reward_trainer.rl.policy import Policy, policy_logprobs
+from dense_reward_trainer.rl.reward_service import ResponseRewards
+from dense_reward_trainer.rl.sampling import Rollout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_policy import EngineRewards, PolicyRewards, tiny_llama, tiny_policy

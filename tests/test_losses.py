@@ -6,8 +6,8 @@ from typing import Literal
 
 import pytest
 import torch
-from dense_reward_trainer.losses import divisor, kl_loss, policy_gradient
-from dense_reward_trainer.policy_config import Normalise
+from dense_reward_trainer.configs.dpr import Normalise
+from dense_reward_trainer.rl.losses import divisor, kl_loss, policy_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor

@@ -1,7 +1,7 @@
 """Samples processed after each step, and the steps at which milestones fall, against counting them one by one."""
 
 import pytest
-from dense_reward_trainer.milestones import Course
+from dense_reward_trainer.sft.milestones import Course
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from dense_reward_trainer.data import DataError
-from dense_reward_trainer.process_labels import Solution, read_solutions
-from dense_reward_trainer.steps import steps_of
+from dense_reward_trainer.credit.first_wrong_step import steps_of
+from dense_reward_trainer.data.process_labels import Solution, read_solutions
+from dense_reward_trainer.data.sources import DataError
 
 
 def written(folder: Path, *lines: object) -> Path:

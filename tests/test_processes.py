@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from dense_reward_trainer.processes import TERMINATED, in_processes
+from dense_reward_trainer.runs.processes import TERMINATED, in_processes
 
 PATIENCE_S = 60.0
 SLEEPER = "import time; time.sleep(600)"
@@ -71,7 +71,7 @@ def test_a_job_that_is_terminated_ends_what_it_started(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from dense_reward_trainer.processes import end_when_terminated, in_processes
+from dense_reward_trainer.runs.processes import end_when_terminated, in_processes
 from test_processes import fail_beside
 if __name__ == "__main__":
     end_when_terminated()

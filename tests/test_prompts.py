@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from dense_reward.engines.fake import FakeTokenizer
 from dense_reward.text.encode import Encoder
-from dense_reward_trainer.data import DataError, DataSource
+from dense_reward_trainer.data.sources import DataError, DataSource
 from dense_reward_trainer.errors import JobError
-from dense_reward_trainer.prompts import (
+from dense_reward_trainer.rl.prompts import (
     check_disjoint,
     check_room_at_service,
     held_out_rows,

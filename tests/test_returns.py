@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from dense_reward.reward import return_to_go
-from dense_reward_trainer.policy_config import BaselineName
-from dense_reward_trainer.returns import (
+from dense_reward_trainer.configs.dpr import BaselineName
+from dense_reward_trainer.rl.returns import (
     baseline,
     batch_mean,
     leave_one_out,

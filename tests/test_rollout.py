@@ -5,8 +5,8 @@ import pytest
 import torch
 from dense_reward.records import IdArray
 from dense_reward_trainer.errors import ConfigError
-from dense_reward_trainer.policy import Policy, frozen_logprobs, microbatches, policy_logprobs
-from dense_reward_trainer.rollout import (
+from dense_reward_trainer.rl.policy import Policy, frozen_logprobs, microbatches, policy_logprobs
+from dense_reward_trainer.rl.sampling import (
     Rollout,
     Sampling,
     cut,

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dense_reward_trainer.config import JobConfig, JobOptions
+from dense_reward_trainer.configs.base import JobConfig, JobOptions
 from dense_reward_trainer.errors import ConfigError, JobError
-from dense_reward_trainer.runlog import MetricsLog, command_line, open_run, pin, plot, redacted
+from dense_reward_trainer.runs.run_folder import MetricsLog, command_line, open_run, pin, plot, redacted
 
 
 class ServiceOptions(JobOptions):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from dense_reward import Client
 from dense_reward_trainer.errors import JobError
-from dense_reward_trainer.serving import PATIENCE_S, free_port, serving
+from dense_reward_trainer.runs.local_service import PATIENCE_S, free_port, serving
 from served_pair import write_pair
 
 

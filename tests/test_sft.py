@@ -15,7 +15,7 @@ from dense_reward.engines.torch.load import Loading, Serving, load_pair
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, load_manifest, verify_files
 from dense_reward_trainer.cli import main
-from dense_reward_trainer.data import DataSource, data_sha256, load, split
+from dense_reward_trainer.data.sources import DataSource, data_sha256, load, split
 
 PROBLEMS = [(a, b) for a in range(3, 18) for b in range(4, 60, 11)]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from dense_reward import Client
 from dense_reward.manifest import load_manifest, verify_files
-from dense_reward_trainer.serving import free_port
+from dense_reward_trainer.runs.local_service import free_port
 
 pytestmark = pytest.mark.story
 TRAIN = (sys.executable, "-m", "dense_reward_trainer.cli")

@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from dense_reward_trainer import sweep
-from dense_reward_trainer.config import config_path, load_config
+from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.errors import ConfigError, JobError
-from dense_reward_trainer.flops import dpr_flops_per_token, matched_sft_steps
-from dense_reward_trainer.policy_config import DprConfig
-from dense_reward_trainer.runlog import MetricsLog
-from dense_reward_trainer.sweep_config import SweepConfig
-from dense_reward_trainer.sweep_table import Figures, at_matched_kl, columns_of, interval, summary, table
+from dense_reward_trainer.runs.run_folder import MetricsLog
+from dense_reward_trainer.studies import regimes as sweep
+from dense_reward_trainer.studies.flops import dpr_flops_per_token, matched_sft_steps
+from dense_reward_trainer.studies.regimes_config import SweepConfig
+from dense_reward_trainer.studies.regimes_table import Figures, at_matched_kl, columns_of, interval, summary, table
 from pydantic import ValidationError
 
 PROBLEMS = {"demonstrations": 60, "digits": 1}

@@ -11,9 +11,9 @@ from dense_reward.records import Branch, Engine, IdArray, Trunk, Wants
 from dense_reward.reward import signal
 from dense_reward.schemas import SignalName
 from dense_reward.text.encode import Encoder
-from dense_reward_trainer.policy import Policy, PolicyCheckpoint, frozen_logprobs
-from dense_reward_trainer.rollout import Rollout
-from dense_reward_trainer.token_rewards import ResponseRewards, candidate_signal
+from dense_reward_trainer.rl.policy import Policy, PolicyCheckpoint, frozen_logprobs
+from dense_reward_trainer.rl.reward_service import ResponseRewards, candidate_signal
+from dense_reward_trainer.rl.sampling import Rollout
 from transformers import LlamaConfig, LlamaForCausalLM
 
 

@@ -1,12 +1,12 @@
 """A DPR configuration for tests of training, its prompts, and batches of its samples."""
 
 import torch
-from dense_reward_trainer.estimator import Batch, assemble
-from dense_reward_trainer.learner import sampling_of
-from dense_reward_trainer.policy import Policy, likeliest_actions
-from dense_reward_trainer.policy_config import DprConfig
-from dense_reward_trainer.rollout import sample
-from dense_reward_trainer.token_rewards import TokenRewards
+from dense_reward_trainer.configs.dpr import DprConfig
+from dense_reward_trainer.rl.advantages import Batch, assemble
+from dense_reward_trainer.rl.learner import sampling_of
+from dense_reward_trainer.rl.policy import Policy, likeliest_actions
+from dense_reward_trainer.rl.reward_service import TokenRewards
+from dense_reward_trainer.rl.sampling import sample
 from tiny_policy import EngineRewards, ids_of
 
 PROMPTS = [ids_of(5, 6, 7), ids_of(9), ids_of(1, 2, 3, 4, 5)]

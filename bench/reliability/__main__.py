@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dense_reward_trainer.demo import train
-from dense_reward_trainer.runlog import commit
+from dense_reward_trainer.jobs.demo import train
+from dense_reward_trainer.runs.run_folder import commit
 
 from bench.credit import circumstances
 from bench.reliability import dpr_kill, fuzz, hangups, overload, reload, sigterm, slow_sockets, soak

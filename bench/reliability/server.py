@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 import httpx
-from dense_reward_trainer.serving import HOST, free_port
+from dense_reward_trainer.runs.local_service import HOST, free_port
 
 PAIR = Path("runs/demo/checkpoints")
 PATIENCE_S = 120.0

@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from dense_reward_trainer.runlog import commit
+from dense_reward_trainer.runs.run_folder import commit
 
 from bench.credit import circumstances
 from bench.scale.pictures import draw

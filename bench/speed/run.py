@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
-from dense_reward_trainer.runlog import versions
+from dense_reward_trainer.runs.run_folder import versions
 from pydantic import JsonValue
 
 from bench.credit import processor

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from dense_reward import Client, ScoreOptions
 from dense_reward.client.results import Scored
-from dense_reward_trainer.serving import HOST, free_port
+from dense_reward_trainer.runs.local_service import HOST, free_port
 
 from bench.speed.processes import ContestantError, Group
 from bench.speed.protocol import Logprobs

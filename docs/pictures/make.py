@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 
 from dense_reward import Client
-from dense_reward_trainer.demo import CHECKPOINTS, example, train
-from dense_reward_trainer.serving import free_port, serving
+from dense_reward_trainer.jobs.demo import CHECKPOINTS, example, train
+from dense_reward_trainer.runs.local_service import free_port, serving
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 OFFLINE = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from dense_reward_trainer.serving import HOST, free_port
+from dense_reward_trainer.runs.local_service import HOST, free_port
 from served import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]

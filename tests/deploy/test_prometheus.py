@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from dense_reward_trainer.serving import HOST, free_port
+from dense_reward_trainer.runs.local_service import HOST, free_port
 from served import wait_until
 from test_operations import ALERTS, DASHBOARD, GUIDE, METRIC
 

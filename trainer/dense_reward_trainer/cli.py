@@ -10,10 +10,10 @@ from importlib.metadata import version
 from dense_reward import ClientError
 from dense_reward.errors import CheckpointError
 
-from dense_reward_trainer.config import config_path, load_config, recipe_names
-from dense_reward_trainer.data import DataError
+from dense_reward_trainer.configs.base import config_path, load_config, recipe_names
+from dense_reward_trainer.data.sources import DataError
 from dense_reward_trainer.errors import ConfigError, JobError
-from dense_reward_trainer.processes import end_when_terminated
+from dense_reward_trainer.runs.processes import end_when_terminated
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,42 +31,42 @@ class Job:
 
 JOBS = {
     "sft": Job(
-        "dense_reward_trainer.sft",
-        "dense_reward_trainer.config:SftConfig",
+        "dense_reward_trainer.jobs.sft",
+        "dense_reward_trainer.configs.base:SftConfig",
         "demonstrations -> an SFT checkpoint and its reference",
         data="data",
     ),
     "credit": Job(
-        "dense_reward_trainer.credit",
-        "dense_reward_trainer.credit_config:CreditConfig",
+        "dense_reward_trainer.jobs.credit",
+        "dense_reward_trainer.configs.credit:CreditConfig",
         "does the reward find a planted error, and rank right above wrong answers?",
         data="data",
     ),
     "dpr": Job(
-        "dense_reward_trainer.dpr",
-        "dense_reward_trainer.policy_config:DprConfig",
+        "dense_reward_trainer.jobs.dpr",
+        "dense_reward_trainer.configs.dpr:DprConfig",
         "a policy and a reward service -> an improved policy",
         data="prompts",
     ),
     "gradient": Job(
-        "dense_reward_trainer.gradient",
-        "dense_reward_trainer.policy_config:GradientConfig",
+        "dense_reward_trainer.jobs.gradient",
+        "dense_reward_trainer.configs.dpr:GradientConfig",
         "would dpr with this reward make held-out answers likelier? Asked of its gradient, before any step",
         data="prompts",
     ),
     "estimators": Job(
-        "dense_reward_trainer.estimators",
-        "dense_reward_trainer.enumerable_config:EstimatorsConfig",
+        "dense_reward_trainer.studies.compare_options",
+        "dense_reward_trainer.studies.compare_options_config:EstimatorsConfig",
         "options of dpr compared on a task whose optimum is known exactly",
     ),
     "sweep": Job(
-        "dense_reward_trainer.sweep",
-        "dense_reward_trainer.sweep_config:SweepConfig",
+        "dense_reward_trainer.studies.regimes",
+        "dense_reward_trainer.studies.regimes_config:SweepConfig",
         "SFT under several regimes, what DPR makes of each, and its alternatives at matched KL and FLOPs",
     ),
     "evaluate": Job(
-        "dense_reward_trainer.evaluate",
-        "dense_reward_trainer.policy_config:EvaluateConfig",
+        "dense_reward_trainer.jobs.evaluate",
+        "dense_reward_trainer.configs.dpr:EvaluateConfig",
         "checkpoints -> accuracy, likelihood, length and KL on held-out prompts, side by side",
     ),
 }

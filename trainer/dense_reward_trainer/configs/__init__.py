@@ -1,0 +1,1 @@
+"""What a user can set: one schema a job."""

@@ -1,0 +1,1 @@
+"""Is the reward any good: planted errors, right and wrong answers, calibration."""

@@ -1,0 +1,1 @@
+"""Demonstrations: sources, splits, generators, corruption, tokenised examples."""

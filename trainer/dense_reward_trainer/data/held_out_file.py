@@ -1,0 +1,24 @@
+"""The file of held-out demonstrations: what later jobs evaluate on, as a data source in the `messages` format."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from dense_reward.checkpoints.write_manifest import write_whole
+
+from dense_reward_trainer.data.demonstration import Demonstration
+
+
+def write_held_out(path: Path, demonstrations: Iterable[Demonstration]) -> None:
+    """Whole or not at all."""
+    lines = [
+        json.dumps(
+            {
+                "messages": [{"role": m.role, "content": m.content} for m in demonstration.messages],
+                "final_answer": demonstration.answer,
+            },
+            ensure_ascii=False,
+        )
+        for demonstration in demonstrations
+    ]
+    write_whole(path, "".join(f"{line}\n" for line in lines).encode())

@@ -1,0 +1,93 @@
+"""Solutions whose first wrong step people have marked: lines of ProcessBench and of PRM800K.
+
+ProcessBench (arXiv 2412.06559): {"problem", "steps": [str], "label": index of the first wrong step, -1 for none}.
+PRM800K (arXiv 2305.20050): {"question": {"problem"}, "label": {"steps": [{"completions": [{"text", "rating"}],
+"human_completion", "chosen_completion"}], "finish_reason"}}; a rating of -1 is wrong. Must not know jobs or models.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from dense_reward_trainer.data.sources import DataError
+
+SEPARATOR = "\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """Steps of which `first_wrong` is the index of the first wrong one; None where all are right."""
+
+    problem: str
+    steps: tuple[str, ...]
+    first_wrong: int | None
+    source: str
+
+    @property
+    def text(self) -> str:
+        """The steps as one response, a blank line between them."""
+        return SEPARATOR.join(self.steps)
+
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """Code points of each step in `text`, what comes between steps belonging to the one before."""
+        starts = [0]
+        for step in self.steps[:-1]:
+            starts.append(starts[-1] + len(step) + len(SEPARATOR))
+        return [*zip(starts, [*starts[1:], len(self.text)], strict=True)]
+
+
+def read_solutions(path: Path) -> list[Solution]:
+    """All labelled solutions of a file; those of PRM800K that nobody finished labelling are left out.
+
+    Raises DataError, naming the line, for one of neither format.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as text: {error}") from None
+    solutions: list[Solution] = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            found = _solution(line, f"{path}:{number}")
+            solutions += [] if found is None else [found]
+    if not solutions:
+        raise DataError(f"{path} holds no labelled solution")
+    return solutions
+
+
+def _solution(line: str, source: str) -> Solution | None:
+    try:
+        row = json.loads(line)
+        return _process_bench(row, source) if "steps" in row else _prm800k(row, source)
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise DataError(f"{source} is no line of ProcessBench or PRM800K ({what})") from None
+
+
+def _process_bench(row: Mapping[str, object], source: str) -> Solution:
+    problem, steps, label = row["problem"], row["steps"], row["label"]
+    if not isinstance(problem, str) or not isinstance(steps, list) or not isinstance(label, int):
+        raise TypeError("problem must be text, steps a list and label a number")
+    if not steps or not all(isinstance(step, str) and step for step in steps) or not -1 <= label < len(steps):
+        raise ValueError(f"label {label} of {len(steps)} steps")
+    return Solution(problem, tuple(steps), None if label == -1 else label, source)
+
+
+def _prm800k(row: Mapping[str, dict], source: str) -> Solution | None:  # type: ignore[type-arg]
+    """The path that the labeller took: up to the first wrong completion, or to the end."""
+    steps: list[str] = []
+    if row["label"]["finish_reason"] not in ("solution", "found_error"):
+        return None
+    for step in row["label"]["steps"]:
+        chosen, completions = step["chosen_completion"], step["completions"] or []
+        wrong = [c["text"] for c in completions if c["rating"] == -1]
+        if chosen is None and step["human_completion"] is None:
+            if not wrong:
+                return None
+            return Solution(row["question"]["problem"], (*steps, wrong[0]), len(steps), source)
+        steps.append(step["human_completion"]["text"] if chosen is None else completions[chosen]["text"])
+        if chosen is not None and completions[chosen]["rating"] == -1:
+            return Solution(row["question"]["problem"], tuple(steps), len(steps) - 1, source)
+    return Solution(row["question"]["problem"], tuple(steps), None, source) if steps else None

@@ -1,0 +1,291 @@
+"""Demonstrations: lines of a file, of a `datasets` data set or of the arithmetic generator, each refused or understood.
+
+Every job takes its demonstrations from here. Must not know tokenizers, chat templates, models or jobs.
+"""
+
+import codecs
+import gzip
+import hashlib
+import json
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol, Self, cast
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dense_reward_trainer.data.arithmetic import ArithmeticOptions, generate
+from dense_reward_trainer.data.demonstration import (
+    Demonstration,
+    LineError,
+    Message,
+    Reason,
+    Role,
+    Row,
+    parse_line,
+    read_row,
+)
+from dense_reward_trainer.data.final_answers import final_answer, normalise_number
+
+__all__ = [
+    "NO_SKIP",
+    "SKIP_BAD",
+    "ArithmeticOptions",
+    "BadLine",
+    "DataError",
+    "DataSource",
+    "Demonstration",
+    "Loaded",
+    "Message",
+    "Role",
+    "Split",
+    "data_sha256",
+    "final_answer",
+    "load",
+    "normalise_number",
+    "open_dataset",
+    "split",
+]
+
+_FILE_SUFFIXES = frozenset((".jsonl", ".json", ".gz", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".zst", ".zip"))
+_SOURCES = "a .jsonl or .jsonl.gz file, a data set such as openai/gsm8k:main@train, or the generator `arithmetic`"
+_LISTED_BAD_LINES = 10
+# The command line of every job that has a data source takes the option; a file to evaluate on is no data source.
+SKIP_BAD = "Correct them, or leave them out: add --skip-bad to the command."
+NO_SKIP = "Correct or remove them: what is measured on is never left out silently."
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that is no demonstration: where it stands (lines count from 1), the kind of fault, and what was found."""
+
+    file: str
+    line: int
+    reason: Reason
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a source holds, in its order, and the bad lines that were left out."""
+
+    demonstrations: tuple[Demonstration, ...]
+    skipped: tuple[BadLine, ...]
+
+    @property
+    def skipped_by_reason(self) -> dict[Reason, int]:
+        """How many lines were left out for each reason, the most frequent first."""
+        return dict(Counter(bad.reason for bad in self.skipped).most_common())
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Demonstrations to train on and to evaluate on, each in the order of the source; no prompt is on both sides."""
+
+    train: tuple[Demonstration, ...]
+    held_out: tuple[Demonstration, ...]
+
+
+class DataError(ValueError):
+    """A source cannot be used. `bad_lines` holds the lines at fault, where lines are."""
+
+    def __init__(self, message: str, bad_lines: Sequence[BadLine] = ()) -> None:
+        super().__init__(message)
+        self.bad_lines = tuple(bad_lines)
+
+
+class DataSource(BaseModel):
+    """Which demonstrations a job takes, and how they are divided."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str = Field(
+        min_length=1,
+        description="Path of a .jsonl or .jsonl.gz file, else `arithmetic`, else a data set as name[:config][@split] "
+        "(split `train` unless given). For a file called arithmetic write ./arithmetic.jsonl.",
+    )
+    limit: int | None = Field(default=None, ge=1, description="Take at most this many lines, the first; null: all.")
+    skip_last: int = Field(default=0, ge=0, description="Leave out this many lines at the end, before `limit` counts.")
+    last: int | None = Field(
+        default=None,
+        ge=1,
+        description="Take only this many lines at the end, of those that skip_last leaves; null: all.",
+    )
+    skip_bad: bool = Field(default=False, description="Leave out and count lines that are no demonstrations.")
+    strip_annotations: bool = Field(
+        default=False, description="Remove calculator annotations such as <<48/2=24>> from the responses."
+    )
+    held_out_fraction: float = Field(
+        default=0.1, ge=0.0, lt=1.0, description="Expected fraction of the distinct prompts that are held out."
+    )
+    seed: int = Field(default=0, description="Seed of the division into train and held out.")
+    arithmetic: ArithmeticOptions | None = Field(
+        default=None, description="What to generate; for the source `arithmetic` only."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_arithmetic(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("source") == "arithmetic" and values.get("arithmetic") is None:
+            return {**values, "arithmetic": {}}
+        return values
+
+    @model_validator(mode="after")
+    def _arithmetic_has_its_source(self) -> Self:
+        if self.arithmetic is not None and self.source != "arithmetic":
+            raise ValueError(
+                f"`arithmetic` was given for the source {self.source!r}, which does not use it: remove it, "
+                "or set the source to `arithmetic`"
+            )
+        return self
+
+
+class Rows(Protocol):
+    """A data set: it knows its length and yields one mapping of columns for each row."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Row]: ...
+
+
+OpenDataset = Callable[[str, str | None, str], Rows]
+
+
+def open_dataset(name: str, config: str | None, split: str) -> Rows:
+    """`datasets.load_dataset` for one split. Raises DataError with the library's own words where it fails."""
+    import datasets  # noqa: PLC0415  (slow, and needed for this source only)
+
+    try:
+        return cast(Rows, datasets.load_dataset(name, config, split=split))
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"{name!r} is no file here, and as a data set (configuration {config or 'default'}, split {split}) it "
+            f"could not be loaded: {error}. A source is {_SOURCES}"
+        ) from error
+
+
+def load(source: DataSource, opener: OpenDataset = open_dataset, *, cure: str = SKIP_BAD) -> Loaded:
+    """All demonstrations of a source. Blank lines of a file are no lines; rows of a data set count from 1.
+
+    `cure`: what the job at hand can do about bad lines.
+
+    Raises DataError when the source cannot be read, when a line is bad (unless `skip_bad`), or when nothing is left.
+    """
+    total, rows = _numbered_rows(source, opener)
+    end = max(total - source.skip_last, 0)
+    start = 0 if source.last is None else max(end - source.last, 0)
+    kept = end - start if source.limit is None else min(end - start, source.limit)
+    demonstrations: list[Demonstration] = []
+    bad: list[BadLine] = []
+    for number, raw in islice(rows, start, start + kept):
+        try:
+            row = parse_line(raw) if isinstance(raw, bytes) else raw
+            demonstrations.append(read_row(row, f"{source.source}:{number}", source.strip_annotations))
+        except LineError as error:
+            bad.append(BadLine(source.source, number, error.reason, error.detail))
+    report = _report(source.source, bad, kept)
+    if bad and not source.skip_bad:
+        raise DataError(f"{report}\n{cure}", bad)
+    if not demonstrations:
+        within = f"limit {source.limit} and skip_last {source.skip_last} leave {kept} of {total} lines"
+        raise DataError(f"{source.source}: nothing to learn from: {within}\n{report}", bad)
+    return Loaded(tuple(demonstrations), tuple(bad))
+
+
+def _report(source: str, bad: Sequence[BadLine], total: int) -> str:
+    listed = [f"  {line}" for line in bad[:_LISTED_BAD_LINES]]
+    more = [f"  and {len(bad) - len(listed)} more"] if len(bad) > len(listed) else []
+    return "\n".join([f"{source}: {len(bad)} of {total} lines are no demonstrations:", *listed, *more])
+
+
+def _numbered_rows(source: DataSource, opener: OpenDataset) -> tuple[int, Iterable[tuple[int, bytes | Row]]]:
+    if source.arithmetic is not None:
+        problems = generate(source.arithmetic)
+        # The answer is right, also where label noise has spoilt the response.
+        made = ({"prompt": p.prompt, "response": p.response, "final_answer": p.answer} for p in problems)
+        return len(problems), enumerate(made, 1)
+    path = Path(source.source).expanduser()
+    if path.exists():
+        lines = _file_lines(path)
+        return len(lines), lines
+    _refuse_missing_file(source.source, path)
+    rows = opener(*_dataset_name(source.source))
+    return len(rows), enumerate(rows, 1)
+
+
+def _refuse_missing_file(source: str, path: Path) -> None:
+    local = source.startswith(("/", "./", "../", "~")) or ("/" in source and path.parent.is_dir())
+    if path.suffix in _FILE_SUFFIXES or (local and "@" not in source):
+        raise DataError(
+            f"{source}: there is no such file, and it reads as a path, so no data set of that name was looked for. "
+            f"Correct the path, or, for a data set, state its split: name@train. A source is {_SOURCES}"
+        )
+
+
+def _dataset_name(source: str) -> tuple[str, str | None, str]:
+    name_and_config, _, part = source.rpartition("@") if "@" in source else (source, "", "train")
+    name, colon, config = name_and_config.partition(":")
+    if not name or not part or (colon and not config):
+        raise DataError(f"{source!r} names no data set: write name[:config][@split]. A source is {_SOURCES}")
+    return name, config or None, part
+
+
+def _file_lines(path: Path) -> list[tuple[int, bytes]]:
+    if path.is_dir():
+        raise DataError(
+            f"{path} is a folder: name a .jsonl file in it, or write {path}@train for `datasets` to read it"
+        )
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        raise DataError(f"{path}: only .jsonl and .jsonl.gz files are read: convert it to one JSON object per line")
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise DataError(f"{path}: not a whole gzip file ({error}): copy or compress it again") from error
+    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def split(demonstrations: Iterable[Demonstration], held_out_fraction: float, seed: int) -> Split:
+    """Divides by prompt: a seeded hash of the prompt's messages alone decides the side.
+
+    So the same prompt never falls on both sides, a demonstration's side does not depend on the order or on the other
+    demonstrations, and a larger fraction only moves prompts from train to held out. The fraction is therefore met in
+    expectation: a small set may leave either side empty. Raises ValueError unless 0 <= held_out_fraction < 1.
+    """
+    if not 0.0 <= held_out_fraction < 1.0:
+        raise ValueError(f"held_out_fraction is {held_out_fraction}: it must be at least 0 and below 1")
+    train: list[Demonstration] = []
+    held_out: list[Demonstration] = []
+    for demonstration in demonstrations:
+        held = _prompt_position(demonstration, seed) < held_out_fraction
+        (held_out if held else train).append(demonstration)
+    return Split(tuple(train), tuple(held_out))
+
+
+def _prompt_position(demonstration: Demonstration, seed: int) -> float:
+    # In [0, 1]; 1 itself, which rounding can give, is held out by no fraction.
+    digest = hashlib.sha256(_canonical([seed, _pairs(demonstration.prompt_messages)])).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def data_sha256(demonstrations: Iterable[Demonstration]) -> str:
+    """Hex hash of messages and answers in their order; where they were loaded from does not count."""
+    digest = hashlib.sha256()
+    for demonstration in demonstrations:
+        digest.update(_canonical([_pairs(demonstration.messages), demonstration.answer]) + b"\n")
+    return digest.hexdigest()
+
+
+def _pairs(messages: Iterable[Message]) -> list[list[str]]:
+    return [[message.role, message.content] for message in messages]
+
+
+def _canonical(value: list[object]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,152 @@
+"""Dense-Path REINFORCE (arXiv 2510.02493): a policy improved on token rewards, as a client of the reward service.
+
+Every step (learner.py) samples G responses to each of its prompts, asks the service for the reward of every token, pays
+it less b (log pi - log pi_sft), and takes one REINFORCE step on the reward-to-go less a baseline (estimator.py).
+No critic, no reference model, no SFT model is loaded here. What the paper leaves open is an option of DprConfig.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from dense_reward.checkpoints.probe import ProbeIds
+from dense_reward.checkpoints.write_manifest import Facts
+from dense_reward.manifest import files_folder
+from dense_reward.records import IdArray
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+from dense_reward_trainer.configs.dpr import DprConfig
+from dense_reward_trainer.data.tokenised import Row
+from dense_reward_trainer.rl.held_out_metrics import measure
+from dense_reward_trainer.rl.learner import Learner
+from dense_reward_trainer.rl.optimiser import learning_rate
+from dense_reward_trainer.rl.plot import plot_run
+from dense_reward_trainer.rl.policy import PolicyCheckpoint, chosen_device, load_policy
+from dense_reward_trainer.rl.prompts import check_room_at_service, prompts_and_held_out, prompts_sha256
+from dense_reward_trainer.rl.reward_service import ServiceAddress, TokenRewards, connected
+from dense_reward_trainer.runs.checkpoint import is_complete, recover, write_checkpoint
+from dense_reward_trainer.runs.run_folder import METRICS_NAME, MetricsLog, Run, check_run, open_run, pin
+from dense_reward_trainer.runs.training_state import TrainingStates
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Training:
+    """All that a run works on. The learner changes from step to step, nothing else does."""
+
+    config: DprConfig
+    checkpoint: PolicyCheckpoint
+    learner: Learner
+    prompts: Sequence[IdArray]
+    held_out: Sequence[Row]
+    run: Run
+
+    @property
+    def metrics(self) -> MetricsLog:
+        return MetricsLog(self.run.folder / METRICS_NAME)
+
+    @property
+    def states(self) -> TrainingStates:
+        return TrainingStates(self.run.folder / "resume")
+
+
+def run(config: DprConfig, report: Report) -> None:
+    """Train, and leave `checkpoints/policy` in `config.output_dir`; a finished run is left alone, a killed one goes on.
+
+    Raises ConfigError, DataError, CheckpointError or JobError, naming the cure.
+    """
+    check_run("dpr", config)
+    finished = config.output_dir / "checkpoints" / "policy"
+    recover(finished)
+    if is_complete(finished):
+        TrainingStates(config.output_dir / "resume").remove()
+        report(f"{config.output_dir} holds a finished run, so there is nothing to do: {finished}")
+        return
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    checkpoint = load_policy(config.policy, precision=config.precision, device=chosen_device(config.device))
+    prompts, held_out = prompts_and_held_out(config, checkpoint, report)
+    address, sha256 = ServiceAddress.of(config.service_url, config), checkpoint.manifest.tokenizer_sha256
+    with connected(address, sha256, report, signal=config.signal, with_kl=config.baseline == "kl") as rewards:
+        check_room_at_service(rewards.card.max_length_tokens, prompts, config.max_new_tokens)
+        started = open_run("dpr", config)
+        identity = {"policy": checkpoint.manifest.weights_sha256, "prompts": prompts_sha256(prompts)}
+        pin(started, {**identity, "reward model": rewards.card.revision})
+        report(f"{len(prompts)} prompts, {len(held_out)} held out; rewards of {rewards.card.sft}")
+        training = Training(config, checkpoint, Learner.of(config, checkpoint.policy), prompts, held_out, started)
+        train(training, rewards, report)
+    write_policy(training)
+    training.states.remove()
+    report(f"finished: {finished}")
+
+
+def train(training: Training, rewards: TokenRewards, report: Report) -> None:
+    """The steps of `training.config` that are not done yet, each on fresh samples of the policy as it is."""
+    config, learner = training.config, training.learner
+    newest = training.states.newest()
+    done = 0 if newest is None else newest[0]
+    # the evaluation before the first step has no state of its own
+    training.metrics.drop_after(done or -1)
+    if newest is not None:
+        learner.restore(newest[1])
+        report(f"resuming after step {done}")
+    else:
+        evaluate(training, rewards, 0)
+    with tqdm(total=config.steps, initial=done, unit="step", dynamic_ncols=True) as bar:
+        for step in range(done + 1, config.steps + 1):
+            described = learner.step(step, training.prompts, rewards)
+            training.metrics.append(step, described)
+            if due(step, config.evaluate_every, config.steps):
+                evaluate(training, rewards, step)
+            if due(step, config.save_every, config.steps):
+                training.states.save(step, learner.state())
+            bar.set_postfix_str(
+                f"reward {described['reward_sum']:.2f} kl {described['kl_to_sft']:.2f} "
+                f"length {described['length_mean']:.0f}"
+            )
+            bar.update()
+
+
+def due(step: int, every: int, last: int) -> bool:
+    return step % every == 0 or step == last
+
+
+def evaluate(training: Training, rewards: TokenRewards, step: int) -> None:
+    """Held-out figures of the policy as it is after `step`, into the metrics; and the plot anew."""
+    if training.held_out:
+        options = training.config.held_out_options
+        result, _ = measure(
+            replace(training.checkpoint, policy=training.learner.result), training.held_out, options, rewards
+        )
+        numbers = {f"held_out_{name}": value for name, value in result.numbers().items()}
+        training.metrics.append(step, numbers)
+    plot_run(training.metrics.read(), training.run.folder / "dpr.png")
+
+
+def write_policy(training: Training) -> None:
+    """The final policy as a checkpoint that a service or another job takes, probed as the one that it came from."""
+    config, manifest = training.config, training.checkpoint.manifest
+    probe = [ProbeIds(s.prompt_ids, tuple(response.ids for response in s.responses)) for s in manifest.probe]
+    facts = Facts(
+        role="policy",
+        run_id=training.run.run_id,
+        renderer=manifest.renderer,
+        end_of_turn_id=manifest.end_of_turn_id,
+        optimiser_step=config.steps,
+        learning_rate=learning_rate(config, config.steps),
+        base_model=str(config.policy),
+        data_sha256=prompts_sha256(training.prompts),
+        seed=config.seed,
+    )
+    write_checkpoint(
+        training.run.folder / "checkpoints" / "policy",
+        training.learner.result.model,
+        AutoTokenizer.from_pretrained(
+            files_folder(config.policy, manifest), local_files_only=True, trust_remote_code=False
+        ),
+        facts,
+        lambda *_: probe,
+        device=str(training.checkpoint.policy.device),
+    )

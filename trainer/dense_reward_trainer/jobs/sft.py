@@ -1,0 +1,319 @@
+"""Supervised fine-tuning: demonstrations -> the finished SFT checkpoint and the milestones on the way to it.
+
+data -> ids -> TRL's SFTTrainer -> checkpoints; read from `run` downwards. A run that was killed goes on when it is
+started again, to weights that are bitwise those of an unbroken run (on a CPU).
+"""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from dense_reward.checkpoints.probe import ProbeIds, probe_of_demonstrations, probe_of_texts
+from dense_reward.checkpoints.write_manifest import Facts
+from dense_reward.manifest import Role
+from dense_reward.text.encode import Encoder
+from peft import LoraConfig
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils.logging import disable_progress_bar
+from trl import SFTConfig as TrlConfig
+from trl import SFTTrainer
+
+from dense_reward_trainer.configs.base import LoraOptions, SftConfig
+from dense_reward_trainer.data.held_out_file import write_held_out
+from dense_reward_trainer.data.sources import DataError, Split, data_sha256, load, split
+from dense_reward_trainer.data.tokenised import Row, encode_demonstrations
+from dense_reward_trainer.errors import ConfigError, JobError
+from dense_reward_trainer.runs.checkpoint import (
+    Report,
+    is_complete,
+    newest_training_state,
+    recover,
+    training_step,
+    write_checkpoint,
+)
+from dense_reward_trainer.runs.run_folder import METRICS_NAME, MetricsLog, check_run, open_run, pin, plot
+from dense_reward_trainer.sft.callbacks import EvaluateAtEnd, LogToFile, QuietProgress
+from dense_reward_trainer.sft.initial_model import StartingPoint, starting_point
+from dense_reward_trainer.sft.length_sampler import LengthOrderedTrainer
+from dense_reward_trainer.sft.milestones import Course
+
+SFT: Role = "sft"
+# Newer versions of transformers warn about the older name.
+CHECKPOINTING = next(
+    name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(TrlConfig, name)
+)
+
+
+def run(config: SftConfig, report: Report) -> None:
+    """Train, and leave `checkpoints/sft` and the milestones in `config.output_dir`; a finished run is left alone.
+
+    Raises ConfigError, DataError or CheckpointError, naming the cure; JobError where training diverges.
+    """
+    disable_progress_bar()
+    arguments = training_arguments(config)
+    first = arguments.process_index == 0
+    report = report if first else silent
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    checkpoints = config.output_dir / "checkpoints"
+    with arguments.main_process_first(local=False):
+        check_run("sft", config)
+        state = newest_training_state(config.output_dir / "resume", report)
+        for name in (SFT, *config.milestones):
+            recover(checkpoints / name)
+    if is_complete(checkpoints / SFT):
+        shutil.rmtree(config.output_dir / "resume", ignore_errors=True)
+        report(f"{config.output_dir} holds a finished run, so there is nothing to do: {checkpoints / SFT}")
+        return
+    demonstrations = load_demonstrations(config, report)
+    start = starting_point(config, demonstrations.train)
+    train, held_out = encode_split(config, start, demonstrations, report)
+    course = course_of(config, arguments, len(train))
+    done = 0 if state is None else training_step(state)
+    steps = milestone_steps(config.milestones, course)
+    check_milestones(steps, checkpoints, done)
+    trainer = make_trainer(config, arguments, start, train, held_out)
+    report(describe(trainer, course, steps, (len(train), len(held_out)), done))
+    if not first:
+        trainer.train(resume_from_checkpoint=None if state is None else str(state))
+        return
+    data = data_sha256(row.demonstration for row in train)
+    started = open_run("sft", config)
+    pin(started, {"data": data, "tokenizer": start.tokenizer_sha256})
+    write_held_out(config.output_dir / "held_out.jsonl", [row.demonstration for row in held_out])
+    metrics = MetricsLog(config.output_dir / METRICS_NAME)
+    metrics.drop_after(done)
+    saving = Saving(checkpoints, trainer, start, course, base_facts(config, started.run_id, data, start), train)
+    trainer.add_callback(LogToFile(metrics))
+    trainer.add_callback(SaveMilestones(saving, steps, report))
+    trainer.train(resume_from_checkpoint=None if state is None else str(state))
+    plot(metrics, ("loss", "eval_loss"), config.output_dir / "loss.png", ylabel="loss (nats per token)")
+    saving.write(SFT, SFT, course.total_steps, float(trainer.lr_scheduler.get_last_lr()[0]))
+    shutil.rmtree(config.output_dir / "resume")
+    report(f"finished: {checkpoints / SFT}")
+
+
+def silent(_: str) -> None:
+    """One of several processes reports."""
+
+
+def training_arguments(config: SftConfig) -> TrlConfig:
+    """transformers' arguments. Data are prepared here and not by TRL, which would truncate."""
+    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but torch sees no GPU: set device=cpu, or install a CUDA build of torch")
+    return TrlConfig(
+        output_dir=str(config.output_dir / "resume"),
+        use_cpu=on_cpu,
+        bf16=config.precision == "bfloat16",
+        seed=config.seed,
+        max_length=None,
+        packing=False,
+        completion_only_loss=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.schedule,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
+        max_grad_norm=config.max_grad_norm,
+        logging_steps=config.log_every_steps,
+        logging_first_step=True,
+        # the filter would hide a loss that is not a number
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=config.save_every_steps,
+        save_total_limit=2,
+        eval_strategy="no" if config.eval_every_steps is None else "steps",
+        eval_steps=config.eval_every_steps,
+        report_to="none",
+        **{CHECKPOINTING: config.gradient_checkpointing},
+    )
+
+
+def load_demonstrations(config: SftConfig, report: Report) -> Split:
+    """Both sides of the data. Raises DataError where nothing is left to train on."""
+    loaded = load(config.data)
+    if loaded.skipped:
+        report(f"left out {len(loaded.skipped)} bad lines: {loaded.skipped_by_reason}")
+    parts = split(loaded.demonstrations, config.data.held_out_fraction, config.data.seed)
+    if not parts.train:
+        raise DataError(f"{config.data.source}: every demonstration is held out: lower data.held_out_fraction")
+    if not parts.held_out and config.eval_every_steps is not None:
+        raise ConfigError("eval_every_steps is set, but nothing is held out: raise data.held_out_fraction, or set null")
+    return parts
+
+
+def encode_split(
+    config: SftConfig, start: StartingPoint, parts: Split, report: Report
+) -> tuple[Sequence[Row], Sequence[Row]]:
+    """Rows to train on and to evaluate on. Raises DataError, naming file and line."""
+    sides = []
+    for demonstrations in (parts.train, parts.held_out):
+        encoded = encode_demonstrations(
+            demonstrations,
+            start.encoder,
+            every_turn=config.train_on == "all_assistant",
+            limit_tokens=start.limit_tokens,
+            skip_bad=config.data.skip_bad,
+        )
+        if encoded.dropped:
+            report(f"left out {len(encoded.dropped)} demonstrations, the first is {encoded.dropped[0]}")
+        sides.append(encoded.rows)
+    if not sides[0]:
+        raise DataError(f"{config.data.source}: no demonstration is left to train on")
+    return sides[0], sides[1]
+
+
+def make_trainer(
+    config: SftConfig, arguments: TrlConfig, start: StartingPoint, train: Sequence[Row], held_out: Sequence[Row]
+) -> SFTTrainer:
+    """TRL's trainer on rows that it takes as they are."""
+    use_cache = start.model.config.use_cache
+    trainer = (LengthOrderedTrainer if config.group_by_length else SFTTrainer)(
+        model=start.model,
+        args=arguments,
+        train_dataset=as_dataset(train),
+        eval_dataset=as_dataset(held_out) if config.eval_every_steps is not None else None,
+        processing_class=start.tokenizer,
+        peft_config=None if config.lora is None else adapter(config.lora),
+        callbacks=[EvaluateAtEnd()],
+    )
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise ConfigError("sft shards no weights: start it with torchrun (data parallel), without FSDP or DeepSpeed")
+    # turned off for training by TRL, it would be saved so, and slow down whoever samples from the checkpoint
+    start.model.config.use_cache = use_cache
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(QuietProgress())
+    return trainer
+
+
+def adapter(lora: LoraOptions) -> LoraConfig:
+    modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+    return LoraConfig(
+        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=modules, task_type="CAUSAL_LM"
+    )
+
+
+def as_dataset(rows: Sequence[Row]) -> Dataset:
+    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
+
+
+def course_of(config: SftConfig, arguments: TrainingArguments, samples: int) -> Course:
+    """How many samples the run has processed when."""
+    per_step = config.batch_size * config.gradient_accumulation * arguments.world_size
+    return Course(samples, per_step, config.max_steps or config.epochs * -(-samples // per_step))
+
+
+def milestone_steps(milestones: Mapping[str, float], course: Course) -> dict[str, int]:
+    """The step of each milestone. Raises ConfigError where one falls on the last step, which is the SFT model's own."""
+    steps = {name: course.step_at(fraction) for name, fraction in milestones.items()}
+    for name, step in steps.items():
+        if step == course.total_steps:
+            raise ConfigError(
+                f"milestone {name} at {milestones[name]} of the samples falls on the last step ({step}): "
+                "lower it, or train for more steps"
+            )
+    return steps
+
+
+def check_milestones(steps: Mapping[str, int], checkpoints: Path, done: int) -> None:
+    """Raises ConfigError where a resumed run is past a milestone whose checkpoint is gone."""
+    for name, step in steps.items():
+        if step <= done and not is_complete(checkpoints / name):
+            raise ConfigError(
+                f"{checkpoints / name} is gone, and the run is past its step {step}: start in another output_dir"
+            )
+
+
+def describe(trainer: SFTTrainer, course: Course, steps: Mapping[str, int], counts: tuple[int, int], done: int) -> str:
+    """The run in a sentence."""
+    trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
+    at = ", ".join(f"{name} at step {step}" for name, step in steps.items())
+    where = f"; resumed at step {done}" if done else ""
+    return (
+        f"{trained / 1e6:.2f}M parameters to train, {counts[0]} demonstrations ({counts[1]} held out), "
+        f"{course.total_steps} steps of {course.samples_per_step} samples; {at}{where}"
+    )
+
+
+def base_facts(config: SftConfig, run_id: str, data: str, start: StartingPoint) -> Facts:
+    """What all checkpoints of the run share."""
+    return Facts(
+        role=SFT,
+        run_id=run_id,
+        renderer=start.encoder.renderer,
+        end_of_turn_id=start.encoder.end_of_turn_id,
+        base_model=config.base_model,
+        data_sha256=data,
+        seed=config.seed,
+        dtype=str(start.model.dtype).removeprefix("torch."),
+        adapter_base=start.base if config.lora is not None else None,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Saving:
+    """Writes the run's checkpoints."""
+
+    folder: Path
+    trainer: SFTTrainer
+    start: StartingPoint
+    course: Course
+    facts: Facts
+    train: Sequence[Row]
+
+    def write(self, name: str, role: Role, step: int, learning_rate: float) -> None:
+        """The model as it is now, after `step` optimiser steps. Leaves the generators of random numbers alone."""
+        facts = replace(
+            self.facts,
+            role=role,
+            optimiser_step=step,
+            samples_processed=self.course.samples_processed(step),
+            samples_total=self.course.samples_total,
+            unique_samples=self.course.unique_samples(step),
+            learning_rate=learning_rate,
+        )
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        with torch.random.fork_rng():
+            write_checkpoint(self.folder / name, model, self.start.tokenizer, facts, self.choose_probe)
+
+    def choose_probe(self, encoder: Encoder, limit_tokens: int) -> Sequence[ProbeIds]:
+        """Demonstrations, where there are two different prompts."""
+        encoded = [row.encoded for row in self.train]
+        return probe_of_demonstrations(encoded, limit_tokens) or probe_of_texts(encoder, limit_tokens)
+
+
+class SaveMilestones(TrainerCallback):  # type: ignore[misc]
+    """Writes each milestone at its step, before the state from which the run would be resumed there."""
+
+    def __init__(self, saving: Saving, steps: Mapping[str, int], report: Report) -> None:
+        self._saving, self._steps, self._report = saving, steps, report
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        if state.max_steps != self._saving.course.total_steps:
+            raise JobError(f"the trainer plans {state.max_steps} steps, not {self._saving.course.total_steps}")
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        lr_scheduler: LRScheduler,
+        **_: object,
+    ) -> None:
+        for name, step in self._steps.items():
+            if state.global_step == step:
+                self._saving.write(name, "reference", step, float(lr_scheduler.get_last_lr()[0]))
+                self._report(f"milestone: {self._saving.folder / name} at step {step}")

@@ -1,0 +1,1 @@
+"""Dense-Path REINFORCE: policy, sampling, rewards, advantages, losses, the learner."""

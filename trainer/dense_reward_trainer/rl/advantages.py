@@ -1,0 +1,164 @@
+"""Scored rollouts -> how much the log-prob of each action is to rise: what the options of DPR mean.
+
+B responses, right-padded to T tokens; K actions that the policy named at every position. Everything is on the CPU; log-
+probs and rewards are at temperature 1. Must not know models, services or optimisers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dense_reward_trainer.configs.dpr import DprConfig
+from dense_reward_trainer.rl.returns import (
+    baseline,
+    immediate,
+    mask_of,
+    pad,
+    penalised,
+    reward_to_go,
+    total,
+    whitened,
+)
+from dense_reward_trainer.rl.reward_service import ResponseRewards
+from dense_reward_trainer.rl.sampling import Rollout
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """The actions that the policy named at every position, and what is known of them, [B, T, K]."""
+
+    ids_BTK: Tensor
+    policy_logprob_BTK: Tensor
+    signal_BTK: Tensor
+    sft_logprob_BTK: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """The rollouts of a step and what is known of each token, [B, T]."""
+
+    rollouts: Sequence[Rollout]
+    mask_BT: Tensor
+    signal_BT: Tensor
+    policy_logprob_BT: Tensor
+    sft_logprob_BT: Tensor
+    kl_BT: Tensor | None
+    candidates: Candidates | None = None
+
+    @property
+    def named(self) -> int:
+        """How many actions the policy named at every position."""
+        return 0 if self.candidates is None else self.candidates.ids_BTK.shape[2]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Actions:
+    """The actions of every position, [B, T, 1 + K]: the sampled one, then those that were named.
+
+    `weight_BTM` is 1 for a sampled action and the policy's probability for a named one, 0 on padding.
+    """
+
+    ids_BTM: Tensor
+    advantage_BTM: Tensor
+    weight_BTM: Tensor
+
+
+def assemble(
+    rollouts: Sequence[Rollout], ids_BTM: Tensor, policy_logprob_BTM: Tensor, scored: Sequence[ResponseRewards]
+) -> Batch:
+    """A batch of rollouts, the policy's log-probs of the sampled and the named actions, and their rewards.
+
+    A response that was cut off has no end of turn, so nothing is paid for one: rewards are those of its ids alone.
+    """
+    kl_rows = [rewards.kl_T for rewards in scored if rewards.kl_T is not None]
+    signal_rows = [rewards.candidate_signal_TK for rewards in scored if rewards.candidate_signal_TK is not None]
+    sft_rows = [rewards.candidate_sft_logprob_TK for rewards in scored if rewards.candidate_sft_logprob_TK is not None]
+    candidates = None
+    if ids_BTM.shape[2] > 1:
+        named = slice(1, None)
+        candidates = Candidates(ids_BTM[..., named], policy_logprob_BTM[..., named], pad(signal_rows), pad(sft_rows))
+    return Batch(
+        rollouts=rollouts,
+        mask_BT=mask_of([len(rollout.response_T) for rollout in rollouts]),
+        signal_BT=pad([rewards.signal_T for rewards in scored]),
+        policy_logprob_BT=policy_logprob_BTM[..., 0],
+        sft_logprob_BT=pad([rewards.sft_logprob_T for rewards in scored]),
+        kl_BT=pad(kl_rows) if len(kl_rows) == len(rollouts) else None,
+        candidates=candidates,
+    )
+
+
+def paid(batch: Batch, config: DprConfig, coefficient: float) -> Tensor:
+    """The signal of every token, clipped where asked, less the KL penalty where that is in the reward, [B, T]."""
+    return _paid(batch.signal_BT, batch.policy_logprob_BT, batch.sft_logprob_BT, config, coefficient)
+
+
+def returns(batch: Batch, config: DprConfig, coefficient: float) -> Tensor:
+    """What each sampled token is credited with, [B, T] float64."""
+    return _returns(paid(batch, config, coefficient), batch.mask_BT, config)
+
+
+def actions(batch: Batch, config: DprConfig, coefficient: float) -> Actions:
+    """Advantages and weights of all actions: returns less a baseline, [B, T, 1 + K], 0 on padding.
+
+    With candidates C the immediate reward f is summed over them, and sampled only where the sample is none of them:
+
+        sum over a in C of pi(a) (f(a) - B) grad log pi(a)
+        + [a_t not in C] (f(a_t) - B) grad log pi(a_t) + (G_(t+1) - b_(t+1)) grad log pi(a_t)
+
+    with B = sum over a in C of pi(a) f(a), which depends on the state alone. C does too, so the expectation is that of
+    the sampled gradient (Liu et al., arXiv 1810.04777); the credit for later rewards, G_(t+1), stays sampled.
+    """
+    ids_BT = pad([rollout.response_T for rollout in batch.rollouts], torch.long)
+    if batch.candidates is None:
+        return_BT = returns(batch, config, coefficient)
+        advantage_BT = return_BT - baseline(config.baseline, return_BT, config.group_size, batch.kl_BT)
+        advantage_BT = advantage_BT * batch.mask_BT
+        if config.whiten:
+            advantage_BT = whitened(advantage_BT, batch.mask_BT, return_BT)
+        return Actions(ids_BT[..., None], advantage_BT[..., None], batch.mask_BT[..., None])
+    return _with_candidates(batch, batch.candidates, ids_BT, config, coefficient)
+
+
+def _with_candidates(
+    batch: Batch, candidates: Candidates, ids_BT: Tensor, config: DprConfig, coefficient: float
+) -> Actions:
+    now_BT = paid(batch, config, coefficient).double()
+    now_BTK = _paid(
+        candidates.signal_BTK, candidates.policy_logprob_BTK, candidates.sft_logprob_BTK, config, coefficient
+    ).double()
+    probability_BTK = candidates.policy_logprob_BTK.double().exp() * batch.mask_BT[..., None]
+    expected_BT = (probability_BTK * now_BTK).sum(dim=2)
+    unnamed_BT = (candidates.ids_BTK != ids_BT[..., None]).all(dim=2)
+    advantage_BT = torch.where(unnamed_BT, now_BT - expected_BT, 0.0)
+    if config.returns == "reward_to_go":
+        later_BT = config.gamma * _shifted(_returns(now_BT, batch.mask_BT, config))
+        advantage_BT = advantage_BT + later_BT - baseline(config.baseline, later_BT, config.group_size)
+    return Actions(
+        torch.cat([ids_BT[..., None], candidates.ids_BTK], dim=2),
+        torch.cat([advantage_BT[..., None], now_BTK - expected_BT[..., None]], dim=2) * batch.mask_BT[..., None],
+        torch.cat([batch.mask_BT[..., None].double(), probability_BTK], dim=2),
+    )
+
+
+def _paid(signal: Tensor, policy_logprob: Tensor, sft_logprob: Tensor, config: DprConfig, coefficient: float) -> Tensor:
+    if config.reward_clip is not None:
+        signal = signal.clamp(-config.reward_clip, config.reward_clip)
+    return penalised(signal, policy_logprob, sft_logprob, coefficient if config.kl_penalty == "reward" else 0.0)
+
+
+def _returns(paid_BT: Tensor, mask_BT: Tensor, config: DprConfig) -> Tensor:
+    match config.returns:
+        case "reward_to_go":
+            return reward_to_go(paid_BT, mask_BT, config.gamma)
+        case "immediate":
+            return immediate(paid_BT, mask_BT)
+        case "total":
+            return total(paid_BT, mask_BT)
+
+
+def _shifted(return_BT: Tensor) -> Tensor:
+    """Of each position what comes after it: G_(t+1), 0 at the end."""
+    return torch.cat([return_BT[:, 1:], torch.zeros_like(return_BT[:, :1])], dim=1)

@@ -1,0 +1,206 @@
+"""A policy: a causal language model that samples and is differentiated, and its log-probs with gradient.
+
+B responses, right-padded to T tokens; N response tokens of a batch; M named actions at each; V ids. Dropout is always
+off: the distribution that was sampled from is the one whose gradient is taken. Must not know rewards or jobs.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from dense_reward.engines.tokenizer import load_tokenizer
+from dense_reward.engines.torch.weights import load_weights, weight_folders
+from dense_reward.errors import CheckpointError
+from dense_reward.manifest import Manifest, files_folder, load_manifest, verify_files
+from dense_reward.records import IdArray
+from dense_reward.text.encode import Encoder
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
+
+from dense_reward_trainer.configs.dpr import Precision
+from dense_reward_trainer.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Policy:
+    """A model, the id that ends its turn, and how many ids its tokenizer knows: no other id is ever sampled.
+
+    `autocast`: weights and optimiser stay float32, and the model computes in bfloat16.
+    """
+
+    model: PreTrainedModel
+    end_of_turn_id: int
+    vocabulary: int
+    autocast: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def limit_tokens(self) -> int:
+        """Tokens of prompt and response together that the model was made for."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 20))
+
+    def computing(self) -> AbstractContextManager[None]:
+        """The precision in which the model runs, the same for sampling and for gradients."""
+        context: AbstractContextManager[None] = torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=self.autocast
+        )
+        return context
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PolicyCheckpoint:
+    """A policy with what its checkpoint says: how text becomes ids, and where it came from."""
+
+    policy: Policy
+    encoder: Encoder
+    manifest: Manifest
+
+
+def chosen_device(name: str) -> str:
+    """The device for `auto`, `cpu` or `cuda`. Raises ConfigError where it is not there."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but torch sees no GPU: set device=cpu, or install a CUDA build of torch")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def load_policy(folder: Path, *, precision: Precision, device: str) -> PolicyCheckpoint:
+    """A checkpoint to be trained or measured, its files checked against its manifest; an adapter is merged.
+
+    bfloat16 means float32 weights under autocast: in bfloat16 itself, steps as small as a policy gradient's round to
+    nothing. Raises CheckpointError, naming the cure.
+    """
+    manifest = load_manifest(folder)
+    verify_files(folder, manifest)
+    if manifest.end_of_turn_id is None:
+        raise CheckpointError(f"{folder}: its tokenizer has no end of turn, so no response could ever finish")
+    files = files_folder(folder, manifest)
+    tokenizer = load_tokenizer(files)
+    if tokenizer.sha256() != manifest.tokenizer_sha256:
+        raise CheckpointError(f"{folder}: its tokenizer is not the one of its manifest: adopt the checkpoint anew")
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    disable_progress_bar()  # of loading weights: it would stand among the job's own
+    model = load_weights(*weight_folders(folder, manifest), dtype).requires_grad_(True)
+    vocabulary = min(tokenizer.vocabulary, manifest.vocabulary)
+    policy = Policy(model.eval().to(device), manifest.end_of_turn_id, vocabulary, precision == "bfloat16")
+    return PolicyCheckpoint(policy, Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id), manifest)
+
+
+def policy_logprobs(
+    policy: Policy, prompts: Sequence[IdArray], responses: Sequence[IdArray], temperature: float = 1.0
+) -> Tensor:
+    """log pi(a_t|s_t) of given responses at a temperature, [B, T] with gradient, in nats; 0 after a response's end."""
+    return action_logprobs(policy, prompts, responses, own_actions(responses), temperature)[..., 0]
+
+
+def own_actions(responses: Sequence[IdArray]) -> Tensor:
+    """The ids of the responses as the only actions of each position, [B, T, 1]; 0 after a response's end."""
+    return _padded(responses)[..., None]
+
+
+def action_logprobs(
+    policy: Policy,
+    prompts: Sequence[IdArray],
+    responses: Sequence[IdArray],
+    ids_BTM: Tensor,
+    temperature: float = 1.0,
+) -> Tensor:
+    """log pi(a|s_t) of M named actions at every position of given responses, [B, T, M] with gradient, in nats.
+
+    Teacher-forced in one forward pass, padded on the right, reduced at least in float32; 0 after a response's end.
+    Prompts have a token or more.
+
+    Normalised over all output rows, those beyond the tokenizer included, as the service normalises pi_sft: so
+    log pi - log pi_sft of the same weights is 0. Samples never hold such an id, so their own distribution is larger by
+    a factor that depends on the state alone and is next to 1: its gradient is left out.
+    """
+    place, logprobs_NV = _state_logprobs(policy, prompts, responses, temperature)
+    logprob_NM = logprobs_NV.gather(1, ids_BTM.to(policy.device)[place])
+    return logprob_NM.new_zeros(ids_BTM.shape).index_put(place, logprob_NM)
+
+
+def _state_logprobs(
+    policy: Policy, prompts: Sequence[IdArray], responses: Sequence[IdArray], temperature: float
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Where each response token lies in [B, T], two [N]; and log pi of every id there, [N, V]."""
+    sequences = [np.concatenate(pair) for pair in zip(prompts, responses, strict=True)]
+    ids_BL = _padded(sequences).to(policy.device)
+    first = min(len(prompt) for prompt in prompts) - 1
+    row_N = torch.tensor([b for b, ids in enumerate(responses) for _ in ids], device=policy.device)
+    step_N = torch.tensor([t for ids in responses for t in range(len(ids))], device=policy.device)
+    start_B = torch.tensor([len(prompt) for prompt in prompts], device=policy.device)
+    with policy.computing():
+        # the head runs on no position before the first that predicts a response token
+        kept = ids_BL.shape[1] - first
+        logits_BKV = policy.model(input_ids=ids_BL, use_cache=False, logits_to_keep=kept).logits
+    logits_NV = logits_BKV[row_N, start_B[row_N] + step_N - 1 - first]
+    scaled_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)) / temperature
+    return (row_N, step_N), torch.log_softmax(scaled_NV, dim=-1)
+
+
+def microbatches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Rows of similar length together, each batch at most `tokens` after padding, or one row alone."""
+    batch: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        if batch and (len(batch) + 1) * lengths[row] > tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def frozen_logprobs(
+    policy: Policy,
+    prompts: Sequence[IdArray],
+    responses: Sequence[IdArray],
+    microbatch_tokens: int,
+    temperature: float = 1.0,
+) -> Tensor:
+    """log pi(a_t|s_t) of any number of responses, [B, T] without gradient, on the CPU."""
+    return likeliest_actions(policy, prompts, responses, 0, microbatch_tokens, temperature=temperature)[1][..., 0]
+
+
+@torch.no_grad()
+def likeliest_actions(
+    policy: Policy,
+    prompts: Sequence[IdArray],
+    responses: Sequence[IdArray],
+    count: int,
+    microbatch_tokens: int,
+    *,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Of every position the response's own id and then the policy's likeliest ones, and their log-probs.
+
+    [B, T, 1 + count] both, on the CPU, 0 after a response's end; fewer where the tokenizer knows fewer ids.
+    """
+    count = min(count, policy.vocabulary)
+    shape = len(responses), max(len(ids) for ids in responses), 1 + count
+    ids_BTM = torch.zeros(shape, dtype=torch.long)
+    logprob_BTM = torch.zeros(shape, dtype=torch.promote_types(policy.model.dtype, torch.float32))
+    lengths = [len(prompt) + len(ids) for prompt, ids in zip(prompts, responses, strict=True)]
+    own_BT1 = own_actions(responses)
+    for rows in microbatches(lengths, microbatch_tokens):
+        parts = [prompts[b] for b in rows], [responses[b] for b in rows]
+        (row_N, step_N), logprobs_NV = _state_logprobs(policy, *parts, temperature)
+        place = torch.tensor(rows)[row_N.cpu()], step_N.cpu()
+        likeliest_NK = logprobs_NV[:, : policy.vocabulary].topk(count, dim=1).indices
+        ids_NM = torch.cat([own_BT1[place].to(policy.device), likeliest_NK], dim=1)
+        ids_BTM[place], logprob_BTM[place] = ids_NM.cpu(), logprobs_NV.gather(1, ids_NM).cpu()
+    return ids_BTM, logprob_BTM
+
+
+def _padded(sequences: Sequence[IdArray]) -> Tensor:
+    """Ids, [B, L], padded on the right, where a causal model never looks; so no mask is needed."""
+    ids_BL = torch.zeros(len(sequences), max(len(ids) for ids in sequences), dtype=torch.long)
+    for row, ids in enumerate(sequences):
+        ids_BL[row, : len(ids)] = torch.from_numpy(ids)
+    return ids_BL

@@ -1,0 +1,118 @@
+"""The prompts that a policy is trained and measured on, as ids. Must not know rewards or jobs."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from dense_reward.records import IdArray
+from dense_reward.text.encode import Encoder
+
+from dense_reward_trainer.configs.dpr import DprConfig
+from dense_reward_trainer.data.sources import NO_SKIP, DataError, DataSource, load, split
+from dense_reward_trainer.data.tokenised import Row, encode_demonstrations
+from dense_reward_trainer.errors import JobError
+from dense_reward_trainer.rl.policy import PolicyCheckpoint
+
+Report = Callable[[str], None]
+
+
+def prompts_and_held_out(
+    config: DprConfig, checkpoint: PolicyCheckpoint, report: Report
+) -> tuple[Sequence[IdArray], Sequence[Row]]:
+    """Prompts to train on and rows to measure on, which share none. Raises DataError."""
+    encoder, limit_tokens = checkpoint.encoder, checkpoint.policy.limit_tokens
+    prompts = training_prompts(config.prompts, encoder, limit_tokens, config.max_new_tokens, report)
+    if config.held_out is None:
+        return prompts, ()
+    held_out = held_out_rows(config.held_out, encoder, limit_tokens, config.held_out_options.max_new_tokens)
+    check_disjoint(prompts, held_out)
+    return prompts, held_out
+
+
+def training_prompts(
+    source: DataSource, encoder: Encoder, limit_tokens: int, max_new_tokens: int, report: Report
+) -> list[IdArray]:
+    """The different prompts on the training side of a source, in its order.
+
+    Raises DataError where one leaves no room for `max_new_tokens` (unless `skip_bad`), or none is left.
+    """
+    loaded = load(source)
+    demonstrations = split(loaded.demonstrations, source.held_out_fraction, source.seed).train
+    encoded = encode_demonstrations(
+        demonstrations, encoder, every_turn=False, limit_tokens=limit_tokens, skip_bad=source.skip_bad
+    )
+    fitting = [row for row in encoded.rows if len(row.encoded.prompt_P) + max_new_tokens <= limit_tokens]
+    if not source.skip_bad:
+        check_room(encoded.rows, limit_tokens, max_new_tokens, "max_new_tokens", "or add --skip-bad to the command")
+    left_out = len(loaded.skipped) + len(encoded.dropped) + len(encoded.rows) - len(fitting)
+    if left_out:
+        report(f"{source.source}: left out {left_out} lines that are no demonstrations, or too long")
+    prompts = {row.encoded.prompt_P.tobytes(): row.encoded.prompt_P for row in fitting}
+    if not prompts:
+        raise DataError(f"{source.source}: no prompt is left to train on")
+    return list(prompts.values())
+
+
+def held_out_rows(path: Path, encoder: Encoder, limit_tokens: int, max_new_tokens: int) -> Sequence[Row]:
+    """All demonstrations of a file. Raises DataError where one is bad or leaves no room for `max_new_tokens`."""
+    loaded = load(DataSource(source=str(path), held_out_fraction=0.0), cure=NO_SKIP)
+    rows = encode_demonstrations(
+        loaded.demonstrations, encoder, every_turn=False, limit_tokens=limit_tokens, skip_bad=False, cure=NO_SKIP
+    ).rows
+    check_room(rows, limit_tokens, max_new_tokens, "held_out_options.max_new_tokens", "or remove such prompts")
+    return rows
+
+
+def check_room(rows: Sequence[Row], limit_tokens: int, max_new_tokens: int, name: str, cure: str) -> None:
+    """Raises DataError, naming the longest prompt, where prompt and response would not fit into the model.
+
+    `name` is that of the option behind `max_new_tokens`; `cure` is what else can be done.
+    """
+    longest = max(rows, key=lambda row: len(row.encoded.prompt_P), default=None)
+    if longest is not None and len(longest.encoded.prompt_P) + max_new_tokens > limit_tokens:
+        source, length = longest.demonstration.source, len(longest.encoded.prompt_P)
+        raise DataError(
+            f"{source}: its prompt has {length} tokens; with {name} {max_new_tokens} that is over "
+            f"the limit of {limit_tokens}: set {name} to at most {limit_tokens - length}, {cure}"
+        )
+
+
+def check_room_at_service(limit_tokens: int, prompts: Sequence[IdArray], max_new_tokens: int) -> None:
+    """Raises JobError where a rollout could be longer than what the service scores."""
+    longest = max(len(prompt) for prompt in prompts) + max_new_tokens
+    if longest > limit_tokens:
+        raise JobError(
+            f"rollouts may have {longest} tokens with their prompts, the reward service takes {limit_tokens}: lower "
+            "max_new_tokens, or raise the service's --max-length-tokens"
+        )
+
+
+def check_disjoint(prompts: Sequence[IdArray], held_out: Sequence[Row]) -> None:
+    """Raises DataError where a held-out prompt is trained on."""
+    trained = {prompt.tobytes() for prompt in prompts}
+    shared = [row for row in held_out if row.encoded.prompt_P.tobytes() in trained]
+    if shared:
+        raise DataError(
+            f"{len(shared)} of {len(held_out)} held-out prompts are also trained on, the first is "
+            f"{shared[0].demonstration.source}: give prompts the data settings (held_out_fraction, seed) of the SFT run"
+        )
+
+
+def prompts_of_step(prompts: Sequence[IdArray], step: int, count: int, seed: int) -> list[IdArray]:
+    """The `count` prompts of step 1, 2, ...: epoch after epoch, each in an order of its own that `seed` decides."""
+    places = range((step - 1) * count, step * count)
+    orders = {epoch: _order(len(prompts), seed, epoch) for epoch in {place // len(prompts) for place in places}}
+    return [prompts[orders[place // len(prompts)][place % len(prompts)]] for place in places]
+
+
+def prompts_sha256(prompts: Sequence[IdArray]) -> str:
+    """Hash of the prompts in their order."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        digest.update(len(prompt).to_bytes(8, "little") + prompt.astype("<i4").tobytes())
+    return digest.hexdigest()
+
+
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    return [int(i) for i in np.random.default_rng([seed, epoch]).permutation(count)]

@@ -1,0 +1,223 @@
+"""What training needs of the reward service, and the service behind it. Must not know policies or losses."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Protocol, Self
+
+from dense_reward import (
+    Client,
+    ClientError,
+    Scored,
+    ScoredResponse,
+    ScoreOptions,
+    ServiceUnavailableError,
+    TokenizerMismatchError,
+)
+from dense_reward.client.requests import ItemToScore
+from dense_reward.client.tokenizer import card_named
+from dense_reward.records import FloatArray, IdArray
+from dense_reward.schemas import ArrayName, ModelCard, SignalName
+
+from dense_reward_trainer.configs.service import ServiceJobConfig
+from dense_reward_trainer.errors import ConfigError, JobError
+from dense_reward_trainer.rl.sampling import Rollout
+
+Report = Callable[[str], None]
+Chat = list[dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ResponseRewards:
+    """Of one response, one number for each of its ids, in nats at temperature 1. `kl_T` only where it was asked for.
+
+    Of the K ids that the caller named at each position, [T, K] each; None where it named none. There is nothing here
+    for an end of turn that the response does not hold.
+    """
+
+    signal_T: FloatArray
+    sft_logprob_T: FloatArray
+    kl_T: FloatArray | None = None
+    candidate_signal_TK: FloatArray | None = None
+    candidate_sft_logprob_TK: FloatArray | None = None
+
+
+class TokenRewards(Protocol):
+    """A source of token rewards."""
+
+    def score(self, rollouts: Sequence[Rollout], candidates: Sequence[IdArray] | None = None) -> list[ResponseRewards]:
+        """The rewards of the very ids of each rollout, in order, and of its `candidates`, ids [T, K]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceAddress:
+    """Where a service is, which of its pairs is meant (None: the only one), how long it may be away, how it is asked.
+
+    A request holds about `request_tokens`, or one prompt with its responses, and is answered within `timeout_s`.
+    """
+
+    url: str
+    pair: str | None
+    patience_s: float
+    timeout_s: float
+    request_tokens: int
+
+    @classmethod
+    def of(cls, url: str, config: ServiceJobConfig) -> Self:
+        """The address in a job's configuration."""
+        return cls(
+            url,
+            config.service_pair,
+            config.service_patience_s,
+            config.service_timeout_s,
+            config.service_request_tokens,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PinnedPair:
+    """One pair of a service. Every request names tokenizer and revision: another pair in its place is refused (409)."""
+
+    client: Client
+    card: ModelCard
+    request_tokens: int
+
+    def check_tokenizer(self, tokenizer_sha256: str) -> None:
+        """Raises JobError where ids would mean something else to the pair."""
+        if self.card.tokenizer_sha256 != tokenizer_sha256:
+            mismatch = TokenizerMismatchError(tokenizer_sha256, self.card.tokenizer_sha256, self.card.name)
+            raise JobError(f"the reward service cannot be used: {mismatch}")
+
+    def ask(self, items: Sequence[ItemToScore], include: Collection[ArrayName]) -> Scored:
+        """One request. Raises JobError where the pair was swapped, or the service stays away beyond the patience."""
+        options = ScoreOptions(
+            model=self.card.name,
+            tokenizer_sha256=self.card.tokenizer_sha256,
+            expect_revision=self.card.revision,
+            include=sorted(include),
+        )
+        try:
+            return self.client.score_items(items, options=options)
+        except ClientError as error:
+            late = isinstance(error, ServiceUnavailableError) and "ReadTimeout" in error.last
+            cure = ": raise service_timeout_s, or lower service_request_tokens" if late else ""
+            raise JobError(f"the reward service did not score: {error}{cure}") from error
+
+    def ask_chats(self, chats: Sequence[Chat], include: Collection[ArrayName]) -> Iterator[ScoredResponse]:
+        """The last message of each chat, in requests of about `request_tokens` (a character counts as a token)."""
+        items: list[dict[str, object]] = []
+        characters = 0
+        for index, chat in enumerate(chats):
+            items.append({"messages": chat})
+            characters += sum(len(message["content"]) for message in chat)
+            if characters >= self.request_tokens or index == len(chats) - 1:
+                yield from self.ask(items, include).results
+                items, characters = [], 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ServiceRewards:
+    """Asks one pair of a service, request after request, so that an answer does not depend on timing."""
+
+    pair: PinnedPair
+    signal: SignalName
+    with_kl: bool
+
+    @property
+    def card(self) -> ModelCard:
+        return self.pair.card
+
+    def score(self, rollouts: Sequence[Rollout], candidates: Sequence[IdArray] | None = None) -> list[ResponseRewards]:
+        """Raises JobError where the pair was swapped, or where the service stays away for longer than the patience."""
+        names: set[ArrayName] = {"sft_logprob", self.signal}
+        if self.with_kl or (candidates is not None and self.signal == "centred"):
+            names.add("kl")
+        if candidates is not None:
+            names.add("candidate_sft_logprob")
+        rewards: list[ResponseRewards] = []
+        for items in requests(rollouts, self.pair.request_tokens, candidates):
+            rewards += [self._rewards(result) for result in self.pair.ask(items, names).results]
+        return rewards
+
+    def _rewards(self, result: ScoredResponse) -> ResponseRewards:
+        signal_T: FloatArray | None = getattr(result, self.signal)
+        if signal_T is None or result.sft_logprob is None:
+            raise JobError(f"the reward service answered without {self.signal} or sft_logprob")
+        return ResponseRewards(
+            signal_T,
+            result.sft_logprob,
+            result.kl if self.with_kl else None,
+            candidate_signal(self.signal, result.candidate_reward, result.candidate_sft_logprob, result.kl),
+            result.candidate_sft_logprob,
+        )
+
+
+def candidate_signal(
+    name: SignalName,
+    reward_TK: FloatArray | None,
+    sft_logprob_TK: FloatArray | None,
+    kl_T: FloatArray | None,
+) -> FloatArray | None:
+    """The signal of named ids, [T, K], as that of the sampled ones is defined; None where none were named."""
+    match name:
+        case "reward":
+            return reward_TK
+        case "sft_logprob":
+            return sft_logprob_TK
+        case "centred":
+            return None if reward_TK is None or kl_T is None else reward_TK - kl_T[:, None]
+
+
+@contextmanager
+def pinned_pair(address: ServiceAddress, report: Report) -> Iterator[PinnedPair]:
+    """Waits until the service can score, and pins the pair that it serves.
+
+    Raises ConfigError for an address that cannot be meant; JobError where the service cannot score for longer than the
+    patience, or where the name is not that of one pair.
+    """
+    try:
+        client = Client(address.url, timeout_s=address.timeout_s, retry_for_s=address.patience_s)
+    except ValueError as error:
+        raise ConfigError(f"service_url: {error}") from error
+    with client:
+        report(f"waiting for {address.url}, up to {address.patience_s:g} s")
+        try:
+            client.wait_until_ready(address.patience_s)
+            card = card_named(client.models(), address.pair)
+        except (ClientError, ValueError) as error:
+            raise JobError(f"the reward service at {address.url} cannot be used: {error}") from error
+        yield PinnedPair(client, card, address.request_tokens)
+
+
+@contextmanager
+def connected(
+    address: ServiceAddress, tokenizer_sha256: str, report: Report, *, signal: SignalName, with_kl: bool
+) -> Iterator[ServiceRewards]:
+    """A pinned pair as a source of rewards for ids. Raises as `pinned_pair`, and JobError for another tokenizer."""
+    with pinned_pair(address, report) as pair:
+        pair.check_tokenizer(tokenizer_sha256)
+        yield ServiceRewards(pair, signal, with_kl)
+
+
+def requests(
+    rollouts: Sequence[Rollout], limit_tokens: int, candidates: Sequence[IdArray] | None = None
+) -> Iterator[list[dict[str, object]]]:
+    """Items of neighbouring rollouts to one prompt, in order, in requests of about `limit_tokens`."""
+    items: list[dict[str, object]] = []
+    tokens = first = 0
+    for _, group in groupby(rollouts, key=lambda rollout: rollout.prompt_P.tobytes()):
+        siblings = list(group)
+        size = len(siblings[0].prompt_P) + sum(len(rollout.response_T) for rollout in siblings)
+        if items and tokens + size > limit_tokens:
+            yield items
+            items, tokens = [], 0
+        responses = [rollout.response_T for rollout in siblings]
+        items.append({"prompt_ids": siblings[0].prompt_P, "response_ids": responses})
+        if candidates is not None:
+            items[-1]["candidate_ids"] = candidates[first : first + len(siblings)]
+        first += len(siblings)
+        tokens += size
+    if items:
+        yield items

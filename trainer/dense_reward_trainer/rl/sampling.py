@@ -1,0 +1,128 @@
+"""Responses sampled from a policy, as exact ids. Reproducible: what is drawn depends on the seed and the inputs alone.
+
+Must not know rewards, text or jobs.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from dense_reward.records import IdArray
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.rl.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How responses are drawn: `group_size` to each prompt, at most `max_new_tokens` long.
+
+    `greedy` takes the likeliest token each time, whatever the temperature. `batch_size`: responses drawn side by side.
+    """
+
+    max_new_tokens: int
+    group_size: int = 1
+    temperature: float = 1.0
+    greedy: bool = False
+    batch_size: int = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rollout:
+    """One response to one prompt. A finished one ends with the end of turn; one that was cut off holds none at all."""
+
+    prompt_P: IdArray
+    response_T: IdArray
+    finished: bool
+
+
+def sample(policy: Policy, prompts: Sequence[IdArray], sampling: Sampling, seed: int) -> list[Rollout]:
+    """`group_size` rollouts to each prompt, prompt by prompt. Leaves the global random state as it was.
+
+    Raises ConfigError where a prompt is empty or leaves no room for `max_new_tokens` below the model's own limit.
+    """
+    _check(policy, prompts, sampling)
+    rows = [prompt for prompt in prompts for _ in range(sampling.group_size)]
+    devices = [policy.device] if policy.device.type == "cuda" else []
+    rollouts: list[Rollout] = []
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), policy.computing(), plain_generation(policy.model):
+        torch.manual_seed(seed)
+        for start in range(0, len(rows), sampling.batch_size):
+            rollouts += _sample_batch(policy, rows[start : start + sampling.batch_size], sampling)
+    return rollouts
+
+
+def generation_config(policy: Policy, sampling: Sampling) -> GenerationConfig:
+    """The policy's own distribution at a temperature: nothing is cut off, nothing is penalised."""
+    drawn = {} if sampling.greedy else {"temperature": sampling.temperature, "top_p": 1.0, "top_k": 0}
+    beyond = list(range(policy.vocabulary, policy.model.config.get_text_config().vocab_size))
+    return GenerationConfig(
+        do_sample=not sampling.greedy,
+        max_new_tokens=sampling.max_new_tokens,
+        eos_token_id=policy.end_of_turn_id,
+        pad_token_id=policy.end_of_turn_id,
+        suppress_tokens=beyond or None,
+        **drawn,
+    )
+
+
+def left_padded(prompts: Sequence[IdArray], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask, [B, P], padded on the left, so that all prompts end where sampling starts."""
+    longest = max(len(prompt) for prompt in prompts)
+    ids_BP = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask_BP = torch.zeros_like(ids_BP)
+    for row, prompt in enumerate(prompts):
+        ids_BP[row, longest - len(prompt) :] = torch.from_numpy(prompt)
+        mask_BP[row, longest - len(prompt) :] = 1
+    return ids_BP.to(device), mask_BP.to(device)
+
+
+@contextmanager
+def plain_generation(model: PreTrainedModel) -> Iterator[None]:
+    """Sets aside the checkpoint's own generation settings while sampling.
+
+    `generate` fills whatever a call leaves open from them, so that a shipped top_k or repetition penalty would make the
+    samples those of another policy than the one whose log-probs are differentiated.
+    """
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def cut(generated_T: IdArray, end_of_turn_id: int) -> tuple[IdArray, bool]:
+    """What was generated up to and with the first end of turn, and whether there is one; what follows is padding."""
+    ends = np.flatnonzero(generated_T == end_of_turn_id)
+    if len(ends) == 0:
+        return generated_T, False
+    return generated_T[: int(ends[0]) + 1], True
+
+
+def _sample_batch(policy: Policy, prompts: Sequence[IdArray], sampling: Sampling) -> list[Rollout]:
+    ids_BP, mask_BP = left_padded(prompts, policy.device)
+    output_BL: Tensor = policy.model.generate(
+        input_ids=ids_BP, attention_mask=mask_BP, generation_config=generation_config(policy, sampling)
+    )
+    generated_BT = output_BL[:, ids_BP.shape[1] :].to(torch.int32).cpu().numpy()
+    return [
+        Rollout(prompt, *cut(generated_T, policy.end_of_turn_id))
+        for prompt, generated_T in zip(prompts, generated_BT, strict=True)
+    ]
+
+
+def _check(policy: Policy, prompts: Sequence[IdArray], sampling: Sampling) -> None:
+    for index, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise ConfigError(f"prompt {index} is empty: give it at least one token")
+        room = policy.limit_tokens - len(prompt)
+        if sampling.max_new_tokens > room:
+            raise ConfigError(
+                f"prompt {index} has {len(prompt)} tokens, which with max_new_tokens {sampling.max_new_tokens} is over "
+                f"the model's limit of {policy.limit_tokens}: lower max_new_tokens to {room}, or leave the prompt out"
+            )

@@ -1,0 +1,218 @@
+"""The run folder: resolved configuration, versions, commit, command lines, metrics.jsonl and its plot.
+
+Secrets are redacted. Must not know models, data or what a job does.
+"""
+
+import json
+import math
+import re
+import shlex
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+from dense_reward.checkpoints.write_manifest import library_versions, write_whole
+from matplotlib.figure import Figure
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from dense_reward_trainer.configs.base import JobConfig, changed_keys
+from dense_reward_trainer.errors import ConfigError, JobError
+
+CONFIG_NAME, RECORD_NAME, METRICS_NAME = "config.yaml", "run.json", "metrics.jsonl"
+REDACTED = "[redacted]"
+_SECRET_NAME = re.compile(r"(^|_)(key|apikey|token|secret|password|credentials?)$", re.IGNORECASE)
+_URL_SECRET = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+
+class RunRecord(BaseModel):
+    """What `run.json` holds. `identity` is what a resumed run must find as it was, by name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    job: str
+    run_id: str
+    started_at: str
+    commit: str | None
+    commands: tuple[str, ...]
+    versions: dict[str, str]
+    identity: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An open run folder. `resumed` says that the run had been started before."""
+
+    folder: Path
+    run_id: str
+    resumed: bool
+
+
+def check_run(job: str, config: JobConfig) -> None:
+    """Whether `config.output_dir` can be used; writes nothing, so that a job that fails early leaves no run behind.
+
+    Raises ConfigError where the folder holds another job's run, or one whose configuration differs in anything that
+    changes the result.
+    """
+    folder = config.output_dir
+    record = _record(folder)
+    if record is not None:
+        _check_job(folder, record, job)
+        _check_config(folder, redacted(config.model_dump(mode="json")), config.resume_may_change)
+
+
+def open_run(job: str, config: JobConfig) -> Run:
+    """Start a run in `config.output_dir`, or take up the one that is there. Raises ConfigError as `check_run` does."""
+    check_run(job, config)
+    folder = config.output_dir
+    record = _record(folder)
+    now = RunRecord(
+        job=job,
+        run_id=f"{job}-{uuid.uuid4().hex[:12]}" if record is None else record.run_id,
+        started_at=datetime.now(UTC).isoformat(timespec="seconds") if record is None else record.started_at,
+        commit=commit(),
+        commands=(*(record.commands if record else ()), command_line(sys.argv)),
+        versions=versions(),
+        identity={} if record is None else record.identity,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    values = redacted(config.model_dump(mode="json"))
+    write_whole(folder / CONFIG_NAME, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
+    _write(folder, now)
+    return Run(folder, now.run_id, resumed=record is not None)
+
+
+def pin(run: Run, identity: Mapping[str, str]) -> None:
+    """Note what the run was started with beside its configuration (data, tokenizer: name -> hash).
+
+    Raises ConfigError, naming what differs, where a resumed run finds something else.
+    """
+    record = _record(run.folder)
+    if record is None:
+        raise ConfigError(f"{run.folder / RECORD_NAME} is gone: use another output_dir")
+    differing = [name for name, noted in record.identity.items() if identity.get(name) != noted]
+    if differing:
+        raise ConfigError(
+            f"{run.folder} holds a run that was started with another {' and '.join(differing)}: "
+            "put back what it was started with, or use another output_dir"
+        )
+    _write(run.folder, record.model_copy(update={"identity": dict(identity)}))
+
+
+def redacted(values: Mapping[str, object]) -> dict[str, object]:
+    """The values without secrets: those under a name such as `api_key`, and user names and passwords in URLs."""
+    safe: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            safe[name] = redacted(value)
+        elif value is not None and _SECRET_NAME.search(name):
+            safe[name] = REDACTED
+        else:
+            safe[name] = _URL_SECRET.sub(REDACTED, value) if isinstance(value, str) else value
+    return safe
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The command as a shell would take it, secrets redacted."""
+    safe = []
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        secret = equals and _SECRET_NAME.search(name.rpartition(".")[2])
+        safe.append(f"{name}={REDACTED}" if secret else _URL_SECRET.sub(REDACTED, argument))
+    return shlex.join(safe)
+
+
+@dataclass(frozen=True, slots=True)
+class MetricsLog:
+    """One JSON object for each logged step, appended."""
+
+    path: Path
+
+    def append(self, step: int, values: Mapping[str, float | None]) -> None:
+        """Raises JobError for a number that is not finite: training has diverged."""
+        for name, value in values.items():
+            if value is not None and not math.isfinite(value):
+                raise JobError(
+                    f"{name} is {value} at step {step}: training has diverged; start again in another output_dir with "
+                    "a lower learning_rate or more warmup_steps"
+                )
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+
+    def read(self) -> list[dict[str, float | None]]:
+        """All whole lines; a last one that was cut off by a kill is left out."""
+        if not self.path.is_file():
+            return []
+        lines = self.path.read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines[:-1]]
+
+    def drop_after(self, step: int) -> None:
+        """Forget the lines of later steps: a resumed run computes them again."""
+        kept = [line for line in self.read() if (line["step"] or 0) <= step]
+        write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+
+def plot(metrics: MetricsLog, keys: Sequence[str], path: Path, *, ylabel: str) -> None:
+    """Each key over the steps as a PNG; keys that were never logged are left out."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    lines = metrics.read()
+    for key in keys:
+        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=key, marker="." if len(points) < 30 else None)
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel(ylabel)
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that compute."""
+    return {"python": sys.version.split()[0], **library_versions()}
+
+
+def commit() -> str | None:
+    """The commit of this program, where it runs from a git checkout; with -dirty where files were changed."""
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def _record(folder: Path) -> RunRecord | None:
+    path = folder / RECORD_NAME
+    if not path.is_file():
+        return None
+    try:
+        return RunRecord.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ConfigError(f"{path} is not a run's record ({reason}): use another output_dir") from None
+
+
+def _write(folder: Path, record: RunRecord) -> None:
+    write_whole(folder / RECORD_NAME, record.model_dump_json(indent=2).encode() + b"\n")
+
+
+def _check_job(folder: Path, record: RunRecord, job: str) -> None:
+    if record.job != job:
+        raise ConfigError(f"{folder} holds a run of {record.job}, not of {job}: use another output_dir")
+
+
+def _check_config(folder: Path, values: Mapping[str, object], may_change: frozenset[str]) -> None:
+    started = yaml.safe_load((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    changed = changed_keys(started, values, may_change)
+    if changed:
+        raise ConfigError(
+            f"{folder} holds a run that was started with another configuration ({', '.join(changed)}): "
+            "use another output_dir, or the configuration that it was started with"
+        )

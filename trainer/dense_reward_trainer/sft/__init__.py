@@ -1,0 +1,1 @@
+"""Parts of the SFT job: the initial model, batches by length, milestones."""

@@ -1,0 +1,80 @@
+"""What training starts from: a base model with its own tokenizer, or random weights and a tokenizer made for the data.
+
+Must not know how training goes on.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from dense_reward.checkpoints.adopt import locate
+from dense_reward.checkpoints.write_manifest import default_renderer
+from dense_reward.engines.tokenizer import TransformersTokenizer
+from dense_reward.engines.torch.weights import load_weights
+from dense_reward.errors import CheckpointError
+from dense_reward.text.encode import Encoder
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from dense_reward_trainer.configs.base import SftConfig
+from dense_reward_trainer.data.sources import Demonstration
+from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.sft.from_scratch import random_model, train_tokenizer
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StartingPoint:
+    """A model to train, and how text becomes its ids. `base` is the folder of a base model."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
+    tokenizer_sha256: str
+    base: Path | None
+    limit_tokens: int
+
+
+def starting_point(config: SftConfig, train: Sequence[Demonstration]) -> StartingPoint:
+    """Load or make the model that `config` names. Raises CheckpointError or ConfigError, naming the cure."""
+    if config.scratch is not None:
+        tokenizer = train_tokenizer(_texts(train), config.scratch.vocabulary)
+        model, base = random_model(config.scratch, tokenizer, config.seed), None
+    else:
+        base = locate(str(config.base_model)).folder
+        model, tokenizer = _load(base, _weights_dtype(config))
+    text_to_ids = TransformersTokenizer(tokenizer)
+    renderer = config.renderer or ("plain" if base is None else default_renderer(text_to_ids, base))
+    return StartingPoint(
+        model,
+        tokenizer,
+        Encoder.of(text_to_ids, renderer),
+        text_to_ids.sha256(),
+        base,
+        _limit_tokens(config, model),
+    )
+
+
+def _weights_dtype(config: SftConfig) -> torch.dtype:
+    """Steps as small as a fine-tuning run's round to nothing in bfloat16: only frozen weights are held in it."""
+    return torch.bfloat16 if config.lora is not None and config.precision == "bfloat16" else torch.float32
+
+
+def _load(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(f"{folder} is an adapter: merge it into its base model to train on from it")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder}: transformers cannot load its tokenizer: {error}") from error
+    return load_weights(folder, folder, dtype), tokenizer
+
+
+def _limit_tokens(config: SftConfig, model: PreTrainedModel) -> int:
+    own = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
+    if config.max_length_tokens is not None and config.max_length_tokens > own:
+        raise ConfigError(f"max_length_tokens is {config.max_length_tokens}, but the model takes at most {own}")
+    return config.max_length_tokens or own
+
+
+def _texts(train: Sequence[Demonstration]) -> list[str]:
+    return [message.content for demonstration in train for message in demonstration.messages]

@@ -1,0 +1,1 @@
+"""How this project's own figures are made."""
