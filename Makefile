@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 COMMA := ,
 VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 # tests of what is deployed that need the service itself, and programs of the system beside it
-LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/test_operations.py
+LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/deploy/test_operations.py tests/deploy/test_release_scripts.py
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test lint types fast test-deploy chart heatmap-picture bench bench-gpu estimators reliability soak scale rolling test-vllm engines constraints programs images push-images push-chart try-image version clean
@@ -45,7 +45,7 @@ fast: install ## the tests without the story (the whole path in real processes)
 	$(BIN)/pytest -m "not story"
 
 test-deploy: install .venv-deploy/installed ## chart, images, Compose, proxies, by the programs themselves where they are: minutes
-	.venv-deploy/bin/python -m pytest tests/test_chart_*.py $(filter-out $(LIVE),$(wildcard tests/deploy/test_*.py))
+	.venv-deploy/bin/python -m pytest $(filter-out $(LIVE),$(wildcard tests/deploy/test_*.py))
 	$(BIN)/pytest $(LIVE)
 	@echo "Not among these, because they take minutes and write their results down:"
 	@echo "  make try-image  builds the CPU image, starts it confined and has it score: bench/results/image.json"
@@ -86,7 +86,7 @@ rolling: install ## replicas replaced under load behind haproxy, for real: minut
 	$(BIN)/python -m bench.rolling$(if $(CHART), --as-the-chart)
 
 test-vllm: install .venv-vllm/tested ## the service's tests over real vLLM, without a GPU: 10 minutes
-	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -W default -m vllm tests/test_engines.py tests/test_vllm_engine.py
+	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -W default -m vllm tests/service/engines/test_every_engine.py tests/service/engines/remote/test_vllm.py
 
 engines: install .venv-vllm/tested ## torch, vLLM in process and vllm serve compared (FILE=GSM8K's training set)
 	$(if $(FILE),,$(error name the data: make engines FILE=gsm8k_train.jsonl))

@@ -1,4 +1,4 @@
-"""Writes the files of the chart that follow from others: `make chart` runs it, tests/test_chart.py holds them equal.
+"""Writes the files of the chart that follow from others: `make chart` runs it, tests/deploy/test_chart.py holds them equal.
 
 - README.md: readme.in.md, with a table of values made from the comments of values.yaml;
 - the part `settings` of values.schema.json: the fields of Settings, but for those that the chart sets itself;

@@ -11,11 +11,9 @@ from pathlib import Path
 import httpx
 import pytest
 from dense_reward_trainer.runs.local_service import HOST, free_port
-from served import wait_until
+from running_service import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT))  # bench/ is no part of the distribution
-
 from bench.rolling import CONFIGURATION, configured, free_ports  # noqa: E402
 
 PATIENCE_S = 60.0

@@ -15,8 +15,8 @@ import httpx
 import pytest
 import yaml
 from dense_reward_trainer.runs.local_service import HOST, free_port
-from served import wait_until
-from test_operations import ALERTS, DASHBOARD, GUIDE, METRIC
+from monitoring_files import ALERTS, DASHBOARD, GUIDE, METRIC
+from running_service import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "docker" / "prometheus" / "prometheus.yaml"

@@ -1,0 +1,130 @@
+"""Values that cannot be meant are refused before anything is rendered, by a message that names the key."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from rendered_chart import JOB, SCHEMA, fake, helm, render
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"replicas": 2}, "replicas"),
+    ({"image": {"tagg": "1"}}, "tagg"),
+    ({"settings": {"max_batch_token": 5}}, "max_batch_token"),
+    ({"settings": {"sft": "/somewhere"}}, "sft"),
+    ({"settings": {"api_keys_file": "/somewhere"}}, "api_keys_file"),
+    ({"settings": {"engine": "steam"}}, "engine"),
+    ({"settings": {"threads": 0}}, "threads"),
+    ({"settings": {"drain_s": None}}, "drain_s"),
+    ({"settings": {"deterministic": "yes"}}, "deterministic"),
+    ({"requestGPU": "1"}, "requestGPU"),
+    ({"requestGPU": 1.5}, "requestGPU"),
+    ({"requestMemory": "16 GB"}, "requestMemory"),
+    ({"checkpoints": {"source": "nfs"}}, "source"),
+    ({"checkpoints": {"mountPath": "checkpoints"}}, "mountPath"),
+    ({"apiKeys": {"key": "a-key-in-plain-sight"}}, "key"),
+    ({"apiKeys": "a-key-in-plain-sight"}, "apiKeys"),
+    ({"autoscaling": {"kind": "vpa"}}, "kind"),
+    ({"autoscaling": {"minReplicaCount": 0}}, "minReplicaCount"),
+    ({"tolerations": [{"key": "a", "effekt": "NoSchedule"}]}, "effekt"),
+    ({"affinity": {"podAffinity": {"required": []}}}, "required"),
+    ({"securityContext": {"runAsUser": 0}}, "runAsUser"),
+    ({"securityContext": {"privileged": True}}, "privileged"),
+    ({"maxSurge": 0}, "maxSurge"),
+    ({"ingress": {"hosts": []}}, "hosts"),
+    ({"trainer": {"jobs": [{"name": "a", "job": "sft"}]}}, "recipe"),
+    ({"trainer": {"jobs": [{"name": "a" * 17}]}}, "name"),
+    ({"trainer": {"jobs": [{**JOB, "requestGPU": 2}]}}, "requestGPU"),
+    ({"image": {"digest": "sha256:0a1b"}}, "digest"),
+    ({"service": {"port": 70000}}, "port"),
+]
+HUB = {"source": "hub", "hub": {"sft": "me/sft", "reference": "me/half"}}
+# What lies between two values: the chart's own words.
+TOGETHER: list[tuple[dict[str, Any], str]] = [
+    ({"image": {"tag": "latest"}}, "image.tag: latest is no version"),
+    ({"trainer": {"image": {"tag": "latest"}}}, "trainer.image.tag: latest"),
+    ({"checkpoints": {"s3": {"image": "registry.example:5000/aws-cli"}}}, "checkpoints.s3.image: .* has no tag"),
+    ({"checkpoints": {"s3": {"image": "aws-cli:latest"}}}, "checkpoints.s3.image: .* latest"),
+    ({"test": {"image": "registry.example/dense-reward"}}, "test.image: .* has no tag"),
+    ({"trainer": {"image": {"repository": "", "tag": "1"}}}, "trainer.image.repository is needed by trainer.image.tag"),
+    ({"checkpoints": {"source": "none"}}, "checkpoints.source: none is for settings.engine fake"),
+    ({"checkpoints": {"source": "s3"}}, "checkpoints.s3.uri is needed"),
+    ({"checkpoints": {"source": "image"}}, "checkpoints.image.reference is needed"),
+    ({"checkpoints": {"source": "hub"}}, "checkpoints.hub.sft and checkpoints.hub.reference"),
+    ({"checkpoints": HUB}, "checkpoints.hub.runId"),
+    (
+        {
+            "checkpoints": {**HUB, "pairs": [{"name": "a", "sft": "a", "reference": "b"}]},
+            "settings": {"allow_unrelated": True},
+        },
+        "checkpoints.pairs",
+    ),
+    ({"settings": {"engine": "vllm", "tensor_parallel": 2}}, "requestGPU: .* needs 2 GPUs"),
+    ({"settings": {"engine": "vllm"}, "requestGPU": 0}, "requestGPU: .* needs 1 GPUs"),
+    ({"settings": {"engine": "remote", "sft_url": "http://a:1"}}, "settings.sft_url and settings.reference_url"),
+    ({"settings": {"engine": "vllm", "deterministic": True}}, "settings.deterministic: .* torch alone has"),
+    ({"settings": {"engine": "vllm", "head_dtype": "float32"}}, "settings.head_dtype: .* torch alone has"),
+    ({**fake(), "requestGPU": 1}, "requestGPU: settings.engine fake computes on no GPU"),
+    (
+        {"settings": {"engine": "remote", "sft_url": "http://a:1", "reference_url": "http://b:1"}},
+        "requestGPU: settings.engine remote computes on no GPU: set requestGPU to 0",
+    ),
+    ({"settings": {"isolate_keys": True}}, "settings.isolate_keys"),
+    ({"apiKeys": {"secretName": "keys"}, "serviceMonitor": {"enabled": True}}, "serviceMonitor.secretName"),
+    ({"autoscaling": {"kind": "keda"}}, "autoscaling.keda.serverAddress"),
+    (
+        {"autoscaling": {"kind": "keda", "keda": {"serverAddress": "http://prometheus:9090"}}},
+        "autoscaling.kind keda .* enable serviceMonitor, or give a query of your own in autoscaling.keda.query",
+    ),
+    ({"autoscaling": {"kind": "hpa"}}, "autoscaling.kind hpa .* enable serviceMonitor"),
+    ({"autoscaling": {"minReplicaCount": 5}}, "autoscaling.minReplicaCount is above"),
+    ({"trainer": {"kind": "Job"}}, "trainer.jobs is empty"),
+    ({"trainer": {"kind": "JobSet", "jobs": [JOB, JOB]}}, "trainer.jobs: two jobs"),
+    ({**fake(), "trainer": {"kind": "Job", "jobs": [JOB]}}, "trainer.kind: the trainer writes to the claim"),
+    (
+        {
+            "nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["a"]}]}],
+            "affinity": {"nodeAffinity": {}},
+        },
+        "nodeSelectorTerms and affinity.nodeAffinity",
+    ),
+    ({"commonLabels": {"app.kubernetes.io/name": "a"}}, "commonLabels: app.kubernetes.io/name is set by the chart"),
+    ({"podLabels": {"app.kubernetes.io/component": "a"}}, "podLabels: app.kubernetes.io/component"),
+    (
+        {"env": [{"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]},
+        "env: A has both value and valueFrom",
+    ),
+    ({"env": [{"name": "dense_reward_port", "value": "1"}]}, "env: dense_reward_port belongs into settings"),
+    ({"env": [{"name": "HF_HOME", "value": "/tmp"}]}, "env: HF_HOME is set by the chart"),
+]
+
+
+@pytest.mark.parametrize(("values", "key"), WRONG, ids=json.dumps)
+def test_a_value_that_the_schema_does_not_take_is_refused_by_its_key(values: dict[str, Any], key: str) -> None:
+    with pytest.raises(helm.HelmError, match=rf"\b{key}\b"):
+        render(values)
+
+
+@pytest.mark.parametrize(("values", "message"), TOGETHER, ids=json.dumps)
+def test_values_that_do_not_go_together_are_refused_with_the_cure(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(helm.HelmError, match=message):
+        render(values)
+
+
+def mappings(schema: Any, path: str = "values") -> Iterator[tuple[str, dict[str, Any]]]:  # noqa: ANN401 - JSON
+    """Every place of the schema that describes a mapping, with the way to it."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "object" and path != "values/properties/global":
+            yield path, schema
+        for key, inner in schema.items():
+            yield from mappings(inner, f"{path}/{key}")
+    elif isinstance(schema, list):
+        for at, inner in enumerate(schema):
+            yield from mappings(inner, f"{path}/{at}")
+
+
+@pytest.mark.parametrize(("path", "schema"), list(mappings(SCHEMA)), ids=str)
+def test_no_mapping_takes_unknown_keys(path: str, schema: dict[str, Any]) -> None:
+    """Labels and annotations are maps of strings by nature; everything else names its keys."""
+    free = schema["additionalProperties"]
+    assert free is False or (free == {"type": "string"} and path.endswith("definitions/strings")), path

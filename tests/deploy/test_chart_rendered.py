@@ -1,0 +1,149 @@
+"""Whatever its values, the chart renders objects that Kubernetes and the operators of its custom objects take."""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from random_chart_values import random_values
+from rendered_chart import CHART, EXAMPLES, KUBERNETES, ROOT, Object, example, helm, jobs, lint, of_kind, render
+
+kubernetes = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate: make test-deploy")
+jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema: make test-deploy")
+
+CRDS = ROOT / "tests" / "data" / "crds"
+SEEDS = range(30)
+IMAGE = {"checkpoints": {"source": "image", "image": {"reference": "registry.example/run:1"}}}
+
+
+@cache
+def custom(kind: str) -> Any:  # noqa: ANN401 - jsonschema has no types
+    path = CRDS / f"{kind}.json"
+    return jsonschema.Draft202012Validator(json.loads(path.read_text("utf-8"))) if path.is_file() else None
+
+
+def check(made: Object, version: str) -> None:
+    """Fails where this Kubernetes, or the operator of a custom object, would refuse it or drop one of its fields."""
+    if (validator := custom(made["kind"])) is not None:
+        validator.validate(made)
+    else:
+        kubernetes.validate(made, version, strict=True)
+
+
+def check_all(objects: list[Object], version: str) -> None:
+    for made in objects:
+        check(made, version)
+    for spec in jobs(objects):  # those inside a JobSet are of no kind of their own
+        check({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "inner"}, "spec": spec}, version)
+    keys = [(made["kind"], made["metadata"]["name"]) for made in objects]
+    assert len(set(keys)) == len(keys)
+    assert all(len(name) <= 63 for _, name in keys)
+
+
+def has_image_volume(objects: list[Object]) -> bool:
+    volumes = of_kind(objects, "Deployment")[0]["spec"]["template"]["spec"]["volumes"]
+    return any("image" in volume for volume in volumes)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_every_example_is_taken_by_kubernetes(name: str, version: str) -> None:
+    assert lint(example(name)) == []
+    check_all(render(example(name)), version)
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+def test_the_defaults_are_taken_by_kubernetes(version: str) -> None:
+    assert lint({}) == []
+    check_all(render({}), version)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_whatever_the_schema_takes_is_rendered_and_linted(seed: int) -> None:
+    values = random_values(seed)
+    assert lint(values) == []
+    objects = render(values)
+    for version in KUBERNETES:
+        if version != KUBERNETES[0] or not has_image_volume(objects):
+            check_all(objects, version)
+
+
+def test_the_draw_reaches_every_kind_of_object_and_every_choice() -> None:
+    """Else the test above says less than it seems to."""
+    drawn = [random_values(seed) for seed in SEEDS]
+    kinds = {made["kind"] for values in drawn for made in render(values)}
+    assert kinds == {
+        "ConfigMap",
+        "Deployment",
+        "HorizontalPodAutoscaler",
+        "Ingress",
+        "Job",
+        "JobSet",
+        "NetworkPolicy",
+        "PersistentVolumeClaim",
+        "Pod",
+        "PodDisruptionBudget",
+        "PrometheusRule",
+        "ScaledObject",
+        "Service",
+        "ServiceAccount",
+        "ServiceMonitor",
+    }
+    assert {values["checkpoints"]["source"] for values in drawn} == {"pvc", "s3", "hub", "image", "none"}
+    assert {values["settings"]["engine"] for values in drawn} == {"torch", "vllm", "remote", "fake"}
+
+
+def test_an_image_as_a_volume_is_what_kubernetes_1_30_does_not_know() -> None:
+    (deployment,) = of_kind(render(IMAGE), "Deployment")
+    check(deployment, "1.34")
+    with pytest.raises(kubernetes.ValidationError, match="image"):
+        check(deployment, "1.30")
+
+
+def test_an_image_as_a_volume_is_refused_where_kubernetes_does_not_know_it(capfd: pytest.CaptureFixture[str]) -> None:
+    """`helm lint` alone can be told a version without a cluster; it logs a refusal of the chart and goes on."""
+    refusal = "checkpoints.source: image needs Kubernetes 1.31"
+    helm.lint(CHART, IMAGE, kube_version="v1.31.0")
+    assert refusal not in capfd.readouterr().err
+    helm.lint(CHART, IMAGE, kube_version="v1.30.0")
+    assert refusal in capfd.readouterr().err
+
+
+def test_what_is_packaged_renders_as_the_folder_does(tmp_path: Path) -> None:
+    archive = helm.package(CHART, destination=tmp_path)
+    assert render(example("one-gpu.yaml"), chart=archive) == render(example("one-gpu.yaml"))
+
+
+def test_the_first_release_of_the_readme_is_taken() -> None:
+    command = (CHART / "README.md").read_text("utf-8").partition("helm install")[2].partition("helm test")[0]
+    values = helm.parse_set_string(",".join(re.findall(r"--set (\S+)", command)))
+    assert values["settings"] == {"engine": "fake"}
+    assert lint(values) == []
+    check_all(render(values), KUBERNETES[0])
+
+
+def test_the_chart_can_be_part_of_another() -> None:
+    assert render({"global": {"storageClass": "fast"}}) == render({})
+
+
+@pytest.mark.parametrize("kind", sorted(path.stem for path in CRDS.glob("*.json")))
+def test_the_schema_of_a_custom_object_refuses_unknown_fields_and_wrong_types(kind: str) -> None:
+    values = {
+        "serviceMonitor": {"enabled": True},
+        "prometheusRule": {"enabled": True},
+        "autoscaling": {"kind": "keda", "keda": {"serverAddress": "http://prometheus:9090"}},
+        **{key: example("cpu.yaml")[key] for key in ("trainer", "checkpoints")},
+    }
+    (made,) = of_kind(render(values), kind)
+    check(made, KUBERNETES[0])
+    for spec in ({**made["spec"], "unknown": 1}, {}):
+        with pytest.raises(jsonschema.ValidationError):
+            check({**made, "spec": spec}, KUBERNETES[0])
+
+
+@pytest.mark.parametrize("release", ["dense-reward", "a" * 53, "rewards"])
+def test_names_fit_whatever_the_release_is_called(release: str) -> None:
+    values = {**example("cpu.yaml"), "dashboard": {"enabled": True}}
+    check_all(render(values, release), KUBERNETES[-1])

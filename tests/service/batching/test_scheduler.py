@@ -1,0 +1,180 @@
+"""Who is computed next, and with whom: turns, budgets, and prompts that are shared."""
+
+import asyncio
+from collections import deque
+from dataclasses import replace
+
+import pytest
+from batcher_harness import BUDGET_TOKENS, assert_named, held_by, running, soon, submitted
+from dense_reward.batching.batcher import Computed
+from dense_reward.batching.scheduler import BULK_PATIENCE, Job, Terms, Unit, Waiting, tokens_together, units_of
+from dense_reward.records import Cost, Wants
+from faulty_engines import Gate, Recorder, packed, tokens_computed, trunk, unlike
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@pytest.mark.parametrize("items", [(100, 5), (1000, 20), (1000, 97)], ids=str)
+def test_a_short_request_waits_for_no_more_than_two_batches_of_a_long_one(items: tuple[int, int]) -> None:
+    gate = Gate()
+    engine = Recorder(gate)
+    count, length = items
+
+    async def ask() -> None:
+        async with running(engine) as batcher:
+            long = submitted(batcher.submit([trunk(1, length) for _ in range(count)], Wants()))
+            await held_by(gate, long)
+            short = submitted(batcher.submit([trunk(2, 3)], Wants()))
+            await held_by(gate, long, short)
+            gate.opened.set()
+            await soon(short)
+            long.cancel()
+
+    asyncio.run(ask())
+    first_with_it = next(i for i, batch in enumerate(engine.batches) if any(t.prompt_P[0] == 2 for t in batch))
+    assert first_with_it <= 2
+
+
+def test_requests_take_turns() -> None:
+    gate = Gate()
+    engine = Recorder(gate)
+
+    async def ask() -> None:
+        async with running(engine) as batcher:
+            first = submitted(batcher.submit(unlike(2, 0, 98), Wants()))
+            await held_by(gate, first)
+            tasks = [submitted(batcher.submit(unlike(20, name, 18), Wants())) for name in (1, 2, 3)]
+            await held_by(gate, *tasks)
+            gate.opened.set()
+            await soon(asyncio.gather(first, *tasks))
+
+    asyncio.run(ask())
+    assert [name for names in engine.names[2:] for name in names] == [1, 2, 3] * 20
+
+
+def test_a_long_request_has_its_turn_however_many_short_ones_keep_coming() -> None:
+    gate = Gate()
+    engine = Recorder(gate)
+
+    async def ask() -> None:
+        async def keep_asking() -> None:
+            while True:
+                await batcher.submit([trunk(2, 60)], Wants())
+
+        async with running(engine) as batcher:
+            long = submitted(batcher.submit([trunk(1, 90)] * 10, Wants()))
+            await held_by(gate, long)
+            others = [submitted(keep_asking()) for _ in range(5)]
+            gate.opened.set()
+            await soon(long)
+            for other in others:
+                other.cancel()
+
+    asyncio.run(ask())
+    last = max(i for i, names in enumerate(engine.names) if 1 in names)
+    assert last <= 10 + 10 * 5
+
+
+@pytest.mark.parametrize(("names", "batches"), [((1, 1, 1), [[1, 1, 1]]), ((1, 2, 1), [[1], [2], [1]])], ids=str)
+def test_requests_that_wait_together_share_an_equal_prompt(names: tuple[int, ...], batches: list[list[int]]) -> None:
+    gate = Gate()
+    engine = Recorder(gate)
+    asked = [trunk(name, 10 + i, prompt_tokens=60) for i, name in enumerate(names)]
+
+    async def ask() -> list[Computed]:
+        async with running(engine) as batcher:
+            first = submitted(batcher.submit([trunk(0, 97)], Wants()))
+            await held_by(gate, first)
+            tasks = [submitted(batcher.submit([one], Wants())) for one in asked]
+            await held_by(gate, *tasks)
+            gate.opened.set()
+            return await soon(asyncio.gather(*tasks))
+
+    for one, computed in zip(asked, asyncio.run(ask()), strict=True):
+        assert_named(computed, [one])
+    assert engine.names[1:] == batches
+    assert max(engine.batch_tokens) <= BUDGET_TOKENS
+
+
+def test_the_prompts_of_one_request_are_shared_too() -> None:
+    engine = Recorder()
+    asked = unlike(8, 1, 10, prompt_tokens=60)
+
+    async def ask() -> Computed:
+        async with running(engine) as batcher:
+            return await soon(batcher.submit(asked, Wants()))
+
+    assert_named(asyncio.run(ask()), asked)
+    assert [len(batch) for batch in engine.batches] == [4, 4]
+
+
+def job_of(units: list[Unit], loop: asyncio.AbstractEventLoop) -> Job:
+    return Job(Recorder(), deque(units), Wants(), Terms(), [], len(units), loop.create_future(), 0.0)
+
+
+PROMPTS = st.tuples(st.integers(1, 4), st.integers(1, 40), st.lists(st.integers(0, 60), max_size=4))
+EVENTS = st.lists(st.one_of(st.lists(PROMPTS, min_size=1, max_size=4), st.sampled_from(["take", "forget"])))
+
+
+@given(events=EVENTS, budget_tokens=st.integers(1, 150))
+def test_whoever_comes_and_goes_a_batch_stays_within_its_budget_and_is_taken_ahead_only_if_full(
+    events: list[list[tuple[int, int, list[int]]] | str], budget_tokens: int
+) -> None:
+    loop = asyncio.new_event_loop()
+    waiting, jobs = Waiting(budget_tokens), list[Job]()
+    for event in [*events, *["take"] * 200]:
+        left = [unit for job in jobs for unit in job.units]
+        assert waiting.fills_a_batch == (tokens_together(left) >= budget_tokens)
+        if event == "forget":
+            waiting.forget(jobs.pop(0)) if jobs else None
+        elif event == "take":
+            batch = waiting.take()
+            assert bool(batch) == bool(left)
+            tokens = tokens_together(unit for _, unit in batch)
+            assert tokens == tokens_computed([unit.trunk for _, unit in batch])
+            assert tokens <= budget_tokens or len(batch) == 1
+        elif not isinstance(event, str):
+            trunks = [trunk(name, *lengths, prompt_tokens=prompt) for name, prompt, lengths in event]
+            units = [u for i, t in enumerate(trunks) for u in units_of(i, t, packed(t), budget_tokens, "pair")]
+            jobs.append(job_of(units, loop))
+            waiting.add(jobs[-1])
+    assert not waiting
+    loop.close()
+
+
+def test_a_branch_is_cut_off_where_the_budget_ends_and_takes_its_prompt_along() -> None:
+    group = trunk(1, 4, 4, 5, 3, prompt_tokens=10)
+    units = list(units_of(0, group, Cost(10, (4, 4, 5, 0)), 18, "pair"))
+    assert [len(unit.trunk.branches) for unit in units] == [2, 2]
+    assert [unit.branch_tokens for unit in units] == [8, 5]
+    assert tokens_together(units) == 23
+
+
+def taken(waiting: Waiting) -> list[str]:
+    """Whose units the next batch has."""
+    return ["bulk" if job.terms.bulk else "people" for job, _ in waiting.take()]
+
+
+def waiting_for(loop: asyncio.AbstractEventLoop, *requests: tuple[bool, int]) -> Waiting:
+    """With room for 100 tokens a batch: whether it is bulk, and how many units of 50 it has, for each request."""
+    waiting = Waiting(100)
+    for place, (bulk, count) in enumerate(requests):
+        units = [u for i in range(count) for u in units_of(i, trunk(10 * place + i, 48), packed(trunk(0, 48)), 100, "")]
+        waiting.add(replace(job_of(units, loop), terms=Terms(bulk)))
+    return waiting
+
+
+def test_bulk_takes_what_people_leave() -> None:
+    loop = asyncio.new_event_loop()
+    waiting = waiting_for(loop, (True, 3), (False, 1))
+    assert [taken(waiting) for _ in range(2)] == [["people", "bulk"], ["bulk", "bulk"]]
+    assert not waiting
+    loop.close()
+
+
+def test_bulk_is_not_passed_over_for_ever() -> None:
+    loop = asyncio.new_event_loop()
+    waiting = waiting_for(loop, (True, 2), (False, 100))
+    batches = [taken(waiting) for _ in range(BULK_PATIENCE + 2)]
+    assert batches == [["people"] * 2] * BULK_PATIENCE + [["bulk", "people"]] + [["people"] * 2]
+    loop.close()

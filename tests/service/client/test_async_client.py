@@ -1,0 +1,101 @@
+"""The asynchronous client does what its synchronous twin does, and waits for many answers at once."""
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+from dense_reward import AsyncClient, Backoff, Client, Scored, ScoreOptions, ScoringError, ServiceUnavailableError
+from faulty_service import CARD, UnrulyService, drop_in_body, made_up_reward, refuse
+
+QUICK = Backoff(first_s=0.005, longest_s=0.02)
+CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "hi"}]
+
+
+@pytest.fixture
+def service() -> Iterator[UnrulyService]:
+    with UnrulyService() as running:
+        yield running
+
+
+def public(of: type) -> dict[str, inspect.Signature]:
+    methods = {name: getattr(of, name) for name in dir(of) if not name.startswith("_")}
+    return {name: inspect.signature(method) for name, method in methods.items()}
+
+
+def test_the_twins_have_the_same_methods_and_arguments() -> None:
+    assert public(Client) == public(AsyncClient)
+    sync, twin = inspect.signature(Client).parameters, inspect.signature(AsyncClient).parameters
+    assert {name: p.default for name, p in sync.items()} == {name: p.default for name, p in twin.items()}
+
+
+def everything(client: Client) -> list[Scored]:
+    return [
+        client.score(prompt="p", responses=["a", "b"]),
+        client.score_ids([1], [[2, 3], []], candidate_ids=[[[1], [2]], []], segments=[[(0, 1)], []]),
+        client.score_stream([1, 2, 3], [0, 1, 1]),
+        client.score_messages(CHAT, options=ScoreOptions(include=["reward", "kl"])),
+        client.score_text("a"),
+        client.score_items([{"text": "a"}, {"prompt_ids": [], "response_ids": [[1]]}], on_error="per_item"),
+    ]
+
+
+async def everything_async(url: str) -> list[Scored]:
+    async with AsyncClient(url) as client:
+        assert await client.ready()
+        await client.wait_until_ready(1.0)
+        assert await client.models() == (CARD,)
+        assert await client.heatmap([{"text": "a"}], palette="viridis") == "<svg>viridis é</svg>"
+        return [
+            await client.score(prompt="p", responses=["a", "b"]),
+            await client.score_ids([1], [[2, 3], []], candidate_ids=[[[1], [2]], []], segments=[[(0, 1)], []]),
+            await client.score_stream([1, 2, 3], [0, 1, 1]),
+            await client.score_messages(CHAT, options=ScoreOptions(include=["reward", "kl"])),
+            await client.score_text("a"),
+            await client.score_items([{"text": "a"}, {"prompt_ids": [], "response_ids": [[1]]}], on_error="per_item"),
+        ]
+
+
+def test_the_twins_send_the_same_bytes_and_give_the_same_results(service: UnrulyService) -> None:
+    with Client(service.url) as client:
+        sync = everything(client)
+    sent, service.bodies[:] = list(service.bodies), []
+    twin = asyncio.run(everything_async(service.url))
+    assert service.bodies[-len(sent) :] == sent
+    assert [repr(scored) for scored in twin] == [repr(scored) for scored in sync]
+
+
+def asked(url: str, ask: Callable[[AsyncClient], Awaitable[Scored]], retry_for_s: float = 5.0) -> Scored:
+    async def run() -> Scored:
+        async with AsyncClient(url, timeout_s=2.0, retry_for_s=retry_for_s, backoff=QUICK) as client:
+            return await ask(client)
+
+    return asyncio.run(run())
+
+
+def test_what_may_pass_is_tried_again(service: UnrulyService) -> None:
+    service.tricks.extend([refuse(429, "queue_full", retry_after="0"), refuse(503, "starting"), drop_in_body])
+    assert asked(service.url, lambda client: client.score_text("a")).results[0].sum == sum(made_up_reward(b"a"))
+    assert len(service.bodies) == 4
+
+
+def test_patience_ends(service: UnrulyService) -> None:
+    service.tricks.extend([refuse(503, "starting")] * 1000)
+    with pytest.raises(ServiceUnavailableError, match="503 starting"):
+        asked(service.url, lambda client: client.score_text("a"), retry_for_s=0.1)
+
+
+def test_a_refusal_rises_at_once(service: UnrulyService) -> None:
+    service.tricks.append(refuse(422, "too_long"))
+    with pytest.raises(ScoringError, match="too_long"):
+        asked(service.url, lambda client: client.score_text("a"))
+    assert len(service.bodies) == 1
+
+
+def test_many_calls_wait_together_even_for_a_free_connection(service: UnrulyService) -> None:
+    async def run() -> list[Scored]:
+        async with AsyncClient(service.url, timeout_s=5.0, retry_for_s=0.0) as client:
+            return await asyncio.gather(*(client.score_ids([1], [[i, i]]) for i in range(150)))
+
+    scored = asyncio.run(run())
+    assert [s.results[0].sum for s in scored] == [2 * made_up_reward([i])[0] for i in range(150)]

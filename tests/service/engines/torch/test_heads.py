@@ -1,0 +1,167 @@
+"""Output layers taken apart: only where that gives the model's own logits, and never at the price of them."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from dense_reward.engines.torch.heads import CapturedHead, LinearHead, OwnLogits, PostProcessing, linear_head
+from dense_reward.engines.torch.model import TorchModel
+from dense_reward.errors import CheckpointError
+from expected_rows import TRUNKS, batches_of, scored
+from tiny_configs import CONFIGS, PACKED, VOCABULARY
+from tiny_models import tiny_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+POST_PROCESSED = {
+    "gemma2": PostProcessing(cap=4.0),
+    "cohere": PostProcessing(factor=2.0),
+    "granite": PostProcessing(divisor=0.5),
+    "hyperclovax": PostProcessing(factor=3.0),
+}
+
+
+def hidden_change(model: PreTrainedModel, change: Callable[[Tensor], Tensor]) -> PreTrainedModel:
+    """A model that changes its logits after its output layer, and says so nowhere."""
+
+    def hook(_: nn.Module, __: object, output: dict[str, Tensor]) -> dict[str, Tensor]:
+        output["logits"] = change(output["logits"])
+        return output
+
+    model.register_forward_hook(hook)
+    return model
+
+
+def captured(model: PreTrainedModel) -> CapturedHead:
+    return CapturedHead(model.get_output_embeddings())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_output_layer_taken_apart_gives_the_models_own_logits(name: str, dtype: torch.dtype) -> None:
+    model = tiny_model(name, dtype=dtype)
+    head = TorchModel(model).head
+    assert isinstance(head, LinearHead)
+    assert head.post == POST_PROCESSED.get(name, PostProcessing())
+    assert head.vocabulary == VOCABULARY
+    ids_1L = torch.arange(9)[None]
+    with torch.inference_mode():
+        rows_1LD, first_two = captured(model).inputs(model, input_ids=ids_1L)
+        native_LV = model(input_ids=ids_1L, use_cache=False).logits[0]
+        found_LV = torch.cat([head.logits(rows_1LD[0], slice(at, at + 50)) for at in range(0, VOCABULARY, 50)], dim=1)
+    tolerance = 4 * torch.finfo(dtype).eps * float(native_LV.abs().max())
+    torch.testing.assert_close(found_LV, native_LV, atol=tolerance, rtol=0)
+    torch.testing.assert_close(first_two[0], native_LV[:2], atol=tolerance, rtol=0)
+
+
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "a cap": lambda x: 30 * torch.tanh(x / 30),
+    "a cap far above the logits": lambda x: 4_000 * torch.tanh(x / 4_000),
+    "a factor": lambda x: 1.01 * x,
+    "a shift of some words": lambda x: x + 0.1 * (torch.arange(x.shape[-1]) % 2),
+    "more words": lambda x: torch.cat([x, x[..., :8]], dim=-1),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_happens_to_logits_unsaid_is_noticed_and_the_rows_are_the_models_own_logits(name: str) -> None:
+    model = hidden_change(tiny_model("llama"), CHANGES[name])
+    assert linear_head(model, captured(model)) is None
+    ours = TorchModel(model)
+    assert ours.head == OwnLogits(VOCABULARY)
+
+
+@pytest.mark.parametrize("path", ["packed", "padded"])
+def test_own_logits_score_as_an_output_layer_that_could_be_taken_apart(path: str) -> None:
+    """The change is one that softmax forgets, so that both give the same, by different heads."""
+    apart = [TorchModel(tiny_model("llama", seed=seed)) for seed in (1, 2)]
+    whole = [TorchModel(hidden_change(tiny_model("llama", seed=seed), lambda x: x + 1.0)) for seed in (1, 2)]
+    assert [type(model.head) for model in (*apart, *whole)] == [LinearHead, LinearHead, OwnLogits, OwnLogits]
+    for batch in batches_of(TRUNKS, apart[0], packed=path == "packed"):
+        expected = scored(apart[0], apart[1], batch)
+        for pair in (whole, (apart[0], whole[1]), (whole[0], apart[1])):
+            for quantity, found in scored(pair[0], pair[1], batch).items():
+                torch.testing.assert_close(found, expected[quantity], atol=1e-9, rtol=0, msg=quantity)
+
+
+def test_own_logits_are_lent_as_a_copy() -> None:
+    rows = torch.arange(6.0).reshape(2, 3)
+    OwnLogits(3).logits(rows, slice(1, 3)).zero_()
+    assert torch.equal(rows, torch.arange(6.0).reshape(2, 3))
+
+
+def test_post_processing_divides_multiplies_and_caps() -> None:
+    logits = torch.tensor([3.0, -600.0])
+    assert torch.equal(PostProcessing()(logits), logits)
+    assert torch.equal(PostProcessing(factor=2.0, divisor=3.0)(logits), torch.tensor([2.0, -400.0]))
+    torch.testing.assert_close(PostProcessing(cap=5.0)(logits), torch.tensor([5 * np.tanh(0.6), -5.0]).float())
+
+
+def test_the_output_layer_of_a_forward_sees_two_rows_only() -> None:
+    model, seen = tiny_model("llama"), []
+    model.lm_head.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[:2]))
+    ours = TorchModel(model)
+    seen.clear()
+    for packed in (True, False):
+        for batch in batches_of(TRUNKS, ours, packed=packed):
+            batch.rows(ours)
+    assert set(seen) == {(1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("output", "message"), [(None, "names no output layer"), (nn.Linear(2, 2), "did not call its output layer")]
+)
+def test_an_output_layer_that_is_not_there_or_not_called_is_told_of(output: nn.Module | None, message: str) -> None:
+    model = tiny_model("llama")
+    with pytest.raises(RuntimeError, match=message):
+        CapturedHead(output).inputs(model, input_ids=torch.arange(3)[None])
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_float32_head_of_a_bfloat16_model_computes_in_float32(name: str) -> None:
+    model = TorchModel(tiny_model(name, dtype=torch.bfloat16))
+    rows_CD = torch.randn(3, model._model.get_output_embeddings().in_features, dtype=torch.bfloat16)
+    short = model.head.logits(rows_CD, slice(0, 9))
+    model.use_head(device=torch.device("cpu"), dtype=torch.float32)
+    long = model.head.logits(rows_CD, slice(0, 9))
+    assert (short.dtype, long.dtype) == (torch.bfloat16, torch.float32)
+    torch.testing.assert_close(short.float(), long, rtol=2e-2, atol=2e-2)
+    assert not torch.equal(short.float(), long)
+
+
+def test_a_head_that_cannot_be_taken_apart_cannot_be_moved() -> None:
+    model = TorchModel(hidden_change(tiny_model("llama"), CHANGES["a cap"]))
+    with pytest.raises(CheckpointError, match="this model's output layer cannot be taken apart"):
+        model.use_head(device=torch.device("cpu"), dtype=torch.float32)
+
+
+def test_the_bytes_of_weights_count_a_shared_matrix_once_and_a_copied_head_too() -> None:
+    tied, untied = (TorchModel(tiny_model(name, dtype=torch.bfloat16)) for name in ("qwen2", "llama"))
+    for model in (tied, untied):
+        before, matrix = model.weights_bytes, VOCABULARY * 32
+        assert before == 2 * sum(p.numel() for p in model._model.parameters())
+        model.use_head(device=torch.device("cpu"), dtype=torch.float32)
+        assert model.weights_bytes == before + 4 * matrix
+
+
+@pytest.mark.parametrize("path", ["packed", "padded"])
+@pytest.mark.parametrize("name", ["llama", "qwen3", "olmo2", "gemma2", "gpt2", "cohere"])
+def test_norms_in_float32_change_those_that_round_twice_for_the_better_and_no_dtype(name: str, path: str) -> None:
+    exact, plain, normed = (
+        TorchModel(tiny_model(name, dtype=dtype)) for dtype in (torch.float32, torch.bfloat16, torch.bfloat16)
+    )
+    random = torch.Generator().manual_seed(0)
+    weights = {
+        key: torch.randn(w.shape, generator=random) if "norm" in key or "ln_" in key else w
+        for key, w in normed._model.state_dict().items()
+    }
+    for model in (exact, plain, normed):
+        model._model.load_state_dict(weights)
+    normed.use_norms(torch.float32)
+    (batch,) = batches_of(TRUNKS, exact, packed=path == "packed", max_tokens=1000)
+    rows = [batch.rows(model) for model in (exact, plain, normed)]
+    assert rows[2].dtype == normed.dtype == torch.bfloat16
+    errors = [float((found.float() - rows[0]).pow(2).mean().sqrt()) for found in rows[1:]]
+    assert errors[1] < 1.1 * errors[0]
+    assert torch.equal(rows[1], rows[2]) == (name not in {"llama", "qwen3"})

@@ -1,0 +1,86 @@
+"""What a batch needs is told before the first one: never less than it takes, and not many times more."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import peak_memory
+import pytest
+from dense_reward.engines.torch.memory import peak_bytes
+from dense_reward.telemetry.process_memory import keep_freed_memory
+from peak_memory import CONFIGS, SHAPES, TOKENS
+from transformers import LlamaConfig
+
+CASES = [
+    *(("plain", shape, "float32") for shape in SHAPES),
+    ("plain", "one sequence", "bfloat16"),
+    ("tiny", "branches", "float32"),
+    ("capped", "one sequence", "float32"),
+    ("windowed", "short branches", "float32"),
+    ("latent", "one sequence", "float32"),
+    ("few experts", "branches", "float32"),
+    ("many experts", "one sequence", "float32"),
+]
+
+
+def measured(*arguments: str) -> tuple[int, int]:
+    """Bytes that a process took for a batch, and what was said before."""
+    command = [sys.executable, "-W", "ignore", peak_memory.__file__, *arguments]
+    told = subprocess.run(command, env=dict(os.environ), capture_output=True, text=True, check=True)
+    answer = json.loads(told.stdout.splitlines()[-1])
+    return answer["peak"], answer["bound"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process its peak")
+@pytest.mark.parametrize(("config", "shape", "dtype"), CASES)
+def test_a_batch_takes_no_more_than_was_said_and_not_many_times_less(config: str, shape: str, dtype: str) -> None:
+    peak, bound = measured(config, shape, dtype)
+    assert peak <= bound
+    if config in {"plain", "few experts", "many experts"}:  # a tiny model fills no tile, and few batches need the worst
+        assert bound <= 4 * peak
+
+
+def test_more_tokens_wider_numbers_and_layers_need_more() -> None:
+    config, larger = CONFIGS["plain"], LlamaConfig(**CONFIGS["plain"].to_dict() | {"hidden_size": 512})
+    least = peak_bytes(config, tokens=TOKENS, itemsize=2, cuda=False)
+    assert peak_bytes(config, tokens=2 * TOKENS, itemsize=2, cuda=False) > least
+    assert peak_bytes(config, tokens=TOKENS, itemsize=4, cuda=False) > least
+    assert peak_bytes(larger, tokens=TOKENS, itemsize=2, cuda=False) > least
+    assert peak_bytes(config, tokens=TOKENS, itemsize=2, cuda=True) > least
+
+
+@pytest.mark.parametrize("name", ["capped", "windowed", "latent"])
+def test_what_kernels_lack_is_counted_where_it_is_written_down(name: str) -> None:
+    plain, other = (peak_bytes(CONFIGS[each], tokens=TOKENS, itemsize=4, cuda=False) for each in ("plain", name))
+    assert other > plain + (1 << 28)
+
+
+def test_a_window_that_no_batch_reaches_costs_nothing() -> None:
+    plain, windowed = (peak_bytes(CONFIGS[each], tokens=64, itemsize=4, cuda=False) for each in ("plain", "windowed"))
+    assert plain == windowed
+
+
+def test_freed_memory_is_kept_and_reused_once_enough_of_it_lies_there() -> None:
+    """In a process of its own, because it is settled for good."""
+    script = (
+        "import resource, torch\n"
+        "from dense_reward.telemetry.process_memory import keep_freed_memory\n"
+        "keep_freed_memory()\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(20): torch.ones(1 << 24)\n"
+        "before = faults()\n"
+        "for _ in range(10): torch.ones(1 << 24)\n"
+        "print(faults() - before)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(told.stdout) < 2000, "ten times 64 MiB anew are 160,000 pages"
+
+
+def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> None:
+        raise OSError
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    keep_freed_memory()

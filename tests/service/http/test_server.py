@@ -1,0 +1,187 @@
+"""Callers that take their time, ask for little of it, or send what is small and becomes large. A real server."""
+
+import gzip
+import json
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from faulty_engines import Gate, Recorder
+from running_service import PATIENCE_S, Served, loading, served, wait_until
+
+IDS = {"prompt_ids": [1], "response_ids": [[2]]}
+DEADLINE = "X-Request-Timeout"
+JSON = {"Content-Type": "application/json"}
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[Served]:
+    with served(max_arrival_s=0.3, max_body_bytes=10_000, max_json_depth=3) as running:
+        yield running
+
+
+@contextmanager
+def connected(running: Served) -> Iterator[socket.socket]:
+    host, port = running.client.base_url.host, running.client.base_url.port
+    with socket.create_connection((host, port or 0), timeout=PATIENCE_S) as caller:
+        yield caller
+
+
+def rest_of(caller: socket.socket) -> bytes:
+    """What comes until the service closes the connection."""
+    parts = []
+    while part := caller.recv(65_536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /sc", b"POST /score HTTP/1.1\r\nHost: a\r\nContent-"])
+def test_a_head_that_does_not_come_is_not_waited_for(impatient: Served, sent: bytes) -> None:
+    with connected(impatient) as caller:
+        caller.sendall(sent)
+        assert rest_of(caller) == b""
+
+
+def test_neither_is_the_head_of_a_second_request(impatient: Served) -> None:
+    with connected(impatient) as caller:
+        caller.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert caller.recv(15) == b"HTTP/1.1 200 OK"
+        caller.sendall(b"GET /hea")
+        assert rest_of(caller).endswith(b'{"state":"ready"}')
+
+
+def test_a_body_that_does_not_come_is_refused(impatient: Served) -> None:
+    with connected(impatient) as caller:
+        caller.sendall(head(99, "Connection: close") + b"{")
+        answer = rest_of(caller)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"--max-arrival-s" in answer
+    assert impatient.service.batcher.door.held_tokens == 0
+
+
+@pytest.mark.parametrize("request_line", [b"POST /nothing", b"GET /health"])
+def test_neither_is_the_rest_of_a_body_that_was_answered_before_it_came(impatient: Served, request_line: bytes) -> None:
+    with connected(impatient) as caller:
+        caller.sendall(request_line + b" HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n")
+        assert caller.recv(9) == b"HTTP/1.1 "
+        caller.sendall(b"a")
+        rest_of(caller)
+
+
+def test_a_body_that_comes_after_its_answer_keeps_its_connection(impatient: Served) -> None:
+    with connected(impatient) as caller:
+        caller.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n")
+        assert caller.recv(15) == b"HTTP/1.1 200 OK"
+        caller.sendall(b"aaGET /ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        assert b'{"state":"ready","progress"' in rest_of(caller)
+
+
+def test_many_answers_that_nobody_takes_are_not_waited_for() -> None:
+    with served(max_arrival_s=0.3) as running, connected(running) as caller:
+        caller.sendall(b"GET /docs/assets/swagger-ui-bundle.js HTTP/1.1\r\nHost: a\r\n\r\n" * 20)
+        assert caller.recv(15, socket.MSG_PEEK) == b"HTTP/1.1 200 OK"
+        wait_until(lambda: is_cut_off(caller))
+
+
+def is_cut_off(caller: socket.socket) -> bool:
+    try:
+        caller.send(b"x")
+    except OSError:
+        return True
+    return False
+
+
+def head(length: int, *more: str) -> bytes:
+    lines = ["POST /score HTTP/1.1", "Host: a", "Content-Type: application/json", f"Content-Length: {length}", *more]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+@pytest.mark.parametrize("more", [(), ("Connection: close",)])
+def test_a_caller_that_takes_no_answer_is_not_waited_for(more: tuple[str, ...]) -> None:
+    """Its answer is larger than what the two systems keep for it on the way."""
+    body = json.dumps({"prompt_ids": [1], "response_ids": [[2] * 1000] * 1000}).encode()
+    with served(loading(Recorder()), max_arrival_s=0.3) as running, connected(running) as caller:
+        caller.sendall(head(len(body), *more) + body)
+        assert caller.recv(15, socket.MSG_PEEK) == b"HTTP/1.1 200 OK"
+        wait_until(lambda: is_cut_off(caller))
+
+
+@pytest.mark.parametrize(("header", "named"), [({DEADLINE: "0.2"}, DEADLINE), ({}, "--max-request-s")])
+def test_work_that_came_too_late_is_given_up(header: dict[str, str], named: str) -> None:
+    gate = Gate()
+    engine = Recorder(gate)
+    with served(loading(engine), max_request_s=PATIENCE_S if header else 0.2) as running, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(running.score, IDS)
+        wait_until(gate.entered.is_set)
+        late = running.client.post("/score", json={"prompt_ids": [7], "response_ids": [[8]]}, headers=header)
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        assert named in late.json()["error"]["message"]
+        gate.opened.set()
+        assert first.result(PATIENCE_S).status_code == (200 if header else 504)
+        assert running.service.batcher.door.held_tokens == 0
+        assert running.score(IDS).status_code == 200
+    assert all(trunk.prompt_P.tolist() == [1] for batch in engine.batches for trunk in batch)
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "soon", "1s", ""])
+def test_a_deadline_must_be_seconds(impatient: Served, given: str) -> None:
+    refused = impatient.client.post("/score", json=IDS, headers={"X-Request-Timeout": given})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "X-Request-Timeout")
+
+
+def packed(running: Served, body: bytes, encoding: str = "gzip") -> httpx.Response:
+    return running.client.post("/score", content=body, headers=JSON | {"Content-Encoding": encoding})
+
+
+def test_a_compressed_body_is_read_as_a_plain_one(impatient: Served) -> None:
+    body = json.dumps(IDS).encode()
+    assert packed(impatient, gzip.compress(body)).json()["results"] == impatient.score(IDS).json()["results"]
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "status", "code"),
+    [
+        (gzip.compress(b" " * 5_000_000), "gzip", 413, "body_too_large"),
+        (gzip.compress(b"{}")[:-3], "gzip", 400, "invalid_encoding"),
+        (gzip.compress(b"{}") * 2, "gzip", 400, "invalid_encoding"),
+        (b"{}", "gzip", 400, "invalid_encoding"),
+        (b"{}", "br", 415, "unsupported_media_type"),
+        (b"{}", "gzip, gzip", 415, "unsupported_media_type"),
+    ],
+)
+def test_what_becomes_too_large_or_is_not_what_it_says_is_refused(
+    impatient: Served, body: bytes, encoding: str, status: int, code: str
+) -> None:
+    refused = packed(impatient, body, encoding)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (status, code)
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+@pytest.mark.parametrize("field", ["tools", "template_kwargs", "tool_calls"])
+def test_what_is_nested_too_deep_is_refused(impatient: Served, field: str) -> None:
+    def asked(depth: int) -> httpx.Response:
+        value = f'{{"a": {nested(depth - 1)}}}' if field == "template_kwargs" else nested(depth)
+        chat = '{"messages": [{"role": "assistant", "content": "a"%s}]%s}'
+        inside, beside = (f', "{field}": {value}', "") if field == "tool_calls" else ("", f', "{field}": {value}')
+        return impatient.client.post("/score", content=chat % (inside, beside), headers=JSON)
+
+    assert "--max-json-depth" not in asked(3).text
+    assert "--max-json-depth" in asked(4).text
+    assert asked(4).status_code == 422
+    assert asked(2000).status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/score", "/heatmap", "/health", "/nothing", "/docs", "/"])
+def test_every_answer_tells_browsers_to_be_careful(impatient: Served, path: str) -> None:
+    headers = impatient.client.get(path).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert "access-control-allow-origin" not in headers

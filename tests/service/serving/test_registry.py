@@ -1,0 +1,292 @@
+"""Pairs that come, change and go while the service runs: real checkpoints, a real server, requests all the while."""
+
+import gc
+import json
+import shutil
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from dense_reward.engines.torch.pair import PairEngine
+from dense_reward.errors import SettingsError
+from dense_reward.manifest import MANIFEST_NAME
+from dense_reward.records import OnDevice
+from dense_reward.serving.loaders import Load, Loaded, loader
+from dense_reward.serving.pair_sources import first_pairs
+from dense_reward.settings import Settings
+from faulty_engines import Gate
+from running_service import PATIENCE_S, Served, served, wait_until
+from tiny_models import copy_pair, write_checkpoint
+
+KEY = "key-of-the-operator"
+ENTRY = {"name": "operator", "key": KEY, "rights": ["score", "admin"]}
+IDS = {"prompt_ids": [1, 2, 3], "response_ids": [[4, 5], [6]]}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One sft checkpoint and three references of its run, and the keys."""
+    folder = tmp_path_factory.mktemp("pairs")
+    write_checkpoint(folder / "sft", role="sft", step=20, seed=1)
+    for step in (5, 10, 15):
+        write_checkpoint(folder / f"step-{step}", role="reference", step=step, seed=step)
+    (folder / "keys.json").write_text(json.dumps([ENTRY]))
+    return folder
+
+
+@contextmanager
+def serving(folder: Path, root: Path | None = None, load: Load | None = None) -> Iterator[Served]:
+    with served(
+        load or loader("torch"),
+        sft=folder / "sft",
+        reference=folder / "step-10",
+        name="half",
+        api_keys_file=folder / "keys.json",
+        checkpoints_folder=root or folder,
+    ) as running:
+        running.client.headers["Authorization"] = f"Bearer {KEY}"
+        yield running
+    gc.unfreeze()
+
+
+def asked(running: Served, model: str | None = None) -> dict[str, object]:
+    answer = running.score(IDS if model is None else IDS | {"model": model})
+    assert answer.status_code == 200, answer.text
+    found: dict[str, object] = answer.json()
+    return found
+
+
+def rewards(answer: dict[str, object]) -> list[list[float]]:
+    results = answer["results"]
+    assert isinstance(results, list)
+    return [row["reward"] for row in results]
+
+
+def load(running: Served, name: str, sft: Path, reference: Path) -> httpx.Response:
+    source = {"name": name, "sft": str(sft), "reference": str(reference)}
+    return running.client.post("/admin/models", json=source)
+
+
+def refusal(answer: httpx.Response) -> tuple[int, str]:
+    return answer.status_code, answer.json()["error"]["code"]
+
+
+def test_a_second_pair_is_asked_by_its_name_and_shares_what_it_can(folder: Path) -> None:
+    with serving(folder) as running:
+        before = asked(running)
+        card = load(running, "early", folder / "sft", folder / "step-5").json()
+        assert (card["name"], card["reference"]) == ("early", str(folder / "step-5"))
+        early = asked(running, "early")
+        assert early["model"] == {name: card[name] for name in before["model"]}  # type: ignore[attr-defined]
+        assert rewards(asked(running)) == rewards(before) != rewards(early)
+        assert asked(running, "half")["model"] == asked(running)["model"] == before["model"]
+        assert [c["name"] for c in running.client.get("/models").json()["models"]] == ["half", "early"]
+        engines = [running.service.scorer(name).engine for name in ("half", "early")]
+        assert isinstance(engines[0], PairEngine)
+        assert isinstance(engines[1], PairEngine)
+        assert engines[0].models[0] is engines[1].models[0]
+        assert refusal(running.score(IDS | {"model": "late"})) == (404, "model_not_found")
+        assert "half, early" in running.score(IDS | {"model": "late"}).text
+
+
+def test_a_pair_is_replaced_and_what_it_alone_used_is_freed(folder: Path) -> None:
+    with serving(folder) as running:
+        before = asked(running)
+        engine = running.service.scorer().engine
+        assert isinstance(engine, PairEngine)
+        kept, freed = (weakref.ref(model) for model in engine.models)
+        del engine
+        card = load(running, "half", folder / "sft", folder / "step-15").json()
+        after = asked(running)
+        assert rewards(after) != rewards(before)
+        assert after["model"]["revision"] == card["revision"] != before["model"]["revision"]  # type: ignore[index]
+        refused = running.score(IDS | {"expect_revision": before["model"]["revision"]})  # type: ignore[index]
+        assert refusal(refused) == (409, "revision_mismatch")
+        gc.collect()
+        assert kept() is not None
+        assert freed() is None
+
+
+def test_the_garbage_collector_passes_over_what_was_loaded(folder: Path) -> None:
+    """It looks through millions of objects for a third of a second, in which nobody is answered."""
+    with serving(folder) as running:
+        engine = running.service.scorer().engine
+        assert isinstance(engine, PairEngine)
+        weight = next(engine.models[0].transformers_model.parameters())
+        assert gc.is_tracked(weight)
+        assert all(found is not weight for found in gc.get_objects())
+
+
+def test_a_pair_that_was_asked_still_answers_after_it_was_replaced(folder: Path) -> None:
+    with serving(folder) as running, ThreadPoolExecutor(1) as pool:
+        before = asked(running)
+        many = {"items": [IDS | {"response_ids": [[5] * 100] * 8}] * 300}
+        slow = pool.submit(running.score, many)
+        wait_until(lambda: running.service.batcher.door.held_tokens > 1000)
+        load(running, "half", folder / "sft", folder / "step-15")
+        assert asked(running)["model"] != before["model"]
+        assert slow.result(PATIENCE_S).json()["model"] == before["model"]
+
+
+@pytest.mark.parametrize("fault", ["a flipped byte", "no manifest", "no folder", "another vocabulary"])
+def test_a_pair_that_cannot_be_loaded_changes_nothing(folder: Path, tmp_path: Path, fault: str) -> None:
+    copy_pair((folder / "sft", folder / "step-5"), tmp_path)
+    broken = tmp_path / "reference"
+    if fault == "a flipped byte":
+        content = bytearray((broken / "model.safetensors").read_bytes())
+        content[-1] ^= 1
+        (broken / "model.safetensors").write_bytes(content)
+    elif fault == "no manifest":
+        (broken / MANIFEST_NAME).unlink()
+    elif fault == "no folder":
+        broken = tmp_path / "nothing"
+    else:
+        manifest = json.loads((broken / MANIFEST_NAME).read_text())
+        (broken / MANIFEST_NAME).write_text(json.dumps(manifest | {"vocabulary": 7}))
+    with serving(folder, root=folder.parent) as running:
+        before = asked(running)
+        refused = load(running, "half", tmp_path / "sft", broken)
+        assert refusal(refused) == (422, "load_failed")
+        assert str(broken) in refused.text or "vocabularies" in refused.text
+        assert (asked(running)["model"], running.client.get("/ready").status_code) == (before["model"], 200)
+        assert load(running, "half", folder / "sft", folder / "step-5").status_code == 200
+
+
+def test_nothing_outside_the_folder_of_checkpoints_is_loaded(folder: Path, tmp_path: Path) -> None:
+    copy_pair((folder / "sft", folder / "step-5"), tmp_path)
+    inside = folder / "inside"
+    inside.mkdir()
+    (inside / "link").symlink_to(tmp_path / "sft")
+    manifest = json.loads((tmp_path / "sft" / MANIFEST_NAME).read_text())
+    for name, change in (("source", {"source": str(tmp_path / "sft")}), ("base", {"adapter_base": "/etc"})):
+        (inside / name).mkdir()
+        (inside / name / MANIFEST_NAME).write_text(json.dumps(manifest | change))
+    shutil.copytree(folder / "sft", inside / "weights")
+    (inside / "weights" / "model.safetensors").unlink()
+    (inside / "weights" / "model.safetensors").symlink_to(tmp_path / "sft" / "model.safetensors")
+    with serving(folder) as running:
+        for sft in (
+            tmp_path / "sft",
+            inside / "weights",
+            inside / "link",
+            inside / "source",
+            inside / "base",
+            inside / ".." / ".." / "x",
+        ):
+            refused = load(running, "half", sft, folder / "step-5")
+            assert refusal(refused) == (422, "load_failed")
+            assert "--checkpoints-folder" in refused.text
+
+
+def test_pairs_are_loaded_over_http_only_where_their_folder_and_a_key_say_so(folder: Path) -> None:
+    with served() as running:
+        refused = load(running, "half", folder / "sft", folder / "step-5")
+        assert refusal(refused) == (403, "forbidden")
+        assert "--api-keys-file" in refused.text
+    with served(api_keys_file=folder / "keys.json") as running:
+        running.client.headers["Authorization"] = f"Bearer {KEY}"
+        refused = load(running, "half", folder / "sft", folder / "step-5")
+        assert refusal(refused) == (403, "forbidden")
+        assert "--checkpoints-folder" in refused.text
+
+
+def test_one_pair_is_loaded_at_a_time_and_its_progress_is_told(folder: Path) -> None:
+    gate, load_now = Gate(), loader("torch")
+
+    def load_later(settings: Settings, report: Callable[[str], None], on_device: OnDevice) -> Loaded:
+        if settings.name != "half":
+            report("taking its time")
+            gate(())
+        return load_now(settings, report, on_device)
+
+    with serving(folder, load=load_later) as running, ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(load, running, "early", folder / "sft", folder / "step-5")
+        wait_until(gate.entered.is_set)
+        told = running.client.get("/admin/models").json()
+        assert told["loading"] == {"name": "early", "progress": "taking its time"}
+        assert [card["name"] for card in told["models"]] == ["half"]
+        assert refusal(load(running, "late", folder / "sft", folder / "step-15")) == (409, "loading")
+        asked(running)
+        gate.opened.set()
+        assert loading.result(PATIENCE_S).status_code == 200
+        assert running.client.get("/admin/models").json()["loading"] is None
+        asked(running, "early")
+
+
+def test_a_pair_is_removed_but_not_the_one_that_nameless_requests_mean(folder: Path) -> None:
+    with serving(folder) as running:
+        load(running, "early", folder / "sft", folder / "step-5")
+        assert refusal(running.client.delete("/admin/models/half")) == (409, "in_use")
+        assert running.client.delete("/admin/models/early").json() == {"removed": "early"}
+        assert refusal(running.client.delete("/admin/models/early")) == (404, "model_not_found")
+        assert refusal(running.score(IDS | {"model": "early"})) == (404, "model_not_found")
+        asked(running)
+
+
+def test_every_answer_names_the_revision_that_it_is_of_while_pairs_change(folder: Path) -> None:
+    """Requests without pause over many switches, every second one to a broken pair."""
+    steps = (5, 10, 15)
+    with serving(folder) as running, ThreadPoolExecutor(8) as pool:
+        expected = {}
+        for step in steps:
+            assert load(running, "half", folder / "sft", folder / f"step-{step}").status_code == 200
+            answer = asked(running)
+            expected[answer["model"]["revision"]] = rewards(answer)  # type: ignore[index]
+        assert len(expected) == len(steps)
+        stop = False
+
+        def keep_asking() -> list[dict[str, object]]:
+            answers = []
+            while not stop:
+                answers.append(asked(running))
+            return answers
+
+        asking = [pool.submit(keep_asking) for _ in range(6)]
+        for turn in range(12):
+            load(running, "half", folder / "sft", folder / ("nothing" if turn % 2 else f"step-{steps[turn % 3]}"))
+        stop = True
+        answers = [answer for task in asking for answer in task.result(PATIENCE_S)]
+    assert {answer["model"]["revision"] for answer in answers} == set(expected)  # type: ignore[index]
+    for answer in answers:
+        for found, row in zip(rewards(answer), expected[answer["model"]["revision"]], strict=True):  # type: ignore[index]
+            assert found == pytest.approx(row, abs=1e-4)
+
+
+def test_several_pairs_are_served_from_a_file(folder: Path, tmp_path: Path) -> None:
+    pairs = [{"name": f"step-{s}", "sft": str(folder / "sft"), "reference": str(folder / f"step-{s}")} for s in (5, 10)]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+    with served(loader("torch"), pairs_file=tmp_path / "pairs.json") as running:
+        assert asked(running)["model"] == asked(running, "step-5")["model"] != asked(running, "step-10")["model"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("[]", "at least 1 item"),
+        ('[{"name": "a", "sft": "b"}]', "0.reference: Field required"),
+        ('[{"name": "a/b", "sft": "b", "reference": "c"}]', "0.name"),
+        ('[{"name": "a", "sft": "b", "reference": "c", "x": 1}]', "0.x: Extra inputs"),
+        (json.dumps([{"name": "a", "sft": "b", "reference": "c"}] * 2), "two entries have the same name"),
+    ],
+)
+def test_a_wrong_file_of_pairs_is_refused(tmp_path: Path, text: str, reason: str) -> None:
+    (tmp_path / "pairs.json").write_text(text)
+    with pytest.raises(SettingsError, match=reason):
+        first_pairs(Settings.model_validate({"pairs_file": tmp_path / "pairs.json"}))
+
+
+def test_servers_compute_one_pair(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="serves one pair"):
+        first_pairs(Settings.model_validate({"pairs_file": tmp_path / "pairs.json", "engine": "remote"}))
+
+
+def test_pairs_come_either_from_a_file_or_from_the_settings(tmp_path: Path) -> None:
+    both = Settings.model_validate({"pairs_file": tmp_path / "pairs.json", "sft": tmp_path, "reference": tmp_path})
+    with pytest.raises(SettingsError, match="either --pairs-file"):
+        first_pairs(both)
+    with pytest.raises(SettingsError, match="No such file"):
+        first_pairs(Settings.model_validate({"pairs_file": tmp_path / "pairs.json"}))

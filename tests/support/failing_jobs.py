@@ -1,0 +1,33 @@
+"""Work for processes: one item fails, others start a process that sleeps."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+PATIENCE_S = 60.0
+SLEEPER = "import time; time.sleep(600)"
+
+
+def fail_beside(folder: Path) -> None:
+    """Where a process was noted in the folder beside it; a folder of another name starts one and notes it there."""
+    if folder.name == "fails":
+        started_in(folder.parent / "sleeps")
+        raise ValueError("this one fails")
+    folder.mkdir()
+    with subprocess.Popen([sys.executable, "-c", SLEEPER]) as child:
+        try:
+            (folder / "child.tmp").write_text(str(child.pid))
+            (folder / "child.tmp").rename(folder / "child")
+            child.wait()
+        finally:
+            child.terminate()
+
+
+def started_in(folder: Path) -> int:
+    """The process that was noted there."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not (folder / "child").exists():
+        assert time.monotonic() < deadline_s, "nothing was started"
+        time.sleep(0.05)
+    return int((folder / "child").read_text())

@@ -1,0 +1,171 @@
+"""Values files drawn at random from the chart's schema, the same for a seed; what lies between two values is mended."""
+
+import copy
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import yaml
+from rendered_chart import CHART, SCHEMA
+
+Drawn = dict[str, Any]
+# Words for each pattern of the schema. A pattern without words fails the draw.
+NAMES = ("a", "7", "rewards", "team-a.keys")
+TAGS = ("0.1.0", "0.1.0-vllm", "sha-0a1b2c3")
+SIZES = ("512Mi", "4Gi", "1.5Gi")
+CPUS = ("500m", "2", "0.5")
+DIGESTS = (f"sha256:{'0a1b' * 16}",)
+IMAGES = ("registry.example:5000/team/image:1.0", "registry.example/image@sha256:0a1b")
+WORDS: Mapping[str, Sequence[str]] = {
+    "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$": NAMES,
+    "^$|^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$": ("", *NAMES),
+    "^$|^[a-z]([a-z0-9-]*[a-z0-9])?$": ("", "rewards", "on"),
+    "^[A-Za-z0-9._-]+$": ("key", "keys.json"),
+    r"^[0-9]+(\.[0-9]+)?(k|Ki|M|Mi|G|Gi|T|Ti)?$": SIZES,
+    r"^$|^[0-9]+(\.[0-9]+)?(k|Ki|M|Mi|G|Gi|T|Ti)?$": ("", *SIZES),
+    r"^[0-9]+(\.[0-9]+)?m?$": CPUS,
+    r"^$|^[0-9]+(\.[0-9]+)?m?$": ("", *CPUS),
+    "^$|^[A-Za-z0-9_][A-Za-z0-9._-]*$": ("", *TAGS),
+    "^$|^sha256:[0-9a-f]{64}$": ("", *DIGESTS),
+    "^[a-z0-9][A-Za-z0-9._:/-]*$": ("dense-reward", "registry.example:5000/team/dense-reward"),
+    "^$|^[a-z0-9][A-Za-z0-9._:/-]*$": ("", "registry.example/trainer"),
+    "^$|^[a-z0-9][A-Za-z0-9._:/@-]*$": IMAGES,
+    "^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$": ("sft", "runs/mine/checkpoints/reference"),
+    "^$|^https?://[^ ]+$": ("http://prometheus:9090", "https://store.example"),
+    r"^(\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?$": ("rewards.example", "*.rewards.example"),
+    "^[0-9]+(ms|s|m|h)$": ("15s", "1m"),
+    "^$|^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?(@[A-Za-z0-9_./-]+)?$": ("Qwen/Qwen2.5-1.5B@main", "gpt2"),
+    "^[A-Za-z_][A-Za-z0-9_]*$": ("HTTPS_PROXY", "OMP_NUM_THREADS"),
+    "^[0-9a-f.:]+/[0-9]+$": ("10.0.0.0/8", "fd00::/8"),
+    "^[a-z]([a-z0-9-]*[a-z0-9])?$": ("sft", "dpr-2", "a"),
+    "^[A-Za-z0-9._/-]+$": ("sft_full", "recipes/mine.yaml"),
+    "^[A-Za-z_][A-Za-z0-9_.]*=": ("seed=1", "data.source=my data.jsonl", 'note="quoted: {{ braces }}"'),
+    r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$": ("nvidia.com/gpu", "amd.com/gpu"),
+    "^(/[A-Za-z0-9._-]+)+$": ("/checkpoints", "/mnt/models"),
+    "^[A-Za-z0-9._-]{1,64}$": ("half", "early.1"),
+    "^$|^s3://[A-Za-z0-9._/-]+$": ("s3://bucket/runs/mine",),
+    "^[a-z0-9-]*$": ("", "eu-central-1"),
+    "^[A-Za-z0-9._-]*$": ("", "mine"),
+}
+FREE_WORDS = ("word", "two words", "yes", "1.0", "{{ braces }}", 'a "quoted" one')
+
+
+def random_values(seed: int) -> Drawn:
+    """Values that the chart must take."""
+    draw = random.Random(seed)
+    values = _object(SCHEMA, draw)
+    values.pop("global", None)
+    return completed(values)
+
+
+def _drawn(schema: Drawn, draw: random.Random) -> Any:  # noqa: ANN401 - any value that JSON has
+    if "$ref" in schema:
+        return _drawn(SCHEMA["definitions"][schema["$ref"].rpartition("/")[2]], draw)
+    if "enum" in schema:
+        return draw.choice(schema["enum"])
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    return KINDS[draw.choice(kinds)](schema, draw)
+
+
+def _object(schema: Drawn, draw: random.Random) -> Drawn:
+    properties, needed = schema.get("properties"), set(schema.get("required", ()))
+    if properties is None:
+        return {f"example.com/{name}": draw.choice(FREE_WORDS) for name in "ab"[: draw.randint(0, 2)]}
+    chosen = [name for name in properties if name in needed or draw.random() < 0.7]
+    chosen = chosen or draw.sample(sorted(properties), schema.get("minProperties", 0))
+    return {name: _drawn(properties[name], draw) for name in chosen[: schema.get("maxProperties")]}
+
+
+def _array(schema: Drawn, draw: random.Random) -> list[Any]:
+    return [_drawn(schema["items"], draw) for _ in range(draw.randint(schema.get("minItems", 0), 2))]
+
+
+def _integer(schema: Drawn, draw: random.Random) -> int:
+    least = schema.get("minimum", schema.get("exclusiveMinimum", -1) + 1)
+    return draw.randint(least, min(schema.get("maximum", 10_000_000), least + draw.choice((1, 100, 5_000_000))))
+
+
+def _number(schema: Drawn, draw: random.Random) -> float:
+    return draw.choice((0.25, 0.5, 1)) if schema.get("maximum") == 1 else draw.choice((0.5, 2, 3.5))
+
+
+def _string(schema: Drawn, draw: random.Random) -> str:
+    return draw.choice(WORDS[schema["pattern"]] if "pattern" in schema else FREE_WORDS)
+
+
+KINDS: Mapping[str, Callable[[Drawn, random.Random], Any]] = {
+    "object": _object,
+    "array": _array,
+    "integer": _integer,
+    "number": _number,
+    "string": _string,
+    "boolean": lambda _, draw: draw.random() < 0.5,
+    "null": lambda _, __: None,
+}
+
+
+def completed(values: Drawn) -> Drawn:
+    """The values, with what the switches among them need: the rules of templates/_refusals.tpl."""
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
+    made: Drawn = merged(defaults, values)
+    _complete_trainer(made)
+    _complete_checkpoints(made["checkpoints"], made["settings"])
+    _complete_engine(made)
+    monitor, scaling = made["serviceMonitor"], made["autoscaling"]
+    if made["settings"].get("isolate_keys"):
+        made["apiKeys"]["secretName"] = "keys"
+    monitor["secretName"] = monitor["secretName"] or "metrics"
+    scaling["keda"]["serverAddress"] = scaling["keda"]["serverAddress"] or "http://prometheus:9090"
+    if scaling["kind"] != "none":
+        monitor["enabled"] = True
+    scaling["maxReplicaCount"] = max(scaling["minReplicaCount"], scaling["maxReplicaCount"])
+    for variable in made["env"]:
+        if "valueFrom" in variable:
+            variable.pop("value", None)
+    if "nodeAffinity" in made["affinity"]:
+        made["nodeSelectorTerms"] = []
+    return made
+
+
+def _complete_trainer(made: Drawn) -> None:
+    trainer = made["trainer"]
+    for at, job in enumerate(trainer["jobs"]):
+        job["name"] = f"{job['name']}-{at}"
+    if not trainer["image"]["repository"]:
+        trainer["image"].update(tag="", digest="")
+    if not trainer["jobs"] or made["checkpoints"]["source"] != "pvc":
+        trainer["kind"] = "none"
+
+
+def _complete_checkpoints(checkpoints: Drawn, settings: Drawn) -> None:
+    checkpoints["s3"]["uri"] = checkpoints["s3"]["uri"] or "s3://bucket/run"
+    checkpoints["image"]["reference"] = checkpoints["image"]["reference"] or "registry.example/run:1"
+    hub = checkpoints["hub"]
+    hub.update(sft=hub["sft"] or "me/sft", reference=hub["reference"] or "me/half", runId=hub["runId"] or "mine")
+    if checkpoints["source"] == "none":
+        settings["engine"] = "fake"
+    if checkpoints["source"] == "hub" or settings["engine"] == "remote":
+        checkpoints["pairs"] = []
+
+
+def _complete_engine(made: Drawn) -> None:
+    settings = made["settings"]
+    if settings["engine"] == "remote":
+        settings.update(sft_url="http://a:8000", reference_url="http://b:8000")
+    if settings["engine"] in {"remote", "fake"}:
+        made["requestGPU"] = 0
+    if settings["engine"] in {"remote", "vllm"}:
+        for name in ("deterministic", "head_dtype", "norm_dtype"):
+            settings.pop(name, None)
+    if settings["engine"] == "vllm":
+        settings["tensor_parallel"] = min(settings.get("tensor_parallel") or 1, 8)
+        made["requestGPU"] = max(made["requestGPU"], settings["tensor_parallel"])
+
+
+def merged(defaults: Drawn, values: Drawn) -> Drawn:
+    """Mappings key by key, all else as given, as Helm does it."""
+    result = copy.deepcopy(defaults)
+    for key, value in values.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else value
+    return result

@@ -1,0 +1,61 @@
+"""Work side by side: results as they come, and processes that end together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import failing_jobs
+import pytest
+from dense_reward_trainer.runs.processes import TERMINATED, in_processes
+from failing_jobs import PATIENCE_S, fail_beside, started_in
+
+
+def square(number: int) -> int:
+    return number * number
+
+
+def ends(process_id: int) -> bool:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline_s:
+        try:
+            os.kill(process_id, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_every_item_has_its_result() -> None:
+    assert sorted(in_processes(2, square, [1, 2, 3, 4, 5])) == [1, 4, 9, 16, 25]
+
+
+def test_a_failure_ends_the_others_and_what_they_started_and_begins_nothing_new(tmp_path: Path) -> None:
+    names = ["sleeps", "fails", "queued", "queued_too"]
+    with pytest.raises(ValueError, match="this one fails"):
+        list(in_processes(2, fail_beside, [tmp_path / name for name in names]))
+    assert ends(started_in(tmp_path / "sleeps"))
+    for begun in tmp_path.glob("queued*/child"):  # by the worker that failed, before anyone was told
+        assert ends(int(begun.read_text()))
+
+
+def test_a_job_that_is_terminated_ends_what_it_started(tmp_path: Path) -> None:
+    script = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(failing_jobs.__file__).parent)!r})
+from dense_reward_trainer.runs.processes import end_when_terminated, in_processes
+from failing_jobs import fail_beside
+if __name__ == "__main__":
+    end_when_terminated()
+    list(in_processes(1, fail_beside, [Path({str(tmp_path)!r}) / name for name in ("sleeps", "queued", "queued_too")]))
+"""
+    (tmp_path / "script.py").write_text(script)
+    with subprocess.Popen([sys.executable, str(tmp_path / "script.py")]) as parent:
+        child = started_in(tmp_path / "sleeps")
+        parent.send_signal(signal.SIGTERM)
+        assert parent.wait(PATIENCE_S) == TERMINATED
+    assert ends(child)
+    assert not [*tmp_path.glob("queued*")]
