@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from chart_files import SET_BY_THE_CHART, chart_files
-from dense_reward.settings import ENV_PREFIX, Settings, twin
+from dense_reward.settings import ENV_PREFIX, Settings, env_name
 from dense_reward_trainer.cli import JOBS
 from dense_reward_trainer.configs.base import recipe_names
 from readme import PLACE, readme, rows
@@ -32,7 +32,7 @@ def test_every_environment_name_in_the_chart_is_a_setting_and_every_path_is_give
     templates = [path for path in (CHART / "templates").rglob("*") if path.suffix in {".yaml", ".tpl"}]
     text = "\n".join(re.sub(r"\{\{-? ?/\*.*?\*/", "", path.read_text("utf-8"), flags=re.DOTALL) for path in templates)
     named = set(re.findall(rf"\b{ENV_PREFIX}[A-Z_]+\b", text)) - {ENV_PREFIX}
-    assert named == {twin(name) for name in SET_BY_THE_CHART}
+    assert named == {env_name(name) for name in SET_BY_THE_CHART}
     assert set(Settings.model_fields) >= SET_BY_THE_CHART
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from dense_reward.http.keys import Keys
 from dense_reward.settings import Settings, flag
-from dense_reward.telemetry.metrics import Metrics, Told
+from dense_reward.telemetry.metrics import Metrics, MetricsSnapshot
 from monitoring_files import ALERTS, DASHBOARD, GUIDE, METRIC
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def families() -> dict[str, set[str]]:
     """The names of each family's samples, with and without its suffixes."""
-    told = Told(True, 0, 0.0, {}, {})
+    told = MetricsSnapshot(True, 0, 0.0, {}, {})
     found = text_string_to_metric_families(Metrics().render(told).decode())
     suffixes = {"counter": ("_total",), "histogram": ("", "_bucket", "_sum", "_count"), "gauge": ("",)}
     return {

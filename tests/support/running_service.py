@@ -13,7 +13,7 @@ from dense_reward.engines.fake import FakeEngine, FakeTokenizer
 from dense_reward.http.app import create_app
 from dense_reward.http.server import Server, connection
 from dense_reward.records import Engine, OnDevice
-from dense_reward.serving.loaders import Load, Loaded
+from dense_reward.serving.loaders import LoadedPair, LoadPair
 from dense_reward.serving.service import Service
 from dense_reward.settings import Settings
 from dense_reward.text.encode import Encoder
@@ -34,18 +34,18 @@ class Served:
         return self.client.post("/score", json=body)
 
 
-def loading(engine: Engine) -> Load:
+def loading(engine: Engine) -> LoadPair:
     """A load that is done at once."""
 
-    def load(_: Settings, report: Callable[[str], None], __: OnDevice) -> Loaded:
+    def load(_: Settings, report: Callable[[str], None], __: OnDevice) -> LoadedPair:
         report("loading")
-        return Loaded(engine, Encoder.of(FakeTokenizer(), "plain"), TOKENIZER_SHA256)
+        return LoadedPair(engine, Encoder.of(FakeTokenizer(), "plain"), TOKENIZER_SHA256)
 
     return load
 
 
 @contextmanager
-def served(load: Load | None = None, *, ready: bool = True, **settings: str | float | Path) -> Iterator[Served]:
+def served(load: LoadPair | None = None, *, ready: bool = True, **settings: str | float | Path) -> Iterator[Served]:
     """A service on a free port; where `ready`, once it can score."""
     failures: list[None] = []
     service = Service(Settings.model_validate(settings), load or loading(FakeEngine()), lambda: failures.append(None))

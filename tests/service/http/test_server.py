@@ -59,7 +59,7 @@ def test_a_body_that_does_not_come_is_refused(impatient: Served) -> None:
         answer = rest_of(caller)
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"--max-arrival-s" in answer
-    assert impatient.service.batcher.door.held_tokens == 0
+    assert impatient.service.batcher.admission.held_tokens == 0
 
 
 @pytest.mark.parametrize("request_line", [b"POST /nothing", b"GET /health"])
@@ -121,7 +121,7 @@ def test_work_that_came_too_late_is_given_up(header: dict[str, str], named: str)
         assert named in late.json()["error"]["message"]
         gate.opened.set()
         assert first.result(PATIENCE_S).status_code == (200 if header else 504)
-        assert running.service.batcher.door.held_tokens == 0
+        assert running.service.batcher.admission.held_tokens == 0
         assert running.score(IDS).status_code == 200
     assert all(trunk.prompt_P.tolist() == [1] for batch in engine.batches for trunk in batch)
 

@@ -101,8 +101,8 @@ def test_a_model_that_drops_the_plan_says_so_where_it_is_computed_packed_all_the
 
 
 def test_a_model_says_beyond_which_length_it_turns_positions_otherwise() -> None:
-    assert TorchModel(tiny_model("longrope")).long_tokens == LONG_TOKENS
-    assert TorchModel(tiny_model("llama")).long_tokens is None
+    assert TorchModel(tiny_model("longrope")).rope_length_limit == LONG_TOKENS
+    assert TorchModel(tiny_model("llama")).rope_length_limit is None
 
 
 def test_probes_are_the_log_probs_of_a_plain_forward() -> None:
@@ -166,7 +166,7 @@ def test_a_dtype_that_cannot_be_served_is_refused_with_those_that_can(checkpoint
 
 def test_a_model_without_the_rows_that_its_manifest_promises_is_refused(checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match=rf"{VOCABULARY} output rows, its manifest says 1000"):
-        load_model(checkpoint, manifest_of(checkpoint, vocabulary=1000), dtype=None, device="cpu")
+        load_model(checkpoint, manifest_of(checkpoint, vocab_size=1000), dtype=None, device="cpu")
 
 
 def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path: Path, checkpoint: Path) -> None:
