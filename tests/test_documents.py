@@ -12,6 +12,7 @@ PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").g
 FOLDERS = (".ci", ".github", "bench", "constraints", "docker", "docs", "helm", "service", "tests", "trainer")
 NOT_YET = {"bench/results/gpu.json"}  # written by `make bench-gpu`, which was not run yet
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+BLOCK = re.compile(r"^```.*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
 PLACE = re.compile(r"[\w.-]+(?:/[\w.*-]+)*/?")
 MODULE = re.compile(r"(?:bench|dense_reward|dense_reward_trainer)(?:\.\w+)+")
@@ -19,7 +20,7 @@ MODULE = re.compile(r"(?:bench|dense_reward|dense_reward_trainer)(?:\.\w+)+")
 
 def prose(text: str) -> str:
     """The page without its code blocks."""
-    return re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return BLOCK.sub("", text)
 
 
 def broken_links(page: Path) -> Iterator[str]:
@@ -40,8 +41,8 @@ def anchors(page: Path) -> set[str]:
 
 
 def missing_paths(text: str) -> Iterator[str]:
-    """Files, folders and modules in backticks that the repository does not have."""
-    for code in CODE.findall(prose(text)):
+    """Files, folders and modules in backticks and code blocks that the repository does not have."""
+    for code in (*CODE.findall(prose(text)), *BLOCK.findall(text)):
         for word in code.split():
             exists = known_module(word) if MODULE.fullmatch(word) and not word.endswith(".py") else known(word)
             if not exists and word not in NOT_YET:
@@ -87,10 +88,17 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_path_in_backticks_exists(page: Path) -> None:
+def test_every_path_in_code_exists(page: Path) -> None:
     assert not list(missing_paths(page.read_text("utf-8")))
 
 
 def test_a_file_that_moved_is_noticed() -> None:
     text = "`bench/no_such.py`, `no_such.py`, `python -m bench.no_such`, `docs/no/such/`, `runs/mine`, `settings.py`"
-    assert list(missing_paths(text)) == ["bench/no_such.py", "no_such.py", "bench.no_such", "docs/no/such/"]
+    text += "\n```sh\npython bench/not.py\n```\n"
+    assert list(missing_paths(text)) == [
+        "bench/no_such.py",
+        "no_such.py",
+        "bench.no_such",
+        "docs/no/such/",
+        "bench/not.py",
+    ]
