@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 import uvicorn
 from dense_reward.engines.fake import FakeEngine, FakeTokenizer
 from dense_reward.http.app import create_app
@@ -27,10 +27,10 @@ class Served:
     """A running service and a client of it; `failures` grows when it asks to be ended."""
 
     service: Service
-    client: httpx.Client
+    client: httpx2.Client
     failures: list[None]
 
-    def score(self, body: object) -> httpx.Response:
+    def score(self, body: object) -> httpx2.Response:
         return self.client.post("/score", json=body)
 
 
@@ -64,7 +64,7 @@ def served(load: LoadPair | None = None, *, ready: bool = True, **settings: str 
     try:
         wait_until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, trust_env=False) as client:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, trust_env=False) as client:
             running = Served(service, client, failures)
             if ready:
                 wait_until_ready(running)

@@ -38,7 +38,8 @@ class Checkpoint:
 
 
 def probe_trunks(manifest: Manifest) -> list[Trunk]:
-    """The probe's prompts, each with its responses, every response token scored."""
+    """The probe's prompts, each with its responses, all tokens scored. Raises CheckpointError if it is empty."""
+    stored_logprobs(manifest)
     return [_trunk(sequence.prompt_ids, [r.ids for r in sequence.responses]) for sequence in manifest.probe]
 
 

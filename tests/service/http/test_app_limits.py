@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import httpx
+import httpx2
 import orjson
 import pytest
 from dense_reward.engines.fake import FakeEngine, FakeTokenizer
@@ -24,7 +24,7 @@ from running_service import PATIENCE_S, Served, loading, served, wait_until
 IDS = {"prompt_ids": [1] * 50, "response_ids": [[2] * 20, [3] * 20]}
 
 
-def refusal(answer: httpx.Response) -> tuple[int, str, str]:
+def refusal(answer: httpx2.Response) -> tuple[int, str, str]:
     error = answer.json()["error"]
     return answer.status_code, error["code"], error["message"]
 

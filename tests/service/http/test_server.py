@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import httpx
+import httpx2
 import pytest
 from faulty_engines import Gate, Recorder
 from running_service import PATIENCE_S, Served, loading, served, wait_until
@@ -132,7 +132,7 @@ def test_a_deadline_must_be_seconds(impatient: Served, given: str) -> None:
     assert (refused.status_code, refused.json()["error"]["param"]) == (422, "X-Request-Timeout")
 
 
-def packed(running: Served, body: bytes, encoding: str = "gzip") -> httpx.Response:
+def packed(running: Served, body: bytes, encoding: str = "gzip") -> httpx2.Response:
     return running.client.post("/score", content=body, headers=JSON | {"Content-Encoding": encoding})
 
 
@@ -165,7 +165,7 @@ def nested(depth: int) -> str:
 
 @pytest.mark.parametrize("field", ["tools", "template_kwargs", "tool_calls"])
 def test_what_is_nested_too_deep_is_refused(impatient: Served, field: str) -> None:
-    def asked(depth: int) -> httpx.Response:
+    def asked(depth: int) -> httpx2.Response:
         value = f'{{"a": {nested(depth - 1)}}}' if field == "template_kwargs" else nested(depth)
         chat = '{"messages": [{"role": "assistant", "content": "a"%s}]%s}'
         inside, beside = (f', "{field}": {value}', "") if field == "tool_calls" else ("", f', "{field}": {value}')

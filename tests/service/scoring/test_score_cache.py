@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from dense_reward.records import Branch, Scores, TokenScores, Trunk, Wants
@@ -238,7 +238,7 @@ def test_keys_share_nothing_where_the_setting_says_so(tmp_path: Path, isolated: 
         ThreadPoolExecutor(3) as pool,
     ):
 
-        def ask(holder: int, body: object) -> httpx.Response:
+        def ask(holder: int, body: object) -> httpx2.Response:
             headers = {"Authorization": f"Bearer {holders[holder]}"}
             return running.client.post("/score", json=body, headers=headers)
 

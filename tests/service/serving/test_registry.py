@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from dense_reward.engines.torch.pair import PairEngine
 from dense_reward.errors import SettingsError
@@ -66,12 +66,12 @@ def rewards(answer: dict[str, object]) -> list[list[float]]:
     return [row["reward"] for row in results]
 
 
-def load(running: Served, name: str, sft: Path, reference: Path) -> httpx.Response:
+def load(running: Served, name: str, sft: Path, reference: Path) -> httpx2.Response:
     source = {"name": name, "sft": str(sft), "reference": str(reference)}
     return running.client.post("/admin/models", json=source)
 
 
-def refusal(answer: httpx.Response) -> tuple[int, str]:
+def refusal(answer: httpx2.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
 

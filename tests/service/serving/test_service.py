@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from dense_reward.engines.fake import FakeEngine, FakeTokenizer
@@ -27,7 +27,7 @@ Report = Callable[[str], None]
 IDS = {"prompt_ids": [1, 2], "response_ids": [[3, 4], [5]]}
 
 
-def error_of(answer: httpx.Response) -> tuple[int, str]:
+def error_of(answer: httpx2.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
 
@@ -133,7 +133,7 @@ def test_what_never_fits_into_the_queue_is_refused_for_good() -> None:
         assert "101 tokens, the queue holds 100 (--max-queue-tokens)" in refused.json()["error"]["message"]
         assert running.service.batcher.admission.held_tokens == 0
         fits = {"prompt_ids": [1] * 50, "response_ids": [[2] * 50]}
-        padded = httpx.Request("POST", "/", json=fits).content.ljust(5000)
+        padded = httpx2.Request("POST", "/", json=fits).content.ljust(5000)
         answer = running.client.post("/score", content=padded, headers={"Content-Type": "application/json"})
         assert answer.status_code == 200, "bytes are an estimate; the count decides"
 
@@ -144,7 +144,7 @@ def test_callers_that_hang_up_leave_the_queue() -> None:
     with served(loading(engine), max_batch_tokens=10) as running, ThreadPoolExecutor(1) as pool:
         first = pool.submit(running.score, IDS)
         wait_until(gate.entered.is_set)
-        with pytest.raises(httpx.ReadTimeout):
+        with pytest.raises(httpx2.ReadTimeout):
             running.client.post("/score", json={"prompt_ids": [7], "response_ids": [[7] * 8] * 30}, timeout=0.3)
         wait_until(lambda: running.service.batcher.admission.held_tokens == 5)
         gate.opened.set()
@@ -331,7 +331,7 @@ def test_what_outlasts_the_time_for_stopping_is_sent_elsewhere() -> None:
     gate = Gate()
     with ThreadPoolExecutor(1) as pool:
         with served(loading(Recorder(gate)), drain_s=1) as running:
-            own = httpx.Client(base_url=running.client.base_url, timeout=PATIENCE_S, trust_env=False)
+            own = httpx2.Client(base_url=running.client.base_url, timeout=PATIENCE_S, trust_env=False)
             asked = pool.submit(own.post, "/score", json=IDS)
             wait_until(gate.entered.is_set)
             threading.Timer(2.0, gate.opened.set).start()

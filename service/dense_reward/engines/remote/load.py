@@ -33,7 +33,7 @@ from dense_reward.text.encode import Encoder
 
 PROBE_COPIES = 3
 """Copies of the probe sent concurrently, to check that results do not depend on batch mates."""
-ANOTHER_CHECKPOINT = "check that it serves this checkpoint; --dtype float32 tells rounding from another model"
+ANOTHER_CHECKPOINT = "it may serve another checkpoint; serve it in float32 to tell rounding from another model"
 WAIT_S = 2.0
 QUANTITIES = frozenset({"candidate_reward"})
 LoadedParts = tuple[RemotePair, Encoder, str]

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 
 from dense_reward.engines.remote.dialects import Dialect, Sglang, VllmCompletions, VllmTokens, WireError
@@ -65,7 +65,7 @@ class Replica:
         self.max_length_tokens = 0
         self.dialect: Dialect = VllmCompletions("")
         self._access = access
-        self._asking: set[asyncio.Future[httpx.Response]] = set()
+        self._asking: set[asyncio.Future[httpx2.Response]] = set()
         self._queries = self._client(CONNECTIONS, access.timeout_s)
         self._looks = self._client(None, TELL_S)  # its own connections: never behind queries
 
@@ -105,11 +105,11 @@ class Replica:
     async def is_well(self) -> bool:
         """Whether the server says so. Raises UnreachableError where nobody says anything."""
         try:
-            patience = httpx.Timeout(self.dialect.health_s, connect=CONNECT_S)
+            patience = httpx2.Timeout(self.dialect.health_s, connect=CONNECT_S)
             return (await self._looks.get("/health", timeout=patience)).is_success
-        except httpx.ReadTimeout:
+        except httpx2.ReadTimeout:
             return False
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             raise UnreachableError(f"{self.url} is not reached: {error!r}") from None
 
     def leave_out(self, reason: str) -> None:
@@ -122,19 +122,19 @@ class Replica:
         await self._queries.aclose()
         await self._looks.aclose()
 
-    def _client(self, connections: int | None, timeout_s: float) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
+    def _client(self, connections: int | None, timeout_s: float) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(
             base_url=self.url,
             headers={} if self._access.key is None else {"Authorization": f"Bearer {self._access.key}"},
-            timeout=httpx.Timeout(timeout_s, connect=CONNECT_S),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            timeout=httpx2.Timeout(timeout_s, connect=CONNECT_S),
+            limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
             trust_env=False,
         )
 
     async def _told(self, path: str) -> Any:  # noqa: ANN401 - JSON
         try:
             answer = await self._looks.get(path)
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             raise UnreachableError(f"{self.url} is not reached: {error!r}") from None
         if answer.status_code in {401, 403}:
             cure = "wants a key" if self._access.key is None else "does not take the key that it is given"
@@ -165,7 +165,7 @@ class Replica:
         self._asking.add(asking)
         try:
             answer = await asking
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             raise UnreachableError(f"{self.url} did not answer: {error!r}") from None
         except asyncio.CancelledError:
             if self.unavailable_reason is None or _is_cancelled():
@@ -173,7 +173,7 @@ class Replica:
             raise UnreachableError(self.unavailable_reason) from None
         finally:
             self._asking.discard(asking)
-        if answer.status_code == httpx.codes.TOO_MANY_REQUESTS or answer.status_code >= httpx.codes.BAD_GATEWAY:
+        if answer.status_code == httpx2.codes.TOO_MANY_REQUESTS or answer.status_code >= httpx2.codes.BAD_GATEWAY:
             raise UnreachableError(f"{self.url} answered {answer.status_code}")
         if not answer.is_success:
             message = f"{path} answered {answer.status_code}: {answer.text[:500]}"
