@@ -1,4 +1,4 @@
-"""A real haproxy with the shipped configuration in front of live services: who gets what, and what nobody gets."""
+"""A real haproxy with the shipped configuration in front of live services: which replica gets which request."""
 
 import re
 import shutil
@@ -45,7 +45,7 @@ def listens(port: int) -> bool:
 
 
 def answered(port: int) -> int:
-    """Scored by one replica so far."""
+    """Number of requests that one replica has scored so far."""
     found = ANSWERED.search(httpx.get(f"http://{HOST}:{port}/metrics", timeout=PATIENCE_S, trust_env=False).text)
     return 0 if found is None else int(float(found[1]))
 
@@ -57,7 +57,7 @@ def ports() -> list[int]:
 
 @pytest.fixture(scope="module")
 def in_front(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iterator[httpx.Client]:
-    """The proxy, once both replicas are up in both of its backends."""
+    """A client of the proxy, once both replicas are up in both of its backends."""
     with ExitStack() as stack:
         for port in ports:
             command = [sys.executable, "-m", "dense_reward.cli", "serve", "--engine", "fake", "--port", str(port)]
@@ -72,12 +72,12 @@ def in_front(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iter
 
 
 def by_name(client: httpx.Client, ports: list[int], names: int) -> list[list[int]]:
-    """How many of three requests with each of so many prompts' names each replica answered."""
+    """For each of `names` prompt names: how many of three requests with it each replica answered."""
     return [shares(client, ports, {"X-Prompt": f"prompt {number}"}, 3) for number in range(names)]
 
 
 def shares(client: httpx.Client, ports: list[int], headers: dict[str, str], count: int) -> list[int]:
-    """How many of so many requests each replica answered."""
+    """How many of `count` requests each replica answered."""
     before = [answered(port) for port in ports]
     for _ in range(count):
         assert client.post("/score", json=BODY, headers=headers).is_success

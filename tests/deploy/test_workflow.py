@@ -1,4 +1,4 @@
-"""The example of CI: every action is pinned to a commit, what it runs exists, and what it pushes has the right name."""
+"""The CI workflows: pinned actions, existing commands, rights, and the names and versions of everything they publish."""
 
 import os
 import re
@@ -68,7 +68,7 @@ def test_every_usual_image_and_that_of_vllm_is_built_scanned_and_then_pushed() -
 
 
 def named(folder: Path, reference: str) -> tuple[int, dict[str, str]]:
-    """What the step that names the image of service-vllm does for a ref: its exit code, and what it sets."""
+    """Runs the step that names the image of service-vllm for a ref. Returns its exit code and the variables it sets."""
     (step,) = [step for step in JOBS["images"]["steps"] if step.get("id") == "named"]
     script = step["run"].replace("${{ matrix.repository }}", "dense-reward").replace("${{ matrix.variant }}", "vllm")
     assert "${{" not in script
