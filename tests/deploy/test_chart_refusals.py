@@ -44,9 +44,15 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"image": {"tag": "latest"}}, "image.tag: latest is not a version"),
     ({"trainer": {"image": {"tag": "latest"}}}, "trainer.image.tag: latest"),
     ({"checkpoints": {"s3": {"image": "registry.example:5000/aws-cli"}}}, "checkpoints.s3.image: .* has no tag"),
-    ({"checkpoints": {"s3": {"image": "aws-cli:latest"}}}, "checkpoints.s3.image: aws-cli:latest has .* latest: name a version"),
+    (
+        {"checkpoints": {"s3": {"image": "aws-cli:latest"}}},
+        "checkpoints.s3.image: aws-cli:latest has .* latest: name a version",
+    ),
     ({"test": {"image": "registry.example/dense-reward"}}, "test.image: .* has no tag"),
-    ({"trainer": {"image": {"repository": "", "tag": "1"}}}, "trainer.image.repository is empty, but trainer.image.tag"),
+    (
+        {"trainer": {"image": {"repository": "", "tag": "1"}}},
+        "trainer.image.repository is empty, but trainer.image.tag",
+    ),
     ({"checkpoints": {"source": "none"}}, "checkpoints.source: none is only for settings.engine fake"),
     ({"checkpoints": {"source": "s3"}}, "checkpoints.s3.uri is empty"),
     ({"checkpoints": {"source": "image"}}, "checkpoints.image.reference is empty"),
@@ -77,10 +83,16 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
         "autoscaling.kind keda .* enable serviceMonitor, or set your own query in autoscaling.keda.query",
     ),
     ({"autoscaling": {"kind": "hpa"}}, "autoscaling.kind hpa .* enable serviceMonitor"),
-    ({"autoscaling": {"minReplicaCount": 5}}, "autoscaling.minReplicaCount is above autoscaling.maxReplicaCount: 5 > 4"),
+    (
+        {"autoscaling": {"minReplicaCount": 5}},
+        "autoscaling.minReplicaCount is above autoscaling.maxReplicaCount: 5 > 4",
+    ),
     ({"trainer": {"kind": "Job"}}, "trainer.jobs is empty"),
     ({"trainer": {"kind": "JobSet", "jobs": [JOB, JOB]}}, "trainer.jobs: two jobs have the same name: sft, sft"),
-    ({**fake(), "trainer": {"kind": "Job", "jobs": [JOB]}}, "trainer.kind: the trainer writes to a claim, but checkpoints.source is none"),
+    (
+        {**fake(), "trainer": {"kind": "Job", "jobs": [JOB]}},
+        "trainer.kind: the trainer writes to a claim, but checkpoints.source is none",
+    ),
     (
         {
             "nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["a"]}]}],
@@ -94,7 +106,10 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
         {"env": [{"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]},
         "env: A has both value and valueFrom",
     ),
-    ({"env": [{"name": "dense_reward_port", "value": "1"}]}, "env: dense_reward_port is a setting: put it into settings"),
+    (
+        {"env": [{"name": "dense_reward_port", "value": "1"}]},
+        "env: dense_reward_port is a setting: put it into settings",
+    ),
     ({"env": [{"name": "HF_HOME", "value": "/tmp"}]}, "env: HF_HOME is set by the chart"),
 ]
 
