@@ -70,8 +70,8 @@ def of_image(target: str, keyword: str) -> list[str]:
 
 def tool(name: str) -> str:
     """A program of this environment or of the path. Skips the test if there is none."""
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
+    local = Path(sys.executable).parent / name
+    found = str(local) if local.exists() else shutil.which(name)
     if found is None:
         pytest.skip(f"{name} is not installed")
     return found
@@ -140,7 +140,7 @@ def test_packages_are_pinned_and_come_as_wheels(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_compiler_and_no_cache_is_in_an_image(target: str) -> None:
-    assert "SYSTEM_PACKAGES=" in of_image(target, "ARG"), "nothing is installed unless a build asks for it"
+    assert "SYSTEM_PACKAGES=" in of_image(target, "ARG"), "nothing is installed unless a build requests it"
     for command in of_image(target, "RUN"):
         assert "pip" not in command
         assert "apt-get" not in command or "rm -rf /var/lib/apt/lists/*" in command
