@@ -1,4 +1,4 @@
-"""What holds for every pod of the chart, whatever the values: no root, no escalation, no bound left out, no key."""
+"""Rules for every pod of the chart, whatever the values: no root, no escalation, no missing limit, no key."""
 
 import json
 import re
@@ -125,7 +125,7 @@ def test_every_environment_name_of_the_service_is_a_setting(objects: list[Object
 
 
 def test_the_service_reads_its_settings(objects: list[Object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each value of the ConfigMap is parsed by the class that the service parses it with."""
+    """Parses each value of the ConfigMap with the service's own class."""
     data = settings_of(objects, of_kind(objects, "Deployment")[0]["metadata"]["name"])
     for name, value in data.items():
         monkeypatch.setenv(name, value)
