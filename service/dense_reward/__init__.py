@@ -1,6 +1,6 @@
 """dense-reward: the reward of every token, from two checkpoints of one supervised fine-tuning run.
 
-Importing this package imports the client alone. The service is `dense_reward.http.app`, device code lies in `engines`.
+Importing this package imports the client only. The service is `dense_reward.http.app`; models run in `engines`.
 """
 
 from dense_reward.client import AsyncClient, Client, to_torch

@@ -1,4 +1,4 @@
-"""The command `dense-reward`: parse first, heavy imports after."""
+"""The command `dense-reward`. Heavy libraries are imported only after the arguments are parsed."""
 
 import argparse
 import logging
@@ -9,7 +9,7 @@ import types
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import Annotated, Literal, Union, get_args, get_origin
 
 from dense_reward.errors import CheckpointError, SettingsError
 from dense_reward.serving.pair_sources import first_pairs
@@ -17,11 +17,13 @@ from dense_reward.settings import Settings, env_name, flag, read_settings
 from dense_reward.telemetry.logs import configure
 from dense_reward.telemetry.process_memory import keep_freed_memory
 
-KEEP_ALIVE_S = 75  # longer than the load balancers in front keep a connection: else they send into a closed one
+# Longer than load balancers usually keep an idle connection (60 s): else they send requests into a closed one.
+KEEP_ALIVE_S = 75
+METAVARS: dict[object, str] = {Path: "PATH", int: "N", float: "X", str: "TEXT"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code. What a user can mend is one line on stderr, not a traceback."""
+    """Run one command and return its exit code. Errors that a user can fix are lines on stderr, without a traceback."""
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
@@ -38,48 +40,68 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dense-reward", description="Per-token rewards from two SFT checkpoints.")
     parser.add_argument("--version", action="version", version=version("dense-reward"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="serve a pair over HTTP", allow_abbrev=False)
+    serve = commands.add_parser(
+        "serve", help="serve the rewards of a pair of checkpoints over HTTP", allow_abbrev=False
+    )
     _add_settings(serve)
     serve.set_defaults(run=_serve)
-    check = commands.add_parser(
-        "check", help="how much of the rewards is rounding, and what lowers it", allow_abbrev=False
-    )
+    noise = "measure the rounding noise of the rewards, and which settings lower it"
+    check = commands.add_parser("check", help=noise, allow_abbrev=False)
     _add_settings(check)
     check.set_defaults(run=_check)
-    _add_adopt(commands.add_parser("adopt", help="write a manifest for a checkpoint made by anything else"))
+    _add_adopt(commands.add_parser("adopt", help="write the manifest of a checkpoint that another trainer saved"))
     return parser
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """One flag per field of Settings; what is left out stays with the environment and the default."""
+    """Add a flag for each field of Settings. Without it the environment counts, or else the default."""
     for name, field in Settings.model_fields.items():
-        kinds = [k for k in (get_args(field.annotation) or (field.annotation,)) if k is not types.NoneType]
-        default = "" if field.default is None else f"; default {field.default}"
+        kinds = [_plain(kind) for kind in _alternatives(field.annotation) if kind is not types.NoneType]
+        default = "" if field.default is None else f"; default: {field.default}"
         text = f"{field.description} [{env_name(name)}{default}]"
         if kinds == [bool]:
             parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
-        else:
-            choices = (
-                kinds if get_origin(field.annotation) is not None and all(isinstance(k, str) for k in kinds) else None
-            )
-            parser.add_argument(
-                flag(name),
-                default=argparse.SUPPRESS,
-                choices=choices,
-                metavar=None if choices else "X",
-                help=text,
-            )
+            continue
+        values = get_args(kinds[0])  # of a Literal
+        choices = values if get_origin(field.annotation) is Literal else None
+        metavar = f"{{{','.join(values)}}}" if values else METAVARS[kinds[0]]
+        parser.add_argument(flag(name), default=argparse.SUPPRESS, choices=choices, metavar=metavar, help=text)
+
+
+def _alternatives(annotation: object) -> tuple[object, ...]:
+    """The types of a union; any other type as it is."""
+    return get_args(annotation) if get_origin(annotation) in {types.UnionType, Union} else (annotation,)
+
+
+def _plain(kind: object) -> object:
+    """int for Annotated[int, ...]."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def _add_adopt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="folder, hub id, or hub id@revision")
-    parser.add_argument("--role", choices=["sft", "reference", "policy"], required=True)
-    parser.add_argument("--run-id", help="checkpoints with the same run id count as one run")
-    parser.add_argument("--renderer", choices=["chat", "plain", "instruction"], help="chat where there is a template")
-    parser.add_argument("--end-of-turn", help="the token that ends a response; the template's own where left out")
-    parser.add_argument("--dtype", help="dtype to serve in; what the checkpoint's configuration says where left out")
-    parser.add_argument("--device", default="cpu", help="where the probe is computed, in float32; default cpu")
-    parser.add_argument("--out", type=Path, help="write the manifest here and leave the source alone")
+    parser.add_argument(
+        "--role",
+        choices=["sft", "reference", "policy"],
+        required=True,
+        help="sft: the finished checkpoint; reference: the earlier one; policy: a model trained on the rewards",
+    )
+    parser.add_argument("--run-id", metavar="TEXT", help="checkpoints with equal run ids count as one run")
+    parser.add_argument(
+        "--renderer",
+        choices=["chat", "plain", "instruction"],
+        help="how prompts become text; if left out, chat, which needs a chat template",
+    )
+    parser.add_argument(
+        "--end-of-turn", metavar="TEXT", help="token that ends a response; if left out, that of the chat template"
+    )
+    parser.add_argument(
+        "--dtype", metavar="TEXT", help="dtype to serve in; if left out, that of the checkpoint's configuration"
+    )
+    parser.add_argument(
+        "--device", metavar="TEXT", default="cpu", help="device that computes the probe, in float32; default cpu"
+    )
+    parser.add_argument("--out", metavar="PATH", type=Path, help="write the manifest here, and nothing to the source")
     parser.set_defaults(run=_adopt)
 
 
@@ -101,7 +123,7 @@ def _adopt(options: argparse.Namespace) -> int:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    """The settings of a command that computes; the process is made ready for it."""
+    """The settings of a command that computes. Also tunes the process's memory allocator for it."""
     keep_freed_memory()
     given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     settings = read_settings(given, os.environ.keys())
@@ -113,7 +135,7 @@ def _settings(options: argparse.Namespace) -> Settings:
 def _check(options: argparse.Namespace) -> int:
     settings = _settings(options)
     if settings.sft is None or settings.reference is None:
-        raise SettingsError("check measures two checkpoints: --sft DIR --reference DIR")
+        raise SettingsError("check measures two checkpoints: give --sft DIR --reference DIR")
     from dense_reward.engines.torch.load import serving_options
     from dense_reward.engines.torch.noise import exact_rewards, measure_noise
 
@@ -122,8 +144,9 @@ def _check(options: argparse.Namespace) -> int:
 
     serving = serving_options(settings)
     exact = exact_rewards(settings.sft, settings.reference, serving, report)
-    print(f"reward noise: rms(reward - float32 reward) / std(float32 reward); the latter is {exact.std:.3g} nats over")
-    print(f"{len(exact.reward_S)} tokens of the probe. Seconds are those of a batch of 8 responses of 64 tokens.\n")
+    print("reward noise: rms(reward - float32 reward) / std(float32 reward), with", end=" ")
+    print(f"std(float32 reward) = {exact.std:.3g} nats over {len(exact.reward_S)} tokens of the probe")
+    print("seconds: time of a batch of 8 responses of 64 tokens to one prompt\n")
     print(f"{'configuration':32} {'reward noise':>12} {'seconds':>9} {'weights':>11}")
     for found in measure_noise(settings.sft, settings.reference, serving, exact, report):
         if found.noise is None or found.weights_bytes is None:
@@ -138,12 +161,14 @@ def _check_access(settings: Settings) -> None:
         raise SettingsError("give both or neither: --tls-certificate FILE --tls-private-key FILE")
     for file in (settings.tls_certificate, settings.tls_private_key):
         if file is not None and not file.is_file():
-            raise SettingsError(f"{file} of the --tls options is not a file")
+            raise SettingsError(f"{file} is not a file: correct --tls-certificate or --tls-private-key")
     if settings.isolate_keys and settings.api_keys_file is None:
-        raise SettingsError("--isolate-keys isolates nobody without --api-keys-file FILE")
+        raise SettingsError("--isolate-keys needs keys: give --api-keys-file FILE too")
     if settings.api_keys_file is None and settings.host not in {"127.0.0.1", "::1", "localhost"}:
         logging.getLogger("dense_reward").warning(
-            "whoever reaches %s:%s may ask: --api-keys-file FILE asks for a key", settings.host, settings.port
+            "every host that reaches %s:%s can send requests: give --api-keys-file FILE to require a key",
+            settings.host,
+            settings.port,
         )
 
 
@@ -180,12 +205,13 @@ def _serve(options: argparse.Namespace) -> int:
         ),
         service.drain,
     )
-    # uvicorn raises the signal again once it has drained: a handler of our own makes that an exit with code 0
+    # uvicorn (0.54) restores these handlers once it has drained, and raises the signal again. The default handlers
+    # would then kill the process; with these it ends with exit code 0. They also undo an inherited SIG_IGN.
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     server.run()
     code = 1 if service.state == "failed" or not server.started else 0
-    if service.is_busy:  # a thread that loads or computes would be waited for, however long it takes
+    if service.is_busy:  # the interpreter would wait for the thread that still loads or computes, however long
         logging.shutdown()
         os._exit(code)
     return code

@@ -1,7 +1,4 @@
-"""Every refusal and failure that a caller can meet, and the one table from error code to HTTP status.
-
-Knows nothing of HTTP frameworks, devices or files.
-"""
+"""Every refusal and failure that a caller can get, and the table from error code to HTTP status. Imports no library."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,12 +39,12 @@ STATUS_BY_CODE = {
 }
 
 RETRY_UNAVAILABLE_S = 2.0
-"""What a service that starts or stops tells its callers; nobody knows better."""
+"""Retry-After of a service that starts, stops or cannot reach its models: a guess, the real time is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that is wrong with one item of a request: `param` names the field, `item` its index."""
+    """One thing that is wrong with a request. `param` names the field, `item` is the index of the item at fault."""
 
     code: str
     message: str
@@ -60,7 +57,7 @@ class Fault:
 
 
 class RequestError(Exception):
-    """A request that cannot be answered. Carries every fault found, not just the first."""
+    """A request that cannot be answered. Carries every fault that was found; its code is that of the first."""
 
     def __init__(self, faults: Sequence[Fault], *, retry_after_s: float | None = None) -> None:
         self.faults = tuple(faults)
@@ -79,29 +76,29 @@ class RequestError(Exception):
 def refuse(
     code: str, message: str, *, param: str | None = None, item: int | None = None, retry_after_s: float | None = None
 ) -> RequestError:
-    """One fault as an exception, to be raised by the caller."""
+    """A RequestError with one fault. Returns it, so that `raise` stands where the control flow ends."""
     return RequestError([Fault(code, message, param, item)], retry_after_s=retry_after_s)
 
 
 class CheckpointError(Exception):
-    """A checkpoint or a pair that cannot be served; the message says why and what cures it."""
+    """A checkpoint or a pair that cannot be served. The message gives the reason and the cure."""
 
 
 class LoadingStoppedError(Exception):
-    """Nobody waits any more for a pair that is being loaded."""
+    """Loading a pair was cancelled, because the service stops."""
 
 
 class OutOfMemoryError(Exception):
-    """The device could not hold a batch; fewer tokens at once may fit."""
+    """The device could not hold a batch. A batch of fewer tokens can fit."""
 
 
 class SequenceError(Exception):
-    """An engine that gives no log-probs of some sequence of a batch, whenever it is asked; of the others it may."""
+    """The engine cannot score some sequence of a batch, however often it tries. It can score the others."""
 
 
 class EngineLostError(Exception):
-    """The device computes nothing more in this process, whatever it is asked: only a new process helps."""
+    """The device computes nothing more in this process. Only a new process helps."""
 
 
 class SettingsError(Exception):
-    """A setting that cannot be; the message names its flag and its environment twin."""
+    """An invalid setting. The message names its flag and, if the value is at fault, its environment variable."""

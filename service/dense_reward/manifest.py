@@ -1,6 +1,7 @@
-"""The manifest of a checkpoint: what it is, hashes of its files, and a probe that proves its computation.
+"""The manifest of a checkpoint: what it is, hashes of its files, and a probe that verifies how it is computed.
 
-The manifest is written last: a folder with one is complete. Hashes give integrity, not authenticity. Imports no torch.
+The manifest is written last, so a folder that has one is complete. Hashes give integrity, not authenticity: an attacker
+who can change the files can change the manifest. Imports no torch.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ MANIFEST_NAME = "manifest.json"
 HASHED_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 Role = Literal["sft", "reference", "policy", "token_head"]
 
-# Fixed for ever: a client computes the same hash from its own tokenizer.
+# Never change this text: clients hash it with their own tokenizers, and the hashes must agree.
 TOKENIZER_PROBE_TEXT = (
     "Hello world! It's 12,345.67 + 8 = ?\n\n\tdef f(x): return x**2  # naive café\n"
     "数学の問題を解く。 Привет, мир! مرحبا 안녕하세요 👩‍🔬🚀 e\u0301"
@@ -32,7 +33,7 @@ class _Strict(BaseModel):
 
 class ProbeResponse(_Strict):
     ids: tuple[int, ...]
-    logprobs: tuple[float, ...] = Field(description="float32 log-probs of the ids, one by one, in nats")
+    logprobs: tuple[float, ...] = Field(description="float32 log-prob of each id, in nats")
 
     @model_validator(mode="after")
     def _one_each(self) -> "ProbeResponse":
@@ -47,11 +48,11 @@ class ProbeSequence(_Strict):
 
 
 class Manifest(_Strict):
-    """Everything that a service must know before it trusts a checkpoint. Fields are null where nobody can know them."""
+    """What a service checks before it serves a checkpoint. A field is null if its value is unknown."""
 
     manifest_version: Literal[1] = 1
     role: Role
-    run_id: str = Field(description="the same for all checkpoints of one run")
+    run_id: str = Field(description="equal for all checkpoints of one run")
     optimiser_step: int | None = None
     samples_processed: int | None = Field(None, description="demonstrations seen so far, repeats counted")
     samples_total: int | None = Field(None, description="demonstrations that the whole run processes, repeats counted")
@@ -60,13 +61,13 @@ class Manifest(_Strict):
     base_model: str | None = Field(None, description="what training started from")
     renderer: RendererName
     end_of_turn_id: int | None
-    vocabulary: int = Field(description="ids are in [0, vocabulary): the rows of the model's output layer")
+    vocabulary: int = Field(description="rows of the model's output layer; ids are in [0, vocabulary)")
     tokenizer_sha256: str
     template_sha256: str
     data_sha256: str | None = None
     seed: int | None = None
     dtype: str = Field(description="of the weights on disk")
-    source: str | None = Field(None, description="folder of the files, where it is not the manifest's own")
+    source: str | None = Field(None, description="folder of the files, if it is not the manifest's folder")
     adapter_base: str | None = Field(None, description="folder of the base model, for a LoRA adapter")
     files: dict[str, str] = Field(description="file name -> sha256")
     adapter_base_files: dict[str, str] = Field(default_factory=dict)
@@ -76,17 +77,18 @@ class Manifest(_Strict):
 
     @property
     def weights_sha256(self) -> str:
-        """One hash for all weights: what a policy is known by."""
+        """One hash of all weights. It identifies a policy."""
         own = {name: digest for name, digest in self.files.items() if name.endswith(".safetensors")}
         return sha256_of_text(json.dumps([own, self.adapter_base_files], sort_keys=True))
 
     @property
     def content_sha256(self) -> str:
-        """One hash for all files, a configuration as much as weights: what a revision is made of."""
+        """One hash of all files, configuration and weights. Revisions are made of it."""
         return sha256_of_text(json.dumps([self.files, self.adapter_base_files], sort_keys=True))
 
     @property
     def sample_fraction(self) -> float | None:
+        """The share of the run that was done when the checkpoint was saved; None if it is unknown."""
         if self.samples_processed is None or not self.samples_total:
             return None
         return self.samples_processed / self.samples_total
@@ -97,23 +99,24 @@ def sha256_of_text(text: str) -> str:
 
 
 def tokenizer_sha256(vocabulary: Mapping[str, int], probe_ids: Sequence[int]) -> str:
-    """Canonical hash of a tokenizer: the meaning of every id, and the ids of TOKENIZER_PROBE_TEXT without added ones.
+    """Canonical hash of a tokenizer, from the meaning of every id and from `probe_ids`.
 
-    Independent of library versions and file formats, so that a client can compute it from whatever tokenizer it holds.
+    `probe_ids` are the ids of TOKENIZER_PROBE_TEXT without those that the tokenizer adds, such as BOS. The hash depends
+    on no library version and no file format, so that a client can compute it from the tokenizer that it has loaded.
     """
     by_id = sorted((token_id, token) for token, token_id in vocabulary.items())
     return sha256_of_text(json.dumps([by_id, list(probe_ids)], ensure_ascii=True, separators=(",", ":")))
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """sha256 of every file of a checkpoint that can change what it computes, by name."""
+    """sha256 of every file of a checkpoint that can change its scores, by file name."""
     paths = sorted(p for p in folder.iterdir() if p.suffix in HASHED_SUFFIXES and p.name != MANIFEST_NAME)
     with ThreadPoolExecutor() as pool:
         return dict(zip((p.name for p in paths), pool.map(_sha256_of_file, paths), strict=True))
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """The manifest of a checkpoint folder. Raises CheckpointError where there is none or it is broken."""
+    """The manifest of a checkpoint folder. Raises CheckpointError if there is none or it is invalid."""
     path = folder / MANIFEST_NAME
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such checkpoint folder")
@@ -128,24 +131,30 @@ def load_manifest(folder: Path) -> Manifest:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(
-            f"{path} is not a manifest: {place + ': ' if place else ''}{first['msg']} (adopt the checkpoint anew)"
+            f"{path} is not a manifest: {place + ': ' if place else ''}{first['msg']} (adopt the checkpoint again)"
         ) from None
 
 
 def files_folder(folder: Path, manifest: Manifest) -> Path:
-    """Where the checkpoint's files lie: beside the manifest, or where a side manifest says."""
+    """The folder of the checkpoint's files: that of the manifest, or another one that the manifest names."""
     return folder if manifest.source is None else Path(manifest.source)
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Raises CheckpointError, naming the file, where a file is missing, has changed or was added since the manifest."""
+    """Verify the hashes of all files, also those of an adapter's base model.
+
+    Raises CheckpointError, naming the file, if one is missing or has changed, or if weights were added.
+    """
     _verify(files_folder(folder, manifest), manifest.files)
     if manifest.adapter_base is not None:
         _verify(Path(manifest.adapter_base), manifest.adapter_base_files)
 
 
 def check_pair(sft: Manifest, reference: Manifest, *, allow_unrelated: bool) -> bool:
-    """Whether two checkpoints come from one run, in the right order. Raises CheckpointError where they make no pair."""
+    """Whether two checkpoints come from one run, in the right order.
+
+    Raises CheckpointError if they cannot be a pair, or if they do not come from one run and `allow_unrelated` is false.
+    """
     if sft.tokenizer_sha256 != reference.tokenizer_sha256:
         raise CheckpointError("sft and reference have different tokenizers: their ids mean different things")
     if sft.vocabulary != reference.vocabulary:
@@ -155,7 +164,7 @@ def check_pair(sft: Manifest, reference: Manifest, *, allow_unrelated: bool) -> 
     if (sft.template_sha256, sft.end_of_turn_id) != (reference.template_sha256, reference.end_of_turn_id):
         raise CheckpointError(
             "sft and reference have different chat templates or ends of turn: adopt both with --renderer plain (or "
-            "instruction), or give both folders one chat template and adopt them anew"
+            "instruction), or give both folders one chat template and adopt them again"
         )
     reason = _unrelated(sft, reference)
     if reason is not None and not allow_unrelated:
@@ -187,7 +196,9 @@ def _verify(folder: Path, expected: Mapping[str, str]) -> None:
             )
     added = [name for name in found if name not in expected and name.endswith(".safetensors")]
     if added:
-        raise CheckpointError(f"{folder / added[0]} is not in {MANIFEST_NAME}: remove it, or adopt the checkpoint anew")
+        raise CheckpointError(
+            f"{folder / added[0]} is not in {MANIFEST_NAME}: remove it, or adopt the checkpoint again"
+        )
 
 
 def _sha256_of_file(path: Path) -> str:

@@ -1,7 +1,8 @@
-"""What an engine is: the records it takes and gives. Imports numpy alone, so that the service's core stays light.
+"""The records that the service and its engines exchange, and the protocols of an engine. Imports numpy only.
 
-Shapes: P prompt tokens, T tokens of a branch after the prompt, S of those that are scored (S = T without a mask),
-K candidates or alternatives per scored token. Log-probabilities are in nats, at temperature 1, reduced in float32.
+Names of arrays end in their shape: P prompt tokens; T tokens of a branch, which follow the prompt; S scored tokens of a
+branch, in order (S = T if every token is scored); K candidate ids or alternatives at each scored token.
+Log-probs are in nats, at temperature 1, reduced in float32.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -17,32 +18,39 @@ BoolArray = NDArray[np.bool_]
 Result = TypeVar("Result")
 
 Report = Callable[[str], None]
-"""Takes one line on the progress of a long step."""
+"""Takes one line about the progress of a long step."""
 MAX_CANDIDATES = 1024
-"""Candidate ids at one token."""
+"""The most candidate ids (K) at one token."""
 
 
 class OnDevice(Protocol):
-    """Runs a call where nothing else computes on the device meanwhile."""
+    """Runs a call while nothing else computes on the device, and returns its result."""
 
     def __call__(self, call: Callable[[], Result]) -> Result: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Wants:
-    """What is computed for each scored token beyond the two log-probs; what nobody asked for is not computed."""
+    """What to compute at each scored token in addition to the two log-probs. Everything else is skipped.
+
+    `kl` is KL(pi_sft || pi_ref), `entropy` that of pi_sft; `top_k` is the number of likeliest ids under pi_sft.
+    """
 
     kl: bool = False
     entropy: bool = False
     top_k: int = 0
 
     def __or__(self, other: "Wants") -> "Wants":
+        """The least that covers both."""
         return Wants(self.kl or other.kl, self.entropy or other.entropy, max(self.top_k, other.top_k))
 
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """The tokens after a prompt; `scored_T` marks those that get a reward, `candidates_SK` are alternatives to them."""
+    """Tokens that follow a prompt. `scored_T` marks those that get a reward.
+
+    `candidates_SK` holds ids to score in place of each scored token; None if there are none.
+    """
 
     ids_T: IdArray
     scored_T: BoolArray
@@ -51,20 +59,20 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Trunk:
-    """A prompt of at least one token and the branches that share it."""
+    """A prompt of at least one token, and the branches that continue it."""
 
     prompt_P: IdArray
     branches: tuple[Branch, ...]
 
     @property
     def tokens(self) -> int:
-        """Tokens of the prompt, counted once, and of all branches."""
+        """Tokens of the prompt, counted once, plus the tokens of all branches."""
         return len(self.prompt_P) + sum(len(branch.ids_T) for branch in self.branches)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """The two models' view of one branch; arrays that were not asked for are None."""
+    """The scores of one branch under both models. Arrays that the Wants or the branch do not ask for are None."""
 
     sft_logprob_S: FloatArray
     reference_logprob_S: FloatArray
@@ -78,7 +86,7 @@ class TokenScores:
 
 
 def no_scores(branch: Branch, wants: Wants) -> TokenScores:
-    """The scores of a branch without a scored token: S = 0, in the shapes that `wants` and its candidates ask for."""
+    """The scores of a branch without a scored token: S = 0, with an empty array for each one that was asked for."""
     row_S = np.empty(0, dtype=np.float32)
     width = 0 if branch.candidates_SK is None else branch.candidates_SK.shape[1]
     candidates_SK = row_S.reshape(0, width) if width else None
@@ -98,7 +106,12 @@ def no_scores(branch: Branch, wants: Wants) -> TokenScores:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine serves and can do. `quantities` names what it can compute besides the two log-probs."""
+    """What an engine serves, and its limits.
+
+    `revision` is a hash of the files of both checkpoints and of the options that change their scores. `dtype` is that
+    of the sft weights. `quantities` names what it can compute in addition to the two log-probs: kl, centred, entropy,
+    candidate_reward, alternatives. `related` is true if both checkpoints come from one run.
+    """
 
     sft: str
     reference: str
@@ -112,16 +125,16 @@ class EngineInfo:
 
 
 Scores = list[list[TokenScores]]
-"""One list per trunk, one TokenScores per branch, in order; empty arrays where nothing is scored."""
+"""One list for each trunk, in it one TokenScores for each branch, both in order."""
 Work = Callable[[], Scores]
-"""A batch that lies ready on the device: called once, on the device thread, it computes the scores."""
+"""A batch that is prepared on the device. Call it once, on the device thread: it computes and returns the scores."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Tokens that the device computes for a trunk, before padding: what queue and batches count.
+    """Tokens that the device computes for a trunk, padding not counted. Queue and batches are measured in them.
 
-    `shared_tokens` once, however many branches of its prompt are computed together, `branch_tokens` for each branch.
+    `shared_tokens` are computed once for all branches of the prompt in a batch, `branch_tokens` for each branch.
     """
 
     shared_tokens: int
@@ -133,49 +146,51 @@ class Cost:
 
 
 class Engine(Hashable, Protocol):
-    """One pair: scores trunks under both models. Prepares batches on a thread of the host, computes on the device's."""
+    """Scores trunks under both models of one pair. `prepare` runs on a host thread, its Work on the device thread."""
 
     @property
     def info(self) -> EngineInfo: ...
 
     def cost(self, trunk: Trunk) -> Cost:
-        """A branch costs the same whatever branches stand beside it, so that a trunk can be cut anywhere."""
+        """The cost of a trunk. That of a branch must not depend on the others: the batcher cuts trunks anywhere."""
         ...
 
     def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
-        """Packs a batch and copies it to the device; trunks with equal prompts may share them.
+        """Pack a batch and copy it to the device. Trunks with equal prompts can share the computation of the prompt.
 
-        Called while the device thread may be computing another batch. What it returns may be dropped without a call.
-        Both raise OutOfMemoryError where the device cannot hold the batch, EngineLostError where it answers nothing
-        more; results do not depend on what else is in the batch.
+        The device thread can be computing another batch meanwhile. The returned Work can be dropped without a call.
+        Scores must not depend on what else is in the batch.
+
+        This call and the Work raise OutOfMemoryError if the device cannot hold the batch, SequenceError if the engine
+        cannot score one of its sequences, and EngineLostError if the device computes nothing more in this process.
         """
         ...
 
 
 @runtime_checkable
 class SharingEngine(Engine, Protocol):
-    """An engine that can compute a batch together with others that have a model in common with it."""
+    """An engine that can score a batch together with engines that share a model with it."""
 
     def shares_with(self, other: Engine) -> bool:
-        """Whether both can be asked at once by `prepare_shared`, and gain by it."""
+        """Whether `prepare_shared` accepts both, and saves work by it."""
         ...
 
     def prepare_shared(
         self, engines: Sequence[Engine], trunks: Sequence[Trunk], wants: Wants
     ) -> Callable[[], list[Scores]]:
-        """As `prepare`, for the same trunks under several engines: the scores of each, every model having run once."""
+        """Like `prepare`, for the same trunks under several engines: one Scores for each, every model run only once."""
         ...
 
 
 @runtime_checkable
 class RemoteEngine(Engine, Protocol):
-    """An engine whose models somebody else computes, who may be away for a while."""
+    """An engine that sends queries to another inference engine, which can be temporarily unavailable."""
 
     @property
     def unavailable_reason(self) -> str | None:
-        """Why it computes nothing now, though it may again."""
+        """Why it cannot compute now, although it may recover; None if it can."""
         ...
 
     def close(self) -> None:
-        """Let go of what it holds outside this process."""
+        """Release what it holds outside this process."""
         ...

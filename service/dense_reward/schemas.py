@@ -1,4 +1,7 @@
-"""What travels over HTTP: requests, validated, and the shapes of answers. Unknown keys are refused."""
+"""The requests of the HTTP API, validated, and the card of a served pair. Unknown keys are refused.
+
+Shapes: G responses to one prompt, T tokens of a response, S segments of a response, K candidate ids at each token.
+"""
 
 from typing import Annotated, Literal
 
@@ -7,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, StrictBool
 from dense_reward.reward import Signal
 
 TokenId = Annotated[int, Strict()]
-# Long lists tell their first fault alone: a million floats for ids would else become a million messages.
+# fail_fast: only the first fault of a list is reported. A million floats in place of ids would make a million messages.
 Ids = Annotated[list[TokenId], Field(fail_fast=True)]
 IdsPerToken = Annotated[list[Ids], Field(fail_fast=True)]
 Spans = Annotated[list[tuple[TokenId, TokenId]], Field(fail_fast=True)]
@@ -53,39 +56,41 @@ class Item(Strictly):
     """One prompt and its responses, in exactly one of five forms."""
 
     prompt: str | None = Field(None, description="rendered as one user turn by the checkpoint's renderer")
-    response: str | None = None
+    response: str | None = Field(None, description="the only response to the prompt")
     responses: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = Field(
-        None, description="G responses to one prompt"
+        None, description="G responses to the prompt"
     )
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)] | None = Field(
-        None, description="a chat that ends with the assistant"
+        None, description="a chat whose last message is the assistant's"
     )
-    score: Literal["last", "all_assistant"] | None = None
-    tools: list[JsonValue] | None = None
-    template_kwargs: dict[str, JsonValue] | None = None
-    prompt_ids: Ids | None = Field(None, description="exact ids, taken verbatim")
+    score: Literal["last", "all_assistant"] | None = Field(
+        None, description="which assistant messages of a chat are scored; last if left out"
+    )
+    tools: list[JsonValue] | None = Field(None, description="passed to the chat template")
+    template_kwargs: dict[str, JsonValue] | None = Field(None, description="passed to the chat template")
+    prompt_ids: Ids | None = Field(None, description="token ids of the prompt, used unchanged")
     response_ids: Annotated[list[Ids], Field(min_length=1, fail_fast=True)] | None = Field(
-        None, description="[G][T]; an empty response is legal"
+        None, description="[G][T] token ids of the responses, used unchanged; a response can be empty"
     )
-    token_ids: Ids | None = Field(None, description="one multi-turn stream")
+    token_ids: Ids | None = Field(None, description="token ids of one sequence of several turns, used unchanged")
     score_mask: Annotated[list[Literal[0, 1]], Field(fail_fast=True)] | None = Field(
-        None, description="1 marks the tokens to score; the first must be 0"
+        None, description="1 marks the tokens of token_ids to score; the first must be 0"
     )
-    text: str | None = Field(None, description="every token after the first is scored")
+    text: str | None = Field(None, description="a text without a prompt; every token after the first is scored")
     candidate_ids: Annotated[list[IdsPerToken], Field(fail_fast=True)] | None = Field(
-        None, description="[G][T][K] ids whose rewards are wanted at each scored position"
+        None, description="[G][T][K] ids to score at each scored token in its place, K equal within a response"
     )
     segments: Annotated[list[Spans], Field(fail_fast=True)] | None = Field(
-        None, description="[G][S][2] half-open spans of scored tokens whose signal is summed"
+        None, description="[G][S][2] half-open spans of scored tokens; the signal of each span is summed"
     )
 
     @property
     def form(self) -> str:
-        """Which of the five forms this is."""
+        """The form of this item: a key of FORMS."""
         return self._forms()[0]
 
     def _given(self) -> set[str]:
-        """The fields that were sent; null is the same as nothing."""
+        """The fields that were sent. A field that is null counts as left out."""
         return {name for name in self.model_fields_set if getattr(self, name) is not None}
 
     def _forms(self) -> list[str]:
@@ -107,7 +112,7 @@ class Item(Strictly):
         return self
 
     def _complete(self, form: str) -> None:
-        """Raise ValueError where a form lacks a part."""
+        """Raise ValueError if a part of the form is missing."""
         if form == "prompt" and (self.prompt is None or (self.response is None) == (self.responses is None)):
             raise ValueError("a prompt needs either response or responses, and those need a prompt")
         if form == "messages" and self.messages is None:
@@ -122,32 +127,45 @@ class Item(Strictly):
 
 
 class Options(Strictly):
-    """What is wanted of every item."""
+    """Options that apply to every item of a request."""
 
-    render: Literal["chat", "raw"] | None = Field(None, description="raw: the text is rendered already")
-    add_eos: StrictBool | None = Field(None, description="end responses with the end of turn; refused with ids")
-    model: str | None = Field(None, description="name of the pair; the only one where left out")
-    signal: SignalName = Field("reward", description="what sum, mean, min, return_to_go and segments are made of")
+    render: Literal["chat", "raw"] | None = Field(None, description="raw: the text is already rendered")
+    add_eos: StrictBool | None = Field(
+        None, description="end each response with the end-of-turn token; refused with token ids"
+    )
+    model: str | None = Field(None, description="name of the pair; the first one if left out")
+    signal: SignalName = Field(
+        "reward", description="per-token values that sum, mean, min, return_to_go and segments are computed from"
+    )
     gamma: Annotated[float, Strict(), Field(ge=0, le=1, allow_inf_nan=False)] = Field(
         1.0, description="discount of return_to_go"
     )
-    top_k: Annotated[int, Strict(), Field(ge=0, le=20)] = Field(0, description="alternatives per token")
+    top_k: Annotated[int, Strict(), Field(ge=0, le=20)] = Field(
+        0, description="number of likeliest ids to return at each scored token"
+    )
     priority: Literal["interactive", "bulk"] = Field(
         "interactive",
-        description="bulk: computed in what interactive requests leave of the batches",
+        description="bulk: computed in batch space that interactive requests leave free, at the latest in every fifth "
+        "batch",
     )
-    tokenizer_sha256: str | None = Field(None, description="refuse (409) unless this tokenizer is served")
-    expect_revision: str | None = Field(None, description="refuse (409) unless this revision is served")
+    tokenizer_sha256: str | None = Field(None, description="refuse the request (409) if another tokenizer is served")
+    expect_revision: str | None = Field(None, description="refuse the request (409) if another revision is served")
 
 
 class ScoreRequest(Options, Item):
-    """POST /score."""
+    """The body of POST /score: one item, or several in `items`, and the options of all."""
 
-    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)] | None = None
-    on_error: Literal["fail", "per_item"] = "fail"
-    include: Annotated[list[ArrayName], Field(fail_fast=True)] | None = Field(None, description="arrays to return")
+    items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)] | None = Field(
+        None, description="several items; then the request itself has no input"
+    )
+    on_error: Literal["fail", "per_item"] = Field(
+        "fail", description="per_item: answer the good items, and put an error in the place of each bad one"
+    )
+    include: Annotated[list[ArrayName], Field(fail_fast=True)] | None = Field(
+        None, description="arrays to return; if left out: token_ids, reward and signal, with text also tokens, offsets"
+    )
     encoding_format: Literal["float", "base64"] = Field(
-        "float", description="base64: little-endian float32 and int32 arrays"
+        "float", description="base64: arrays as little-endian float32 and int32"
     )
 
     @model_validator(mode="after")
@@ -159,20 +177,22 @@ class ScoreRequest(Options, Item):
         return self
 
     def listed(self) -> list[Item]:
-        """The items of the request; a request without `items` is its own only item."""
+        """The items of the request. A request without `items` is itself the only item."""
         return self.items if self.items is not None else [self]
 
 
 class HeatmapRequest(ScoreRequest):
-    """POST /heatmap: the same inputs, answered as a picture."""
+    """The body of POST /heatmap: a ScoreRequest, and how to draw its answer."""
 
-    format: Literal["html", "svg", "ansi", "json"] = "html"
-    compare: StrictBool = Field(True, description="one colour scale for all responses; false: each its own")
-    palette: str = "blue-red"
+    format: Literal["html", "svg", "ansi", "json"] = Field("html", description="json: the data that it is drawn from")
+    compare: StrictBool = Field(
+        True, description="true: one colour scale for all responses; false: a separate one for each"
+    )
+    palette: str = Field("blue-red", description="name of the colours; an unknown name is refused with the known ones")
 
 
 class ModelCard(Strictly):
-    """One served pair, as /models lists it and answers name it."""
+    """One served pair, as GET /models lists it."""
 
     name: str
     sft: str

@@ -1,6 +1,6 @@
-"""Every knob of the service once: name, default, unit, environment twin (DENSE_REWARD_ + NAME) and help.
+"""Every setting of the service: name, type, default and help text. Imports nothing heavy.
 
-The command line is made from this class, so a knob cannot exist in one place only. Imports nothing heavy.
+The flags of the command line and the environment variables (DENSE_REWARD_ + NAME) are both derived from `Settings`.
 """
 
 from collections.abc import Collection, Mapping
@@ -23,110 +23,144 @@ PositiveSeconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
-    """Parsed before anything heavy is imported. Command line over environment over default."""
+    """The command line overrides the environment, which overrides the defaults. Units are in the names."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", frozen=True)
 
     sft: Path | None = Field(None, description="folder of the finished SFT checkpoint")
     reference: Path | None = Field(None, description="folder of the earlier checkpoint of the same run")
-    name: str = Field("default", description="name under which the pair is served")
+    name: str = Field("default", description="name of the pair in requests, answers and metrics")
     pairs_file: Path | None = Field(
-        None, description="JSON list of pairs, each with name, sft and reference, in place of --sft and --reference"
+        None, description="JSON list of pairs, each with name, sft and reference; replaces --sft and --reference"
     )
     checkpoints_folder: Path | None = Field(
-        None, description="folder in which every checkpoint must lie, bases of adapters too; needed by /admin/models"
+        None,
+        description="load checkpoints, and the base models of adapters, only from below this folder; required for "
+        "loading pairs through /admin/models",
     )
     engine: EngineName = Field(
-        "torch", description="vllm: in this process; remote: servers of vLLM or SGLang; fake: weightless, for tests"
+        "torch",
+        description="torch: models run in this process; vllm: they run in vLLM, started by this process; remote: on "
+        "vLLM or SGLang servers; fake: no models, for tests",
     )
-    sft_url: str | None = Field(None, description="engine remote: servers of the sft model, divided by commas")
-    reference_url: str | None = Field(None, description="engine remote: servers of the reference, divided by commas")
-    sft_served: str | None = Field(None, description="name of the sft model on its servers; their first where left out")
-    reference_served: str | None = Field(None, description="name of the reference on its servers, as --sft-served")
-    engine_key_file: Path | None = Field(None, description="file with the key that these servers ask for")
-    tensor_parallel: PositiveInt = Field(1, description="engine vllm: GPUs that share each model")
+    sft_url: str | None = Field(
+        None, description="engine remote: URLs of the servers of the sft model, separated by commas"
+    )
+    reference_url: str | None = Field(
+        None, description="engine remote: URLs of the servers of the reference, separated by commas"
+    )
+    sft_served: str | None = Field(
+        None, description="engine remote: name of the sft model on its servers; if left out, the first that they list"
+    )
+    reference_served: str | None = Field(
+        None, description="engine remote: name of the reference on its servers; if left out, the first that they list"
+    )
+    engine_key_file: Path | None = Field(None, description="engine remote: file with the API key of the servers")
+    tensor_parallel: PositiveInt = Field(1, description="engine vllm: number of GPUs for each model")
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] | None = Field(
-        None, description="engine vllm: share of a GPU's memory for each model; 0.42, or 0.9 on GPUs of their own"
+        None,
+        description="engine vllm: fraction of a GPU's memory for each vLLM engine; if left out, 0.42 if two engines "
+        "share a GPU, else 0.9",
     )
     vllm_options: str | None = Field(
-        None, description="engine vllm: JSON object of its other engine arguments, such as quantization"
+        None, description="engine vllm: JSON object of other vLLM engine arguments, such as quantization"
     )
     dtype: Dtype | None = Field(
-        None, description="dtype of the weights; the checkpoint's own where left out, float32 where a CPU lacks it"
+        None,
+        description="dtype of the weights; if left out, that of the checkpoint, or float32 if the CPU cannot compute "
+        "in that",
     )
     head_dtype: Dtype | None = Field(
-        None, description="dtype of the output layers alone; float32 lowers the noise of rewards from short weights"
+        None, description="dtype of the output layers only; float32 lowers the noise of rewards from 16-bit weights"
     )
-    norm_dtype: Dtype | None = Field(None, description="dtype in which norms multiply by their weights, as head_dtype")
+    norm_dtype: Dtype | None = Field(
+        None, description="dtype of the normalisation layers only; float32 lowers the noise like --head-dtype"
+    )
     deterministic: bool = Field(
-        False, description="the same rewards to the bit whatever else is asked: each sequence is computed alone, slower"
+        False,
+        description="compute each sequence alone, which is slower, so that its rewards are bitwise equal in any batch",
     )
-    device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto takes the first GPU where there is one")
-    reference_device: str | None = Field(None, description="device of the reference; that of sft where left out")
-    threads: PositiveInt | None = Field(None, description="CPU threads for the models; all cores where left out")
-    allow_unrelated: bool = Field(False, description="serve two checkpoints that are not from one run")
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 for all")
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on; 0 takes a free one")
+    device: str = Field("auto", description="cpu, cuda, cuda:1, ...; auto: the first GPU, or the CPU if there is none")
+    reference_device: str | None = Field(None, description="device of the reference; if left out, that of sft")
+    threads: PositiveInt | None = Field(None, description="CPU threads for the models; if left out, all cores")
+    allow_unrelated: bool = Field(False, description="serve two checkpoints that do not come from one run")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0: all addresses")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="port to listen on; 0: any free port")
     api_keys_file: Path | None = Field(
-        None, description="JSON list of keys, each with name, key and rights; read again when it changes"
+        None,
+        description="JSON list of keys, each with name, key and rights; if given, requests need a key; changes need no "
+        "restart",
     )
     open_metrics: bool = Field(False, description="answer /metrics without a key")
-    tls_certificate: Path | None = Field(None, description="PEM file with the certificate chain; https only, then")
+    tls_certificate: Path | None = Field(
+        None, description="PEM file with the certificate chain; the service then answers https only"
+    )
     tls_private_key: Path | None = Field(None, description="PEM file with the private key of the certificate")
     max_batch_tokens: PositiveInt = Field(
-        16_384, description="tokens computed at once; also the longest sequence, and what bounds a batch's memory"
+        16_384, description="most tokens in a batch; bounds the memory of a batch and the length of a sequence"
     )
     max_queue_tokens: PositiveInt = Field(
-        1_048_576, description="tokens that may wait, and one request more; beyond that callers get 429"
+        1_048_576,
+        description="most tokens in the queue; a full queue refuses requests with 429; the last request admitted can "
+        "exceed it",
     )
     max_length_tokens: PositiveInt | None = Field(
-        None, description="tokens of prompt and response together; the model's own limit where left out"
+        None, description="most tokens of prompt and response together; if left out, the limit of the models"
     )
-    max_body_bytes: PositiveInt = Field(64 * 1024 * 1024, description="size of a request's body in bytes")
-    max_json_depth: PositiveInt = Field(64, description="how deep tools, template_kwargs and tool_calls may be nested")
-    max_items: Annotated[int, Field(gt=0, le=MAX_ITEMS)] = Field(4096, description="items of a request")
-    max_responses: PositiveInt = Field(4096, description="responses of one item")
+    max_body_bytes: PositiveInt = Field(
+        64 * 1024 * 1024, description="most bytes of a request body, also after decompression"
+    )
+    max_json_depth: PositiveInt = Field(
+        64, description="deepest nesting of JSON in tools, template_kwargs and tool_calls"
+    )
+    max_items: Annotated[int, Field(gt=0, le=MAX_ITEMS)] = Field(4096, description="most items in a request")
+    max_responses: PositiveInt = Field(4096, description="most responses in one item")
     max_heatmap_tokens: PositiveInt = Field(
-        20_000, description="tokens of a drawn heatmap, a prompt counted with each of its responses"
+        20_000, description="most tokens in a drawn heatmap; a prompt counts once for each of its responses"
     )
     max_arrival_s: PositiveSeconds = Field(
-        30.0, description="seconds that the head of a request may take to arrive, and then its body"
+        30.0,
+        description="seconds allowed for the head of a request to arrive, then for its body; also the longest pause of "
+        "a caller in reading its answer",
     )
     max_request_s: PositiveSeconds = Field(
-        600.0, description="seconds until a request is given up; its caller may ask for fewer by X-Request-Timeout"
+        600.0,
+        description="seconds after which a request is cancelled and answered with 504; the header X-Request-Timeout "
+        "can lower it",
     )
-    results_bytes: Annotated[int, Field(ge=0)] = Field(
-        0, description="memory in bytes for scores that may be asked for again; 0 keeps none"
-    )
+    results_bytes: Annotated[int, Field(ge=0)] = Field(0, description="bytes of memory for caching scores; 0: no cache")
     isolate_keys: bool = Field(
-        False, description="share prompts and results within a key alone, so that no time tells what others ask"
+        False,
+        description="share prompts and cached scores only within a key, so that response times do not reveal what "
+        "other keys score",
     )
-    drain_s: PositiveInt = Field(60, description="seconds that requests in flight may take after SIGTERM")
-    log_format: LogFormat = Field("text", description="lines for people, or one JSON object a line")
+    drain_s: PositiveInt = Field(60, description="seconds allowed for requests in flight after SIGTERM")
+    log_format: LogFormat = Field("text", description="text: lines for people; json: one JSON object a line")
     otlp_endpoint: str | None = Field(
-        None, description="address of an OpenTelemetry receiver (OTLP over HTTP, http://collector:4318) for spans"
+        None, description="URL of an OpenTelemetry receiver (OTLP over HTTP) for spans, such as http://collector:4318"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level that is logged")
 
 
 def flag(name: str) -> str:
-    """A setting's name on the command line."""
+    """The flag of a setting on the command line."""
     return "--" + name.replace("_", "-")
 
 
 def env_name(name: str) -> str:
-    """A setting's name in the environment."""
+    """The environment variable of a setting."""
     return ENV_PREFIX + name.upper()
 
 
 def read_settings(given: Mapping[str, str | bool], environment: Collection[str]) -> Settings:
-    """The settings that a command line gives, over the environment's, over the defaults.
+    """Settings from `given` (the command line), the environment and the defaults, in this order of priority.
 
-    Raises SettingsError, a line for each fault, also where `environment` (its names) holds a twin of no setting.
+    Raises SettingsError with a line for each fault. `environment` is the names of all environment variables: one that
+    begins with ENV_PREFIX but belongs to no setting is a fault.
     """
     faults = _unknown_variables(environment)
     try:
-        settings = Settings(**given)  # type: ignore[arg-type] # pydantic turns words into numbers and paths
+        settings = Settings(**given)  # type: ignore[arg-type] # pydantic turns strings into numbers and paths
     except ValidationError as error:
         faults += [_fault(str(detail["loc"][0]), detail["msg"]) for detail in error.errors()]
     if faults:
@@ -147,7 +181,7 @@ def _unknown_variables(environment: Collection[str]) -> list[str]:
             advice = (
                 f"did you mean {env_name(near[0])}?" if near else "unset it (in Kubernetes: enableServiceLinks: false)"
             )
-            faults.append(f"{name} in the environment is no setting: {advice}")
+            faults.append(f"the environment variable {name} is not a setting: {advice}")
     return faults
 
 
@@ -160,9 +194,10 @@ Entry = TypeVar("Entry", bound=_WithName)
 
 
 def read_list(setting: str, file: Path, entries: TypeAdapter[list[Entry]]) -> list[Entry]:
-    """The entries of a setting's file, a JSON list in which no two names are equal.
+    """The entries of a setting's file, which is a JSON list of objects with different names.
 
-    Raises SettingsError, naming the setting, the file and the place; it never repeats content, which can be secret.
+    Raises SettingsError with the setting, the file and the place in it. The error never repeats the content, which can
+    be secret.
     """
     where = f"{setting} {file}"
     try:

@@ -263,7 +263,7 @@ def test_the_environment_is_read_where_a_process_starts() -> None:
     )
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "dense-reward: DENSE_REWARD_PROT in the environment is no setting: did you mean DENSE_REWARD_PORT?"
+        "dense-reward: the environment variable DENSE_REWARD_PROT is not a setting: did you mean DENSE_REWARD_PORT?"
     ]
 
 

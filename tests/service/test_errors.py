@@ -1,4 +1,4 @@
-"""The one table from error code to status, and what a refusal carries."""
+"""The table from error code to status, and what a refusal carries."""
 
 import ast
 from pathlib import Path
@@ -11,7 +11,7 @@ SOURCES = sorted(Path(dense_reward.__path__[0]).rglob("*.py"))
 
 
 def codes_in(source: Path) -> set[str]:
-    """Codes that are written out as the first argument of refuse() or Fault()."""
+    """Codes that are a literal first argument of refuse() or Fault()."""
     return {
         call.args[0].value
         for call in ast.walk(ast.parse(source.read_text("utf-8")))
@@ -30,7 +30,7 @@ def test_every_code_that_is_written_anywhere_has_a_status() -> None:
     assert written <= STATUS_BY_CODE.keys()
 
 
-def test_a_code_without_a_status_cannot_be_told() -> None:
+def test_a_code_without_a_status_cannot_be_used() -> None:
     with pytest.raises(KeyError, match="'odd' has no status: add it"):
         refuse("odd", "message")
 

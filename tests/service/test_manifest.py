@@ -1,4 +1,4 @@
-"""A manifest: what is refused, and that every change of a file that matters is seen."""
+"""A manifest: which ones are refused, and that every change of a file that can change scores is detected."""
 
 import json
 from collections.abc import Callable
@@ -46,7 +46,7 @@ def reference(**changes: object) -> Manifest:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A folder with made-up files and a manifest that fits them."""
+    """A folder with made-up files and their manifest."""
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     (folder / WEIGHTS).write_bytes(bytes(range(256)) * 40)
@@ -231,10 +231,10 @@ def test_the_fraction_of_a_run_is_known_where_its_samples_are() -> None:
 
 
 def test_a_tokenizers_hash_is_that_of_what_its_ids_mean() -> None:
-    vocab_size = {"a": 0, "b": 1, "é": 2}
-    fixed = tokenizer_sha256(vocab_size, [0, 1])
-    assert fixed == tokenizer_sha256(dict(reversed(vocab_size.items())), (0, 1))
+    vocabulary = {"a": 0, "b": 1, "é": 2}
+    fixed = tokenizer_sha256(vocabulary, [0, 1])
+    assert fixed == tokenizer_sha256(dict(reversed(vocabulary.items())), (0, 1))
     assert fixed.startswith("258cb32d000d569a"), "clients compute this hash too: it must never change"
-    assert fixed != tokenizer_sha256(vocab_size | {"c": 3}, [0, 1])
+    assert fixed != tokenizer_sha256(vocabulary | {"c": 3}, [0, 1])
     assert fixed != tokenizer_sha256({"a": 1, "b": 0, "é": 2}, [0, 1])
-    assert fixed != tokenizer_sha256(vocab_size, [1, 0])
+    assert fixed != tokenizer_sha256(vocabulary, [1, 0])

@@ -1,4 +1,4 @@
-"""Each quantity against its definition, and the identities that must hold whatever the models say."""
+"""Each quantity equals its definition, and the identities between them hold for any log-probs."""
 
 from itertools import pairwise, product
 
@@ -30,7 +30,7 @@ def floats(*values: float) -> FloatArray:
 
 
 def rounding(values_S: FloatArray) -> float:
-    """How far a float32 result may lie from the exact sum of these values."""
+    """The largest rounding error of a float32 result that sums these values."""
     return 2 * EPSILON * float(np.abs(values_S, dtype=np.float64).sum() + 1)
 
 
@@ -59,7 +59,7 @@ def test_each_signal_is_its_formula() -> None:
 
 
 def test_centred_rewards_without_kl_are_refused() -> None:
-    with pytest.raises(ValueError, match="ask the engine for it"):
+    with pytest.raises(ValueError, match="need kl: set kl in the Wants"):
         centred(TokenScores(floats(-1), floats(-2)))
 
 
@@ -130,7 +130,7 @@ def test_numbers_that_are_not_finite_are_found() -> None:
         assert not all_finite([floats(1), None, floats(0, number)])
 
 
-# The soft-Q reading of a language model, on every response of a tiny tree.
+# A language model read as a soft Q-function, tested on every response of a tiny tree.
 VOCABULARY, HORIZON = 3, 4
 State = tuple[int, ...]
 

@@ -1,4 +1,4 @@
-"""What the HTTP edge takes and refuses, from JSON as it arrives."""
+"""Which requests are valid, parsed from JSON as it arrives over HTTP."""
 
 import json
 
@@ -21,7 +21,7 @@ def parsed(**body: object) -> ScoreRequest:
 
 
 def refused(body: str) -> str:
-    """Where the first fault lies."""
+    """The place of the first fault."""
     with pytest.raises(ValidationError) as error:
         HeatmapRequest.model_validate_json(body)
     return ".".join(str(part) for part in error.value.errors()[0]["loc"])
@@ -73,9 +73,9 @@ def test_null_is_the_same_as_nothing() -> None:
     assert [item.form for item in parsed(**nulls).listed()] == ["prompt"]
 
 
-@pytest.mark.parametrize("beside", [PROMPT, {"text": "a"}, {"candidate_ids": [[[1]]]}, {"segments": [[[0, 1]]]}])
-def test_a_batch_takes_no_input_beside_it(beside: dict[str, object]) -> None:
-    assert refused(json.dumps({"items": [PROMPT], **beside})) == ""
+@pytest.mark.parametrize("extra", [PROMPT, {"text": "a"}, {"candidate_ids": [[[1]]]}, {"segments": [[[0, 1]]]}])
+def test_a_batch_takes_no_other_input(extra: dict[str, object]) -> None:
+    assert refused(json.dumps({"items": [PROMPT], **extra})) == ""
 
 
 @pytest.mark.parametrize(

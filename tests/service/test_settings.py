@@ -1,4 +1,4 @@
-"""Every knob: a flag, a twin in the environment, a description, and a refusal that names it."""
+"""Every setting has a flag, an environment variable, a help text, and a refusal that names it."""
 
 import argparse
 import os
@@ -69,17 +69,15 @@ def test_every_setting_is_tried_here() -> None:
     assert sorted(EXAMPLES) == NAMES
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_setting_is_described_and_shown_in_the_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    description = Settings.model_fields[name].description
-    assert description
+def test_every_setting_is_described_and_shown_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["serve", "--help"])
     assert ended.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert flag(name) in shown
-    assert env_name(name) in shown
-    assert " ".join(description.split()) in shown
+    for name, setting in Settings.model_fields.items():
+        assert setting.description, name
+        assert f"{flag(name)} " in shown or f"{flag(name)}, " in shown
+        assert f"{' '.join(setting.description.split())} [{env_name(name)}" in shown
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -100,7 +98,7 @@ def test_the_command_line_is_over_the_environment(name: str, monkeypatch: pytest
 
 
 def parsed(*arguments: str) -> Settings:
-    """What the command line `serve` would run with."""
+    """The settings of `dense-reward serve` with these arguments."""
     options: argparse.Namespace = _parser().parse_args(["serve", *arguments])
     return read_settings({k: v for k, v in vars(options).items() if k in Settings.model_fields}, ())
 
@@ -150,7 +148,7 @@ def test_a_bad_value_on_the_command_line_is_refused_likewise(name: str, capsys: 
     assert lines[0].startswith(f"dense-reward: {flag(name)} ({env_name(name)}): ")
 
 
-def test_every_fault_is_told_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_fault_is_reported_together(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("DENSE_REWARD_PROT", "80")
     assert main(["serve", "--port=x", "--threads=0"]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 3
@@ -174,10 +172,10 @@ def test_a_flag_or_choice_that_does_not_exist_is_refused(
         ("DENSE_REWARD_SERVICE_PORT_HTTP_TCP", "enableServiceLinks: false"),
     ],
 )
-def test_a_twin_of_nothing_is_refused_and_not_dropped_in_silence(name: str, advice: str) -> None:
+def test_an_unknown_environment_variable_is_refused_and_not_ignored(name: str, advice: str) -> None:
     with pytest.raises(SettingsError) as refused:
         read_settings({}, [name, "PATH", "DENSE_REWARDING"])
-    assert str(refused.value).startswith(f"{name} in the environment is no setting: ")
+    assert str(refused.value).startswith(f"the environment variable {name} is not a setting: ")
     assert advice in str(refused.value)
     assert "DENSE_REWARDING" not in str(refused.value)
 
