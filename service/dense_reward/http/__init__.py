@@ -1,1 +1,1 @@
-"""HTTP: routes, requests and answers, keys, limits of a connection, the page."""
+"""The HTTP edge: server, routes, request bodies, keys, limits of a connection, and the web page."""

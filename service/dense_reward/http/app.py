@@ -1,4 +1,4 @@
-"""Routes, lifespan, and the error -> status table. No logic."""
+"""The ASGI app: its routes, admission of requests, cancellation when a caller disconnects, and answers from errors."""
 
 import asyncio
 import time
@@ -39,15 +39,17 @@ from dense_reward.scoring.scorer import Answer, Scorer
 from dense_reward.serving.pair_sources import PairSource
 from dense_reward.serving.service import Service
 
-BYTES_PER_TOKEN = 4  # of a body, before it is encoded and counted
-SMALL_BODY_BYTES = 65_536  # parsed at once: a larger one would hold up every other request
-SMALL_ANSWER_TOKENS = 10_000  # scored, each with its alternatives: written at once, for the same reason
+BYTES_PER_TOKEN = 4  # estimates the tokens of a body until they are counted
+# Up to these sizes a request is parsed, and an answer serialised, on the event loop: a thread would cost more. Larger
+# ones go to a thread, because the loop answers no other request meanwhile.
+SMALL_BODY_BYTES = 65_536
+SMALL_ANSWER_TOKENS = 10_000  # scored tokens times (1 + top_k)
 BODIES: tuple[type[BaseModel], ...] = (ScoreRequest, HeatmapRequest, PairSource)
-Asked = TypeVar("Asked", bound=ScoreRequest)
+AnyScoreRequest = TypeVar("AnyScoreRequest", bound=ScoreRequest)
 
 
 def create_app(service: Service) -> FastAPI:
-    """The HTTP face of one service."""
+    """The ASGI app of one service. Its lifespan starts and stops the service."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -68,57 +70,57 @@ def create_app(service: Service) -> FastAPI:
     _add_operations(app, service)
     _add_admin(app, service)
     add_pages(app)
-    setattr(app, "openapi", _openapi(app))  # noqa: B010 - how FastAPI has it changed; mypy knows no other way
+    setattr(app, "openapi", _openapi(app))  # noqa: B010 - FastAPI's way to extend the schema; mypy refuses app.openapi =
     return app
 
 
 def _add_scoring(app: FastAPI, service: Service) -> None:
     def group(request: Request) -> str | None:
-        """Whose work may be shared with this request's; all of it where None."""
+        """The name of the key within which scores are shared; None: they are shared among all requests."""
         return getattr(request.state, "caller", None) if service.settings.isolate_keys else None
 
     @app.post("/score", openapi_extra=_body_schema(ScoreRequest))
     async def score(request: Request) -> Response:
         """Token rewards of given responses."""
         async with _admitted(request, service) as (permit, body):
-            asked = await _parsed(body, ScoreRequest, service.threads)
-            scorer = service.scorer(asked.model)
-            answer = await _unless_gone(request, scorer.score(asked, permit, group=group(request)))
-            return await _written(request, scorer, asked, answer)
+            parsed = await _parsed(body, ScoreRequest, service.threads)
+            scorer = service.scorer(parsed.model)
+            answer = await _unless_disconnected(request, scorer.score(parsed, permit, group=group(request)))
+            return await _answer_response(request, scorer, parsed, answer)
 
     @app.post("/heatmap", openapi_extra=_body_schema(HeatmapRequest))
     async def heatmap(request: Request) -> Response:
-        """The same inputs as a picture: html, svg, ansi, or the json that it is drawn from."""
+        """Token rewards as a picture (html, svg or ansi), or as the json that it is drawn from."""
         async with _admitted(request, service) as (permit, body):
             parsed = await _parsed(body, HeatmapRequest, service.threads)
             scorer = service.scorer(parsed.model)
-            asked = with_arrays(parsed, scorer.card.quantities)
-            limit = None if asked.format == "json" else service.settings.max_heatmap_tokens
-            answer = await _unless_gone(
-                request, scorer.score(asked, permit, group=group(request), max_drawn_tokens=limit)
+            drawable = with_arrays(parsed, scorer.card.quantities)
+            limit = None if drawable.format == "json" else service.settings.max_heatmap_tokens
+            answer = await _unless_disconnected(
+                request, scorer.score(drawable, permit, group=group(request), max_drawn_tokens=limit)
             )
-            if asked.format == "json":
-                return await _written(request, scorer, asked, answer)
-            drawing = partial(draw, asked, answer.rows, scorer.encoder.tokenizer)
+            if drawable.format == "json":
+                return await _answer_response(request, scorer, drawable, answer)
+            drawing = partial(draw, drawable, answer.rows, scorer.encoder.tokenizer)
             before = time.perf_counter()
             picture = await service.threads.run(drawing)
-            response = Response(picture, media_type=MEDIA_TYPES[asked.format])
+            response = Response(picture, media_type=MEDIA_TYPES[drawable.format])
             return _timed(request, scorer, response, answer, time.perf_counter() - before)
 
 
 def _add_admin(app: FastAPI, service: Service) -> None:
     @app.get("/admin/models")
     async def models() -> Response:
-        """The served pairs, and what is being loaded."""
+        """The served pairs, and the pair that is being loaded."""
         cards = [card.model_dump() for card in service.cards()]
         loading = None if service.loading is None else {"name": service.loading, "progress": service.progress}
         return json_response({"models": cards, "loading": loading})
 
     @app.post("/admin/models", openapi_extra=_body_schema(PairSource))
     async def load(request: Request) -> Response:
-        """Load a pair, prove it, and serve it in the place of the pair of its name, if there is one."""
+        """Load a pair, verify its probes, and serve it. It replaces the pair of the same name, if there is one."""
         limits = BodyLimits(service.settings.max_body_bytes, service.settings.max_arrival_s)
-        body = await read_body(request, limits, lambda _: None)
+        body = await read_body(request, limits, lambda _: None)  # holds no room: a pair's source is not queued
         if is_compressed(request):
             body = await service.threads.run(inflate, body, limits.max_bytes)
         source = parse(body, PairSource)
@@ -126,7 +128,7 @@ def _add_admin(app: FastAPI, service: Service) -> None:
 
     @app.delete("/admin/models/{name}")
     async def remove(name: str) -> Response:
-        """Serve a pair no more."""
+        """Stop serving a pair."""
         service.remove(name)
         return json_response({"removed": name})
 
@@ -134,33 +136,38 @@ def _add_admin(app: FastAPI, service: Service) -> None:
 def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/models")
     async def models() -> Response:
-        """The served pairs; 503 where /score answers so."""
+        """The served pairs; 503 if the service is not ready."""
         return json_response({"models": [card.model_dump() for card in service.cards()]})
 
     @app.get("/health")
     async def health() -> Response:
-        """200 while the process can ever answer."""
+        """200 unless the service has failed: then only a new process helps."""
         return json_response({"state": service.state}, 503 if service.state == "failed" else 200)
 
     @app.get("/ready")
     async def ready() -> Response:
-        """200 once all pairs are loaded and proven, and while each can be computed."""
+        """200 once all pairs are loaded and their probes verified, and while every engine can compute."""
         unavailable_reason = service.unavailable_reason if service.state == "ready" else None
         body: dict[str, str] = {"state": service.state if unavailable_reason is None else "unavailable"}
-        if service.settings.api_keys_file is None:  # these name folders and hosts, and this route asks for no key
+        if service.settings.api_keys_file is None:  # names folders and hosts, and this route never needs a key
             body["progress"] = unavailable_reason or service.progress
         return json_response(body, 200 if body["state"] == "ready" else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        """Prometheus' text format."""
+        """Metrics in Prometheus' text format."""
         text = service.metrics.render(service.snapshot())
         return Response(text, media_type="text/plain; version=0.0.4")
 
 
 @asynccontextmanager
 async def _admitted(request: Request, service: Service) -> AsyncIterator[tuple[Permit, bytes]]:
-    """The body of a request that was let in; its permit is held until its answer is built, or its deadline passed."""
+    """Admit a request and read its body. The permit is held until the block ends: until its answer is built.
+
+    Invariant: whatever a request still holds in memory is counted in its permit. `hold` counts the bytes that have
+    come (as estimated tokens), scoring replaces the estimate by the count. Raises RequestError as `permit`,
+    `check_wait`, `deadline` and `read_body` do.
+    """
     service.check_ready()
     admission, settings = service.batcher.admission, service.settings
     with admission.permit(0) as permit:
@@ -178,45 +185,48 @@ async def _admitted(request: Request, service: Service) -> AsyncIterator[tuple[P
             yield permit, body
 
 
-async def _parsed(body: bytes, model: type[Asked], threads: WorkerThreads) -> Asked:
+async def _parsed(body: bytes, model: type[AnyScoreRequest], threads: WorkerThreads) -> AnyScoreRequest:
     if len(body) <= SMALL_BODY_BYTES:
         return parse(body, model)
     return await threads.run(parse, body, model)
 
 
-async def _unless_gone(request: Request, answer: Coroutine[object, object, Answer]) -> Answer:
-    """The answer. Raises ClientDisconnect, the work cancelled, where the caller hangs up before."""
-    work, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_hung_up(request))
+async def _unless_disconnected(request: Request, answer: Coroutine[object, object, Answer]) -> Answer:
+    """The answer. Cancels the work and raises ClientDisconnect if the caller disconnects first.
+
+    The work is cancelled too if this coroutine is, by its deadline or because the service stops.
+    """
+    work, disconnected = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnect(request))
     try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({work, disconnected}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             raise ClientDisconnect
         return work.result()
     finally:
         work.cancel()
-        gone.cancel()
+        disconnected.cancel()
 
 
-async def _hung_up(request: Request) -> None:
-    """Returns once the caller is gone; the body must have been read."""
+async def _disconnect(request: Request) -> None:
+    """Returns once the caller has disconnected. Call it only after the body was read: it drops what it receives."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _written(request: Request, scorer: Scorer, asked: ScoreRequest, answer: Answer) -> Response:
-    def write() -> Response:
+async def _answer_response(request: Request, scorer: Scorer, scored: ScoreRequest, answer: Answer) -> Response:
+    def serialise() -> Response:
         return json_response(_content(request, scorer, answer))
 
     before = time.perf_counter()
-    if answer.scored_tokens * (1 + asked.top_k) <= SMALL_ANSWER_TOKENS:
-        response = write()
+    if answer.scored_tokens * (1 + scored.top_k) <= SMALL_ANSWER_TOKENS:
+        response = serialise()
     else:
-        response = await scorer.threads.run(write)
+        response = await scorer.threads.run(serialise)
     return _timed(request, scorer, response, answer, time.perf_counter() - before)
 
 
 def _timed(request: Request, scorer: Scorer, response: Response, answer: Answer, write_s: float) -> Response:
-    """Tells where the time went: its caller by the header, traces by the request's state, and the metrics."""
+    """Report the seconds of each stage: to the caller in a header, to traces in the request's state, and to metrics."""
     scorer.metrics.stage("write", write_s)
     stages_s = {name.removesuffix("_s"): seconds for name, seconds in answer.timing_s.items()} | {"write": write_s}
     request.state.stages_s = stages_s
@@ -228,10 +238,10 @@ def _content(request: Request, scorer: Scorer, answer: Answer) -> dict[str, obje
     card = scorer.card
     failed = [(fault.item, fragment({"item": fault.item, "error": fault_row(fault)})) for fault in answer.faults]
     in_order = sorted([*((row["item"], fragment(row)) for row in answer.rows), *failed], key=itemgetter(0))
-    named = ("name", "sft", "reference", "tokenizer_sha256", "revision", "related")
+    names = ("name", "sft", "reference", "tokenizer_sha256", "revision", "related")
     return {
         "id": request.state.request_id,
-        "model": {name: getattr(card, name) for name in named},
+        "model": {name: getattr(card, name) for name in names},
         "results": [row for _, row in in_order],
         "usage": {
             "prompt_tokens": answer.prompt_tokens,
@@ -251,8 +261,8 @@ async def _on_request_error(request: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     code, message = {
-        404: ("not_found", f"no route {request.url.path}"),
-        405: ("method_not_allowed", f"{request.method} is not for {request.url.path}"),
+        404: ("not_found", f"there is no route {request.url.path}"),
+        405: ("method_not_allowed", f"{request.url.path} does not allow {request.method}"),
     }.get(status, ("internal", "the request could not be answered"))
     response = error_response(refuse(code, message), request.state.request_id)
     response.headers.update(getattr(error, "headers", None) or {})
@@ -260,13 +270,13 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 def _body_schema(model: type[BaseModel]) -> dict[str, object]:
-    """Names the request's schema for /docs: the body is read by hand, in one pass, so FastAPI does not see it."""
+    """The schema of a request body for /docs. The routes read the body themselves, so FastAPI does not know it."""
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """FastAPI's description with the schemas of the bodies added."""
+    """FastAPI's OpenAPI schema with the schemas of the request bodies added."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""The guard of the routes: without a key, only what tells nothing is answered. Knows paths, no logic of theirs."""
+"""Authentication: which path needs which right, and which key has it.
+
+Without a key only paths that reveal nothing are answered.
+"""
 
 import base64
 from collections.abc import Mapping
@@ -17,7 +20,7 @@ ADMIN = "/admin"
 
 
 class Auth:
-    """Lets requests with a sufficient key through. `keys` None: everybody may do everything but /admin."""
+    """Middleware that passes on requests whose key has the right. If `keys` is None, every path but /admin is open."""
 
     def __init__(self, app: ASGIApp, keys: Keys | None, *, open_metrics: bool) -> None:
         self._app = app
@@ -31,8 +34,8 @@ class Auth:
         headers = Headers(scope=scope)
         try:
             if self._keys is None:
-                raise refuse("forbidden", "routes of /admin need --api-keys-file, and a key with that right")
-            caller = _known(self._keys, headers)
+                raise refuse("forbidden", "routes of /admin need --api-keys-file FILE, and a key with the right admin")
+            caller = _authenticated(self._keys, headers)
             _check_right(caller, scope["path"])
             scope.setdefault("state", {})["caller"] = caller.name
             with caller.admitted(self._keys.now_s):
@@ -49,18 +52,18 @@ class Auth:
         return path in self._open or path.startswith(OPEN_FOLDERS)
 
 
-def _known(keys: Keys, headers: Mapping[str, str]) -> Caller:
+def _authenticated(keys: Keys, headers: Mapping[str, str]) -> Caller:
     given = _key(headers.get("authorization", ""))
     if given is None:
-        raise refuse("unauthorized", "this needs a key: send the header 'Authorization: Bearer KEY'")
+        raise refuse("unauthorized", "a key is required: send the header 'Authorization: Bearer KEY'")
     caller = keys.caller(given)
     if caller is None:
-        raise refuse("unauthorized", "this key is unknown here")
+        raise refuse("unauthorized", "the key is unknown: send one of --api-keys-file")
     return caller
 
 
 def _key(authorization: str) -> str | None:
-    """The key of a header: the token of Bearer, or the password of Basic, as in http://name:KEY@host."""
+    """The key in a header: the token of Bearer, or the password of Basic (http://name:KEY@host)."""
     scheme, _, rest = authorization.partition(" ")
     match scheme.lower():
         case "bearer":
@@ -74,7 +77,7 @@ def _key(authorization: str) -> str | None:
 
 
 def _check_right(caller: Caller, path: str) -> None:
-    """Routes of /admin need the right to them; all others are for scoring, and their metrics for everybody known."""
+    """Raises RequestError(forbidden). /admin needs the right admin, /metrics any key, every other path score."""
     if path == METRICS:
         return
     needed = "admin" if _is_admin(path) else "score"
@@ -87,7 +90,10 @@ def _is_admin(path: str) -> bool:
 
 
 def _challenge(headers: Mapping[str, str]) -> str:
-    """Browsers that open a page ask for a name and a password, the page's own requests must not make them do so."""
+    """The value of WWW-Authenticate. Basic makes a browser ask for a password.
+
+    That is right if it opens a page, but not for the requests of the page's own script: those get Bearer.
+    """
     if "text/html" in headers.get("accept", ""):
         return 'Basic realm="dense-reward: any name, and a key as password"'
     return 'Bearer realm="dense-reward"'

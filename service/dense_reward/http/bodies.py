@@ -1,4 +1,4 @@
-"""The HTTP edge: bytes of a request -> a validated request, and errors and answers -> bytes."""
+"""Request bodies -> validated requests; answers and errors -> JSON responses."""
 
 import asyncio
 import math
@@ -16,25 +16,27 @@ from dense_reward.errors import Fault, RequestError, refuse
 
 Model = TypeVar("Model", bound=BaseModel)
 MAX_FAULTS = 20
-"""Faults of a request's shape that are told one by one."""
+"""The most faults of a request's JSON that are reported one by one."""
 MAX_NAME = 100
-"""Characters of a caller's own key that are repeated to it."""
+"""The most characters of a name that the caller sent which an error repeats."""
 
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """Of the bytes, also after they were inflated, and of the seconds in which they must come."""
+    """Limits on a request body: size in bytes, before and after decompression, and seconds allowed for it to arrive."""
 
     max_bytes: int
     max_arrival_s: float
 
 
 async def read_body(request: Request, limits: BodyLimits, hold: Callable[[int], None]) -> bytes:
-    """The whole body, still compressed where it came so.
+    """The whole body, still compressed if it was sent so.
 
-    Raises RequestError(unsupported_media_type | body_too_large | body_too_slow), early where possible. `hold` is asked
-    for room for the bytes that are declared, which it may refuse, and then for those that have come: what somebody
-    only promises to send takes no room from others.
+    `hold(n)` reserves queue room for n bytes in place of what it reserved before; it can raise. It is called with
+    Content-Length first, so that a full queue refuses early. That reservation is released again, and only received
+    bytes are held: a caller that declares a large body and sends nothing takes no room from others.
+
+    Raises RequestError: unsupported_media_type, body_too_large, body_too_slow, and what `hold` raises.
     """
     _check_type(request)
     try:
@@ -42,8 +44,10 @@ async def read_body(request: Request, limits: BodyLimits, hold: Callable[[int], 
             return await _read(request, limits.max_bytes, hold)
     except TimeoutError:
         if not limit.expired():
-            raise  # somebody else's
-        message = f"the body did not come within {limits.max_arrival_s:g} s (--max-arrival-s): send the items in parts"
+            raise  # not of this timeout: what `hold` or the connection raised
+        message = (
+            f"the body did not arrive within {limits.max_arrival_s:g} s (--max-arrival-s): send the items in parts"
+        )
         raise refuse("body_too_slow", message) from None
 
 
@@ -52,16 +56,20 @@ def is_compressed(request: Request) -> bool:
 
 
 def inflate(body: bytes, max_bytes: int) -> bytes:
-    """The bytes of a gzip body; no more than `max_bytes` are ever made, whatever it would become."""
+    """The decompressed bytes of a gzip body.
+
+    Never makes more than `max_bytes` + 1 of them, because a small body can inflate to gigabytes. Raises RequestError:
+    body_too_large, or invalid_encoding if the body is not exactly one gzip stream.
+    """
     inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
     try:
         inflated = inflater.decompress(body, max_bytes + 1)
     except zlib.error:
-        raise refuse("invalid_encoding", "the body is not the gzip that its header promises") from None
+        raise refuse("invalid_encoding", "the body is not gzip, although its header Content-Encoding says so") from None
     if len(inflated) > max_bytes:
         raise _too_large(max_bytes)
     if not inflater.eof or inflater.unused_data:
-        raise refuse("invalid_encoding", "the body is cut off, or has something behind its gzip stream")
+        raise refuse("invalid_encoding", "the body is cut off, or bytes follow its gzip stream")
     return inflated
 
 
@@ -80,8 +88,8 @@ async def _read(request: Request, max_bytes: int, hold: Callable[[int], None]) -
     if declared.isdigit():
         if int(declared) > max_bytes:
             raise _too_large(max_bytes)
-        hold(int(declared))
-        hold(0)
+        hold(int(declared))  # refuses early if the queue is full
+        hold(0)  # and then only what was received counts
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
@@ -94,11 +102,11 @@ async def _read(request: Request, max_bytes: int, hold: Callable[[int], None]) -
 
 
 def parse(body: bytes, model: type[Model]) -> Model:
-    """A validated request. Raises RequestError with the first MAX_FAULTS faults and the number of the others."""
+    """A validated request. Raises RequestError with the first MAX_FAULTS faults and the number of further ones."""
     try:
         body.decode()
     except UnicodeDecodeError as error:
-        raise refuse("invalid_unicode", f"the body is not UTF-8: byte {error.start} is wrong") from None
+        raise refuse("invalid_unicode", f"the body is not UTF-8: byte {error.start} is invalid") from None
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -108,17 +116,20 @@ def parse(body: bytes, model: type[Model]) -> Model:
 def json_response(
     content: Mapping[str, object], status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """Arrays become numbers with the shortest digits that give the same float32 back."""
-    return Response(_written(content), status, headers, media_type="application/json")
+    """A JSON response. A float32 becomes the shortest decimal number that gives the same float32 back."""
+    return Response(_serialised(content), status, headers, media_type="application/json")
 
 
 def fragment(content: Mapping[str, object]) -> orjson.Fragment:
-    """A part of an answer, written by itself: no other thread of the process runs while orjson writes."""
-    return orjson.Fragment(_written(content))
+    """A part of an answer, serialised by its own call.
+
+    orjson holds the GIL during a call. An answer that is made of many short calls lets the event loop run in between.
+    """
+    return orjson.Fragment(_serialised(content))
 
 
 def error_response(error: RequestError, request_id: str) -> Response:
-    """The one shape of a failure."""
+    """The response of every error: code, message, param, items and request_id, with Retry-After if it is known."""
     first = error.faults[0]
     items = [fault_row(fault) for fault in error.faults if fault.item is not None]
     content = {
@@ -133,10 +144,11 @@ def error_response(error: RequestError, request_id: str) -> Response:
 
 
 def fault_row(fault: Fault) -> dict[str, object]:
+    """One fault of an item, as it is listed in an error or an answer."""
     return {"item": fault.item, "code": fault.code, "message": fault.message, "param": fault.param}
 
 
-def _written(content: Mapping[str, object]) -> bytes:
+def _serialised(content: Mapping[str, object]) -> bytes:
     return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
@@ -144,13 +156,13 @@ def _faults(error: ValidationError) -> list[Fault]:
     details = error.errors(include_url=False, include_context=False, include_input=False)
     faults = [_fault(detail) for detail in details[:MAX_FAULTS]]
     if len(details) > MAX_FAULTS:
-        message = f"{len(details) - MAX_FAULTS} more faults are not listed: cure these first"
+        message = f"{len(details) - MAX_FAULTS} more faults are not listed: correct these first"
         faults.append(Fault("invalid_request", message, item=_item_of(details[MAX_FAULTS])))
     return faults
 
 
 def _fault(detail: ErrorDetails) -> Fault:
-    """pydantic's word for what is wrong, with the place in the request; the value itself is not repeated."""
+    """pydantic's message with the place in the request. It does not repeat the value, which can be large or secret."""
     if detail["type"] == "json_invalid":
         code = "invalid_unicode" if "surrogate" in detail["msg"] or "hex escape" in detail["msg"] else "invalid_json"
         return Fault(code, detail["msg"])

@@ -1,4 +1,4 @@
-"""How long a caller waits: the service's own limit, or less where the request says so. Knows no work."""
+"""The deadline of a request: --max-request-s, or less if the request's header X-Request-Timeout says so."""
 
 import asyncio
 import math
@@ -14,21 +14,21 @@ HEADER = "X-Request-Timeout"
 
 @asynccontextmanager
 async def deadline(request: Request, max_s: float) -> AsyncIterator[float]:
-    """Ends the block, and what it waits for, once its caller needs no answer any more; gives the seconds until then.
+    """Cancel the block at the request's deadline. Yields the seconds until then.
 
-    Raises RequestError(deadline_exceeded), or invalid_request where the header is no number of seconds.
+    Raises RequestError(deadline_exceeded) at the deadline, or invalid_request if the header is not a number of seconds.
     """
     given = request.headers.get(HEADER)
-    asked_s = math.inf if given is None else _seconds(given)
-    seconds = min(asked_s, max_s)
+    header_s = math.inf if given is None else _seconds(given)
+    seconds = min(header_s, max_s)
     try:
         async with asyncio.timeout(seconds) as limit:
             yield seconds
     except TimeoutError:
         if not limit.expired():
-            raise  # somebody else's
-        whose = HEADER if asked_s <= max_s else "--max-request-s"
-        message = f"no answer within {seconds:g} s ({whose}): what still waited was given up"
+            raise  # a TimeoutError of the work itself, not of this deadline
+        setter = HEADER if header_s <= max_s else "--max-request-s"
+        message = f"no answer within {seconds:g} s ({setter}): the request was cancelled"
         raise refuse("deadline_exceeded", message) from None
 
 
@@ -38,5 +38,5 @@ def _seconds(given: str) -> float:
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise refuse("invalid_request", f"{HEADER} must be seconds above 0, such as 2.5", param=HEADER)
+        raise refuse("invalid_request", f"{HEADER} must be a number of seconds above 0, such as 2.5", param=HEADER)
     return seconds

@@ -1,4 +1,4 @@
-"""A scored request -> a heatmap in the format that its caller asked for."""
+"""POST /heatmap: which arrays a picture needs, and the rows of an answer -> html, svg or ansi."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import cast
@@ -14,14 +14,14 @@ from dense_reward.text.encode import Tokenizer
 DETAILS: tuple[ArrayName, ...] = ("reward", "sft_logprob", "reference_logprob", "kl", "centred", "entropy")
 ARRAYS: tuple[ArrayName, ...] = ("token_ids", "tokens", "offsets", "text", *DETAILS)
 FROM_BOTH = frozenset({"kl", "centred", "entropy"})
-"""Of these, what needs whole distributions, which not every engine has."""
+"""The arrays that need the distributions of both models. Remote engines cannot compute them."""
 MEDIA_TYPES = {"html": "text/html", "svg": "image/svg+xml", "ansi": "text/plain"}
 
 
 def with_arrays(request: HeatmapRequest, quantities: Collection[str]) -> HeatmapRequest:
-    """The request as it must be scored to be drawn, without what its engine, which has `quantities`, cannot give.
+    """The request to score so that its answer can be drawn: with all arrays that an engine with `quantities` computes.
 
-    Raises RequestError for an option that makes no picture.
+    For format json a caller's own `include` stays. Raises RequestError for options that a picture cannot have.
     """
     if request.palette not in PALETTES:
         raise refuse(
@@ -32,16 +32,17 @@ def with_arrays(request: HeatmapRequest, quantities: Collection[str]) -> Heatmap
     if request.format == "json":
         return whole if request.include is None else request
     if request.format == "svg" and not request.compare and sum(map(_responses, request.listed())) > 1:
-        raise refuse("invalid_request", "an svg is one picture: ask with compare, or one by one", param="compare")
+        message = "an svg is one picture with one colour scale: set compare true, or send the responses one by one"
+        raise refuse("invalid_request", message, param="compare")
     if request.encoding_format == "base64":
-        raise refuse("invalid_request", "a picture holds no arrays: remove encoding_format", param="encoding_format")
+        raise refuse("invalid_request", "a picture has no arrays: remove encoding_format", param="encoding_format")
     if request.on_error == "per_item":
-        raise refuse("invalid_request", "a picture is drawn whole or not at all: remove on_error", param="on_error")
+        raise refuse("invalid_request", "a picture needs all items to be good: remove on_error", param="on_error")
     return whole
 
 
 def draw(request: HeatmapRequest, rows: Sequence[Row], tokenizer: Tokenizer) -> str:
-    """The picture of all responses, on one colour scale or, without `compare`, each on its own."""
+    """The picture of all responses, with one colour scale or, without `compare`, a separate one for each."""
     drawn = heatmap_rows(request, rows, tokenizer)
     groups = [drawn] if request.compare else [[row] for row in drawn]
     heatmaps = [build(group, signal=request.signal, palette=request.palette) for group in groups]
@@ -53,7 +54,7 @@ def draw(request: HeatmapRequest, rows: Sequence[Row], tokenizer: Tokenizer) -> 
 
 
 def heatmap_rows(request: HeatmapRequest, rows: Sequence[Row], tokenizer: Tokenizer) -> list[HeatmapRow]:
-    """What is drawn of each response of a request that was scored `with_arrays`."""
+    """A heatmap row for each response of a request that was scored `with_arrays`."""
     items = request.listed()
     return [_row(row, items[cast(int, row["item"])], request, tokenizer, len(rows)) for row in rows]
 
@@ -97,7 +98,7 @@ def _responses(item: Item) -> int:
 
 
 def _prompt(item: Item, tokenizer: Tokenizer) -> str:
-    """What stands before the response, for people."""
+    """The text before the response, as people read it: messages are not rendered, ids are decoded."""
     match item.form:
         case "prompt":
             return item.prompt or ""

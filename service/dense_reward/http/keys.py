@@ -1,4 +1,4 @@
-"""Who may ask: the keys of a file, read again when it changes, and what each of them may do. Knows no HTTP."""
+"""The keys of a file, which is read again when it changes: the rights and the rate limits of each key."""
 
 import hashlib
 import hmac
@@ -20,11 +20,14 @@ from dense_reward.settings import read_list
 log = logging.getLogger("dense_reward")
 Right = Literal["score", "admin"]
 MIN_KEY_CHARACTERS = 16
-"""Shorter keys can be guessed."""
+"""A shorter key can be guessed."""
 
 
 class KeyEntry(Strictly):
-    """One entry of the file. `key` is what its holder sends; the name is for logs, and may change hands."""
+    """One entry of the file. A caller sends `key`; logs and errors show `name`.
+
+    Limits are counted by name, so a key can be replaced under its name without a reset.
+    """
 
     model_config = ConfigDict(hide_input_in_errors=True)
 
@@ -36,9 +39,9 @@ class KeyEntry(Strictly):
 
     @field_validator("key")
     @classmethod
-    def _travels(cls, key: SecretStr) -> SecretStr:
+    def _fits_a_header(cls, key: SecretStr) -> SecretStr:
         if not re.fullmatch(r"[!-~]+", key.get_secret_value()):
-            raise ValueError("a key is of ASCII letters, digits and signs: others do not travel in a header")
+            raise ValueError("a key must be ASCII letters, digits and signs: a header cannot carry other characters")
         return key
 
 
@@ -47,16 +50,19 @@ ENTRIES = TypeAdapter(Annotated[list[KeyEntry], Field(min_length=1)])
 
 @dataclass(slots=True)
 class Use:
-    """What a key's holder does now; outlives a change of the file. `allowance` is None before the first request."""
+    """The requests of a key: those in flight, and those that its rate limit still allows.
 
-    inside: int = 0
+    It is kept when the file changes. `allowance` is None before the first request.
+    """
+
+    in_flight: int = 0
     allowance: float | None = None
     counted_at_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The holder of a key. Knows the key's digest alone."""
+    """The holder of a key. Stores the digest of the key, not the key."""
 
     name: str
     digest: bytes
@@ -67,19 +73,19 @@ class Caller:
 
     @contextmanager
     def admitted(self, now_s: float) -> Iterator[None]:
-        """One request more, for as long as the block lasts. Raises RequestError(rate_limited) beyond the limits."""
-        if self.max_concurrent is not None and self.use.inside >= self.max_concurrent:
-            message = f"key {self.name} may have {self.max_concurrent} requests at once (max_concurrent of its entry)"
-            raise refuse("rate_limited", f"{message}: wait for the others", retry_after_s=1.0)
+        """Count a request as in flight while the block runs. Raises RequestError(rate_limited) above a limit."""
+        if self.max_concurrent is not None and self.use.in_flight >= self.max_concurrent:
+            message = f"key {self.name} has {self.max_concurrent} requests in flight, its limit (max_concurrent)"
+            raise refuse("rate_limited", f"{message}: wait for their answers", retry_after_s=1.0)
         self._count(now_s)
-        self.use.inside += 1
+        self.use.in_flight += 1
         try:
             yield
         finally:
-            self.use.inside -= 1
+            self.use.in_flight -= 1
 
     def _count(self, now_s: float) -> None:
-        """A bucket of one minute's requests that fills up all the time: a burst may take what others left."""
+        """Token bucket: it holds one minute's requests and refills steadily, so a burst can use what was not used."""
         limit = self.requests_per_minute
         if limit is None:
             return
@@ -88,27 +94,27 @@ class Caller:
         use.allowance = min(limit, before + (now_s - use.counted_at_s) * limit / 60)
         use.counted_at_s = now_s
         if use.allowance < 1:
-            message = f"key {self.name} may ask {limit} times a minute (requests_per_minute of its entry)"
-            raise refuse("rate_limited", message, retry_after_s=(1 - use.allowance) * 60 / limit)
+            message = f"key {self.name} is limited to {limit} requests a minute (requests_per_minute)"
+            raise refuse("rate_limited", f"{message}: try later", retry_after_s=(1 - use.allowance) * 60 / limit)
         use.allowance -= 1
 
 
 class Keys:
-    """The keys of a file. A changed file counts from the next request on; one that cannot be read changes nothing."""
+    """The keys of a file. A changed file takes effect with the next request; an invalid one changes nothing."""
 
     def __init__(self, file: Path, clock: Callable[[], float] = time.monotonic) -> None:
-        """Raises SettingsError where the file cannot be read now."""
+        """Raises SettingsError if the file cannot be read or is invalid."""
         self._file = file
         self._clock = clock
         self._seen = self._version()
         self._callers = self._read()
 
     def caller(self, key: str) -> Caller | None:
-        """The holder of a key, compared in a time that tells nothing about it."""
+        """The holder of a key; None if it is unknown. The time that this takes does not depend on the key."""
         self._refresh()
         digest = _digest(key)
         found = None
-        for caller in self._callers:
+        for caller in self._callers:  # without an early exit, so that every key takes the same time
             if hmac.compare_digest(caller.digest, digest):
                 found = caller
         return found
@@ -125,12 +131,15 @@ class Keys:
         try:
             self._callers = self._read()
         except SettingsError as error:
-            log.error("%s; the keys of before still count", error)
+            log.error("%s; the previous keys stay valid", error)
         else:
-            log.info("keys read again: %s", ", ".join(caller.name for caller in self._callers))
+            log.info("keys were read again: %s", ", ".join(caller.name for caller in self._callers))
 
     def _version(self) -> tuple[int, int, int] | None:
-        """Changes with the file, also where it is a link that is pointed elsewhere, as in a mounted secret."""
+        """Changes when the file changes, also if the path is a symbolic link that gets another target.
+
+        Kubernetes updates a mounted secret like that.
+        """
         try:
             stat = self._file.stat()
         except OSError:

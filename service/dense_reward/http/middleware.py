@@ -1,7 +1,4 @@
-"""Around every request: an id, safe headers, an answer even where the code breaks, and word of it to log and metrics.
-
-Knows no routes.
-"""
+"""The outermost middleware: ids and security headers, answers to unexpected errors, log and metrics of each request."""
 
 import asyncio
 import logging
@@ -22,7 +19,7 @@ from dense_reward.telemetry.metrics import Metrics
 from dense_reward.telemetry.tracing import NANOSECONDS, Answered, Tracing
 
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-STATUS_NOBODY_LISTENED = 499  # for the metrics: the caller hung up before its answer
+STATUS_DISCONNECTED = 499  # in log and metrics only: the caller disconnected before its answer
 SAFE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -30,16 +27,17 @@ SAFE_HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
-"""What browsers are told with every answer that says nothing else."""
+"""Headers of every answer that does not set them itself."""
+QUIET = frozenset({"/health", "/ready", "/metrics"})
+"""Routes that monitors poll. Their requests are logged at level debug only."""
 log = logging.getLogger("dense_reward")
 
 
-QUIET = frozenset({"/health", "/ready", "/metrics"})
-"""Asked all the time: logged at debug alone."""
-
-
 class Identify:
-    """Gives every request an id, its caller's own where that is sane; tells of its answer; lets no exception out."""
+    """Gives every request an id, answers exceptions with 500 or 503, and reports each answer to log, metrics, traces.
+
+    The id is the caller's X-Request-Id if that is safe to log, else a random one.
+    """
 
     def __init__(
         self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None, is_draining: Callable[[], bool]
@@ -56,10 +54,10 @@ class Identify:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if REQUEST_ID_PATTERN.fullmatch(given) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        started_ns, status = time.time_ns(), STATUS_NOBODY_LISTENED
-        before, told = time.perf_counter(), REQUEST_ID.set(request_id)
+        started_ns, status = time.time_ns(), STATUS_DISCONNECTED
+        before, token = time.perf_counter(), REQUEST_ID.set(request_id)
 
-        async def send_named(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -72,24 +70,24 @@ class Identify:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_named)
+            await self._app(scope, receive, send_with_headers)
         except ClientDisconnect:
             pass
         except (Exception, asyncio.CancelledError) as error:
-            if status != STATUS_NOBODY_LISTENED:
+            if status != STATUS_DISCONNECTED:  # the answer has begun: a second one cannot follow on this connection
                 raise
-            await _failure(error, request_id)(scope, receive, send_named)
+            await _failure(error, request_id)(scope, receive, send_with_headers)
         finally:
-            self._tell(scope, status, started_ns, time.perf_counter() - before)
-            REQUEST_ID.reset(told)
+            self._report(scope, status, started_ns, time.perf_counter() - before)
+            REQUEST_ID.reset(token)
 
-    def _tell(self, scope: Scope, status: int, started_ns: int, seconds: float) -> None:
+    def _report(self, scope: Scope, status: int, started_ns: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unknown")
         self._metrics.request(route, status, seconds)
         level = logging.DEBUG if route in QUIET else logging.INFO
-        known = {"method": scope["method"], "path": scope["path"], "route": route, "status": status}
-        known |= {"seconds": round(seconds, 6), "caller": scope["state"].get("caller")}
-        log.log(level, "%s %s %s in %.3f s", scope["method"], scope["path"], status, seconds, extra=known)
+        fields = {"method": scope["method"], "path": scope["path"], "route": route, "status": status}
+        fields |= {"seconds": round(seconds, 6), "caller": scope["state"].get("caller")}
+        log.log(level, "%s %s %s in %.3f s", scope["method"], scope["path"], status, seconds, extra=fields)
         if self._tracing is not None:
             ended_ns = started_ns + int(seconds * NANOSECONDS)
             stages_s = scope["state"].get("stages_s", {})
@@ -100,10 +98,14 @@ class Identify:
 
 
 def _failure(error: BaseException, request_id: str) -> Response:
-    """What a caller gets instead of an answer. The server cancels requests that outlast --drain-s."""
+    """The answer to a request that raised. It reveals nothing of the exception; the log has it.
+
+    CancelledError comes from uvicorn, which cancels the requests that outlast --drain-s.
+    """
     if isinstance(error, asyncio.CancelledError):
-        refusal = refuse("draining", "the service stops and cannot finish this", retry_after_s=RETRY_UNAVAILABLE_S)
+        message = "the service stopped before this request was done: send it to another replica"
+        refusal = refuse("draining", message, retry_after_s=RETRY_UNAVAILABLE_S)
     else:
         log.error("a request failed", exc_info=error)
-        refusal = refuse("internal", "something broke here; the log has it under this id")
+        refusal = refuse("internal", "the service failed on this request: its log has the error under this request id")
     return error_response(refusal, request_id)

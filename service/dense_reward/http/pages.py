@@ -1,4 +1,4 @@
-"""What browsers get: the page at /, the description at /docs, and what each of them may load. Knows no scores."""
+"""The web page at / and the API documentation at /docs, each with its Content-Security-Policy."""
 
 import base64
 import hashlib
@@ -22,7 +22,10 @@ INLINE_SCRIPT = re.compile("<script>(.*?)</script>", re.DOTALL)
 
 
 def add_pages(app: FastAPI) -> None:
-    """The page and its files under /web, and /docs, which loads nothing from elsewhere."""
+    """Add the page with its files under /web, and /docs with its files under /docs/assets.
+
+    Neither loads anything from another host.
+    """
     web = Path(__file__).parent / "web"
     app.mount("/web", StaticFiles(directory=web))
     app.mount("/docs/assets", StaticFiles(packages=[("fastapi_offline", "static")]))
@@ -38,7 +41,7 @@ def add_pages(app: FastAPI) -> None:
 
 
 def _docs() -> tuple[str, str]:
-    """Swagger UI, and a policy that knows its one inline script by its hash; its styles it makes as it goes."""
+    """Swagger UI and its policy: its inline script is allowed by its hash; it makes inline styles as it runs."""
     page = bytes(
         get_swagger_ui_html(
             openapi_url="/openapi.json",
@@ -46,7 +49,7 @@ def _docs() -> tuple[str, str]:
             swagger_js_url="/docs/assets/swagger-ui-bundle.js",
             swagger_css_url="/docs/assets/swagger-ui.css",
             swagger_favicon_url="data:,",
-            swagger_ui_parameters={"validatorUrl": None},  # else it may ask swagger.io about the schema
+            swagger_ui_parameters={"validatorUrl": None},  # else it sends the schema's URL to swagger.io
         ).body
     ).decode()
     scripts = " ".join(f"'sha256-{_hash(script)}'" for script in INLINE_SCRIPT.findall(page))

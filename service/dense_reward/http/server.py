@@ -1,8 +1,4 @@
-"""What uvicorn does not do: end connections on which nothing comes or nothing is taken, end at a second signal, and
-take a renewed certificate.
-
-Knows no routes.
-"""
+"""uvicorn, extended: closes stalled connections, exits at a second signal, and reloads a renewed TLS certificate."""
 
 import asyncio
 import logging
@@ -19,36 +15,36 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 log = logging.getLogger("dense_reward")
 
-
 NOTICE_S = 1.0
-"""Requests that come so soon after the signal are still told that the service stops, and their connections end."""
-TICKS_OF_A_LOOK = 50
-"""A renewed certificate is seen after so many ticks of uvicorn, 0.1 s each."""
+"""Seconds after the signal in which connections stay open: a request that still arrives on one is answered with 503."""
+CERTIFICATE_CHECK_TICKS = 50
+"""The certificate's files are checked for changes every so many ticks of uvicorn, 0.1 s each."""
 
 
 class Server(uvicorn.Server):
-    """Drains at the first SIGTERM or SIGINT; at the second it ends, whatever is in flight.
+    """Drains at the first SIGTERM or SIGINT. At the second it exits immediately, and requests in flight are lost.
 
-    Connections that nothing comes on are closed only after NOTICE_S: a request may be on its way on one of them, and
-    would be lost without an answer. A certificate that is renewed is that of the connections that come afterwards.
+    Idle connections are closed only NOTICE_S after the first signal: a request can be on its way on one of them, and
+    would be lost without an answer. A renewed certificate is used for connections that are opened afterwards.
     """
 
-    _told = False
+    _is_stopping = False
 
     def __init__(self, config: uvicorn.Config, drain: Callable[[], None]) -> None:
+        """`drain` is called once, at the beginning of the shutdown: from then on requests must be refused."""
         super().__init__(config)
         self._drain = drain
         self._certificate_stamp = self._stamp()
 
     async def on_tick(self, counter: int) -> bool:
-        if counter % TICKS_OF_A_LOOK == 0 and (stamp := self._stamp()) != self._certificate_stamp:
+        if counter % CERTIFICATE_CHECK_TICKS == 0 and (stamp := self._stamp()) != self._certificate_stamp:
             self._certificate_stamp = stamp
-            self._take_certificate()
+            self._reload_certificate()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._drain()
-        log.info("stopping: nobody is let in any more")
+        log.info("stopping: new requests are refused")
         limit_s = self.config.timeout_graceful_shutdown
         if self.server_state.connections:
             notice_s = NOTICE_S if limit_s is None else min(NOTICE_S, limit_s / 2)
@@ -58,22 +54,29 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._told:
-            log.warning("told to stop again: what is in flight is lost")
-            os._exit(128 + sig)
-        self._told = True
+        if self._is_stopping:
+            log.warning("a second signal to stop: exiting now, requests in flight are lost")
+            os._exit(128 + sig)  # sys.exit would wait for the threads that load or compute
+        self._is_stopping = True
         super().handle_exit(sig, frame)
 
     def _stamp(self) -> list[int]:
-        """When the certificate's files were written; a secret that is mounted changes where its links point."""
+        """When the certificate's files were written; empty if one is missing, as for a moment while it is replaced.
+
+        stat follows symbolic links: a secret that Kubernetes mounts is renewed by changing where its links point.
+        """
         files = [file for file in (self.config.ssl_certfile, self.config.ssl_keyfile) if file is not None]
         try:
             return [os.stat(file).st_mtime_ns for file in files]
         except OSError:
             return []
 
-    def _take_certificate(self) -> None:
-        """Unless the files are not whole, or do not belong together: then at their next change."""
+    def _reload_certificate(self) -> None:
+        """Use the files for new connections. If they are incomplete or do not match, wait for their next change.
+
+        They are tried in a context that no connection uses, because a load that fails halfway would leave the live
+        context with a certificate that does not match its key.
+        """
         certificate, key = self.config.ssl_certfile, self.config.ssl_keyfile
         if self.config.ssl is None or certificate is None:
             return
@@ -81,74 +84,88 @@ class Server(uvicorn.Server):
             ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
             self.config.ssl.load_cert_chain(certificate, key)
         except OSError as error:
-            log.error("the renewed certificate %s cannot be taken, the one before is served on: %s", certificate, error)
+            log.error("the renewed certificate %s cannot be loaded, the old one stays in use: %s", certificate, error)
         else:
-            log.info("the renewed certificate %s is taken", certificate)
+            log.info("the renewed certificate %s is in use", certificate)
 
 
 class Connection(H11Protocol):
-    """Ends where what must come does not come within `patience_s`, or nothing of an answer is taken for so long.
+    """Closes itself if a caller sends too slowly, or reads no byte of its answer, for `patience_s`.
 
-    What must come is a request's head, and the rest of a body that was answered before it was there.
+    It waits for two things that uvicorn (0.54) does not limit: the head of a request, and the rest of a body whose
+    request was answered before the body was complete. Exactly one timer guards what a caller must send at any time:
+
+    - the head of the first request, or of one that has begun: `_receiving`;
+    - the head of a further request, on an idle connection: uvicorn's timeout_keep_alive;
+    - a body that is being read: the timeout of `read_body`;
+    - a body that is no longer read, because its request was answered: `_receiving`.
+
+    `_sending` runs while bytes of an answer are not yet sent, also on a connection that is being closed.
     """
 
     patience_s: ClassVar[float]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn does
         super().connection_made(transport)
-        self._coming = _Alarm(self.loop)
-        self._taking = _Alarm(self.loop)
-        self._watch_caller()
+        self._receiving = _Timer(self.loop)
+        self._sending = _Timer(self.loop)
+        self._watch_receiving()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch_caller()
+        self._watch_receiving()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._watch_caller()
-        self._watch_answer()
+        self._watch_receiving()
+        self._watch_sending()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._watch_answer()
+        self._watch_sending()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._coming.stop()
-        self._taking.stop()
+        self._receiving.stop()
+        self._sending.stop()
         super().connection_lost(exc)
 
-    def _watch_caller(self) -> None:
-        """Between requests uvicorn's own alarm is set; while one is answered, whoever reads its body has his own."""
+    def _watch_receiving(self) -> None:
+        """Start the timer if a head or the rest of a body is due, stop it if not.
+
+        It is not restarted by bytes that arrive: a caller that sends one byte at a time gets no more than patience_s.
+        """
         head_is_due = self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None
         answered = self.cycle is not None and self.cycle.response_complete
         body_is_due = self.conn.their_state is h11.SEND_BODY and answered
         if not head_is_due and not body_is_due:
-            self._coming.stop()
-        elif not self._coming.is_set:
-            self._coming.set(self.patience_s, self.transport.close)
+            self._receiving.stop()
+        elif not self._receiving.is_set:
+            self._receiving.set(self.patience_s, self.transport.close)
 
-    def _watch_answer(self) -> None:
-        """What is written leaves the process as fast as its caller takes it; a closed connection waits for that too."""
-        self._taking.stop()
-        if left := self._unsent_bytes():
-            self._taking.set(self.patience_s, lambda: self._abort_unless_taken(left))
+    def _watch_sending(self) -> None:
+        """Restart the timer if bytes of an answer are unsent. They leave the process as fast as the caller reads."""
+        self._sending.stop()
+        if unsent := self._unsent_bytes():
+            self._sending.set(self.patience_s, lambda: self._abort_if_stalled(unsent))
 
-    def _abort_unless_taken(self, before_bytes: int) -> None:
+    def _abort_if_stalled(self, before_bytes: int) -> None:
         if self._unsent_bytes() >= before_bytes:
-            self.transport.abort()
+            self.transport.abort()  # close() would wait until the buffer is sent
         else:
-            self._watch_answer()
+            self._watch_sending()
 
     def _unsent_bytes(self) -> int:
-        """Behind TLS what is encrypted lies in the transport below, of which the one above tells nothing."""
-        below = getattr(getattr(self.transport, "_ssl_protocol", None), "_transport", None)
+        """Bytes that wait in the process to be sent.
+
+        With TLS asyncio keeps encrypted bytes in an inner transport, whose buffer the outer transport does not count.
+        """
+        inner = getattr(getattr(self.transport, "_ssl_protocol", None), "_transport", None)
         unsent = self.transport.get_write_buffer_size()
-        return unsent if below is None else unsent + int(below.get_write_buffer_size())
+        return unsent if inner is None else unsent + int(inner.get_write_buffer_size())
 
 
-class _Alarm:
-    """Calls once, later, unless it is stopped."""
+class _Timer:
+    """Calls a function once, after a time, unless it is stopped before."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -168,5 +185,5 @@ class _Alarm:
 
 
 def connection(patience_s: float) -> type[Connection]:
-    """The class of a server's connections; uvicorn makes them itself, and passes no option of ours on."""
+    """A Connection class with its `patience_s`. uvicorn creates the connections, so they take no argument of ours."""
     return type("PatientConnection", (Connection,), {"patience_s": patience_s})

@@ -1,1 +1,1 @@
-"""What is served: the pairs of a running service, where they come from, how they come and go."""
+"""A running service: its state, its pairs by name, where they come from and how they are loaded."""

@@ -1,4 +1,4 @@
-"""Where a pair comes from: the engine that the settings name. What is heavy is imported only where it is served."""
+"""Chooses how pairs are loaded, by --engine. Each engine's libraries are imported only if it is chosen."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from dense_reward.text.encode import Encoder
 
 @dataclass(frozen=True, slots=True)
 class LoadedPair:
-    """What loading gives: an engine that has been proven, and the encoder that its checkpoints were trained with.
+    """An engine whose probes were verified, and the encoder that its checkpoints were trained with.
 
-    `memory_bytes` tells what is held on each device where that is not the process's own memory.
+    `memory_bytes` returns the bytes held on each device that has its own memory, all pairs together; empty if none has.
     """
 
     engine: Engine
@@ -23,11 +23,14 @@ class LoadedPair:
 
 
 LoadPair = Callable[[Settings, Report, OnDevice], LoadedPair]
-"""Loads the pair of the settings' name, sft and reference, beside those that are served."""
+"""Loads the pair that the settings name, while other pairs are served. Raises CheckpointError or SettingsError.
+
+It runs on the registry's loading thread. It reports each step, and runs what uses the device through OnDevice.
+"""
 
 
 def loader(engine: EngineName) -> LoadPair:
-    """Loads pairs of an engine; checkpoints that two of them share once, where it can."""
+    """The function that loads pairs of this engine. Engine torch loads a checkpoint that two pairs share only once."""
     match engine:
         case "torch":
             return _torch_loader()
@@ -61,5 +64,5 @@ def _load_remote(settings: Settings, report: Report, _: OnDevice) -> LoadedPair:
 def _load_fake(_: Settings, report: Report, __: OnDevice) -> LoadedPair:
     from dense_reward.engines.fake import FakeEngine, FakeTokenizer  # noqa: PLC0415
 
-    report("the fake engine computes numbers that mean nothing")
+    report("the fake engine computes meaningless rewards, for tests")
     return LoadedPair(FakeEngine(), Encoder.of(FakeTokenizer(), "plain"), "fake")

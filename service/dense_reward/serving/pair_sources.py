@@ -1,4 +1,4 @@
-"""Which pairs are served: those of the settings or of a file, later those that are loaded over HTTP; and from where."""
+"""Which pairs a service loads at its start, and which folders checkpoints can be loaded from."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +12,7 @@ from dense_reward.settings import Settings, read_list
 
 
 class PairSource(Strictly):
-    """A pair to be served: its name, and the folders of its two checkpoints."""
+    """A pair to load: its name, and the folders of its two checkpoints. The body of POST /admin/models."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     sft: Path
@@ -23,34 +23,39 @@ SOURCES = TypeAdapter(Annotated[list[PairSource], Field(min_length=1)])
 
 
 def first_pairs(settings: Settings) -> list[Settings]:
-    """The settings of each pair that is served from the start. Raises SettingsError."""
+    """The settings of each pair that is loaded at the start, in order. Raises SettingsError."""
     if settings.pairs_file is None:
         return [settings]
     if settings.sft is not None or settings.reference is not None:
         raise SettingsError("give either --pairs-file, or --sft and --reference")
     if settings.engine == "remote":
-        raise SettingsError("--engine remote serves one pair: --sft and --reference, with their URLs")
+        raise SettingsError(
+            "--engine remote serves one pair: replace --pairs-file by --sft, --reference and their URLs"
+        )
     sources = read_list("--pairs-file", settings.pairs_file, SOURCES)
     return [settings.model_copy(update=source.model_dump()) for source in sources]
 
 
 def check_confined(settings: Settings) -> None:
-    """Raises CheckpointError where a checkpoint, its files or its adapter's base lie outside --checkpoints-folder."""
+    """Raises CheckpointError if a checkpoint, one of its files or its adapter's base is outside --checkpoints-folder.
+
+    Symbolic links are followed first, each file's too: a link inside the folder must not reach a file outside.
+    """
     root = settings.checkpoints_folder
     for folder in (settings.sft, settings.reference):
         if root is None or folder is None:
             continue
         _check_inside(folder, root)
         if not (folder / MANIFEST_NAME).is_file():
-            continue  # told by whoever loads it
+            continue  # loading it raises a better error
         manifest = load_manifest(folder)
         files = files_folder(folder, manifest)
         base = files if manifest.adapter_base is None else Path(manifest.adapter_base)
-        named = [files / name for name in manifest.files] + [base / name for name in manifest.adapter_base_files]
-        for path in (files, base, *named):
+        listed = [files / name for name in manifest.files] + [base / name for name in manifest.adapter_base_files]
+        for path in (files, base, *listed):
             _check_inside(path, root)
 
 
 def _check_inside(path: Path, root: Path) -> None:
     if not path.resolve().is_relative_to(root.resolve()):
-        raise CheckpointError(f"{path} is not in {root} (--checkpoints-folder): nothing outside is loaded")
+        raise CheckpointError(f"{path} is not below {root} (--checkpoints-folder): move it there")

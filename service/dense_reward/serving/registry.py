@@ -1,4 +1,4 @@
-"""The pairs that are served, by name: loaded, put in each other's place, and removed."""
+"""The registry of served pairs: loads, replaces and removes them by name while requests are served."""
 
 import asyncio
 import logging
@@ -24,10 +24,14 @@ log = logging.getLogger("dense_reward")
 
 @dataclass(slots=True)
 class Registry:
-    """Served pairs, the first one first; all of them are fed through one queue.
+    """The served pairs in order; the first answers requests that name no model. All share one batcher.
 
-    `loading` names the pair that is being loaded over HTTP. `report` is told each step of a loading, and raises
-    LoadingStoppedError to end it.
+    All methods run on the event loop, so a lookup never sees a half-made change; only `load` runs on the loading
+    thread. A request keeps the Scorer that it looked up, and with it the models, so that it is answered by one revision
+    even if its pair is replaced or removed meanwhile. Models are freed with the last Scorer that uses them.
+
+    `loading` is the name of the pair that is being loaded over HTTP. `report` is called with each step of loading; it
+    raises LoadingStoppedError to cancel it.
     """
 
     settings: Settings
@@ -55,54 +59,56 @@ class Registry:
 
     @property
     def unavailable_reason(self) -> str | None:
-        """Why a pair computes nothing now, though it may again."""
-        return next((found for found in map(_unavailable_reason, self._pairs.values()) if found is not None), None)
+        """Why some pair cannot compute now, although it may recover; None if all can."""
+        reasons = map(_unavailable_reason, self._pairs.values())
+        return next((reason for reason in reasons if reason is not None), None)
 
     def memory_bytes(self) -> Mapping[str, int]:
-        """What is held on each device that has a memory of its own."""
+        """Bytes held on each device that has its own memory."""
         return self._memory_bytes()
 
     def scorer(self, name: str | None = None) -> Scorer:
-        """The pair of that name; the first one where left out. Some pair must be served. Raises RequestError."""
+        """The pair of a name, or the first pair. At least one must be served. Raises RequestError(model_not_found)."""
         if name is None:
             name = next(iter(self._pairs))
         if name not in self._pairs:
-            raise refuse("model_not_found", f"no model {name!r}; served: {', '.join(self._pairs)}", param="model")
+            message = f"model {name!r} is not served; these are: {', '.join(self._pairs)}"
+            raise refuse("model_not_found", message, param="model")
         return self._pairs[name]
 
-    def check_well(self, name: str | None) -> None:
-        """Raises RequestError(engine_unavailable) where nobody answers who computes the pair's models."""
+    def check_available(self, name: str | None) -> None:
+        """Raises RequestError(engine_unavailable) if the pair's engine cannot compute now."""
         unavailable_reason = _unavailable_reason(self.scorer(name))
         if unavailable_reason is not None:
             raise refuse("engine_unavailable", unavailable_reason, retry_after_s=RETRY_UNAVAILABLE_S)
 
     async def start(self, settings: Settings) -> None:
-        """LoadPair a pair and serve it. Raises what loading raises."""
+        """Load a pair at the start of the service, and serve it. Raises what loading raises."""
         self._pairs[settings.name] = await self._loaded(settings)
 
     async def add(self, source: PairSource) -> ModelCard:
-        """LoadPair a pair beside those that are served, prove it, and serve it from the next request on.
+        """Load a pair while the others are served, verify its probes, and serve it from the next request on.
 
-        It takes the place of the pair of its name, which still answers the requests that wait for it.
-        Raises RequestError (forbidden, loading, load_failed, draining), nothing having changed.
+        It replaces the pair of the same name, which still answers the requests that it has.
+        Raises RequestError: forbidden, loading, load_failed or draining. Nothing has changed then.
         """
         if self.settings.engine in {"remote", "vllm"}:
-            raise refuse("forbidden", f"pairs of --engine {self.settings.engine} are served from the start alone")
+            message = f"--engine {self.settings.engine} loads pairs only at its start: restart it with other settings"
+            raise refuse("forbidden", message)
         if self.settings.checkpoints_folder is None:
-            raise refuse(
-                "forbidden", "pairs are loaded over HTTP only from below --checkpoints-folder, which is not set"
-            )
+            raise refuse("forbidden", "loading pairs over HTTP needs --checkpoints-folder DIR: only from there")
         if self.loading is not None:
-            raise refuse("loading", f"{self.loading} is being loaded: one at a time", retry_after_s=RETRY_UNAVAILABLE_S)
+            message = f"{self.loading} is being loaded, and pairs are loaded one at a time: try again later"
+            raise refuse("loading", message, retry_after_s=RETRY_UNAVAILABLE_S)
         self.loading = source.name
         try:
             scorer = await self._loaded(self.settings.model_copy(update=source.model_dump()))
         except LoadingStoppedError:
             raise refuse("draining", "the service is stopping", retry_after_s=RETRY_UNAVAILABLE_S) from None
-        except Exception as error:  # whatever a checkpoint can do wrong must not reach those that are served
+        except Exception as error:  # a bad checkpoint can raise anything, and the pairs that are served must go on
             self.metrics.load("failed")
             log.error("%s could not be loaded: %s", source.name, error, exc_info=not isinstance(error, CheckpointError))
-            raise refuse("load_failed", f"{error}; what was served before is served on") from None
+            raise refuse("load_failed", f"{error} (the pairs that were served before are still served)") from None
         finally:
             self.loading = None
         self._pairs[source.name] = scorer
@@ -111,14 +117,16 @@ class Registry:
         return scorer.card
 
     def remove(self, name: str) -> None:
-        """Serve a pair no more; its waiting requests are still answered. Raises RequestError."""
+        """Stop serving a pair. Its requests are still answered. Raises RequestError: model_not_found or in_use."""
         if self.scorer(name) is self.scorer():
-            raise refuse("in_use", f"{name} answers requests that name no model: load another pair in its place")
+            raise refuse(
+                "in_use", f"{name} answers requests without a model: load another pair under this name instead"
+            )
         del self._pairs[name]
         log.info("removed: %s", name)
 
     def close(self) -> None:
-        """LoadPair no more, what is being loaded not waited for, and let go of engines elsewhere."""
+        """Load no more pairs, without waiting for one that is being loaded, and close remote engines."""
         self._loader.shutdown(wait=False)
         for scorer in self._pairs.values():
             if isinstance(scorer.engine, RemoteEngine):

@@ -1,4 +1,4 @@
-"""What lives as long as the process: the queue, the pairs behind it, and the state that /ready tells."""
+"""The service: its queue, its pairs and its state, from start to stop."""
 
 import asyncio
 import logging
@@ -26,7 +26,11 @@ State = Literal["starting", "ready", "draining", "failed"]
 
 @dataclass(slots=True)
 class Service:
-    """Pairs behind one queue. `start` returns at once; /ready is true only after the proof of all first pairs."""
+    """Pairs that share one queue. Used from one event loop.
+
+    The state goes from starting to ready once all first pairs are loaded and verified, then to draining. It becomes
+    failed if a first pair cannot be loaded or the queue breaks: `on_failure` is then called, to end the process.
+    """
 
     settings: Settings
     load: LoadPair
@@ -52,21 +56,22 @@ class Service:
         self.tracing = None if endpoint is None else Tracing(endpoint)
 
     def start(self) -> None:
+        """Start the queue and the loading of the first pairs, and return immediately."""
         self._tasks |= {asyncio.create_task(self._run()), asyncio.create_task(self._start())}
 
     def drain(self) -> None:
-        """Let nobody in any more. Loading that is under way ends at its next step."""
+        """Admit no more requests, and cancel loading at its next step. The time of --drain-s begins to run."""
         if self.state != "failed":
             self.state = "draining"
         self._stop_at_s = min(self._stop_at_s, time.monotonic() + self.settings.drain_s)
 
     async def stop(self) -> None:
-        """Finish what was let in, then return; at the end of --drain-s in any case, what is not done left behind."""
+        """Finish admitted work, but return at the end of --drain-s at the latest. `is_busy` is then true."""
         self.drain()
         self.batcher.close()
         await asyncio.wait(self._tasks, timeout=max(0.0, self._stop_at_s - time.monotonic()))
         if self.is_busy:
-            log.warning("stopped before all was done")
+            log.warning("stopped before all work was done (--drain-s)")
         self.threads.shutdown()
         self._pairs.close()
         if self.tracing is not None:
@@ -74,7 +79,7 @@ class Service:
 
     @property
     def is_busy(self) -> bool:
-        """Whether something is being computed or loaded."""
+        """Whether a batch is being computed or a pair loaded."""
         return not all(task.done() for task in self._tasks)
 
     @property
@@ -84,29 +89,33 @@ class Service:
 
     @property
     def unavailable_reason(self) -> str | None:
-        """Why a pair answers nothing now, though it may again."""
+        """Why some pair cannot compute now, although it may recover; None if all can."""
         return self._pairs.unavailable_reason
 
     def check_ready(self) -> None:
-        """Raises RequestError: starting or draining, with the seconds after which to ask again."""
+        """Raises RequestError(starting or draining), with Retry-After, unless the state is ready."""
         if self.state != "ready":
             code = "draining" if self.state == "draining" else "starting"
-            raise refuse(code, f"the service is {self.state}", retry_after_s=RETRY_UNAVAILABLE_S)
+            message = f"the service is not ready (state {self.state}): try again later"
+            raise refuse(code, message, retry_after_s=RETRY_UNAVAILABLE_S)
 
     def scorer(self, name: str | None = None) -> Scorer:
-        """The pair of that name; the first one where left out. For requests that were let in. Raises RequestError."""
+        """The pair of a name, or the first pair, for an admitted request: also while draining.
+
+        Raises RequestError: model_not_found, engine_unavailable, or as check_ready if no pair is loaded yet.
+        """
         if self._pairs.is_empty:
             self.check_ready()
-        self._pairs.check_well(name)
+        self._pairs.check_available(name)
         return self._pairs.scorer(name)
 
     def cards(self) -> list[ModelCard]:
-        """Of every pair, the first one first. Raises RequestError where /score would for any."""
+        """The cards of all pairs, in order. Raises RequestError as check_ready."""
         self.check_ready()
         return self._pairs.cards
 
     def snapshot(self) -> MetricsSnapshot:
-        """What metrics tell of this moment."""
+        """The numbers that metrics report of this moment."""
         return MetricsSnapshot(
             ready=self.state == "ready" and self.unavailable_reason is None,
             queue_tokens=self.batcher.admission.held_tokens,
@@ -117,9 +126,9 @@ class Service:
         )
 
     async def add(self, source: PairSource) -> ModelCard:
-        """Serve another pair, or one in the place of the pair of its name: see Registry. Raises RequestError.
+        """Load and serve a pair: see Registry.add. Raises RequestError.
 
-        A caller who hangs up does not stop it.
+        Loading goes on if the caller disconnects: it is shielded from the cancellation of the request.
         """
         self.check_ready()
         adding = asyncio.create_task(self._pairs.add(source))
@@ -130,10 +139,10 @@ class Service:
     def _added(self, adding: "asyncio.Task[ModelCard]") -> None:
         self._tasks.discard(adding)
         if not adding.cancelled():
-            adding.exception()  # told by whoever waits for it, or by the log
+            adding.exception()  # reads it, or asyncio would log it: the caller gets it, and the registry has logged it
 
     def remove(self, name: str) -> None:
-        """Serve a pair no more; its waiting requests are still answered. Raises RequestError."""
+        """Stop serving a pair: see Registry.remove. Raises RequestError."""
         self.check_ready()
         self._pairs.remove(name)
 
@@ -148,7 +157,7 @@ class Service:
             self._fail(str(error))
             return
         except Exception as error:
-            log.exception("loading failed")
+            log.exception("loading failed unexpectedly")
             self._fail(repr(error))
             return
         if self.state == "starting":
@@ -157,22 +166,24 @@ class Service:
                 log.info("ready: %s", card.model_dump_json())
 
     async def _run(self) -> None:
-        """The queue's loop, watched: where it ends before it was told to, nothing is answered here any more."""
+        """Run the batcher's loop, and fail if it ends before the service drains: nothing would be answered then."""
         try:
             await self.batcher.run()
         except Exception as error:
-            log.exception("the queue broke")
+            log.exception("the queue failed")
             self._fail(repr(error))
             return
         if self.state not in {"draining", "failed"}:
-            log.error("the queue ended before it was told to")
-            self._fail("the queue ended before it was told to")
+            message = "the queue ended although the service was not stopped"
+            log.error(message)
+            self._fail(message)
 
     def _fail(self, message: str) -> None:
         self.state, self.progress = "failed", message
         self.on_failure()
 
     def _report(self, message: str) -> None:
+        """Called on the loading thread with each step. Raising here is how loading is cancelled."""
         if self.state in {"draining", "failed"}:
             raise LoadingStoppedError
         self.progress = message

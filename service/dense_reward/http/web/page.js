@@ -1,5 +1,5 @@
 // The page served at /: sends the form to POST heatmap and shows the answer in a sandboxed frame.
-// Text from users and servers reaches the page through textContent alone, markup through the frame's srcdoc alone.
+// Text from users and servers enters the page only as textContent, markup only as the srcdoc of the sandboxed frame.
 
 const byId = (id) => document.getElementById(id);
 
@@ -10,7 +10,7 @@ const EXAMPLE = {
 };
 
 const KEY = "dense-reward-key"; // kept until the tab is closed
-const ASK_AGAIN_MS = 2000; // while the service starts
+const RETRY_MS = 2000; // while the service starts
 
 class ServiceError extends Error {
   constructor(status, error) {
@@ -20,11 +20,11 @@ class ServiceError extends Error {
   }
 }
 
-/** Throws ServiceError with the service's own words, or with the status line where the answer has none. */
-async function ask(path, options = {}) {
+/** Sends a request. Throws ServiceError with the service's error, or with the status line if the answer has none. */
+async function send(path, options = {}) {
   const answer = await fetch(path, { ...options, headers: withKey(options.headers) });
   if (answer.ok) return answer;
-  if (answer.status === 401) askForKey();
+  if (answer.status === 401) showKeyForm();
   const body = await answer.json().catch(() => ({}));
   const unknown = { message: `The service answered ${answer.status} ${answer.statusText}.` };
   throw new ServiceError(answer.status, body.error ?? unknown);
@@ -35,7 +35,7 @@ function withKey(headers = {}) {
   return key === null ? headers : { ...headers, Authorization: `Bearer ${key}` };
 }
 
-function askForKey() {
+function showKeyForm() {
   byId("access").hidden = false;
   byId("key").focus();
 }
@@ -48,10 +48,10 @@ function request(format) {
 
 async function picture(body) {
   const headers = { "Content-Type": "application/json" };
-  return (await ask("heatmap", { method: "POST", headers, body: JSON.stringify(body) })).text();
+  return (await send("heatmap", { method: "POST", headers, body: JSON.stringify(body) })).text();
 }
 
-/** Runs one exchange with the service: buttons rest meanwhile, failures are shown. */
+/** Runs one exchange with the service, with the buttons disabled, and shows its failure. */
 async function exchange(work) {
   const buttons = [byId("show"), byId("save-html"), byId("save-svg")];
   buttons.forEach((button) => { button.disabled = true; });
@@ -85,7 +85,7 @@ function showFailure(failure) {
   const error = failure instanceof ServiceError ? failure.error : unreachable;
   byId("error-message").textContent = error.message;
   const items = error.items ?? [];
-  byId("error-items").replaceChildren(...(items.length > 1 ? items : []).map(itemLine)); // one is the message itself
+  byId("error-items").replaceChildren(...(items.length > 1 ? items : []).map(itemLine)); // the message shows a single one
   const details = [["code", error.code], ["field", error.param], ["request", error.request_id]];
   const known = details.filter(([, value]) => value != null);
   byId("error-details").textContent = known.map((pair) => pair.join(": ")).join(" · ");
@@ -110,12 +110,12 @@ function save(text, type, name) {
 
 async function showServed() {
   try {
-    const { models } = await (await ask("models")).json();
+    const { models } = await (await send("models")).json();
     byId("served").textContent = models.map(describe).join("; ");
   } catch (failure) {
     const keyIsMissing = failure.status === 401 && sessionStorage.getItem(KEY) === null;
     byId("served").textContent = keyIsMissing ? "" : failure.message;
-    if (failure.error?.code === "starting") setTimeout(showServed, ASK_AGAIN_MS);
+    if (failure.error?.code === "starting") setTimeout(showServed, RETRY_MS);
   }
 }
 
@@ -132,7 +132,7 @@ byId("access").addEventListener("submit", (event) => {
   sessionStorage.setItem(KEY, byId("key").value);
   byId("access").hidden = true;
   byId("error").hidden = true;
-  byId("served").textContent = "asking which model is served …";
+  byId("served").textContent = "looking up the served pairs …";
   showServed();
 });
 byId("form").addEventListener("submit", (event) => {
