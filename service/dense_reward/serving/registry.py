@@ -72,7 +72,7 @@ class Registry:
         if name is None:
             name = next(iter(self._pairs))
         if name not in self._pairs:
-            message = f"model {name!r} is not served; these are: {', '.join(self._pairs)}"
+            message = f"there is no model {name!r}; served: {', '.join(self._pairs)}"
             raise refuse("model_not_found", message, param="model")
         return self._pairs[name]
 

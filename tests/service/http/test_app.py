@@ -1,4 +1,4 @@
-"""The HTTP contract on a real server with the fake engine: answers, and each refusal with its status and code."""
+"""The HTTP contract, tested on a real server with the fake engine: answers, and every refusal with status and code."""
 
 import base64
 import json
@@ -104,7 +104,7 @@ def test_base64_carries_the_same_bits(service: Served) -> None:
             assert np.array_equal(decoded, np.array(row[name], dtype=dtype)), name
 
 
-def test_an_answer_says_what_served_it_and_what_it_cost(service: Served) -> None:
+def test_an_answer_names_its_model_usage_and_timing(service: Served) -> None:
     answer = service.score(IDS).json()
     assert answer["model"] == {
         "name": "default",
@@ -125,7 +125,7 @@ def test_what_is_expected_and_served_alike_is_answered(service: Served) -> None:
 
 
 def assert_refused(answer: httpx2.Response, status: int, code: str) -> dict[str, object]:
-    """The one shape of an error, without a stack trace; its content."""
+    """Checks the shape of an error, and that it has no stack trace. Returns its content."""
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
     assert STATUS_BY_CODE[code] == status
     assert answer.json().keys() == {"error"}
@@ -139,11 +139,11 @@ def assert_refused(answer: httpx2.Response, status: int, code: str) -> dict[str,
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """A body that must be refused; `says` is a part of the message."""
+    """A body that must be refused. `part` is a part of the message."""
 
     body: object
     code: str
-    says: str
+    part: str
     param: str | None = None
 
 
@@ -201,7 +201,7 @@ BAD = {
 def test_a_bad_request_is_refused_with_code_place_and_cure(service: Served, name: str, route: str) -> None:
     bad = BAD[name]
     error = assert_refused(service.client.post(route, json=bad.body), STATUS_BY_CODE[bad.code], bad.code)
-    assert bad.says in str(error["message"])
+    assert bad.part in str(error["message"])
     assert bad.param in {error["param"], None}
 
 
@@ -240,7 +240,7 @@ def test_a_body_of_another_type_or_encoding_is_refused(service: Served, headers:
     assert_refused(answer, 415, "unsupported_media_type")
 
 
-def test_a_charset_beside_the_content_type_is_no_offence(service: Served) -> None:
+def test_a_content_type_with_a_charset_is_accepted(service: Served) -> None:
     headers = {"Content-Type": "application/JSON; charset=utf-8", "Content-Encoding": "identity"}
     assert service.client.post("/score", content=json.dumps(IDS), headers=headers).status_code == 200
 
@@ -268,7 +268,7 @@ def test_a_chunked_body_within_the_limit_is_read_whole(narrow: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "says"),
+    ("body", "part"),
     [
         ({"items": [TEXT] * 4}, "4 items; the limit is 3 (--max-items)"),
         ({"prompt_ids": [1], "response_ids": [[]] * 3}, "3 responses to one prompt; the limit is 2 (--max-responses)"),
@@ -276,13 +276,13 @@ def test_a_chunked_body_within_the_limit_is_read_whole(narrow: Served) -> None:
     ],
 )
 def test_what_is_more_than_a_limit_allows_is_refused_with_the_limit(
-    narrow: Served, body: Mapping[str, object], says: str
+    narrow: Served, body: Mapping[str, object], part: str
 ) -> None:
-    assert says in str(assert_refused(narrow.score(body), 422, "too_long")["message"])
+    assert part in str(assert_refused(narrow.score(body), 422, "too_long")["message"])
     assert narrow.score(TEXT).status_code == 200
 
 
-def test_every_bad_item_is_told_at_once(service: Served) -> None:
+def test_every_bad_item_is_reported_together(service: Served) -> None:
     items = [IDS, {"prompt_ids": [], "response_ids": [[1]]}, TEXT, {"prompt_ids": [1], "response_ids": [[999]]}]
     error = assert_refused(service.score({"items": items}), 422, "empty_prompt")
     assert isinstance(error["items"], list)
@@ -295,8 +295,8 @@ def test_every_bad_item_is_told_at_once(service: Served) -> None:
 def test_per_item_answers_the_good_items_and_the_faults_of_the_bad_in_the_order_of_the_items(service: Served) -> None:
     bad = {"prompt_ids": [1], "response_ids": [[999]]}
     rows = service.score({"items": [TEXT, bad, IDS, bad], "on_error": "per_item"}).json()["results"]
-    told = [(row["item"], row["error"]["code"] if "error" in row else row["response"]) for row in rows]
-    assert told == [(0, 0), (1, "unknown_token_id"), (2, 0), (2, 1), (2, 2), (3, "unknown_token_id")]
+    found = [(row["item"], row["error"]["code"] if "error" in row else row["response"]) for row in rows]
+    assert found == [(0, 0), (1, "unknown_token_id"), (2, 0), (2, 1), (2, 2), (3, "unknown_token_id")]
     only_bad = service.score({"items": [bad], "on_error": "per_item"})
     assert [row["error"]["item"] for row in only_bad.json()["results"]] == [0]
 
@@ -342,6 +342,6 @@ def test_the_served_pair_is_listed(narrow: Served) -> None:
     assert card["end_of_turn_id"] == FakeTokenizer.eos_id
 
 
-def test_health_and_readiness_are_told(service: Served) -> None:
+def test_health_and_readiness_are_reported(service: Served) -> None:
     assert service.client.get("/health").json() == {"state": "ready"}
     assert service.client.get("/ready").json()["state"] == "ready"

@@ -1,4 +1,4 @@
-"""What one caller may take of a real server: its queue, its time, and the size of an answer."""
+"""Limits on what one caller can use of a real server: queue, time, and the size of an answer."""
 
 import json
 import socket
@@ -31,7 +31,7 @@ def refusal(answer: httpx2.Response) -> tuple[int, str, str]:
 
 @contextmanager
 def sending(running: Served, declared: int, body: bytes) -> Iterator[socket.socket]:
-    """A caller that declares so many bytes and sends these alone."""
+    """A caller that declares so many bytes, and sends only `body`."""
     with socket.create_connection((running.client.base_url.host, running.client.base_url.port or 0)) as caller:
         head = (
             f"POST /score HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {declared}\r\n\r\n"
@@ -72,16 +72,16 @@ def test_a_large_body_is_read_as_a_small_one() -> None:
 
 
 @pytest.mark.parametrize(("length", "top_k", "thread"), [(20, 0, "server"), (3000, 0, "encode_"), (150, 20, "encode_")])
-def test_a_large_answer_is_written_beside_the_loop_and_reads_as_a_small_one(
+def test_a_large_answer_is_serialised_in_a_thread_and_equals_small_ones(
     length: int, top_k: int, thread: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: set[str] = set()
 
-    def noted(row: Mapping[str, object]) -> orjson.Fragment:
+    def recorded(row: Mapping[str, object]) -> orjson.Fragment:
         threads.add(threading.current_thread().name)
         return fragment(row)
 
-    monkeypatch.setattr("dense_reward.http.app.fragment", noted)
+    monkeypatch.setattr("dense_reward.http.app.fragment", recorded)
     item = {"prompt_ids": [1] * 50, "response_ids": [[2] * length, [3] * length]}
     with served(loading(Recorder())) as running:
         rows = running.score({"items": [item, item], "top_k": top_k}).json()["results"]
@@ -92,8 +92,8 @@ def test_a_large_answer_is_written_beside_the_loop_and_reads_as_a_small_one(
     assert threads.pop().startswith(thread)
 
 
-class Busy(FakeTokenizer):
-    """Looks at a service's queue whenever it decodes a prompt, and cannot encode a long text."""
+class QueueObserver(FakeTokenizer):
+    """Records the service's held tokens whenever it decodes `prompt`. Fails if it is given a long text to encode."""
 
     service: Service
 
@@ -112,12 +112,12 @@ class Busy(FakeTokenizer):
 
 
 @contextmanager
-def busy(prompt: list[int]) -> Iterator[tuple[Served, Busy]]:
-    """A service with a busy tokenizer."""
-    tokenizer = Busy(prompt)
+def observed(prompt: list[int]) -> Iterator[tuple[Served, QueueObserver]]:
+    """A service whose tokenizer is a QueueObserver."""
+    tokenizer = QueueObserver(prompt)
 
     def load(_: Settings, __: Callable[[str], None], ___: OnDevice) -> LoadedPair:
-        return LoadedPair(FakeEngine(), Encoder.of(tokenizer, "plain"), "busy")
+        return LoadedPair(FakeEngine(), Encoder.of(tokenizer, "plain"), "observer")
 
     with served(load, max_length_tokens=128) as running:
         tokenizer.service = running.service
@@ -125,7 +125,7 @@ def busy(prompt: list[int]) -> Iterator[tuple[Served, Busy]]:
 
 
 def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised() -> None:
-    with busy([]) as (running, _):
+    with observed([]) as (running, _):
         status, code, message = refusal(running.score({"prompt": "a" * 20_000_000, "response": "b"}))
         assert (status, code) == (422, "too_long")
         assert "128 tokens (--max-length-tokens)" in message
@@ -134,8 +134,8 @@ def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenised() -> None:
 def test_alternatives_are_counted_before_they_are_computed() -> None:
     engine = Recorder()
     with served(loading(engine), max_length_tokens=100_000) as running:
-        asked = {"prompt_ids": [1], "response_ids": [[2] * 50_001], "top_k": 20}
-        status, code, message = refusal(running.score(asked))
+        body = {"prompt_ids": [1], "response_ids": [[2] * 50_001], "top_k": 20}
+        status, code, message = refusal(running.score(body))
         assert (status, code) == (422, "too_long")
         assert "top_k 20 of 50001 scored tokens" in message
         assert "1000000 alternatives" in message
@@ -156,7 +156,7 @@ def test_a_heatmap_has_at_most_as_many_tokens_as_the_setting_says(kind: str) -> 
 
 
 def test_a_picture_holds_its_place_in_the_queue_until_it_is_drawn() -> None:
-    with busy([1] * 50) as (running, tokenizer):
+    with observed([1] * 50) as (running, tokenizer):
         assert running.client.post("/heatmap", json=IDS).status_code == 200
         assert tokenizer.seen == [90, 90], "the prompt is decoded to be drawn, once for each response"
         wait_until(lambda: running.service.batcher.admission.held_tokens == 0)

@@ -1,3 +1,5 @@
+"""POST /heatmap: its rows, its pictures, and the options that it refuses."""
+
 import re
 from itertools import pairwise
 
@@ -27,7 +29,7 @@ STREAM: dict[str, object] = {"token_ids": [*b"abcd"], "score_mask": [0, 0, 1, 1]
 
 
 def scored(**body: object) -> tuple[HeatmapRequest, list[Row]]:
-    """A request and its answer, as the service makes them."""
+    """A request and the rows of its answer, made like the service makes them."""
     request = with_arrays(HeatmapRequest.model_validate(body), FROM_BOTH)
     encoder = Encoder(TOKENIZER, "chat", EOS_ID)
     items = [prepare(item, request, encoder, LIMITS) for item in request.listed()]

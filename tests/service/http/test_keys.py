@@ -1,4 +1,4 @@
-"""The file of keys: what it may hold, when it counts, and the limits of each key. A clock of the test's own."""
+"""The file of keys: valid content, when a change takes effect, and the limits of each key, by the test's clock."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ class Clock:
 
 @dataclass
 class Written:
-    """A file of keys and what was read from it."""
+    """A file of keys, and the keys that were read from it."""
 
     file: Path
     clock: Clock
@@ -65,8 +65,8 @@ def test_no_secret_can_be_read_from_what_is_kept(tmp_path: Path) -> None:
         ("[", "Invalid JSON"),
         ('[{"name": "a", "key": "secretsecret"}]', "0.key: Value should have at least 16 items"),
         ('[{"name": "a b", "key": "secretsecretsecret"}]', "0.name: String should match pattern"),
-        ('[{"name": "a", "key": "secretsecret secret"}]', "do not travel in a header"),
-        ('[{"name": "a", "key": "secretsecretsecrét"}]', "do not travel in a header"),
+        ('[{"name": "a", "key": "secretsecret secret"}]', "a header cannot carry other characters"),
+        ('[{"name": "a", "key": "secretsecretsecrét"}]', "a header cannot carry other characters"),
         ('[{"name": "a", "key": "secretsecretsecret", "rights": ["read"]}]', "'score' or 'admin'"),
         ('[{"name": "a", "key": "secretsecretsecret", "rights": []}]', "0.rights"),
         ('[{"name": "a", "key": "secretsecretsecret", "role": "x"}]', "0.role: Extra inputs are not permitted"),
@@ -96,7 +96,7 @@ def test_a_changed_file_counts_at_once(tmp_path: Path) -> None:
 
 
 def test_a_link_that_is_pointed_elsewhere_counts_at_once(tmp_path: Path) -> None:
-    """As Kubernetes changes a mounted secret."""
+    """Kubernetes updates a mounted secret like this."""
     for name, entry in (("old", ALICE), ("new", BOB)):
         (tmp_path / name).mkdir()
         written(tmp_path / name, entry)
@@ -128,7 +128,7 @@ def test_requests_at_once_are_counted_also_over_a_change_of_the_file(tmp_path: P
         for _ in range(2):
             inside.enter_context(there.known("a" * 16).admitted(there.clock()))
         there.write(json.dumps([BOB, ALICE | {"max_concurrent": 2}]))
-        with pytest.raises(RequestError, match="2 requests at once"):
+        with pytest.raises(RequestError, match="2 requests in flight"):
             inside.enter_context(there.known("a" * 16).admitted(there.clock()))
     with there.known("a" * 16).admitted(there.clock()):
         pass
@@ -143,7 +143,7 @@ def test_requests_a_minute_come_in_a_burst_and_then_at_their_rate(tmp_path: Path
 
     for _ in range(30):
         asked()
-    with pytest.raises(RequestError, match="30 times a minute") as refused:
+    with pytest.raises(RequestError, match="limited to 30 requests a minute") as refused:
         asked()
     assert (refused.value.status, refused.value.retry_after_s) == (429, 2.0)
     there.clock.now_s += 2

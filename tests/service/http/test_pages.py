@@ -1,4 +1,4 @@
-"""What people and monitors read: the page, the docs and their schema, heatmaps, metrics."""
+"""The routes for people and monitors: the page, the docs and their schema, heatmaps, metrics."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Callers that take their time, ask for little of it, or send what is small and becomes large. A real server."""
+"""Callers that stall, set short deadlines, or send small bodies that inflate, against a real server."""
 
 import gzip
 import json
@@ -19,7 +19,14 @@ JSON = {"Content-Type": "application/json"}
 
 @pytest.fixture(scope="module")
 def impatient() -> Iterator[Served]:
-    with served(max_arrival_s=0.3, max_body_bytes=10_000, max_json_depth=3) as running:
+    """A service that soon closes stalled connections."""
+    with served(max_arrival_s=0.3) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Served]:
+    with served(max_body_bytes=10_000, max_json_depth=3) as running:
         yield running
 
 
@@ -31,7 +38,7 @@ def connected(running: Served) -> Iterator[socket.socket]:
 
 
 def rest_of(caller: socket.socket) -> bytes:
-    """What comes until the service closes the connection."""
+    """The bytes that come until the service closes the connection."""
     parts = []
     while part := caller.recv(65_536):
         parts.append(part)
@@ -71,8 +78,8 @@ def test_neither_is_the_rest_of_a_body_that_was_answered_before_it_came(impatien
         rest_of(caller)
 
 
-def test_a_body_that_comes_after_its_answer_keeps_its_connection(impatient: Served) -> None:
-    with connected(impatient) as caller:
+def test_a_body_that_comes_after_its_answer_keeps_its_connection(service: Served) -> None:
+    with connected(service) as caller:
         caller.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n")
         assert caller.recv(15) == b"HTTP/1.1 200 OK"
         caller.sendall(b"aaGET /ready HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
@@ -101,7 +108,7 @@ def head(length: int, *more: str) -> bytes:
 
 @pytest.mark.parametrize("more", [(), ("Connection: close",)])
 def test_a_caller_that_takes_no_answer_is_not_waited_for(more: tuple[str, ...]) -> None:
-    """Its answer is larger than what the two systems keep for it on the way."""
+    """The answer is larger than the socket buffers between server and caller."""
     body = json.dumps({"prompt_ids": [1], "response_ids": [[2] * 1000] * 1000}).encode()
     with served(loading(Recorder()), max_arrival_s=0.3) as running, connected(running) as caller:
         caller.sendall(head(len(body), *more) + body)
@@ -109,36 +116,46 @@ def test_a_caller_that_takes_no_answer_is_not_waited_for(more: tuple[str, ...]) 
         wait_until(lambda: is_cut_off(caller))
 
 
-@pytest.mark.parametrize(("header", "named"), [({DEADLINE: "0.2"}, DEADLINE), ({}, "--max-request-s")])
-def test_work_that_came_too_late_is_given_up(header: dict[str, str], named: str) -> None:
+def test_a_request_whose_deadline_passes_is_cancelled_and_not_computed() -> None:
     gate = Gate()
     engine = Recorder(gate)
-    with served(loading(engine), max_request_s=PATIENCE_S if header else 0.2) as running, ThreadPoolExecutor(1) as pool:
+    with served(loading(engine)) as running, ThreadPoolExecutor(1) as pool:
         first = pool.submit(running.score, IDS)
         wait_until(gate.entered.is_set)
-        late = running.client.post("/score", json={"prompt_ids": [7], "response_ids": [[8]]}, headers=header)
+        body = {"prompt_ids": [7], "response_ids": [[8]]}
+        late = running.client.post("/score", json=body, headers={DEADLINE: "0.2"})
         assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
-        assert named in late.json()["error"]["message"]
+        assert DEADLINE in late.json()["error"]["message"]
         gate.opened.set()
-        assert first.result(PATIENCE_S).status_code == (200 if header else 504)
+        assert first.result(PATIENCE_S).status_code == 200
         assert running.service.batcher.admission.held_tokens == 0
         assert running.score(IDS).status_code == 200
     assert all(trunk.prompt_P.tolist() == [1] for batch in engine.batches for trunk in batch)
 
 
+def test_a_request_without_a_deadline_has_that_of_the_setting() -> None:
+    gate = Gate()
+    with served(loading(Recorder(gate)), max_request_s=0.2) as running:
+        late = running.score(IDS)
+        gate.opened.set()
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        assert "--max-request-s" in late.json()["error"]["message"]
+        wait_until(lambda: running.service.batcher.admission.held_tokens == 0)
+
+
 @pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "soon", "1s", ""])
-def test_a_deadline_must_be_seconds(impatient: Served, given: str) -> None:
-    refused = impatient.client.post("/score", json=IDS, headers={"X-Request-Timeout": given})
+def test_a_deadline_must_be_seconds(service: Served, given: str) -> None:
+    refused = service.client.post("/score", json=IDS, headers={"X-Request-Timeout": given})
     assert (refused.status_code, refused.json()["error"]["param"]) == (422, "X-Request-Timeout")
 
 
-def packed(running: Served, body: bytes, encoding: str = "gzip") -> httpx2.Response:
+def compressed(running: Served, body: bytes, encoding: str = "gzip") -> httpx2.Response:
     return running.client.post("/score", content=body, headers=JSON | {"Content-Encoding": encoding})
 
 
-def test_a_compressed_body_is_read_as_a_plain_one(impatient: Served) -> None:
+def test_a_compressed_body_is_read_as_a_plain_one(service: Served) -> None:
     body = json.dumps(IDS).encode()
-    assert packed(impatient, gzip.compress(body)).json()["results"] == impatient.score(IDS).json()["results"]
+    assert compressed(service, gzip.compress(body)).json()["results"] == service.score(IDS).json()["results"]
 
 
 @pytest.mark.parametrize(
@@ -153,9 +170,9 @@ def test_a_compressed_body_is_read_as_a_plain_one(impatient: Served) -> None:
     ],
 )
 def test_what_becomes_too_large_or_is_not_what_it_says_is_refused(
-    impatient: Served, body: bytes, encoding: str, status: int, code: str
+    service: Served, body: bytes, encoding: str, status: int, code: str
 ) -> None:
-    refused = packed(impatient, body, encoding)
+    refused = compressed(service, body, encoding)
     assert (refused.status_code, refused.json()["error"]["code"]) == (status, code)
 
 
@@ -164,22 +181,22 @@ def nested(depth: int) -> str:
 
 
 @pytest.mark.parametrize("field", ["tools", "template_kwargs", "tool_calls"])
-def test_what_is_nested_too_deep_is_refused(impatient: Served, field: str) -> None:
-    def asked(depth: int) -> httpx2.Response:
+def test_what_is_nested_too_deep_is_refused(service: Served, field: str) -> None:
+    def answer(depth: int) -> httpx2.Response:
         value = f'{{"a": {nested(depth - 1)}}}' if field == "template_kwargs" else nested(depth)
         chat = '{"messages": [{"role": "assistant", "content": "a"%s}]%s}'
-        inside, beside = (f', "{field}": {value}', "") if field == "tool_calls" else ("", f', "{field}": {value}')
-        return impatient.client.post("/score", content=chat % (inside, beside), headers=JSON)
+        inside, after = (f', "{field}": {value}', "") if field == "tool_calls" else ("", f', "{field}": {value}')
+        return service.client.post("/score", content=chat % (inside, after), headers=JSON)
 
-    assert "--max-json-depth" not in asked(3).text
-    assert "--max-json-depth" in asked(4).text
-    assert asked(4).status_code == 422
-    assert asked(2000).status_code == 400
+    assert "--max-json-depth" not in answer(3).text
+    assert "--max-json-depth" in answer(4).text
+    assert answer(4).status_code == 422
+    assert answer(2000).status_code == 400
 
 
 @pytest.mark.parametrize("path", ["/score", "/heatmap", "/health", "/nothing", "/docs", "/"])
-def test_every_answer_tells_browsers_to_be_careful(impatient: Served, path: str) -> None:
-    headers = impatient.client.get(path).headers
+def test_every_answer_has_security_headers(service: Served, path: str) -> None:
+    headers = service.client.get(path).headers
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
     assert "default-src 'none'" in headers["content-security-policy"]

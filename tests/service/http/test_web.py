@@ -1,4 +1,4 @@
-"""The page served at /: what it holds, and what a strict policy and careful code keep out."""
+"""The page served at /: its elements and texts, and that no text can become markup or code."""
 
 import re
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ import pytest
 from dense_reward.heatmap import DEFAULT_PALETTE, PALETTES
 from dense_reward.schemas import SignalName
 
-WEB = files("dense_reward") / "web"
+WEB = files("dense_reward") / "http" / "web"
 VOID = {"br", "meta", "link", "input"}
 
 Attributes = dict[str, str | None]
@@ -18,7 +18,7 @@ Attributes = dict[str, str | None]
 
 @dataclass
 class Elements(HTMLParser):
-    """All elements of a page in order, with their attributes; fails where tags are not balanced."""
+    """All elements of a page in order, with their attributes. Fails if tags are not balanced."""
 
     found: list[tuple[str, Attributes]] = field(default_factory=list)
     _open: list[str] = field(default_factory=list)
@@ -116,12 +116,12 @@ def test_it_offers_the_signals_and_palettes_that_the_service_has(page: Elements)
     assert options(page, "palette")[0] == DEFAULT_PALETTE
 
 
-def test_the_example_is_a_worked_addition_and_a_twin_with_one_wrong_digit() -> None:
+def test_the_example_is_a_worked_addition_and_a_copy_with_one_wrong_digit() -> None:
     found = dict(re.findall(r'(prompt|response|other): "([^"]+)"', text("page.js")))
-    lines, env_name = found["response"].split("\\n"), found["other"].split("\\n")
+    lines, other = found["response"].split("\\n"), found["other"].split("\\n")
     for line in lines[:-1]:
         sum_, _, total = line.split(" ")[0].partition("=")
         assert sum(map(int, sum_.split("+"))) == int(total)
     assert re.findall(r"\d+", found["prompt"]) == ["478", "365"]
     assert lines[-1] == f"#### {478 + 365}"
-    assert sum(one != other for one, other in zip("\n".join(lines), "\n".join(env_name), strict=True)) == 1
+    assert sum(one != two for one, two in zip("\n".join(lines), "\n".join(other), strict=True)) == 1

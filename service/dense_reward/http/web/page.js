@@ -85,7 +85,8 @@ function showFailure(failure) {
   const error = failure instanceof ServiceError ? failure.error : unreachable;
   byId("error-message").textContent = error.message;
   const items = error.items ?? [];
-  byId("error-items").replaceChildren(...(items.length > 1 ? items : []).map(itemLine)); // the message shows a single one
+  const listed = items.length > 1 ? items : []; // a single one is the message itself
+  byId("error-items").replaceChildren(...listed.map(itemLine));
   const details = [["code", error.code], ["field", error.param], ["request", error.request_id]];
   const known = details.filter(([, value]) => value != null);
   byId("error-details").textContent = known.map((pair) => pair.join(": ")).join(" · ");
