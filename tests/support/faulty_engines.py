@@ -1,4 +1,4 @@
-"""Engines for the tests of the queue: they count, fail, block, run out of memory, and never compute."""
+"""Engines for tests of the queue: they record their batches, fail, block or run out of memory, and compute nothing."""
 
 import threading
 import weakref
@@ -21,22 +21,22 @@ INFO = EngineInfo(
     related=True,
 )
 PATIENCE_S = 30.0
-"""After which a test that waits for another thread gives up."""
+"""The longest time that a test waits for another thread."""
 
 
 def trunk(name: int, *lengths: int, prompt_tokens: int = 2, first: int = 0) -> Trunk:
-    """A prompt named by its ids, with branches of these lengths, each named by its place after `first`."""
+    """A prompt whose ids are all `name`, with branches of these lengths. The ids of branch g are all `first` + g."""
     branches = tuple(Branch(np.full(n, g, np.int32), np.ones(n, dtype=bool)) for g, n in enumerate(lengths, first))
     return Trunk(np.full(prompt_tokens, name, np.int32), branches)
 
 
 def unlike(count: int, name: int, length: int, prompt_tokens: int = 2) -> list[Trunk]:
-    """Trunks of one prompt with one branch each, no two of which are equal."""
+    """Trunks with the same prompt and one branch each, all of them different."""
     return [trunk(name, length, prompt_tokens=prompt_tokens, first=place) for place in range(count)]
 
 
 def scores_of(prompt: Trunk, branch: Branch, wants: Wants) -> TokenScores:
-    """Log-probs that tell whose they are: the prompt's name and the branch's; with all that the batch wants."""
+    """Log-probs that identify what was scored: of sft the prompt's name, of reference the branch's. Others are constant."""
     n, k = int(branch.scored_T.sum()), wants.top_k
     place = float(branch.ids_T[0]) if len(branch.ids_T) else -1.0
     ids_NK = np.tile(np.arange(k, dtype=np.int32), (n, 1))
@@ -52,17 +52,17 @@ def scores_of(prompt: Trunk, branch: Branch, wants: Wants) -> TokenScores:
 
 
 def packed(trunk: Trunk) -> Cost:
-    """Of an engine that computes a prompt once for all of its branches."""
+    """The cost to an engine that computes a prompt once for all of its branches."""
     return Cost(len(trunk.prompt_P), tuple(len(branch.ids_T) for branch in trunk.branches))
 
 
 def padded(trunk: Trunk) -> Cost:
-    """Of an engine that computes a prompt anew for each branch."""
+    """The cost to an engine that computes the prompt again for each branch."""
     return Cost(0, tuple(len(trunk.prompt_P) + len(branch.ids_T) for branch in trunk.branches))
 
 
 def tokens_computed(batch: Sequence[Trunk]) -> int:
-    """By an engine that computes equal prompts of a batch once."""
+    """Tokens of a batch for an engine that computes equal prompts once."""
     prompts = {trunk.prompt_P.tobytes(): len(trunk.prompt_P) for trunk in batch}
     return sum(prompts.values()) + sum(len(branch.ids_T) for trunk in batch for branch in trunk.branches)
 
@@ -73,9 +73,9 @@ def named_scores(trunks: Sequence[Trunk], wants: Wants) -> Scores:
 
 @dataclass(slots=True, eq=False)
 class Recorder:
-    """Answers with names, and remembers its batches: those prepared, and those computed with what they were asked for.
+    """Answers with `named_scores`, and records the batches that it prepared and those that it computed.
 
-    `before` is called with a batch that is to be computed, `preparing` with one to be prepared; they may raise or wait.
+    `preparing` is called before a batch is prepared, `before` before one is computed. Both can raise or wait.
     """
 
     before: Callable[[Sequence[Trunk]], None] = lambda trunks: None
@@ -104,13 +104,13 @@ class Recorder:
 
     @property
     def names(self) -> list[list[int]]:
-        """Of the prompts of each batch."""
+        """The names of the prompts of each batch."""
         return [[int(trunk.prompt_P[0]) for trunk in batch] for batch in self.batches]
 
 
 @dataclass(slots=True)
 class Gate:
-    """Holds an engine's batches until it is opened; `entered` tells that one is being held."""
+    """Holds an engine's batches until it is opened. `entered` is set once it holds one."""
 
     entered: threading.Event = field(default_factory=threading.Event)
     opened: threading.Event = field(default_factory=threading.Event)
@@ -118,12 +118,12 @@ class Gate:
     def __call__(self, trunks: Sequence[Trunk]) -> None:
         self.entered.set()
         if not self.opened.wait(PATIENCE_S):
-            raise TimeoutError("nobody opened the gate")
+            raise TimeoutError("the gate was not opened in time")
 
 
 @dataclass(slots=True, eq=False)
 class Memory:
-    """Has room for so many tokens at once, and remembers whether the failed batch's tensors were let go in time."""
+    """Has room for so many tokens. `still_held`: a failed batch's tensor was alive when the next batch began."""
 
     room_tokens: int
     lost: list["weakref.ref[_Tensor]"] = field(default_factory=list)
@@ -139,9 +139,9 @@ class Memory:
 
 @dataclass(slots=True, eq=False)
 class SmallDevice:
-    """Has room to compute so many tokens; a batch lies in its memory from when it is prepared until it is let go.
+    """Has room to compute so many tokens. A batch holds a tensor from when it is prepared until it is released.
 
-    `still_held` tells whether one that failed lay there yet while another was prepared.
+    `still_held`: the tensor of a failed batch was alive while another batch was prepared.
     """
 
     room_tokens: int
@@ -166,4 +166,4 @@ class SmallDevice:
 
 
 class _Tensor:
-    """Stands for what a failed batch leaves on the device."""
+    """Stands for the tensors of a batch on the device."""

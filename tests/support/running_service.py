@@ -1,4 +1,7 @@
-"""The real app on a real server in a thread, with whatever engine a test gives it."""
+"""The real app on a real server in a thread, with the engine that a test gives it.
+
+The server is not in the main thread, so it installs no signal handlers in pytest's process.
+"""
 
 import threading
 import time
@@ -24,7 +27,7 @@ TOKENIZER_SHA256 = "fake"
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A running service and a client of it; `failures` grows when it asks to be ended."""
+    """A running service and a client of it. `failures` gets an entry when the service asks to be ended."""
 
     service: Service
     client: httpx2.Client
@@ -35,7 +38,7 @@ class Served:
 
 
 def loading(engine: Engine) -> LoadPair:
-    """A load that is done at once."""
+    """A load that returns this engine immediately."""
 
     def load(_: Settings, report: Callable[[str], None], __: OnDevice) -> LoadedPair:
         report("loading")
@@ -46,7 +49,7 @@ def loading(engine: Engine) -> LoadPair:
 
 @contextmanager
 def served(load: LoadPair | None = None, *, ready: bool = True, **settings: str | float | Path) -> Iterator[Served]:
-    """A service on a free port; where `ready`, once it can score."""
+    """A service on a free port. If `ready`, waits until it can score."""
     failures: list[None] = []
     service = Service(Settings.model_validate(settings), load or loading(FakeEngine()), lambda: failures.append(None))
     drain_s = service.settings.drain_s
@@ -76,14 +79,14 @@ def served(load: LoadPair | None = None, *, ready: bool = True, **settings: str 
 
 
 def wait_until_ready(running: Served, patience_s: float = PATIENCE_S) -> None:
-    """Fails, with the reason, where it cannot be."""
+    """Fails with the reason if the service fails, or if it is not ready in time."""
     wait_until(lambda: bool(running.failures) or running.client.get("/ready").status_code == 200, patience_s)
     assert not running.failures, running.service.progress
 
 
 def wait_until(reached: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
-    """Fails where it is not so for that long."""
+    """Fails if `reached` stays false for that long."""
     end = time.monotonic() + patience_s
     while not reached():
-        assert time.monotonic() < end, "this did not come to be"
+        assert time.monotonic() < end, "the condition was not reached in time"
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Pairs that come, change and go while the service runs: real checkpoints, a real server, requests all the while."""
+"""Pairs that are loaded, replaced and removed while the service runs: real checkpoints and a real server."""
 
 import gc
 import json
@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -18,8 +19,8 @@ from dense_reward.records import OnDevice
 from dense_reward.serving.loaders import LoadedPair, LoadPair, loader
 from dense_reward.serving.pair_sources import first_pairs
 from dense_reward.settings import Settings
-from faulty_engines import Gate
-from running_service import PATIENCE_S, Served, served, wait_until
+from faulty_engines import INFO, Gate, Recorder
+from running_service import PATIENCE_S, Served, loading, served, wait_until
 from tiny_models import copy_pair, write_checkpoint
 
 KEY = "key-of-the-operator"
@@ -29,7 +30,7 @@ IDS = {"prompt_ids": [1, 2, 3], "response_ids": [[4, 5], [6]]}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One sft checkpoint and three references of its run, and the keys."""
+    """One sft checkpoint, three references of its run, and a file of keys."""
     folder = tmp_path_factory.mktemp("pairs")
     write_checkpoint(folder / "sft", role="sft", step=20, seed=1)
     for step in (5, 10, 15):
@@ -40,6 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def serving(folder: Path, root: Path | None = None, load: LoadPair | None = None) -> Iterator[Served]:
+    """A service with the pair "half", sft against step-10; `root` is its --checkpoints-folder."""
     with served(
         load or loader("torch"),
         sft=folder / "sft",
@@ -53,11 +55,18 @@ def serving(folder: Path, root: Path | None = None, load: LoadPair | None = None
     gc.unfreeze()
 
 
-def asked(running: Served, model: str | None = None) -> dict[str, object]:
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[Served]:
+    """One for all tests that leave it as it was."""
+    with serving(folder, root=folder.parent) as running:
+        yield running
+
+
+def scored(running: Served, model: str | None = None) -> dict[str, object]:
     answer = running.score(IDS if model is None else IDS | {"model": model})
     assert answer.status_code == 200, answer.text
-    found: dict[str, object] = answer.json()
-    return found
+    content: dict[str, object] = answer.json()
+    return content
 
 
 def rewards(answer: dict[str, object]) -> list[list[float]]:
@@ -71,37 +80,41 @@ def load(running: Served, name: str, sft: Path, reference: Path) -> httpx2.Respo
     return running.client.post("/admin/models", json=source)
 
 
+def remove(running: Served, name: str) -> httpx2.Response:
+    return running.client.delete(f"/admin/models/{name}")
+
+
 def refusal(answer: httpx2.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
 
-def test_a_second_pair_is_asked_by_its_name_and_shares_what_it_can(folder: Path) -> None:
-    with serving(folder) as running:
-        before = asked(running)
-        card = load(running, "early", folder / "sft", folder / "step-5").json()
-        assert (card["name"], card["reference"]) == ("early", str(folder / "step-5"))
-        early = asked(running, "early")
-        assert early["model"] == {name: card[name] for name in before["model"]}  # type: ignore[attr-defined]
-        assert rewards(asked(running)) == rewards(before) != rewards(early)
-        assert asked(running, "half")["model"] == asked(running)["model"] == before["model"]
-        assert [c["name"] for c in running.client.get("/models").json()["models"]] == ["half", "early"]
-        engines = [running.service.scorer(name).engine for name in ("half", "early")]
-        assert isinstance(engines[0], PairEngine)
-        assert isinstance(engines[1], PairEngine)
-        assert engines[0].models[0] is engines[1].models[0]
-        assert refusal(running.score(IDS | {"model": "late"})) == (404, "model_not_found")
-        assert "half, early" in running.score(IDS | {"model": "late"}).text
+def test_a_second_pair_is_asked_by_its_name_and_shares_what_it_can(service: Served, folder: Path) -> None:
+    before = scored(service)
+    card = load(service, "early", folder / "sft", folder / "step-5").json()
+    assert (card["name"], card["reference"]) == ("early", str(folder / "step-5"))
+    early = scored(service, "early")
+    assert early["model"] == {name: card[name] for name in before["model"]}  # type: ignore[attr-defined]
+    assert rewards(scored(service)) == rewards(before) != rewards(early)
+    assert scored(service, "half")["model"] == scored(service)["model"] == before["model"]
+    assert [c["name"] for c in service.client.get("/models").json()["models"]] == ["half", "early"]
+    engines = [service.service.scorer(name).engine for name in ("half", "early")]
+    assert isinstance(engines[0], PairEngine)
+    assert isinstance(engines[1], PairEngine)
+    assert engines[0].models[0] is engines[1].models[0]
+    assert refusal(service.score(IDS | {"model": "late"})) == (404, "model_not_found")
+    assert "half, early" in service.score(IDS | {"model": "late"}).text
+    assert remove(service, "early").status_code == 200
 
 
 def test_a_pair_is_replaced_and_what_it_alone_used_is_freed(folder: Path) -> None:
     with serving(folder) as running:
-        before = asked(running)
+        before = scored(running)
         engine = running.service.scorer().engine
         assert isinstance(engine, PairEngine)
         kept, freed = (weakref.ref(model) for model in engine.models)
         del engine
         card = load(running, "half", folder / "sft", folder / "step-15").json()
-        after = asked(running)
+        after = scored(running)
         assert rewards(after) != rewards(before)
         assert after["model"]["revision"] == card["revision"] != before["model"]["revision"]  # type: ignore[index]
         refused = running.score(IDS | {"expect_revision": before["model"]["revision"]})  # type: ignore[index]
@@ -112,7 +125,7 @@ def test_a_pair_is_replaced_and_what_it_alone_used_is_freed(folder: Path) -> Non
 
 
 def test_the_garbage_collector_passes_over_what_was_loaded(folder: Path) -> None:
-    """It looks through millions of objects for a third of a second, in which nobody is answered."""
+    """Otherwise it would visit millions of objects for a third of a second, in which no request is answered."""
     with serving(folder) as running:
         engine = running.service.scorer().engine
         assert isinstance(engine, PairEngine)
@@ -121,19 +134,36 @@ def test_the_garbage_collector_passes_over_what_was_loaded(folder: Path) -> None
         assert all(found is not weight for found in gc.get_objects())
 
 
-def test_a_pair_that_was_asked_still_answers_after_it_was_replaced(folder: Path) -> None:
-    with serving(folder) as running, ThreadPoolExecutor(1) as pool:
-        before = asked(running)
-        many = {"items": [IDS | {"response_ids": [[5] * 100] * 8}] * 300}
-        slow = pool.submit(running.score, many)
-        wait_until(lambda: running.service.batcher.admission.held_tokens > 1000)
-        load(running, "half", folder / "sft", folder / "step-15")
-        assert asked(running)["model"] != before["model"]
-        assert slow.result(PATIENCE_S).json()["model"] == before["model"]
+def test_a_request_in_flight_is_answered_by_the_pair_that_it_found_although_that_is_replaced(folder: Path) -> None:
+    gate = Gate()
+
+    def load_recorder(settings: Settings, report: Callable[[str], None], on_device: OnDevice) -> LoadedPair:
+        name = str(settings.reference)
+        engine = Recorder(gate, info=replace(INFO, revision=name))
+        return loading(engine)(settings, report, on_device)
+
+    with serving(folder, load=load_recorder) as running, ThreadPoolExecutor(2) as pool:
+        before = pool.submit(scored, running)
+        wait_until(gate.entered.is_set)
+        assert load(running, "half", folder / "sft", folder / "step-15").status_code == 200
+        after = pool.submit(scored, running)
+        gate.opened.set()
+        revisions = [answer.result(PATIENCE_S)["model"]["revision"] for answer in (before, after)]  # type: ignore[index]
+    assert revisions == [str(folder / "step-10"), str(folder / "step-15")]
+
+
+def test_a_first_pair_without_a_manifest_fails_with_the_cure(folder: Path, tmp_path: Path) -> None:
+    sft, reference = copy_pair((folder / "sft", folder / "step-5"), tmp_path)
+    (sft / MANIFEST_NAME).unlink()
+    with served(loader("torch"), ready=False, sft=sft, reference=reference) as running:
+        wait_until(lambda: bool(running.failures))
+        assert f"dense-reward adopt {sft}" in running.service.progress
 
 
 @pytest.mark.parametrize("fault", ["a flipped byte", "no manifest", "no folder", "another vocabulary"])
-def test_a_pair_that_cannot_be_loaded_changes_nothing(folder: Path, tmp_path: Path, fault: str) -> None:
+def test_a_pair_that_cannot_be_loaded_changes_nothing(
+    service: Served, folder: Path, tmp_path: Path, fault: str
+) -> None:
     copy_pair((folder / "sft", folder / "step-5"), tmp_path)
     broken = tmp_path / "reference"
     if fault == "a flipped byte":
@@ -147,13 +177,13 @@ def test_a_pair_that_cannot_be_loaded_changes_nothing(folder: Path, tmp_path: Pa
     else:
         manifest = json.loads((broken / MANIFEST_NAME).read_text())
         (broken / MANIFEST_NAME).write_text(json.dumps(manifest | {"vocabulary": 7}))
-    with serving(folder, root=folder.parent) as running:
-        before = asked(running)
-        refused = load(running, "half", tmp_path / "sft", broken)
-        assert refusal(refused) == (422, "load_failed")
-        assert str(broken) in refused.text or "vocabularies" in refused.text
-        assert (asked(running)["model"], running.client.get("/ready").status_code) == (before["model"], 200)
-        assert load(running, "half", folder / "sft", folder / "step-5").status_code == 200
+    before = scored(service)
+    refused = load(service, "half", tmp_path / "sft", broken)
+    assert refusal(refused) == (422, "load_failed")
+    assert str(broken) in refused.text or "vocabularies" in refused.text
+    assert (scored(service)["model"], service.client.get("/ready").status_code) == (before["model"], 200)
+    assert load(service, "half", folder / "sft", folder / "step-10").status_code == 200
+    assert scored(service)["model"] == before["model"]
 
 
 def test_nothing_outside_the_folder_of_checkpoints_is_loaded(folder: Path, tmp_path: Path) -> None:
@@ -194,7 +224,7 @@ def test_pairs_are_loaded_over_http_only_where_their_folder_and_a_key_say_so(fol
         assert "--checkpoints-folder" in refused.text
 
 
-def test_one_pair_is_loaded_at_a_time_and_its_progress_is_told(folder: Path) -> None:
+def test_one_pair_is_loaded_at_a_time_and_its_progress_is_reported(folder: Path) -> None:
     gate, load_now = Gate(), loader("torch")
 
     def load_later(settings: Settings, report: Callable[[str], None], on_device: OnDevice) -> LoadedPair:
@@ -204,52 +234,53 @@ def test_one_pair_is_loaded_at_a_time_and_its_progress_is_told(folder: Path) -> 
         return load_now(settings, report, on_device)
 
     with serving(folder, load=load_later) as running, ThreadPoolExecutor(1) as pool:
-        loading = pool.submit(load, running, "early", folder / "sft", folder / "step-5")
+        early = pool.submit(load, running, "early", folder / "sft", folder / "step-5")
         wait_until(gate.entered.is_set)
-        told = running.client.get("/admin/models").json()
-        assert told["loading"] == {"name": "early", "progress": "taking its time"}
-        assert [card["name"] for card in told["models"]] == ["half"]
+        models = running.client.get("/admin/models").json()
+        assert models["loading"] == {"name": "early", "progress": "taking its time"}
+        assert [card["name"] for card in models["models"]] == ["half"]
         assert refusal(load(running, "late", folder / "sft", folder / "step-15")) == (409, "loading")
-        asked(running)
+        scored(running)
         gate.opened.set()
-        assert loading.result(PATIENCE_S).status_code == 200
+        assert early.result(PATIENCE_S).status_code == 200
         assert running.client.get("/admin/models").json()["loading"] is None
-        asked(running, "early")
+        scored(running, "early")
 
 
-def test_a_pair_is_removed_but_not_the_one_that_nameless_requests_mean(folder: Path) -> None:
-    with serving(folder) as running:
-        load(running, "early", folder / "sft", folder / "step-5")
-        assert refusal(running.client.delete("/admin/models/half")) == (409, "in_use")
-        assert running.client.delete("/admin/models/early").json() == {"removed": "early"}
-        assert refusal(running.client.delete("/admin/models/early")) == (404, "model_not_found")
-        assert refusal(running.score(IDS | {"model": "early"})) == (404, "model_not_found")
-        asked(running)
+def test_a_pair_is_removed_but_not_the_one_that_nameless_requests_mean(service: Served, folder: Path) -> None:
+    load(service, "early", folder / "sft", folder / "step-5")
+    assert refusal(remove(service, "half")) == (409, "in_use")
+    assert remove(service, "early").json() == {"removed": "early"}
+    assert refusal(remove(service, "early")) == (404, "model_not_found")
+    assert refusal(service.score(IDS | {"model": "early"})) == (404, "model_not_found")
+    scored(service)
 
 
 def test_every_answer_names_the_revision_that_it_is_of_while_pairs_change(folder: Path) -> None:
-    """Requests without pause over many switches, every second one to a broken pair."""
+    """Requests without pause over several switches, every second one to a broken pair."""
     steps = (5, 10, 15)
-    with serving(folder) as running, ThreadPoolExecutor(8) as pool:
+    with serving(folder) as running, ThreadPoolExecutor(4) as pool:
         expected = {}
         for step in steps:
             assert load(running, "half", folder / "sft", folder / f"step-{step}").status_code == 200
-            answer = asked(running)
+            answer = scored(running)
             expected[answer["model"]["revision"]] = rewards(answer)  # type: ignore[index]
         assert len(expected) == len(steps)
+        answers: list[dict[str, object]] = []
         stop = False
 
-        def keep_asking() -> list[dict[str, object]]:
-            answers = []
+        def keep_asking() -> None:
             while not stop:
-                answers.append(asked(running))
-            return answers
+                answers.append(scored(running))
 
-        asking = [pool.submit(keep_asking) for _ in range(6)]
-        for turn in range(12):
+        tasks = [pool.submit(keep_asking) for _ in range(4)]
+        for turn in range(6):
             load(running, "half", folder / "sft", folder / ("nothing" if turn % 2 else f"step-{steps[turn % 3]}"))
+            enough = len(answers) + 2 * len(tasks)  # so that each task has sent one since the switch
+            wait_until(lambda enough=enough: len(answers) >= enough)  # type: ignore[misc]
         stop = True
-        answers = [answer for task in asking for answer in task.result(PATIENCE_S)]
+        for task in tasks:
+            task.result(PATIENCE_S)
     assert {answer["model"]["revision"] for answer in answers} == set(expected)  # type: ignore[index]
     for answer in answers:
         for found, row in zip(rewards(answer), expected[answer["model"]["revision"]], strict=True):  # type: ignore[index]
@@ -260,7 +291,7 @@ def test_several_pairs_are_served_from_a_file(folder: Path, tmp_path: Path) -> N
     pairs = [{"name": f"step-{s}", "sft": str(folder / "sft"), "reference": str(folder / f"step-{s}")} for s in (5, 10)]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs))
     with served(loader("torch"), pairs_file=tmp_path / "pairs.json") as running:
-        assert asked(running)["model"] == asked(running, "step-5")["model"] != asked(running, "step-10")["model"]
+        assert scored(running)["model"] == scored(running, "step-5")["model"] != scored(running, "step-10")["model"]
 
 
 @pytest.mark.parametrize(

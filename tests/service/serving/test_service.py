@@ -1,9 +1,8 @@
-"""A service's life over HTTP: starting, failing, full, abandoned, broken, stopping."""
+"""The life of a service over HTTP: start, failures, a full queue, callers that disconnect, broken engines, stop."""
 
 import asyncio
 import logging
 import socket
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -32,8 +31,8 @@ def error_of(answer: httpx2.Response) -> tuple[int, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class SlowLoad:
-    """A load that waits for the test at its only step."""
+class GatedLoad:
+    """A load that waits for the test's gate after its first step, and raises `failure` if there is one."""
 
     gate: Gate
     failure: Exception | None = None
@@ -41,15 +40,15 @@ class SlowLoad:
     def __call__(self, settings: Settings, report: Report, on_device: OnDevice) -> LoadedPair:
         report("verifying the files")
         self.gate(())
-        report("proving")
+        report("verifying the probe")
         if self.failure is not None:
             raise self.failure
         return loading(FakeEngine())(settings, report, on_device)
 
 
-def test_a_service_that_starts_says_so_and_then_scores() -> None:
+def test_a_service_reports_that_it_starts_and_then_scores() -> None:
     gate = Gate()
-    with served(SlowLoad(gate), ready=False) as running:
+    with served(GatedLoad(gate), ready=False) as running:
         wait_until(gate.entered.is_set)
         assert running.client.get("/health").status_code == 200
         ready = running.client.get("/ready")
@@ -68,7 +67,7 @@ def test_a_service_that_starts_says_so_and_then_scores() -> None:
 def test_a_service_whose_pair_cannot_be_served_fails_and_asks_to_be_ended(failure: Exception) -> None:
     gate = Gate()
     gate.opened.set()
-    with served(SlowLoad(gate, failure), ready=False) as running:
+    with served(GatedLoad(gate, failure), ready=False) as running:
         wait_until(lambda: bool(running.failures))
         assert running.client.get("/health").status_code == 503
         ready = running.client.get("/ready")
@@ -82,7 +81,7 @@ def test_a_service_whose_pair_cannot_be_served_fails_and_asks_to_be_ended(failur
 def test_the_reason_of_a_failed_start_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     gate = Gate()
     gate.opened.set()
-    with served(SlowLoad(gate, CheckpointError("the weights changed")), ready=False) as running:
+    with served(GatedLoad(gate, CheckpointError("the weights changed")), ready=False) as running:
         wait_until(lambda: bool(running.failures))
     (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert record.getMessage() == "the weights changed"
@@ -93,7 +92,7 @@ def test_a_service_that_is_stopped_while_it_loads_ends_at_the_next_step() -> Non
     gate = Gate()
 
     async def live() -> Service:
-        service = Service(read_settings({}, ()), SlowLoad(gate), lambda: None)
+        service = Service(read_settings({}, ()), GatedLoad(gate), lambda: None)
         service.start()
         assert await asyncio.to_thread(gate.entered.wait, PATIENCE_S)
         stopping = asyncio.create_task(service.stop())
@@ -108,7 +107,7 @@ def test_a_service_that_is_stopped_while_it_loads_ends_at_the_next_step() -> Non
     assert service.progress == "verifying the files"
 
 
-def test_a_full_queue_answers_429_at_once_and_says_when_to_come_again() -> None:
+def test_a_full_queue_answers_429_with_the_time_of_a_retry() -> None:
     gate = Gate()
     body = {"prompt_ids": [1] * 50, "response_ids": [[2] * 20, [3] * 20]}
     with served(loading(Recorder(gate)), max_queue_tokens=90) as running, ThreadPoolExecutor(1) as pool:
@@ -138,7 +137,7 @@ def test_what_never_fits_into_the_queue_is_refused_for_good() -> None:
         assert answer.status_code == 200, "bytes are an estimate; the count decides"
 
 
-def test_callers_that_hang_up_leave_the_queue() -> None:
+def test_callers_that_disconnect_leave_the_queue() -> None:
     gate = Gate()
     engine = Recorder(gate)
     with served(loading(engine), max_batch_tokens=10) as running, ThreadPoolExecutor(1) as pool:
@@ -154,7 +153,7 @@ def test_callers_that_hang_up_leave_the_queue() -> None:
     assert not any(trunk.prompt_P[0] == 7 for batch in engine.batches for trunk in batch)
 
 
-def test_a_caller_that_hangs_up_within_its_body_is_no_failure_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_caller_that_disconnects_within_its_body_causes_no_error(caplog: pytest.LogCaptureFixture) -> None:
     with served() as running:
         host, port = running.client.base_url.host, running.client.base_url.port
         assert port is not None
@@ -170,7 +169,7 @@ def test_a_caller_that_hangs_up_within_its_body_is_no_failure_of_ours(caplog: py
 
 @dataclass(frozen=True, slots=True)
 class Spoiling:
-    """The fake engine with one number spoiled in branches that hold id 66."""
+    """The fake engine, with `value` as the first number of `field` in branches that contain id 66."""
 
     value: float
     field: str = "sft_logprob_S"
@@ -218,7 +217,7 @@ class SecretError(Exception):
     pass
 
 
-def test_a_failure_of_ours_tells_the_log_and_hides_from_the_caller(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_internal_error_is_logged_and_hidden_from_the_caller(caplog: pytest.LogCaptureFixture) -> None:
     def before(_: Sequence[Trunk]) -> None:
         raise SecretError("password at /etc/secret")
 
@@ -235,7 +234,7 @@ def test_a_failure_of_ours_tells_the_log_and_hides_from_the_caller(caplog: pytes
     assert "password at /etc/secret" in caplog.text
 
 
-def test_a_sequence_for_which_there_is_no_memory_is_told_so() -> None:
+def test_a_sequence_that_does_not_fit_into_memory_is_refused() -> None:
     def before(trunks: Sequence[Trunk]) -> None:
         if sum(trunk.tokens for trunk in trunks) > 10:
             raise OutOfMemoryError("tried to allocate 2 GiB")
@@ -263,7 +262,7 @@ def test_what_an_engine_cannot_compute_is_refused_by_name(options: dict[str, obj
         assert running.score(ids).status_code == 200
 
 
-def test_more_alternatives_than_there_are_words_are_refused() -> None:
+def test_more_alternatives_than_the_vocabulary_has_are_refused() -> None:
     with served(loading(Recorder(info=replace(INFO, vocab_size=5)))) as running:
         refused = running.score({"prompt_ids": [1], "response_ids": [[1]], "top_k": 6})
         assert error_of(refused) == (422, "invalid_request")
@@ -282,7 +281,7 @@ def test_many_callers_at_once_each_get_their_own_numbers() -> None:
     assert together == alone
 
 
-def test_a_service_that_stops_answers_what_it_let_in() -> None:
+def test_a_service_that_stops_answers_what_it_admitted() -> None:
     gate = Gate()
 
     async def live() -> int:
@@ -291,8 +290,8 @@ def test_a_service_that_stops_answers_what_it_let_in() -> None:
         while service.state != "ready":
             await asyncio.sleep(0.01)
         with service.batcher.admission.permit(5) as permit:
-            asked = ScoreRequest.model_validate(IDS)
-            answer = asyncio.create_task(service.scorer().score(asked, permit))
+            request = ScoreRequest.model_validate(IDS)
+            answer = asyncio.create_task(service.scorer().score(request, permit))
             assert await asyncio.to_thread(gate.entered.wait, PATIENCE_S)
             stopping = asyncio.create_task(service.stop())
             await asyncio.sleep(0)
@@ -308,7 +307,7 @@ def test_a_service_that_stops_answers_what_it_let_in() -> None:
     assert asyncio.run(live()) == 2
 
 
-def test_a_queue_that_ends_before_it_was_told_to_is_a_failure() -> None:
+def test_a_queue_that_ends_although_the_service_was_not_stopped_is_a_failure() -> None:
     failures: list[None] = []
 
     async def live() -> Service:
@@ -324,18 +323,18 @@ def test_a_queue_that_ends_before_it_was_told_to_is_a_failure() -> None:
 
     service = asyncio.run(asyncio.wait_for(live(), PATIENCE_S))
     assert (service.state, failures) == ("failed", [None])
-    assert service.progress == "the queue ended before it was told to"
+    assert service.progress == "the queue ended although the service was not stopped"
 
 
-def test_what_outlasts_the_time_for_stopping_is_sent_elsewhere() -> None:
+def test_a_request_that_outlasts_the_drain_time_is_refused_so_that_it_can_go_elsewhere() -> None:
     gate = Gate()
     with ThreadPoolExecutor(1) as pool:
         with served(loading(Recorder(gate)), drain_s=1) as running:
             own = httpx2.Client(base_url=running.client.base_url, timeout=PATIENCE_S, trust_env=False)
-            asked = pool.submit(own.post, "/score", json=IDS)
+            late = pool.submit(own.post, "/score", json=IDS)
             wait_until(gate.entered.is_set)
-            threading.Timer(2.0, gate.opened.set).start()
-        refused = asked.result(PATIENCE_S)
+        refused = late.result(PATIENCE_S)
+        gate.opened.set()
     own.close()
     assert error_of(refused) == (503, "draining")
     assert refused.headers["retry-after"]
@@ -356,7 +355,7 @@ def test_a_longest_sequence_above_the_models_is_refused_at_the_start() -> None:
         assert running.client.get("/ready").json() == {"state": "failed", "progress": message}
 
 
-def test_a_service_whose_device_is_lost_answers_whom_it_let_in_and_asks_to_be_ended() -> None:
+def test_a_service_whose_device_is_lost_answers_what_it_admitted_and_asks_to_be_ended() -> None:
     gate = Gate()
 
     def before(trunks: Sequence[Trunk]) -> None:
@@ -364,10 +363,11 @@ def test_a_service_whose_device_is_lost_answers_whom_it_let_in_and_asks_to_be_en
         raise EngineLostError("CUDA error: device-side assert triggered")
 
     with served(loading(Recorder(before)), max_batch_tokens=5) as running, ThreadPoolExecutor(2) as pool:
-        asked = [pool.submit(running.score, IDS) for _ in range(2)]
+        answers = [pool.submit(running.score, IDS) for _ in range(2)]
         wait_until(lambda: gate.entered.is_set() and running.service.batcher.admission.held_tokens == 10)
         gate.opened.set()
-        assert sorted(error_of(answer.result(PATIENCE_S)) for answer in asked) == [(500, "internal"), (503, "draining")]
+        errors = sorted(error_of(answer.result(PATIENCE_S)) for answer in answers)
+        assert errors == [(500, "internal"), (503, "draining")]
         ready = running.client.get("/ready")
         assert (ready.status_code, ready.json()["state"]) == (503, "failed")
         assert "device-side assert" in ready.json()["progress"]
