@@ -23,10 +23,10 @@ from dense_reward import (
 )
 from faulty_service import (
     CARD,
+    FaultyService,
     Handler,
     Row,
     Trick,
-    UnrulyService,
     altered,
     drop_before_answer,
     drop_in_body,
@@ -39,13 +39,13 @@ PROMPT, RESPONSES = [1, 2, 3], [[10, 11, 12], [], [13]]
 
 
 @pytest.fixture
-def service() -> Iterator[UnrulyService]:
-    with UnrulyService() as running:
+def service() -> Iterator[FaultyService]:
+    with FaultyService() as running:
         yield running
 
 
 @pytest.fixture
-def client(service: UnrulyService) -> Iterator[Client]:
+def client(service: FaultyService) -> Iterator[Client]:
     with Client(service.url, timeout_s=2.0, retry_for_s=5.0, backoff=QUICK) as connected:
         yield connected
 
@@ -64,7 +64,7 @@ def test_every_id_gets_its_reward(client: Client) -> None:
     assert scored.timing.compute_s == 0.1
 
 
-def test_arrays_are_sent_as_the_lists_that_they_hold(client: Client, service: UnrulyService) -> None:
+def test_arrays_are_sent_as_the_lists_that_they_hold(client: Client, service: FaultyService) -> None:
     client.score_ids(PROMPT, RESPONSES)
     client.score_ids(np.array(PROMPT), [np.array(ids, dtype=np.int32) for ids in RESPONSES])
     client.score_ids(list(np.array(PROMPT)), RESPONSES)
@@ -78,7 +78,7 @@ def test_a_matrix_of_responses_is_a_row_each(client: Client) -> None:
     ]
 
 
-def test_the_two_encodings_give_equal_results(service: UnrulyService) -> None:
+def test_the_two_encodings_give_equal_results(service: FaultyService) -> None:
     def ask(client: Client) -> list[ScoredResponse]:
         options = ScoreOptions(include=["reward", "kl", "candidate_sft_logprob"])
         candidates = [[[1, 2]] * 3, [], [[3, 4]]]
@@ -188,7 +188,7 @@ def stall(handler: Handler) -> None:
     ],
     ids=["busy", "starting", "a date", "bad gateway", "dropped", "dropped in the body", "too slow"],
 )
-def test_what_may_pass_is_tried_again_with_the_same_bytes(service: UnrulyService, trick: Trick) -> None:
+def test_what_may_pass_is_tried_again_with_the_same_bytes(service: FaultyService, trick: Trick) -> None:
     service.tricks.extend([trick, trick])
     with Client(service.url, timeout_s=0.1, retry_for_s=5.0, backoff=QUICK) as client:
         assert rewards(client.score_ids(PROMPT, RESPONSES)) == [made_up_reward(ids) for ids in RESPONSES]
@@ -196,14 +196,14 @@ def test_what_may_pass_is_tried_again_with_the_same_bytes(service: UnrulyService
     assert len(set(service.bodies)) == 1
 
 
-def test_the_service_says_how_long_to_wait(client: Client, service: UnrulyService) -> None:
+def test_the_service_says_how_long_to_wait(client: Client, service: FaultyService) -> None:
     service.tricks.append(refuse(429, "queue_full", retry_after="0.3"))
     started = time.monotonic()
     client.score_text("a")
     assert time.monotonic() - started >= 0.3
 
 
-def test_a_service_that_is_away_for_a_while_is_waited_for(client: Client, service: UnrulyService) -> None:
+def test_a_service_that_is_away_for_a_while_is_waited_for(client: Client, service: FaultyService) -> None:
     back_at = time.monotonic() + 0.5
 
     def away(handler: Handler) -> None:
@@ -217,7 +217,7 @@ def test_a_service_that_is_away_for_a_while_is_waited_for(client: Client, servic
     assert len(service.bodies) > 3
 
 
-def test_patience_ends_with_what_happened_and_for_how_long(service: UnrulyService) -> None:
+def test_patience_ends_with_what_happened_and_for_how_long(service: FaultyService) -> None:
     service.tricks.extend([refuse(429, "queue_full")] * 1000)
     with (
         Client(service.url, retry_for_s=0.2, backoff=QUICK) as client,
@@ -229,7 +229,7 @@ def test_patience_ends_with_what_happened_and_for_how_long(service: UnrulyServic
     assert isinstance(raised.value.__cause__, ScoringError)
 
 
-def test_a_wait_longer_than_patience_is_not_begun(service: UnrulyService) -> None:
+def test_a_wait_longer_than_patience_is_not_begun(service: FaultyService) -> None:
     service.tricks.append(refuse(503, "draining", retry_after="60"))
     started = time.monotonic()
     with Client(service.url, retry_for_s=5.0) as client, pytest.raises(ServiceUnavailableError):
@@ -252,7 +252,7 @@ def test_nobody_there_is_said_with_the_address() -> None:
             client.score_text("a")
 
 
-def test_readiness_is_waited_for(client: Client, service: UnrulyService) -> None:
+def test_readiness_is_waited_for(client: Client, service: FaultyService) -> None:
     service.tricks.extend([refuse(503, "starting")] * 4)
     assert not client.ready()
     client.wait_until_ready(timeout_s=5.0)
@@ -265,7 +265,7 @@ def test_readiness_is_waited_for(client: Client, service: UnrulyService) -> None
 
 @pytest.mark.parametrize("status", [400, 401, 413, 422, 500, 504])
 def test_a_refusal_rises_at_once_in_the_words_of_the_service(
-    client: Client, service: UnrulyService, status: int
+    client: Client, service: FaultyService, status: int
 ) -> None:
     service.tricks.append(refuse(status, "too_long"))
     with pytest.raises(ScoringError, match="too_long: it is too_long") as raised:
@@ -275,7 +275,7 @@ def test_a_refusal_rises_at_once_in_the_words_of_the_service(
     assert len(service.bodies) == 1
 
 
-def test_every_bad_item_is_named(client: Client, service: UnrulyService) -> None:
+def test_every_bad_item_is_named(client: Client, service: FaultyService) -> None:
     items = [{"item": i, "code": "too_long", "message": "long", "param": "text"} for i in (0, 2)]
     error = {"code": "too_long", "message": "long", "param": "text", "items": items, "request_id": "r"}
     service.tricks.append(lambda handler: handler.send_json(422, {"error": error}))
@@ -284,7 +284,7 @@ def test_every_bad_item_is_named(client: Client, service: UnrulyService) -> None
     assert [item.item for item in raised.value.items] == [0, 2]
 
 
-def test_another_revision_is_a_mismatch(client: Client, service: UnrulyService) -> None:
+def test_another_revision_is_a_mismatch(client: Client, service: FaultyService) -> None:
     service.tricks.append(refuse(409, "revision_mismatch"))
     with pytest.raises(MismatchError):
         client.score_text("a", options=ScoreOptions(expect_revision="other"))
@@ -312,7 +312,7 @@ def of_another_length(answer: Row, rows: list[Row]) -> None:
 
 @pytest.mark.parametrize("change", [shorter, of_other_ids, shifted, one_lost, of_another_length])
 def test_misaligned_rewards_are_not_handed_out(
-    client: Client, service: UnrulyService, change: Callable[[Row, list[Row]], None]
+    client: Client, service: FaultyService, change: Callable[[Row, list[Row]], None]
 ) -> None:
     service.tricks.append(altered(change))
     with pytest.raises(AlignmentError):
@@ -324,7 +324,7 @@ def garbage(handler: Handler) -> None:
     handler.send_bytes(200, b"\x00<html>welcome to the router", {"content-type": "text/html"})
 
 
-def test_garbage_is_no_answer(client: Client, service: UnrulyService) -> None:
+def test_garbage_is_no_answer(client: Client, service: FaultyService) -> None:
     service.tricks.extend([garbage, garbage])
     with pytest.raises(AnswerError, match="no answer of a dense-reward service"):
         client.score_text("a")
@@ -332,7 +332,7 @@ def test_garbage_is_no_answer(client: Client, service: UnrulyService) -> None:
         client.models()
 
 
-def test_another_service_at_the_address_is_recognised(service: UnrulyService) -> None:
+def test_another_service_at_the_address_is_recognised(service: FaultyService) -> None:
     with Client(service.url + "/elsewhere") as client:
         with pytest.raises(ScoringError, match="check base_url") as raised:
             client.score_text("a")
@@ -342,7 +342,7 @@ def test_another_service_at_the_address_is_recognised(service: UnrulyService) ->
             client.score_text("a")
 
 
-def test_the_key_is_sent_as_a_bearer(service: UnrulyService) -> None:
+def test_the_key_is_sent_as_a_bearer(service: FaultyService) -> None:
     with Client(service.url, api_key="secret") as client:
         client.score_text("a")
         assert "secret" not in repr(vars(client))
