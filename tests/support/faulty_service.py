@@ -94,7 +94,7 @@ def answer_to(request: ScoreRequest) -> dict[str, object]:
 
 @dataclass
 class FaultyService:
-    """Runs in a thread while its context is open. Plays the next trick on a request, if any, else answers it correctly."""
+    """Runs in a thread while its context is open. Plays the next trick on a request, or answers it correctly."""
 
     tricks: deque[Trick] = field(default_factory=deque)
     bodies: list[bytes] = field(default_factory=list)
