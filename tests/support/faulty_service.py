@@ -88,7 +88,7 @@ def answer_to(request: ScoreRequest) -> dict[str, object]:
         rows = [as_base64(row) for row in rows]
     model = CARD.model_dump(include={"name", "sft", "reference", "tokenizer_sha256", "revision", "related"})
     usage = {"prompt_tokens": 1, "response_tokens": 2, "scored_tokens": 2}
-    timing = {"encode_s": 0.0, "queue_s": 0.0, "compute_s": 0.1, "describe_s": 0.0, "total_s": 0.1}
+    timing = {"encode_s": 0.0, "queue_s": 0.0, "compute_s": 0.1, "describe_s": 0.05, "total_s": 0.15}
     return {"id": "answer-1", "model": model, "results": rows, "usage": usage, "timing": timing}
 
 

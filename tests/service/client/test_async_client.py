@@ -1,4 +1,4 @@
-"""The asynchronous client does what its synchronous twin does, and waits for many answers at once."""
+"""The asynchronous client behaves like the synchronous one, and waits for many answers concurrently."""
 
 import asyncio
 import inspect
@@ -25,8 +25,8 @@ def public(of: type) -> dict[str, inspect.Signature]:
 
 def test_the_twins_have_the_same_methods_and_arguments() -> None:
     assert public(Client) == public(AsyncClient)
-    sync, env_name = inspect.signature(Client).parameters, inspect.signature(AsyncClient).parameters
-    assert {name: p.default for name, p in sync.items()} == {name: p.default for name, p in env_name.items()}
+    sync, asynchronous = inspect.signature(Client).parameters, inspect.signature(AsyncClient).parameters
+    assert {name: p.default for name, p in sync.items()} == {name: p.default for name, p in asynchronous.items()}
 
 
 def everything(client: Client) -> list[Scored]:
@@ -60,14 +60,14 @@ def test_the_twins_send_the_same_bytes_and_give_the_same_results(service: Faulty
     with Client(service.url) as client:
         sync = everything(client)
     sent, service.bodies[:] = list(service.bodies), []
-    env_name = asyncio.run(everything_async(service.url))
+    asynchronous = asyncio.run(everything_async(service.url))
     assert service.bodies[-len(sent) :] == sent
-    assert [repr(scored) for scored in env_name] == [repr(scored) for scored in sync]
+    assert [repr(scored) for scored in asynchronous] == [repr(scored) for scored in sync]
 
 
-def asked(url: str, ask: Callable[[AsyncClient], Awaitable[Scored]], retry_for_s: float = 5.0) -> Scored:
+def asked(url: str, ask: Callable[[AsyncClient], Awaitable[Scored]], retry_for_s: float = 30.0) -> Scored:
     async def run() -> Scored:
-        async with AsyncClient(url, timeout_s=2.0, retry_for_s=retry_for_s, backoff=QUICK) as client:
+        async with AsyncClient(url, timeout_s=30.0, retry_for_s=retry_for_s, backoff=QUICK) as client:
             return await ask(client)
 
     return asyncio.run(run())
@@ -94,7 +94,7 @@ def test_a_refusal_rises_at_once(service: FaultyService) -> None:
 
 def test_many_calls_wait_together_even_for_a_free_connection(service: FaultyService) -> None:
     async def run() -> list[Scored]:
-        async with AsyncClient(service.url, timeout_s=5.0, retry_for_s=0.0) as client:
+        async with AsyncClient(service.url, timeout_s=30.0, retry_for_s=0.0) as client:
             return await asyncio.gather(*(client.score_ids([1], [[i, i]]) for i in range(150)))
 
     scored = asyncio.run(run())

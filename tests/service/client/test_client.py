@@ -1,4 +1,4 @@
-"""The client against a real HTTP server that answers, refuses, stalls, drops and lies."""
+"""The client against a real HTTP server that answers, refuses, stalls, drops connections and answers wrongly."""
 
 import json
 import socket
@@ -46,7 +46,7 @@ def service() -> Iterator[FaultyService]:
 
 @pytest.fixture
 def client(service: FaultyService) -> Iterator[Client]:
-    with Client(service.url, timeout_s=2.0, retry_for_s=5.0, backoff=QUICK) as connected:
+    with Client(service.url, timeout_s=30.0, retry_for_s=30.0, backoff=QUICK) as connected:
         yield connected
 
 
@@ -61,7 +61,7 @@ def test_every_id_gets_its_reward(client: Client) -> None:
     assert [(r.item, r.response, r.length) for r in scored.results] == [(0, 0, 3), (0, 1, 0), (0, 2, 1)]
     assert scored.results[1].mean is None
     assert scored.model.revision == CARD.revision
-    assert scored.timing.compute_s == 0.1
+    assert (scored.timing.compute_s, scored.timing.describe_s) == (0.1, 0.05)
 
 
 def test_arrays_are_sent_as_the_lists_that_they_hold(client: Client, service: FaultyService) -> None:
@@ -171,10 +171,6 @@ def test_models_are_listed_though_a_newer_service_says_more(client: Client) -> N
     assert client.models() == (CARD,)
 
 
-def stall(handler: Handler) -> None:
-    time.sleep(0.3)
-
-
 @pytest.mark.parametrize(
     "trick",
     [
@@ -184,27 +180,41 @@ def stall(handler: Handler) -> None:
         refuse(502, "internal"),
         drop_before_answer,
         drop_in_body,
-        stall,
     ],
-    ids=["busy", "starting", "a date", "bad gateway", "dropped", "dropped in the body", "too slow"],
+    ids=["busy", "starting", "a date", "bad gateway", "dropped", "dropped in the body"],
 )
 def test_what_may_pass_is_tried_again_with_the_same_bytes(service: FaultyService, trick: Trick) -> None:
     service.tricks.extend([trick, trick])
-    with Client(service.url, timeout_s=0.1, retry_for_s=5.0, backoff=QUICK) as client:
+    with Client(service.url, timeout_s=30.0, retry_for_s=30.0, backoff=QUICK) as client:
         assert rewards(client.score_ids(PROMPT, RESPONSES)) == [made_up_reward(ids) for ids in RESPONSES]
     assert len(service.bodies) == 3
     assert len(set(service.bodies)) == 1
 
 
+def test_an_answer_that_does_not_come_in_time_is_tried_again(service: FaultyService) -> None:
+    hung_up = threading.Event()
+
+    def stall(handler: Handler) -> None:
+        handler.close_connection = True
+        hung_up.wait(30.0)
+
+    service.tricks.append(stall)
+    with Client(service.url, timeout_s=0.2, retry_for_s=30.0, backoff=QUICK) as client:
+        assert rewards(client.score_ids(PROMPT, RESPONSES)) == [made_up_reward(ids) for ids in RESPONSES]
+    hung_up.set()
+    assert len(service.bodies) > 1
+    assert len(set(service.bodies)) == 1
+
+
 def test_the_service_says_how_long_to_wait(client: Client, service: FaultyService) -> None:
-    service.tricks.append(refuse(429, "queue_full", retry_after="0.3"))
+    service.tricks.append(refuse(429, "queue_full", retry_after="0.1"))
     started = time.monotonic()
     client.score_text("a")
-    assert time.monotonic() - started >= 0.3
+    assert time.monotonic() - started >= 0.1
 
 
 def test_a_service_that_is_away_for_a_while_is_waited_for(client: Client, service: FaultyService) -> None:
-    back_at = time.monotonic() + 0.5
+    back_at = time.monotonic() + 0.2
 
     def away(handler: Handler) -> None:
         if time.monotonic() < back_at:
@@ -214,27 +224,26 @@ def test_a_service_that_is_away_for_a_while_is_waited_for(client: Client, servic
     service.tricks.append(away)
     client.score_text("a")
     assert time.monotonic() >= back_at
-    assert len(service.bodies) > 3
+    assert len(service.bodies) > 1
 
 
 def test_patience_ends_with_what_happened_and_for_how_long(service: FaultyService) -> None:
     service.tricks.extend([refuse(429, "queue_full")] * 1000)
     with (
-        Client(service.url, retry_for_s=0.2, backoff=QUICK) as client,
-        pytest.raises(ServiceUnavailableError, match=r"attempts in 0\.\d s; the last one: 429 queue_full") as raised,
+        Client(service.url, retry_for_s=0.1, backoff=QUICK) as client,
+        pytest.raises(ServiceUnavailableError, match=r"attempts in \d+\.\d s; the last one: 429 queue_full") as raised,
     ):
         client.score_text("a")
-    assert raised.value.attempts == len(service.bodies) > 2
-    assert 0 < raised.value.waited_s <= 0.3
+    assert raised.value.attempts == len(service.bodies)
+    assert raised.value.waited_s > 0
     assert isinstance(raised.value.__cause__, ScoringError)
 
 
 def test_a_wait_longer_than_patience_is_not_begun(service: FaultyService) -> None:
-    service.tricks.append(refuse(503, "draining", retry_after="60"))
-    started = time.monotonic()
-    with Client(service.url, retry_for_s=5.0) as client, pytest.raises(ServiceUnavailableError):
+    service.tricks.append(refuse(503, "draining", retry_after="3600"))
+    with Client(service.url, retry_for_s=1800.0) as client, pytest.raises(ServiceUnavailableError):
         client.score_text("a")
-    assert time.monotonic() - started < 2
+    assert len(service.bodies) == 1
 
 
 def closed_port() -> int:
@@ -255,7 +264,7 @@ def test_nobody_there_is_said_with_the_address() -> None:
 def test_readiness_is_waited_for(client: Client, service: FaultyService) -> None:
     service.tricks.extend([refuse(503, "starting")] * 4)
     assert not client.ready()
-    client.wait_until_ready(timeout_s=5.0)
+    client.wait_until_ready(timeout_s=30.0)
     assert client.ready()
     loading = {"state": "starting", "progress": "loading the reference"}
     service.tricks.extend([lambda handler: handler.send_json(503, loading)] * 1000)
@@ -338,7 +347,7 @@ def test_another_service_at_the_address_is_recognised(service: FaultyService) ->
             client.score_text("a")
         assert raised.value.code == "http_404"
         service.tricks.append(lambda handler: handler.send_bytes(308, b"", {"location": "https://there/score"}))
-        with pytest.raises(ScoringError, match="redirects to https://there/score: give the address"):
+        with pytest.raises(ScoringError, match="redirects to https://there/score: give that address"):
             client.score_text("a")
 
 

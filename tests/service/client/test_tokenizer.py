@@ -1,4 +1,4 @@
-"""A caller proves, before sending ids, that they mean to the service what they mean to the caller."""
+"""A caller verifies, before it sends ids, that the service has the same tokenizer."""
 
 import json
 import subprocess
