@@ -6,8 +6,8 @@ polling and no timer. Does not import torch. The invariants:
 - One event loop, one device thread. All state here is read and changed only on the event loop. The device thread calls
   only prepared work (and `on_device` calls), one at a time; the host thread only prepares.
 - Every waiter gets an answer: `submit` returns scores or raises. A batch's scores or failure reach each of its jobs,
-  and when `run` ends, for whatever reason, all other jobs fail with `draining`. A silent waiter would hold its permit
-  for ever, and so queue capacity.
+  and when `run` ends, for whatever reason, all other jobs fail with `draining`. A waiter without an answer would hold
+  its permit, and with it queue capacity, for ever.
 - Parts of a failed batch are tried only after nothing refers to its tensors any more: they would lack that memory.
   What can refer to them is the traceback of its exception, its preparation, and the thread that ran its work.
 - Preparing ahead takes at most one batch, and only a full one: units leave the scheduler when a batch is taken, and
@@ -282,7 +282,7 @@ class Batcher:
             if job.waiting == 0 and not job.done.done():
                 job.done.set_result(None)
         for job in {job for job, _ in members}:
-            job.compute_s += seconds
+            job.compute_s += seconds  # before any waiter reads it: they resume only when the event loop is free again
 
     async def _compute_halves(self, members: Sequence[Member], failed: _Failed) -> None:
         """Compute a failed batch as two. Only a sequence that fails in a batch of its own fails its request."""
