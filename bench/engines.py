@@ -27,10 +27,9 @@ from dense_reward import Client, ScoreOptions
 from dense_reward_trainer.runs.local_service import HOST, free_port
 
 from bench.credit import circumstances
-from bench.speed.cells import cpu_cells
+from bench.speed.contestants import QUIET, Launcher
 from bench.speed.processes import Group
-from bench.speed.stage import QUIET, Stage
-from bench.speed.workloads import Workload
+from bench.speed.workload import Workload, cpu_cells
 
 EngineName = Literal["torch", "vllm", "remote"]
 ENGINES: tuple[EngineName, ...] = ("torch", "vllm", "remote")
@@ -41,8 +40,8 @@ RUN, STEPS = Path("runs/bench/engines"), 150
 SOLUTIONS, CELLS, ROUNDS = 200, ("a_40m", "c_40m"), 3
 START_S, LONG_S, LOAD_S = 600.0, 3600.0, 5.0
 TOLERANCE_NATS = 1e-4
-STAGE = Stage("cpu", "float32", os.cpu_count() or 1, VLLM.parent)
-ON_CPU = {"VLLM_LOGGING_LEVEL": "WARNING", **QUIET, **STAGE.vllm_on_cpu()}
+LAUNCHER = Launcher("cpu", "float32", os.cpu_count() or 1, VLLM.parent)
+ON_CPU = {"VLLM_LOGGING_LEVEL": "WARNING", **QUIET, **LAUNCHER.vllm_on_cpu()}
 Json = dict[str, object]
 Logprobs = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
@@ -114,7 +113,7 @@ def parity(pair: Path, solutions: Sequence[dict[str, str]]) -> Json:
 
 def throughput() -> Json:
     """Response tokens a second of the service as a job calls it, medians of rounds in turn; float32."""
-    pair = STAGE.pair("40m")
+    pair = LAUNCHER.pair("40m")
     cells = [cell for cell in cpu_cells() if cell.name in CELLS]
     seconds: dict[str, dict[str, list[float]]] = {c.name: {name: [] for name in (*ENGINES, ALONE)} for c in cells}
     with ExitStack() as stack:
