@@ -34,6 +34,7 @@ from dense_reward_trainer.runs.run_folder import commit
 from bench.credit import circumstances
 from bench.reliability.load import Json, Known, Outcome, ask, requests, with_answers
 from bench.reliability.server import PATIENCE_S, Server, percentile
+from bench.scale import page
 
 RESULTS, RESULTS_OF_THE_CHART = Path("bench/results/rolling.json"), Path("bench/results/rolling_chart.json")
 CONFIGURATION = Path("docker/haproxy/haproxy.cfg")
@@ -109,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told = {**figures(load, replacements, seconds), **circumstances(), "commit": at, "haproxy": _version()}
     told |= {"retries": not as_the_chart, "pre_stop_s": leave_s}
     (RESULTS_OF_THE_CHART if as_the_chart else RESULTS).write_text(json.dumps(told, indent=2) + "\n")
+    page.write()
     print(json.dumps(told, indent=2))
     return 0 if load.failed == 0 else 1
 
