@@ -125,7 +125,7 @@ def _speed_table(cell: str, measured: Measured) -> str:
             rows.append((name, _speed(cell, measured, speeds[name]), _bar(speeds[name] / fastest), _number(times)))
         else:
             rows.append((name, NOT_MEASURED, _reason(name, measured), ""))
-    return table((title(cell), "response tokens/s", "", "time, in the service's"), rows)
+    return table((title(cell), "response tokens/s", "", "time relative to the service"), rows)
 
 
 def _speed(cell: str, measured: Measured, tokens_per_s: float) -> str:
@@ -146,7 +146,7 @@ def _reason(contestant: str, measured: Measured) -> str:
 
 def _share_table(results: Results) -> str:
     rows = [(title(name), _number(one.peak_share()), _bar(one.peak_share())) for name, one in results.cells.items()]
-    return table(("the service", "share of the matmul peak", ""), rows)
+    return table(("service", "share of the matmul peak", ""), rows)
 
 
 def _bar(share: float) -> str:
