@@ -257,7 +257,7 @@ def figures(load: Load, replacements: list[Replacement], seconds: float) -> Json
         "rolling_failed": load.failed + sum(code != 0 for code in codes),
         "requests": load.asked,
         "unanswered": load.asked - sum(load.outcome.statuses.values()),
-        **load.outcome.told(),
+        **load.outcome.summary(),
         "large_requests": dict(load.large),
         "replaced": len(replacements),
         "exit_codes": codes,

@@ -1,4 +1,4 @@
-"""Pairs replaced under load, every tenth time by a broken one: no request fails, each answer is of its revision."""
+"""Pairs replaced under load, every tenth time by a broken one: no request must fail or mix revisions."""
 
 import asyncio
 import json
@@ -18,7 +18,8 @@ HEADERS = {"Authorization": f"Bearer {KEY}"}
 REFERENCES = ("reference", "early")
 
 
-def measure() -> tuple[Json, Json]:
+def measure_reload() -> tuple[Json, Json]:
+    """Counts failed requests, answers of the wrong revision, and reloads with an unexpected status."""
     with tempfile.TemporaryDirectory(dir=PAIR) as name:
         folder = Path(name)
         (folder / "keys.json").write_text(json.dumps([{"name": "bench", "key": KEY, "rights": ["score", "admin"]}]))
@@ -29,19 +30,19 @@ def measure() -> tuple[Json, Json]:
             file.write(b"\xff")
         keys = ("--api-keys-file", str(folder / "keys.json"), "--checkpoints-folder", str(PAIR))
         with serving(*keys, "--open-metrics") as server:
-            return asyncio.run(_measure(server, broken))
+            return asyncio.run(_reload(server, broken))
 
 
-async def _measure(server: Server, broken: Path) -> tuple[Json, Json]:
-    asked = requests(50)
+async def _reload(server: Server, broken: Path) -> tuple[Json, Json]:
+    known = requests(50)
     expected: dict[str, list[Known]] = {}
     async with client_of(server) as client:
         client.headers.update(HEADERS)
         for reference in REFERENCES:
             revision = str((await _load(client, PAIR / reference)).json()["revision"])
-            expected[revision] = await with_answers(server, asked, HEADERS)
+            expected[revision] = await with_answers(server, known, HEADERS)
         counts, over = {"answers": 0, "failed": 0, "inconsistent": 0}, asyncio.Event()
-        asking = [asyncio.create_task(_keep_asking(client, expected, counts, over)) for _ in range(CONCURRENCY)]
+        callers = [asyncio.create_task(_keep_asking(client, expected, counts, over)) for _ in range(CONCURRENCY)]
         outcomes = []
         for turn in range(1, RELOADS + 1):
             is_broken = turn % BROKEN_EVERY == 0
@@ -49,7 +50,7 @@ async def _measure(server: Server, broken: Path) -> tuple[Json, Json]:
             wanted = httpx.codes.UNPROCESSABLE_ENTITY if is_broken else httpx.codes.OK
             outcomes.append(answer.status_code == wanted)
         over.set()
-        await asyncio.gather(*asking)
+        await asyncio.gather(*callers)
     failed = counts["failed"] + counts["inconsistent"] + outcomes.count(False)
     return {"reload_failed": failed}, {"reloads": RELOADS, "as_wanted": outcomes.count(True), **counts}
 
