@@ -9,7 +9,7 @@ from pathlib import Path
 from dense_reward_trainer.jobs.demo import train
 from dense_reward_trainer.runs.run_folder import commit
 
-from bench.credit import circumstances
+from bench.circumstances import circumstances
 from bench.reliability import bad_clients, overload, reload, stops
 from bench.reliability.load import Json
 from bench.reliability.server import LOAD_CORE, pin

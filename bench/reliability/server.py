@@ -46,7 +46,7 @@ class Server:
         while not self.is_ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(
-                    f"the service did not become ready within {PATIENCE_S:.0f} s:\n{self.log.read_text()[-2000:]}"
+                    f"the service exited or was not ready within {PATIENCE_S:.0f} s:\n{self.log.read_text()[-2000:]}"
                 )
             time.sleep(0.05)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dense_reward_trainer.runs.run_folder import commit
 
-from bench.credit import circumstances
+from bench.circumstances import circumstances
 from bench.scale import page
 from bench.scale.pictures import draw
 from bench.scale.questions import QUESTIONS, assumptions

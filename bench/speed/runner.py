@@ -16,7 +16,7 @@ from dense_reward.checkpoints.write_manifest import write_whole
 from dense_reward_trainer.runs.run_folder import versions
 from pydantic import JsonValue
 
-from bench.credit import processor
+from bench.circumstances import processor
 from bench.speed.contestants import Contestants, Launcher, Run, ServiceRun, Variant, variants
 from bench.speed.processes import Logprobs, NotMeasuredError, Worker, watched
 from bench.speed.results import (

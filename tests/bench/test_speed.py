@@ -1,4 +1,4 @@
-"""The speed benchmark counts what is needed, scores the same ids each time, and takes up what it has measured."""
+"""The speed benchmark counts only necessary work, scores the same ids each time, and reuses finished rounds."""
 
 import json
 import os
@@ -207,7 +207,7 @@ def test_a_paused_group_is_stopped_with_its_children_and_ends_with_its_block(tmp
     assert stdin is not None
     assert stdout is not None
     with stdin, stdout:
-        assert stdout.read() == "", "the end of it comes once the child that shares it is gone too"
+        assert stdout.read() == "", "stdout only ends once the child that shares it has ended too"
 
 
 def test_the_page_holds_the_tables_of_the_results() -> None:
