@@ -70,8 +70,8 @@ class Served:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns exit code 0 once all is measured and written."""
-    parser = argparse.ArgumentParser(prog="bench.engines", description=__doc__)
-    parser.add_argument("file", type=Path)
+    parser = argparse.ArgumentParser(prog="python -m bench.engines", description=__doc__)
+    parser.add_argument("file", type=Path, help="GSM8K's training set, JSON lines of question and answer")
     file: Path = parser.parse_args(arguments).file
     here = circumstances()  # before this run's own results make the checkout dirty
     pair = trained(file)

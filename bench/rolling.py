@@ -95,7 +95,7 @@ class Front:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns exit code 0 if no request failed, 2 if haproxy is missing."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.rolling", description=__doc__)
     parser.add_argument(
         "--as-the-chart", action="store_true", help="no retries; a replica is taken out of the proxy before SIGTERM"
     )

@@ -1,4 +1,4 @@
-"""`python -m bench.reliability [EXPERIMENT ...]`: measures and writes bench/results/reliability.json."""
+"""Measures and writes bench/results/reliability.json: `python -m bench.reliability [EXPERIMENT ...]`."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ LONG = "soak"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns exit code 0 once all requested experiments are measured and written."""
-    parser = argparse.ArgumentParser(prog="bench.reliability", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m bench.reliability", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="EXPERIMENT", help=f"default: all but {LONG}")
     names = parser.parse_args(arguments).names or [name for name in EXPERIMENTS if name != LONG]
     unknown = sorted(set(names) - EXPERIMENTS.keys())

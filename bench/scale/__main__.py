@@ -1,4 +1,4 @@
-"""`python -m bench.scale`: simulates, and writes bench/results/scale.json and the pictures and tables of docs/scale.md.
+"""Simulates, and writes bench/results/scale.json and the pictures and tables of docs/scale.md: `python -m bench.scale`.
 
 `python -m bench.scale page` only writes the tables.
 """

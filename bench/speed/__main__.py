@@ -1,4 +1,4 @@
-"""`python -m bench.speed cpu | gpu | report | vllm_settings | lengths`, from the repository's root."""
+"""Speed benchmark: `python -m bench.speed cpu | gpu | report | vllm_settings | lengths`, from the repository's root."""
 
 import argparse
 import os

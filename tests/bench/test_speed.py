@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny_models import plain_logprobs, tiny_model
 
-from bench.speed import report
-from bench.speed.contestants import Run, ServiceRun
+from bench.speed import contestants, report
+from bench.speed.contestants import Launcher, Run, ServiceRun
 from bench.speed.processes import Group
 from bench.speed.results import (
     E_CELLS,
@@ -208,6 +208,18 @@ def test_a_paused_group_is_stopped_with_its_children_and_ends_with_its_block(tmp
     assert stdout is not None
     with stdin, stdout:
         assert stdout.read() == "", "stdout only ends once the child that shares it has ended too"
+
+
+def test_vllm_runs_in_the_environment_of_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "vllm").touch()
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(contestants, "Worker", lambda _, *, log, environment: found.append(environment))
+    launcher = Launcher("cpu", "float32", 0, tmp_path)
+    launcher.vllm(tmp_path, "sft")
+    launcher.vllm(tmp_path, "sft", VLLM_CPU_OMP_THREADS_BIND="auto")
+    assert found[0]["VLLM_CPU_OMP_THREADS_BIND"] != "auto"
+    assert found[1] == found[0] | {"VLLM_CPU_OMP_THREADS_BIND": "auto"}
 
 
 def test_the_page_holds_the_tables_of_the_results() -> None:
