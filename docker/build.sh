@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Builds images with docker, podman or buildah, whichever is there: build.sh [NAME ...], all of the usual ones by default.
-#   REGISTRY       put before their names, such as ghcr.io/OWNER/
-#   BUILDER        the program, where there are several
-#   BUILD_OPTIONS  further options for it, such as --build-arg PIP_INDEX_URL=...
-# PUSH=1 pushes what was built before, and builds nothing. The images with CUDA have the bare version as a second tag.
+# Builds images with docker, podman or buildah (the first that is installed): build.sh [NAME ...]. Without a name it
+# builds service-cpu, service-cuda, trainer-cpu and trainer-cuda.
+#   REGISTRY       prefix of the image names, for example ghcr.io/OWNER/
+#   BUILDER        the program to use if several are installed
+#   BUILD_OPTIONS  more options for it, for example --build-arg PIP_INDEX_URL=...
+# PUSH=1 pushes images that were built before, and builds nothing. The CUDA images get the bare version as a second tag.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -11,16 +12,16 @@ version=$(sed -n 's/^version = "\(.*\)"$/\1/p' pyproject.toml)
 revision=$(git describe --always --abbrev=40 --dirty --exclude='*' 2>/dev/null || echo unknown)
 builder=${BUILDER:-$(command -v docker || command -v podman || command -v buildah || true)}
 if [[ -z $builder ]]; then
-    echo "images are built with docker, podman or buildah: none of them is here" >&2
+    echo "docker, podman or buildah is needed to build images, but none is installed: install one, or set BUILDER" >&2
     exit 1
 fi
 read -r -a options <<<"${BUILD_OPTIONS:-}"
-# podman and buildah write OCI's own image format by default, in which there is no health check; and they take a step
-# from their cache though the argument in it has another value, which would leave old labels.
+# podman and buildah write the OCI image format by default, which has no health check. They also reuse a cached step
+# although an argument in it has changed, so labels from the Dockerfile would be stale: pass the labels as options.
 [[ $(basename "$builder") == docker ]] || options+=(--format docker
     --label "org.opencontainers.image.version=$version" --label "org.opencontainers.image.revision=$revision")
 
-references() { # NAME: the image's tags. service-cuda -> dense-reward:0.1.0-cuda dense-reward:0.1.0
+references() { # NAME -> the image's names and tags. service-cuda -> dense-reward:0.1.0-cuda dense-reward:0.1.0
     local image=dense-reward
     [[ $1 == service-* ]] || image=dense-reward-trainer
     echo "${REGISTRY:-}$image:$version-${1#*-}"
@@ -41,7 +42,7 @@ for name; do
         service-cuda | trainer-cuda) arguments=(DEVICE=cuda) ;;
         service-vllm) arguments=("EXTRAS=serve,otel,vllm" CONSTRAINTS=vllm.txt "SYSTEM_PACKAGES=gcc libc6-dev") ;;
         *)
-            echo "no image $name: service-cpu, service-cuda, service-vllm, trainer-cpu, trainer-cuda" >&2
+            echo "unknown image $name: choose service-cpu, service-cuda, service-vllm, trainer-cpu or trainer-cuda" >&2
             exit 2
             ;;
     esac

@@ -1,9 +1,9 @@
-"""Builds the service's CPU image without a registry or a container engine, starts it, asks it, and has it drain.
+"""Builds the CPU image of the service without a registry or a container engine, starts it, uses it, and lets it drain.
 
-A Debian base of debootstrap stands in for the image that the Dockerfile starts from; buildah runs the Dockerfile's
-steps. The image's command then runs as its user, without capabilities, in a root that cannot be written to, as process
-1 of its own. bench/results/image.json keeps what was found. Needs root on Linux, buildah and debootstrap.
-BUILD_OPTIONS: further options of `buildah build`.
+A Debian base from debootstrap replaces the base image of the Dockerfile; buildah runs the Dockerfile's steps. The
+image's command then runs as the image's user, without capabilities, with a read-only root, as process 1 of a separate
+process namespace. Writes the results to bench/results/image.json. Needs root on Linux, buildah and debootstrap.
+BUILD_OPTIONS: more options for `buildah build`.
 """
 
 import argparse
@@ -36,7 +36,7 @@ START_S = 120
 VENV = "opt/dense-reward"
 RESULTS = ROOT / "bench" / "results" / "image.json"
 SHOWN_PACKAGES = ("dense-reward", "torch", "transformers", "tokenizers", "fastapi", "uvicorn")
-# What a container engine does with --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --user.
+# Does what a container engine does for --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --user.
 CONFINE = """
 set -e
 mount --bind "$TRY_ROOT" "$TRY_ROOT"
@@ -53,7 +53,7 @@ exec chroot "$TRY_ROOT" setpriv --reuid "$TRY_USER" --regid "$TRY_USER" --clear-
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """What the Dockerfile's last stage says, and where the image's files lie."""
+    """The configuration from the Dockerfile's last stage, and the folder with the image's files."""
 
     root: Path
     user: str
@@ -63,7 +63,7 @@ class Image:
     revision: str
 
     def versions(self) -> dict[str, str]:
-        """Of the packages that answer and compute."""
+        """Versions of Python and of the packages that serve and compute, by name."""
         (site,) = (self.root / VENV).glob("lib/python3.*/site-packages")
         found = {package.name: package.version for package in distributions(path=[str(site)])}
         return {"python": site.parent.name.removeprefix("python")} | {name: found[name] for name in SHOWN_PACKAGES}
@@ -71,28 +71,28 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What was found, by name, told as it is found."""
+    """Results by name. Prints each result when it is noted."""
 
-    told: dict[str, object] = field(default_factory=dict)
+    results: dict[str, object] = field(default_factory=dict)
 
     def note(self, what: str, found: object) -> None:
-        self.told[what] = found
+        self.results[what] = found
         sys.stdout.write(f"try-image: {what}: {found}\n")
         sys.stdout.flush()
 
     def expect(self, what: str, found: object, wanted: object) -> None:
-        """Ends the program where it is something else."""
+        """Notes a result. Ends the program if it is not the wanted one."""
         self.note(what, found)
         if found != wanted:
-            sys.exit(f"try-image: {what} should be {wanted}")
+            sys.exit(f"try-image: {what} is {found}, but must be {wanted}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--checkpoints", type=Path, help="folder with sft and reference; the fake engine without")
+    parser.add_argument("--checkpoints", type=Path, help="folder with sft and reference; default: the fake engine")
     checkpoints = parser.parse_args().checkpoints
     os.environ.setdefault("BUILDAH_ISOLATION", "chroot")
-    at = circumstances()  # before its own results change the checkout
+    at = circumstances()  # first, because this program's results change the checkout
     if BASE.partition(":")[0] not in output("buildah", "images", "--format", "{{.Name}}"):
         make_base()
     found = Found()
@@ -107,11 +107,12 @@ def main() -> None:
         try_service(image, volume, fill(Path(volume), checkpoints), found)
     pair = "none: the fake engine" if checkpoints is None else str(checkpoints)
     about = {"image": name, "checkpoints": pair, "buildah": output("buildah", "--version")}
-    RESULTS.write_text(json.dumps({**found.told, **about, **at, "versions": found.told["versions"]}, indent=2) + "\n")
+    results = {**found.results, **about, **at, "versions": found.results["versions"]}
+    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
 
 
 def try_service(image: Image, volume: str, settings: Mapping[str, str], found: Found) -> None:
-    """Starts it, looks at its process, asks it, and has it drain."""
+    """Starts the service, checks its process, its health check and its answers, and lets it drain."""
     port = free_port()
     with running(image, volume, {**settings, "DENSE_REWARD_PORT": str(port)}) as process:
         service = Service(f"http://127.0.0.1:{port}", process)
@@ -127,7 +128,7 @@ def output(*command: str | Path) -> str:
 
 
 def make_base() -> None:
-    """A Debian with Python and pip, in the place of the official Python image."""
+    """Builds a Debian image with Python and pip, which replaces the official Python image."""
     with tempfile.TemporaryDirectory() as folder:
         output("debootstrap", "--variant=minbase", f"--include={PACKAGES}", "bookworm", folder)
         shutil.rmtree(Path(folder, "var", "cache", "apt"))
@@ -138,7 +139,7 @@ def make_base() -> None:
 
 
 def build() -> str:
-    """The name of the image."""
+    """Builds the service's CPU image and returns its name."""
     options = f"--layers --build-arg PYTHON_IMAGE={BASE} {os.environ.get('BUILD_OPTIONS', '')}"
     environment = {**os.environ, "BUILDER": "buildah", "BUILD_OPTIONS": options, "REGISTRY": "localhost/"}
     command = [str(ROOT / "docker" / "build.sh"), "service-cpu"]
@@ -147,7 +148,7 @@ def build() -> str:
 
 
 def megabytes(folder: Path) -> int:
-    """Of all files below it."""
+    """Size of all files below a folder."""
     return int(output("du", "--summarize", "--block-size=1M", folder).split()[0])
 
 
@@ -171,7 +172,7 @@ def unpacked(name: str) -> Iterator[Image]:
 
 
 def fill(volume: Path, checkpoints: Path | None) -> dict[str, str]:
-    """Keys and checkpoints, readable for the container's user; the settings that name them."""
+    """Puts keys and checkpoints into the volume, readable for the container's user. Returns the settings for them."""
     volume.chmod(0o755)
     keys = [{"name": "try", "key": KEY, "rights": ["score"]}]
     (volume / "keys.json").write_text(json.dumps(keys))
@@ -193,7 +194,7 @@ def free_port() -> int:
 
 @contextmanager
 def running(image: Image, volume: str, settings: Mapping[str, str]) -> Iterator["subprocess.Popen[bytes]"]:
-    """The image's command, process 1 of a process namespace; what is left of it is killed at the end."""
+    """Runs the image's command as process 1 of a process namespace, and kills it at the end if it still runs."""
     outside = {
         **os.environ,
         "TRY_ROOT": str(image.root),
@@ -211,27 +212,27 @@ def running(image: Image, volume: str, settings: Mapping[str, str]) -> Iterator[
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """The service in the container, from outside."""
+    """The service in the container, seen from outside it."""
 
     url: str
     process: "subprocess.Popen[bytes]"
 
     def pid(self) -> int:
-        """Of process 1 of the container, as this side counts; its parent is `unshare`."""
+        """Process id of the container's process 1 in the outer namespace. Its parent is `unshare`."""
         parent = self.process.pid
         return int(Path(f"/proc/{parent}/task/{parent}/children").read_text().split()[0])
 
     def wait_until_ready(self) -> float:
-        """Seconds that it took."""
+        """Waits for /ready. Returns the seconds that it took. Ends the program if it fails or takes over START_S."""
         started = time.monotonic()
         while self.status("/ready") != 200:
             if self.process.poll() is not None or time.monotonic() > started + START_S:
-                sys.exit("try-image: the service did not become ready")
+                sys.exit(f"try-image: the service ended, or was not ready within {START_S} s: see its log above")
             time.sleep(0.2)
         return round(time.monotonic() - started, 1)
 
     def status(self, route: str, key: str | None = None, body: object = None) -> int:
-        """The status of an answer; 0 where nothing listens."""
+        """Status of the response; 0 if nothing listens."""
         headers = {"Content-Type": "application/json"} | ({} if key is None else {"Authorization": f"Bearer {key}"})
         data = None if body is None else json.dumps(body).encode()
         try:
@@ -246,20 +247,20 @@ class Service:
 
 
 def check_confinement(pid: int, user: str, found: Found) -> None:
-    """Of the running process itself, not of what was asked for."""
+    """Checks user, capabilities and root of the running process, not only the options that it was started with."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    told = {name: values.split() for name, _, values in (line.partition(":") for line in lines)}
-    found.expect("user", f"{told['Uid'][1]}:{told['Gid'][1]}", user)
-    held = "".join(told[name][0].strip("0") for name in ("CapEff", "CapPrm", "CapBnd"))
+    status = {name: values.split() for name, _, values in (line.partition(":") for line in lines)}
+    found.expect("user", f"{status['Uid'][1]}:{status['Gid'][1]}", user)
+    held = "".join(status[name][0].strip("0") for name in ("CapEff", "CapPrm", "CapBnd"))
     found.expect("capabilities", held or "none", "none")
-    found.expect("no_new_privileges", told["NoNewPrivs"], ["1"])
+    found.expect("no_new_privileges", status["NoNewPrivs"], ["1"])
     mounts = [line.split() for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]
     (root,) = [fields[5] for fields in mounts if fields[4] == "/"]
     found.expect("root", root.split(",")[0], "ro")
 
 
 def check_health(pid: int, image: Image, port: int, found: Found) -> None:
-    """The image's own health check, inside."""
+    """Runs the image's own health check inside the container."""
     kind, *command = image.healthcheck
     found.expect("health_check", kind, "CMD")
     inside = ["nsenter", "--target", str(pid), "--mount", "--pid", "--root"]
@@ -276,7 +277,7 @@ def check_answers(service: Service, found: Found) -> None:
 
 
 def check_drain(service: Service, found: Found) -> None:
-    """SIGTERM while a large request is inside: it is answered, and the process ends with code 0."""
+    """Sends SIGTERM while a large request is in flight: it must be answered, and the process must exit with code 0."""
     responses = ["8+5=13 write 3 carry 1. " * 6] * 2000
     body = {"prompt": "Add 478 and 365.", "responses": responses, "include": ["reward", "kl"]}
     with ThreadPoolExecutor() as threads:

@@ -1,8 +1,8 @@
-"""Writes the files of the chart that follow from others: `make chart` runs it, tests/deploy/test_chart.py holds them equal.
+"""Generates files of the chart from other files. `make chart` runs it; tests/deploy/test_chart.py checks its results.
 
-- README.md: readme.in.md, with a table of values made from the comments of values.yaml;
-- the part `settings` of values.schema.json: the fields of Settings, but for those that the chart sets itself;
-- files/alerts.yaml and files/dashboard.json: copies of what docker/ holds, because a chart reads nothing outside.
+- README.md: readme.in.md plus a table of values from the comments of values.yaml;
+- `settings` in values.schema.json: the fields of Settings, except those that the chart sets itself;
+- files/alerts.yaml and files/dashboard.json: copies from docker/, because a chart cannot read outside its folder.
 """
 
 import json
@@ -20,7 +20,7 @@ COPIES = {
     CHART / "files" / "dashboard.json": ROOT / "docker" / "grafana" / "dense-reward.json",
 }
 SCHEMA = CHART / "values.schema.json"
-# What the templates set: where files lie in a pod, and what has a key of its own.
+# Settings that the templates set: paths of files in a pod, and settings that have their own key in the values.
 SET_BY_THE_CHART = frozenset(
     {
         "sft",
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def chart_files() -> dict[Path, str]:
-    """Each file that follows from others, and what has to be in it."""
+    """Each generated file and its content."""
     copies = {copy: original.read_text("utf-8") for copy, original in COPIES.items()}
     prose, values = (ROOT / "helm" / "readme.in.md").read_text("utf-8"), (CHART / "values.yaml").read_text("utf-8")
     return {**copies, SCHEMA: _schema(), CHART / "README.md": readme(prose, values)}
@@ -58,7 +58,7 @@ def _schema() -> str:
 
 
 def settings_schema() -> dict[str, object]:
-    """JSON schema of `settings`; engine and drain_s are needed, because templates follow from them."""
+    """JSON schema of `settings`. engine and drain_s are required, because templates use them."""
     fields = Settings.model_json_schema()["properties"]
     known = {name: _flat(field) for name, field in fields.items() if name not in SET_BY_THE_CHART}
     required = ["engine", "drain_s"]
@@ -66,12 +66,12 @@ def settings_schema() -> dict[str, object]:
 
 
 def _flat(field: dict[str, Any]) -> dict[str, object]:
-    """A field without `anyOf`, which Helm's messages about a wrong value would list branch by branch."""
+    """A field without `anyOf`: Helm's message about a wrong value would list every branch of it."""
     (kind,) = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
     flat = {keyword: kind[keyword] for keyword in KEPT_KEYWORDS if keyword in kind}
     if kind["type"] == "integer" and "exclusiveMinimum" in flat:
         flat["minimum"] = flat.pop("exclusiveMinimum") + 1
-    if "anyOf" in field:  # null leaves the setting to the service
+    if "anyOf" in field:  # null: the service uses its own default
         flat["type"] = [kind["type"], "null"]
         flat |= {"enum": [*kind["enum"], None]} if "enum" in kind else {}
     return {**flat, "description": field["description"]}

@@ -1,7 +1,7 @@
-"""README.md of the chart: prose, and a table of values from the comments of values.yaml. Pure; needs pyyaml alone.
+"""Generates the chart's README.md: prose, and a table from the comments of values.yaml. Pure; needs only pyyaml.
 
-A line `## Title` begins a section. The comment above a key, up to the nearest empty line, describes it. A mapping over
-several lines gets a row where it has a comment; everything else is a value and needs one.
+A line `## Title` starts a section. The comment above a key, up to the nearest empty line, describes it. A mapping over
+several lines gets a row only if it has a comment; every other key is a value and must have one.
 """
 
 import json
@@ -17,7 +17,7 @@ _KEY = re.compile(r"^(?P<indent> *)(?P<key>[A-Za-z_][\w-]*):(?P<rest>.*)$")
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A value: its dotted path, its default as JSON, and what is said of it."""
+    """A value: its dotted path, its default as JSON, and its description."""
 
     section: str
     path: str
@@ -26,9 +26,9 @@ class Row:
 
 
 def readme(prose: str, values: str) -> str:
-    """Raises ValueError where the prose has no place for the table, or a value no comment."""
+    """The README's text. Raises ValueError if the prose has no place for the table, or a value has no comment."""
     if prose.count(PLACE) != 1:
-        raise ValueError(f"the prose needs one line {PLACE.strip()}")
+        raise ValueError(f"readme.in.md must contain the line {PLACE.strip()} once, not {prose.count(PLACE)} times")
     return prose.replace(PLACE, "\n".join(_tables(values)) + "\n")
 
 
@@ -39,12 +39,12 @@ def _tables(values: str) -> Iterator[str]:
             if section is not None:
                 yield ""
             section = row.section
-            yield from (f"### {section}", "", "| value | default | |", "|---|---|---|")
+            yield from (f"### {section}", "", "| value | default | description |", "|---|---|---|")
         yield f"| `{row.path}` | `{row.default}` | {row.text} |"
 
 
 def rows(values: str) -> list[Row]:
-    """Every value of a values.yaml, in its order."""
+    """All values of a values.yaml, in the file's order."""
     defaults = yaml.safe_load(values)
     found: list[Row] = []
     section, comment, above = "", list[str](), list[tuple[int, str]]()
@@ -71,13 +71,13 @@ def rows(values: str) -> list[Row]:
 
 def _row(section: str, path: str, default: str, comment: list[str]) -> Row:
     if not comment:
-        raise ValueError(f"values.yaml: {path} has no comment")
+        raise ValueError(f"values.yaml: {path} has no comment: describe it in the line above the key")
     return Row(section, path, default, " ".join(comment).replace("|", "\\|"))
 
 
 def _at(values: object, path: str) -> object:
     for name in path.split("."):
         if not isinstance(values, dict):
-            raise ValueError(f"values.yaml: {path} is not where its indentation says")
+            raise ValueError(f"values.yaml: no value {path}, which the indentation implies: correct the indentation")
         values = values[name]
     return values

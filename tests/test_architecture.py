@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SERVICE, TRAINER = "dense_reward", "dense_reward_trainer"
 SOURCES = {SERVICE: ROOT / "service", TRAINER: ROOT / "trainer"}
 
-CORE = {"httpx", "numpy", "pydantic"}
+CORE = {"httpx2", "numpy", "pydantic"}
 MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "tokenizers", "vllm", "accelerate", "peft", "flash_attn"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
 TRAINING_LIBRARIES = {"trl", "datasets", "matplotlib", "tqdm"}
@@ -42,7 +42,7 @@ PURE = {
     *(f"{SERVICE}.{name}" for name in ("text.*", "heatmap*", "batching.packing", "reward")),
     *(f"{TRAINER}.{name}" for name in ("rl.losses", "rl.returns")),
 }
-IMPURE = {"asyncio", "datetime", "httpx", "os", "pathlib", "shutil", "socket", "subprocess", "tempfile", "time"}
+IMPURE = {"asyncio", "datetime", "httpx2", "os", "pathlib", "shutil", "socket", "subprocess", "tempfile", "time"}
 FILE_METHODS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}
 PRINTERS = {f"{SERVICE}.cli", f"{TRAINER}.cli", f"{TRAINER}.jobs.demo"}
 VAGUE_NAME = re.compile(r"(^|_)(utils?|helpers?|common|manager|handlers?|misc)(_|$)")

@@ -1,6 +1,6 @@
-"""`make heatmap-picture`: the README's picture, a screenshot of the demo's HTML heatmap.
+"""`make heatmap-picture`: makes the README's picture, a screenshot of the demo's HTML heatmap.
 
-Needs Chromium (or Chrome) on the PATH; trains the demo's pair where there is none yet.
+Needs Chromium (or Chrome) on the PATH; trains the demo's pair if it does not exist yet.
 """
 
 import shutil
@@ -19,10 +19,10 @@ WINDOW_PX = (900, 525)
 
 
 def main() -> int:
-    """Exit code 0 once the picture is written."""
+    """Returns exit code 0 once the picture is written, 1 without a browser."""
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
-        print(f"none of {', '.join(BROWSERS)} is on the PATH: install one", file=sys.stderr)
+        print(f"none of {', '.join(BROWSERS)} is on the PATH: install one of them", file=sys.stderr)
         return 1
     train()
     prompt, responses = example()

@@ -13,7 +13,7 @@ from typing import get_args, get_origin
 
 from dense_reward.errors import CheckpointError, SettingsError
 from dense_reward.serving.pair_sources import first_pairs
-from dense_reward.settings import Settings, flag, read_settings, twin
+from dense_reward.settings import Settings, env_name, flag, read_settings
 from dense_reward.telemetry.logs import configure
 from dense_reward.telemetry.process_memory import keep_freed_memory
 
@@ -55,7 +55,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     for name, field in Settings.model_fields.items():
         kinds = [k for k in (get_args(field.annotation) or (field.annotation,)) if k is not types.NoneType]
         default = "" if field.default is None else f"; default {field.default}"
-        text = f"{field.description} [{twin(name)}{default}]"
+        text = f"{field.description} [{env_name(name)}{default}]"
         if kinds == [bool]:
             parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         else:
@@ -114,18 +114,18 @@ def _check(options: argparse.Namespace) -> int:
     settings = _settings(options)
     if settings.sft is None or settings.reference is None:
         raise SettingsError("check measures two checkpoints: --sft DIR --reference DIR")
-    from dense_reward.engines.torch.noise import exact_rewards, measure
-    from dense_reward.engines.torch.start import serving_of
+    from dense_reward.engines.torch.load import serving_options
+    from dense_reward.engines.torch.noise import exact_rewards, measure_noise
 
     def report(line: str) -> None:
         print(f"  {line}", file=sys.stderr)
 
-    serving = serving_of(settings)
+    serving = serving_options(settings)
     exact = exact_rewards(settings.sft, settings.reference, serving, report)
     print(f"reward noise: rms(reward - float32 reward) / std(float32 reward); the latter is {exact.std:.3g} nats over")
     print(f"{len(exact.reward_S)} tokens of the probe. Seconds are those of a batch of 8 responses of 64 tokens.\n")
     print(f"{'configuration':32} {'reward noise':>12} {'seconds':>9} {'weights':>11}")
-    for found in measure(settings.sft, settings.reference, serving, exact, report):
+    for found in measure_noise(settings.sft, settings.reference, serving, exact, report):
         if found.noise is None or found.weights_bytes is None:
             print(f"{found.name:32} not possible: {found.refused}")
         else:

@@ -16,6 +16,11 @@ FloatArray = NDArray[np.float32]
 BoolArray = NDArray[np.bool_]
 Result = TypeVar("Result")
 
+Report = Callable[[str], None]
+"""Takes one line on the progress of a long step."""
+MAX_CANDIDATES = 1024
+"""Candidate ids at one token."""
+
 
 class OnDevice(Protocol):
     """Runs a call where nothing else computes on the device meanwhile."""
@@ -65,11 +70,30 @@ class TokenScores:
     reference_logprob_S: FloatArray
     kl_S: FloatArray | None = None
     entropy_S: FloatArray | None = None
-    candidate_reward_SK: FloatArray | None = None
     candidate_sft_logprob_SK: FloatArray | None = None
+    candidate_reference_logprob_SK: FloatArray | None = None
     top_ids_SK: IdArray | None = None
     top_sft_logprob_SK: FloatArray | None = None
     top_reference_logprob_SK: FloatArray | None = None
+
+
+def no_scores(branch: Branch, wants: Wants) -> TokenScores:
+    """The scores of a branch without a scored token: S = 0, in the shapes that `wants` and its candidates ask for."""
+    row_S = np.empty(0, dtype=np.float32)
+    width = 0 if branch.candidates_SK is None else branch.candidates_SK.shape[1]
+    candidates_SK = row_S.reshape(0, width) if width else None
+    top_SK = row_S.reshape(0, wants.top_k) if wants.top_k else None
+    return TokenScores(
+        row_S,
+        row_S,
+        kl_S=row_S if wants.kl else None,
+        entropy_S=row_S if wants.entropy else None,
+        candidate_sft_logprob_SK=candidates_SK,
+        candidate_reference_logprob_SK=candidates_SK,
+        top_ids_SK=None if top_SK is None else top_SK.astype(np.int32),
+        top_sft_logprob_SK=top_SK,
+        top_reference_logprob_SK=top_SK,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +105,7 @@ class EngineInfo:
     revision: str
     dtype: str
     device: str
-    vocabulary: int
+    vocab_size: int
     max_length_tokens: int
     quantities: frozenset[str]
     related: bool
@@ -144,11 +168,11 @@ class SharingEngine(Engine, Protocol):
 
 
 @runtime_checkable
-class ForeignEngine(Engine, Protocol):
+class RemoteEngine(Engine, Protocol):
     """An engine whose models somebody else computes, who may be away for a while."""
 
     @property
-    def trouble(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why it computes nothing now, though it may again."""
         ...
 

@@ -26,9 +26,29 @@ class Summary:
     min: float | None
 
 
+def log_ratio(sft_logprob: FloatArray, reference_logprob: FloatArray) -> FloatArray:
+    """log pi_sft(a | s) - log pi_ref(a | s), in nats, elementwise: the reward of any token, sampled or not."""
+    return sft_logprob - reference_logprob
+
+
+def less_kl(reward: FloatArray, kl: FloatArray) -> FloatArray:
+    """reward - kl, in nats, elementwise: the centred reward of any token, sampled or not."""
+    return reward - kl
+
+
 def reward(scores: TokenScores) -> FloatArray:
     """r_t = sft_logprob - reference_logprob, [S] nats. Its sum over a response is the sequence log-ratio."""
-    return scores.sft_logprob_S - scores.reference_logprob_S
+    return log_ratio(scores.sft_logprob_S, scores.reference_logprob_S)
+
+
+def candidate_reward(scores: TokenScores) -> FloatArray | None:
+    """The reward of each candidate id, [S, K] nats; None if no candidates were named."""
+    return _log_ratio_of(scores.candidate_sft_logprob_SK, scores.candidate_reference_logprob_SK)
+
+
+def alternative_reward(scores: TokenScores) -> FloatArray | None:
+    """The reward of each of the likeliest ids, [S, K] nats; None if `top_k` was 0."""
+    return _log_ratio_of(scores.top_sft_logprob_SK, scores.top_reference_logprob_SK)
 
 
 def centred(scores: TokenScores) -> FloatArray:
@@ -38,7 +58,7 @@ def centred(scores: TokenScores) -> FloatArray:
     """
     if scores.kl_S is None:
         raise ValueError("centred rewards need kl: ask the engine for it")
-    return reward(scores) - scores.kl_S
+    return less_kl(reward(scores), scores.kl_S)
 
 
 def signal(name: Signal, scores: TokenScores) -> FloatArray:
@@ -77,3 +97,9 @@ def summarise(values_S: FloatArray) -> Summary:
 def all_finite(arrays: Sequence[NDArray[np.floating] | None]) -> bool:
     """Whether every number that would be answered is finite."""
     return all(array is None or bool(np.isfinite(array).all()) for array in arrays)
+
+
+def _log_ratio_of(sft_logprob_SK: FloatArray | None, reference_logprob_SK: FloatArray | None) -> FloatArray | None:
+    if sft_logprob_SK is None or reference_logprob_SK is None:
+        return None
+    return log_ratio(sft_logprob_SK, reference_logprob_SK)

@@ -6,9 +6,9 @@ The command line is made from this class, so a knob cannot exist in one place on
 from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dense_reward.errors import SettingsError
@@ -114,7 +114,7 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def twin(name: str) -> str:
+def env_name(name: str) -> str:
     """A setting's name in the environment."""
     return ENV_PREFIX + name.upper()
 
@@ -124,7 +124,7 @@ def read_settings(given: Mapping[str, str | bool], environment: Collection[str])
 
     Raises SettingsError, a line for each fault, also where `environment` (its names) holds a twin of no setting.
     """
-    faults = _unknown_twins(environment)
+    faults = _unknown_variables(environment)
     try:
         settings = Settings(**given)  # type: ignore[arg-type] # pydantic turns words into numbers and paths
     except ValidationError as error:
@@ -135,15 +135,44 @@ def read_settings(given: Mapping[str, str | bool], environment: Collection[str])
 
 
 def _fault(name: str, message: str) -> str:
-    return f"{flag(name)} ({twin(name)}): {message}"
+    return f"{flag(name)} ({env_name(name)}): {message}"
 
 
-def _unknown_twins(environment: Collection[str]) -> list[str]:
+def _unknown_variables(environment: Collection[str]) -> list[str]:
     faults = []
     for name in sorted(environment):
         setting = name.upper().removeprefix(ENV_PREFIX).lower()
         if name.upper().startswith(ENV_PREFIX) and setting not in Settings.model_fields:
             near = get_close_matches(setting, Settings.model_fields, n=1)
-            advice = f"did you mean {twin(near[0])}?" if near else "unset it (in Kubernetes: enableServiceLinks: false)"
+            advice = (
+                f"did you mean {env_name(near[0])}?" if near else "unset it (in Kubernetes: enableServiceLinks: false)"
+            )
             faults.append(f"{name} in the environment is no setting: {advice}")
     return faults
+
+
+class _WithName(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+Entry = TypeVar("Entry", bound=_WithName)
+
+
+def read_list(setting: str, file: Path, entries: TypeAdapter[list[Entry]]) -> list[Entry]:
+    """The entries of a setting's file, a JSON list in which no two names are equal.
+
+    Raises SettingsError, naming the setting, the file and the place; it never repeats content, which can be secret.
+    """
+    where = f"{setting} {file}"
+    try:
+        found = entries.validate_json(file.read_bytes())
+    except OSError as error:
+        raise SettingsError(f"{where}: {error.strerror}") from None
+    except ValidationError as error:
+        detail = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        place = ".".join(map(str, detail["loc"])) or "the file"
+        raise SettingsError(f"{where}: {place}: {detail['msg']}") from None
+    if len({entry.name for entry in found}) < len(found):
+        raise SettingsError(f"{where}: two entries have the same name")
+    return found

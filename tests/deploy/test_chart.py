@@ -1,4 +1,4 @@
-"""The chart's files beside those that they follow from."""
+"""The chart's generated files, compared with their sources."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 from chart_files import SET_BY_THE_CHART, chart_files
-from dense_reward.settings import ENV_PREFIX, Settings, twin
+from dense_reward.settings import ENV_PREFIX, Settings, env_name
 from dense_reward_trainer.cli import JOBS
 from dense_reward_trainer.configs.base import recipe_names
 from readme import PLACE, readme, rows
@@ -28,11 +28,11 @@ def test_the_chart_is_of_the_projects_version() -> None:
 
 
 def test_every_environment_name_in_the_chart_is_a_setting_and_every_path_is_given() -> None:
-    """In the text of the templates, where a name could stand that no values render."""
+    """Searches the templates' text, which also has names that no values of these tests render."""
     templates = [path for path in (CHART / "templates").rglob("*") if path.suffix in {".yaml", ".tpl"}]
     text = "\n".join(re.sub(r"\{\{-? ?/\*.*?\*/", "", path.read_text("utf-8"), flags=re.DOTALL) for path in templates)
     named = set(re.findall(rf"\b{ENV_PREFIX}[A-Z_]+\b", text)) - {ENV_PREFIX}
-    assert named == {twin(name) for name in SET_BY_THE_CHART}
+    assert named == {env_name(name) for name in SET_BY_THE_CHART}
     assert set(Settings.model_fields) >= SET_BY_THE_CHART
 
 
@@ -66,5 +66,5 @@ def test_a_value_without_a_comment_is_refused(values: str) -> None:
 
 
 def test_prose_without_a_place_for_the_table_is_refused() -> None:
-    with pytest.raises(ValueError, match="one line"):
+    with pytest.raises(ValueError, match="once, not 0 times"):
         readme("Prose.\n", "# Said.\na: 1\n")

@@ -58,7 +58,7 @@ def test_changed_pairs_roll_the_replicas() -> None:
 
 
 def test_a_newer_chart_alone_restarts_nothing(tmp_path: Path) -> None:
-    """Loading models again takes minutes: what names the chart's version is no part of the pods."""
+    """Loading models again takes minutes, so labels with the chart's version must not be part of the pods."""
     newer = shutil.copytree(CHART, tmp_path / "dense-reward")
     description = (newer / "Chart.yaml").read_text("utf-8")
     (newer / "Chart.yaml").write_text(description.replace("\nversion: ", "\nversion: 9"), "utf-8")
@@ -75,10 +75,10 @@ def test_the_grace_period_is_that_of_stopping_and_draining(pre_stop_s: int, drai
 
 
 def test_a_replica_that_stops_has_the_time_for_a_full_queue() -> None:
-    """At the tokens a second that docs/scale.md reckons with for a GPU."""
+    """Uses the tokens a second that docs/scale.md assumes for a GPU."""
     defaults = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
     assert defaults["settings"]["drain_s"] > Settings.model_fields["max_queue_tokens"].default / 6_600
-    assert "A replica that stops answers what waits in it for 300 s" in notes({})
+    assert "A replica that stops answers its queued requests for 300 s" in notes({})
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_secrets_are_mounted_as_files_and_named_in_settings() -> None:
     mounted = {v["name"]: v["secret"]["secretName"] for v in pod["volumes"] if "secret" in v}
     assert mounted == {"keys": "my-apikeys", "engine": "my-enginekey", "tls": "my-tls"}
     mounts = {m["name"]: m for m in service_container(objects)["volumeMounts"]}
-    assert "subPath" not in mounts["keys"]  # a file under subPath would never follow the secret
+    assert "subPath" not in mounts["keys"]  # Kubernetes never updates a file mounted with subPath
     assert data["DENSE_REWARD_API_KEYS_FILE"] == f"{mounts['keys']['mountPath']}/keys.json"
     assert data["DENSE_REWARD_ENGINE_KEY_FILE"] == f"{mounts['engine']['mountPath']}/key"
     assert data["DENSE_REWARD_TLS_CERTIFICATE"] == f"{mounts['tls']['mountPath']}/tls.crt"
@@ -188,7 +188,7 @@ def test_the_hub_is_asked_with_a_token_from_a_secret_and_only_before_the_service
     objects = render({"checkpoints": {"source": "hub", "hub": hub}, "hf_token": {"secretName": "hub"}})
     (download,) = service_pod(objects)["initContainers"]
     assert environment(download)["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
-    assert environment(download)["HF_HOME"].startswith("/checkpoints/")  # manifests name files there
+    assert environment(download)["HF_HOME"].startswith("/checkpoints/")  # manifests refer to files there
     script = (ROOT / "helm" / "dense-reward" / "files" / "adopt.sh").read_text("utf-8")
     assert download["args"][0].strip() == script.strip()
     assert set(re.findall(r"\$\{?([A-Z_]+)", script)) <= environment(download).keys()
@@ -236,8 +236,8 @@ def test_the_test_runs_the_file_that_is_tested_here() -> None:
 
 
 def test_the_notes_say_what_is_open_and_what_is_missing() -> None:
-    assert "Whoever reaches it may ask: apiKeys.secretName" in notes({})
+    assert "Every caller who reaches the service is served: set apiKeys.secretName" in notes({})
     assert "from outside the cluster too" in notes({"ingress": {"enabled": True}})
-    assert "Whoever" not in notes({"apiKeys": {"secretName": "keys"}})
+    assert "Every caller" not in notes({"apiKeys": {"secretName": "keys"}})
     assert "its rewards mean nothing" in notes(fake())
     assert "rewards-dense-reward-checkpoints is new and empty" in notes({})

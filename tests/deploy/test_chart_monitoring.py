@@ -1,4 +1,4 @@
-"""What the chart tells Prometheus, and what it scales by."""
+"""The chart's objects for Prometheus, and the metric that it scales on."""
 
 import json
 
@@ -73,7 +73,7 @@ def test_alerts_are_those_of_docker_but_for_the_time_that_a_start_may_take(secon
 
 @pytest.mark.parametrize("kind", ["ServiceMonitor", "PrometheusRule"])
 def test_examples_are_found_by_a_prometheus_of_kube_prometheus_stack(kind: str) -> None:
-    """It looks for its own release's label, unless it is told otherwise."""
+    """By default it selects only objects with the label of its release."""
     found = [made for name in EXAMPLES for made in of_kind(render(example(name)), kind)]
     assert found
     assert {made["metadata"]["labels"].get("release") for made in found} == {"kube-prometheus-stack"}

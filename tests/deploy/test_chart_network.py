@@ -1,4 +1,4 @@
-"""Who reaches the service, whom it reaches, and by which names."""
+"""Which peers reach the service, which it reaches, and the names of its addresses."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def test_examples_with_a_network_policy_let_pods_of_the_namespace_ask() -> None:
 
 
 def test_a_second_service_names_the_address_of_each_replica() -> None:
-    """haproxy asks pods themselves: the port of the service counts for nothing there."""
+    """haproxy connects to the pods directly, so the headless service needs the pods' port."""
     objects = render({"service": {"port": 80, "type": "LoadBalancer", "annotations": {"a": "b"}}})
     service, replicas = of_kind(objects, "Service")
     assert replicas["metadata"]["name"] == "rewards-dense-reward-replicas"

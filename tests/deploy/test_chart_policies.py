@@ -1,11 +1,11 @@
-"""What holds for every pod of the chart, whatever the values: no root, no escalation, no bound left out, no key."""
+"""Rules for every pod of the chart, whatever the values: no root, no escalation, no missing limit, no key."""
 
 import json
 import re
 from collections.abc import Iterator
 
 import pytest
-from dense_reward.settings import ENV_PREFIX, Settings, read_settings, twin
+from dense_reward.settings import ENV_PREFIX, Settings, env_name, read_settings
 from random_chart_values import random_values
 from rendered_chart import (
     EXAMPLES,
@@ -121,11 +121,11 @@ def test_a_rolling_update_takes_no_replica_away(objects: list[Object]) -> None:
 def test_every_environment_name_of_the_service_is_a_setting(objects: list[Object]) -> None:
     named = set(re.findall(rf"\b{ENV_PREFIX}[A-Z0-9_]+", json.dumps(objects)))
     assert len(named) > 3
-    assert named <= {twin(name) for name in Settings.model_fields}
+    assert named <= {env_name(name) for name in Settings.model_fields}
 
 
 def test_the_service_reads_its_settings(objects: list[Object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each value of the ConfigMap is parsed by the class that the service parses it with."""
+    """Parses each value of the ConfigMap with the service's own class."""
     data = settings_of(objects, of_kind(objects, "Deployment")[0]["metadata"]["name"])
     for name, value in data.items():
         monkeypatch.setenv(name, value)

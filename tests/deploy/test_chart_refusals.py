@@ -1,4 +1,4 @@
-"""Values that cannot be meant are refused before anything is rendered, by a message that names the key."""
+"""Invalid and contradictory values are refused before anything is rendered, with a message that names the key."""
 
 import json
 from collections.abc import Iterator
@@ -39,17 +39,23 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"service": {"port": 70000}}, "port"),
 ]
 HUB = {"source": "hub", "hub": {"sft": "me/sft", "reference": "me/half"}}
-# What lies between two values: the chart's own words.
+# Contradictions between values, with the chart's own messages.
 TOGETHER: list[tuple[dict[str, Any], str]] = [
-    ({"image": {"tag": "latest"}}, "image.tag: latest is no version"),
+    ({"image": {"tag": "latest"}}, "image.tag: latest is not a version"),
     ({"trainer": {"image": {"tag": "latest"}}}, "trainer.image.tag: latest"),
     ({"checkpoints": {"s3": {"image": "registry.example:5000/aws-cli"}}}, "checkpoints.s3.image: .* has no tag"),
-    ({"checkpoints": {"s3": {"image": "aws-cli:latest"}}}, "checkpoints.s3.image: .* latest"),
+    (
+        {"checkpoints": {"s3": {"image": "aws-cli:latest"}}},
+        "checkpoints.s3.image: aws-cli:latest has .* latest: name a version",
+    ),
     ({"test": {"image": "registry.example/dense-reward"}}, "test.image: .* has no tag"),
-    ({"trainer": {"image": {"repository": "", "tag": "1"}}}, "trainer.image.repository is needed by trainer.image.tag"),
-    ({"checkpoints": {"source": "none"}}, "checkpoints.source: none is for settings.engine fake"),
-    ({"checkpoints": {"source": "s3"}}, "checkpoints.s3.uri is needed"),
-    ({"checkpoints": {"source": "image"}}, "checkpoints.image.reference is needed"),
+    (
+        {"trainer": {"image": {"repository": "", "tag": "1"}}},
+        "trainer.image.repository is empty, but trainer.image.tag",
+    ),
+    ({"checkpoints": {"source": "none"}}, "checkpoints.source: none is only for settings.engine fake"),
+    ({"checkpoints": {"source": "s3"}}, "checkpoints.s3.uri is empty"),
+    ({"checkpoints": {"source": "image"}}, "checkpoints.image.reference is empty"),
     ({"checkpoints": {"source": "hub"}}, "checkpoints.hub.sft and checkpoints.hub.reference"),
     ({"checkpoints": HUB}, "checkpoints.hub.runId"),
     (
@@ -59,28 +65,34 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
         },
         "checkpoints.pairs",
     ),
-    ({"settings": {"engine": "vllm", "tensor_parallel": 2}}, "requestGPU: .* needs 2 GPUs"),
-    ({"settings": {"engine": "vllm"}, "requestGPU": 0}, "requestGPU: .* needs 1 GPUs"),
+    ({"settings": {"engine": "vllm", "tensor_parallel": 2}}, "requestGPU: .* needs at least 2 GPUs"),
+    ({"settings": {"engine": "vllm"}, "requestGPU": 0}, "requestGPU: .* needs at least 1 GPUs"),
     ({"settings": {"engine": "remote", "sft_url": "http://a:1"}}, "settings.sft_url and settings.reference_url"),
-    ({"settings": {"engine": "vllm", "deterministic": True}}, "settings.deterministic: .* torch alone has"),
-    ({"settings": {"engine": "vllm", "head_dtype": "float32"}}, "settings.head_dtype: .* torch alone has"),
-    ({**fake(), "requestGPU": 1}, "requestGPU: settings.engine fake computes on no GPU"),
+    ({"settings": {"engine": "vllm", "deterministic": True}}, "settings.deterministic: .* only torch does"),
+    ({"settings": {"engine": "vllm", "head_dtype": "float32"}}, "settings.head_dtype: .* only torch does"),
+    ({**fake(), "requestGPU": 1}, "requestGPU: settings.engine fake does not use a GPU"),
     (
         {"settings": {"engine": "remote", "sft_url": "http://a:1", "reference_url": "http://b:1"}},
-        "requestGPU: settings.engine remote computes on no GPU: set requestGPU to 0",
+        "requestGPU: settings.engine remote does not use a GPU: set requestGPU to 0",
     ),
     ({"settings": {"isolate_keys": True}}, "settings.isolate_keys"),
     ({"apiKeys": {"secretName": "keys"}, "serviceMonitor": {"enabled": True}}, "serviceMonitor.secretName"),
     ({"autoscaling": {"kind": "keda"}}, "autoscaling.keda.serverAddress"),
     (
         {"autoscaling": {"kind": "keda", "keda": {"serverAddress": "http://prometheus:9090"}}},
-        "autoscaling.kind keda .* enable serviceMonitor, or give a query of your own in autoscaling.keda.query",
+        "autoscaling.kind keda .* enable serviceMonitor, or set your own query in autoscaling.keda.query",
     ),
     ({"autoscaling": {"kind": "hpa"}}, "autoscaling.kind hpa .* enable serviceMonitor"),
-    ({"autoscaling": {"minReplicaCount": 5}}, "autoscaling.minReplicaCount is above"),
+    (
+        {"autoscaling": {"minReplicaCount": 5}},
+        "autoscaling.minReplicaCount is above autoscaling.maxReplicaCount: 5 > 4",
+    ),
     ({"trainer": {"kind": "Job"}}, "trainer.jobs is empty"),
-    ({"trainer": {"kind": "JobSet", "jobs": [JOB, JOB]}}, "trainer.jobs: two jobs"),
-    ({**fake(), "trainer": {"kind": "Job", "jobs": [JOB]}}, "trainer.kind: the trainer writes to the claim"),
+    ({"trainer": {"kind": "JobSet", "jobs": [JOB, JOB]}}, "trainer.jobs: two jobs have the same name: sft, sft"),
+    (
+        {**fake(), "trainer": {"kind": "Job", "jobs": [JOB]}},
+        "trainer.kind: the trainer writes to a claim, but checkpoints.source is none",
+    ),
     (
         {
             "nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["a"]}]}],
@@ -94,7 +106,10 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
         {"env": [{"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]},
         "env: A has both value and valueFrom",
     ),
-    ({"env": [{"name": "dense_reward_port", "value": "1"}]}, "env: dense_reward_port belongs into settings"),
+    (
+        {"env": [{"name": "dense_reward_port", "value": "1"}]},
+        "env: dense_reward_port is a setting: put it into settings",
+    ),
     ({"env": [{"name": "HF_HOME", "value": "/tmp"}]}, "env: HF_HOME is set by the chart"),
 ]
 
@@ -112,7 +127,7 @@ def test_values_that_do_not_go_together_are_refused_with_the_cure(values: dict[s
 
 
 def mappings(schema: Any, path: str = "values") -> Iterator[tuple[str, dict[str, Any]]]:  # noqa: ANN401 - JSON
-    """Every place of the schema that describes a mapping, with the way to it."""
+    """Every place of the schema that describes a mapping, with its path."""
     if isinstance(schema, dict):
         if schema.get("type") == "object" and path != "values/properties/global":
             yield path, schema
@@ -125,6 +140,6 @@ def mappings(schema: Any, path: str = "values") -> Iterator[tuple[str, dict[str,
 
 @pytest.mark.parametrize(("path", "schema"), list(mappings(SCHEMA)), ids=str)
 def test_no_mapping_takes_unknown_keys(path: str, schema: dict[str, Any]) -> None:
-    """Labels and annotations are maps of strings by nature; everything else names its keys."""
+    """Labels and annotations are maps of strings with any key; every other mapping lists its keys."""
     free = schema["additionalProperties"]
     assert free is False or (free == {"type": "string"} and path.endswith("definitions/strings")), path

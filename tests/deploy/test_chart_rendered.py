@@ -1,4 +1,4 @@
-"""Whatever its values, the chart renders objects that Kubernetes and the operators of its custom objects take."""
+"""For all values, the chart renders objects that Kubernetes and the operators of its custom objects accept."""
 
 import json
 import re
@@ -25,7 +25,7 @@ def custom(kind: str) -> Any:  # noqa: ANN401 - jsonschema has no types
 
 
 def check(made: Object, version: str) -> None:
-    """Fails where this Kubernetes, or the operator of a custom object, would refuse it or drop one of its fields."""
+    """Fails if this Kubernetes version, or the custom object's operator, would refuse it or drop one of its fields."""
     if (validator := custom(made["kind"])) is not None:
         validator.validate(made)
     else:
@@ -35,7 +35,7 @@ def check(made: Object, version: str) -> None:
 def check_all(objects: list[Object], version: str) -> None:
     for made in objects:
         check(made, version)
-    for spec in jobs(objects):  # those inside a JobSet are of no kind of their own
+    for spec in jobs(objects):  # jobs inside a JobSet have no kind, so nothing above has checked them
         check({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "inner"}, "spec": spec}, version)
     keys = [(made["kind"], made["metadata"]["name"]) for made in objects]
     assert len(set(keys)) == len(keys)
@@ -71,7 +71,7 @@ def test_whatever_the_schema_takes_is_rendered_and_linted(seed: int) -> None:
 
 
 def test_the_draw_reaches_every_kind_of_object_and_every_choice() -> None:
-    """Else the test above says less than it seems to."""
+    """Otherwise the test above covers less than its name states."""
     drawn = [random_values(seed) for seed in SEEDS]
     kinds = {made["kind"] for values in drawn for made in render(values)}
     assert kinds == {
@@ -103,7 +103,7 @@ def test_an_image_as_a_volume_is_what_kubernetes_1_30_does_not_know() -> None:
 
 
 def test_an_image_as_a_volume_is_refused_where_kubernetes_does_not_know_it(capfd: pytest.CaptureFixture[str]) -> None:
-    """`helm lint` alone can be told a version without a cluster; it logs a refusal of the chart and goes on."""
+    """Only `helm lint` accepts a version without a cluster. It logs a refusal of the chart and continues."""
     refusal = "checkpoints.source: image needs Kubernetes 1.31"
     helm.lint(CHART, IMAGE, kube_version="v1.31.0")
     assert refusal not in capfd.readouterr().err

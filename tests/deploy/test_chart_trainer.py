@@ -1,4 +1,4 @@
-"""The jobs of the trainer, alone and in a JobSet."""
+"""The trainer's jobs, as separate Jobs and in a JobSet."""
 
 import pytest
 from dense_reward_trainer.cli import JOBS
@@ -8,7 +8,7 @@ from rendered_chart import JOB, Values, environment, example, jobs, render, the
 
 @pytest.mark.parametrize("kind", ["Job", "JobSet"])
 def test_jobs_of_the_trainer_are_commands_that_it_takes(kind: str) -> None:
-    """Each argument list is read by the trainer's own configuration classes, recipe and changes together."""
+    """The trainer's own configuration classes read each argument list, recipe and changes together."""
     values = {**example("cpu.yaml")}
     objects = render({**values, "trainer": {**values["trainer"], "kind": kind}})
     read = {}
@@ -30,7 +30,7 @@ def test_the_jobs_of_a_job_set_run_one_after_the_other() -> None:
 
 @pytest.mark.parametrize("kind", ["Job", "JobSet"])
 def test_a_changed_job_is_a_new_one_and_the_same_stays(kind: str) -> None:
-    """All that is in a Job's spec is in its name: Kubernetes refuses to change it under the same one."""
+    """A Job's name depends on its whole spec, because Kubernetes refuses to change the spec under the same name."""
 
     def name(values: Values | None = None, tag: str = "", **job: object) -> str:
         trainer = {"kind": kind, "jobs": [{**JOB, **job}], "image": {"tag": tag}}
@@ -53,7 +53,7 @@ def test_an_eviction_is_none_of_the_tries(kind: str) -> None:
     (spec,) = jobs(render({"trainer": {"kind": kind, "jobs": [JOB]}}))
     (rule,) = spec["podFailurePolicy"]["rules"]
     assert rule == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    assert spec["template"]["spec"]["restartPolicy"] == "Never"  # Kubernetes takes such rules with no other
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"  # Kubernetes accepts podFailurePolicy with no other
 
 
 def test_a_job_gets_the_environment_that_is_given() -> None:

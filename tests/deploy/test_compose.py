@@ -32,7 +32,7 @@ Container: TypeAlias = dict[str, Yaml]
 
 
 def defaults(text: str) -> str:
-    """What a file says where nothing is set in the environment."""
+    """A file's text with the defaults of all variables filled in."""
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
 
 
@@ -55,7 +55,7 @@ def environment(name: str) -> dict[str, str]:
 
 
 def compose_program() -> list[str]:
-    """Compose 2, a plugin of docker, or Compose 1, a program of its own; skips where there is neither."""
+    """Compose 2, a plugin of docker, or Compose 1, a separate program. Skips the test if neither is installed."""
     for program in (["docker", "compose"], ["docker-compose"]):
         if (
             shutil.which(program[0])
@@ -66,7 +66,7 @@ def compose_program() -> list[str]:
 
 
 def composed(*profiles: str, settings: Mapping[str, str] | None = None) -> dict[str, Container]:
-    """The services that Compose itself finds in the file for these profiles."""
+    """The services that Compose finds in the file for these profiles."""
     chosen = [word for profile in profiles for word in ("--profile", profile)]
     command = [*compose_program(), "--file", str(DOCKER / "compose.yaml"), *chosen, "config"]
     clean = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **(settings or {})}
@@ -78,7 +78,7 @@ def composed(*profiles: str, settings: Mapping[str, str] | None = None) -> dict[
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_compose_takes_a_profile(profile: str) -> None:
-    # Compose 1 lists the services of the profiles that are off as well; 2 does not.
+    # Compose 1 also lists the services of inactive profiles; Compose 2 does not.
     assert PROFILES[profile] <= set(composed(profile))
 
 

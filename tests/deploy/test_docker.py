@@ -1,4 +1,4 @@
-"""Images and their build context: what is pinned, who runs, what is cached, and what never gets in."""
+"""Images and their build context: pins, users, cached layers, and files that must never get into a build."""
 
 import json
 import os
@@ -58,20 +58,20 @@ def stages() -> dict[str, Stage]:
 
 
 def lineage(target: str) -> list[Stage]:
-    """A stage and those that it is made from, the oldest first."""
+    """A stage and the stages that it is based on, the oldest first."""
     stage = stages()[target]
     return [*(lineage(stage.base) if stage.base in stages() else []), stage]
 
 
 def of_image(target: str, keyword: str) -> list[str]:
-    """The arguments of an instruction in all that becomes part of an image."""
+    """The arguments of an instruction in all stages that become part of an image."""
     return [arguments for stage in lineage(target) for arguments in stage.arguments(keyword)]
 
 
 def tool(name: str) -> str:
-    """A program of this environment or of the path; skips where there is none."""
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
+    """A program of this environment or of the path. Skips the test if there is none."""
+    local = Path(sys.executable).parent / name
+    found = str(local) if local.exists() else shutil.which(name)
     if found is None:
         pytest.skip(f"{name} is not installed")
     return found
@@ -140,7 +140,7 @@ def test_packages_are_pinned_and_come_as_wheels(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_compiler_and_no_cache_is_in_an_image(target: str) -> None:
-    assert "SYSTEM_PACKAGES=" in of_image(target, "ARG"), "nothing is installed unless a build asks for it"
+    assert "SYSTEM_PACKAGES=" in of_image(target, "ARG"), "nothing is installed unless a build requests it"
     for command in of_image(target, "RUN"):
         assert "pip" not in command
         assert "apt-get" not in command or "rm -rf /var/lib/apt/lists/*" in command
@@ -148,8 +148,8 @@ def test_no_compiler_and_no_cache_is_in_an_image(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_library_in_an_image_tells_anybody_how_it_is_used(target: str) -> None:
-    told = " ".join(of_image(target, "ENV")).split()
-    assert {"DO_NOT_TRACK=1", "VLLM_NO_USAGE_STATS=1"} <= set(told)
+    variables = " ".join(of_image(target, "ENV")).split()
+    assert {"DO_NOT_TRACK=1", "VLLM_NO_USAGE_STATS=1"} <= set(variables)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -162,7 +162,7 @@ def test_an_image_says_what_it_is(target: str) -> None:
 
 
 def admitted(path: str) -> bool:
-    """Whether .dockerignore lets a file into the build context: the last pattern that covers it decides."""
+    """Whether .dockerignore keeps a file in the build context: the last pattern that matches decides."""
     parts = path.split("/")
     above = ["/".join(parts[: n + 1]) for n in range(len(parts))]
     inside = True
@@ -205,7 +205,7 @@ def test_what_is_copied_gets_into_a_build_and_nothing_else_is_named() -> None:
 
 
 def built(folder: Path, *names: str, **environment: str) -> list[list[str]]:
-    """The commands that the script gives to its builder."""
+    """The commands with which the script calls its builder."""
     builder = folder / "builder"
     builder.write_text(f"""#!/bin/sh\nprintf '%s\\t' "$@" >> {folder}/calls\necho >> {folder}/calls\n""")
     builder.chmod(0o755)
@@ -255,7 +255,7 @@ def test_what_was_built_is_pushed_with_every_tag(tmp_path: Path) -> None:
 
 
 def test_the_page_says_what_was_found_of_a_built_image() -> None:
-    """By `make try-image`."""
+    """`make try-image` writes these results."""
     found = json.loads((ROOT / "bench" / "results" / "image.json").read_text("utf-8"))
     page = (ROOT / "docs" / "deployment.md").read_text("utf-8")
     assert found["revision"] == found["commit"]
@@ -273,7 +273,7 @@ def test_the_page_says_what_was_found_of_a_built_image() -> None:
 
 
 class Answer(BaseHTTPRequestHandler):
-    """A service that is alive and not ready."""
+    """A service that is alive but not ready."""
 
     def do_GET(self) -> None:
         self.send_response(200 if self.path == "/health" else 503)
@@ -281,11 +281,11 @@ class Answer(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *_: object) -> None:
-        """Nothing: what is asked here tells nobody anything."""
+        """Logs nothing: the tests' output needs no line for each request."""
 
 
 def checked(route: str, server: ThreadingHTTPServer, **settings: str) -> int:
-    """The exit code of the health check. A proxy that is not there must not be asked."""
+    """The exit code of the health check. The environment names a proxy that does not exist, which it must not use."""
     environment = {"DENSE_REWARD_PORT": str(server.server_port), "http_proxy": "http://127.0.0.1:9", **settings}
     command = [sys.executable, str(DOCKER / "healthcheck.py"), route]
     return subprocess.run(command, env=environment, capture_output=True, check=False).returncode

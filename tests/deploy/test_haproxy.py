@@ -1,4 +1,4 @@
-"""A real haproxy with the shipped configuration in front of live services: who gets what, and what nobody gets."""
+"""A real haproxy with the shipped configuration in front of live services: which replica gets which request."""
 
 import re
 import shutil
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from dense_reward_trainer.runs.local_service import HOST, free_port
 from running_service import wait_until
@@ -24,11 +24,11 @@ pytestmark = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy
 
 
 @contextmanager
-def proxy(folder: Path, ports: list[int]) -> Iterator[httpx.Client]:
+def proxy(folder: Path, ports: list[int]) -> Iterator[httpx2.Client]:
     port = free_port()
     (folder / "haproxy.cfg").write_text(configured((ROOT / CONFIGURATION).read_text("utf-8"), port, ports))
     command = ["haproxy", "-db", "-f", str(folder / "haproxy.cfg")]
-    client = httpx.Client(base_url=f"http://{HOST}:{port}", timeout=PATIENCE_S, trust_env=False)
+    client = httpx2.Client(base_url=f"http://{HOST}:{port}", timeout=PATIENCE_S, trust_env=False)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process, client:
         try:
             wait_until(lambda: listens(port), PATIENCE_S)
@@ -39,14 +39,14 @@ def proxy(folder: Path, ports: list[int]) -> Iterator[httpx.Client]:
 
 def listens(port: int) -> bool:
     try:
-        return bool(httpx.get(f"http://{HOST}:{port}/metrics", timeout=PATIENCE_S, trust_env=False).status_code)
-    except httpx.TransportError:
+        return bool(httpx2.get(f"http://{HOST}:{port}/metrics", timeout=PATIENCE_S, trust_env=False).status_code)
+    except httpx2.TransportError:
         return False
 
 
 def answered(port: int) -> int:
-    """Scored by one replica so far."""
-    found = ANSWERED.search(httpx.get(f"http://{HOST}:{port}/metrics", timeout=PATIENCE_S, trust_env=False).text)
+    """Number of requests that one replica has scored so far."""
+    found = ANSWERED.search(httpx2.get(f"http://{HOST}:{port}/metrics", timeout=PATIENCE_S, trust_env=False).text)
     return 0 if found is None else int(float(found[1]))
 
 
@@ -56,8 +56,8 @@ def ports() -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def in_front(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iterator[httpx.Client]:
-    """The proxy, once both replicas are up in both of its backends."""
+def in_front(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iterator[httpx2.Client]:
+    """A client of the proxy, once both replicas are up in both of its backends."""
     with ExitStack() as stack:
         for port in ports:
             command = [sys.executable, "-m", "dense_reward.cli", "serve", "--engine", "fake", "--port", str(port)]
@@ -71,25 +71,25 @@ def in_front(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iter
         yield client
 
 
-def by_name(client: httpx.Client, ports: list[int], names: int) -> list[list[int]]:
-    """How many of three requests with each of so many prompts' names each replica answered."""
+def by_name(client: httpx2.Client, ports: list[int], names: int) -> list[list[int]]:
+    """For each of `names` prompt names: how many of three requests with it each replica answered."""
     return [shares(client, ports, {"X-Prompt": f"prompt {number}"}, 3) for number in range(names)]
 
 
-def shares(client: httpx.Client, ports: list[int], headers: dict[str, str], count: int) -> list[int]:
-    """How many of so many requests each replica answered."""
+def shares(client: httpx2.Client, ports: list[int], headers: dict[str, str], count: int) -> list[int]:
+    """How many of `count` requests each replica answered."""
     before = [answered(port) for port in ports]
     for _ in range(count):
         assert client.post("/score", json=BODY, headers=headers).is_success
     return [answered(port) - had for port, had in zip(ports, before, strict=True)]
 
 
-def test_requests_without_a_prompts_name_are_spread(in_front: httpx.Client, ports: list[int]) -> None:
+def test_requests_without_a_prompts_name_are_spread(in_front: httpx2.Client, ports: list[int]) -> None:
     assert sorted(shares(in_front, ports, {}, 10)) == [5, 5]
 
 
 def test_equal_names_of_prompts_meet_at_one_replica_and_all_names_do_not(
-    in_front: httpx.Client, ports: list[int]
+    in_front: httpx2.Client, ports: list[int]
 ) -> None:
     found = by_name(in_front, ports, 12)
     assert all(sorted(share) == [0, 3] for share in found)
@@ -108,14 +108,14 @@ def test_the_lines_for_kubernetes_are_taken_in_the_place_of_those_for_compose(tm
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/admin/models"])
-def test_what_is_of_one_replica_is_not_passed_on(in_front: httpx.Client, path: str) -> None:
-    assert in_front.get(path).status_code == httpx.codes.NOT_FOUND
+def test_what_is_of_one_replica_is_not_passed_on(in_front: httpx2.Client, path: str) -> None:
+    assert in_front.get(path).status_code == httpx2.codes.NOT_FOUND
 
 
 def test_where_no_replica_is_up_callers_are_told_when_to_come_again(tmp_path: Path) -> None:
     with proxy(tmp_path, [free_port()]) as client:
-        wait_until(lambda: client.get("/ready").status_code == httpx.codes.SERVICE_UNAVAILABLE, PATIENCE_S)
+        wait_until(lambda: client.get("/ready").status_code == httpx2.codes.SERVICE_UNAVAILABLE, PATIENCE_S)
         answer = client.post("/score", json=BODY)
-    assert answer.status_code == httpx.codes.SERVICE_UNAVAILABLE
+    assert answer.status_code == httpx2.codes.SERVICE_UNAVAILABLE
     assert answer.headers["Retry-After"] == "2"
     assert answer.json()["error"] == {"code": "starting", "message": "no replica is ready"}

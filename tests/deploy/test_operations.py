@@ -1,4 +1,4 @@
-"""What operators read and load: no metric, alert or knob in it that does not exist, and none that exists left out."""
+"""The operators' guide, alerts and dashboard name every metric, alert and setting that exists, and no others."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 import yaml
 from dense_reward.http.keys import Keys
 from dense_reward.settings import Settings, flag
-from dense_reward.telemetry.metrics import Metrics, Told
+from dense_reward.telemetry.metrics import Metrics, MetricsSnapshot
 from monitoring_files import ALERTS, DASHBOARD, GUIDE, METRIC
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def families() -> dict[str, set[str]]:
     """The names of each family's samples, with and without its suffixes."""
-    told = Told(True, 0, 0.0, {}, {})
-    found = text_string_to_metric_families(Metrics().render(told).decode())
+    snapshot = MetricsSnapshot(True, 0, 0.0, {}, {})
+    found = text_string_to_metric_families(Metrics().render(snapshot).decode())
     suffixes = {"counter": ("_total",), "histogram": ("", "_bucket", "_sum", "_count"), "gauge": ("",)}
     return {
         family.name: {family.name + suffix for suffix in suffixes[family.type]}

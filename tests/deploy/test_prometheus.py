@@ -1,4 +1,4 @@
-"""Debian's Prometheus scrapes live services as the shipped configuration says, and can be asked what to scale by."""
+"""A real Prometheus scrapes live services with the shipped configuration, and answers the queries that scale them."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 import yaml
 from dense_reward_trainer.runs.local_service import HOST, free_port
@@ -21,7 +21,7 @@ from running_service import wait_until
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "docker" / "prometheus" / "prometheus.yaml"
 PATIENCE_S = 60.0
-KEYS = {"scorer": "key-of-somebody-who-scores", "metrics": "key-of-a-scraper"}
+KEYS = {"scorer": "key-of-a-scorer-of-tests", "metrics": "key-of-a-scraper"}
 NOT_BEFORE_IT_HAPPENS = {
     "dense_reward_device_memory_bytes",  # of a GPU
     "dense_reward_loads_total",
@@ -29,30 +29,33 @@ NOT_BEFORE_IT_HAPPENS = {
     "dense_reward_reused_tokens_total",
 }
 HELD_TOKENS = (1000, 500)
-# As a ServiceMonitor brings them for the release that is rendered here.
+# The labels that a ServiceMonitor adds for the release that is rendered here.
 LABELS = {"namespace": "rl", "service": "rewards-dense-reward"}
-CHARTS_PYTHON = ROOT / ".venv-deploy" / "bin" / "python"  # Helm is there, and what a service needs is not
-RENDER = "import json, sys, chart; json.dump(chart.render(json.load(sys.stdin), sys.argv[1]), sys.stdout)"
+SUPPORT = ROOT / "tests" / "support"  # the folder of rendered_chart
+CHARTS_PYTHON = ROOT / ".venv-deploy" / "bin" / "python"  # has Helm, but lacks the packages that a service needs
+RENDER = (
+    "import json, sys, rendered_chart; json.dump(rendered_chart.render(json.load(sys.stdin), sys.argv[1]), sys.stdout)"
+)
 
 pytestmark = pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
 
 
 @dataclass(frozen=True, slots=True)
 class Live:
-    """Prometheus, and the services that it scrapes."""
+    """A client of Prometheus, and the ports of the services that it scrapes."""
 
-    prometheus: httpx.Client
+    prometheus: httpx2.Client
     ports: list[int]
 
     def asked(self, query: str) -> list[dict[str, object]]:
-        """The series of an instant query."""
+        """The series that an instant query returns."""
         answer = self.prometheus.get("/api/v1/query", params={"query": query}).json()
         assert answer["status"] == "success", (query, answer)
         found: list[dict[str, object]] = answer["data"]["result"]
         return found
 
     def value(self, query: str) -> float | None:
-        """Of the only series, None where there is none."""
+        """Value of a query's only series, None if there is none."""
         found = self.asked(query)
         assert len(found) <= 1
         pair = found[0]["value"] if found else None
@@ -60,7 +63,7 @@ class Live:
 
 
 def adjusted(folder: Path, ports: list[int]) -> str:
-    """The shipped configuration with these targets and labels, files that lie here, and less patience."""
+    """The shipped configuration with these targets, labels and files, and a shorter interval."""
     text = SHIPPED.read_text("utf-8")
     changes = {
         "[service:8000]": json.dumps([f"{HOST}:{port}" for port in ports]) + f"\n        labels: {json.dumps(LABELS)}",
@@ -95,7 +98,7 @@ def prometheus(folder: Path, ports: list[int]) -> Iterator[Live]:
     command = ["prometheus", f"--config.file={folder / 'prometheus.yaml'}", *options, "--log.level=error"]
     with (
         subprocess.Popen(command) as process,
-        httpx.Client(base_url=url, timeout=PATIENCE_S, trust_env=False) as client,
+        httpx2.Client(base_url=url, timeout=PATIENCE_S, trust_env=False) as client,
     ):
         try:
             wait_until(lambda: answers(f"{url}/-/ready"), PATIENCE_S)
@@ -106,14 +109,14 @@ def prometheus(folder: Path, ports: list[int]) -> Iterator[Live]:
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=5.0, trust_env=False).is_success
-    except httpx.TransportError:
+        return httpx2.get(url, timeout=5.0, trust_env=False).is_success
+    except httpx2.TransportError:
         return False
 
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """Two services that have scored, and Prometheus, which has seen both."""
+    """Two services that have scored, and a Prometheus that has scraped both."""
     folder = tmp_path_factory.mktemp("prometheus")
     keys = [{"name": name, "key": key, "rights": ["score"]} for name, key in KEYS.items()]
     (folder / "keys.json").write_text(json.dumps(keys))
@@ -131,7 +134,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 def score(port: int) -> None:
     body = {"prompt": "1+1=", "responses": ["2", "3"]}
     headers = {"Authorization": f"Bearer {KEYS['scorer']}"}
-    answer = httpx.post(f"http://{HOST}:{port}/score", json=body, headers=headers, timeout=PATIENCE_S, trust_env=False)
+    answer = httpx2.post(f"http://{HOST}:{port}/score", json=body, headers=headers, timeout=PATIENCE_S, trust_env=False)
     answer.raise_for_status()
 
 
@@ -146,7 +149,7 @@ def test_the_documented_series_are_scraped(live: Live) -> None:
 
 
 def test_the_queues_of_all_replicas_are_what_to_scale_by(live: Live) -> None:
-    """Bodies that have come in part hold their place, four bytes to a token."""
+    """A body that has arrived in part reserves its share of the queue, a token for every four bytes."""
     with waiting(live):
         wait_until(lambda: live.value("sum(dense_reward_queue_tokens)") == sum(HELD_TOKENS), PATIENCE_S)
         assert live.value("max(dense_reward_queue_tokens)") == max(HELD_TOKENS)
@@ -164,7 +167,7 @@ def test_the_query_that_the_chart_gives_to_keda_finds_the_queues_of_its_release_
 
 @contextmanager
 def waiting(live: Live) -> Iterator[None]:
-    """So many tokens in the queue of each service, where nothing was before."""
+    """HELD_TOKENS tokens in the queues of the services, which must be empty before."""
     assert live.value("sum(dense_reward_queue_tokens)") == 0
     with ExitStack() as stack:
         for port, tokens in zip(live.ports, HELD_TOKENS, strict=True):
@@ -174,18 +177,18 @@ def waiting(live: Live) -> Iterator[None]:
 
 
 def keda_query(release: str) -> str:
-    """Rendered by Helm's own code."""
+    """The query for KEDA, as Helm's own code renders it."""
     scaling = {"kind": "keda", "keda": {"serverAddress": "http://prometheus:9090"}}
     values = json.dumps({"autoscaling": scaling, "serviceMonitor": {"enabled": True}})
     command = [str(CHARTS_PYTHON), "-c", RENDER, release]
-    done = subprocess.run(command, input=values, cwd=ROOT / "tests", check=True, capture_output=True, text=True)
+    done = subprocess.run(command, input=values, cwd=SUPPORT, check=True, capture_output=True, text=True)
     (scaled,) = (made for made in json.loads(done.stdout) if made["kind"] == "ScaledObject")
     query: str = scaled["spec"]["triggers"][0]["metadata"]["query"]
     return query
 
 
 def half_a_request(size: int) -> bytes:
-    """So many bytes of a body of twice as many."""
+    """A request whose body declares twice `size` bytes, of which only `size` are sent."""
     head = f"POST /score HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {KEYS['scorer']}\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {2 * size}\r\n\r\n"
     return head.encode() + b" " * size
@@ -202,5 +205,5 @@ def test_the_alerts_are_loaded_and_every_query_that_is_shipped_can_be_asked(live
 
 
 def test_a_scraper_without_the_key_is_refused(live: Live) -> None:
-    answer = httpx.get(f"http://{HOST}:{live.ports[0]}/metrics", timeout=PATIENCE_S, trust_env=False)
-    assert answer.status_code == httpx.codes.UNAUTHORIZED
+    answer = httpx2.get(f"http://{HOST}:{live.ports[0]}/metrics", timeout=PATIENCE_S, trust_env=False)
+    assert answer.status_code == httpx2.codes.UNAUTHORIZED

@@ -1,4 +1,4 @@
-"""The scripts that pods of the chart run: `helm test`'s, against the real service, and the one that adopts models."""
+"""The scripts that the chart's pods run: the check of `helm test`, against the real service, and adoption of models."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ask
-import httpx
+import httpx2
 import pytest
 import torch
 from dense_reward import Client
@@ -22,13 +22,13 @@ KEY = "a-key-of-the-test-of-the-chart"
 
 
 def environment(**more: str) -> dict[str, str]:
-    """This one, with the commands of this Python first, and no proxy between it and a service here."""
+    """This process's environment with the commands of this Python first, and without proxies."""
     kept = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     return {**kept, "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", **more}
 
 
 def asking(running: Served, patience_s: int = 20, key: str | None = None) -> "subprocess.CompletedProcess[str]":
-    """`helm test`'s command against a service."""
+    """Runs the command of `helm test` against a service."""
     command: Sequence[str] = [sys.executable, str(FILES / "ask.py"), str(running.client.base_url), str(patience_s)]
     known = environment() if key is None else environment(REWARD_KEY=key)
     return subprocess.run(command, env=known, capture_output=True, text=True, check=False)
@@ -59,17 +59,17 @@ def test_the_test_fails_where_nobody_answers() -> None:
 
 @pytest.mark.parametrize("wrong", ["reward", "sft_logprob"])
 def test_the_test_fails_where_rewards_are_not_the_differences_of_log_probs(wrong: str) -> None:
-    """Between client and service stands somebody who changes one number."""
+    """A transport between client and service changes one number."""
     with served() as running:
 
-        def forward(request: httpx.Request) -> httpx.Response:
+        def forward(request: httpx2.Request) -> httpx2.Response:
             headers = {"content-type": "application/json"}
             answer = running.client.post(request.url.path, content=request.content, headers=headers).json()
             for result in answer["results"]:
                 result[wrong][-1] += 0.5
-            return httpx.Response(200, json=answer)
+            return httpx2.Response(200, json=answer)
 
-        transport = httpx.MockTransport(forward)
+        transport = httpx2.MockTransport(forward)
         with (
             Client("http://between", encoding="float", transport=transport) as client,
             pytest.raises(SystemExit) as ended,
@@ -79,7 +79,7 @@ def test_the_test_fails_where_rewards_are_not_the_differences_of_log_probs(wrong
 
 
 def adopting(checkpoints: Path, sft: Path, reference: Path) -> "subprocess.CompletedProcess[str]":
-    """The download of a pod, with folders in the place of hub ids."""
+    """Runs the download script of a pod, with folders instead of hub ids."""
     folders = {"CHECKPOINTS": str(checkpoints), "SFT_FOLDER": "sft", "REFERENCE_FOLDER": "runs/half"}
     asked = {"SFT": str(sft), "REFERENCE": str(reference), "RUN_ID": "mine", "RENDERER": ""}
     command = ["sh", "-e", "-c", (FILES / "adopt.sh").read_text("utf-8")]

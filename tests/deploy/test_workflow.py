@@ -1,10 +1,11 @@
-"""The example of CI: every action is pinned to a commit, what it runs exists, and what it pushes has the right name."""
+"""The CI workflow: pinned actions, existing commands, rights, and names and versions of everything it publishes."""
 
 import os
 import re
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -14,7 +15,8 @@ WORKFLOW = ROOT / ".github" / "workflows" / "ci.yaml"
 TEXT = WORKFLOW.read_text("utf-8")
 JOBS = yaml.safe_load(TEXT)["jobs"]
 STEPS = [step for job in JOBS.values() for step in job["steps"]]
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+VERSION = PROJECT["version"]
 
 
 def test_every_action_is_pinned_to_a_commit_and_says_its_version() -> None:
@@ -28,7 +30,7 @@ def test_what_it_makes_are_targets_of_the_makefile() -> None:
     run = "\n".join(step.get("run", "") for step in STEPS)
     made = set(re.findall(r"\bmake (?:--silent )?([a-z-]+)", run))
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
-    assert {"images", "push-images", "push-chart", "test-vllm", "install", "version"} <= made
+    assert {"images", "push-images", "push-chart", "package", "test-vllm", "install", "version"} <= made
     assert made <= targets
     assert "\n.ci/run" in run
 
@@ -48,7 +50,6 @@ def test_the_tests_of_what_is_deployed_run_all_of_them_and_name_what_takes_longe
     listed = subprocess.run(["make", "--dry-run", "test-deploy"], cwd=ROOT, check=True, capture_output=True, text=True)
     run = set(listed.stdout.split())
     assert {f"tests/deploy/{file.name}" for file in (ROOT / "tests" / "deploy").glob("test_*.py")} <= run
-    assert {"tests/test_chart_*.py", "tests/test_operations.py"} <= run
     assert all(f"make {target}" in listed.stdout for target in ("try-image", "rolling"))
 
 
@@ -67,9 +68,9 @@ def test_every_usual_image_and_that_of_vllm_is_built_scanned_and_then_pushed() -
     assert places == sorted(places)
 
 
-def named(folder: Path, reference: str) -> tuple[int, dict[str, str]]:
-    """What the step that names the image of service-vllm does for a ref: its exit code, and what it sets."""
-    (step,) = [step for step in JOBS["images"]["steps"] if step.get("id") == "named"]
+def step_of(job: str, name: str, folder: Path, reference: str) -> tuple[int, dict[str, str]]:
+    """Runs a step for a ref, for the image service-vllm. Returns its exit code and the variables that it sets."""
+    (step,) = [step for step in JOBS[job]["steps"] if step.get("id") == name]
     script = step["run"].replace("${{ matrix.repository }}", "dense-reward").replace("${{ matrix.variant }}", "vllm")
     assert "${{" not in script
     given = {
@@ -85,7 +86,7 @@ def named(folder: Path, reference: str) -> tuple[int, dict[str, str]]:
 
 @pytest.mark.parametrize("reference", ["refs/heads/main", f"refs/tags/v{VERSION}"])
 def test_images_are_named_by_the_version_and_by_the_owner_in_small_letters(tmp_path: Path, reference: str) -> None:
-    code, found = named(tmp_path, reference)
+    code, found = step_of("images", "named", tmp_path, reference)
     assert code == 0
     assert found == {
         "REGISTRY": "ghcr.io/an-owner/",
@@ -93,9 +94,60 @@ def test_images_are_named_by_the_version_and_by_the_owner_in_small_letters(tmp_p
     }
 
 
-@pytest.mark.parametrize("tag", ["v99.0.0", VERSION])
-def test_a_tag_that_is_not_the_version_names_nothing(tmp_path: Path, tag: str) -> None:
-    assert named(tmp_path, f"refs/tags/{tag}") == (1, {})
+@pytest.mark.parametrize(
+    ("reference", "code"),
+    [
+        ("refs/tags/v99.0.0", 1),
+        (f"refs/tags/{VERSION}", 1),
+        (f"refs/tags/v{VERSION}", 0),
+        ("refs/heads/main", 0),
+        ("refs/pull/1/merge", 0),
+    ],
+)
+def test_a_tag_that_is_not_the_version_is_refused(tmp_path: Path, reference: str, code: int) -> None:
+    assert step_of("package", "tag", tmp_path, reference) == (code, {})
+
+
+def needed(job: str) -> set[str]:
+    """The jobs that must succeed before a job starts, directly or through others."""
+    needs = JOBS[job].get("needs", [])
+    direct = {needs} if isinstance(needs, str) else set(needs)
+    return direct.union(*map(needed, direct))
+
+
+@pytest.mark.parametrize("job", ["images", "chart", "publish"])
+def test_nothing_is_published_before_the_tests_pass_and_the_tag_is_checked(job: str) -> None:
+    assert {"test", "deploy-files", "package"} <= needed(job)
+
+
+def test_tags_alone_publish_the_packages_that_were_built_and_checked() -> None:
+    assert JOBS["publish"]["if"] == "startsWith(github.ref, 'refs/tags/v')"
+    build = JOBS["package"]["steps"]
+    assert commands("package").index("make package") == len(commands("package")) - 1
+    (upload,) = [step["with"] for step in build if "upload-artifact" in step.get("uses", "")]
+    listed = subprocess.run(["make", "--dry-run", "package"], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert f"--outdir {upload['path']}\n" in listed.stdout
+    assert f"twine check --strict {upload['path']}/*\n" in listed.stdout
+    download, publish = JOBS["publish"]["steps"]
+    assert download["with"] == {"name": upload["name"], "path": "dist"}  # the folder that the last action publishes
+    assert publish["uses"].startswith("pypa/gh-action-pypi-publish@")
+    assert "with" not in publish, "a password would replace trusted publishing"
+
+
+def test_a_person_approves_what_is_published_on_pypi() -> None:
+    """The environment's reviewers are set up on GitHub; the comment above the job describes how."""
+    assert JOBS["publish"]["environment"]["name"] == "pypi"
+    comment = TEXT.partition("\n  publish:\n")[0].rpartition("\n\n")[2]
+    assert all(word in comment for word in ("required reviewers", "trusted publisher", "ci.yaml", "`pypi`"))
+
+
+def test_every_python_that_the_project_names_is_tested() -> None:
+    named = [name.rpartition(" :: ")[2] for name in PROJECT["classifiers"] if name.startswith("Programming Language")]
+    strategy = JOBS["test"]["strategy"]
+    assert strategy == {"fail-fast": False, "matrix": {"python": named}}
+    assert PROJECT["requires-python"] == f">={named[0]}"
+    (setup,) = [step for step in JOBS["test"]["steps"] if "setup-python" in step.get("uses", "")]
+    assert setup["with"]["python-version"] == "${{ matrix.python }}"
 
 
 def test_the_chart_is_pushed_after_the_images_and_not_in_the_place_of_one(tmp_path: Path) -> None:
@@ -113,7 +165,9 @@ def test_the_chart_is_pushed_after_the_images_and_not_in_the_place_of_one(tmp_pa
 
 def test_nobody_may_write_but_the_jobs_that_push() -> None:
     assert yaml.safe_load(TEXT)["permissions"] == {"contents": "read"}
-    assert [name for name, job in JOBS.items() if "permissions" in job] == ["images", "chart"]
+    packages = {"contents": "read", "packages": "write"}
+    found = {name: job["permissions"] for name, job in JOBS.items() if "permissions" in job}
+    assert found == {"publish": {"id-token": "write"}, "images": packages, "chart": packages}
 
 
 def test_the_nightly_jobs_run_the_tests_that_others_skip() -> None:
@@ -121,3 +175,35 @@ def test_the_nightly_jobs_run_the_tests_that_others_skip() -> None:
     run = [command for name in nightly for command in commands(name)]
     assert "make test-vllm" in run
     assert ".venv/bin/pytest -m gpu" in run
+
+
+def top_level(name: str) -> Any:  # noqa: ANN401 - YAML
+    return yaml.safe_load((ROOT / name).read_text("utf-8"))
+
+
+def test_hooks_before_a_commit_are_pinned_and_run_the_same_ruff_and_mypy_as_ci() -> None:
+    repositories = {entry["repo"].rpartition("/")[2]: entry for entry in top_level(".pre-commit-config.yaml")["repos"]}
+    assert all(re.fullmatch(r"v\d+\.\d+\.\d+", entry["rev"]) for name, entry in repositories.items() if name != "local")
+    pinned = (ROOT / "constraints" / "default.txt").read_text("utf-8").splitlines()
+    assert f"ruff=={repositories['ruff-pre-commit']['rev'].removeprefix('v')}" in pinned
+    (types,) = repositories["local"]["hooks"]
+    assert types["entry"] == "make types"
+
+
+def test_the_citation_is_of_this_version_and_names_the_paper() -> None:
+    citation = top_level("CITATION.cff")
+    assert (citation["cff-version"], citation["title"], citation["version"]) == ("1.2.0", PROJECT["name"], VERSION)
+    assert citation["license"] == PROJECT["license"]
+    assert citation["authors"] == PROJECT["authors"]
+    (paper,) = citation["references"]
+    assert paper["url"] == "https://arxiv.org/abs/2510.02493"
+
+
+def test_reports_of_vulnerabilities_stay_private() -> None:
+    assert "(../../security/advisories/new)" in (ROOT / "SECURITY.md").read_text("utf-8")
+
+
+def test_artifact_hub_lists_the_chart_where_it_is_pushed() -> None:
+    text = (ROOT / "artifacthub-repo.yml").read_text("utf-8")
+    assert yaml.safe_load(text) == {"ignore": []}
+    assert "oci://ghcr.io/OWNER/charts/dense-reward" in text

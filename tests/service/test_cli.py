@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from shutil import which
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 import torch
@@ -66,9 +66,9 @@ def serving(*arguments: str) -> Iterator[Process]:
 
 
 @contextmanager
-def client_of(process: Process) -> Iterator[httpx.Client]:
+def client_of(process: Process) -> Iterator[httpx2.Client]:
     wait_until(lambda: process.address() is not None)
-    with httpx.Client(base_url=str(process.address()), timeout=PATIENCE_S, trust_env=False) as client:
+    with httpx2.Client(base_url=str(process.address()), timeout=PATIENCE_S, trust_env=False) as client:
         yield client
 
 
@@ -92,7 +92,7 @@ def test_a_pair_is_started_asked_and_stopped_with_a_request_in_flight(pair: Pair
         assert answer.status_code == 200
         assert len(answer.json()["results"]) == 800
         assert process.ended() == 0
-        with pytest.raises(httpx.ConnectError):
+        with pytest.raises(httpx2.ConnectError):
             client.get("/health")
     assert not [line for line in process.lines if "Traceback" in line or "ERROR" in line]
 
@@ -108,12 +108,12 @@ def test_a_second_signal_ends_it_at_once(pair: Pair) -> None:
             wait_until(lambda: any("nobody is let in" in line for line in process.lines))
             process.popen.send_signal(signal.SIGTERM)
             assert process.ended() == 128 + signal.SIGTERM
-            with pytest.raises(httpx.RemoteProtocolError):
+            with pytest.raises(httpx2.RemoteProtocolError):
                 in_flight.result(PATIENCE_S)
     assert any("what is in flight is lost" in line for line in process.lines)
 
 
-def assert_scores_of_plain_transformers(client: httpx.Client, pair: Pair) -> None:
+def assert_scores_of_plain_transformers(client: httpx2.Client, pair: Pair) -> None:
     trunk = random_trunk(0, 9, (12, 0, 20))
     body = {"prompt_ids": trunk.prompt_P.tolist(), "response_ids": [b.ids_T.tolist() for b in trunk.branches]}
     rows = client.post("/score", json=body | {"include": ["reward", "kl"]}).json()["results"]
@@ -201,9 +201,9 @@ def serving_https(folder: Path, *more: str) -> Iterator[tuple[str, ssl.SSLContex
 def test_https_alone_is_spoken_where_there_is_a_certificate(tmp_path: Path) -> None:
     with serving_https(tmp_path) as (address, trusted):
         assert address.startswith("https://")
-        assert httpx.get(f"{address}/health", verify=trusted, trust_env=False).status_code == 200
-        with pytest.raises(httpx.TransportError):
-            httpx.get(f"{address}/health".replace("https", "http"), trust_env=False)
+        assert httpx2.get(f"{address}/health", verify=trusted, trust_env=False).status_code == 200
+        with pytest.raises(httpx2.TransportError):
+            httpx2.get(f"{address}/health".replace("https", "http"), trust_env=False)
 
 
 @pytest.mark.skipif(which("openssl") is None, reason="makes its certificate with openssl")

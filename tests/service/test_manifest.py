@@ -231,10 +231,10 @@ def test_the_fraction_of_a_run_is_known_where_its_samples_are() -> None:
 
 
 def test_a_tokenizers_hash_is_that_of_what_its_ids_mean() -> None:
-    vocabulary = {"a": 0, "b": 1, "é": 2}
-    fixed = tokenizer_sha256(vocabulary, [0, 1])
-    assert fixed == tokenizer_sha256(dict(reversed(vocabulary.items())), (0, 1))
+    vocab_size = {"a": 0, "b": 1, "é": 2}
+    fixed = tokenizer_sha256(vocab_size, [0, 1])
+    assert fixed == tokenizer_sha256(dict(reversed(vocab_size.items())), (0, 1))
     assert fixed.startswith("258cb32d000d569a"), "clients compute this hash too: it must never change"
-    assert fixed != tokenizer_sha256(vocabulary | {"c": 3}, [0, 1])
+    assert fixed != tokenizer_sha256(vocab_size | {"c": 3}, [0, 1])
     assert fixed != tokenizer_sha256({"a": 1, "b": 0, "é": 2}, [0, 1])
-    assert fixed != tokenizer_sha256(vocabulary, [1, 0])
+    assert fixed != tokenizer_sha256(vocab_size, [1, 0])

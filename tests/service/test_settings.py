@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from dense_reward.cli import _parser, main
 from dense_reward.errors import SettingsError
-from dense_reward.settings import ENV_PREFIX, Settings, flag, read_settings, twin
+from dense_reward.settings import ENV_PREFIX, Settings, env_name, flag, read_settings
 
 # A value other than the default for every setting, as a command line or an environment gives it.
 EXAMPLES: dict[str, tuple[str, object]] = {
@@ -78,7 +78,7 @@ def test_a_setting_is_described_and_shown_in_the_help(name: str, capsys: pytest.
     assert ended.value.code == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert flag(name) in shown
-    assert twin(name) in shown
+    assert env_name(name) in shown
     assert " ".join(description.split()) in shown
 
 
@@ -86,14 +86,14 @@ def test_a_setting_is_described_and_shown_in_the_help(name: str, capsys: pytest.
 def test_the_environment_sets_what_the_command_line_leaves_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text, value = EXAMPLES[name]
     assert getattr(read_settings({}, os.environ.keys()), name) != value
-    monkeypatch.setenv(twin(name), text)
+    monkeypatch.setenv(env_name(name), text)
     assert getattr(read_settings({}, os.environ.keys()), name) == value
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_command_line_is_over_the_environment(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     default = read_settings({}, ())
-    monkeypatch.setenv(twin(name), EXAMPLES[name][0])
+    monkeypatch.setenv(env_name(name), EXAMPLES[name][0])
     given = getattr(default, name)
     if given is not None:
         assert getattr(read_settings({name: given if isinstance(given, bool) else str(given)}, ()), name) == given
@@ -135,11 +135,11 @@ BAD = {
 def test_a_bad_value_in_the_environment_is_refused_in_one_line_that_names_it(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(twin(name), BAD[name])
+    monkeypatch.setenv(env_name(name), BAD[name])
     assert main(["serve"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith(f"dense-reward: {flag(name)} ({twin(name)}): ")
+    assert lines[0].startswith(f"dense-reward: {flag(name)} ({env_name(name)}): ")
 
 
 @pytest.mark.parametrize("name", ["port", "threads", "dtype", "max_batch_tokens", "max_items", "drain_s"])
@@ -147,7 +147,7 @@ def test_a_bad_value_on_the_command_line_is_refused_likewise(name: str, capsys: 
     assert main(["serve", f"{flag(name)}={BAD[name]}"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith(f"dense-reward: {flag(name)} ({twin(name)}): ")
+    assert lines[0].startswith(f"dense-reward: {flag(name)} ({env_name(name)}): ")
 
 
 def test_every_fault_is_told_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

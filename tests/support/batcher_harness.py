@@ -20,7 +20,7 @@ class OneEngine:
     def __init__(self, engine: Engine, metrics: Metrics, *, max_batch_tokens: int, max_queue_tokens: int) -> None:
         self._engine = engine
         self.batcher = Batcher(metrics, max_batch_tokens=max_batch_tokens, max_queue_tokens=max_queue_tokens)
-        self.door, self.run, self.close = self.batcher.door, self.batcher.run, self.batcher.close
+        self.admission, self.run, self.close = self.batcher.admission, self.batcher.run, self.batcher.close
 
     def submit(self, trunks: Sequence[Trunk], wants: Wants) -> Coroutine[object, object, Computed]:
         return self.batcher.submit(self._engine, trunks, wants)

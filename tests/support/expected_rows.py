@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from dense_reward.batching.packing import Packed, leaves, pack
 from dense_reward.batching.padding import padded_batches
-from dense_reward.engines.torch.logprobs import ScoredRows, Side, Tiling, score_rows
+from dense_reward.engines.torch.logprobs import ModelRows, ScoredRows, Tiling, score_rows
 from dense_reward.engines.torch.model import TorchModel, device_row
-from dense_reward.engines.torch.pair import Batch, _named
+from dense_reward.engines.torch.pair import Batch, _wanted_ids
 from dense_reward.records import Trunk, Wants
 from tiny_models import plain_logprobs, random_trunk
 from torch import Tensor
@@ -27,15 +27,17 @@ TRUNKS = (
 
 def batches_of(trunks: Sequence[Trunk], model: TorchModel, *, packed: bool, max_tokens: int = 100) -> list[Batch]:
     """What the engine would compute, one after another."""
-    borders = [] if model.long_tokens is None else [model.long_tokens]
+    rope_length_limits = [] if model.rope_length_limit is None else [model.rope_length_limit]
     if packed:
         return [
             Batch(partial(_packed_rows, row=row), row.leaves, row.row_S)
-            for row in pack(trunks, max_tokens=max_tokens, borders=borders)
+            for row in pack(trunks, max_tokens=max_tokens, rope_length_limits=rope_length_limits)
         ]
     return [
         Batch(partial(TorchModel.padded_rows, sequences=row.ids, positions=row.positions), row.leaves, row.row_S)
-        for row in padded_batches(leaves(trunks, borders), max_tokens=max_tokens, borders=borders)
+        for row in padded_batches(
+            leaves(trunks, rope_length_limits), max_tokens=max_tokens, rope_length_limits=rope_length_limits
+        )
     ]
 
 
@@ -45,8 +47,8 @@ def _packed_rows(model: TorchModel, row: Packed) -> Tensor:
 
 def rows_of(sft: TorchModel, reference: TorchModel, batch: Batch, tiling: Tiling | None = SMALL_TILES) -> ScoredRows:
     with torch.inference_mode():
-        sides = Side(batch.rows(sft), sft.head), Side(batch.rows(reference), reference.head)
-        return score_rows(*sides, _named(batch), ALL, tiling=tiling)
+        sides = ModelRows(batch.rows(sft), sft.head), ModelRows(batch.rows(reference), reference.head)
+        return score_rows(*sides, _wanted_ids(batch), ALL, tiling=tiling)
 
 
 def scored(

@@ -1,4 +1,4 @@
-"""The operators' guide, the alert rules and the dashboard, and how a metric is named in them."""
+"""The operators' guide, the alert rules and the dashboard, and the pattern of metric names in them."""
 
 import re
 from pathlib import Path

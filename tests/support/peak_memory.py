@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from dense_reward.engines.torch.memory import peak_bytes
 from dense_reward.engines.torch.model import DTYPES, TorchModel
-from dense_reward.engines.torch.pair import How, PairEngine
+from dense_reward.engines.torch.pair import ComputeOptions, PairEngine
 from dense_reward.records import Branch, Trunk, Wants
 from faulty_engines import INFO
 from transformers import (
@@ -77,7 +77,7 @@ def main(config_name: str, shape: str, dtype: str) -> None:
     torch.set_num_threads(1)
     config = CONFIGS[config_name]
     models = [TorchModel(AutoModelForCausalLM.from_config(config, dtype=DTYPES[dtype])) for _ in range(2)]
-    engine = PairEngine(models[0], models[1], replace(INFO, vocabulary=256), How(TOKENS))
+    engine = PairEngine(models[0], models[1], replace(INFO, vocab_size=256), ComputeOptions(TOKENS))
     batch = [trunk(*SHAPES[shape])]
     engine.score([trunk(3, 2, 4)], Wants(kl=True, entropy=True, top_k=5))
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew

@@ -1,4 +1,4 @@
-"""Values files drawn at random from the chart's schema, the same for a seed; what lies between two values is mended."""
+"""Values drawn at random from the chart's schema, the same for a seed, and corrected to contain no contradictions."""
 
 import copy
 import random
@@ -9,7 +9,7 @@ import yaml
 from rendered_chart import CHART, SCHEMA
 
 Drawn = dict[str, Any]
-# Words for each pattern of the schema. A pattern without words fails the draw.
+# Examples for each pattern of the schema. A pattern without examples makes the draw fail.
 NAMES = ("a", "7", "rewards", "team-a.keys")
 TAGS = ("0.1.0", "0.1.0-vllm", "sha-0a1b2c3")
 SIZES = ("512Mi", "4Gi", "1.5Gi")
@@ -51,7 +51,7 @@ FREE_WORDS = ("word", "two words", "yes", "1.0", "{{ braces }}", 'a "quoted" one
 
 
 def random_values(seed: int) -> Drawn:
-    """Values that the chart must take."""
+    """Values that the chart must accept."""
     draw = random.Random(seed)
     values = _object(SCHEMA, draw)
     values.pop("global", None)
@@ -105,7 +105,7 @@ KINDS: Mapping[str, Callable[[Drawn, random.Random], Any]] = {
 
 
 def completed(values: Drawn) -> Drawn:
-    """The values, with what the switches among them need: the rules of templates/_refusals.tpl."""
+    """The values, plus everything that their switches need: follows the rules of templates/_refusals.tpl."""
     defaults = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
     made: Drawn = merged(defaults, values)
     _complete_trainer(made)
@@ -163,7 +163,7 @@ def _complete_engine(made: Drawn) -> None:
 
 
 def merged(defaults: Drawn, values: Drawn) -> Drawn:
-    """Mappings key by key, all else as given, as Helm does it."""
+    """Merges mappings key by key and replaces every other value, as Helm does."""
     result = copy.deepcopy(defaults)
     for key, value in values.items():
         both = isinstance(value, dict) and isinstance(result.get(key), dict)

@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "helm" / "dense-reward"
 EXAMPLES = sorted(path.name for path in (CHART / "examples").glob("*.yaml"))
 SCHEMA = json.loads((CHART / "values.schema.json").read_text("utf-8"))
-# The oldest version that Chart.yaml lets in, a later one, and the newest one whose schemas are at hand.
+# The oldest version that Chart.yaml allows, a later one, and the newest one that kubernetes-validate has schemas for.
 KUBERNETES = ("1.30", "1.34", "1.37")
-Values = Mapping[str, Any]  # as YAML has them
-Object = dict[str, Any]  # of Kubernetes, likewise
+Values = Mapping[str, Any]  # parsed from YAML
+Object = dict[str, Any]  # a Kubernetes object, parsed from YAML
 JOB = {"name": "sft", "job": "sft", "recipe": "sft_full", "requestCPU": "1", "requestMemory": "1Gi"}
 
 
@@ -27,7 +27,7 @@ def example(name: str) -> Values:
 
 
 def fake(**values: object) -> dict[str, object]:
-    """Values of the smallest release: no model, no GPU; with others of theirs."""
+    """Values of the smallest release, without a model or a GPU, plus the given ones."""
     return {"settings": {"engine": "fake", "drain_s": 60}, "checkpoints": {"source": "none"}, "requestGPU": 0, **values}
 
 
@@ -46,7 +46,7 @@ def notes(values: Values) -> str:
 
 
 def lint(values: Values) -> list[str]:
-    """What `helm lint --strict` has to say against the chart with these values."""
+    """The warnings and errors of `helm lint --strict` for the chart with these values."""
     report: Mapping[str, list[Any]] = helm.lint(CHART, dict(values), strict=True)
     return [f"{m['path']}: {m['error']}" for m in report["messages"] if m["severity"] > 1] + report["errors"]
 
@@ -56,14 +56,14 @@ def of_kind(objects: list[Object], kind: str) -> list[Object]:
 
 
 def the(objects: list[Object], kind: str) -> Object:
-    """The only object of a kind, or of a kind and the end of its name: `ConfigMap/-pairs`."""
+    """The only object of a kind, or of a kind and an ending of its name: `ConfigMap/-pairs`."""
     kind, _, ending = kind.partition("/")
     (found,) = [made for made in of_kind(objects, kind) if not ending or made["metadata"]["name"].endswith(ending)]
     return found
 
 
 def settings_of(objects: list[Object], release: str = "rewards-dense-reward") -> dict[str, str]:
-    """The service's environment, as its ConfigMap has it."""
+    """The service's environment, from its ConfigMap."""
     data: dict[str, str] = next(m for m in of_kind(objects, "ConfigMap") if m["metadata"]["name"] == release)["data"]
     return data
 
@@ -73,7 +73,7 @@ def environment(container: Object) -> dict[str, Any]:
 
 
 def jobs(objects: list[Object]) -> Iterator[Object]:
-    """Specs of all jobs, those inside a JobSet too."""
+    """Specs of all jobs, including those inside a JobSet."""
     yield from (made["spec"] for made in of_kind(objects, "Job"))
     for made in of_kind(objects, "JobSet"):
         yield from (replicated["template"]["spec"] for replicated in made["spec"]["replicatedJobs"])

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
+import httpx2
 import uvicorn
 from dense_reward.engines.fake import FakeEngine, FakeTokenizer
 from dense_reward.http.app import create_app
 from dense_reward.http.server import Server, connection
 from dense_reward.records import Engine, OnDevice
-from dense_reward.serving.loaders import Load, Loaded
+from dense_reward.serving.loaders import LoadedPair, LoadPair
 from dense_reward.serving.service import Service
 from dense_reward.settings import Settings
 from dense_reward.text.encode import Encoder
@@ -27,25 +27,25 @@ class Served:
     """A running service and a client of it; `failures` grows when it asks to be ended."""
 
     service: Service
-    client: httpx.Client
+    client: httpx2.Client
     failures: list[None]
 
-    def score(self, body: object) -> httpx.Response:
+    def score(self, body: object) -> httpx2.Response:
         return self.client.post("/score", json=body)
 
 
-def loading(engine: Engine) -> Load:
+def loading(engine: Engine) -> LoadPair:
     """A load that is done at once."""
 
-    def load(_: Settings, report: Callable[[str], None], __: OnDevice) -> Loaded:
+    def load(_: Settings, report: Callable[[str], None], __: OnDevice) -> LoadedPair:
         report("loading")
-        return Loaded(engine, Encoder.of(FakeTokenizer(), "plain"), TOKENIZER_SHA256)
+        return LoadedPair(engine, Encoder.of(FakeTokenizer(), "plain"), TOKENIZER_SHA256)
 
     return load
 
 
 @contextmanager
-def served(load: Load | None = None, *, ready: bool = True, **settings: str | float | Path) -> Iterator[Served]:
+def served(load: LoadPair | None = None, *, ready: bool = True, **settings: str | float | Path) -> Iterator[Served]:
     """A service on a free port; where `ready`, once it can score."""
     failures: list[None] = []
     service = Service(Settings.model_validate(settings), load or loading(FakeEngine()), lambda: failures.append(None))
@@ -64,7 +64,7 @@ def served(load: Load | None = None, *, ready: bool = True, **settings: str | fl
     try:
         wait_until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, trust_env=False) as client:
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, trust_env=False) as client:
             running = Served(service, client, failures)
             if ready:
                 wait_until_ready(running)

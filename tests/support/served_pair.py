@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from dense_reward import Backoff, Client
 from dense_reward.checkpoints.probe import probe_of_texts
-from dense_reward.checkpoints.write_manifest import Facts
+from dense_reward.checkpoints.write_manifest import ManifestFacts
 from dense_reward.manifest import Role
 from dense_reward_trainer.configs.base import ScratchOptions
 from dense_reward_trainer.data.sources import DataSource, load, split
@@ -35,11 +35,11 @@ SIZES = ScratchOptions(
 )
 
 
-def write_pair(folder: Path, vocabulary: int = SIZES.vocabulary, sizes: ScratchOptions = SIZES) -> None:
+def write_pair(folder: Path, vocab_size: int = SIZES.vocabulary, sizes: ScratchOptions = SIZES) -> None:
     """sft, reference and held_out.jsonl in a folder; random weights, enlarged, that end their turn at times."""
     source = DataSource.model_validate(DATA)
     parts = split(load(source).demonstrations, source.held_out_fraction, source.seed)
-    tokenizer = train_tokenizer([d.messages[0].content + d.response for d in parts.train], vocabulary)
+    tokenizer = train_tokenizer([d.messages[0].content + d.response for d in parts.train], vocab_size)
     roles: list[tuple[Role, int]] = [("sft", 20), ("reference", 10)]
     for role, step in roles:
         model = random_model(sizes, tokenizer, seed=step)
@@ -48,7 +48,7 @@ def write_pair(folder: Path, vocabulary: int = SIZES.vocabulary, sizes: ScratchO
                 if parameter.dim() == 2:
                     parameter.mul_(10.0)
             model.lm_head.weight[tokenizer.eos_token_id] *= 2.0
-        facts = Facts(role=role, run_id="tiny", renderer="plain", optimiser_step=step)
+        facts = ManifestFacts(role=role, run_id="tiny", renderer="plain", optimiser_step=step)
         write_checkpoint(folder / role, model, tokenizer, facts, probe_of_texts)
     lines = [
         {"messages": [{"role": m.role, "content": m.content} for m in d.messages], "final_answer": d.answer}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from dense_reward.checkpoints.probe import probe_of_texts
-from dense_reward.checkpoints.write_manifest import Facts, seal
+from dense_reward.checkpoints.write_manifest import ManifestFacts, write_manifest
 from dense_reward.manifest import Manifest, Role
 from dense_reward.records import Branch, IdArray, Trunk
 from dense_reward.text.encode import RendererName
@@ -92,7 +92,9 @@ def write_checkpoint(
     folder.mkdir(parents=True)
     tiny_model(architecture, seed=seed, dtype=dtype).save_pretrained(folder)
     write_tokenizer(folder, specials=specials, template=CHAT if renderer == "chat" else None)
-    return seal(folder, Facts(role=role, run_id=run_id, renderer=renderer, optimiser_step=step), probe_of_texts)
+    return write_manifest(
+        folder, ManifestFacts(role=role, run_id=run_id, renderer=renderer, optimiser_step=step), probe_of_texts
+    )
 
 
 def write_pair(folder: Path, architecture: str = "llama", dtype: torch.dtype = torch.float32) -> tuple[Path, Path]:

@@ -8,19 +8,19 @@ import torch
 from dense_reward.engines.fake import EOS_ID, VOCABULARY, FakeEngine, FakeTokenizer
 from dense_reward.manifest import Manifest
 from dense_reward.records import Branch, Engine, IdArray, Trunk, Wants
-from dense_reward.reward import signal
+from dense_reward.reward import candidate_reward, signal
 from dense_reward.schemas import SignalName
 from dense_reward.text.encode import Encoder
 from dense_reward_trainer.rl.policy import Policy, PolicyCheckpoint, frozen_logprobs
-from dense_reward_trainer.rl.reward_service import ResponseRewards, candidate_signal
-from dense_reward_trainer.rl.sampling import Rollout
+from dense_reward_trainer.rl.records import ResponseRewards, Rollout
+from dense_reward_trainer.rl.reward_service import candidate_signal
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
-def tiny_llama(*, seed: int = 0, vocabulary: int = VOCABULARY, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+def tiny_llama(*, seed: int = 0, vocab_size: int = VOCABULARY, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
     """Two layers; weights enlarged, so that log-probs spread by nats and mistakes show."""
     config = LlamaConfig(
-        vocab_size=vocabulary,
+        vocab_size=vocab_size,
         hidden_size=16,
         intermediate_size=32,
         num_hidden_layers=2,
@@ -75,7 +75,7 @@ class EngineRewards:
                 signal(self.signal, row),
                 row.sft_logprob_S,
                 row.kl_S,
-                candidate_signal(self.signal, row.candidate_reward_SK, row.candidate_sft_logprob_SK, row.kl_S),
+                candidate_signal(self.signal, candidate_reward(row), row.candidate_sft_logprob_SK, row.kl_S),
                 row.candidate_sft_logprob_SK,
             )
             for row in rows

@@ -5,7 +5,7 @@ from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.rl.advantages import Batch, assemble
 from dense_reward_trainer.rl.learner import sampling_of
 from dense_reward_trainer.rl.policy import Policy, likeliest_actions
-from dense_reward_trainer.rl.reward_service import TokenRewards
+from dense_reward_trainer.rl.records import TokenRewards
 from dense_reward_trainer.rl.sampling import sample
 from tiny_policy import EngineRewards, ids_of
 

@@ -1,4 +1,4 @@
-# Adopts two models of the hub below $CHECKPOINTS; what an earlier try has finished stays. Run by `sh -e`.
+# Adopts two models of the hub into folders below $CHECKPOINTS. Keeps models that an earlier run finished. Run with `sh -e`.
 adopt() {
   test -e "$CHECKPOINTS/$3/manifest.json" ||
     dense-reward adopt "$1" --role "$2" --out "$CHECKPOINTS/$3" \

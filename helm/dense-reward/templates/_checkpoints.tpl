@@ -70,7 +70,7 @@
       mountPath: /tmp
 {{- end -}}
 
-{{/* The port that is downloaded from: that of the store where one is named, else that of https. */}}
+{{/* The port to download from: the one in checkpoints.s3.endpointUrl, else the default port of its scheme, else 443. */}}
 {{- define "dense-reward.downloadPort" -}}
 {{- $url := "" -}}
 {{- if eq .Values.checkpoints.source "s3" -}}
@@ -100,7 +100,7 @@
 {{- end }}
 {{- end -}}
 
-{{/* Manifests name the hub's files by their paths: the cache has to lie on the volume that the service reads. */}}
+{{/* Manifests refer to the hub's files by path, so the cache must be on the volume that the service reads. */}}
 {{- define "dense-reward.hubEnv" -}}
 {{- $c := .Values.checkpoints -}}
 - name: HF_HOME

@@ -19,7 +19,7 @@ app.kubernetes.io/name: {{ include "dense-reward.name" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
-{{/* Of the pods that serve alone: the trainer's and the test's have another component. */}}
+{{/* Selects only the pods that serve: those of the trainer and the test have another component. */}}
 {{- define "dense-reward.serviceLabels" -}}
 {{ include "dense-reward.selectorLabels" . }}
 app.kubernetes.io/component: service
@@ -43,7 +43,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* Arguments: root, image. Not tag and digest in one: some container runtimes refuse that. */}}
+{{/* Arguments: root, image. Never both tag and digest: some container runtimes refuse that. */}}
 {{- define "dense-reward.reference" -}}
 {{- if .image.digest -}}
 {{- printf "%s@%s" .image.repository .image.digest -}}
@@ -73,7 +73,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- printf "%s:%d" (include "dense-reward.fullname" .) (int .Values.service.port) -}}
 {{- end -}}
 
-{{/* A value as the environment has it. YAML's numbers come as floats, which would be written 1.048576e+06. */}}
+{{/* A value as text for an environment variable. Helm reads YAML's numbers as floats and would print 1.048576e+06. */}}
 {{- define "dense-reward.text" -}}
 {{- if and (kindIs "float64" .) (eq (floor .) .) -}}
 {{- int64 . -}}

@@ -1,4 +1,4 @@
-{{/* Parts that every pod of the chart has. */}}
+{{/* Parts that all pods of the chart share. */}}
 
 {{- define "dense-reward.podSecurity" -}}
 runAsNonRoot: true
@@ -23,7 +23,7 @@ readOnlyRootFilesystem: true
 runAsNonRoot: true
 {{- end -}}
 
-{{/* enableServiceLinks: Kubernetes would set DENSE_REWARD_SERVICE_HOST and more, which the service refuses. */}}
+{{/* Without enableServiceLinks: false Kubernetes sets DENSE_REWARD_SERVICE_HOST and others, which the service refuses. */}}
 {{- define "dense-reward.podCommon" -}}
 automountServiceAccountToken: false
 enableServiceLinks: false
@@ -85,7 +85,7 @@ limits:
   {{- end }}
 {{- end -}}
 
-{{/* The root file system is read-only, and the user may be in no /etc/passwd: libraries are told where home is. */}}
+{{/* Libraries need a home folder and a user name: the root is read-only, and the user can be missing in /etc/passwd. */}}
 {{- define "dense-reward.homeEnv" -}}
 - name: HOME
   value: /tmp

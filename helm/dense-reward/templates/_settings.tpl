@@ -1,4 +1,4 @@
-{{/* What the service reads: its environment, and the file of pairs. Replicas are rolled when one of them changes. */}}
+{{/* What the service reads: its environment and the pairs file. A change of either restarts the replicas one by one. */}}
 
 {{- define "dense-reward.environment" -}}
 {{- $c := .Values.checkpoints -}}
@@ -34,7 +34,7 @@ DENSE_REWARD_TLS_PRIVATE_KEY: /etc/dense-reward/tls/tls.key
 {{- end }}
 {{- end -}}
 
-{{/* Whole cores that a replica may use: without being told, torch takes a thread for each core of the node. */}}
+{{/* Whole cores of a replica. Without this number torch starts one thread for each core of the node. */}}
 {{- define "dense-reward.cores" -}}
 {{- $cpu := toString (default .Values.requestCPU .Values.limitCPU) -}}
 {{- $cores := float64 (trimSuffix "m" $cpu) -}}

@@ -1,4 +1,4 @@
-{{/* A job of the trainer. Arguments: root, job. */}}
+{{/* The spec of a trainer job. Arguments of trainerSpec: root, job. */}}
 
 {{- define "dense-reward.trainerPrefix" -}}
 {{- printf "%s-train" (include "dense-reward.fullname" . | trunc 20 | trimSuffix "-") -}}
@@ -10,7 +10,7 @@
 {{- $asks := has .job.job (list "dpr" "gradient" "credit" "evaluate") -}}
 {{- $key := ternary "trainer:$(REWARD_KEY)@" "" (ne $v.trainer.apiKey.secretName "") -}}
 backoffLimit: {{ int $v.trainer.backoffLimit }}
-{{- /* A pod that was evicted or preempted is none of the tries. */}}
+{{- /* A pod that was evicted or preempted does not count towards backoffLimit. */}}
 podFailurePolicy:
   rules:
     - action: Ignore
@@ -52,7 +52,7 @@ template:
                 name: {{ $v.trainer.apiKey.secretName | quote }}
                 key: {{ $v.trainer.apiKey.secretKey | quote }}
           {{- end }}
-          {{- /* Models of the hub would fill /tmp, and be downloaded again by every try. */}}
+          {{- /* In /tmp the hub's models would fill the volume, and every retry would download them again. */}}
           - name: HF_HOME
             value: {{ $c.mountPath }}/hub
           {{- include "dense-reward.hubToken" .root | nindent 10 }}

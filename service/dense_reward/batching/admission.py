@@ -9,14 +9,14 @@ from dense_reward.errors import refuse
 class Permit:
     """The right to hold `tokens` of the queue, taken at the door; a context manager that gives it back."""
 
-    door: "Door"
+    admission: "Admission"
     tokens: int
 
     def __enter__(self) -> "Permit":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.door.held_tokens -= self.tokens
+        self.admission.held_tokens -= self.tokens
         self.tokens = 0
 
     def correct(self, tokens: int) -> None:
@@ -24,18 +24,20 @@ class Permit:
 
         Whoever holds a token is in, and is not sent away for having been estimated too low.
         """
-        door = self.door
-        if tokens > door.capacity_tokens:
-            message = f"the request has {tokens} tokens, the queue holds {door.capacity_tokens} (--max-queue-tokens)"
+        admission = self.admission
+        if tokens > admission.capacity_tokens:
+            message = (
+                f"the request has {tokens} tokens, the queue holds {admission.capacity_tokens} (--max-queue-tokens)"
+            )
             raise refuse("too_long", f"{message}: send it in parts")
         if tokens and not self.tokens:
-            door.check()
-        door.held_tokens += tokens - self.tokens
+            admission.check()
+        admission.held_tokens += tokens - self.tokens
         self.tokens = tokens
 
 
 @dataclass(slots=True)
-class Door:
+class Admission:
     """Counts the tokens of all requests that were let in; `rate` is the measured tokens per second of the device.
 
     While there is room for a token, a request of any size is let in: were it to wait for all of its room, small ones

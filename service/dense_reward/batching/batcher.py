@@ -16,9 +16,9 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from dense_reward.batching.admission import Door
+from dense_reward.batching.admission import Admission
 from dense_reward.batching.deduplicate import Ask, prepare_together
-from dense_reward.batching.scheduler import Job, Member, Terms, Waiting, halved, tokens_together, units_of
+from dense_reward.batching.scheduler import Job, Member, Scheduler, Terms, halved, tokens_together, units_of
 from dense_reward.errors import (
     RETRY_UNAVAILABLE_S,
     EngineLostError,
@@ -27,11 +27,10 @@ from dense_reward.errors import (
     SequenceError,
     refuse,
 )
-from dense_reward.records import Engine, Scores, TokenScores, Trunk, Wants, Work
+from dense_reward.records import Engine, Result, Scores, TokenScores, Trunk, Wants, Work
 from dense_reward.telemetry.metrics import Metrics
 
-Result = TypeVar("Result")
-FOR_PEOPLE = Terms()
+INTERACTIVE = Terms()
 Number = TypeVar("Number", np.float32, np.int32)
 
 
@@ -85,10 +84,10 @@ class Batcher:
     """
 
     def __init__(self, metrics: Metrics, *, max_batch_tokens: int, max_queue_tokens: int) -> None:
-        self.door = Door(max_queue_tokens)
+        self.admission = Admission(max_queue_tokens)
         self._metrics = metrics
         self._max_batch_tokens = max_batch_tokens
-        self._waiting = Waiting(max_batch_tokens)
+        self._waiting = Scheduler(max_batch_tokens)
         self._unanswered: set[Job] = set()
         self._wake = asyncio.Event()
         self._closing = False
@@ -109,7 +108,7 @@ class Batcher:
         return future.result()
 
     async def submit(
-        self, engine: Engine, trunks: Sequence[Trunk], wants: Wants, terms: Terms = FOR_PEOPLE
+        self, engine: Engine, trunks: Sequence[Trunk], wants: Wants, terms: Terms = INTERACTIVE
     ) -> Computed:
         """Scores of all branches by one pair. A caller that goes away takes its waiting work with it.
 
@@ -240,7 +239,7 @@ class Batcher:
 
     def _hand_out(self, members: Sequence[Member], results: Scores, seconds: float) -> None:
         tokens = tokens_together(unit for _, unit in members)
-        self.door.measured(tokens, seconds)
+        self.admission.measured(tokens, seconds)
         self._metrics.batch(
             tokens=tokens,
             shared_tokens=sum(unit.tokens_unshared for _, unit in members) - tokens,
@@ -323,8 +322,8 @@ def _wanted(scores: TokenScores, wants: Wants) -> TokenScores:
         scores.reference_logprob_S,
         kl_S=scores.kl_S if wants.kl else None,
         entropy_S=scores.entropy_S if wants.entropy else None,
-        candidate_reward_SK=scores.candidate_reward_SK,
         candidate_sft_logprob_SK=scores.candidate_sft_logprob_SK,
+        candidate_reference_logprob_SK=scores.candidate_reference_logprob_SK,
         top_ids_SK=_first(scores.top_ids_SK, k),
         top_sft_logprob_SK=_first(scores.top_sft_logprob_SK, k),
         top_reference_logprob_SK=_first(scores.top_reference_logprob_SK, k),

@@ -70,7 +70,7 @@ class Packed:
     leaves: tuple[Leaf, ...]
 
 
-def computed_tokens(prompt_tokens: int, branch: Branch, borders: Collection[int] = ()) -> int:
+def computed_tokens(prompt_tokens: int, branch: Branch, rope_length_limits: Collection[int] = ()) -> int:
     """Tokens of a branch that are computed: those before its last scored one, as nothing later changes a score.
 
     Beyond a border a model turns the whole sequence otherwise, by its length: one that reaches it is computed whole.
@@ -79,23 +79,23 @@ def computed_tokens(prompt_tokens: int, branch: Branch, borders: Collection[int]
         return 0
     whole = len(branch.ids_T)
     cut = whole - 1 - int(branch.scored_T[::-1].argmax())
-    return whole if any(prompt_tokens + cut <= border < prompt_tokens + whole for border in borders) else cut
+    return whole if any(prompt_tokens + cut <= border < prompt_tokens + whole for border in rope_length_limits) else cut
 
 
 def pack(
-    trunks: Sequence[Trunk], *, max_tokens: int, borders: Collection[int] = (), alone: bool = False
+    trunks: Sequence[Trunk], *, max_tokens: int, rope_length_limits: Collection[int] = (), alone: bool = False
 ) -> list[Packed]:
     """Rows of at most `max_tokens`, or of one sequence that is longer; every scored token is in exactly one of them.
 
-    Sequences on different sides of one of the `borders` never share a row. `alone`: no two sequences do.
+    Sequences on different sides of one of the `rope_length_limits` never share a row. `alone`: no two sequences do.
     """
-    rows = _rows(leaves(trunks, borders), max_tokens)
+    rows = _rows(leaves(trunks, rope_length_limits), max_tokens)
     if alone:
         rows = ([sequence] for row in list(rows) for sequence in row)
     return [_packed(row) for row in rows]
 
 
-def leaves(trunks: Sequence[Trunk], borders: Collection[int] = ()) -> list[Leaf]:
+def leaves(trunks: Sequence[Trunk], rope_length_limits: Collection[int] = ()) -> list[Leaf]:
     """All branches with a scored token; those that share a prompt stand together, the short ones first."""
     found = [
         Leaf(
@@ -103,8 +103,8 @@ def leaves(trunks: Sequence[Trunk], borders: Collection[int] = ()) -> list[Leaf]
             b,
             trunk.prompt_P,
             branch,
-            computed_tokens(len(trunk.prompt_P), branch, borders),
-            sum(len(trunk.prompt_P) + len(branch.ids_T) > border for border in borders),
+            computed_tokens(len(trunk.prompt_P), branch, rope_length_limits),
+            sum(len(trunk.prompt_P) + len(branch.ids_T) > border for border in rope_length_limits),
         )
         for t, trunk in enumerate(trunks)
         for b, branch in enumerate(trunk.branches)

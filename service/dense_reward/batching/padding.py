@@ -29,12 +29,14 @@ class Padded:
         return np.arange(sum(len(leaf.scored_S) for leaf in self.leaves))
 
 
-def padded_batches(leaves: Sequence[Leaf], *, max_tokens: int, borders: Collection[int] = ()) -> Iterator[Padded]:
+def padded_batches(
+    leaves: Sequence[Leaf], *, max_tokens: int, rope_length_limits: Collection[int] = ()
+) -> Iterator[Padded]:
     """At most `max_tokens` after padding, or one sequence alone. No batch holds lengths on both sides of a border."""
     batch: list[Leaf] = []
     for leaf in sorted(leaves, key=_length):
         length = _length(leaf)
-        crosses = batch and any(_length(batch[0]) <= border < length for border in borders)
+        crosses = batch and any(_length(batch[0]) <= border < length for border in rope_length_limits)
         if batch and (crosses or (len(batch) + 1) * length > max_tokens):
             yield Padded(tuple(batch))
             batch = []

@@ -80,7 +80,7 @@ class Load:
 
 
 @dataclass(slots=True)
-class _Turns:
+class _RoundRobin:
     """Jobs in turn. First come those that had no turn in the batch before, new ones last."""
 
     _first: deque[Job] = field(default_factory=deque)
@@ -116,7 +116,7 @@ class _Turns:
         return job, unit
 
 
-class Waiting:
+class Scheduler:
     """Jobs in turn; a batch takes one unit of each, again and again, up to the token budget.
 
     So a long request keeps no new one from the next batch, and new ones keep no long request from the one after. Bulk
@@ -125,12 +125,12 @@ class Waiting:
 
     def __init__(self, max_batch_tokens: int) -> None:
         self._max_batch_tokens = max_batch_tokens
-        self._people, self._bulk = _Turns(), _Turns()
+        self._interactive, self._bulk = _RoundRobin(), _RoundRobin()
         self._bulk_passed_over = 0
         self._load = Load()
 
     def __bool__(self) -> bool:
-        return bool(self._people or self._bulk)
+        return bool(self._interactive or self._bulk)
 
     @property
     def fills_a_batch(self) -> bool:
@@ -138,13 +138,13 @@ class Waiting:
         return self._load.tokens >= self._max_batch_tokens
 
     def add(self, job: Job) -> None:
-        (self._bulk if job.terms.bulk else self._people).add(job)
+        (self._bulk if job.terms.bulk else self._interactive).add(job)
         for unit in job.units:
             self._load.add(unit)
 
     def forget(self, job: Job) -> None:
         """Drop what is left of a job."""
-        if (self._bulk if job.terms.bulk else self._people).forget(job):
+        if (self._bulk if job.terms.bulk else self._interactive).forget(job):
             for unit in job.units:
                 self._load.remove(unit)
 
@@ -152,23 +152,23 @@ class Waiting:
         """The next batch. A unit whose prompt is in it already adds its branches alone."""
         batch: list[Member] = []
         load = Load()
-        self._people.begin()
+        self._interactive.begin()
         self._bulk.begin()
         if self._bulk and self._bulk_passed_over >= BULK_PATIENCE:
             self._take(self._bulk, batch, load)
-        while self._people and self._fits(self._people, batch, load):
-            self._take(self._people, batch, load)
-        while not self._people and self._bulk and self._fits(self._bulk, batch, load):
+        while self._interactive and self._fits(self._interactive, batch, load):
+            self._take(self._interactive, batch, load)
+        while not self._interactive and self._bulk and self._fits(self._bulk, batch, load):
             self._take(self._bulk, batch, load)
         served = any(job.terms.bulk for job, _ in batch)
         self._bulk_passed_over = 0 if served or not self._bulk else self._bulk_passed_over + 1
         return batch
 
-    def _fits(self, turns: _Turns, batch: list[Member], load: Load) -> bool:
+    def _fits(self, turns: _RoundRobin, batch: list[Member], load: Load) -> bool:
         """Whatever comes first in a batch does."""
         return not batch or load.tokens + load.added_by(turns.next()) <= self._max_batch_tokens
 
-    def _take(self, turns: _Turns, batch: list[Member], load: Load) -> None:
+    def _take(self, turns: _RoundRobin, batch: list[Member], load: Load) -> None:
         job, unit = turns.take()
         batch.append((job, unit))
         load.add(unit)

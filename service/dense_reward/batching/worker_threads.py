@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec
 
-Result = TypeVar("Result")
+from dense_reward.records import Result
+
 Arguments = ParamSpec("Arguments")
 
 
-class Beside:
+class WorkerThreads:
     """Calls wait on the event loop until a thread is free, so that a caller who leaves takes them along."""
 
     def __init__(self, threads: int, name: str) -> None:

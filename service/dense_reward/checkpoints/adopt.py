@@ -12,7 +12,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from dense_reward.checkpoints.probe import PROBE_TEXTS, ProbeText, probe_of_texts
-from dense_reward.checkpoints.write_manifest import Facts, default_renderer, seal
+from dense_reward.checkpoints.write_manifest import ManifestFacts, default_renderer, write_manifest
 from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Role
@@ -60,7 +60,7 @@ def adopt(
     folder = out or (files if located.own and os.access(files, os.W_OK) else _side_folder(source))
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder.resolve() == files.resolve()
-    facts = Facts(
+    facts = ManifestFacts(
         role=role,
         run_id=run_id or f"adopted-{uuid.uuid4().hex[:12]}",
         renderer=renderer or default_renderer(tokenizer, files),
@@ -71,7 +71,7 @@ def adopt(
         source=None if beside else files,
         adapter_base=_adapter_base(files, fetch or download),
     )
-    seal(folder, facts, lambda encoder, limit: probe_of_texts(encoder, limit, texts), device=device)
+    write_manifest(folder, facts, lambda encoder, limit: probe_of_texts(encoder, limit, texts), device=device)
     return folder
 
 

@@ -44,7 +44,7 @@ PROBE_TEXTS = (
 )
 
 
-def measure(model: TorchModel, sequences: Sequence[ProbeIds]) -> tuple[ProbeSequence, ...]:
+def measure_probe(model: TorchModel, sequences: Sequence[ProbeIds]) -> tuple[ProbeSequence, ...]:
     """The sequences with the model's log-probs, in nats. The model must have been loaded in float32.
 
     Raises ValueError for fewer than two prompts or a prompt with fewer than two responses: naive mistakes in batching,
@@ -57,9 +57,9 @@ def measure(model: TorchModel, sequences: Sequence[ProbeIds]) -> tuple[ProbeSequ
 
 def _measure_one(model: TorchModel, sequence: ProbeIds) -> ProbeSequence:
     largest = max(sequence.prompt_ids + tuple(i for ids in sequence.responses for i in ids))
-    if largest >= model.vocabulary:
+    if largest >= model.vocab_size:
         raise CheckpointError(
-            f"the tokenizer gives id {largest}, but the model has only {model.vocabulary} output rows: "
+            f"the tokenizer gives id {largest}, but the model has only {model.vocab_size} output rows: "
             "they do not belong together"
         )
     responses = []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from dense_reward.checkpoints.probe import ProbeIds, measure
+from dense_reward.checkpoints.probe import ProbeIds, measure_probe
 from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
 from dense_reward.engines.torch.model import load_model
 from dense_reward.engines.torch.weights import stored_dtype
@@ -26,7 +26,7 @@ ChooseProbe = Callable[[Encoder, int], Sequence[ProbeIds]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Facts:
+class ManifestFacts:
     """What the maker of a checkpoint knows of it; all else is read from its files. Names as in Manifest.
 
     Where `end_of_turn_id` is None, the template or the tokenizer says it; where `dtype` is, the model's configuration.
@@ -49,7 +49,7 @@ class Facts:
     adapter_base: Path | None = None
 
 
-def seal(folder: Path, facts: Facts, choose_probe: ChooseProbe, *, device: str = "cpu") -> Manifest:
+def write_manifest(folder: Path, facts: ManifestFacts, choose_probe: ChooseProbe, *, device: str = "cpu") -> Manifest:
     """Write the manifest of the checkpoint whose files lie in `facts.source`, or else in `folder`; and give it.
 
     The probe is measured on the weights as they were written, through the loader that the service uses. Raises
@@ -57,13 +57,13 @@ def seal(folder: Path, facts: Facts, choose_probe: ChooseProbe, *, device: str =
     """
     manifest, encoder = _unproven(folder, facts)
     model = load_model(folder, manifest, dtype="float32", device=device)
-    probe = measure(model, choose_probe(encoder, model.max_length_tokens))
+    probe = measure_probe(model, choose_probe(encoder, model.max_length_tokens))
     manifest = manifest.model_copy(update={"probe": probe})
     write_whole(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode() + b"\n")
     return manifest
 
 
-def _unproven(folder: Path, facts: Facts) -> tuple[Manifest, Encoder]:
+def _unproven(folder: Path, facts: ManifestFacts) -> tuple[Manifest, Encoder]:
     """The manifest without its probe, and the encoder that it describes."""
     files = facts.source or folder
     weights = facts.adapter_base or files

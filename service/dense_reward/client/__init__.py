@@ -1,4 +1,4 @@
-"""Asks a service for rewards. Needs httpx, numpy and pydantic only."""
+"""Asks a service for rewards. Needs httpx2, numpy and pydantic only."""
 
 from dense_reward.client.client import AsyncClient, Client, to_torch
 

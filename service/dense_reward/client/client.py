@@ -1,6 +1,6 @@
 """Asks the service for rewards: a synchronous client and its asynchronous twin.
 
-Needs httpx, numpy and pydantic alone. What is asked lies in `calls`, what is answered in `results`, when to
+Needs httpx2, numpy and pydantic alone. What is asked lies in `calls`, what is answered in `results`, when to
 try again in `http`; the two clients differ in nothing but who waits.
 """
 
@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, Self
 
-import httpx
+import httpx2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -43,7 +43,7 @@ class Client:
         encoding: requests.Encoding = "base64",
         api_key: str | None = None,
         backoff: Backoff = BACKOFF,
-        transport: httpx.BaseTransport | None = None,
+        transport: httpx2.BaseTransport | None = None,
     ) -> None:
         """Connects to nothing yet. Raises ValueError for an address or a time that cannot be meant.
 
@@ -51,7 +51,7 @@ class Client:
         later than `retry_for_s` after the first.
         """
         http = http_settings(base_url, timeout_s, retry_for_s, api_key)
-        self._http = httpx.Client(
+        self._http = httpx2.Client(
             base_url=http.url, headers=http.headers, timeout=http.timeout, limits=LIMITS, transport=transport
         )
         self._retry_for_s = retry_for_s
@@ -171,17 +171,17 @@ class Client:
     def _score(self, question: requests.ScoreCall) -> Scored:
         return parse_scored(self._send(question.call).content, question.expectation)
 
-    def _send(self, call: Call, retry_for_s: float | None = None) -> httpx.Response:
+    def _send(self, call: Call, retry_for_s: float | None = None) -> httpx2.Response:
         limit_s = self._retry_for_s if retry_for_s is None else retry_for_s
         patience = Patience(self._backoff, limit_s, started_s=time.monotonic())
         while isinstance(outcome := self._attempt(call), Failure):
             time.sleep(patience.delay_s(outcome, time.monotonic(), random.random()))
         return outcome
 
-    def _attempt(self, call: Call) -> httpx.Response | Failure:
+    def _attempt(self, call: Call) -> httpx2.Response | Failure:
         try:
             response = self._http.request(call.method, call.path, content=call.body, headers=call.headers)
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             return unreachable(error)
         failure = refusal(response)
         return response if failure is None else failure
@@ -199,11 +199,11 @@ class AsyncClient:
         encoding: requests.Encoding = "base64",
         api_key: str | None = None,
         backoff: Backoff = BACKOFF,
-        transport: httpx.AsyncBaseTransport | None = None,
+        transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         """See Client."""
         http = http_settings(base_url, timeout_s, retry_for_s, api_key)
-        self._http = httpx.AsyncClient(
+        self._http = httpx2.AsyncClient(
             base_url=http.url, headers=http.headers, timeout=http.timeout, limits=LIMITS, transport=transport
         )
         self._retry_for_s = retry_for_s
@@ -320,17 +320,17 @@ class AsyncClient:
     async def _score(self, question: requests.ScoreCall) -> Scored:
         return parse_scored((await self._send(question.call)).content, question.expectation)
 
-    async def _send(self, call: Call, retry_for_s: float | None = None) -> httpx.Response:
+    async def _send(self, call: Call, retry_for_s: float | None = None) -> httpx2.Response:
         limit_s = self._retry_for_s if retry_for_s is None else retry_for_s
         patience = Patience(self._backoff, limit_s, started_s=time.monotonic())
         while isinstance(outcome := await self._attempt(call), Failure):
             await asyncio.sleep(patience.delay_s(outcome, time.monotonic(), random.random()))
         return outcome
 
-    async def _attempt(self, call: Call) -> httpx.Response | Failure:
+    async def _attempt(self, call: Call) -> httpx2.Response | Failure:
         try:
             response = await self._http.request(call.method, call.path, content=call.body, headers=call.headers)
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             return unreachable(error)
         failure = refusal(response)
         return response if failure is None else failure

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from http import HTTPStatus
 
-import httpx
+import httpx2
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from dense_reward.client.errors import ItemError, MismatchError, ScoringError, ServiceUnavailableError
@@ -16,24 +16,24 @@ from dense_reward.client.errors import ItemError, MismatchError, ScoringError, S
 RETRIED_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE})
 LONGEST_EXPONENT = 30
 # Idle connections are dropped before the service drops them (after 5 s), which would cost an attempt.
-LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=3.0)
+LIMITS = httpx2.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=3.0)
 
 
 @dataclass(frozen=True, slots=True)
 class HttpSettings:
-    """What both clients tell httpx."""
+    """What both clients tell httpx2."""
 
     url: str
     headers: dict[str, str]
-    timeout: httpx.Timeout
+    timeout: httpx2.Timeout
 
 
 def http_settings(base_url: str, timeout_s: float, retry_for_s: float, api_key: str | None) -> HttpSettings:
     """Raises ValueError, with the cure, for an address or a time that cannot be meant."""
     example = "give it as in http://localhost:8000"
     try:
-        url = httpx.URL(base_url)
-    except httpx.InvalidURL as error:
+        url = httpx2.URL(base_url)
+    except httpx2.InvalidURL as error:
         raise ValueError(f"base_url {base_url!r} is no address ({error}): {example}") from None
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError(f"base_url {base_url!r} has no http:// or https:// and host: {example}")
@@ -43,7 +43,7 @@ def http_settings(base_url: str, timeout_s: float, retry_for_s: float, api_key: 
         raise ValueError(f"timeout_s must be above 0 and retry_for_s at least 0, not {timeout_s} and {retry_for_s}")
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     # A call may wait for one of the client's own connections for as long as others use them: that is no failure.
-    return HttpSettings(base_url, headers, httpx.Timeout(timeout_s, pool=None))
+    return HttpSettings(base_url, headers, httpx2.Timeout(timeout_s, pool=None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +93,18 @@ class Patience:
         return delay_s
 
 
-def unreachable(error: httpx.TransportError) -> Failure:
+def unreachable(error: httpx2.TransportError) -> Failure:
     """A connection that failed: refused, reset, dropped or timed out. Scoring is idempotent, so all are tried again.
 
     Raises `error` where the request itself was at fault.
     """
-    if isinstance(error, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
+    if isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError):
         raise error
     url = error.request.url
     return Failure(ConnectionError(f"{url}: {type(error).__name__}: {error or 'no answer in time'}"))
 
 
-def refusal(response: httpx.Response) -> Failure | None:
+def refusal(response: httpx2.Response) -> Failure | None:
     """None for an answer, a Failure for one that is worth another attempt. Raises ScoringError for all others."""
     if response.is_success:
         return None
@@ -114,7 +114,7 @@ def refusal(response: httpx.Response) -> Failure | None:
     raise error
 
 
-def scoring_error(response: httpx.Response) -> ScoringError:
+def scoring_error(response: httpx2.Response) -> ScoringError:
     """The service's own words, or, where something else answered, how to find out what."""
     status = response.status_code
     kind = MismatchError if status == HTTPStatus.CONFLICT else ScoringError
@@ -156,7 +156,7 @@ class _StateBody(BaseModel):
 _BODY: TypeAdapter[_ErrorBody | _StateBody] = TypeAdapter(_ErrorBody | _StateBody)
 
 
-def _foreign(response: httpx.Response) -> str:
+def _foreign(response: httpx2.Response) -> str:
     url = response.request.url
     if response.has_redirect_location:
         return f"{url} redirects to {response.headers['location']}: give the address behind it as base_url"
@@ -164,7 +164,7 @@ def _foreign(response: httpx.Response) -> str:
     return f"{url} answered in words that are not this service's ({start!r}): check base_url"
 
 
-def _retry_after_s(response: httpx.Response) -> float | None:
+def _retry_after_s(response: httpx2.Response) -> float | None:
     """Seconds of Retry-After; None where there is none, or a date."""
     try:
         seconds = float(response.headers.get("retry-after", ""))

@@ -23,7 +23,7 @@ QUANTITIES = frozenset({"kl", "centred", "entropy", "candidate_reward", "alterna
 class FakeTokenizer:
     """One id per byte of UTF-8."""
 
-    vocabulary = VOCABULARY
+    vocab_size = VOCABULARY
     bos_id: int | None = BOS_ID
     eos_id: int | None = EOS_ID
     special_ids = frozenset(_SPECIAL.values())
@@ -112,8 +112,8 @@ def _score(trunk: Trunk, g: int, wants: Wants) -> TokenScores:
         reference_logprob_S=_taken(reference_SV, targets_S1)[:, 0],
         kl_S=(probability_SV * (sft_SV - reference_SV)).sum(1).astype(np.float32) if wants.kl else None,
         entropy_S=-(probability_SV * sft_SV).sum(1).astype(np.float32) if wants.entropy else None,
-        candidate_reward_SK=None if candidates_SK is None else _taken(sft_SV - reference_SV, candidates_SK),
         candidate_sft_logprob_SK=None if candidates_SK is None else _taken(sft_SV, candidates_SK),
+        candidate_reference_logprob_SK=None if candidates_SK is None else _taken(reference_SV, candidates_SK),
         top_ids_SK=top_SK.astype(np.int32) if wants.top_k else None,
         top_sft_logprob_SK=_taken(sft_SV, top_SK) if wants.top_k else None,
         top_reference_logprob_SK=_taken(reference_SV, top_SK) if wants.top_k else None,

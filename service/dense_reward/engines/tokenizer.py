@@ -47,7 +47,7 @@ class TransformersTokenizer:
         self._parsing.encode_special_tokens = False
         self._literal.encode_special_tokens = True
         vocabulary: dict[str, int] = tokenizer.get_vocab()
-        self._vocabulary = max(vocabulary.values()) + 1
+        self._vocab_size = max(vocabulary.values()) + 1
         self._longest_token_bytes: int = max(ROOMY_TOKEN_BYTES, *(len(piece.encode()) for piece in vocabulary))
         self._bos_id = _bos_that_is_added(tokenizer)
         added = tokenizer.added_tokens_decoder
@@ -55,8 +55,8 @@ class TransformersTokenizer:
         self._not_text = self._special.keys() - {tokenizer.unk_token_id}
 
     @property
-    def vocabulary(self) -> int:
-        return self._vocabulary
+    def vocab_size(self) -> int:
+        return self._vocab_size
 
     @property
     def bos_id(self) -> int | None:

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from dense_reward.batching.admission import Permit
-from dense_reward.batching.worker_threads import Beside
+from dense_reward.batching.worker_threads import WorkerThreads
 from dense_reward.errors import RequestError, refuse
 from dense_reward.http.auth import Auth
 from dense_reward.http.bodies import (
@@ -145,16 +145,16 @@ def _add_operations(app: FastAPI, service: Service) -> None:
     @app.get("/ready")
     async def ready() -> Response:
         """200 once all pairs are loaded and proven, and while each can be computed."""
-        trouble = service.trouble if service.state == "ready" else None
-        body: dict[str, str] = {"state": service.state if trouble is None else "unavailable"}
+        unavailable_reason = service.unavailable_reason if service.state == "ready" else None
+        body: dict[str, str] = {"state": service.state if unavailable_reason is None else "unavailable"}
         if service.settings.api_keys_file is None:  # these name folders and hosts, and this route asks for no key
-            body["progress"] = trouble or service.progress
+            body["progress"] = unavailable_reason or service.progress
         return json_response(body, 200 if body["state"] == "ready" else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
         """Prometheus' text format."""
-        text = service.metrics.render(service.told())
+        text = service.metrics.render(service.snapshot())
         return Response(text, media_type="text/plain; version=0.0.4")
 
 
@@ -162,14 +162,14 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 async def _admitted(request: Request, service: Service) -> AsyncIterator[tuple[Permit, bytes]]:
     """The body of a request that was let in; its permit is held until its answer is built, or its deadline passed."""
     service.check_ready()
-    door, settings = service.batcher.door, service.settings
-    with door.permit(0) as permit:
+    admission, settings = service.batcher.admission, service.settings
+    with admission.permit(0) as permit:
 
         def hold(size: int) -> None:
-            permit.correct(min(size // BYTES_PER_TOKEN, door.capacity_tokens))
+            permit.correct(min(size // BYTES_PER_TOKEN, admission.capacity_tokens))
 
         async with deadline(request, settings.max_request_s) as seconds:
-            door.check_wait(seconds)
+            admission.check_wait(seconds)
             limits = BodyLimits(settings.max_body_bytes, settings.max_arrival_s)
             body = await read_body(request, limits, hold)
             if is_compressed(request):
@@ -178,7 +178,7 @@ async def _admitted(request: Request, service: Service) -> AsyncIterator[tuple[P
             yield permit, body
 
 
-async def _parsed(body: bytes, model: type[Asked], threads: Beside) -> Asked:
+async def _parsed(body: bytes, model: type[Asked], threads: WorkerThreads) -> Asked:
     if len(body) <= SMALL_BODY_BYTES:
         return parse(body, model)
     return await threads.run(parse, body, model)

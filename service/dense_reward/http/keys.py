@@ -14,8 +14,8 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, SecretStr, TypeAdapter, field_validator
 
 from dense_reward.errors import SettingsError, refuse
-from dense_reward.listed import read_list
 from dense_reward.schemas import Strictly
+from dense_reward.settings import read_list
 
 log = logging.getLogger("dense_reward")
 Right = Literal["score", "admin"]

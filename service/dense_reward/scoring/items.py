@@ -7,20 +7,17 @@ import numpy as np
 from pydantic import JsonValue
 
 from dense_reward.errors import refuse
-from dense_reward.records import Branch, IdArray, Trunk
+from dense_reward.records import MAX_CANDIDATES, Branch, IdArray, Trunk
 from dense_reward.schemas import Item, Options
 from dense_reward.text.encode import Encoded, EncodedResponse, Encoder, as_ids
 
 MAX_TURNS = 256
 """Scored turns of one chat: a chat is rendered anew for each, so the work grows with their square."""
 
-MAX_CANDIDATES = 1024
-"""Candidate ids at one token."""
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    vocabulary: int
+    vocab_size: int
     max_length_tokens: int
     max_responses: int
     max_json_depth: int
@@ -40,11 +37,11 @@ def prepare(item: Item, options: Options, encoder: Encoder, limits: Limits) -> P
     """Encode and check an item. Raises RequestError naming the field, the limit and the cure."""
     _check_responses(item, limits)
     _check_depth(item, limits.max_json_depth)
-    encoded = encode_item(item, options, replace(encoder, max_tokens=limits.max_length_tokens), limits.vocabulary)
-    _check_known(encoded, limits.vocabulary)
+    encoded = encode_item(item, options, replace(encoder, max_tokens=limits.max_length_tokens), limits.vocab_size)
+    _check_known(encoded, limits.vocab_size)
     _check_size(encoded, limits)
     scored = [int(response.scored_T.sum()) for response in encoded.responses]
-    candidates = _candidates(item, scored, limits.vocabulary)
+    candidates = _candidates(item, scored, limits.vocab_size)
     branches = tuple(
         Branch(response.ids_T, response.scored_T, candidates_SK)
         for response, candidates_SK in zip(encoded.responses, candidates, strict=True)
@@ -55,7 +52,7 @@ def prepare(item: Item, options: Options, encoder: Encoder, limits: Limits) -> P
     )
 
 
-def encode_item(item: Item, options: Options, encoder: Encoder, vocabulary: int) -> Encoded:
+def encode_item(item: Item, options: Options, encoder: Encoder, vocab_size: int) -> Encoded:
     """The ids of an item, by its form."""
     raw = options.render == "raw"
     if options.render == "chat" and encoder.renderer != "chat":
@@ -64,10 +61,10 @@ def encode_item(item: Item, options: Options, encoder: Encoder, vocabulary: int)
     match item.form:
         case "ids":
             _refuse_add_eos(options)
-            return _exact_ids(item.prompt_ids or [], item.response_ids or [], vocabulary)
+            return _exact_ids(item.prompt_ids or [], item.response_ids or [], vocab_size)
         case "stream":
             _refuse_add_eos(options)
-            return _stream(item.token_ids or [], item.score_mask or [], vocabulary)
+            return _stream(item.token_ids or [], item.score_mask or [], vocab_size)
         case "text":
             return encoder.text(item.text or "", add_eos=bool(options.add_eos), raw=raw)
         case "prompt":
@@ -97,17 +94,17 @@ def _chat(item: Item, encoder: Encoder, *, add_eos: bool) -> Encoded:
     )
 
 
-def _exact_ids(prompt_ids: Sequence[int], response_ids: Sequence[Sequence[int]], vocabulary: int) -> Encoded:
+def _exact_ids(prompt_ids: Sequence[int], response_ids: Sequence[Sequence[int]], vocab_size: int) -> Encoded:
     if not prompt_ids:
         raise refuse("empty_prompt", "prompt_ids is empty: give at least one id, such as BOS", param="prompt_ids")
     responses = []
     for index, ids in enumerate(response_ids):
-        ids_T = as_ids(ids, vocabulary, f"response_ids[{index}]")
+        ids_T = as_ids(ids, vocab_size, f"response_ids[{index}]")
         responses.append(EncodedResponse(ids_T, np.ones(len(ids_T), dtype=bool)))
-    return Encoded(as_ids(prompt_ids, vocabulary, "prompt_ids"), tuple(responses))
+    return Encoded(as_ids(prompt_ids, vocab_size, "prompt_ids"), tuple(responses))
 
 
-def _stream(token_ids: Sequence[int], score_mask: Sequence[int], vocabulary: int) -> Encoded:
+def _stream(token_ids: Sequence[int], score_mask: Sequence[int], vocab_size: int) -> Encoded:
     """The tokens before the first scored one are the prompt."""
     if not token_ids:
         raise refuse("empty_prompt", "token_ids is empty: give at least one id", param="token_ids")
@@ -118,16 +115,16 @@ def _stream(token_ids: Sequence[int], score_mask: Sequence[int], vocabulary: int
             "the first token has nothing before it and cannot be scored: mask it out",
             param="score_mask",
         )
-    ids = as_ids(token_ids, vocabulary, "token_ids")
+    ids = as_ids(token_ids, vocab_size, "token_ids")
     first = int(mask.argmax()) if mask.any() else len(ids)
     return Encoded(ids[:first], (EncodedResponse(ids[first:], mask[first:]),))
 
 
-def _check_known(encoded: Encoded, vocabulary: int) -> None:
+def _check_known(encoded: Encoded, vocab_size: int) -> None:
     """A tokenizer may have got tokens that its model never got rows for."""
     for ids in (encoded.prompt_P, *(response.ids_T for response in encoded.responses)):
-        if ids.max(initial=0) >= vocabulary:
-            message = f"the text has token id {ids.max()}, which the model does not know: its ids are [0, {vocabulary})"
+        if ids.max(initial=0) >= vocab_size:
+            message = f"the text has token id {ids.max()}, which the model does not know: its ids are [0, {vocab_size})"
             raise refuse("unknown_token_id", f"{message}")
 
 
@@ -163,7 +160,7 @@ def _check_size(encoded: Encoded, limits: Limits) -> None:
             raise refuse("too_long", f"{message}: shorten them, nothing is truncated here", param="response")
 
 
-def _candidates(item: Item, scored: Sequence[int], vocabulary: int) -> list[IdArray | None]:
+def _candidates(item: Item, scored: Sequence[int], vocab_size: int) -> list[IdArray | None]:
     """[S, K] ids for each response, or None."""
     if item.candidate_ids is None:
         return [None] * len(scored)
@@ -178,7 +175,7 @@ def _candidates(item: Item, scored: Sequence[int], vocabulary: int) -> list[IdAr
         if width > MAX_CANDIDATES:
             message = f"candidate_ids[{index}] names {width} ids at each token; the limit is {MAX_CANDIDATES}"
             raise refuse("too_long", f"{message}: send them in parts", param="candidate_ids")
-        flat = as_ids([token for row in rows for token in row], vocabulary, f"candidate_ids[{index}]")
+        flat = as_ids([token for row in rows for token in row], vocab_size, f"candidate_ids[{index}]")
         result.append(flat.reshape(count, width) if width else None)
     return result
 

@@ -66,8 +66,8 @@ class Describer:
         made = self._arrays(score, values_S, ids_S, arrays)
         row: Row = {name: self._transport(array) for name, array in made.items()}
         row |= self._text(response, ids_S, arrays)
-        if score.candidate_reward_SK is not None:
-            row["candidate_reward"] = self._transport(score.candidate_reward_SK)
+        if (rewards_SK := reward.candidate_reward(score)) is not None:
+            row["candidate_reward"] = self._transport(rewards_SK)
         if score.candidate_sft_logprob_SK is not None and "candidate_sft_logprob" in arrays:
             row["candidate_sft_logprob"] = self._transport(score.candidate_sft_logprob_SK)
         if segments is not None:
@@ -114,9 +114,9 @@ class Describer:
 
     def _alternatives(self, score: TokenScores) -> list[list[dict[str, int | float | str]]]:
         """Per token the likeliest ids under the SFT model, with their text, log-prob and reward."""
-        if score.top_ids_SK is None or score.top_sft_logprob_SK is None or score.top_reference_logprob_SK is None:
+        rewards_SK = reward.alternative_reward(score)
+        if score.top_ids_SK is None or score.top_sft_logprob_SK is None or rewards_SK is None:
             return []
-        rewards_SK = score.top_sft_logprob_SK - score.top_reference_logprob_SK
         return [
             [
                 {"id": i, "token": token, "sft_logprob": logprob, "reward": value}
@@ -139,8 +139,8 @@ def _check_finite(score: TokenScores) -> None:
         score.reference_logprob_S,
         score.kl_S,
         score.entropy_S,
-        score.candidate_reward_SK,
         score.candidate_sft_logprob_SK,
+        score.candidate_reference_logprob_SK,
         score.top_sft_logprob_SK,
         score.top_reference_logprob_SK,
     )

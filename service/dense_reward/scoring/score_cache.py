@@ -34,7 +34,7 @@ class _Flight:
     scores: "asyncio.Future[list[TokenScores]]"
 
 
-class Results:
+class ScoreCache:
     """Of one event loop. With `max_bytes` 0 nothing is kept; what is in flight is shared all the same."""
 
     def __init__(self, max_bytes: int, metrics: Metrics) -> None:

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from dense_reward.batching.admission import Permit
 from dense_reward.batching.batcher import Batcher, Computed, cost_tokens
 from dense_reward.batching.scheduler import Terms
-from dense_reward.batching.worker_threads import Beside
+from dense_reward.batching.worker_threads import WorkerThreads
 from dense_reward.errors import Fault, RequestError, refuse
 from dense_reward.records import Engine, FloatArray, Scores, TokenScores, Trunk
 from dense_reward.reward import reward
 from dense_reward.schemas import ModelCard, ScoreRequest
 from dense_reward.scoring.items import Limits, PreparedItem, prepare
 from dense_reward.scoring.rows import Describer, Row, wants
-from dense_reward.scoring.score_cache import Results, Scope, keys_of
+from dense_reward.scoring.score_cache import Scope, ScoreCache, keys_of
 from dense_reward.telemetry.metrics import Metrics
-from dense_reward.telemetry.running_stats import Moments
+from dense_reward.telemetry.running_stats import RunningStats
 from dense_reward.text.encode import Encoder
 
 MAX_ALTERNATIVES = 1_000_000
@@ -47,9 +47,9 @@ class Scorer:
     batcher: Batcher
     limits: Limits
     max_items: int
-    results: Results
+    results: ScoreCache
     metrics: Metrics
-    threads: Beside
+    threads: WorkerThreads
 
     async def score(
         self,
@@ -145,7 +145,7 @@ class Scorer:
 
     def _describe(
         self, request: ScoreRequest, prepared: dict[int, PreparedItem], scores: Sequence[Sequence[TokenScores]]
-    ) -> tuple[list[Row], list[Fault], Moments]:
+    ) -> tuple[list[Row], list[Fault], RunningStats]:
         """The rows of the items whose numbers can be answered, what is wrong with the others, and the rows' rewards."""
         describer = Describer(request, self.encoder.tokenizer)
         rows: list[Row] = []
@@ -157,7 +157,7 @@ class Scorer:
                 rewards.extend(map(reward, item_scores))
             except RequestError as error:
                 faults.extend(_of_item(error, index))
-        return rows, faults, Moments.of(rewards)
+        return rows, faults, RunningStats.of(rewards)
 
     def _answer(
         self, rows: list[Row], faults: list[Fault], items: Sequence[PreparedItem], timing_s: dict[str, float]

@@ -6,10 +6,9 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from dense_reward.errors import CheckpointError, SettingsError
-from dense_reward.listed import read_list
 from dense_reward.manifest import MANIFEST_NAME, files_folder, load_manifest
 from dense_reward.schemas import Strictly
-from dense_reward.settings import Settings
+from dense_reward.settings import Settings, read_list
 
 
 class PairSource(Strictly):

@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from dense_reward.batching.batcher import Batcher
-from dense_reward.batching.worker_threads import Beside
+from dense_reward.batching.worker_threads import WorkerThreads
 from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, LoadingStoppedError, refuse
-from dense_reward.records import ForeignEngine
+from dense_reward.records import RemoteEngine
 from dense_reward.schemas import ModelCard
 from dense_reward.scoring.items import Limits
-from dense_reward.scoring.score_cache import Results
+from dense_reward.scoring.score_cache import ScoreCache
 from dense_reward.scoring.scorer import Scorer
-from dense_reward.serving.loaders import Load, Loaded
+from dense_reward.serving.loaders import LoadedPair, LoadPair
 from dense_reward.serving.pair_sources import PairSource, check_confined
 from dense_reward.settings import Settings
 from dense_reward.telemetry.metrics import Metrics
@@ -31,19 +31,19 @@ class Registry:
     """
 
     settings: Settings
-    load: Load
+    load: LoadPair
     batcher: Batcher
     metrics: Metrics
-    threads: Beside
+    threads: WorkerThreads
     report: Callable[[str], None]
     loading: str | None = None
-    results: Results = field(init=False)
+    results: ScoreCache = field(init=False)
     _pairs: dict[str, Scorer] = field(default_factory=dict)
     _memory_bytes: Callable[[], Mapping[str, int]] = dict
     _loader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="load"))
 
     def __post_init__(self) -> None:
-        self.results = Results(self.settings.results_bytes, self.metrics)
+        self.results = ScoreCache(self.settings.results_bytes, self.metrics)
 
     @property
     def is_empty(self) -> bool:
@@ -54,9 +54,9 @@ class Registry:
         return [scorer.card for scorer in self._pairs.values()]
 
     @property
-    def trouble(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why a pair computes nothing now, though it may again."""
-        return next((found for found in map(_trouble, self._pairs.values()) if found is not None), None)
+        return next((found for found in map(_unavailable_reason, self._pairs.values()) if found is not None), None)
 
     def memory_bytes(self) -> Mapping[str, int]:
         """What is held on each device that has a memory of its own."""
@@ -72,16 +72,16 @@ class Registry:
 
     def check_well(self, name: str | None) -> None:
         """Raises RequestError(engine_unavailable) where nobody answers who computes the pair's models."""
-        trouble = _trouble(self.scorer(name))
-        if trouble is not None:
-            raise refuse("engine_unavailable", trouble, retry_after_s=RETRY_UNAVAILABLE_S)
+        unavailable_reason = _unavailable_reason(self.scorer(name))
+        if unavailable_reason is not None:
+            raise refuse("engine_unavailable", unavailable_reason, retry_after_s=RETRY_UNAVAILABLE_S)
 
     async def start(self, settings: Settings) -> None:
-        """Load a pair and serve it. Raises what loading raises."""
+        """LoadPair a pair and serve it. Raises what loading raises."""
         self._pairs[settings.name] = await self._loaded(settings)
 
     async def add(self, source: PairSource) -> ModelCard:
-        """Load a pair beside those that are served, prove it, and serve it from the next request on.
+        """LoadPair a pair beside those that are served, prove it, and serve it from the next request on.
 
         It takes the place of the pair of its name, which still answers the requests that wait for it.
         Raises RequestError (forbidden, loading, load_failed, draining), nothing having changed.
@@ -118,10 +118,10 @@ class Registry:
         log.info("removed: %s", name)
 
     def close(self) -> None:
-        """Load no more, what is being loaded not waited for, and let go of engines elsewhere."""
+        """LoadPair no more, what is being loaded not waited for, and let go of engines elsewhere."""
         self._loader.shutdown(wait=False)
         for scorer in self._pairs.values():
-            if isinstance(scorer.engine, ForeignEngine):
+            if isinstance(scorer.engine, RemoteEngine):
                 scorer.engine.close()
 
     async def _loaded(self, settings: Settings) -> Scorer:
@@ -129,11 +129,11 @@ class Registry:
         self._memory_bytes = loaded.memory_bytes
         return self._scorer_of(settings, loaded)
 
-    def _load(self, settings: Settings) -> Loaded:
+    def _load(self, settings: Settings) -> LoadedPair:
         check_confined(settings)
         return self.load(settings, self.report, self.batcher.on_device)
 
-    def _scorer_of(self, settings: Settings, loaded: Loaded) -> Scorer:
+    def _scorer_of(self, settings: Settings, loaded: LoadedPair) -> Scorer:
         info = loaded.engine.info
         longest = settings.max_length_tokens or info.max_length_tokens
         if longest > info.max_length_tokens:
@@ -149,12 +149,12 @@ class Registry:
             end_of_turn_id=loaded.encoder.end_of_turn_id,
             dtype=info.dtype,
             device=info.device,
-            vocabulary=info.vocabulary,
+            vocabulary=info.vocab_size,
             max_length_tokens=longest,
             quantities=sorted(info.quantities),
             related=info.related,
         )
-        limits = Limits(info.vocabulary, longest, settings.max_responses, settings.max_json_depth)
+        limits = Limits(info.vocab_size, longest, settings.max_responses, settings.max_json_depth)
         return Scorer(
             card,
             loaded.encoder,
@@ -168,5 +168,5 @@ class Registry:
         )
 
 
-def _trouble(scorer: Scorer) -> str | None:
-    return scorer.engine.trouble if isinstance(scorer.engine, ForeignEngine) else None
+def _unavailable_reason(scorer: Scorer) -> str | None:
+    return scorer.engine.unavailable_reason if isinstance(scorer.engine, RemoteEngine) else None

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dense_reward.batching.batcher import Batcher
-from dense_reward.batching.worker_threads import Beside
+from dense_reward.batching.worker_threads import WorkerThreads
 from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, LoadingStoppedError, SettingsError, refuse
 from dense_reward.schemas import ModelCard
 from dense_reward.scoring.scorer import Scorer
-from dense_reward.serving.loaders import Load
+from dense_reward.serving.loaders import LoadPair
 from dense_reward.serving.pair_sources import PairSource, first_pairs
 from dense_reward.serving.registry import Registry
 from dense_reward.settings import Settings
-from dense_reward.telemetry.metrics import Metrics, Told
+from dense_reward.telemetry.metrics import Metrics, MetricsSnapshot
 from dense_reward.telemetry.tracing import Tracing
 
 log = logging.getLogger("dense_reward")
@@ -29,13 +29,13 @@ class Service:
     """Pairs behind one queue. `start` returns at once; /ready is true only after the proof of all first pairs."""
 
     settings: Settings
-    load: Load
+    load: LoadPair
     on_failure: Callable[[], None]
     metrics: Metrics = field(default_factory=Metrics)
     state: State = "starting"
     progress: str = "waiting for the first step"
     tracing: Tracing | None = field(init=False)
-    threads: Beside = field(default_factory=lambda: Beside(2, "encode"))
+    threads: WorkerThreads = field(default_factory=lambda: WorkerThreads(2, "encode"))
     batcher: Batcher = field(init=False)
     _pairs: Registry = field(init=False)
     _tasks: "set[asyncio.Task[None] | asyncio.Task[ModelCard]]" = field(default_factory=set)
@@ -83,9 +83,9 @@ class Service:
         return self._pairs.loading
 
     @property
-    def trouble(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why a pair answers nothing now, though it may again."""
-        return self._pairs.trouble
+        return self._pairs.unavailable_reason
 
     def check_ready(self) -> None:
         """Raises RequestError: starting or draining, with the seconds after which to ask again."""
@@ -105,12 +105,12 @@ class Service:
         self.check_ready()
         return self._pairs.cards
 
-    def told(self) -> Told:
+    def snapshot(self) -> MetricsSnapshot:
         """What metrics tell of this moment."""
-        return Told(
-            ready=self.state == "ready" and self.trouble is None,
-            queue_tokens=self.batcher.door.held_tokens,
-            tokens_per_s=self.batcher.door.rate_tokens_per_s,
+        return MetricsSnapshot(
+            ready=self.state == "ready" and self.unavailable_reason is None,
+            queue_tokens=self.batcher.admission.held_tokens,
+            tokens_per_s=self.batcher.admission.rate_tokens_per_s,
             revisions={card.name: card.revision for card in self._pairs.cards},
             memory_bytes=self._pairs.memory_bytes(),
             results_bytes=self._pairs.results.kept_bytes,

@@ -24,7 +24,7 @@ def configure(level: str, kind: LogFormat) -> None:
     handler.setFormatter(JsonLines() if kind == "json" else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     if level != "debug":
-        logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each query to a server of models
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each query to a server of models
 
 
 class TextLines(logging.Formatter):

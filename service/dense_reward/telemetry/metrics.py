@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
-from dense_reward.telemetry.running_stats import Moments
+from dense_reward.telemetry.running_stats import RunningStats
 
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 _TOKENS = (64, 256, 1024, 4096, 16_384, 65_536, 262_144)
@@ -16,7 +16,7 @@ WINDOW_TOKENS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class MetricsSnapshot:
     """The service at the moment of asking: pairs by name with their revisions, bytes by device."""
 
     ready: bool
@@ -46,7 +46,7 @@ class Metrics:
         self._out_of_memory = self._counter("out_of_memory", "Batches that were split because they did not fit")
         self._non_finite = self._counter("non_finite", "Items withheld because a number was not finite", "model")
         self._loads = self._counter("loads", "Pairs loaded over HTTP", "outcome")
-        self._rewards: dict[str, Moments] = {}
+        self._rewards: dict[str, RunningStats] = {}
         self._reward_mean = self._gauge("reward_mean_nats", "Mean of the latest rewards", "model")
         self._reward_std = self._gauge("reward_std_nats", "Standard deviation of the latest rewards", "model")
         self._reward_negative = self._gauge("reward_negative_ratio", "Share below 0 of the latest rewards", "model")
@@ -61,11 +61,11 @@ class Metrics:
         self._requests.labels(route, str(status)).inc()
         self._request_seconds.labels(route).observe(seconds)
 
-    def scored(self, model: str, rewards: Moments) -> None:
+    def scored(self, model: str, rewards: RunningStats) -> None:
         """Rewards of an answer."""
         self._scored.labels(model).inc(rewards.count)
         if rewards.count:
-            before = self._rewards.get(model, Moments())
+            before = self._rewards.get(model, RunningStats())
             self._rewards[model] = before.faded(math.exp(-rewards.count / WINDOW_TOKENS)) + rewards
 
     def stage(self, name: str, seconds: float) -> None:
@@ -90,21 +90,21 @@ class Metrics:
     def load(self, outcome: str) -> None:
         self._loads.labels(outcome).inc()
 
-    def render(self, told: Told) -> bytes:
+    def render(self, snapshot: MetricsSnapshot) -> bytes:
         """Prometheus' text format."""
-        self._queue.set(told.queue_tokens)
-        self._rate.set(told.tokens_per_s)
-        self._results.set(told.results_bytes)
-        self._ready.set(told.ready)
+        self._queue.set(snapshot.queue_tokens)
+        self._rate.set(snapshot.tokens_per_s)
+        self._results.set(snapshot.results_bytes)
+        self._ready.set(snapshot.ready)
         for gauge in (self._pairs, self._reward_mean, self._reward_std, self._reward_negative):
             gauge.clear()
-        for model, revision in told.revisions.items():
+        for model, revision in snapshot.revisions.items():
             self._pairs.labels(model, revision).set(1)
             if model in self._rewards:
                 self._reward_mean.labels(model).set(self._rewards[model].mean)
                 self._reward_std.labels(model).set(self._rewards[model].std)
                 self._reward_negative.labels(model).set(self._rewards[model].negative_ratio)
-        for device, used_bytes in told.memory_bytes.items():
+        for device, used_bytes in snapshot.memory_bytes.items():
             self._memory.labels(device).set(used_bytes)
         return generate_latest(self._registry)
 

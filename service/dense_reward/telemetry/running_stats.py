@@ -11,7 +11,7 @@ from dense_reward.records import FloatArray
 
 
 @dataclass(frozen=True, slots=True)
-class Moments:
+class RunningStats:
     """Sums over numbers, and how many of them are below 0."""
 
     count: float = 0.0
@@ -24,17 +24,17 @@ class Moments:
         values = np.concatenate([np.zeros(0, dtype=np.float64), *arrays])
         return cls(len(values), float(values.sum()), float((values**2).sum()), int((values < 0).sum()))
 
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(
+    def __add__(self, other: "RunningStats") -> "RunningStats":
+        return RunningStats(
             self.count + other.count,
             self.total + other.total,
             self.squares + other.squares,
             self.negative + other.negative,
         )
 
-    def faded(self, factor: float) -> "Moments":
+    def faded(self, factor: float) -> "RunningStats":
         """The same mean and spread, with less weight beside what is added next."""
-        return Moments(self.count * factor, self.total * factor, self.squares * factor, self.negative * factor)
+        return RunningStats(self.count * factor, self.total * factor, self.squares * factor, self.negative * factor)
 
     @property
     def mean(self) -> float:

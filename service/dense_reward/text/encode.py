@@ -36,7 +36,7 @@ class Tokenizer(Protocol):
     """What encoding needs of a tokenizer; `bos_id` is set only where the tokenizer itself puts one before a text."""
 
     @property
-    def vocabulary(self) -> int: ...
+    def vocab_size(self) -> int: ...
     @property
     def bos_id(self) -> int | None: ...
     @property
@@ -96,11 +96,11 @@ class Encoded:
             raise refuse("empty_prompt", "the prompt has no tokens: give at least one", param="prompt")
 
 
-def as_ids(ids: Sequence[int], vocabulary: int, param: str) -> IdArray:
+def as_ids(ids: Sequence[int], vocab_size: int, param: str) -> IdArray:
     """Ids verbatim as int32. Raises RequestError(unknown_token_id) for one outside [0, vocabulary)."""
-    if ids and (min(ids) < 0 or max(ids) >= vocabulary):
-        at = next(at for at, token in enumerate(ids) if not 0 <= token < vocabulary)
-        message = f"{param}: id {ids[at]} at position {at} is not in the vocabulary [0, {vocabulary})"
+    if ids and (min(ids) < 0 or max(ids) >= vocab_size):
+        at = next(at for at, token in enumerate(ids) if not 0 <= token < vocab_size)
+        message = f"{param}: id {ids[at]} at position {at} is not in the vocabulary [0, {vocab_size})"
         raise refuse("unknown_token_id", message, param=param)
     return np.array(ids, dtype=np.int32)
 

@@ -1,90 +1,93 @@
 """The permit that is taken at the door of the queue: who is let in, and what the others are told."""
 
 import pytest
-from dense_reward.batching.admission import Door
+from dense_reward.batching.admission import Admission
 from dense_reward.errors import RequestError
 
 
 def test_a_full_queue_says_when_there_will_be_room() -> None:
-    door = Door(capacity_tokens=1000)
-    door.measured(tokens=500, seconds=2.0)
-    with door.permit(1000), pytest.raises(RequestError, match=r"1000 tokens \(--max-queue-tokens\) and is full") as e:
-        door.permit(1)
+    admission = Admission(capacity_tokens=1000)
+    admission.measured(tokens=500, seconds=2.0)
+    with (
+        admission.permit(1000),
+        pytest.raises(RequestError, match=r"1000 tokens \(--max-queue-tokens\) and is full") as e,
+    ):
+        admission.permit(1)
     assert (e.value.code, e.value.status) == ("queue_full", 429)
-    assert door.held_tokens == 0
-    with door.permit(999), door.permit(750), pytest.raises(RequestError) as e:
-        door.permit(1)
+    assert admission.held_tokens == 0
+    with admission.permit(999), admission.permit(750), pytest.raises(RequestError) as e:
+        admission.permit(1)
     assert e.value.retry_after_s == pytest.approx(750 / 250)
 
 
 def test_where_there_is_room_for_a_token_a_request_of_any_size_is_let_in() -> None:
     """Else small ones would keep the queue too full for large ones."""
-    door = Door(capacity_tokens=1000)
-    with door.permit(999), door.permit(1000):
-        assert door.held_tokens == 1999
+    admission = Admission(capacity_tokens=1000)
+    with admission.permit(999), admission.permit(1000):
+        assert admission.held_tokens == 1999
         with pytest.raises(RequestError):
-            door.permit(1)
-    assert door.held_tokens == 0
+            admission.permit(1)
+    assert admission.held_tokens == 0
 
 
 def test_a_batch_that_computed_nothing_says_nothing_about_the_device() -> None:
-    door = Door(capacity_tokens=1000)
-    door.measured(tokens=500, seconds=2.0)
-    door.measured(tokens=0, seconds=0.001)
-    assert door.rate_tokens_per_s == 250
+    admission = Admission(capacity_tokens=1000)
+    admission.measured(tokens=500, seconds=2.0)
+    admission.measured(tokens=0, seconds=0.001)
+    assert admission.rate_tokens_per_s == 250
 
 
 def test_who_is_in_is_not_sent_away_for_having_been_estimated_too_low() -> None:
-    door = Door(capacity_tokens=100)
-    with door.permit(60), door.permit(10) as permit, door.permit(40):
+    admission = Admission(capacity_tokens=100)
+    with admission.permit(60), admission.permit(10) as permit, admission.permit(40):
         permit.correct(50)
-        assert door.held_tokens == 150
+        assert admission.held_tokens == 150
 
 
 def test_who_has_sent_nothing_yet_is_not_in() -> None:
-    door = Door(capacity_tokens=100)
-    with door.permit(0) as permit, door.permit(100), pytest.raises(RequestError) as refused:
+    admission = Admission(capacity_tokens=100)
+    with admission.permit(0) as permit, admission.permit(100), pytest.raises(RequestError) as refused:
         permit.correct(1)
     assert refused.value.code == "queue_full"
-    assert door.held_tokens == 0
+    assert admission.held_tokens == 0
 
 
 def test_a_request_that_never_fits_is_refused_for_good_and_not_sent_to_try_again() -> None:
-    door = Door(capacity_tokens=100)
+    admission = Admission(capacity_tokens=100)
     with (
-        door.permit(5000) as permit,
+        admission.permit(5000) as permit,
         pytest.raises(RequestError, match=r"101 tokens, .*--max-queue-tokens.*parts") as e,
     ):
         permit.correct(101)
     assert (e.value.code, e.value.retry_after_s) == ("too_long", None)
-    assert door.held_tokens == 0
+    assert admission.held_tokens == 0
 
 
 def test_an_estimate_alone_refuses_nobody_for_good() -> None:
     """Ids written in JSON have more bytes than an estimate allows for."""
-    door = Door(capacity_tokens=100)
-    with door.permit(5000) as permit:
+    admission = Admission(capacity_tokens=100)
+    with admission.permit(5000) as permit:
         permit.correct(100)
-        assert door.held_tokens == 100
+        assert admission.held_tokens == 100
 
 
 def test_a_permit_is_given_back_whatever_happens_and_once() -> None:
-    door = Door(capacity_tokens=100)
-    with pytest.raises(KeyError), door.permit(60):
+    admission = Admission(capacity_tokens=100)
+    with pytest.raises(KeyError), admission.permit(60):
         raise KeyError
-    with door.permit(60) as permit:
+    with admission.permit(60) as permit:
         permit.__exit__()
-    assert door.held_tokens == 0
+    assert admission.held_tokens == 0
 
 
 def test_a_caller_who_cannot_wait_as_long_as_the_queue_is_told_at_once() -> None:
-    door = Door(capacity_tokens=1000)
-    with door.permit(500):
-        door.check_wait(0.1)
-        door.measured(tokens=100, seconds=1.0)
-        door.check_wait(5.0)
+    admission = Admission(capacity_tokens=1000)
+    with admission.permit(500):
+        admission.check_wait(0.1)
+        admission.measured(tokens=100, seconds=1.0)
+        admission.check_wait(5.0)
         with pytest.raises(RequestError, match=r"the queue is 5\.0 s long.* within 2 s") as refused:
-            door.check_wait(2.0)
+            admission.check_wait(2.0)
         assert refused.value.code == "queue_full"
         assert refused.value.retry_after_s == pytest.approx(3.0)
-    door.check_wait(0.1)
+    admission.check_wait(0.1)

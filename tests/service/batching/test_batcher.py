@@ -13,7 +13,7 @@ from dense_reward.batching.batcher import Computed
 from dense_reward.engines.fake import FakeEngine
 from dense_reward.errors import RequestError
 from dense_reward.records import Cost, EngineInfo, TokenScores, Trunk, Wants, Work
-from dense_reward.telemetry.metrics import Metrics, Told
+from dense_reward.telemetry.metrics import Metrics, MetricsSnapshot
 from faulty_engines import INFO, Gate, Memory, Recorder, packed, padded, trunk, unlike
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -114,7 +114,7 @@ def test_a_batch_counts_a_shared_prompt_once_and_the_seconds_of_the_device_alone
     for computed in asyncio.run(ask()):
         assert computed.queue_s >= 0.2
         assert computed.compute_s < 0.1
-    told = metrics.render(Told(True, 0, 0.0, {}, {})).decode()
+    told = metrics.render(MetricsSnapshot(True, 0, 0.0, {}, {})).decode()
     assert "dense_reward_batch_tokens_sum 80.0" in told
     assert float(told.split("dense_reward_batch_seconds_sum ")[1].split()[0]) < 0.1
 

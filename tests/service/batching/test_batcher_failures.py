@@ -17,9 +17,9 @@ Stage = Literal["prepared", "computed"]
 at_both_stages = pytest.mark.parametrize("stage", get_args(Stage))
 
 
-def engine_with(stage: Stage, trouble: Callable[[Sequence[Trunk]], None]) -> Recorder:
+def engine_with(stage: Stage, unavailable_reason: Callable[[Sequence[Trunk]], None]) -> Recorder:
     """Has its trouble where a batch is prepared, or where it is computed."""
-    return Recorder(preparing=trouble) if stage == "prepared" else Recorder(before=trouble)
+    return Recorder(preparing=unavailable_reason) if stage == "prepared" else Recorder(before=unavailable_reason)
 
 
 def fail_on(name: int, error: Exception) -> Callable[[Sequence[Trunk]], None]:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from dense_reward.batching.deduplicate import Ask, prepare_together
-from dense_reward.engines.torch.logprobs import Named, ScoredRows, Side, Tiling, score_pairs, score_rows
+from dense_reward.engines.torch.logprobs import ModelRows, ScoredRows, Tiling, WantedIds, score_pairs, score_rows
 from dense_reward.engines.torch.model import TorchModel
-from dense_reward.engines.torch.pair import How, PairEngine
+from dense_reward.engines.torch.pair import ComputeOptions, PairEngine
 from dense_reward.records import TokenScores, Trunk, Wants
 from faulty_engines import INFO, Recorder, trunk
 from hypothesis import given, settings
@@ -20,14 +20,14 @@ from torch import Tensor
 
 ALL = Wants(kl=True, entropy=True, top_k=3)
 TOLERANCE_NATS = 5e-5
-HOW = How(1000)
+HOW = ComputeOptions(1000)
 
 
 def model(seed: int) -> TorchModel:
     return TorchModel(tiny_model("llama", seed=seed, dtype=torch.float32))
 
 
-def pair(sft: TorchModel, reference: TorchModel, how: How = HOW) -> PairEngine:
+def pair(sft: TorchModel, reference: TorchModel, how: ComputeOptions = HOW) -> PairEngine:
     return PairEngine(sft, reference, INFO, how)
 
 
@@ -91,7 +91,7 @@ def test_pairs_that_are_computed_differently_do_not_share_a_forward() -> None:
 @pytest.fixture(scope="module")
 def engines() -> list[PairEngine]:
     models = [model(seed) for seed in range(4)]
-    padded = How(1000, packed=False)
+    padded = ComputeOptions(1000, packed=False)
     made = [pair(models[a], models[b]) for a, b in ((0, 1), (0, 2), (1, 2))]
     return [*made, pair(models[0], models[3], padded), pair(models[3], models[0], padded)]
 
@@ -141,8 +141,8 @@ class Rows:
 
     tiled = True
 
-    def __init__(self, vocabulary: int) -> None:
-        self.vocabulary = vocabulary
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
 
     def logits(self, rows_CV: Tensor, words: slice) -> Tensor:
         return rows_CV[:, words].clone()
@@ -155,8 +155,8 @@ PAIRS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, ma
 @given(pairs=PAIRS, seed=st.integers(0, 2**32), wants=st.sampled_from([Wants(), Wants(kl=True), ALL]))
 def test_pairs_scored_together_are_those_scored_alone(pairs: list[tuple[int, int]], seed: int, wants: Wants) -> None:
     random = torch.Generator().manual_seed(seed)
-    sides = [Side(torch.randn(5, 17, generator=random, dtype=torch.float64), Rows(17)) for _ in range(4)]
-    named = Named(np.array([0, 4, 4, 2]), np.array([3, 16, 0, 3], dtype=np.int32))
+    sides = [ModelRows(torch.randn(5, 17, generator=random, dtype=torch.float64), Rows(17)) for _ in range(4)]
+    named = WantedIds(np.array([0, 4, 4, 2]), np.array([3, 16, 0, 3], dtype=np.int32))
     tiling = Tiling(2, 6)
     together = score_pairs(sides, pairs, named, wants, tiling=tiling)
     for (sft, reference), found in zip(pairs, together, strict=True):

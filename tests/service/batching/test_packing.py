@@ -58,10 +58,10 @@ def scored_branches(trunks: Sequence[Trunk]) -> list[tuple[int, int]]:
 @thoroughly
 @given(trunks_of_a_batch, budgets, borders_of_models, st.booleans())
 def test_a_scored_token_is_predicted_once_by_a_row_that_sees_what_stands_before_it_and_nothing_else(
-    trunks: list[Trunk], max_tokens: int, borders: set[int], alone: bool
+    trunks: list[Trunk], max_tokens: int, rope_length_limits: set[int], alone: bool
 ) -> None:
     found = []
-    for packed in pack(trunks, max_tokens=max_tokens, borders=borders, alone=alone):
+    for packed in pack(trunks, max_tokens=max_tokens, rope_length_limits=rope_length_limits, alone=alone):
         tokens = [(leaf, int(s)) for leaf in packed.leaves for s in leaf.scored_S]
         assert len(packed.row_S) == len(tokens)
         for (leaf, s), entry in zip(tokens, packed.row_S, strict=True):
@@ -78,9 +78,9 @@ def test_a_scored_token_is_predicted_once_by_a_row_that_sees_what_stands_before_
 @thoroughly
 @given(trunks_of_a_batch, budgets, borders_of_models)
 def test_trees_and_their_stretches_lie_one_behind_another_without_gaps(
-    trunks: list[Trunk], max_tokens: int, borders: set[int]
+    trunks: list[Trunk], max_tokens: int, rope_length_limits: set[int]
 ) -> None:
-    for packed in pack(trunks, max_tokens=max_tokens, borders=borders):
+    for packed in pack(trunks, max_tokens=max_tokens, rope_length_limits=rope_length_limits):
         at = 0
         for tree in packed.trees:
             assert tree.start == at
@@ -99,9 +99,9 @@ def test_trees_and_their_stretches_lie_one_behind_another_without_gaps(
 @thoroughly
 @given(trunks_of_a_batch, budgets, borders_of_models)
 def test_a_row_holds_each_of_its_prompts_once_and_of_a_branch_what_is_needed(
-    trunks: list[Trunk], max_tokens: int, borders: set[int]
+    trunks: list[Trunk], max_tokens: int, rope_length_limits: set[int]
 ) -> None:
-    for packed in pack(trunks, max_tokens=max_tokens, borders=borders):
+    for packed in pack(trunks, max_tokens=max_tokens, rope_length_limits=rope_length_limits):
         prompts = {leaf.prompt_P.tobytes(): len(leaf.prompt_P) for leaf in packed.leaves}
         assert len(packed.trees) == len(prompts)
         assert len(packed.ids_N) == sum(prompts.values()) + sum(leaf.computed_tokens for leaf in packed.leaves)
@@ -121,21 +121,21 @@ def test_where_everything_fits_every_prompt_of_a_batch_is_computed_once(trunks: 
 @thoroughly
 @given(trunks_of_a_batch, budgets, borders_of_models)
 def test_a_row_has_no_more_tokens_than_it_may_unless_it_is_one_sequence(
-    trunks: list[Trunk], max_tokens: int, borders: set[int]
+    trunks: list[Trunk], max_tokens: int, rope_length_limits: set[int]
 ) -> None:
-    for packed in pack(trunks, max_tokens=max_tokens, borders=borders):
+    for packed in pack(trunks, max_tokens=max_tokens, rope_length_limits=rope_length_limits):
         assert len(packed.ids_N) <= max_tokens or len(packed.leaves) == 1
 
 
 @thoroughly
 @given(trunks_of_a_batch, budgets, st.sets(st.integers(1, 9), min_size=1, max_size=2))
 def test_sequences_of_a_row_are_on_one_side_of_every_border_whole_and_as_they_are_computed(
-    trunks: list[Trunk], max_tokens: int, borders: set[int]
+    trunks: list[Trunk], max_tokens: int, rope_length_limits: set[int]
 ) -> None:
-    for packed in pack(trunks, max_tokens=max_tokens, borders=borders):
+    for packed in pack(trunks, max_tokens=max_tokens, rope_length_limits=rope_length_limits):
         lengths = [len(leaf.prompt_P) + len(leaf.source.ids_T) for leaf in packed.leaves]
         computed = [len(leaf.prompt_P) + leaf.computed_tokens for leaf in packed.leaves]
-        for border in borders:
+        for border in rope_length_limits:
             assert len({length > border for length in lengths + computed}) == 1
             assert (packed.positions_N.max() >= border) == (lengths[0] > border)
 
@@ -143,14 +143,14 @@ def test_sequences_of_a_row_are_on_one_side_of_every_border_whole_and_as_they_ar
 @thoroughly
 @given(trunks_of_a_batch, budgets, borders_of_models)
 def test_alone_a_sequence_is_laid_out_as_if_nothing_else_had_been_asked(
-    trunks: list[Trunk], max_tokens: int, borders: set[int]
+    trunks: list[Trunk], max_tokens: int, rope_length_limits: set[int]
 ) -> None:
-    rows = pack(trunks, max_tokens=max_tokens, borders=borders, alone=True)
+    rows = pack(trunks, max_tokens=max_tokens, rope_length_limits=rope_length_limits, alone=True)
     assert sorted((leaf.trunk, leaf.branch) for row in rows for leaf in row.leaves) == scored_branches(trunks)
     for row in rows:
         (leaf,) = row.leaves
         single = Trunk(leaf.prompt_P, (leaf.source,))
-        assert_same_layout(row, *pack([single], max_tokens=ENDLESS, borders=borders))
+        assert_same_layout(row, *pack([single], max_tokens=ENDLESS, rope_length_limits=rope_length_limits))
         assert not row.trees[0].branches
 
 
@@ -196,7 +196,7 @@ def test_a_prompt_whose_branches_do_not_fit_is_in_every_row_that_needs_it() -> N
 
 
 @pytest.mark.parametrize(
-    ("prompt", "scored", "borders", "computed"),
+    ("prompt", "scored", "rope_length_limits", "computed"),
     [
         (3, [], (), 0),
         (3, [False, False], (), 0),
@@ -213,10 +213,10 @@ def test_a_prompt_whose_branches_do_not_fit_is_in_every_row_that_needs_it() -> N
     ],
 )
 def test_what_is_computed_of_a_branch_ends_before_its_last_scored_token_but_not_short_of_a_border(
-    prompt: int, scored: list[bool], borders: tuple[int, ...], computed: int
+    prompt: int, scored: list[bool], rope_length_limits: tuple[int, ...], computed: int
 ) -> None:
     branch = Branch(np.arange(len(scored), dtype=np.int32), np.array(scored, dtype=bool))
-    assert computed_tokens(prompt, branch, borders) == computed
+    assert computed_tokens(prompt, branch, rope_length_limits) == computed
 
 
 def test_nothing_to_score_is_no_row() -> None:

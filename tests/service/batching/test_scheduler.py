@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from batcher_harness import BUDGET_TOKENS, assert_named, held_by, running, soon, submitted
 from dense_reward.batching.batcher import Computed
-from dense_reward.batching.scheduler import BULK_PATIENCE, Job, Terms, Unit, Waiting, tokens_together, units_of
+from dense_reward.batching.scheduler import BULK_PATIENCE, Job, Scheduler, Terms, Unit, tokens_together, units_of
 from dense_reward.records import Cost, Wants
 from faulty_engines import Gate, Recorder, packed, tokens_computed, trunk, unlike
 from hypothesis import given
@@ -121,7 +121,7 @@ def test_whoever_comes_and_goes_a_batch_stays_within_its_budget_and_is_taken_ahe
     events: list[list[tuple[int, int, list[int]]] | str], budget_tokens: int
 ) -> None:
     loop = asyncio.new_event_loop()
-    waiting, jobs = Waiting(budget_tokens), list[Job]()
+    waiting, jobs = Scheduler(budget_tokens), list[Job]()
     for event in [*events, *["take"] * 200]:
         left = [unit for job in jobs for unit in job.units]
         assert waiting.fills_a_batch == (tokens_together(left) >= budget_tokens)
@@ -150,14 +150,14 @@ def test_a_branch_is_cut_off_where_the_budget_ends_and_takes_its_prompt_along() 
     assert tokens_together(units) == 23
 
 
-def taken(waiting: Waiting) -> list[str]:
+def taken(waiting: Scheduler) -> list[str]:
     """Whose units the next batch has."""
     return ["bulk" if job.terms.bulk else "people" for job, _ in waiting.take()]
 
 
-def waiting_for(loop: asyncio.AbstractEventLoop, *requests: tuple[bool, int]) -> Waiting:
+def waiting_for(loop: asyncio.AbstractEventLoop, *requests: tuple[bool, int]) -> Scheduler:
     """With room for 100 tokens a batch: whether it is bulk, and how many units of 50 it has, for each request."""
-    waiting = Waiting(100)
+    waiting = Scheduler(100)
     for place, (bulk, count) in enumerate(requests):
         units = [u for i in range(count) for u in units_of(i, trunk(10 * place + i, 48), packed(trunk(0, 48)), 100, "")]
         waiting.add(replace(job_of(units, loop), terms=Terms(bulk)))

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from dense_reward.checkpoints.adopt import adopt, download, locate
-from dense_reward.checkpoints.probe import PROBE_TEXTS, ProbeIds, ProbeText, measure
+from dense_reward.checkpoints.probe import PROBE_TEXTS, ProbeIds, ProbeText, measure_probe
 from dense_reward.engines.tokenizer import load_tokenizer
-from dense_reward.engines.torch.load import Loading, Serving, load_pair
+from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pair
 from dense_reward.engines.torch.model import TorchModel
 from dense_reward.engines.torch.weights import stored_dtype
 from dense_reward.errors import CheckpointError
@@ -51,8 +51,8 @@ def refusal(source: str | Path, **options: object) -> str:
 
 
 def related(sft: Path, reference: Path, *, allow_unrelated: bool = False) -> bool:
-    serving = Serving(max_batch_tokens=1024, allow_unrelated=allow_unrelated)
-    engine, _, _ = load_pair(sft, reference, serving, Loading(lambda _: None))
+    serving = ServingOptions(max_batch_tokens=1024, allow_unrelated=allow_unrelated)
+    engine, _, _ = load_pair(sft, reference, serving, LoadContext(lambda _: None))
     return engine.info.related
 
 
@@ -236,10 +236,10 @@ def test_a_probe_has_two_prompts_with_two_responses_at_least() -> None:
     model = TorchModel(tiny_model())
     one = ProbeIds((1, 2), ((3,), (4, 5)))
     with pytest.raises(ValueError, match="at least two prompts"):
-        measure(model, [one])
+        measure_probe(model, [one])
     with pytest.raises(ValueError, match="two responses"):
-        measure(model, [one, ProbeIds((1,), ((2,),))])
-    assert [len(sequence.responses) for sequence in measure(model, [one, one])] == [2, 2]
+        measure_probe(model, [one, ProbeIds((1,), ((2,),))])
+    assert [len(sequence.responses) for sequence in measure_probe(model, [one, one])] == [2, 2]
 
 
 def with_code(folder: Path, marker: Path, *, beside: bool) -> Path:

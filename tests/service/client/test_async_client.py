@@ -25,8 +25,8 @@ def public(of: type) -> dict[str, inspect.Signature]:
 
 def test_the_twins_have_the_same_methods_and_arguments() -> None:
     assert public(Client) == public(AsyncClient)
-    sync, twin = inspect.signature(Client).parameters, inspect.signature(AsyncClient).parameters
-    assert {name: p.default for name, p in sync.items()} == {name: p.default for name, p in twin.items()}
+    sync, env_name = inspect.signature(Client).parameters, inspect.signature(AsyncClient).parameters
+    assert {name: p.default for name, p in sync.items()} == {name: p.default for name, p in env_name.items()}
 
 
 def everything(client: Client) -> list[Scored]:
@@ -60,9 +60,9 @@ def test_the_twins_send_the_same_bytes_and_give_the_same_results(service: Unruly
     with Client(service.url) as client:
         sync = everything(client)
     sent, service.bodies[:] = list(service.bodies), []
-    twin = asyncio.run(everything_async(service.url))
+    env_name = asyncio.run(everything_async(service.url))
     assert service.bodies[-len(sent) :] == sent
-    assert [repr(scored) for scored in twin] == [repr(scored) for scored in sync]
+    assert [repr(scored) for scored in env_name] == [repr(scored) for scored in sync]
 
 
 def asked(url: str, ask: Callable[[AsyncClient], Awaitable[Scored]], retry_for_s: float = 5.0) -> Scored:

@@ -3,7 +3,7 @@
 import contextlib
 import pickle
 
-import httpx
+import httpx2
 import pytest
 from dense_reward.client import Client
 from dense_reward.client.errors import (
@@ -88,8 +88,8 @@ def test_the_service_is_never_asked_earlier_than_it_said() -> None:
     assert 7.0 <= patience.delay_s(failure, 0.0, 0.99) <= 7.5
 
 
-def answered(status: int, **headers: str) -> httpx.Response:
-    return httpx.Response(status, headers=headers, request=httpx.Request("POST", "http://host/score"))
+def answered(status: int, **headers: str) -> httpx2.Response:
+    return httpx2.Response(status, headers=headers, request=httpx2.Request("POST", "http://host/score"))
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,8 @@ def test_retry_after_is_taken_in_seconds_and_nothing_else(said: str, meant: floa
 
 
 def test_a_request_at_fault_is_not_sent_again() -> None:
-    with pytest.raises(httpx.LocalProtocolError):
-        unreachable(httpx.LocalProtocolError("bad header", request=httpx.Request("GET", "http://host")))
+    with pytest.raises(httpx2.LocalProtocolError):
+        unreachable(httpx2.LocalProtocolError("bad header", request=httpx2.Request("GET", "http://host")))
 
 
 @pytest.mark.parametrize(

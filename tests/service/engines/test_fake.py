@@ -5,6 +5,7 @@ import pytest
 from dense_reward import reward
 from dense_reward.engines.fake import BOS_ID, EOS_ID, VOCABULARY, FakeEngine, FakeTokenizer, state_logprobs
 from dense_reward.records import Branch, TokenScores, Trunk, Wants
+from dense_reward.reward import candidate_reward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -52,8 +53,9 @@ def test_quantities_are_those_of_the_states_before_each_token(prompt: list[int],
         assert scores.entropy_S is not None
         assert scores.entropy_S[t] == pytest.approx(float(-(np.exp(sft_V) * sft_V).sum()), rel=1e-6)
         assert 0 <= scores.entropy_S[t] <= np.log(VOCABULARY)
-        assert scores.candidate_reward_SK is not None
-        np.testing.assert_allclose(scores.candidate_reward_SK[t], sft_V - reference_V, rtol=1e-6)
+        rewards_SK = candidate_reward(scores)
+        assert rewards_SK is not None
+        np.testing.assert_allclose(rewards_SK[t], sft_V - reference_V, atol=2e-6)
         assert scores.candidate_sft_logprob_SK is not None
         np.testing.assert_allclose(scores.candidate_sft_logprob_SK[t], sft_V, rtol=1e-6)
 
@@ -64,12 +66,13 @@ def test_the_sft_model_expects_kl_as_its_reward_and_0_as_its_centred_reward(
     prompt: list[int], response: list[int]
 ) -> None:
     scores = scored(prompt, branch(*response, candidates=every_id_at_each_of(len(response))))
-    assert scores.candidate_reward_SK is not None
+    rewards_SK = candidate_reward(scores)
+    assert rewards_SK is not None
     assert scores.kl_S is not None
     for t in range(len(response)):
         probability_V = np.exp(state_logprobs("sft", [*prompt, *response[:t]]))
-        assert probability_V @ scores.candidate_reward_SK[t] == pytest.approx(scores.kl_S[t], abs=1e-6)
-        assert probability_V @ (scores.candidate_reward_SK[t] - scores.kl_S[t]) == pytest.approx(0, abs=1e-6)
+        assert probability_V @ rewards_SK[t] == pytest.approx(scores.kl_S[t], abs=1e-6)
+        assert probability_V @ (rewards_SK[t] - scores.kl_S[t]) == pytest.approx(0, abs=1e-6)
 
 
 @given(prompt=IDS, response=IDS)
@@ -116,7 +119,7 @@ def test_results_do_not_depend_on_siblings_or_batch_mates() -> None:
 
 def test_what_nobody_asked_for_is_not_computed() -> None:
     scores = scored([1], branch(2, 3), Wants())
-    assert [scores.kl_S, scores.entropy_S, scores.candidate_reward_SK, scores.top_ids_SK] == [None] * 4
+    assert [scores.kl_S, scores.entropy_S, candidate_reward(scores), scores.top_ids_SK] == [None] * 4
 
 
 def test_an_empty_response_has_empty_arrays() -> None:

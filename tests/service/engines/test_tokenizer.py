@@ -90,7 +90,7 @@ def test_ids_of_a_byte_level_tokenizer_decode_to_their_text(family: str, text: s
 @settings(deadline=None)
 def test_any_ids_have_a_text_and_spans(family: str, ids: list[int]) -> None:
     tokenizer = made(family)
-    ids = [i for i in ids if i < tokenizer.vocabulary]
+    ids = [i for i in ids if i < tokenizer.vocab_size]
     text, spans = tokenizer.text_and_spans(ids)
     assert len(spans) == len(ids) == len(tokenizer.pieces(ids))
     if ids:
@@ -198,7 +198,7 @@ def test_a_tokenizer_that_truncates_and_pads_does_neither_here() -> None:
 def test_the_vocabulary_reaches_to_the_highest_id() -> None:
     backend = Backend(models.WordLevel({"?": 0, "a": 1, "far": 9}, unk_token="?"))
     tokenizer = TransformersTokenizer(wrap(backend))
-    assert tokenizer.vocabulary == 10
+    assert tokenizer.vocab_size == 10
     assert tokenizer.text_and_spans([1, 5, 1]) == ("a a", ((0, 1), (1, 1), (1, 3)))
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from dense_reward.engines.fake import BOS_ID, EOS_ID, VOCABULARY, FakeTokenizer, state_logprobs
@@ -40,7 +40,7 @@ def rewards(prompt: list[int], response: list[int]) -> list[float]:
     ]
 
 
-def rows_of(answer: httpx.Response) -> list[Row]:
+def rows_of(answer: httpx2.Response) -> list[Row]:
     assert answer.status_code == 200, answer.text
     rows: list[Row] = answer.json()["results"]
     return rows
@@ -124,7 +124,7 @@ def test_what_is_expected_and_served_alike_is_answered(service: Served) -> None:
     assert service.score(IDS | expectations).status_code == 200
 
 
-def assert_refused(answer: httpx.Response, status: int, code: str) -> dict[str, object]:
+def assert_refused(answer: httpx2.Response, status: int, code: str) -> dict[str, object]:
     """The one shape of an error, without a stack trace; its content."""
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
     assert STATUS_BY_CODE[code] == status

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import httpx
+import httpx2
 import orjson
 import pytest
 from dense_reward.engines.fake import FakeEngine, FakeTokenizer
 from dense_reward.http.bodies import fragment
 from dense_reward.records import OnDevice
-from dense_reward.serving.loaders import Loaded
+from dense_reward.serving.loaders import LoadedPair
 from dense_reward.serving.service import Service
 from dense_reward.settings import Settings
 from dense_reward.text.encode import Encoder, Pieces
@@ -24,7 +24,7 @@ from running_service import PATIENCE_S, Served, loading, served, wait_until
 IDS = {"prompt_ids": [1] * 50, "response_ids": [[2] * 20, [3] * 20]}
 
 
-def refusal(answer: httpx.Response) -> tuple[int, str, str]:
+def refusal(answer: httpx2.Response) -> tuple[int, str, str]:
     error = answer.json()["error"]
     return answer.status_code, error["code"], error["message"]
 
@@ -50,15 +50,15 @@ def test_a_full_queue_refuses_a_body_that_has_not_come() -> None:
             assert caller.recv(12) == b"HTTP/1.1 429"
         gate.opened.set()
         assert first.result(PATIENCE_S).status_code == 200
-        assert running.service.batcher.door.held_tokens == 0
+        assert running.service.batcher.admission.held_tokens == 0
 
 
 def test_a_body_that_is_only_promised_takes_no_room_from_others() -> None:
     with served(max_queue_tokens=100) as running:
         with sending(running, 1_000_000, b" " * 40):
-            wait_until(lambda: running.service.batcher.door.held_tokens == 10)
+            wait_until(lambda: running.service.batcher.admission.held_tokens == 10)
             assert running.score(IDS).status_code == 200
-        wait_until(lambda: running.service.batcher.door.held_tokens == 0)
+        wait_until(lambda: running.service.batcher.admission.held_tokens == 0)
 
 
 def test_a_large_body_is_read_as_a_small_one() -> None:
@@ -107,7 +107,7 @@ class Busy(FakeTokenizer):
 
     def text_and_spans(self, ids: Sequence[int]) -> tuple[str, tuple[Span, ...]]:
         if list(ids) == self._prompt:
-            self.seen.append(self.service.batcher.door.held_tokens)
+            self.seen.append(self.service.batcher.admission.held_tokens)
         return super().text_and_spans(ids)
 
 
@@ -116,8 +116,8 @@ def busy(prompt: list[int]) -> Iterator[tuple[Served, Busy]]:
     """A service with a busy tokenizer."""
     tokenizer = Busy(prompt)
 
-    def load(_: Settings, __: Callable[[str], None], ___: OnDevice) -> Loaded:
-        return Loaded(FakeEngine(), Encoder.of(tokenizer, "plain"), "busy")
+    def load(_: Settings, __: Callable[[str], None], ___: OnDevice) -> LoadedPair:
+        return LoadedPair(FakeEngine(), Encoder.of(tokenizer, "plain"), "busy")
 
     with served(load, max_length_tokens=128) as running:
         tokenizer.service = running.service
@@ -152,11 +152,11 @@ def test_a_heatmap_has_at_most_as_many_tokens_as_the_setting_says(kind: str) -> 
         assert (status, code) == (422, "too_long")
         assert "a heatmap of 141 tokens, prompts repeated; the limit is 140 (--max-heatmap-tokens)" in message
         assert running.client.post("/heatmap", json=longer | {"format": "json"}).status_code == 200
-        assert running.service.batcher.door.held_tokens == 0
+        assert running.service.batcher.admission.held_tokens == 0
 
 
 def test_a_picture_holds_its_place_in_the_queue_until_it_is_drawn() -> None:
     with busy([1] * 50) as (running, tokenizer):
         assert running.client.post("/heatmap", json=IDS).status_code == 200
         assert tokenizer.seen == [90, 90], "the prompt is decoded to be drawn, once for each response"
-        wait_until(lambda: running.service.batcher.door.held_tokens == 0)
+        wait_until(lambda: running.service.batcher.admission.held_tokens == 0)

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from dense_reward.http.app import create_app
 from dense_reward.http.auth import OPEN_FOLDERS, OPEN_PATHS
@@ -66,7 +66,7 @@ def test_every_route_but_the_open_ones_asks_for_a_key(service: Served) -> None:
 @pytest.mark.parametrize("path", ["/web/../score", "/web/%2e%2e/score", "//score", "/web//../../score", "/./score"])
 def test_no_spelling_of_a_path_leads_around_the_guard(service: Served, path: str) -> None:
     url = service.client.base_url.copy_with(raw_path=path.encode())
-    request = httpx.Request("POST", url, json=IDS)
+    request = httpx2.Request("POST", url, json=IDS)
     request.url = url
     assert service.client.send(request).status_code in {401, 404, 405}
 
@@ -106,7 +106,7 @@ def test_anything_but_a_known_key_is_refused_with_the_cure(service: Served, head
 
 def test_a_client_whose_contract_has_no_key_puts_it_into_its_url(service: Served) -> None:
     url = service.client.base_url.copy_with(username="openrlhf", password=SCORER, path="/score")
-    assert httpx.post(url, json=IDS, trust_env=False).status_code == 200
+    assert httpx2.post(url, json=IDS, trust_env=False).status_code == 200
 
 
 def test_a_browser_that_opens_a_page_is_asked_for_the_key(service: Served) -> None:

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 
-import httpx
+import httpx2
 import pytest
 from dense_reward.heatmap import style_sources
 from dense_reward.schemas import HeatmapRequest, ScoreRequest
@@ -21,7 +21,7 @@ def service() -> Iterator[Served]:
         yield running
 
 
-def directives(answer: httpx.Response) -> dict[str, list[str]]:
+def directives(answer: httpx2.Response) -> dict[str, list[str]]:
     parts = (part.split() for part in answer.headers["content-security-policy"].split(";"))
     return {name: sources for name, *sources in parts}
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import httpx
+import httpx2
 import pytest
 from faulty_engines import Gate, Recorder
 from running_service import PATIENCE_S, Served, loading, served, wait_until
@@ -59,7 +59,7 @@ def test_a_body_that_does_not_come_is_refused(impatient: Served) -> None:
         answer = rest_of(caller)
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"--max-arrival-s" in answer
-    assert impatient.service.batcher.door.held_tokens == 0
+    assert impatient.service.batcher.admission.held_tokens == 0
 
 
 @pytest.mark.parametrize("request_line", [b"POST /nothing", b"GET /health"])
@@ -121,7 +121,7 @@ def test_work_that_came_too_late_is_given_up(header: dict[str, str], named: str)
         assert named in late.json()["error"]["message"]
         gate.opened.set()
         assert first.result(PATIENCE_S).status_code == (200 if header else 504)
-        assert running.service.batcher.door.held_tokens == 0
+        assert running.service.batcher.admission.held_tokens == 0
         assert running.score(IDS).status_code == 200
     assert all(trunk.prompt_P.tolist() == [1] for batch in engine.batches for trunk in batch)
 
@@ -132,7 +132,7 @@ def test_a_deadline_must_be_seconds(impatient: Served, given: str) -> None:
     assert (refused.status_code, refused.json()["error"]["param"]) == (422, "X-Request-Timeout")
 
 
-def packed(running: Served, body: bytes, encoding: str = "gzip") -> httpx.Response:
+def packed(running: Served, body: bytes, encoding: str = "gzip") -> httpx2.Response:
     return running.client.post("/score", content=body, headers=JSON | {"Content-Encoding": encoding})
 
 
@@ -165,7 +165,7 @@ def nested(depth: int) -> str:
 
 @pytest.mark.parametrize("field", ["tools", "template_kwargs", "tool_calls"])
 def test_what_is_nested_too_deep_is_refused(impatient: Served, field: str) -> None:
-    def asked(depth: int) -> httpx.Response:
+    def asked(depth: int) -> httpx2.Response:
         value = f'{{"a": {nested(depth - 1)}}}' if field == "template_kwargs" else nested(depth)
         chat = '{"messages": [{"role": "assistant", "content": "a"%s}]%s}'
         inside, beside = (f', "{field}": {value}', "") if field == "tool_calls" else ("", f', "{field}": {value}')

@@ -118,10 +118,10 @@ def test_it_offers_the_signals_and_palettes_that_the_service_has(page: Elements)
 
 def test_the_example_is_a_worked_addition_and_a_twin_with_one_wrong_digit() -> None:
     found = dict(re.findall(r'(prompt|response|other): "([^"]+)"', text("page.js")))
-    lines, twin = found["response"].split("\\n"), found["other"].split("\\n")
+    lines, env_name = found["response"].split("\\n"), found["other"].split("\\n")
     for line in lines[:-1]:
         sum_, _, total = line.split(" ")[0].partition("=")
         assert sum(map(int, sum_.split("+"))) == int(total)
     assert re.findall(r"\d+", found["prompt"]) == ["478", "365"]
     assert lines[-1] == f"#### {478 + 365}"
-    assert sum(one != other for one, other in zip("\n".join(lines), "\n".join(twin), strict=True)) == 1
+    assert sum(one != other for one, other in zip("\n".join(lines), "\n".join(env_name), strict=True)) == 1

@@ -39,7 +39,7 @@ FAKE = Pair(
     Encoder.of(FakeTokenizer(), "plain"), Limits(VOCABULARY, max_length_tokens=12, max_responses=3, max_json_depth=9)
 )
 CHAT = Pair(
-    Encoder.of(chatml(), "chat"), Limits(vocabulary=400, max_length_tokens=100, max_responses=3, max_json_depth=9)
+    Encoder.of(chatml(), "chat"), Limits(vocab_size=400, max_length_tokens=100, max_responses=3, max_json_depth=9)
 )
 
 
@@ -133,7 +133,7 @@ def test_unknown_ids_are_refused_wherever_they_stand(unknown: int) -> None:
 
 
 def test_text_that_the_tokenizer_knows_and_the_model_does_not_is_refused() -> None:
-    small = Pair(FAKE.encoder, Limits(vocabulary=BOS_ID, max_length_tokens=12, max_responses=3, max_json_depth=9))
+    small = Pair(FAKE.encoder, Limits(vocab_size=BOS_ID, max_length_tokens=12, max_responses=3, max_json_depth=9))
     assert small.fault(prompt="hi", response="a").code == "unknown_token_id"
     assert branches(small.prepared(prompt_ids=[1], response_ids=[[255]])) == [[255]]
 
@@ -209,7 +209,7 @@ def test_what_is_just_as_long_as_allowed_is_taken() -> None:
 
 
 def test_a_chat_of_very_many_turns_is_scored_by_its_last_alone() -> None:
-    wide = Pair(CHAT.encoder, Limits(vocabulary=400, max_length_tokens=10_000, max_responses=1, max_json_depth=9))
+    wide = Pair(CHAT.encoder, Limits(vocab_size=400, max_length_tokens=10_000, max_responses=1, max_json_depth=9))
     turns = MESSAGES * 257
     assert wide.refusal(messages=turns, score="all_assistant") == ("too_long", "messages")
     assert wide.prepared(messages=turns).responses[0].text == "b"

@@ -210,8 +210,8 @@ def test_the_engine_computes_only_what_the_request_needs(body: dict[str, object]
 @pytest.mark.parametrize(
     "name",
     [
-        *("sft_logprob_S", "reference_logprob_S", "kl_S", "entropy_S", "candidate_reward_SK"),
-        "candidate_sft_logprob_SK",
+        *("sft_logprob_S", "reference_logprob_S", "kl_S", "entropy_S"),
+        *("candidate_sft_logprob_SK", "candidate_reference_logprob_SK"),
         *("top_sft_logprob_SK", "top_reference_logprob_SK"),
     ],
 )

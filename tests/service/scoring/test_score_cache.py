@@ -6,11 +6,11 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from dense_reward.records import Branch, Scores, TokenScores, Trunk, Wants
-from dense_reward.scoring.score_cache import ENTRY_BYTES, Results, Scope, keys_of
+from dense_reward.scoring.score_cache import ENTRY_BYTES, Scope, ScoreCache, keys_of
 from dense_reward.telemetry.metrics import Metrics
 from faulty_engines import Gate, Recorder, named_scores, trunk
 from running_service import PATIENCE_S, loading, served, wait_until
@@ -36,7 +36,7 @@ def names(scores: Scores) -> list[float]:
     return [float(branches[0].sft_logprob_S[0]) for branches in scores]
 
 
-async def scores_of(results: Results, computing: Computing, *prompts: int) -> list[float]:
+async def scores_of(results: ScoreCache, computing: Computing, *prompts: int) -> list[float]:
     trunks = [trunk(name, 3) for name in prompts]
     return names(await results.of(keys_of(trunks, Wants(), SCOPE), trunks, computing))
 
@@ -45,7 +45,7 @@ def test_what_was_computed_is_kept_and_what_is_missing_is_computed_at_once() -> 
     computing = Computing()
 
     async def ask() -> None:
-        results = Results(1_000_000, Metrics())
+        results = ScoreCache(1_000_000, Metrics())
         assert await scores_of(results, computing, 1, 2, 1) == [1, 2, 1]
         assert await scores_of(results, computing, 3, 2, 4, 1) == [3, 2, 4, 1]
 
@@ -58,7 +58,7 @@ def test_what_was_not_asked_for_longest_goes_first_and_memory_is_bounded() -> No
     entry_bytes = 2 * ENTRY_BYTES + 2 * 3 * 4
 
     async def ask() -> None:
-        results = Results(3 * entry_bytes, Metrics())
+        results = ScoreCache(3 * entry_bytes, Metrics())
         for name in (1, 2, 3, 1, 4, 1, 2):
             await scores_of(results, computing, name)
             assert results.kept_bytes <= 3 * entry_bytes
@@ -72,7 +72,7 @@ def test_without_memory_nothing_is_kept() -> None:
     computing = Computing()
 
     async def ask() -> None:
-        results = Results(0, Metrics())
+        results = ScoreCache(0, Metrics())
         for _ in range(2):
             await scores_of(results, computing, 1)
         assert results.kept_bytes == 0
@@ -84,7 +84,7 @@ def test_without_memory_nothing_is_kept() -> None:
 def test_what_is_being_computed_is_waited_for() -> None:
     async def ask() -> None:
         opened = asyncio.Event()
-        computing, results = Computing(opened.wait), Results(0, Metrics())
+        computing, results = Computing(opened.wait), ScoreCache(0, Metrics())
         first = asyncio.create_task(scores_of(results, computing, 1, 2))
         await asyncio.sleep(0)
         others = [asyncio.create_task(scores_of(results, computing, *asked)) for asked in ((2, 1), (3, 1, 2), (1, 2))]
@@ -106,7 +106,7 @@ def test_where_whoever_computes_ends_those_who_wait_ask_anew(end: str) -> None:
             await opened.wait()
             raise ValueError("broken")
 
-        results, broken, sound = Results(0, Metrics()), Computing(fail), Computing(lambda: asyncio.sleep(0.05))
+        results, broken, sound = ScoreCache(0, Metrics()), Computing(fail), Computing(lambda: asyncio.sleep(0.05))
         first = asyncio.create_task(scores_of(results, broken, 1))
         await asyncio.sleep(0)
         others = [asyncio.create_task(scores_of(results, sound, 1, 2)) for _ in range(3)]
@@ -127,7 +127,7 @@ def test_where_whoever_computes_ends_those_who_wait_ask_anew(end: str) -> None:
 def test_nobody_waits_for_what_others_ask_besides_or_for_bulk(asked: tuple[int, ...], bulk: bool, joins: bool) -> None:
     async def ask() -> None:
         opened = asyncio.Event()
-        slow, quick, results = Computing(opened.wait), Computing(), Results(0, Metrics())
+        slow, quick, results = Computing(opened.wait), Computing(), ScoreCache(0, Metrics())
 
         async def of(computing: Computing, *prompts: int, bulk: bool) -> Scores:
             trunks = [trunk(name, 3) for name in prompts]
@@ -155,7 +155,7 @@ def test_kept_scores_keep_nothing_else() -> None:
         return [[TokenScores(batch[:3], batch[3:6])]]
 
     async def ask() -> None:
-        results, trunks = Results(10_000, Metrics()), [trunk(1, 3)]
+        results, trunks = ScoreCache(10_000, Metrics()), [trunk(1, 3)]
         for _ in range(2):
             scores = await results.of(keys_of(trunks, Wants(), SCOPE), trunks, compute)
         assert scores[0][0].sft_logprob_S.base is None
@@ -165,7 +165,7 @@ def test_kept_scores_keep_nothing_else() -> None:
 
 def test_two_who_wait_for_each_other_both_get_an_answer() -> None:
     async def ask() -> None:
-        computing, results = Computing(), Results(0, Metrics())
+        computing, results = Computing(), ScoreCache(0, Metrics())
         both = (scores_of(results, computing, *asked) for asked in ((1, 2), (2, 3, 1)))
         assert await asyncio.gather(*both) == [[1, 2], [2, 3, 1]]
 
@@ -218,7 +218,7 @@ def test_equal_requests_in_flight_are_computed_once() -> None:
         first = pool.submit(running.score, BODY)
         wait_until(gate.entered.is_set)
         others = [pool.submit(running.score, BODY) for _ in range(3)]
-        wait_until(lambda: running.service.batcher.door.held_tokens == 4 * 5)
+        wait_until(lambda: running.service.batcher.admission.held_tokens == 4 * 5)
         gate.opened.set()
         rows = [answer.result(PATIENCE_S).json()["results"] for answer in (first, *others)]
         assert 'in_flight"} 15.0' in running.client.get("/metrics").text
@@ -238,7 +238,7 @@ def test_keys_share_nothing_where_the_setting_says_so(tmp_path: Path, isolated: 
         ThreadPoolExecutor(3) as pool,
     ):
 
-        def ask(holder: int, body: object) -> httpx.Response:
+        def ask(holder: int, body: object) -> httpx2.Response:
             headers = {"Authorization": f"Bearer {holders[holder]}"}
             return running.client.post("/score", json=body, headers=headers)
 
@@ -246,7 +246,7 @@ def test_keys_share_nothing_where_the_setting_says_so(tmp_path: Path, isolated: 
         wait_until(gate.entered.is_set)
         prompt = {"prompt_ids": [7] * 9}
         later = [pool.submit(ask, holder, prompt | {"response_ids": [[holder]]}) for holder in (0, 1)]
-        wait_until(lambda: running.service.batcher.door.held_tokens == 5 + 2 * 10)
+        wait_until(lambda: running.service.batcher.admission.held_tokens == 5 + 2 * 10)
         gate.opened.set()
         assert {answer.result(PATIENCE_S).status_code for answer in (first, *later)} == {200}
         ask(1, BODY)

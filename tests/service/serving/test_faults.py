@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from dense_reward.batching.worker_threads import Beside
+from dense_reward.batching.worker_threads import WorkerThreads
 from dense_reward.engines.fake import FakeEngine
 from dense_reward.records import OnDevice, Trunk
-from dense_reward.serving.loaders import Loaded
+from dense_reward.serving.loaders import LoadedPair
 from dense_reward.serving.service import Service
 from dense_reward.settings import Settings, read_settings
 from faulty_engines import Gate, Recorder
@@ -61,7 +61,7 @@ def test_a_time_out_of_somebody_else_is_not_the_callers_deadline() -> None:
 def test_a_service_that_is_stopped_while_it_loads_has_not_failed(step: str) -> None:
     gate = Gate()
 
-    def load(settings: Settings, report: Callable[[str], None], on_device: OnDevice) -> Loaded:
+    def load(settings: Settings, report: Callable[[str], None], on_device: OnDevice) -> LoadedPair:
         gate(())
         if step == "in a step":
             report("the next step")
@@ -86,7 +86,7 @@ def test_a_service_that_is_stopped_while_it_loads_has_not_failed(step: str) -> N
 def test_what_loads_or_computes_longer_than_the_service_may_take_to_stop_is_left_behind() -> None:
     gate = Gate()
 
-    def load(_: Settings, __: Callable[[str], None], ___: OnDevice) -> Loaded:
+    def load(_: Settings, __: Callable[[str], None], ___: OnDevice) -> LoadedPair:
         gate(())
         raise AssertionError
 
@@ -113,7 +113,7 @@ def test_who_leaves_takes_what_waits_for_a_thread_along() -> None:
     begun: list[int] = []
 
     async def ask() -> None:
-        beside = Beside(1, "test")
+        beside = WorkerThreads(1, "test")
         first = asyncio.create_task(beside.run(gate, ()))
         assert await asyncio.to_thread(gate.entered.wait, PATIENCE_S)
         others = [asyncio.create_task(beside.run(begun.append, n)) for n in range(5)]
@@ -150,7 +150,7 @@ def test_what_waits_for_somebody_else_is_told_as_time_in_the_queue() -> None:
         first = pool.submit(running.score, IDS)
         wait_until(gate.entered.is_set)
         second = pool.submit(running.score, IDS)
-        wait_until(lambda: running.service.batcher.door.held_tokens == 10)
+        wait_until(lambda: running.service.batcher.admission.held_tokens == 10)
         time.sleep(0.3)
         gate.opened.set()
         assert first.result(PATIENCE_S).status_code == 200

@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from dense_reward.engines.torch.pair import PairEngine
 from dense_reward.errors import SettingsError
 from dense_reward.manifest import MANIFEST_NAME
 from dense_reward.records import OnDevice
-from dense_reward.serving.loaders import Load, Loaded, loader
+from dense_reward.serving.loaders import LoadedPair, LoadPair, loader
 from dense_reward.serving.pair_sources import first_pairs
 from dense_reward.settings import Settings
 from faulty_engines import Gate
@@ -39,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def serving(folder: Path, root: Path | None = None, load: Load | None = None) -> Iterator[Served]:
+def serving(folder: Path, root: Path | None = None, load: LoadPair | None = None) -> Iterator[Served]:
     with served(
         load or loader("torch"),
         sft=folder / "sft",
@@ -66,12 +66,12 @@ def rewards(answer: dict[str, object]) -> list[list[float]]:
     return [row["reward"] for row in results]
 
 
-def load(running: Served, name: str, sft: Path, reference: Path) -> httpx.Response:
+def load(running: Served, name: str, sft: Path, reference: Path) -> httpx2.Response:
     source = {"name": name, "sft": str(sft), "reference": str(reference)}
     return running.client.post("/admin/models", json=source)
 
 
-def refusal(answer: httpx.Response) -> tuple[int, str]:
+def refusal(answer: httpx2.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
 
@@ -126,7 +126,7 @@ def test_a_pair_that_was_asked_still_answers_after_it_was_replaced(folder: Path)
         before = asked(running)
         many = {"items": [IDS | {"response_ids": [[5] * 100] * 8}] * 300}
         slow = pool.submit(running.score, many)
-        wait_until(lambda: running.service.batcher.door.held_tokens > 1000)
+        wait_until(lambda: running.service.batcher.admission.held_tokens > 1000)
         load(running, "half", folder / "sft", folder / "step-15")
         assert asked(running)["model"] != before["model"]
         assert slow.result(PATIENCE_S).json()["model"] == before["model"]
@@ -197,7 +197,7 @@ def test_pairs_are_loaded_over_http_only_where_their_folder_and_a_key_say_so(fol
 def test_one_pair_is_loaded_at_a_time_and_its_progress_is_told(folder: Path) -> None:
     gate, load_now = Gate(), loader("torch")
 
-    def load_later(settings: Settings, report: Callable[[str], None], on_device: OnDevice) -> Loaded:
+    def load_later(settings: Settings, report: Callable[[str], None], on_device: OnDevice) -> LoadedPair:
         if settings.name != "half":
             report("taking its time")
             gate(())

@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 from dense_reward.engines.fake import FakeEngine, FakeTokenizer
 from dense_reward.errors import CheckpointError, EngineLostError, OutOfMemoryError, RequestError
 from dense_reward.records import Cost, EngineInfo, OnDevice, TokenScores, Trunk, Wants, Work
 from dense_reward.schemas import ScoreRequest
-from dense_reward.serving.loaders import Loaded
+from dense_reward.serving.loaders import LoadedPair
 from dense_reward.serving.service import Service
 from dense_reward.settings import Settings, read_settings
 from dense_reward.telemetry.logs import TextLines
@@ -27,7 +27,7 @@ Report = Callable[[str], None]
 IDS = {"prompt_ids": [1, 2], "response_ids": [[3, 4], [5]]}
 
 
-def error_of(answer: httpx.Response) -> tuple[int, str]:
+def error_of(answer: httpx2.Response) -> tuple[int, str]:
     return answer.status_code, answer.json()["error"]["code"]
 
 
@@ -38,7 +38,7 @@ class SlowLoad:
     gate: Gate
     failure: Exception | None = None
 
-    def __call__(self, settings: Settings, report: Report, on_device: OnDevice) -> Loaded:
+    def __call__(self, settings: Settings, report: Report, on_device: OnDevice) -> LoadedPair:
         report("verifying the files")
         self.gate(())
         report("proving")
@@ -122,7 +122,7 @@ def test_a_full_queue_answers_429_at_once_and_says_when_to_come_again() -> None:
         gate.opened.set()
         assert first.result(PATIENCE_S).status_code == 200
         assert running.score(body).status_code == 200
-        assert running.service.batcher.door.held_tokens == 0
+        assert running.service.batcher.admission.held_tokens == 0
 
 
 def test_what_never_fits_into_the_queue_is_refused_for_good() -> None:
@@ -131,9 +131,9 @@ def test_what_never_fits_into_the_queue_is_refused_for_good() -> None:
         refused = running.score(body)
         assert error_of(refused) == (422, "too_long")
         assert "101 tokens, the queue holds 100 (--max-queue-tokens)" in refused.json()["error"]["message"]
-        assert running.service.batcher.door.held_tokens == 0
+        assert running.service.batcher.admission.held_tokens == 0
         fits = {"prompt_ids": [1] * 50, "response_ids": [[2] * 50]}
-        padded = httpx.Request("POST", "/", json=fits).content.ljust(5000)
+        padded = httpx2.Request("POST", "/", json=fits).content.ljust(5000)
         answer = running.client.post("/score", content=padded, headers={"Content-Type": "application/json"})
         assert answer.status_code == 200, "bytes are an estimate; the count decides"
 
@@ -144,9 +144,9 @@ def test_callers_that_hang_up_leave_the_queue() -> None:
     with served(loading(engine), max_batch_tokens=10) as running, ThreadPoolExecutor(1) as pool:
         first = pool.submit(running.score, IDS)
         wait_until(gate.entered.is_set)
-        with pytest.raises(httpx.ReadTimeout):
+        with pytest.raises(httpx2.ReadTimeout):
             running.client.post("/score", json={"prompt_ids": [7], "response_ids": [[7] * 8] * 30}, timeout=0.3)
-        wait_until(lambda: running.service.batcher.door.held_tokens == 5)
+        wait_until(lambda: running.service.batcher.admission.held_tokens == 5)
         gate.opened.set()
         assert first.result(PATIENCE_S).status_code == 200
         assert running.score(IDS).status_code == 200
@@ -229,7 +229,7 @@ def test_a_failure_of_ours_tells_the_log_and_hides_from_the_caller(caplog: pytes
         assert answer.headers["x-request-id"] == answer.json()["error"]["request_id"] == "find-me"
         assert "secret" not in answer.text.lower()
         assert 'dense_reward_requests_total{route="/score",status="500"} 1.0' in running.client.get("/metrics").text
-        assert running.service.batcher.door.held_tokens == 0
+        assert running.service.batcher.admission.held_tokens == 0
     (line,) = [line for line in caplog.text.splitlines() if " ERROR " in line]
     assert line.endswith("a request failed [find-me]")
     assert "password at /etc/secret" in caplog.text
@@ -264,7 +264,7 @@ def test_what_an_engine_cannot_compute_is_refused_by_name(options: dict[str, obj
 
 
 def test_more_alternatives_than_there_are_words_are_refused() -> None:
-    with served(loading(Recorder(info=replace(INFO, vocabulary=5)))) as running:
+    with served(loading(Recorder(info=replace(INFO, vocab_size=5)))) as running:
         refused = running.score({"prompt_ids": [1], "response_ids": [[1]], "top_k": 6})
         assert error_of(refused) == (422, "invalid_request")
         assert "vocabulary of 5" in refused.json()["error"]["message"]
@@ -290,7 +290,7 @@ def test_a_service_that_stops_answers_what_it_let_in() -> None:
         service.start()
         while service.state != "ready":
             await asyncio.sleep(0.01)
-        with service.batcher.door.permit(5) as permit:
+        with service.batcher.admission.permit(5) as permit:
             asked = ScoreRequest.model_validate(IDS)
             answer = asyncio.create_task(service.scorer().score(asked, permit))
             assert await asyncio.to_thread(gate.entered.wait, PATIENCE_S)
@@ -331,7 +331,7 @@ def test_what_outlasts_the_time_for_stopping_is_sent_elsewhere() -> None:
     gate = Gate()
     with ThreadPoolExecutor(1) as pool:
         with served(loading(Recorder(gate)), drain_s=1) as running:
-            own = httpx.Client(base_url=running.client.base_url, timeout=PATIENCE_S, trust_env=False)
+            own = httpx2.Client(base_url=running.client.base_url, timeout=PATIENCE_S, trust_env=False)
             asked = pool.submit(own.post, "/score", json=IDS)
             wait_until(gate.entered.is_set)
             threading.Timer(2.0, gate.opened.set).start()
@@ -365,7 +365,7 @@ def test_a_service_whose_device_is_lost_answers_whom_it_let_in_and_asks_to_be_en
 
     with served(loading(Recorder(before)), max_batch_tokens=5) as running, ThreadPoolExecutor(2) as pool:
         asked = [pool.submit(running.score, IDS) for _ in range(2)]
-        wait_until(lambda: gate.entered.is_set() and running.service.batcher.door.held_tokens == 10)
+        wait_until(lambda: gate.entered.is_set() and running.service.batcher.admission.held_tokens == 10)
         gate.opened.set()
         assert sorted(error_of(answer.result(PATIENCE_S)) for answer in asked) == [(500, "internal"), (503, "draining")]
         ready = running.client.get("/ready")

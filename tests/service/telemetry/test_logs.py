@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from dense_reward.telemetry.logs import REQUEST_ID, JsonLines, LogFormat, TextLines, configure
 from running_service import PATIENCE_S, wait_until
@@ -81,7 +81,7 @@ def test_everything_goes_through_one_format(kind: LogFormat, monkeypatch: pytest
     configure("info", kind)
     assert [type(handler.formatter) for handler in root.handlers] == [TextLines if kind == "text" else JsonLines]
     assert root.level == logging.INFO
-    assert not logging.getLogger("httpx").isEnabledFor(logging.INFO), "a line for each query to a server of models"
+    assert not logging.getLogger("httpx2").isEnabledFor(logging.INFO), "a line for each query to a server of models"
 
 
 def served_to(log: Path, *arguments: str) -> "subprocess.Popen[bytes]":
@@ -99,7 +99,7 @@ def test_a_request_is_one_line_with_its_id_and_without_its_text(tmp_path: Path) 
     log = tmp_path / "log"
     with served_to(log, "--port=0", "--log-format=json") as process:
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port_of(log)}", trust_env=False) as client:
+            with httpx2.Client(base_url=f"http://127.0.0.1:{port_of(log)}", trust_env=False) as client:
                 wait_until(lambda: client.get("/ready").status_code == 200)
                 headers = {"X-Request-Id": "mine"}
                 client.post("/score", json={"prompt": "secret prompt", "response": "secret response"}, headers=headers)
@@ -122,12 +122,12 @@ def test_a_full_disk_of_logs_keeps_no_answer_back(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     with served_to(Path("/dev/full"), f"--port={port}", "--log-level=debug") as process:
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
 
                 def ready() -> bool:
                     try:
                         return client.get("/ready").status_code == 200
-                    except httpx.ConnectError:
+                    except httpx2.ConnectError:
                         return False
 
                 wait_until(ready)

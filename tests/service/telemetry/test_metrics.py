@@ -2,14 +2,16 @@
 
 import numpy as np
 import pytest
-from dense_reward.telemetry.metrics import WINDOW_TOKENS, Metrics, Told
-from dense_reward.telemetry.running_stats import Moments
+from dense_reward.telemetry.metrics import WINDOW_TOKENS, Metrics, MetricsSnapshot
+from dense_reward.telemetry.running_stats import RunningStats
 from prometheus_client.parser import text_string_to_metric_families
 
-NOW = Told(ready=True, queue_tokens=9, tokens_per_s=100.0, revisions={"half": "r1"}, memory_bytes={"cuda:0": 7})
+NOW = MetricsSnapshot(
+    ready=True, queue_tokens=9, tokens_per_s=100.0, revisions={"half": "r1"}, memory_bytes={"cuda:0": 7}
+)
 
 
-def samples_of(metrics: Metrics, told: Told = NOW) -> dict[tuple[str, ...], float]:
+def samples_of(metrics: Metrics, told: MetricsSnapshot = NOW) -> dict[tuple[str, ...], float]:
     """Value by name and labels."""
     return {
         (sample.name.removeprefix("dense_reward_"), *sample.labels.values()): sample.value
@@ -18,8 +20,8 @@ def samples_of(metrics: Metrics, told: Told = NOW) -> dict[tuple[str, ...], floa
     }
 
 
-def rewards(*values: float) -> Moments:
-    return Moments.of([np.array(values, dtype=np.float32)])
+def rewards(*values: float) -> RunningStats:
+    return RunningStats.of([np.array(values, dtype=np.float32)])
 
 
 def test_requests_are_counted_and_timed_by_route_and_status() -> None:
@@ -62,7 +64,7 @@ def test_the_state_is_that_of_the_moment_of_asking() -> None:
     assert (samples["ready",], samples["queue_tokens",], samples["device_tokens_per_second",]) == (1, 9, 100)
     assert (samples["pair_info", "half", "r1"], samples["device_memory_bytes", "cuda:0"]) == (1, 7)
     assert samples["process_resident_memory_bytes",] > 0
-    later = Told(ready=False, queue_tokens=0, tokens_per_s=0.0, revisions={"half": "r2"}, memory_bytes={})
+    later = MetricsSnapshot(ready=False, queue_tokens=0, tokens_per_s=0.0, revisions={"half": "r2"}, memory_bytes={})
     samples = samples_of(metrics, later)
     assert (samples["ready",], samples["queue_tokens",]) == (0, 0)
     assert ("pair_info", "half", "r1") not in samples
@@ -83,9 +85,9 @@ def test_rewards_are_told_by_pair_and_forgotten_with_it() -> None:
 
 def test_the_latest_rewards_weigh_most() -> None:
     metrics = Metrics()
-    metrics.scored("half", Moments.of([np.ones(WINDOW_TOKENS, dtype=np.float32)]))
+    metrics.scored("half", RunningStats.of([np.ones(WINDOW_TOKENS, dtype=np.float32)]))
     for _ in range(3):
-        metrics.scored("half", Moments.of([np.full(WINDOW_TOKENS, -1.0, dtype=np.float32)]))
+        metrics.scored("half", RunningStats.of([np.full(WINDOW_TOKENS, -1.0, dtype=np.float32)]))
     samples = samples_of(metrics)
     assert -1.0 < samples["reward_mean_nats", "half"] < -0.9
     assert samples["reward_negative_ratio", "half"] > 0.95

@@ -14,8 +14,7 @@ from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.jobs.dpr import Training, train
 from dense_reward_trainer.rl.learner import Learner
 from dense_reward_trainer.rl.policy import Policy
-from dense_reward_trainer.rl.reward_service import ResponseRewards
-from dense_reward_trainer.rl.sampling import Rollout
+from dense_reward_trainer.rl.records import ResponseRewards, Rollout
 from dense_reward_trainer.runs.run_folder import Run
 from pydantic import ValidationError
 from tiny_policy import EngineRewards, PolicyRewards, tiny_checkpoint

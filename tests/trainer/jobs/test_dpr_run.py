@@ -20,8 +20,9 @@ from dense_reward.manifest import load_manifest, verify_files
 from dense_reward_trainer.cli import main
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.rl.policy import load_policy
+from dense_reward_trainer.rl.records import Rollout
 from dense_reward_trainer.rl.reward_service import ServiceAddress, ServiceRewards, connected, requests
-from dense_reward_trainer.rl.sampling import Rollout, Sampling, sample
+from dense_reward_trainer.rl.sampling import Sampling, sample
 from served_pair import DATA, ServedPair, environment, free_port, write_pair
 
 STEPS = 8
@@ -254,7 +255,7 @@ def test_what_cannot_be_right_is_refused_in_one_line(
     served: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, complaint: str
 ) -> None:
     if "{foreign}" in override:
-        write_pair(tmp_path / "foreign", vocabulary=270)
+        write_pair(tmp_path / "foreign", vocab_size=270)
     chosen = override.format(foreign=tmp_path / "foreign" / "sft")
     assert main(["dpr", str(write_config(served, tmp_path / "run")), chosen]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]

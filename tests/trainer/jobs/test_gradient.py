@@ -13,9 +13,8 @@ from dense_reward_trainer.jobs.gradient import alignment, descents, described, l
 from dense_reward_trainer.rl.advantages import actions
 from dense_reward_trainer.rl.learner import Learner
 from dense_reward_trainer.rl.policy import policy_logprobs
-from dense_reward_trainer.rl.reward_service import ResponseRewards
-from dense_reward_trainer.rl.sampling import Rollout
-from dense_reward_trainer.runs.timer import Stopwatch
+from dense_reward_trainer.rl.records import ResponseRewards, Rollout
+from dense_reward_trainer.runs.timer import Timer
 from tiny_policy import EngineRewards, ids_of, tiny_policy
 from tiny_training import PROMPTS, batch_of, config_of, weights_of
 from torch.nn.functional import cosine_similarity
@@ -88,7 +87,7 @@ def test_batches_are_those_that_the_run_would_draw() -> None:
     policy, config = tiny_policy(), GradientConfig.model_validate(config_of().model_dump() | {"batches": 3})
     first, second, _ = descents(config, policy, PROMPTS, EngineRewards())
     learner = Learner.of(config, policy)
-    again = [-learner.gradient(learner.sampled(n, PROMPTS, EngineRewards(), Stopwatch())) for n in (1, 2)]
+    again = [-learner.gradient(learner.sampled(n, PROMPTS, EngineRewards(), Timer())) for n in (1, 2)]
     torch.testing.assert_close(first, again[0])
     torch.testing.assert_close(second, again[1])
     assert not torch.allclose(first, second)

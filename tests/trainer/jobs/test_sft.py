@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from dense_reward.engines.torch.load import Loading, Serving, load_pair
+from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pair
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, load_manifest, verify_files
 from dense_reward_trainer.cli import main
@@ -38,8 +38,8 @@ def served(folder: Path) -> bool:
     engine, _, _ = load_pair(
         folder / "checkpoints" / "sft",
         folder / "checkpoints" / "reference",
-        Serving(max_batch_tokens=1024),
-        Loading(lambda _: None),
+        ServingOptions(max_batch_tokens=1024),
+        LoadContext(lambda _: None),
     )
     return engine.info.related
 

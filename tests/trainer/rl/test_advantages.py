@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from dense_reward_trainer.configs.dpr import DprConfig
-from dense_reward_trainer.rl.advantages import Batch, Candidates, actions, paid, returns
+from dense_reward_trainer.rl.advantages import Batch, Candidates, actions, returns, shaped_rewards
 from dense_reward_trainer.rl.learner import describe
 from dense_reward_trainer.rl.losses import kl_loss, policy_gradient
+from dense_reward_trainer.rl.records import Rollout
 from dense_reward_trainer.rl.returns import mask_of, pad
-from dense_reward_trainer.rl.sampling import Rollout
 from enumerated_task import LENGTHS, RESPONSES, STATE_INDEX, World, a_world, assert_same, exact, gathered, gradient
 from pydantic import ValidationError
 from tiny_policy import ids_of
@@ -190,7 +190,7 @@ def test_clipping_is_of_the_signal_and_whitening_of_the_advantages() -> None:
 
 def test_a_step_is_described_by_means_over_tokens_and_responses() -> None:
     batch = replace(known_batch(), policy_logprob_BT=torch.full((4, 3), -2.0) * known_batch().mask_BT)
-    described = describe(batch, paid(batch, config_of(returns="immediate"), 0.5))
+    described = describe(batch, shaped_rewards(batch, config_of(returns="immediate"), 0.5))
     assert described["reward_sum"] == 10.5 / 4
     assert described["reward_mean"] == 10.5 / 7
     assert described["paid_sum"] == pytest.approx(10.5 / 4 - 0.5 * described["kl_to_sft"])

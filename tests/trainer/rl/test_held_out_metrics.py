@@ -10,10 +10,9 @@ from dense_reward.engines.fake import EOS_ID
 from dense_reward_trainer.configs.dpr import HeldOutOptions
 from dense_reward_trainer.data.sources import Demonstration, Message
 from dense_reward_trainer.data.tokenised import Row, encode_demonstrations
-from dense_reward_trainer.rl.held_out_metrics import estimate, measure
+from dense_reward_trainer.rl.held_out_metrics import estimate, measure_held_out
 from dense_reward_trainer.rl.policy import PolicyCheckpoint, frozen_logprobs, policy_logprobs
-from dense_reward_trainer.rl.reward_service import ResponseRewards
-from dense_reward_trainer.rl.sampling import Rollout
+from dense_reward_trainer.rl.records import ResponseRewards, Rollout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_policy import PolicyRewards, tiny_checkpoint
@@ -47,7 +46,7 @@ def taught() -> PolicyCheckpoint:
 
 
 def test_a_policy_that_knows_the_answers_is_right_and_sure_and_ends_its_turn(taught: PolicyCheckpoint) -> None:
-    result, samples = measure(taught, rows_of(taught, {"1+1": "2", "2+2": "4"}), OPTIONS)
+    result, samples = measure_held_out(taught, rows_of(taught, {"1+1": "2", "2+2": "4"}), OPTIONS)
     assert result.greedy_accuracy is not None
     assert result.sampled_accuracy is not None
     assert (result.greedy_accuracy.value, result.greedy_accuracy.count) == (1.0, 2)
@@ -64,7 +63,7 @@ def test_a_policy_that_knows_the_answers_is_right_and_sure_and_ends_its_turn(tau
 
 
 def test_another_answer_than_the_wanted_one_is_wrong(taught: PolicyCheckpoint) -> None:
-    result, _ = measure(taught, rows_of(taught, {"1+1": "2", "2+2": "5"}), OPTIONS)
+    result, _ = measure_held_out(taught, rows_of(taught, {"1+1": "2", "2+2": "5"}), OPTIONS)
     assert result.greedy_accuracy is not None
     assert result.greedy_accuracy.value == 0.5
     assert result.greedy_accuracy.standard_error == pytest.approx(sqrt(0.25 / 2))
@@ -73,15 +72,15 @@ def test_another_answer_than_the_wanted_one_is_wrong(taught: PolicyCheckpoint) -
 def test_a_response_that_was_cut_off_is_wrong_even_where_its_half_reads_right(taught: PolicyCheckpoint) -> None:
     """'#### 2' without its end of turn may be the start of '#### 23'."""
     short = OPTIONS.model_copy(update={"max_new_tokens": len("#### 2")})
-    result, samples = measure(taught, rows_of(taught, {"1+1": "2", "2+2": "4"}), short)
+    result, samples = measure_held_out(taught, rows_of(taught, {"1+1": "2", "2+2": "4"}), short)
     assert result.greedy_accuracy is not None
     assert (result.greedy_accuracy.value, result.greedy_truncated.value) == (0.0, 1.0)
     assert [s.text for s in samples if s.greedy] == ["#### 2", "#### 4"]
 
 
 def test_prompts_without_a_known_answer_do_not_count_for_accuracy(taught: PolicyCheckpoint) -> None:
-    some, _ = measure(taught, rows_of(taught, {"1+1": None, "2+2": "4"}), OPTIONS)
-    none, _ = measure(taught, rows_of(taught, {"1+1": None, "2+2": None}), OPTIONS)
+    some, _ = measure_held_out(taught, rows_of(taught, {"1+1": None, "2+2": "4"}), OPTIONS)
+    none, _ = measure_held_out(taught, rows_of(taught, {"1+1": None, "2+2": None}), OPTIONS)
     assert some.greedy_accuracy is not None
     assert (some.greedy_accuracy.value, some.greedy_accuracy.count) == (1.0, 1)
     assert none.greedy_accuracy is None
@@ -94,7 +93,7 @@ def test_the_likelihood_is_that_of_the_demonstrations_with_their_end_of_turn() -
     prompts, responses = [row.encoded.prompt_P for row in rows], [row.encoded.responses[0].ids_T for row in rows]
     assert all(ids[-1] == EOS_ID for ids in responses)
     logprob_BT = frozen_logprobs(checkpoint.policy, prompts, responses, 512)
-    result, _ = measure(checkpoint, rows, OPTIONS)
+    result, _ = measure_held_out(checkpoint, rows, OPTIONS)
     assert result.nll_per_token == pytest.approx(-float(logprob_BT.sum()) / sum(map(len, responses)), rel=1e-6)
 
 
@@ -108,10 +107,10 @@ def test_the_kl_to_oneself_is_0_and_to_another_is_the_mean_log_ratio_of_the_samp
             seen.extend(rollouts)
             return PolicyRewards(other.policy).score(rollouts)
 
-    same, _ = measure(checkpoint, rows, OPTIONS, PolicyRewards(checkpoint.policy))
+    same, _ = measure_held_out(checkpoint, rows, OPTIONS, PolicyRewards(checkpoint.policy))
     assert same.kl_to_sft is not None
     assert same.kl_to_sft.value == pytest.approx(0.0, abs=1e-5)
-    different, _ = measure(checkpoint, rows, OPTIONS, Remembering())
+    different, _ = measure_held_out(checkpoint, rows, OPTIONS, Remembering())
     prompts, responses = [r.prompt_P for r in seen], [r.response_T for r in seen]
     own_B, theirs_B = (frozen_logprobs(c.policy, prompts, responses, 512).sum(1) for c in (checkpoint, other))
     assert different.kl_to_sft is not None
@@ -123,16 +122,16 @@ def test_measuring_twice_gives_the_same_figures_and_disturbs_no_random_state() -
     checkpoint = tiny_checkpoint()
     rows = rows_of(checkpoint, {"1+1": "2", "2+2": "4"})
     torch.manual_seed(5)
-    first = measure(checkpoint, rows, OPTIONS)
+    first = measure_held_out(checkpoint, rows, OPTIONS)
     drawn = torch.rand(2)
     torch.manual_seed(5)
     assert torch.equal(torch.rand(2), drawn)
-    assert measure(checkpoint, rows, OPTIONS) == first
-    assert measure(checkpoint, rows, OPTIONS.model_copy(update={"seed": 1}))[1] != first[1]
+    assert measure_held_out(checkpoint, rows, OPTIONS) == first
+    assert measure_held_out(checkpoint, rows, OPTIONS.model_copy(update={"seed": 1}))[1] != first[1]
 
 
 def test_a_limit_takes_the_first_prompts(taught: PolicyCheckpoint) -> None:
-    result, samples = measure(
+    result, samples = measure_held_out(
         taught, rows_of(taught, {"1+1": "2", "2+2": "4"}), OPTIONS.model_copy(update={"limit": 1})
     )
     assert result.length_tokens.count == 1
@@ -141,7 +140,7 @@ def test_a_limit_takes_the_first_prompts(taught: PolicyCheckpoint) -> None:
 
 def test_nothing_to_measure_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to measure"):
-        measure(tiny_checkpoint(), [], OPTIONS)
+        measure_held_out(tiny_checkpoint(), [], OPTIONS)
 
 
 @settings(deadline=None)

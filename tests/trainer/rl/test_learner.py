@@ -10,15 +10,14 @@ import pytest
 import torch
 from dense_reward.engines.fake import EOS_ID, VOCABULARY
 from dense_reward.engines.torch.model import TorchModel
-from dense_reward.engines.torch.pair import QUANTITIES, How, PairEngine
+from dense_reward.engines.torch.pair import QUANTITIES, ComputeOptions, PairEngine
 from dense_reward.records import EngineInfo, IdArray
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.rl.advantages import actions, returns
 from dense_reward_trainer.rl.learner import Learner, adaptation, describe, seed_of
 from dense_reward_trainer.rl.optimiser import learning_rate
 from dense_reward_trainer.rl.policy import Policy, policy_logprobs
-from dense_reward_trainer.rl.reward_service import ResponseRewards
-from dense_reward_trainer.rl.sampling import Rollout
+from dense_reward_trainer.rl.records import ResponseRewards, Rollout
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_policy import EngineRewards, PolicyRewards, tiny_llama, tiny_policy
@@ -61,9 +60,9 @@ def test_rewards_and_the_penalty_are_at_temperature_1_whatever_is_sampled_at() -
 
 def test_before_the_first_step_the_kl_to_the_sft_model_is_0_also_where_its_output_rows_are_padded() -> None:
     """Half of the output rows are no ids of the tokenizer: what they get must be missing on both sides."""
-    model, sft, reference = (tiny_llama(seed=seed, vocabulary=2 * VOCABULARY) for seed in (0, 0, 1))
+    model, sft, reference = (tiny_llama(seed=seed, vocab_size=2 * VOCABULARY) for seed in (0, 0, 1))
     info = EngineInfo("sft", "reference", "r", "float32", "cpu", VOCABULARY, 128, QUANTITIES, related=True)
-    service = PairEngine(TorchModel(sft), TorchModel(reference), info, How(1000))
+    service = PairEngine(TorchModel(sft), TorchModel(reference), info, ComputeOptions(1000))
     config = config_of()
     batch = batch_of(Policy(model, EOS_ID, VOCABULARY), config, EngineRewards(engine=service))
     assert describe(batch, returns(batch, config, 0.1))["kl_to_sft"] == pytest.approx(0.0, abs=1e-4)
@@ -152,7 +151,7 @@ class AskedFor:
 
 
 def test_candidates_are_the_likeliest_ids_that_the_tokenizer_knows() -> None:
-    policy = replace(tiny_policy(), vocabulary=40)
+    policy = replace(tiny_policy(), vocab_size=40)
     config, rewards = config_of(candidates=4), AskedFor([])
     batch = batch_of(policy, config, rewards)
     assert batch.candidates is not None

@@ -11,9 +11,9 @@ from dense_reward_trainer.rl.returns import (
     baseline,
     batch_mean,
     leave_one_out,
+    less_kl_penalty,
     mask_of,
     pad,
-    penalised,
     reward_to_go,
     whitened,
 )
@@ -130,7 +130,7 @@ def test_no_baseline_subtracts_nothing() -> None:
 
 def test_the_kl_penalty_is_paid_per_token_and_carries_no_gradient() -> None:
     policy_BT = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    paid_BT = penalised(torch.tensor([[1.0, 1.0]]), policy_BT, torch.tensor([[-3.0, -1.0]]), 0.5)
+    paid_BT = less_kl_penalty(torch.tensor([[1.0, 1.0]]), policy_BT, torch.tensor([[-3.0, -1.0]]), 0.5)
     assert paid_BT.tolist() == [[0.0, 1.5]]
     assert not paid_BT.requires_grad
 

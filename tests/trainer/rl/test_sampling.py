@@ -6,15 +6,8 @@ import torch
 from dense_reward.records import IdArray
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.policy import Policy, frozen_logprobs, microbatches, policy_logprobs
-from dense_reward_trainer.rl.sampling import (
-    Rollout,
-    Sampling,
-    cut,
-    generation_config,
-    left_padded,
-    plain_generation,
-    sample,
-)
+from dense_reward_trainer.rl.records import Rollout
+from dense_reward_trainer.rl.sampling import Sampling, cut, generation_config, left_padded, plain_generation, sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_policy import ids_of, tiny_llama, tiny_policy
@@ -84,8 +77,8 @@ def test_samples_follow_the_log_probs_that_are_recomputed() -> None:
     policy = tiny_policy()
     draws = 4000
     rollouts = sample(policy, [ids_of(5)], Sampling(1, draws, temperature=1.3, batch_size=draws), seed=0)
-    counts_V = np.bincount([int(r.response_T[0]) for r in rollouts], minlength=policy.vocabulary)
-    everything = [ids_of(i) for i in range(policy.vocabulary)]
+    counts_V = np.bincount([int(r.response_T[0]) for r in rollouts], minlength=policy.vocab_size)
+    everything = [ids_of(i) for i in range(policy.vocab_size)]
     probability_V = policy_logprobs(policy, [ids_of(5)] * len(everything), everything, 1.3).detach().exp()[:, 0].numpy()
     assert probability_V.sum() == pytest.approx(1.0, abs=1e-4)
     likely = probability_V * draws > 5
@@ -99,7 +92,7 @@ def test_greedy_takes_the_likeliest_token_whatever_the_seed(policy: Policy) -> N
     for rollout in greedy:
         for t, token in enumerate(rollout.response_T):
             state = np.concatenate([rollout.prompt_P, rollout.response_T[:t]])
-            others = [ids_of(i) for i in range(policy.vocabulary)]
+            others = [ids_of(i) for i in range(policy.vocab_size)]
             logprob_V1 = frozen_logprobs(policy, [state] * len(others), others, 4096)
             assert int(logprob_V1[:, 0].argmax()) == token
 
@@ -114,7 +107,7 @@ def test_a_checkpoints_own_generation_settings_do_not_reach_the_samples(policy: 
 
 def test_ids_that_the_tokenizer_does_not_know_are_never_drawn_but_have_their_share_as_at_the_service() -> None:
     """Output layers are often padded beyond the tokenizer; the service would refuse such an id, and counts its row."""
-    policy = Policy(tiny_llama(vocabulary=64), end_of_turn_id=3, vocabulary=5)
+    policy = Policy(tiny_llama(vocab_size=64), end_of_turn_id=3, vocab_size=5)
     rollouts = sample(policy, [ids_of(1)], Sampling(8, group_size=16), seed=0)
     assert max(int(r.response_T.max()) for r in rollouts) < 5
     rows = [ids_of(i) for i in range(64)]
@@ -183,7 +176,7 @@ def test_prompts_that_leave_nothing_to_sample_are_refused(policy: Policy, prompt
 
 def test_under_autocast_weights_stay_float32_and_both_sides_compute_alike() -> None:
     full = tiny_policy()
-    half = Policy(full.model, full.end_of_turn_id, full.vocabulary, autocast=True)
+    half = Policy(full.model, full.end_of_turn_id, full.vocab_size, autocast=True)
     response = [ids_of(7, 8, 9)]
     exact, rounded = (policy_logprobs(p, [ids_of(5, 6)], response) for p in (full, half))
     assert half.model.dtype == torch.float32

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from dense_reward.checkpoints.probe import ProbeIds, probe_of_texts
-from dense_reward.checkpoints.write_manifest import Facts
-from dense_reward.engines.torch.load import Loading, Serving, load_pair
+from dense_reward.checkpoints.write_manifest import ManifestFacts
+from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pair
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, files_folder, load_manifest, verify_files
 from dense_reward.text.encode import Encoder
@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 TOKENIZER = train_tokenizer(["Add 12 and 34.", "46"], 270)
 OPTIONS = ScratchOptions(vocabulary=270, hidden_size=16, layers=1, heads=2, intermediate_size=16)
-FACTS = Facts(role="sft", run_id="run", renderer="plain", optimiser_step=4, seed=0)
+FACTS = ManifestFacts(role="sft", run_id="run", renderer="plain", optimiser_step=4, seed=0)
 
 
 def model(seed: int = 0) -> PreTrainedModel:
@@ -40,7 +40,7 @@ def model(seed: int = 0) -> PreTrainedModel:
     return made
 
 
-def written(folder: Path, facts: Facts = FACTS, seed: int = 0) -> Manifest:
+def written(folder: Path, facts: ManifestFacts = FACTS, seed: int = 0) -> Manifest:
     return write_checkpoint(folder, model(seed), TOKENIZER, facts, probe_of_texts)
 
 
@@ -77,10 +77,10 @@ def test_the_probe_is_what_the_model_itself_computes(tmp_path: Path) -> None:
 def test_two_checkpoints_of_one_run_are_served_as_a_pair(tmp_path: Path) -> None:
     written(tmp_path / "sft")
     written(tmp_path / "reference", replace(FACTS, role="reference", optimiser_step=2), seed=1)
-    serving = Serving(max_batch_tokens=512)
-    engine, tokenizer, _ = load_pair(tmp_path / "sft", tmp_path / "reference", serving, Loading(lambda _: None))
+    serving = ServingOptions(max_batch_tokens=512)
+    engine, tokenizer, _ = load_pair(tmp_path / "sft", tmp_path / "reference", serving, LoadContext(lambda _: None))
     assert engine.info.related
-    assert tokenizer.vocabulary == len(TOKENIZER)
+    assert tokenizer.vocab_size == len(TOKENIZER)
 
 
 def test_files_can_be_read_by_whoever_can_read_the_folder(tmp_path: Path) -> None:

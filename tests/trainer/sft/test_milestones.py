@@ -1,7 +1,7 @@
 """Samples processed after each step, and the steps at which milestones fall, against counting them one by one."""
 
 import pytest
-from dense_reward_trainer.sft.milestones import Course
+from dense_reward_trainer.sft.milestones import MilestoneSchedule
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +29,7 @@ SIZES = st.integers(1, 7)
 def test_samples_processed_is_what_counting_gives(
     samples: int, batch: int, accumulation: int, processes: int, steps: int
 ) -> None:
-    course = Course(samples, batch * accumulation * processes, steps)
+    course = MilestoneSchedule(samples, batch * accumulation * processes, steps)
     assert [course.samples_processed(step) for step in range(steps + 1)] == counted(
         samples, batch, accumulation, processes, steps
     )
@@ -39,14 +39,14 @@ def test_samples_processed_is_what_counting_gives(
 def test_a_milestone_is_the_first_step_at_or_past_its_fraction(
     samples: int, per_step: int, steps: int, percent: int
 ) -> None:
-    course = Course(samples, per_step, steps)
+    course = MilestoneSchedule(samples, per_step, steps)
     totals = counted(samples, per_step, 1, 1, steps)
     wanted = next(step for step in range(1, steps + 1) if 100 * totals[step] >= percent * totals[-1])
     assert course.step_at(percent / 100) == wanted
 
 
 def test_half_of_several_epochs_lies_in_the_middle_of_them_and_not_of_the_first() -> None:
-    course = Course(samples=64, samples_per_step=5, total_steps=3 * 13)
+    course = MilestoneSchedule(samples=64, samples_per_step=5, total_steps=3 * 13)
     assert course.samples_total == 192
     assert course.step_at(0.5) == 20
     assert [course.samples_processed(step) for step in (12, 13, 14, 19, 20)] == [60, 64, 69, 94, 99]
@@ -56,4 +56,4 @@ def test_half_of_several_epochs_lies_in_the_middle_of_them_and_not_of_the_first(
 @pytest.mark.parametrize(("fraction", "step"), [(0.1, 1), (0.3, 3), (0.7, 7), (0.29, 3), (0.31, 4)])
 def test_a_fraction_is_the_decimal_number_that_was_written(fraction: float, step: int) -> None:
     """0.1 * 30 is more than 3 in binary floating point."""
-    assert Course(samples=30, samples_per_step=3, total_steps=10).step_at(fraction) == step
+    assert MilestoneSchedule(samples=30, samples_per_step=3, total_steps=10).step_at(fraction) == step

@@ -8,7 +8,7 @@ from dense_reward_trainer.configs.base import config_path, load_config
 from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.run_folder import MetricsLog
-from dense_reward_trainer.studies import regimes as sweep
+from dense_reward_trainer.studies import regimes
 from dense_reward_trainer.studies.flops import dpr_flops_per_token, matched_sft_steps
 from dense_reward_trainer.studies.regimes_config import SweepConfig
 from dense_reward_trainer.studies.regimes_table import Figures, at_matched_kl, columns_of, interval, summary, table
@@ -57,9 +57,9 @@ def test_a_dpr_token_costs_what_its_parts_cost() -> None:
 def test_tokens_of_an_sft_run_are_counted_across_a_resumption() -> None:
     counts = [(10, 1000), (20, 1900), (30, 900), (40, 1800), (50, None)]
     lines: list[dict[str, float | None]] = [{"step": step, "num_tokens": count} for step, count in counts if count]
-    assert sweep.tokens_per_step([*lines, {"step": 50.0, "loss": 0.1}]) == (1900 + 900) / 30
+    assert regimes.tokens_per_step([*lines, {"step": 50.0, "loss": 0.1}]) == (1900 + 900) / 30
     with pytest.raises(JobError, match=r"lower sft.log_every_steps"):
-        sweep.tokens_per_step([{"step": 50.0, "loss": 0.1}])
+        regimes.tokens_per_step([{"step": 50.0, "loss": 0.1}])
 
 
 def test_the_tempered_column_lies_where_its_kl_is_the_matched_one() -> None:
@@ -93,7 +93,7 @@ def test_gains_are_differences_within_a_seed() -> None:
 def test_the_whole_study_runs_and_is_not_done_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     study = config(tmp_path / "run", processes=2)
-    sweep.run(study, said.append)
+    regimes.run(study, said.append)
     table_said = said[-2]
     record = json.loads((tmp_path / "run" / "sweep.json").read_text())
     assert set(record["summary"]["noisy"]) == {"sft", "tempered", "continued", "dpr_best", "early"}
@@ -108,23 +108,23 @@ def test_the_whole_study_runs_and_is_not_done_twice(tmp_path: Path, monkeypatch:
     rewards = [MetricsLog(tmp_path / f"run/noisy/0/{name}/metrics.jsonl").read()[1] for name in ("dpr_best", "early")]
     assert rewards[0]["reward_sum"] != rewards[1]["reward_sum"]
 
-    monkeypatch.setattr(sweep, "job", None)
-    sweep.run(study.model_copy(update={"processes": 1}), said.append)
+    monkeypatch.setattr(regimes, "job", None)
+    regimes.run(study.model_copy(update={"processes": 1}), said.append)
     assert said[-2] == table_said
     with pytest.raises(ConfigError, match="columns"):
-        sweep.run(config(tmp_path / "run", columns={"dpr_best": {}}), said.append)
+        regimes.run(config(tmp_path / "run", columns={"dpr_best": {}}), said.append)
 
 
 def test_a_cell_that_fails_names_its_log(tmp_path: Path) -> None:
     absent = {"base_model": "nowhere/at/all", "scratch": None, "milestones": MILESTONES}
     with pytest.raises(JobError, match=r"failed with exit code 2: it says why above, in .*noisy/\d/log\.txt"):
-        sweep.run(config(tmp_path / "run", processes=2, sft=absent), print)
+        regimes.run(config(tmp_path / "run", processes=2, sft=absent), print)
     assert "nowhere" in "".join(log.read_text() for log in (tmp_path / "run" / "noisy").glob("*/log.txt"))
 
 
 def test_a_reference_that_the_sft_run_will_not_leave_is_told_of_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"regime noisy has no milestone .late., only reference"):
-        sweep.run(config(tmp_path / "run", columns={"late": {"reference": "late"}}, matched="late"), print)
+        regimes.run(config(tmp_path / "run", columns={"late": {"reference": "late"}}, matched="late"), print)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +148,6 @@ def test_a_study_that_means_nothing_is_refused(tmp_path: Path, changes: dict[str
 def test_the_recipe_asks_for_what_the_jobs_take(recipe: str) -> None:
     study = load_config(SweepConfig, config_path(recipe))
     assert len(study.seeds) >= 3
-    sweep.check_references([sweep.Cell(study, regime, 0) for regime in study.regimes])
+    regimes.check_references([regimes.Cell(study, regime, 0) for regime in study.regimes])
     for column in study.columns.values():
-        load_config(DprConfig, config_path(column.recipe), sweep.arguments(study.dpr | column.dpr))
+        load_config(DprConfig, config_path(column.recipe), regimes.arguments(study.dpr | column.dpr))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from dense_reward import ScoredResponse
+from dense_reward.records import Report
 from tqdm import tqdm
 
 from dense_reward_trainer.credit.auroc import Interval, auroc_interval
@@ -17,10 +18,10 @@ from dense_reward_trainer.data.sources import Demonstration, final_answer
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.policy import PolicyCheckpoint
 from dense_reward_trainer.rl.prompts import check_room_at_service
+from dense_reward_trainer.rl.records import Rollout
 from dense_reward_trainer.rl.reward_service import PinnedPair, requests
-from dense_reward_trainer.rl.sampling import Rollout, Sampling, sample
+from dense_reward_trainer.rl.sampling import Sampling, sample
 
-Report = Callable[[str], None]
 IsRight = Callable[[Demonstration, str], bool]
 
 

@@ -38,7 +38,7 @@ __all__ = [
     "DataError",
     "DataSource",
     "Demonstration",
-    "Loaded",
+    "LoadedRows",
     "Message",
     "Role",
     "Split",
@@ -72,7 +72,7 @@ class BadLine:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedRows:
     """What a source holds, in its order, and the bad lines that were left out."""
 
     demonstrations: tuple[Demonstration, ...]
@@ -169,7 +169,7 @@ def open_dataset(name: str, config: str | None, split: str) -> Rows:
         ) from error
 
 
-def load(source: DataSource, opener: OpenDataset = open_dataset, *, cure: str = SKIP_BAD) -> Loaded:
+def load(source: DataSource, opener: OpenDataset = open_dataset, *, cure: str = SKIP_BAD) -> LoadedRows:
     """All demonstrations of a source. Blank lines of a file are no lines; rows of a data set count from 1.
 
     `cure`: what the job at hand can do about bad lines.
@@ -194,7 +194,7 @@ def load(source: DataSource, opener: OpenDataset = open_dataset, *, cure: str = 
     if not demonstrations:
         within = f"limit {source.limit} and skip_last {source.skip_last} leave {kept} of {total} lines"
         raise DataError(f"{source.source}: nothing to learn from: {within}\n{report}", bad)
-    return Loaded(tuple(demonstrations), tuple(bad))
+    return LoadedRows(tuple(demonstrations), tuple(bad))
 
 
 def _report(source: str, bad: Sequence[BadLine], total: int) -> str:

@@ -4,8 +4,9 @@ Every figure stands beside that of the SFT model's plain log-prob: a comparison 
 """
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+
+from dense_reward.records import Report
 
 from dense_reward_trainer.configs.credit import CreditConfig
 from dense_reward_trainer.credit.answer_ranking import Ranking, rank
@@ -21,8 +22,6 @@ from dense_reward_trainer.rl.policy import PolicyCheckpoint, chosen_device, load
 from dense_reward_trainer.rl.reward_service import ServiceAddress, pinned_pair
 from dense_reward_trainer.rl.sampling import Sampling
 from dense_reward_trainer.runs.run_folder import check_run, open_run
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)

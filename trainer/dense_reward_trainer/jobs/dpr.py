@@ -5,31 +5,30 @@ it less b (log pi - log pi_sft), and takes one REINFORCE step on the reward-to-g
 No critic, no reference model, no SFT model is loaded here. What the paper leaves open is an option of DprConfig.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from dense_reward.checkpoints.probe import ProbeIds
-from dense_reward.checkpoints.write_manifest import Facts
+from dense_reward.checkpoints.write_manifest import ManifestFacts
 from dense_reward.manifest import files_folder
-from dense_reward.records import IdArray
+from dense_reward.records import IdArray, Report
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.data.tokenised import Row
-from dense_reward_trainer.rl.held_out_metrics import measure
+from dense_reward_trainer.rl.held_out_metrics import measure_held_out
 from dense_reward_trainer.rl.learner import Learner
 from dense_reward_trainer.rl.optimiser import learning_rate
 from dense_reward_trainer.rl.plot import plot_run
 from dense_reward_trainer.rl.policy import PolicyCheckpoint, chosen_device, load_policy
 from dense_reward_trainer.rl.prompts import check_room_at_service, prompts_and_held_out, prompts_sha256
-from dense_reward_trainer.rl.reward_service import ServiceAddress, TokenRewards, connected
+from dense_reward_trainer.rl.records import TokenRewards
+from dense_reward_trainer.rl.reward_service import ServiceAddress, connected
 from dense_reward_trainer.runs.checkpoint import is_complete, recover, write_checkpoint
 from dense_reward_trainer.runs.run_folder import METRICS_NAME, MetricsLog, Run, check_run, open_run, pin
 from dense_reward_trainer.runs.training_state import TrainingStates
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,7 +116,7 @@ def evaluate(training: Training, rewards: TokenRewards, step: int) -> None:
     """Held-out figures of the policy as it is after `step`, into the metrics; and the plot anew."""
     if training.held_out:
         options = training.config.held_out_options
-        result, _ = measure(
+        result, _ = measure_held_out(
             replace(training.checkpoint, policy=training.learner.result), training.held_out, options, rewards
         )
         numbers = {f"held_out_{name}": value for name, value in result.numbers().items()}
@@ -129,7 +128,7 @@ def write_policy(training: Training) -> None:
     """The final policy as a checkpoint that a service or another job takes, probed as the one that it came from."""
     config, manifest = training.config, training.checkpoint.manifest
     probe = [ProbeIds(s.prompt_ids, tuple(response.ids for response in s.responses)) for s in manifest.probe]
-    facts = Facts(
+    facts = ManifestFacts(
         role="policy",
         run_id=training.run.run_id,
         renderer=manifest.renderer,

@@ -11,15 +11,16 @@ from pathlib import Path
 
 import torch
 from dense_reward.checkpoints.write_manifest import write_whole
+from dense_reward.records import Report
 
 from dense_reward_trainer.configs.dpr import EvaluateConfig
-from dense_reward_trainer.rl.held_out_metrics import Estimate, HeldOutResult, Sampled, measure
+from dense_reward_trainer.rl.held_out_metrics import Estimate, HeldOutResult, Sampled, measure_held_out
 from dense_reward_trainer.rl.policy import PolicyCheckpoint, chosen_device, load_policy
 from dense_reward_trainer.rl.prompts import held_out_rows
-from dense_reward_trainer.rl.reward_service import ServiceAddress, TokenRewards, connected
+from dense_reward_trainer.rl.records import TokenRewards
+from dense_reward_trainer.rl.reward_service import ServiceAddress, connected
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 
-Report = Callable[[str], None]
 # title of a column -> what it shows
 COLUMNS: Mapping[str, Callable[[HeldOutResult], Estimate | float | None]] = {
     "greedy accuracy": lambda result: result.greedy_accuracy,
@@ -62,7 +63,7 @@ def measure_one(
     options = config.held_out_options
     rows = held_out_rows(config.held_out, checkpoint.encoder, checkpoint.policy.limit_tokens, options.max_new_tokens)
     with sft_model(config, checkpoint, report) as rewards:
-        return measure(checkpoint, rows, options, rewards, temperature)
+        return measure_held_out(checkpoint, rows, options, rewards, temperature)
 
 
 @contextmanager

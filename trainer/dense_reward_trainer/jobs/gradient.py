@@ -7,14 +7,14 @@ Read from `run` downwards.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import inf, sqrt
 from statistics import mean, stdev
 
 import torch
 from dense_reward.checkpoints.write_manifest import write_whole
-from dense_reward.records import IdArray
+from dense_reward.records import IdArray, Report
 from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
@@ -24,11 +24,10 @@ from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.rl.learner import Learner, flat_gradient
 from dense_reward_trainer.rl.policy import Policy, chosen_device, load_policy, microbatches, policy_logprobs
 from dense_reward_trainer.rl.prompts import check_room_at_service, prompts_and_held_out
-from dense_reward_trainer.rl.reward_service import ServiceAddress, TokenRewards, connected
+from dense_reward_trainer.rl.records import TokenRewards
+from dense_reward_trainer.rl.reward_service import ServiceAddress, connected
 from dense_reward_trainer.runs.run_folder import check_run, open_run
-from dense_reward_trainer.runs.timer import Stopwatch
-
-Report = Callable[[str], None]
+from dense_reward_trainer.runs.timer import Timer
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ def descents(
     """
     learner = Learner.of(config, policy)
     for step in tqdm(range(1, config.batches + 1), unit="batch", dynamic_ncols=True):
-        direction = -learner.gradient(learner.sampled(step, prompts, rewards, Stopwatch()))
+        direction = -learner.gradient(learner.sampled(step, prompts, rewards, Timer()))
         size = float(direction.norm())
         if not 0 < size < inf:
             raise JobError(

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from dense_reward.checkpoints.probe import ProbeIds, probe_of_demonstrations, probe_of_texts
-from dense_reward.checkpoints.write_manifest import Facts
+from dense_reward.checkpoints.write_manifest import ManifestFacts
 from dense_reward.manifest import Role
+from dense_reward.records import Report
 from dense_reward.text.encode import Encoder
 from peft import LoraConfig
 from torch.optim.lr_scheduler import LRScheduler
@@ -28,7 +29,6 @@ from dense_reward_trainer.data.sources import DataError, Split, data_sha256, loa
 from dense_reward_trainer.data.tokenised import Row, encode_demonstrations
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.checkpoint import (
-    Report,
     is_complete,
     newest_training_state,
     recover,
@@ -39,7 +39,7 @@ from dense_reward_trainer.runs.run_folder import METRICS_NAME, MetricsLog, check
 from dense_reward_trainer.sft.callbacks import EvaluateAtEnd, LogToFile, QuietProgress
 from dense_reward_trainer.sft.initial_model import StartingPoint, starting_point
 from dense_reward_trainer.sft.length_sampler import LengthOrderedTrainer
-from dense_reward_trainer.sft.milestones import Course
+from dense_reward_trainer.sft.milestones import MilestoneSchedule
 
 SFT: Role = "sft"
 # Newer versions of transformers warn about the older name.
@@ -208,13 +208,13 @@ def as_dataset(rows: Sequence[Row]) -> Dataset:
     return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
 
 
-def course_of(config: SftConfig, arguments: TrainingArguments, samples: int) -> Course:
+def course_of(config: SftConfig, arguments: TrainingArguments, samples: int) -> MilestoneSchedule:
     """How many samples the run has processed when."""
     per_step = config.batch_size * config.gradient_accumulation * arguments.world_size
-    return Course(samples, per_step, config.max_steps or config.epochs * -(-samples // per_step))
+    return MilestoneSchedule(samples, per_step, config.max_steps or config.epochs * -(-samples // per_step))
 
 
-def milestone_steps(milestones: Mapping[str, float], course: Course) -> dict[str, int]:
+def milestone_steps(milestones: Mapping[str, float], course: MilestoneSchedule) -> dict[str, int]:
     """The step of each milestone. Raises ConfigError where one falls on the last step, which is the SFT model's own."""
     steps = {name: course.step_at(fraction) for name, fraction in milestones.items()}
     for name, step in steps.items():
@@ -235,7 +235,9 @@ def check_milestones(steps: Mapping[str, int], checkpoints: Path, done: int) -> 
             )
 
 
-def describe(trainer: SFTTrainer, course: Course, steps: Mapping[str, int], counts: tuple[int, int], done: int) -> str:
+def describe(
+    trainer: SFTTrainer, course: MilestoneSchedule, steps: Mapping[str, int], counts: tuple[int, int], done: int
+) -> str:
     """The run in a sentence."""
     trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     at = ", ".join(f"{name} at step {step}" for name, step in steps.items())
@@ -246,9 +248,9 @@ def describe(trainer: SFTTrainer, course: Course, steps: Mapping[str, int], coun
     )
 
 
-def base_facts(config: SftConfig, run_id: str, data: str, start: StartingPoint) -> Facts:
+def base_facts(config: SftConfig, run_id: str, data: str, start: StartingPoint) -> ManifestFacts:
     """What all checkpoints of the run share."""
-    return Facts(
+    return ManifestFacts(
         role=SFT,
         run_id=run_id,
         renderer=start.encoder.renderer,
@@ -268,8 +270,8 @@ class Saving:
     folder: Path
     trainer: SFTTrainer
     start: StartingPoint
-    course: Course
-    facts: Facts
+    course: MilestoneSchedule
+    facts: ManifestFacts
     train: Sequence[Row]
 
     def write(self, name: str, role: Role, step: int, learning_rate: float) -> None:

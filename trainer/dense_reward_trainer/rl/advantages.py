@@ -11,18 +11,17 @@ import torch
 from torch import Tensor
 
 from dense_reward_trainer.configs.dpr import DprConfig
+from dense_reward_trainer.rl.records import ResponseRewards, Rollout
 from dense_reward_trainer.rl.returns import (
     baseline,
     immediate,
+    less_kl_penalty,
     mask_of,
     pad,
-    penalised,
     reward_to_go,
     total,
     whitened,
 )
-from dense_reward_trainer.rl.reward_service import ResponseRewards
-from dense_reward_trainer.rl.sampling import Rollout
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,14 +89,14 @@ def assemble(
     )
 
 
-def paid(batch: Batch, config: DprConfig, coefficient: float) -> Tensor:
+def shaped_rewards(batch: Batch, config: DprConfig, coefficient: float) -> Tensor:
     """The signal of every token, clipped where asked, less the KL penalty where that is in the reward, [B, T]."""
-    return _paid(batch.signal_BT, batch.policy_logprob_BT, batch.sft_logprob_BT, config, coefficient)
+    return _shaped(batch.signal_BT, batch.policy_logprob_BT, batch.sft_logprob_BT, config, coefficient)
 
 
 def returns(batch: Batch, config: DprConfig, coefficient: float) -> Tensor:
     """What each sampled token is credited with, [B, T] float64."""
-    return _returns(paid(batch, config, coefficient), batch.mask_BT, config)
+    return _returns(shaped_rewards(batch, config, coefficient), batch.mask_BT, config)
 
 
 def actions(batch: Batch, config: DprConfig, coefficient: float) -> Actions:
@@ -125,8 +124,8 @@ def actions(batch: Batch, config: DprConfig, coefficient: float) -> Actions:
 def _with_candidates(
     batch: Batch, candidates: Candidates, ids_BT: Tensor, config: DprConfig, coefficient: float
 ) -> Actions:
-    now_BT = paid(batch, config, coefficient).double()
-    now_BTK = _paid(
+    now_BT = shaped_rewards(batch, config, coefficient).double()
+    now_BTK = _shaped(
         candidates.signal_BTK, candidates.policy_logprob_BTK, candidates.sft_logprob_BTK, config, coefficient
     ).double()
     probability_BTK = candidates.policy_logprob_BTK.double().exp() * batch.mask_BT[..., None]
@@ -143,10 +142,12 @@ def _with_candidates(
     )
 
 
-def _paid(signal: Tensor, policy_logprob: Tensor, sft_logprob: Tensor, config: DprConfig, coefficient: float) -> Tensor:
+def _shaped(
+    signal: Tensor, policy_logprob: Tensor, sft_logprob: Tensor, config: DprConfig, coefficient: float
+) -> Tensor:
     if config.reward_clip is not None:
         signal = signal.clamp(-config.reward_clip, config.reward_clip)
-    return penalised(signal, policy_logprob, sft_logprob, coefficient if config.kl_penalty == "reward" else 0.0)
+    return less_kl_penalty(signal, policy_logprob, sft_logprob, coefficient if config.kl_penalty == "reward" else 0.0)
 
 
 def _returns(paid_BT: Tensor, mask_BT: Tensor, config: DprConfig) -> Tensor:

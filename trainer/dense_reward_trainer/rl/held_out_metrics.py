@@ -14,8 +14,8 @@ from dense_reward_trainer.configs.dpr import HeldOutOptions
 from dense_reward_trainer.data.sources import final_answer
 from dense_reward_trainer.data.tokenised import Row
 from dense_reward_trainer.rl.policy import Policy, PolicyCheckpoint, frozen_logprobs
-from dense_reward_trainer.rl.reward_service import TokenRewards
-from dense_reward_trainer.rl.sampling import Rollout, Sampling, sample
+from dense_reward_trainer.rl.records import Rollout, TokenRewards
+from dense_reward_trainer.rl.sampling import Sampling, sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class HeldOutResult:
         return flat
 
 
-def measure(
+def measure_held_out(
     checkpoint: PolicyCheckpoint,
     rows: Sequence[Row],
     options: HeldOutOptions,

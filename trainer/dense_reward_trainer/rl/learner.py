@@ -19,14 +19,14 @@ from transformers import PreTrainedModel
 
 from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.errors import JobError
-from dense_reward_trainer.rl.advantages import Actions, Batch, actions, assemble, paid
+from dense_reward_trainer.rl.advantages import Actions, Batch, actions, assemble, shaped_rewards
 from dense_reward_trainer.rl.losses import divisor, kl_loss, policy_gradient
 from dense_reward_trainer.rl.optimiser import learning_rate, make_optimiser, set_learning_rate
 from dense_reward_trainer.rl.policy import Policy, action_logprobs, likeliest_actions, microbatches
 from dense_reward_trainer.rl.prompts import prompts_of_step
-from dense_reward_trainer.rl.reward_service import TokenRewards
+from dense_reward_trainer.rl.records import TokenRewards
 from dense_reward_trainer.rl.sampling import Sampling, sample
-from dense_reward_trainer.runs.timer import Stopwatch
+from dense_reward_trainer.runs.timer import Timer
 
 KL_ERROR_LIMIT = 0.2  # Ziegler et al.: the relative error that the controller acts upon is clipped to this
 
@@ -72,13 +72,13 @@ class Learner:
 
         Raises JobError where a gradient is not finite, without the optimiser step that it was for.
         """
-        config, clock = self.config, Stopwatch()
+        config, clock = self.config, Timer()
         batch = self.sampled(step, prompts, rewards, clock)
         set_learning_rate(self.optimiser, learning_rate(config, step))
         updated = self.update(batch, actions(batch, config, self.kl_coefficient))
         clock.lap("update_s")
 
-        described = describe(batch, paid(batch, config, self.kl_coefficient))
+        described = describe(batch, shaped_rewards(batch, config, self.kl_coefficient))
         described["kl_coefficient"] = self.kl_coefficient
         described["learning_rate"] = learning_rate(config, step)
         described["computed_tokens"] = float(sum(len(r.prompt_P) + len(r.response_T) for r in batch.rollouts))
@@ -89,7 +89,7 @@ class Learner:
             self.kl_coefficient *= adaptation(described["kl_to_sft"], config.kl_target, config.kl_adaptation)
         return described | updated | clock.report(int(batch.mask_BT.sum()))
 
-    def sampled(self, step: int, prompts: Sequence[IdArray], rewards: TokenRewards, clock: Stopwatch) -> Batch:
+    def sampled(self, step: int, prompts: Sequence[IdArray], rewards: TokenRewards, clock: Timer) -> Batch:
         """Fresh samples of the policy as it is, scored; the same for the same step, prompts and weights."""
         config = self.config
         chosen = prompts_of_step(prompts, step, config.prompts_per_step, config.seed)

@@ -34,7 +34,7 @@ class Policy:
 
     model: PreTrainedModel
     end_of_turn_id: int
-    vocabulary: int
+    vocab_size: int
     autocast: bool = False
 
     @property
@@ -88,8 +88,8 @@ def load_policy(folder: Path, *, precision: Precision, device: str) -> PolicyChe
     dtype = torch.float64 if precision == "float64" else torch.float32
     disable_progress_bar()  # of loading weights: it would stand among the job's own
     model = load_weights(*weight_folders(folder, manifest), dtype).requires_grad_(True)
-    vocabulary = min(tokenizer.vocabulary, manifest.vocabulary)
-    policy = Policy(model.eval().to(device), manifest.end_of_turn_id, vocabulary, precision == "bfloat16")
+    vocab_size = min(tokenizer.vocab_size, manifest.vocabulary)
+    policy = Policy(model.eval().to(device), manifest.end_of_turn_id, vocab_size, precision == "bfloat16")
     return PolicyCheckpoint(policy, Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id), manifest)
 
 
@@ -182,7 +182,7 @@ def likeliest_actions(
 
     [B, T, 1 + count] both, on the CPU, 0 after a response's end; fewer where the tokenizer knows fewer ids.
     """
-    count = min(count, policy.vocabulary)
+    count = min(count, policy.vocab_size)
     shape = len(responses), max(len(ids) for ids in responses), 1 + count
     ids_BTM = torch.zeros(shape, dtype=torch.long)
     logprob_BTM = torch.zeros(shape, dtype=torch.promote_types(policy.model.dtype, torch.float32))
@@ -192,7 +192,7 @@ def likeliest_actions(
         parts = [prompts[b] for b in rows], [responses[b] for b in rows]
         (row_N, step_N), logprobs_NV = _state_logprobs(policy, *parts, temperature)
         place = torch.tensor(rows)[row_N.cpu()], step_N.cpu()
-        likeliest_NK = logprobs_NV[:, : policy.vocabulary].topk(count, dim=1).indices
+        likeliest_NK = logprobs_NV[:, : policy.vocab_size].topk(count, dim=1).indices
         ids_NM = torch.cat([own_BT1[place].to(policy.device), likeliest_NK], dim=1)
         ids_BTM[place], logprob_BTM[place] = ids_NM.cpu(), logprobs_NV.gather(1, ids_NM).cpu()
     return ids_BTM, logprob_BTM

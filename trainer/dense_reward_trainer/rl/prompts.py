@@ -1,11 +1,11 @@
 """The prompts that a policy is trained and measured on, as ids. Must not know rewards or jobs."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from dense_reward.records import IdArray
+from dense_reward.records import IdArray, Report
 from dense_reward.text.encode import Encoder
 
 from dense_reward_trainer.configs.dpr import DprConfig
@@ -13,8 +13,6 @@ from dense_reward_trainer.data.sources import NO_SKIP, DataError, DataSource, lo
 from dense_reward_trainer.data.tokenised import Row, encode_demonstrations
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.rl.policy import PolicyCheckpoint
-
-Report = Callable[[str], None]
 
 
 def prompts_and_held_out(

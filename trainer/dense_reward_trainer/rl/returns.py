@@ -34,7 +34,7 @@ def mask_of(lengths: Sequence[int]) -> Tensor:
     return pad([np.ones(length, dtype=np.float32) for length in lengths])
 
 
-def penalised(reward_BT: Tensor, policy_logprob_BT: Tensor, sft_logprob_BT: Tensor, coefficient: float) -> Tensor:
+def less_kl_penalty(reward_BT: Tensor, policy_logprob_BT: Tensor, sft_logprob_BT: Tensor, coefficient: float) -> Tensor:
     """r_t - b (log pi(a_t|s_t) - log pi_sft(a_t|s_t)), [B, T]: the estimate k1 of KL(pi || pi_sft), paid as a reward.
 
     Both log-probs at temperature 1. Under samples from pi itself the expected gradient of REINFORCE on the sum of these

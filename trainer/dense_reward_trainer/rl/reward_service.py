@@ -1,10 +1,10 @@
 """What training needs of the reward service, and the service behind it. Must not know policies or losses."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol, Self
+from typing import Self
 
 from dense_reward import (
     Client,
@@ -17,38 +17,15 @@ from dense_reward import (
 )
 from dense_reward.client.requests import ItemToScore
 from dense_reward.client.tokenizer import card_named
-from dense_reward.records import FloatArray, IdArray
+from dense_reward.records import FloatArray, IdArray, Report
+from dense_reward.reward import less_kl
 from dense_reward.schemas import ArrayName, ModelCard, SignalName
 
 from dense_reward_trainer.configs.service import ServiceJobConfig
 from dense_reward_trainer.errors import ConfigError, JobError
-from dense_reward_trainer.rl.sampling import Rollout
+from dense_reward_trainer.rl.records import ResponseRewards, Rollout
 
-Report = Callable[[str], None]
 Chat = list[dict[str, str]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ResponseRewards:
-    """Of one response, one number for each of its ids, in nats at temperature 1. `kl_T` only where it was asked for.
-
-    Of the K ids that the caller named at each position, [T, K] each; None where it named none. There is nothing here
-    for an end of turn that the response does not hold.
-    """
-
-    signal_T: FloatArray
-    sft_logprob_T: FloatArray
-    kl_T: FloatArray | None = None
-    candidate_signal_TK: FloatArray | None = None
-    candidate_sft_logprob_TK: FloatArray | None = None
-
-
-class TokenRewards(Protocol):
-    """A source of token rewards."""
-
-    def score(self, rollouts: Sequence[Rollout], candidates: Sequence[IdArray] | None = None) -> list[ResponseRewards]:
-        """The rewards of the very ids of each rollout, in order, and of its `candidates`, ids [T, K]."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +144,7 @@ def candidate_signal(
         case "sft_logprob":
             return sft_logprob_TK
         case "centred":
-            return None if reward_TK is None or kl_T is None else reward_TK - kl_T[:, None]
+            return None if reward_TK is None or kl_T is None else less_kl(reward_TK, kl_T[:, None])
 
 
 @contextmanager

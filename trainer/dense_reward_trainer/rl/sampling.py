@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.policy import Policy
+from dense_reward_trainer.rl.records import Rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +30,6 @@ class Sampling:
     temperature: float = 1.0
     greedy: bool = False
     batch_size: int = 64
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rollout:
-    """One response to one prompt. A finished one ends with the end of turn; one that was cut off holds none at all."""
-
-    prompt_P: IdArray
-    response_T: IdArray
-    finished: bool
 
 
 def sample(policy: Policy, prompts: Sequence[IdArray], sampling: Sampling, seed: int) -> list[Rollout]:
@@ -59,7 +51,7 @@ def sample(policy: Policy, prompts: Sequence[IdArray], sampling: Sampling, seed:
 def generation_config(policy: Policy, sampling: Sampling) -> GenerationConfig:
     """The policy's own distribution at a temperature: nothing is cut off, nothing is penalised."""
     drawn = {} if sampling.greedy else {"temperature": sampling.temperature, "top_p": 1.0, "top_k": 0}
-    beyond = list(range(policy.vocabulary, policy.model.config.get_text_config().vocab_size))
+    beyond = list(range(policy.vocab_size, policy.model.config.get_text_config().vocab_size))
     return GenerationConfig(
         do_sample=not sampling.greedy,
         max_new_tokens=sampling.max_new_tokens,

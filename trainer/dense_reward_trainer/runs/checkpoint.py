@@ -7,14 +7,13 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
-from dense_reward.checkpoints.write_manifest import ChooseProbe, Facts, seal
+from dense_reward.checkpoints.write_manifest import ChooseProbe, ManifestFacts, write_manifest
 from dense_reward.manifest import MANIFEST_NAME, Manifest
+from dense_reward.records import Report
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Report = Callable[[str], None]
 _STEP = re.compile(r"checkpoint-([0-9]+)")
 
 
@@ -22,7 +21,7 @@ def write_checkpoint(
     folder: Path,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    facts: Facts,
+    facts: ManifestFacts,
     choose_probe: ChooseProbe,
     *,
     device: str = "cpu",
@@ -39,7 +38,7 @@ def write_checkpoint(
     partial.mkdir()
     _save_model(model, partial, adapter=facts.adapter_base is not None)
     tokenizer.save_pretrained(partial)
-    manifest = seal(partial, facts, choose_probe, device=device)
+    manifest = write_manifest(partial, facts, choose_probe, device=device)
     _flush(partial)
     if folder.exists():
         folder.rename(replaced)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import TypeVar
 
+from dense_reward.records import Result
+
 Item = TypeVar("Item")
-Result = TypeVar("Result")
 TERMINATED = 128 + signal.SIGTERM
 
 

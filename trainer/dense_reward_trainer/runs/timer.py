@@ -3,7 +3,7 @@
 from time import perf_counter
 
 
-class Stopwatch:
+class Timer:
     """Seconds since the last lap, by name."""
 
     def __init__(self) -> None:

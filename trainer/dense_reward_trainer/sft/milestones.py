@@ -7,7 +7,7 @@ from math import ceil
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class MilestoneSchedule:
     """A run over `samples` demonstrations that takes up to `samples_per_step` of them in each optimiser step.
 
     `samples_per_step` = batch x gradient accumulation x processes. The last step of an epoch takes what is left of it;

@@ -8,13 +8,14 @@ kept as they end, so that a study that was stopped goes on where it was.
 import copy
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import torch
 from dense_reward.checkpoints.write_manifest import write_whole
+from dense_reward.records import Report
 from tqdm import tqdm
 
 from dense_reward_trainer.errors import ConfigError
@@ -25,7 +26,6 @@ from dense_reward_trainer.studies.compare_options_config import Curve, Estimator
 from dense_reward_trainer.studies.compare_options_plot import plot_study
 from dense_reward_trainer.studies.exact_task import TableRewards, Task, make_task
 
-Report = Callable[[str], None]
 Chosen = tuple[str, float, int]  # estimator, learning rate, seed
 
 

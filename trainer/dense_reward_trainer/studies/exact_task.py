@@ -18,9 +18,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from dense_reward_trainer.rl.losses import divisor
 from dense_reward_trainer.rl.policy import Policy, policy_logprobs
+from dense_reward_trainer.rl.records import ResponseRewards, Rollout
 from dense_reward_trainer.rl.returns import mask_of
-from dense_reward_trainer.rl.reward_service import ResponseRewards
-from dense_reward_trainer.rl.sampling import Rollout, Sampling, sample
+from dense_reward_trainer.rl.sampling import Sampling, sample
 from dense_reward_trainer.studies.compare_options_config import TaskOptions
 
 END = 0
@@ -35,7 +35,7 @@ class Tree:
     horizon: int
 
     @property
-    def vocabulary(self) -> int:
+    def vocab_size(self) -> int:
         return self.symbols + 1
 
     def level(self, length: int) -> slice:
@@ -45,7 +45,7 @@ class Tree:
 
     def states(self, length: int) -> list[tuple[int, ...]]:
         """The tokens of each state of a level, in order."""
-        return list(product(range(1, self.vocabulary), repeat=length))
+        return list(product(range(1, self.vocab_size), repeat=length))
 
     def index(self, state: Sequence[int]) -> int:
         """The place of a state among all."""
@@ -111,7 +111,7 @@ class Task:
 def make_task(options: TaskOptions, seed: int) -> Task:
     """The task of a seed: expert, demonstrations and SFT follow from it and the options."""
     tree = Tree(options.symbols, options.horizon)
-    pairs = product(range(1, tree.vocabulary), repeat=2)
+    pairs = product(range(1, tree.vocab_size), repeat=2)
     prompts = tuple(np.array(pair, dtype=np.int32) for pair, _ in zip(pairs, range(options.prompts), strict=False))
     expert = _random_policy(options, 2 * seed)
     with torch.no_grad():
@@ -151,8 +151,8 @@ def state_logprobs(policy: Policy, prompts: Sequence[IdArray], tree: Tree) -> Te
     """log pi of every token in every state, [P, S, V] float64: one forward pass over the longest states."""
     longest = tree.horizon - 1
     ids_NL = torch.tensor([[*prompt, *state] for prompt in prompts for state in tree.states(longest)], dtype=torch.long)
-    logits_NLV = policy.model(input_ids=ids_NL).logits[:, -tree.horizon :, : policy.vocabulary]
-    logits_PNLV = torch.log_softmax(logits_NLV.double(), -1).reshape(len(prompts), -1, tree.horizon, policy.vocabulary)
+    logits_NLV = policy.model(input_ids=ids_NL).logits[:, -tree.horizon :, : policy.vocab_size]
+    logits_PNLV = torch.log_softmax(logits_NLV.double(), -1).reshape(len(prompts), -1, tree.horizon, policy.vocab_size)
     # of the states that share a beginning, the first is the one to read it from
     levels = [logits_PNLV[:, :: tree.symbols ** (longest - length), length] for length in range(tree.horizon)]
     return torch.cat(levels, dim=1)
@@ -190,9 +190,9 @@ class TableRewards:
 
 
 def _random_policy(options: TaskOptions, seed: int) -> Policy:
-    vocabulary = options.symbols + 1
+    vocab_size = options.symbols + 1
     config = LlamaConfig(
-        vocab_size=vocabulary,
+        vocab_size=vocab_size,
         hidden_size=options.hidden_size,
         intermediate_size=2 * options.hidden_size,
         num_hidden_layers=options.layers,
@@ -204,4 +204,4 @@ def _random_policy(options: TaskOptions, seed: int) -> Policy:
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Policy(LlamaForCausalLM(config).eval(), END, vocabulary)
+        return Policy(LlamaForCausalLM(config).eval(), END, vocab_size)

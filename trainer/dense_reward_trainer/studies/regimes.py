@@ -9,7 +9,7 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from dense_reward.checkpoints.write_manifest import write_whole
+from dense_reward.records import Report
 from pydantic import JsonValue
 from tqdm import tqdm
 
@@ -34,7 +35,6 @@ from dense_reward_trainer.studies.flops import matched_sft_steps
 from dense_reward_trainer.studies.regimes_config import Overrides, Regime, SweepConfig
 from dense_reward_trainer.studies.regimes_table import Figures, at_matched_kl, plot_sweep, summary, table
 
-Report = Callable[[str], None]
 LOG_NAME = "log.txt"
 
 

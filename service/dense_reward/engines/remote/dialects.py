@@ -85,7 +85,7 @@ class VllmTokens:
         wanted: dict[str, Any] = {"prompt_logprobs": 0}
         if self.names_candidates:
             wanted = {
-                "prompt_logprob_token_ids": query.named_TK.tolist(),
+                "prompt_logprob_token_ids": query.wanted_TK.tolist(),
                 "prompt_logprob_start": query.start - 1,
                 "skip_reading_prefix_cache": fresh,
             }
@@ -111,14 +111,14 @@ class VllmTokens:
 class Sglang:
     """SGLang's own route. The entry at the first position asked for has no log-prob: one position more is asked for.
 
-    `vocabulary` is known because it writes 0 for the last id of it.
+    `vocab_size` is known because it writes 0 for the last id of it.
     """
 
     kept_tokens: ClassVar = 7
     health_s: ClassVar = 25.0  # it generates a token for it, which waits for a running prefill, up to 20 seconds
     max_named: ClassVar = 1
 
-    vocabulary: int
+    vocab_size: int
     lora: str | None = None
     names_candidates: bool = False
 
@@ -140,15 +140,15 @@ class Sglang:
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise WireError(f"no input_token_logprobs in the answer ({error!r})") from None
         asked = query.ids_L[query.start :]
-        if ids != np.where(asked == self.vocabulary - 1, 0, asked).tolist() and ids != asked.tolist():
+        if ids != np.where(asked == self.vocab_size - 1, 0, asked).tolist() and ids != asked.tolist():
             raise WireError("log-probs of other ids than were asked for")
         return checked(query, values_T[:, None])
 
 
 def checked(query: Query, values: FloatArray) -> FloatArray:
     """Raises WireError where there is not one log-prob for each id that was named."""
-    if values.shape != query.named_TK.shape:
-        raise WireError(f"log-probs of shape {values.shape}, asked for {query.named_TK.shape}")
+    if values.shape != query.wanted_TK.shape:
+        raise WireError(f"log-probs of shape {values.shape}, asked for {query.wanted_TK.shape}")
     return values.astype(np.float32, copy=False)
 
 

@@ -3,9 +3,8 @@
 import asyncio
 import threading
 from collections.abc import Coroutine
-from typing import TypeVar
 
-Result = TypeVar("Result")
+from dense_reward.records import Result
 
 
 class BackgroundLoop:

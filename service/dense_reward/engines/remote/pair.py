@@ -7,7 +7,7 @@ at each of these.
 import asyncio
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
@@ -18,14 +18,14 @@ from dense_reward.records import (
     EngineInfo,
     FloatArray,
     IdArray,
+    Result,
     Scores,
     TokenScores,
     Trunk,
     Wants,
     Work,
+    no_scores,
 )
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,14 +38,14 @@ class Query:
     ids_L: IdArray
     prompt_tokens: int
     start: int
-    named_TK: IdArray
+    wanted_TK: IdArray
 
 
-class ForeignModel(Protocol):
+class RemoteModel(Protocol):
     """One checkpoint, computed elsewhere."""
 
     @property
-    def trouble(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """Why it answers nothing now, though it may again."""
         ...
 
@@ -60,10 +60,10 @@ class ForeignModel(Protocol):
     async def close(self) -> None: ...
 
 
-class ForeignPair:
+class RemotePair:
     """Two of them; all queries of a batch are sent at once."""
 
-    def __init__(self, sft: ForeignModel, reference: ForeignModel, info: EngineInfo, loop: BackgroundLoop) -> None:
+    def __init__(self, sft: RemoteModel, reference: RemoteModel, info: EngineInfo, loop: BackgroundLoop) -> None:
         self._models = sft, reference
         self._info = info
         self._loop = loop
@@ -73,8 +73,8 @@ class ForeignPair:
         return self._info
 
     @property
-    def trouble(self) -> str | None:
-        return next((model.trouble for model in self._models if model.trouble is not None), None)
+    def unavailable_reason(self) -> str | None:
+        return next((model.unavailable_reason for model in self._models if model.unavailable_reason is not None), None)
 
     def cost(self, trunk: Trunk) -> Cost:
         """Every branch is a sequence of its own: what an engine remembers of equal prompts it does not tell."""
@@ -85,27 +85,27 @@ class ForeignPair:
         )
 
     def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
-        del wants  # what is not in `info.quantities` is refused before it comes here
+        # a quantity that is not in `info.quantities` is refused before: `wants` holds none
         queries = [[query_of(trunk, branch) for branch in trunk.branches] for trunk in trunks]
-        return lambda: self._loop.run(self._scores(trunks, queries))
+        return lambda: self._loop.run(self._scores(trunks, queries, wants))
 
     def close(self) -> None:
         close(self._models, self._loop)
 
-    async def _scores(self, trunks: Sequence[Trunk], queries: Sequence[Sequence[Query | None]]) -> Scores:
+    async def _scores(self, trunks: Sequence[Trunk], queries: Sequence[Sequence[Query | None]], wants: Wants) -> Scores:
         asked = [query for of_trunk in queries for query in of_trunk if query is not None]
         answers = await together([model.logprobs(query) for model in self._models for query in asked])
         pairs = zip(answers[: len(asked)], answers[len(asked) :], strict=True)
         return [
             [
-                _nothing(branch) if query is None else _scores_of(branch, *next(pairs))
+                no_scores(branch, wants) if query is None else _scores_of(branch, *next(pairs))
                 for branch, query in zip(trunk.branches, of_trunk, strict=True)
             ]
             for trunk, of_trunk in zip(trunks, queries, strict=True)
         ]
 
 
-def close(models: Sequence[ForeignModel], loop: BackgroundLoop) -> None:
+def close(models: Sequence[RemoteModel], loop: BackgroundLoop) -> None:
     """The models first, then the loop that they were asked on."""
     for model in models:
         loop.run(model.close())
@@ -129,13 +129,13 @@ def query_of(trunk: Trunk, branch: Branch) -> Query | None:
         return None
     first, end = int(scored[0]), int(scored[-1]) + 1
     own_T1 = branch.ids_T[first:end, None]
-    named_TK = own_T1
+    wanted_TK = own_T1
     if branch.candidates_SK is not None:
         candidates_TK = np.repeat(own_T1, branch.candidates_SK.shape[1], axis=1)  # stands where nothing is scored
         candidates_TK[scored - first] = branch.candidates_SK
-        named_TK = np.concatenate([own_T1, candidates_TK], axis=1)
+        wanted_TK = np.concatenate([own_T1, candidates_TK], axis=1)
     prompt_tokens = len(trunk.prompt_P)
-    return Query(np.concatenate([trunk.prompt_P, branch.ids_T[:end]]), prompt_tokens, prompt_tokens + first, named_TK)
+    return Query(np.concatenate([trunk.prompt_P, branch.ids_T[:end]]), prompt_tokens, prompt_tokens + first, wanted_TK)
 
 
 def _scores_of(branch: Branch, sft_TK: FloatArray, reference_TK: FloatArray) -> TokenScores:
@@ -146,14 +146,6 @@ def _scores_of(branch: Branch, sft_TK: FloatArray, reference_TK: FloatArray) -> 
     return TokenScores(
         sft_SK[:, 0],
         reference_SK[:, 0],
-        candidate_reward_SK=sft_SK[:, 1:] - reference_SK[:, 1:],
         candidate_sft_logprob_SK=sft_SK[:, 1:],
+        candidate_reference_logprob_SK=reference_SK[:, 1:],
     )
-
-
-def _nothing(branch: Branch) -> TokenScores:
-    """The scores of a branch without a scored token."""
-    row = np.empty(0, dtype=np.float32)
-    width = 0 if branch.candidates_SK is None else branch.candidates_SK.shape[1]
-    empty = row.reshape(0, width) if width else None
-    return TokenScores(row, row, candidate_reward_SK=empty, candidate_sft_logprob_SK=empty)

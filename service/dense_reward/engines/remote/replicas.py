@@ -13,13 +13,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 
 from dense_reward.engines.remote.dialects import Dialect, Sglang, VllmCompletions, VllmTokens, WireError
 from dense_reward.engines.remote.pair import Query
 from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, SequenceError, refuse
-from dense_reward.records import FloatArray
+from dense_reward.records import FloatArray, Report
 
 CONNECT_S, TELL_S, LOOK_EVERY_S, PROVE_EVERY_S = 2.0, 2.0, 1.0, 60.0
 PROVE_S = 120.0
@@ -47,13 +47,13 @@ class RefusedError(Exception):
 class Access:
     """How servers are reached: the model's name there (their first one where None), a key, seconds for an answer.
 
-    `vocabulary`: of the checkpoint, output rows.
+    `vocab_size`: of the checkpoint, output rows.
     """
 
     served: str | None
     key: str | None
     timeout_s: float
-    vocabulary: int
+    vocab_size: int
 
 
 class Replica:
@@ -61,11 +61,11 @@ class Replica:
 
     def __init__(self, url: str, access: Access) -> None:
         self.url = url.rstrip("/")
-        self.trouble: str | None = None
+        self.unavailable_reason: str | None = None
         self.max_length_tokens = 0
         self.dialect: Dialect = VllmCompletions("")
         self._access = access
-        self._asking: set[asyncio.Future[httpx.Response]] = set()
+        self._asking: set[asyncio.Future[httpx2.Response]] = set()
         self._queries = self._client(CONNECTIONS, access.timeout_s)
         self._looks = self._client(None, TELL_S)  # its own connections: never behind queries
 
@@ -81,7 +81,7 @@ class Replica:
         if length_tokens is None:
             raise CheckpointError(f"{self.url} tells no max_model_len: it is neither vLLM nor SGLang")
         reason: Exception | None = None
-        for dialect in _dialects(str(model.get("owned_by")), served, self._access.vocabulary, is_first=model is first):
+        for dialect in _dialects(str(model.get("owned_by")), served, self._access.vocab_size, is_first=model is first):
             try:
                 await self._ask(dialect, probe)
             except (RefusedError, WireError) as error:
@@ -95,9 +95,9 @@ class Replica:
     async def logprobs(self, query: Query) -> FloatArray:
         """Raises UnreachableError; SequenceError where the server refuses, or answers something else."""
         width = self.dialect.max_named
-        parts = [query.named_TK[:, first : first + width] for first in range(0, query.named_TK.shape[1], width)]
+        parts = [query.wanted_TK[:, first : first + width] for first in range(0, query.wanted_TK.shape[1], width)]
         try:
-            found = [await self._ask(self.dialect, replace(query, named_TK=part)) for part in parts]
+            found = [await self._ask(self.dialect, replace(query, wanted_TK=part)) for part in parts]
         except (RefusedError, WireError) as error:
             raise SequenceError(f"{self.url}: {error}") from error
         return np.concatenate(found, axis=1)
@@ -105,16 +105,16 @@ class Replica:
     async def is_well(self) -> bool:
         """Whether the server says so. Raises UnreachableError where nobody says anything."""
         try:
-            patience = httpx.Timeout(self.dialect.health_s, connect=CONNECT_S)
+            patience = httpx2.Timeout(self.dialect.health_s, connect=CONNECT_S)
             return (await self._looks.get("/health", timeout=patience)).is_success
-        except httpx.ReadTimeout:
+        except httpx2.ReadTimeout:
             return False
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             raise UnreachableError(f"{self.url} is not reached: {error!r}") from None
 
     def leave_out(self, reason: str) -> None:
         """Ask it nothing more, and wait no longer for what it was asked."""
-        self.trouble = reason
+        self.unavailable_reason = reason
         for asking in self._asking:
             asking.cancel()
 
@@ -122,19 +122,19 @@ class Replica:
         await self._queries.aclose()
         await self._looks.aclose()
 
-    def _client(self, connections: int | None, timeout_s: float) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
+    def _client(self, connections: int | None, timeout_s: float) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(
             base_url=self.url,
             headers={} if self._access.key is None else {"Authorization": f"Bearer {self._access.key}"},
-            timeout=httpx.Timeout(timeout_s, connect=CONNECT_S),
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+            timeout=httpx2.Timeout(timeout_s, connect=CONNECT_S),
+            limits=httpx2.Limits(max_connections=connections, max_keepalive_connections=connections),
             trust_env=False,
         )
 
     async def _told(self, path: str) -> Any:  # noqa: ANN401 - JSON
         try:
             answer = await self._looks.get(path)
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             raise UnreachableError(f"{self.url} is not reached: {error!r}") from None
         if answer.status_code in {401, 403}:
             cure = "wants a key" if self._access.key is None else "does not take the key that it is given"
@@ -165,15 +165,15 @@ class Replica:
         self._asking.add(asking)
         try:
             answer = await asking
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             raise UnreachableError(f"{self.url} did not answer: {error!r}") from None
         except asyncio.CancelledError:
-            if self.trouble is None or _is_cancelled():
+            if self.unavailable_reason is None or _is_cancelled():
                 raise
-            raise UnreachableError(self.trouble) from None
+            raise UnreachableError(self.unavailable_reason) from None
         finally:
             self._asking.discard(asking)
-        if answer.status_code == httpx.codes.TOO_MANY_REQUESTS or answer.status_code >= httpx.codes.BAD_GATEWAY:
+        if answer.status_code == httpx2.codes.TOO_MANY_REQUESTS or answer.status_code >= httpx2.codes.BAD_GATEWAY:
             raise UnreachableError(f"{self.url} answered {answer.status_code}")
         if not answer.is_success:
             message = f"{path} answered {answer.status_code}: {answer.text[:500]}"
@@ -181,12 +181,11 @@ class Replica:
         return answer.content
 
 
-Report = Callable[[str], None]
 Prove = Callable[[Sequence[Replica], Report], Awaitable[None]]
 """Raises CheckpointError where replicas' log-probs are not the checkpoint's, UnreachableError where there are none."""
 
 
-class RemoteModel:
+class ReplicatedModel:
     """One checkpoint, on several servers. What it can do is what those can that are there when it starts."""
 
     def __init__(self, replicas: Sequence[Replica], probe: Query, prove: Prove, timeout_s: float) -> None:
@@ -199,9 +198,9 @@ class RemoteModel:
         self._watching: asyncio.Task[None] | None = None
 
     @property
-    def trouble(self) -> str | None:
+    def unavailable_reason(self) -> str | None:
         """That of its first replica, where none is well."""
-        troubles = [replica.trouble for replica in self._replicas]
+        troubles = [replica.unavailable_reason for replica in self._replicas]
         return None if None in troubles else troubles[0]
 
     async def start(self, report: Report) -> None:
@@ -217,11 +216,11 @@ class RemoteModel:
                 replica.leave_out(str(error))
                 report(f"left out until it comes: {error}")
             else:
-                replica.trouble = None
+                replica.unavailable_reason = None
                 report(f"{replica.url}: {replica.dialect}, sequences of up to {replica.max_length_tokens} tokens")
-        here = [replica for replica in self._replicas if replica.trouble is None]
+        here = [replica for replica in self._replicas if replica.unavailable_reason is None]
         if not here:
-            raise UnreachableError(self.trouble)
+            raise UnreachableError(self.unavailable_reason)
         async with _soon(", ".join(replica.url for replica in here)):
             await self._prove(here, report)
         self.max_length_tokens = min(replica.max_length_tokens for replica in here)
@@ -233,7 +232,7 @@ class RemoteModel:
 
         Raises RequestError(engine_unavailable) where none answers, SequenceError where they do, but not this.
         """
-        reason = self.trouble
+        reason = self.unavailable_reason
         try:
             async with asyncio.timeout(self._timeout_s):
                 for attempt in range(ATTEMPTS):
@@ -260,7 +259,7 @@ class RemoteModel:
 
     def _replica_for(self, query: Query, attempt: int) -> Replica | None:
         """The same for equal prompts while it is well (rendezvous hashing), the next one at every further attempt."""
-        well = [replica for replica in self._replicas if replica.trouble is None]
+        well = [replica for replica in self._replicas if replica.unavailable_reason is None]
         if not well:
             return None
         prompt = query.ids_L[: query.prompt_tokens].tobytes()
@@ -280,7 +279,7 @@ class RemoteModel:
                 missed = 0 if await replica.is_well() else missed + 1
                 if missed >= LOOKS_MISSED:
                     raise UnreachableError(f"{replica.url} does not say that it is well")
-                if replica.trouble is not None and not missed:
+                if replica.unavailable_reason is not None and not missed:
                     await self._take_back(replica)
             except Exception as error:  # whatever a server does wrong, it is looked at again
                 _leave_out(replica, error)
@@ -290,7 +289,7 @@ class RemoteModel:
         while True:
             await asyncio.sleep(PROVE_EVERY_S)
             try:
-                if replica.trouble is None:
+                if replica.unavailable_reason is None:
                     async with _soon(replica.url):
                         await self._prove([replica], log.debug)
             except Exception as error:  # whatever a server does wrong, it is looked at again
@@ -313,12 +312,12 @@ class RemoteModel:
             )
         async with _soon(replica.url):
             await self._prove([replica], log.info)
-        replica.trouble = None
+        replica.unavailable_reason = None
         log.info("taken back: %s", replica.url)
 
 
 def _leave_out(replica: Replica, error: Exception) -> None:
-    if replica.trouble != str(error):
+    if replica.unavailable_reason != str(error):
         log.error("left out: %s", error)
     replica.leave_out(str(error))
 
@@ -347,8 +346,8 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
-def _dialects(owner: str, served: str, vocabulary: int, *, is_first: bool) -> list[Dialect]:
+def _dialects(owner: str, served: str, vocab_size: int, *, is_first: bool) -> list[Dialect]:
     """Those that a server may understand, the best first; an adapter of SGLang is named beside its base."""
     if owner == "sglang":
-        return [Sglang(vocabulary, lora=None if is_first else served)]
+        return [Sglang(vocab_size, lora=None if is_first else served)]
     return [VllmTokens(served, names_candidates=True), VllmTokens(served), VllmCompletions(served)]

@@ -30,8 +30,7 @@ from dense_reward.engines.remote.lora import refuse_named
 from dense_reward.engines.remote.pair import Query
 from dense_reward.errors import CheckpointError, EngineLostError, SequenceError, SettingsError
 from dense_reward.manifest import Manifest, files_folder
-from dense_reward.records import FloatArray
-from dense_reward.scoring.items import MAX_CANDIDATES
+from dense_reward.records import MAX_CANDIDATES, FloatArray
 from dense_reward.settings import Settings
 
 VERSION = vllm.__version__
@@ -44,7 +43,7 @@ _IDS = itertools.count()
 class VllmModel:
     """One checkpoint: an engine, or an adapter in it; names candidates where its runner scores fixed ids."""
 
-    trouble: str | None = None  # an engine that died takes the process with it, at the next query
+    unavailable_reason: str | None = None  # an engine that died takes the process with it, at the next query
 
     def __init__(self, engine: AsyncLLM, lora: LoRARequest | None) -> None:
         self.names_candidates = False
@@ -86,7 +85,7 @@ class VllmModel:
             wanted = SamplingParams(
                 max_tokens=1,
                 detokenize=False,
-                prompt_logprob_token_ids=query.named_TK,
+                prompt_logprob_token_ids=query.wanted_TK,
                 prompt_logprob_start=query.start - 1,
                 skip_reading_prefix_cache=fresh,
             )
@@ -112,7 +111,7 @@ class VllmModel:
 
 
 @dataclass(frozen=True, slots=True)
-class VllmServing:
+class VllmOptions:
     """How checkpoints are served by vLLM; `options` are fields of its AsyncEngineArgs, and go over all others here."""
 
     devices: tuple[str | None, str | None]
@@ -141,7 +140,7 @@ def weights_of(folder: Path, manifest: Manifest, dtype: str) -> Weights:
     return Weights(files, dtype, base, manifest.adapter_base_files)
 
 
-def serving_of(settings: Settings) -> VllmServing:
+def vllm_options(settings: Settings) -> VllmOptions:
     """Raises SettingsError where --vllm-options are no JSON object."""
     try:
         options = json.loads(settings.vllm_options or "{}")
@@ -149,7 +148,7 @@ def serving_of(settings: Settings) -> VllmServing:
         raise SettingsError(f"--vllm-options is no JSON: {error}") from None
     if not isinstance(options, dict):
         raise SettingsError("--vllm-options is no JSON object")
-    return VllmServing(
+    return VllmOptions(
         (settings.device, settings.reference_device or settings.device),
         settings.tensor_parallel,
         settings.gpu_memory_utilization,
@@ -158,7 +157,7 @@ def serving_of(settings: Settings) -> VllmServing:
     )
 
 
-def start(sft: Weights, reference: Weights, serving: VllmServing) -> tuple[VllmModel, VllmModel]:
+def start(sft: Weights, reference: Weights, serving: VllmOptions) -> tuple[VllmModel, VllmModel]:
     """The models of a pair; in one engine where both are adapters to one base. To be called where an event loop runs.
 
     Two engines that share a GPU take half of it each, less what else there is. Raises CheckpointError for what vLLM
@@ -177,7 +176,7 @@ def start(sft: Weights, reference: Weights, serving: VllmServing) -> tuple[VllmM
 
 
 def _engine(
-    weights: Weights, serving: VllmServing, device: str | None, share: float, *, adapters: Sequence[Weights]
+    weights: Weights, serving: VllmOptions, device: str | None, share: float, *, adapters: Sequence[Weights]
 ) -> AsyncLLM:
     given: dict[str, Any] = {
         "model": str(weights.base or weights.files),

@@ -39,7 +39,7 @@ class LinearHead:
     tiled: bool = True
 
     @property
-    def vocabulary(self) -> int:
+    def vocab_size(self) -> int:
         return len(self.weight_VD)
 
     def logits(self, rows_CD: Tensor, words: slice) -> Tensor:
@@ -56,7 +56,7 @@ class LinearHead:
 class OwnLogits:
     """For models whose output layer cannot be taken apart: the rows are the logits already."""
 
-    vocabulary: int
+    vocab_size: int
     tiled: bool = True
 
     def logits(self, rows_CV: Tensor, words: slice) -> Tensor:

@@ -1,34 +1,28 @@
 """Two checkpoints on disk -> a pair that was proven to be one and to be computed right."""
 
-import json
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 
-from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
+from dense_reward.engines.proof import ROLES, Checkpoint, pair_info, probe_trunks, tokenizer_of, verify_probe
+from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.engines.torch.memory import peak_bytes
 from dense_reward.engines.torch.model import DTYPES, TorchModel, load_model
-from dense_reward.engines.torch.packing_check import obstacle
-from dense_reward.engines.torch.pair import QUANTITIES, How, PairEngine
+from dense_reward.engines.torch.packing_check import unsupported_reason
+from dense_reward.engines.torch.pair import QUANTITIES, ComputeOptions, PairEngine
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import Manifest, check_pair, files_folder, load_manifest, sha256_of_text, verify_files
-from dense_reward.records import Branch, EngineInfo, OnDevice, Trunk, Wants
-
-Report = Callable[[str], None]
-Result = TypeVar("Result")
-ROLES = ("sft", "reference")
-# Root mean square of (served - stored) log-probs over the probe, in nats, above which a service does not start. Wrong
-# attention or positions are wrong by more than 0.5; rounding is a tenth of each bound on the models that were tried.
-PROBE_TOLERANCE_NATS = {"float64": 1e-3, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
+from dense_reward.manifest import Manifest, check_pair, load_manifest, verify_files
+from dense_reward.records import OnDevice, Report, Result, Wants
+from dense_reward.settings import Settings
+from dense_reward.text.encode import Encoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Serving:
+class ServingOptions:
     """How a pair is to be served. `dtype` None: the checkpoint's own, or float32 where the processor lacks that."""
 
     dtype: str | None = None
@@ -41,7 +35,7 @@ class Serving:
     allow_unrelated: bool = False
 
 
-class Models:
+class LoadedModels:
     """The models that are in use, by all that their rows and logits depend on; forgotten with their last pair."""
 
     def __init__(self) -> None:
@@ -59,16 +53,16 @@ def _at_once(call: Callable[[], Result]) -> Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Loading:
+class LoadContext:
     """What loading needs besides the checkpoints: who is told of each step, the device, and what is loaded already."""
 
     report: Report
     on_device: OnDevice = _at_once
-    models: Models = field(default_factory=Models)
+    models: LoadedModels = field(default_factory=LoadedModels)
 
 
 def load_pair(
-    sft: Path, reference: Path, serving: Serving, loading: Loading
+    sft: Path, reference: Path, serving: ServingOptions, loading: LoadContext
 ) -> tuple[PairEngine, TransformersTokenizer, Manifest]:
     """Load two checkpoints, prove them, and return engine, tokenizer and the sft manifest.
 
@@ -81,54 +75,39 @@ def load_pair(
         _model(role, folder, manifest, serving, loading)
         for role, folder, manifest in zip(ROLES, (sft, reference), manifests, strict=True)
     ]
-    dtypes = [str(model.dtype).removeprefix("torch.") for model in models]
-    tokenizer = load_tokenizer(files_folder(sft, manifests[0]))
-    check_tokenizer(tokenizer, manifests[0], sft)
-    how = loading.on_device(lambda: _how(models, serving, report))
-    info = EngineInfo(
-        sft=str(sft),
-        reference=str(reference),
-        revision=_revision(manifests, dtypes, serving),
-        dtype=dtypes[0],
+    checkpoints = [
+        Checkpoint(role, folder, manifest, str(model.dtype).removeprefix("torch."))
+        for role, folder, manifest, model in zip(ROLES, (sft, reference), manifests, models, strict=True)
+    ]
+    tokenizer = tokenizer_of(checkpoints[0])
+    how = loading.on_device(lambda: _compute_options(models, serving, report))
+    info = pair_info(
+        checkpoints,
+        options=[serving.head_dtype, serving.norm_dtype, serving.deterministic],
         device=serving.device,
-        vocabulary=min(models[0].vocabulary, tokenizer.vocabulary),
+        vocab_size=min(models[0].vocab_size, tokenizer.vocab_size),
         max_length_tokens=_max_length_tokens(models, serving, report),
         quantities=QUANTITIES,
         related=related,
     )
     engine = PairEngine(models[0], models[1], info, how)
-    loading.on_device(lambda: prove(engine, *manifests, report=report))
+    loading.on_device(lambda: _verify_probes(engine, checkpoints, report))
     return engine, tokenizer, manifests[0]
 
 
-def prove(engine: PairEngine, sft: Manifest, reference: Manifest, *, report: Report) -> None:
-    """Compare the engine's log-probs with both stored probes. Raises CheckpointError on disagreement."""
-    tolerance = PROBE_TOLERANCE_NATS[engine.info.dtype]
-    for role, manifest in (("sft", sft), ("reference", reference)):
-        stored = [response.logprobs for sequence in manifest.probe for response in sequence.responses]
-        if not any(stored):
-            raise CheckpointError(f"the manifest of {role} has an empty probe: adopt the checkpoint anew")
+def _verify_probes(engine: PairEngine, checkpoints: Sequence[Checkpoint], report: Report) -> None:
+    """Compare the engine's log-probs with both stored probes. Raises CheckpointError if they disagree."""
+    for checkpoint in checkpoints:
         served = [
-            scores.sft_logprob_S if role == "sft" else scores.reference_logprob_S
-            for branches in engine.score(probe_trunks(manifest), Wants())
+            scores.sft_logprob_S if checkpoint.role == "sft" else scores.reference_logprob_S
+            for branches in engine.score(probe_trunks(checkpoint.manifest), Wants())
             for scores in branches
         ]
-        difference = np.concatenate(served) - np.concatenate([np.array(x) for x in stored])
-        rms = float(np.sqrt(np.mean(difference**2)))
-        report(f"probe of {role}: rms difference {rms:.2g} nats over {len(difference)} tokens (at most {tolerance})")
-        if not rms <= tolerance:
-            raise CheckpointError(
-                f"{role} is computed wrong: its log-probs differ from the stored probe by {rms:.3g} nats (rms, at most "
-                f"{tolerance} in {engine.info.dtype}): serve it with --dtype float32 to tell rounding from a wrong path"
-            )
+        cure = "serve it with --dtype float32 to tell rounding from a wrong path"
+        verify_probe(checkpoint.role, np.concatenate(served), checkpoint, cure=cure, report=report)
 
 
-def probe_trunks(manifest: Manifest) -> list[Trunk]:
-    """The prompts of a checkpoint's probe, each with its responses."""
-    return [_probe_trunk(sequence.prompt_ids, [r.ids for r in sequence.responses]) for sequence in manifest.probe]
-
-
-def _dtype(manifest: Manifest, serving: Serving, report: Report) -> str:
+def _dtype(manifest: Manifest, serving: ServingOptions, report: Report) -> str:
     """The dtype to serve in: a short one only where the processor computes in it, because it is emulated elsewhere."""
     if serving.dtype is not None or serving.device != "cpu":
         return serving.dtype or manifest.dtype
@@ -145,7 +124,7 @@ def _dtype(manifest: Manifest, serving: Serving, report: Report) -> str:
     return "float32"
 
 
-def _model(role: str, folder: Path, manifest: Manifest, serving: Serving, loading: Loading) -> TorchModel:
+def _model(role: str, folder: Path, manifest: Manifest, serving: ServingOptions, loading: LoadContext) -> TorchModel:
     """A checkpoint's model, as it is to be served, its output layer on the sft model's device, where logits meet."""
     report = loading.report
     report(f"verifying the files of {role} ({folder})")
@@ -167,11 +146,11 @@ def _model(role: str, folder: Path, manifest: Manifest, serving: Serving, loadin
     return loading.models.get((manifest.content_sha256, served_as), load)
 
 
-def _how(models: Sequence[TorchModel], serving: Serving, report: Report) -> How:
+def _compute_options(models: Sequence[TorchModel], serving: ServingOptions, report: Report) -> ComputeOptions:
     """Packed where both models allow it, and what a batch then needs; both are reported."""
     devices = serving.device, serving.reference_device or serving.device
     reasons = [
-        obstacle(model.transformers_model, device=device, dtype=model.dtype)
+        unsupported_reason(model.transformers_model, device=device, dtype=model.dtype)
         for model, device in zip(models, devices, strict=True)
     ]
     reason = next((found for found in reasons if found is not None), None)
@@ -192,10 +171,10 @@ def _how(models: Sequence[TorchModel], serving: Serving, report: Report) -> How:
         f"memory: weights {weights / 1e6:,.0f} MB; a batch of {serving.max_batch_tokens} tokens "
         f"{'up to' if reason is None else 'more than'} {max(sizes) / 1e6:,.0f} MB more (--max-batch-tokens)"
     )
-    return How(serving.max_batch_tokens, packed=reason is None, alone=serving.deterministic)
+    return ComputeOptions(serving.max_batch_tokens, packed=reason is None, alone=serving.deterministic)
 
 
-def _max_length_tokens(models: Sequence[TorchModel], serving: Serving, report: Report) -> int:
+def _max_length_tokens(models: Sequence[TorchModel], serving: ServingOptions, report: Report) -> int:
     """What the models take and a batch holds: a longer sequence is refused at the door, so that memory is bounded."""
     longest = min(model.max_length_tokens for model in models)
     if longest > serving.max_batch_tokens:
@@ -203,22 +182,49 @@ def _max_length_tokens(models: Sequence[TorchModel], serving: Serving, report: R
     return min(longest, serving.max_batch_tokens)
 
 
-def _revision(manifests: Sequence[Manifest], dtypes: Sequence[str], serving: Serving) -> str:
-    """Of everything that a score depends on: all files of both, how they are served, and how text becomes ids."""
-    facts: list[object] = [
-        [m.content_sha256, dtype, m.renderer, m.end_of_turn_id] for m, dtype in zip(manifests, dtypes, strict=True)
-    ]
-    facts.append([serving.head_dtype, serving.norm_dtype, serving.deterministic])
-    return sha256_of_text(json.dumps(facts))[:16]
+class DeviceLoader:
+    """Loads pairs one after another; checkpoints that are in use already are not loaded twice."""
+
+    def __init__(self) -> None:
+        self._models = LoadedModels()
+
+    def load(self, settings: Settings, report: Report, on_device: OnDevice) -> tuple[PairEngine, Encoder, str]:
+        """Engine, encoder and tokenizer hash. Raises CheckpointError, naming the cure."""
+        if settings.sft is None or settings.reference is None:
+            raise CheckpointError("give both checkpoints: --sft DIR --reference DIR")
+        loading = LoadContext(report, on_device, self._models)
+        engine, tokenizer, manifest = load_pair(settings.sft, settings.reference, serving_options(settings), loading)
+        return engine, Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id), manifest.tokenizer_sha256
 
 
-def _probe_trunk(prompt_ids: Sequence[int], responses: Sequence[Sequence[int]]) -> Trunk:
-    branches = tuple(Branch(np.array(ids, dtype=np.int32), np.ones(len(ids), dtype=bool)) for ids in responses)
-    return Trunk(np.array(prompt_ids, dtype=np.int32), branches)
+def gpu_bytes() -> dict[str, int]:
+    """What torch holds on each GPU, what it keeps for later batches included."""
+    return {f"cuda:{at}": torch.cuda.memory_reserved(at) for at in range(torch.cuda.device_count())}
 
 
-def check_tokenizer(tokenizer: TransformersTokenizer, manifest: Manifest, folder: Path) -> None:
-    if tokenizer.sha256() != manifest.tokenizer_sha256:
-        raise CheckpointError(f"{folder}: its tokenizer is not the one of its manifest: adopt the checkpoint anew")
-    if tokenizer.template_sha256(manifest.renderer) != manifest.template_sha256:
-        raise CheckpointError(f"{folder}: its chat template is not the one of its manifest: adopt the checkpoint anew")
+def serving_options(settings: Settings) -> ServingOptions:
+    """How to serve, with the device found; and the process made ready for it."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    device = _device(settings.device)
+    torch.use_deterministic_algorithms(settings.deterministic)
+    return ServingOptions(
+        dtype=settings.dtype,
+        head_dtype=settings.head_dtype,
+        norm_dtype=settings.norm_dtype,
+        device=device,
+        reference_device=None if settings.reference_device is None else _device(settings.reference_device),
+        max_batch_tokens=settings.max_batch_tokens,
+        deterministic=settings.deterministic,
+        allow_unrelated=settings.allow_unrelated,
+    )
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise CheckpointError(
+            f"device {name} is not there: torch sees no GPU (use --device cpu, or a CUDA build of torch)"
+        )
+    return name

@@ -32,7 +32,7 @@ class Head(Protocol):
     """A model's output layer with all that the model does to its result."""
 
     @property
-    def vocabulary(self) -> int: ...
+    def vocab_size(self) -> int: ...
 
     @property
     def tiled(self) -> bool:
@@ -45,7 +45,7 @@ class Head(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Side:
+class ModelRows:
     """One model's share: the inputs of its output layer at the rows that predict, and that layer."""
 
     rows_RX: Tensor
@@ -65,7 +65,7 @@ CUDA_TILING = Tiling(4096, 16_384)
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class WantedIds:
     """Words whose log-probs are wanted, with their rows. Lies on the host, so that a device is never waited for."""
 
     row_J: Index
@@ -86,7 +86,7 @@ class ScoredRows:
 
 
 def score_rows(
-    sft: Side, reference: Side, named: Named, wants: Wants = NOTHING_MORE, *, tiling: Tiling | None = None
+    sft: ModelRows, reference: ModelRows, named: WantedIds, wants: Wants = NOTHING_MORE, *, tiling: Tiling | None = None
 ) -> ScoredRows:
     """Log-probs of the named words under both models, and what else `wants` asks of every row.
 
@@ -97,9 +97,9 @@ def score_rows(
 
 
 def score_pairs(
-    sides: Sequence[Side],
+    sides: Sequence[ModelRows],
     pairs: Sequence[Pair],
-    named: Named,
+    named: WantedIds,
     wants: Wants = NOTHING_MORE,
     *,
     tiling: Tiling | None = None,
@@ -110,7 +110,7 @@ def score_pairs(
     chunks = []
     for part in _parts(len(sides[0].rows_RX), tiling.rows):
         chunk = _Chunk(len(sides), pairs, wants)
-        for tile in _parts(sides[0].head.vocabulary, tiling.words):
+        for tile in _parts(sides[0].head.vocab_size, tiling.words):
             logits = [_logits(side, part, tile) for side in sides]
             words.pick(logits, part, tile)
             chunk.add(logits, tile.start)
@@ -124,19 +124,19 @@ def score_pairs(
     return found
 
 
-def _logits(side: Side, part: slice, words: slice) -> Tensor:
+def _logits(side: ModelRows, part: slice, words: slice) -> Tensor:
     """A tile of one model's logits that may be overwritten, at least in float32."""
     logits_CW = side.head.logits(side.rows_RX[part], words)
     return logits_CW.to(torch.promote_types(logits_CW.dtype, torch.float32))
 
 
-def _tiling(sides: Sequence[Side], asked: Tiling | None) -> Tiling:
+def _tiling(sides: Sequence[ModelRows], asked: Tiling | None) -> Tiling:
     """As asked, or the device's own; as many logits at once, but of all words, where a head cannot be tiled."""
     tiling = asked or (CPU_TILING if sides[0].rows_RX.device.type == "cpu" else CUDA_TILING)
     if all(side.head.tiled for side in sides):
         return tiling
-    vocabulary = sides[0].head.vocabulary
-    return Tiling(max(1, tiling.rows * tiling.words // vocabulary), vocabulary)
+    vocab_size = sides[0].head.vocab_size
+    return Tiling(max(1, tiling.rows * tiling.words // vocab_size), vocab_size)
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:
@@ -244,7 +244,7 @@ class _Words:
     Sorted by chunk and word, so that those of a tile stand together, and no device is asked where they are.
     """
 
-    def __init__(self, named: Named, tiling: Tiling, device: torch.device) -> None:
+    def __init__(self, named: WantedIds, tiling: Tiling, device: torch.device) -> None:
         chunk_J = named.row_J // tiling.rows
         self._order_J = np.lexsort((named.id_J, chunk_J))
         self._place_J = (chunk_J * np.int64(1 << 32) + named.id_J)[self._order_J]

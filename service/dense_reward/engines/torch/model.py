@@ -66,7 +66,7 @@ class TorchModel:
         self._captured = CapturedHead(model.get_output_embeddings())
         with torch.inference_mode():
             self._linear = linear_head(model, self._captured)
-        self.head: Head = self._linear or OwnLogits(self.vocabulary)
+        self.head: Head = self._linear or OwnLogits(self.vocab_size)
 
     @property
     def device(self) -> torch.device:
@@ -87,7 +87,7 @@ class TorchModel:
         return sum(storages.values())
 
     @property
-    def vocabulary(self) -> int:
+    def vocab_size(self) -> int:
         return int(self._model.config.get_text_config().vocab_size)
 
     @property
@@ -98,7 +98,7 @@ class TorchModel:
         return int(min(limits))
 
     @property
-    def long_tokens(self) -> int | None:
+    def rope_length_limit(self) -> int | None:
         """Sequences longer than this must not share a batch with shorter ones: longrope turns all by the longest."""
         return min(_original_lengths(self._model.config.get_text_config(), "longrope"), default=None)
 
@@ -177,9 +177,9 @@ def load_model(folder: Path, manifest: Manifest, *, dtype: str | None, device: s
             f"{folder}: dtype {dtype or manifest.dtype!r} cannot be served: choose one of {sorted(DTYPES)}"
         )
     model = TorchModel(load_weights(*weight_folders(folder, manifest), chosen).to(device))
-    if model.vocabulary != manifest.vocabulary:
+    if model.vocab_size != manifest.vocabulary:
         raise CheckpointError(
-            f"{folder}: the model has {model.vocabulary} output rows, its manifest says {manifest.vocabulary}"
+            f"{folder}: the model has {model.vocab_size} output rows, its manifest says {manifest.vocabulary}"
         )
     return model
 

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dense_reward.engines.torch.load import Loading, Report, Serving, load_pair, probe_trunks
+from dense_reward.engines.proof import probe_trunks
+from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pair
 from dense_reward.engines.torch.pair import PairEngine
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import load_manifest
-from dense_reward.records import Branch, FloatArray, Trunk, Wants
+from dense_reward.records import Branch, FloatArray, Report, Trunk, Wants
 from dense_reward.reward import reward
 
 AS_SERVED = "as served"
@@ -51,18 +52,18 @@ class Exact:
         return float(np.std(self.reward_S))
 
 
-def exact_rewards(sft: Path, reference: Path, serving: Serving, report: Report) -> Exact:
+def exact_rewards(sft: Path, reference: Path, serving: ServingOptions, report: Report) -> Exact:
     """Both probes' sequences, scored in float32. Raises CheckpointError where a pair gives every token one reward."""
     trunks = (*probe_trunks(load_manifest(sft)), *probe_trunks(load_manifest(reference)))
     plain = replace(serving, dtype="float32", head_dtype=None, norm_dtype=None)
-    engine = load_pair(sft, reference, plain, Loading(report))[0]
+    engine = load_pair(sft, reference, plain, LoadContext(report))[0]
     exact = Exact(trunks, _rewards(engine, trunks))
     if exact.std == 0:
         raise CheckpointError("every token of the probe has the same reward: the two checkpoints are the same")
     return exact
 
 
-def configurations(serving: Serving) -> dict[str, Serving]:
+def configurations(serving: ServingOptions) -> dict[str, ServingOptions]:
     """As served, and what may lower the noise, one change at a time."""
     changes: dict[str, dict[str, str]] = {
         "float32 head": {"head_dtype": "float32"},
@@ -75,14 +76,14 @@ def configurations(serving: Serving) -> dict[str, Serving]:
     return {AS_SERVED: serving} | {name: replace(serving, **change) for name, change in changes.items()}  # type: ignore[arg-type]
 
 
-def measure(sft: Path, reference: Path, serving: Serving, exact: Exact, report: Report) -> Iterator[Noise]:
+def measure_noise(sft: Path, reference: Path, serving: ServingOptions, exact: Exact, report: Report) -> Iterator[Noise]:
     """The noise of each configuration and what it costs, one after another: never two pairs in memory at once.
 
     Where the pair is served in float32 already, that one alone: nothing lowers its noise.
     """
     for name, configuration in configurations(serving).items():
         try:
-            engine = load_pair(sft, reference, configuration, Loading(report))[0]
+            engine = load_pair(sft, reference, configuration, LoadContext(report))[0]
         except (CheckpointError, RuntimeError) as error:
             yield Noise(name, refused=str(error))
             continue
@@ -109,7 +110,7 @@ def _seconds(engine: PairEngine) -> float:
     prompt = min(prompt, engine.info.max_length_tokens - length)
 
     def ids(count: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-        return random.integers(0, engine.info.vocabulary, count).astype(np.int32)
+        return random.integers(0, engine.info.vocab_size, count).astype(np.int32)
 
     trunk = Trunk(ids(prompt), tuple(Branch(ids(length), np.ones(length, dtype=bool)) for _ in range(responses)))
     engine.score([trunk], Wants())

@@ -33,13 +33,15 @@ KERNEL_TOLERANCE_NATS = 0.3
 tokens of a mixture of experts by nats."""
 
 
-def obstacle(model: PreTrainedModel, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> str | None:
+def unsupported_reason(
+    model: PreTrainedModel, *, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> str | None:
     """Why a model cannot be computed packed, or None. On another device its kernels are tried too, in their dtype."""
     stated = _stated(model)
     if stated is not None:
         return stated
     try:
-        twin = _twin(model.config)
+        twin = _proxy_model(model.config)
     except Exception as error:  # whatever a foreign configuration breaks: such a model is served padded
         return f"no small twin of it can be made ({type(error).__name__}: {error})"
     try:
@@ -47,7 +49,7 @@ def obstacle(model: PreTrainedModel, *, device: str = "cpu", dtype: torch.dtype 
         found = _measured(here, _layers(model.config))
         if found is not None or device == "cpu":  # whose kernels were tried just now
             return found
-        return _kernels(here, TorchModel(_twin(model.config).to(device, dtype)))
+        return _kernels(here, TorchModel(_proxy_model(model.config).to(device, dtype)))
     except (attention.PackedAttentionError, RuntimeError, TypeError, ValueError) as error:
         return " ".join(str(error).split())
 
@@ -72,7 +74,7 @@ def _layers(config: PreTrainedConfig) -> int:
     return int(min(text.num_hidden_layers, max([2, *first])))
 
 
-def _twin(config: PreTrainedConfig) -> PreTrainedModel:
+def _proxy_model(config: PreTrainedConfig) -> PreTrainedModel:
     small = deepcopy(config.get_text_config())
     layers, whole = _layers(small), small.num_hidden_layers
     for name, entry in vars(small).items():
@@ -101,19 +103,19 @@ def _twin(config: PreTrainedConfig) -> PreTrainedModel:
     return twin
 
 
-def _trunks(vocabulary: int) -> list[Trunk]:
+def _trunks(vocab_size: int) -> list[Trunk]:
     """Two prompts, several branches to each, some as long as each other, some of one token, most beyond the window."""
     random = np.random.default_rng(0)
 
     def ids(count: int) -> IdArray:
-        return random.integers(0, vocabulary, count).astype(np.int32)
+        return random.integers(0, vocab_size, count).astype(np.int32)
 
     lengths = ((11, (5, 19, 1, 19)), (3, (13, 2)))
     return [Trunk(ids(p), tuple(Branch(ids(n), np.ones(n, dtype=bool)) for n in of)) for p, of in lengths]
 
 
 def _measured(model: TorchModel, layers: int) -> str | None:
-    trunks = _trunks(model.vocabulary)
+    trunks = _trunks(model.vocab_size)
     plain = [
         np.array(model.logprobs(trunk.prompt_P.tolist(), branch.ids_T.tolist()))
         for trunk in trunks
@@ -131,13 +133,13 @@ def _measured(model: TorchModel, layers: int) -> str | None:
 
 def _packed_logprobs(model: TorchModel, trunks: Sequence[Trunk]) -> tuple[list[Logprobs], set[int]]:
     """Log-probs of every branch, as many in one row as may be, and the layers that asked for attention."""
-    borders = [] if model.long_tokens is None else [model.long_tokens]
+    rope_length_limits = [] if model.rope_length_limit is None else [model.rope_length_limit]
     found: dict[tuple[int, int], Logprobs] = {}
     layers: set[int] = set()
-    for packed in pack(trunks, max_tokens=1 << 20, borders=borders):
+    for packed in pack(trunks, max_tokens=1 << 20, rope_length_limits=rope_length_limits):
         row = device_row(packed, model.device)
         with torch.inference_mode():
-            logits_RV = model.head.logits(model.packed_rows(row), slice(0, model.vocabulary)).double()
+            logits_RV = model.head.logits(model.packed_rows(row), slice(0, model.vocab_size)).double()
         logprobs_SV = torch.log_softmax(logits_RV, dim=1).cpu().numpy()[packed.row_S]
         layers |= row.plan.layers
         at = 0
@@ -153,7 +155,7 @@ def _leak(model: TorchModel, trunks: Sequence[Trunk], before: Sequence[Logprobs]
     moved = 0.0
     for kept, place in (((0, 0), 0), ((1, 0), len(trunks[0].branches))):
         changed = [
-            Trunk(trunk.prompt_P, tuple(b if (t, i) == kept else _changed(b, model.vocabulary) for i, b in branches))
+            Trunk(trunk.prompt_P, tuple(b if (t, i) == kept else _changed(b, model.vocab_size) for i, b in branches))
             for t, trunk in enumerate(trunks)
             for branches in [list(enumerate(trunk.branches))]
         ]
@@ -162,13 +164,13 @@ def _leak(model: TorchModel, trunks: Sequence[Trunk], before: Sequence[Logprobs]
     return moved if not moved <= TOLERANCE_NATS else 0.0
 
 
-def _changed(branch: Branch, vocabulary: int) -> Branch:
-    return Branch((branch.ids_T + 1) % vocabulary, branch.scored_T)
+def _changed(branch: Branch, vocab_size: int) -> Branch:
+    return Branch((branch.ids_T + 1) % vocab_size, branch.scored_T)
 
 
 def _kernels(here: TorchModel, there: TorchModel) -> str | None:
     """Whether the kernels of a twin's device give what is computed on the CPU, where it was found to be right."""
-    trunks = _trunks(here.vocabulary)
+    trunks = _trunks(here.vocab_size)
     written, found = (np.concatenate(_packed_logprobs(model, trunks)[0]) for model in (here, there))
     off = float(np.median(np.abs(found - written)))
     return None if off <= KERNEL_TOLERANCE_NATS else f"the kernels of {there.device} are off by {off:.2g} nats (median)"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dense_reward.batching.packing import Index, Leaf, Packed, computed_tokens, leaves, pack
 from dense_reward.batching.padding import padded_batches
-from dense_reward.engines.torch.logprobs import Named, ScoredRows, Side, score_pairs
+from dense_reward.engines.torch.logprobs import ModelRows, ScoredRows, WantedIds, score_pairs
 from dense_reward.engines.torch.model import TorchModel, device_row
 from dense_reward.errors import EngineLostError, OutOfMemoryError
 from dense_reward.records import (
@@ -21,11 +21,13 @@ from dense_reward.records import (
     EngineInfo,
     FloatArray,
     IdArray,
+    Result,
     Scores,
     TokenScores,
     Trunk,
     Wants,
     Work,
+    no_scores,
 )
 
 QUANTITIES = frozenset({"kl", "centred", "entropy", "candidate_reward", "alternatives"})
@@ -36,12 +38,11 @@ DEVICE_LOST = ("CUDA error", "device-side assert")  # after one of these every l
 
 CANDIDATES_PER_TOKEN = 512
 """Candidates that count like one computed token more: they cost memory, not time."""
-Result = TypeVar("Result")
 Array = TypeVar("Array", FloatArray, IdArray)
 
 
 @dataclass(frozen=True, slots=True)
-class How:
+class ComputeOptions:
     """The way in which a pair is computed. `alone`: no sequence shares a forward with another."""
 
     max_batch_tokens: int
@@ -61,12 +62,14 @@ class Batch:
 class PairEngine:
     """Two models of one vocabulary, each on its device; the output layers of both work on that of the sft model."""
 
-    def __init__(self, sft: TorchModel, reference: TorchModel, info: EngineInfo, how: How) -> None:
+    def __init__(self, sft: TorchModel, reference: TorchModel, info: EngineInfo, how: ComputeOptions) -> None:
         self._sft = sft
         self._reference = reference
         self._info = info
-        self._how = how
-        self._borders = frozenset(n for n in (sft.long_tokens, reference.long_tokens) if n is not None)
+        self._compute_options = how
+        self._rope_length_limits = frozenset(
+            n for n in (sft.rope_length_limit, reference.rope_length_limit) if n is not None
+        )
 
     @property
     def info(self) -> EngineInfo:
@@ -86,10 +89,11 @@ class PairEngine:
         prompt_tokens = len(trunk.prompt_P)
         scored = [bool(branch.scored_T.any()) for branch in trunk.branches]
         own = [
-            computed_tokens(prompt_tokens, branch, self._borders) + _candidates(branch) // CANDIDATES_PER_TOKEN
+            computed_tokens(prompt_tokens, branch, self._rope_length_limits)
+            + _candidates(branch) // CANDIDATES_PER_TOKEN
             for branch in trunk.branches
         ]
-        if self._how.packed and not self._how.alone:
+        if self._compute_options.packed and not self._compute_options.alone:
             return Cost(prompt_tokens if any(scored) else 0, tuple(own))
         return Cost(0, tuple(prompt_tokens + tokens if s else 0 for s, tokens in zip(scored, own, strict=True)))
 
@@ -106,7 +110,8 @@ class PairEngine:
         return (
             isinstance(other, PairEngine)
             and not {*self.models}.isdisjoint(other.models)
-            and (self._how, self._borders, self._sft.device) == (other._how, other._borders, other._sft.device)
+            and (self._compute_options, self._rope_length_limits, self._sft.device)
+            == (other._compute_options, other._rope_length_limits, other._sft.device)
         )
 
     def prepare_shared(
@@ -120,13 +125,17 @@ class PairEngine:
         return partial(_on_device, partial(together.score, trunks, batches))
 
     def _batches(self, trunks: Sequence[Trunk], devices: Set[torch.device]) -> Iterator[Batch]:
-        how = self._how
+        how = self._compute_options
         if how.packed:
-            for packed in pack(trunks, max_tokens=how.max_batch_tokens, borders=self._borders, alone=how.alone):
+            for packed in pack(
+                trunks, max_tokens=how.max_batch_tokens, rope_length_limits=self._rope_length_limits, alone=how.alone
+            ):
                 yield Batch(_packed_rows(packed, devices), packed.leaves, packed.row_S)
             return
         max_tokens = 1 if how.alone else how.max_batch_tokens
-        for padded in padded_batches(leaves(trunks, self._borders), max_tokens=max_tokens, borders=self._borders):
+        for padded in padded_batches(
+            leaves(trunks, self._rope_length_limits), max_tokens=max_tokens, rope_length_limits=self._rope_length_limits
+        ):
             rows = partial(TorchModel.padded_rows, sequences=padded.ids, positions=padded.positions)
             yield Batch(rows, padded.leaves, padded.row_S)
 
@@ -146,8 +155,7 @@ class _Together:
 
     def score(self, trunks: Sequence[Trunk], batches: Sequence[Batch]) -> list[Scores]:
         found = [
-            [[_nothing(branch.candidates_SK, self._wants) for branch in trunk.branches] for trunk in trunks]
-            for _ in self._pairs
+            [[no_scores(branch, self._wants) for branch in trunk.branches] for trunk in trunks] for _ in self._pairs
         ]
         for batch in batches:
             for results, scored in zip(found, self._score_batch(batch), strict=True):
@@ -158,8 +166,8 @@ class _Together:
     @torch.inference_mode()
     def _score_batch(self, batch: Batch) -> list[ScoredRows]:
         device = self._models[0].device
-        sides = [Side(batch.rows(model).to(device), model.head) for model in self._models]
-        return score_pairs(sides, self._pairs, _named(batch), self._wants)
+        sides = [ModelRows(batch.rows(model).to(device), model.head) for model in self._models]
+        return score_pairs(sides, self._pairs, _wanted_ids(batch), self._wants)
 
 
 def _packed_rows(packed: Packed, devices: Set[torch.device]) -> Callable[[TorchModel], Tensor]:
@@ -171,13 +179,13 @@ def _candidates(branch: Branch) -> int:
     return 0 if branch.candidates_SK is None else branch.candidates_SK.size
 
 
-def _named(batch: Batch) -> Named:
+def _wanted_ids(batch: Batch) -> WantedIds:
     """The words whose log-probs are wanted: all targets, one sequence's after another's, then all candidates."""
     targets = [leaf.source.ids_T[leaf.scored_S] for leaf in batch.leaves]
     candidates = [leaf.source.candidates_SK for leaf in batch.leaves]
     rows_of = np.split(batch.row_S, np.cumsum([len(ids) for ids in targets])[:-1])
     named = [(ids_SK, rows) for ids_SK, rows in zip(candidates, rows_of, strict=True) if ids_SK is not None]
-    return Named(
+    return WantedIds(
         np.concatenate([batch.row_S, *(np.repeat(rows, ids_SK.shape[1]) for ids_SK, rows in named)]),
         np.concatenate([*targets, *(ids_SK.ravel() for ids_SK, _ in named)]),
     )
@@ -193,40 +201,23 @@ def _per_leaf(scored: ScoredRows, batch: Batch) -> Iterator[TokenScores]:
     for leaf in batch.leaves:
         part, candidates_SK = slice(at, at + len(leaf.scored_S)), leaf.source.candidates_SK
         rows, at = batch.row_S[part], part.stop
-        rewards_SK = candidate_sft_SK = None
+        candidate_sft_SK = candidate_reference_SK = None
         if candidates_SK is not None and candidates_SK.shape[1]:
             named = slice(candidate_at, candidate_at + candidates_SK.size)
             candidate_at = named.stop
             candidate_sft_SK = sft_J[named].reshape(candidates_SK.shape)
-            rewards_SK = candidate_sft_SK - reference_J[named].reshape(candidates_SK.shape)
+            candidate_reference_SK = reference_J[named].reshape(candidates_SK.shape)
         yield TokenScores(
             sft_J[part],
             reference_J[part],
             kl_S=_taken(kl, rows),
             entropy_S=_taken(entropy, rows),
-            candidate_reward_SK=rewards_SK,
             candidate_sft_logprob_SK=candidate_sft_SK,
+            candidate_reference_logprob_SK=candidate_reference_SK,
             top_ids_SK=_taken(top_ids, rows),
             top_sft_logprob_SK=_taken(top_sft, rows),
             top_reference_logprob_SK=_taken(top_reference, rows),
         )
-
-
-def _nothing(candidates_SK: IdArray | None, wants: Wants) -> TokenScores:
-    """The scores of a branch without a scored token: empty, in the shapes that were asked for."""
-    row, k = np.empty(0, dtype=np.float32), wants.top_k
-    width = 0 if candidates_SK is None else candidates_SK.shape[1]
-    return TokenScores(
-        row,
-        row,
-        kl_S=row if wants.kl else None,
-        entropy_S=row if wants.entropy else None,
-        candidate_reward_SK=row.reshape(0, width) if width else None,
-        candidate_sft_logprob_SK=row.reshape(0, width) if width else None,
-        top_ids_SK=np.empty((0, k), dtype=np.int32) if k else None,
-        top_sft_logprob_SK=row.reshape(0, k) if k else None,
-        top_reference_logprob_SK=row.reshape(0, k) if k else None,
-    )
 
 
 def _on_device(call: Callable[[], Result]) -> Result:

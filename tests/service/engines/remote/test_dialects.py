@@ -53,7 +53,7 @@ def test_the_first_scored_token_is_where_log_probs_begin_and_what_follows_the_la
     found = query_of(Trunk(ids(5, 6), (branch,)), branch)
     assert found is not None
     assert (found.ids_L.tolist(), found.prompt_tokens, found.start) == ([5, 6, 7, 8, 9], 2, 3)
-    assert found.named_TK.tolist() == [[8], [9]]
+    assert found.wanted_TK.tolist() == [[8], [9]]
     assert query_of(Trunk(ids(5), (branch,)), Branch(ids(7), np.array([False]))) is None
 
 
@@ -61,7 +61,7 @@ def test_candidates_are_named_beside_the_scored_ids_and_own_ids_stand_between() 
     branch = Branch(ids(7, 8, 9), np.array([True, False, True]), np.array([[1, 2], [3, 4]], dtype=np.int32))
     found = query_of(Trunk(ids(5), (branch,)), branch)
     assert found is not None
-    assert found.named_TK.tolist() == [[7, 1, 2], [8, 8, 8], [9, 3, 4]]
+    assert found.wanted_TK.tolist() == [[7, 1, 2], [8, 8, 8], [9, 3, 4]]
 
 
 def test_vllm_is_asked_for_the_prompts_own_log_probs_and_samples_one_token_that_nobody_reads() -> None:
@@ -96,7 +96,7 @@ def test_sglang_is_asked_for_one_position_more_because_its_first_has_no_log_prob
 
 def test_sglang_writes_0_for_the_last_id_of_its_vocabulary_and_for_no_other() -> None:
     told = {"meta_info": {"input_token_logprobs": [[None, 7, None], [-3.0, 8, None], [-4.0, 0, None]]}}
-    assert read(Sglang(vocabulary=10), told) == [[-3.0], [-4.0]]
+    assert read(Sglang(vocab_size=10), told) == [[-3.0], [-4.0]]
     with pytest.raises(WireError, match="other ids"):
         read(SGLANG, told)
 

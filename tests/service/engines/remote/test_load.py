@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dense_reward.engines.remote.load import AT_ONCE, Checkpoint, prove
+from dense_reward.engines.proof import Checkpoint
+from dense_reward.engines.remote.load import PROBE_COPIES, verify_sources
 from dense_reward.engines.remote.lora import refuse_ends
 from dense_reward.engines.remote.pair import Query
 from dense_reward.errors import CheckpointError, SequenceError
@@ -52,13 +53,14 @@ class Answering:
 
     async def logprobs(self, query: Query) -> FloatArray:
         off = 2.0 if next(self._asked) == self._odd_query else 0.0
-        return np.full(query.named_TK.shape, self._logprob + off, dtype=np.float32)
+        return np.full(query.wanted_TK.shape, self._logprob + off, dtype=np.float32)
 
 
 def proven(answering: Mapping[str, Answering], dtype: str = "bfloat16") -> list[str]:
     lines: list[str] = []
-    checkpoint = Checkpoint("sft", Path("sft"), manifest(-1.0), manifest(-1.0 - APART), dtype)
-    asyncio.run(prove(answering, checkpoint, lines.append))
+    sft = Checkpoint("sft", Path("sft"), manifest(-1.0), dtype)
+    reference = Checkpoint("reference", Path("reference"), manifest(-1.0 - APART), dtype)
+    asyncio.run(verify_sources(answering, sft, reference, lines.append))
     return lines
 
 
@@ -73,7 +75,7 @@ def test_a_wrong_one_is_named(logprob: float) -> None:
         proven({"sft at a": Answering(-1.0), "sft at b": Answering(logprob)})
 
 
-@pytest.mark.parametrize("query", range(4 * AT_ONCE))
+@pytest.mark.parametrize("query", range(4 * PROBE_COPIES))
 def test_every_copy_must_be_right_whatever_is_asked_beside_it(query: int) -> None:
     with pytest.raises(CheckpointError, match="sft at a is computed wrong"):
         proven({"sft at a": Answering(-1.0, odd_query=query)})

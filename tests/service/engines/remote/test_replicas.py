@@ -10,7 +10,7 @@ from threading import Event, Thread
 
 import model_server
 import pytest
-from dense_reward.engines.remote import replicas as remote_engine
+from dense_reward.engines.remote import replicas
 from model_server import Handler, ModelServer, Trick
 from remote_service import IDS, hold, servers, serving
 from running_service import Served, wait_until
@@ -123,7 +123,7 @@ def test_another_replica_answers_what_one_refuses(pair: Path) -> None:
 def test_a_server_that_breaks_over_its_probe_is_left_out_though_it_says_that_it_is_well(
     pair: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_engine, "PROVE_EVERY_S", 0.2)
+    monkeypatch.setattr(replicas, "PROVE_EVERY_S", 0.2)
     with servers(pair, "sft", "reference") as (sft, reference), serving(pair, sft.url, reference.url) as running:
         sft.tricks += [status(500)] * 10_000
         wait_until(lambda: running.client.get("/ready").status_code == 503)
@@ -134,7 +134,7 @@ def test_a_server_that_breaks_over_its_probe_is_left_out_though_it_says_that_it_
 def test_a_server_whose_queries_take_all_connections_is_still_seen_to_be_well(
     pair: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_engine, "CONNECTIONS", 2)
+    monkeypatch.setattr(replicas, "CONNECTIONS", 2)
     woken = Event()
     with servers(pair, "sft", "reference") as (sft, reference), serving(pair, sft.url, reference.url) as running:
         sft.tricks += [lambda handler: hold(handler, woken)] * 2
@@ -171,7 +171,7 @@ def test_sglang_may_take_its_time_to_say_that_it_is_well(pair: Path) -> None:
 
 
 def test_a_server_whose_weights_change_while_it_runs_is_left_out(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote_engine, "PROVE_EVERY_S", 0.2)
+    monkeypatch.setattr(replicas, "PROVE_EVERY_S", 0.2)
     with servers(pair, "sft", "reference") as (sft, reference), serving(pair, sft.url, reference.url) as running:
         right, sft.model = sft.model, reference.model
         wait_until(lambda: running.client.get("/ready").status_code == 503)

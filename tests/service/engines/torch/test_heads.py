@@ -44,7 +44,7 @@ def test_an_output_layer_taken_apart_gives_the_models_own_logits(name: str, dtyp
     head = TorchModel(model).head
     assert isinstance(head, LinearHead)
     assert head.post == POST_PROCESSED.get(name, PostProcessing())
-    assert head.vocabulary == VOCABULARY
+    assert head.vocab_size == VOCABULARY
     ids_1L = torch.arange(9)[None]
     with torch.inference_mode():
         rows_1LD, first_two = captured(model).inputs(model, input_ids=ids_1L)

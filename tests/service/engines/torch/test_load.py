@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import torch
 from dense_reward.engines.tokenizer import TransformersTokenizer
-from dense_reward.engines.torch import load as loading
-from dense_reward.engines.torch import packing_check as packable
-from dense_reward.engines.torch.load import Loading, Serving, load_pair
+from dense_reward.engines.torch import load, packing_check
+from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pair
 from dense_reward.engines.torch.pair import QUANTITIES, PairEngine
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import MANIFEST_NAME, Manifest, hash_files
@@ -21,7 +20,7 @@ from tiny_models import copy_pair, random_trunk, write_checkpoint, write_pair
 
 Pair = tuple[Path, Path]
 ALL = Wants(kl=True, entropy=True, top_k=3)
-SERVING = Serving(max_batch_tokens=1000)
+SERVING = ServingOptions(max_batch_tokens=1000)
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +28,11 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return write_pair(tmp_path_factory.mktemp("pair"))
 
 
-def load(
+def loaded(
     pair: Pair, *, reports: list[str] | None = None, **changes: object
 ) -> tuple[PairEngine, TransformersTokenizer, Manifest]:
     report = (lambda _: None) if reports is None else reports.append
-    return load_pair(*pair, replace(SERVING, **changes), Loading(report))  # type: ignore[arg-type]
+    return load_pair(*pair, replace(SERVING, **changes), LoadContext(report))  # type: ignore[arg-type]
 
 
 def scores_of(engine: PairEngine, wants: Wants = ALL) -> list[TokenScores]:
@@ -53,14 +52,14 @@ def edit_manifest(checkpoint: Path, change: Callable[[dict[str, object]], object
 
 def test_a_sound_pair_is_loaded_proven_and_described(pair: Pair) -> None:
     reports: list[str] = []
-    engine, tokenizer, manifest = load(pair, reports=reports)
+    engine, tokenizer, manifest = loaded(pair, reports=reports)
     assert engine.info == EngineInfo(
         sft=str(pair[0]),
         reference=str(pair[1]),
         revision=engine.info.revision,
         dtype="float32",
         device="cpu",
-        vocabulary=VOCABULARY,
+        vocab_size=VOCABULARY,
         max_length_tokens=MAX_LENGTH_TOKENS,
         quantities=QUANTITIES,
         related=True,
@@ -74,19 +73,19 @@ def test_a_sound_pair_is_loaded_proven_and_described(pair: Pair) -> None:
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
 def test_the_proof_holds_in_other_dtypes_within_their_rounding(pair: Pair, dtype: str) -> None:
-    assert load(pair, dtype=dtype)[0].info.dtype == dtype
+    assert loaded(pair, dtype=dtype)[0].info.dtype == dtype
 
 
 def test_a_revision_names_the_files_of_both_and_how_they_are_served(pair: Pair, tmp_path: Path) -> None:
-    revision = load(pair)[0].info.revision
-    assert load(copy_pair(pair, tmp_path))[0].info.revision == revision
-    assert load(pair, dtype="float32")[0].info.revision == revision
-    assert load(pair, reference_device="cpu", max_batch_tokens=500)[0].info.revision == revision
-    assert load(pair, dtype="float64")[0].info.revision != revision
-    assert load(pair, head_dtype="float64")[0].info.revision != revision
-    assert load(pair, norm_dtype="float64")[0].info.revision != revision
-    assert load(pair, deterministic=True)[0].info.revision != revision
-    assert load((pair[0], pair[0]), allow_unrelated=True)[0].info.revision != revision
+    revision = loaded(pair)[0].info.revision
+    assert loaded(copy_pair(pair, tmp_path))[0].info.revision == revision
+    assert loaded(pair, dtype="float32")[0].info.revision == revision
+    assert loaded(pair, reference_device="cpu", max_batch_tokens=500)[0].info.revision == revision
+    assert loaded(pair, dtype="float64")[0].info.revision != revision
+    assert loaded(pair, head_dtype="float64")[0].info.revision != revision
+    assert loaded(pair, norm_dtype="float64")[0].info.revision != revision
+    assert loaded(pair, deterministic=True)[0].info.revision != revision
+    assert loaded((pair[0], pair[0]), allow_unrelated=True)[0].info.revision != revision
 
 
 @pytest.mark.parametrize("side", [0, 1], ids=["sft", "reference"])
@@ -95,18 +94,18 @@ def test_another_configuration_is_another_revision(pair: Pair, tmp_path: Path, s
     path = changed[side] / "config.json"
     path.write_text(path.read_text() + "\n")
     edit_manifest(changed[side], lambda manifest: manifest.update(files=hash_files(changed[side])))
-    assert load(changed)[0].info.revision != load(pair)[0].info.revision
+    assert loaded(changed)[0].info.revision != loaded(pair)[0].info.revision
 
 
 def test_another_end_of_turn_is_another_revision(pair: Pair, tmp_path: Path) -> None:
     changed = copy_pair(pair, tmp_path)
     for checkpoint in changed:
         edit_manifest(checkpoint, lambda manifest: manifest.update(end_of_turn_id=3))
-    assert load(changed)[0].info.revision != load(pair)[0].info.revision
+    assert loaded(changed)[0].info.revision != loaded(pair)[0].info.revision
 
 
 def test_a_checkpoint_against_itself_gives_a_reward_and_a_kl_of_exactly_0(pair: Pair) -> None:
-    engine = load((pair[0], pair[0]), allow_unrelated=True)[0]
+    engine = loaded((pair[0], pair[0]), allow_unrelated=True)[0]
     for scores in engine.score([random_trunk(1, 6, (8, 3))], ALL)[0]:
         assert np.array_equal(scores.sft_logprob_S, scores.reference_logprob_S)
         assert scores.kl_S is not None
@@ -115,15 +114,15 @@ def test_a_checkpoint_against_itself_gives_a_reward_and_a_kl_of_exactly_0(pair: 
 
 def test_swapped_checkpoints_are_refused(pair: Pair) -> None:
     with pytest.raises(CheckpointError, match="given as sft is a reference, the one given as reference a sft"):
-        load((pair[1], pair[0]))
+        loaded((pair[1], pair[0]))
 
 
 def test_checkpoints_of_different_runs_make_a_pair_only_where_that_is_wanted(pair: Pair, tmp_path: Path) -> None:
     sft, reference = copy_pair(pair, tmp_path)
     edit_manifest(reference, lambda manifest: manifest.update(run_id="another"))
     with pytest.raises(CheckpointError, match=r"different runs \(run and another\): pass --allow-unrelated"):
-        load((sft, reference))
-    assert not load((sft, reference), allow_unrelated=True)[0].info.related
+        loaded((sft, reference))
+    assert not loaded((sft, reference), allow_unrelated=True)[0].info.related
 
 
 @pytest.mark.parametrize("role", ["sft", "reference"])
@@ -137,7 +136,7 @@ def test_weights_that_compute_something_else_than_the_probe_are_refused(pair: Pa
 
     edit_manifest(broken[role == "reference"], change)
     with pytest.raises(CheckpointError, match=rf"{role} is computed wrong: .* \d.* nats \(rms, at most 0.001"):
-        load(broken)
+        loaded(broken)
 
 
 @pytest.mark.parametrize("probe", [[], [{"prompt_ids": [1], "responses": []}], "empty responses"])
@@ -146,7 +145,7 @@ def test_a_probe_that_proves_nothing_is_refused(pair: Pair, tmp_path: Path, prob
     empty = [{"prompt_ids": [1], "responses": [{"ids": [], "logprobs": []}]}]
     edit_manifest(broken[1], lambda manifest: manifest.update(probe=empty if isinstance(probe, str) else probe))
     with pytest.raises(CheckpointError, match="the manifest of reference has an empty probe: adopt"):
-        load(broken)
+        loaded(broken)
 
 
 def test_a_probe_of_nan_proves_nothing(pair: Pair, tmp_path: Path) -> None:
@@ -154,14 +153,14 @@ def test_a_probe_of_nan_proves_nothing(pair: Pair, tmp_path: Path) -> None:
     nan = [{"prompt_ids": [1], "responses": [{"ids": [2], "logprobs": [float("nan")]}]}]
     edit_manifest(broken[0], lambda manifest: manifest.update(probe=nan))
     with pytest.raises(CheckpointError, match="sft is computed wrong"):
-        load(broken)
+        loaded(broken)
 
 
 def test_another_tokenizer_in_the_reference_is_refused(pair: Pair, tmp_path: Path) -> None:
     other = tmp_path / "reference"
     write_checkpoint(other, role="reference", step=10, specials=("<end>", "<pad>"))
     with pytest.raises(CheckpointError, match="different tokenizers"):
-        load((pair[0], other), allow_unrelated=True)
+        loaded((pair[0], other), allow_unrelated=True)
 
 
 def test_another_template_in_the_reference_is_refused(pair: Pair, tmp_path: Path) -> None:
@@ -170,7 +169,7 @@ def test_another_template_in_the_reference_is_refused(pair: Pair, tmp_path: Path
     with pytest.raises(
         CheckpointError, match="different chat templates or ends of turn: adopt both with --renderer plain"
     ):
-        load((pair[0], other), allow_unrelated=True)
+        loaded((pair[0], other), allow_unrelated=True)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +187,7 @@ def test_manifests_that_agree_with_each_other_but_not_with_the_files_are_refused
     for checkpoint in broken:
         edit_manifest(checkpoint, lambda manifest: manifest.update(changes))
     with pytest.raises(CheckpointError, match=message):
-        load(broken)
+        loaded(broken)
 
 
 def test_files_are_verified_before_any_weights_are_loaded(pair: Pair, tmp_path: Path) -> None:
@@ -196,7 +195,7 @@ def test_files_are_verified_before_any_weights_are_loaded(pair: Pair, tmp_path: 
     flip_a_byte(broken[0] / "model.safetensors")
     reports: list[str] = []
     with pytest.raises(CheckpointError, match=r"sft/model.safetensors does not match its hash"):
-        load(broken, reports=reports)
+        loaded(broken, reports=reports)
     assert len(reports) == 1
 
 
@@ -205,27 +204,27 @@ def test_a_pair_is_proven_by_the_path_that_its_architecture_allows_and_the_path_
     architecture: str, path: str, tmp_path: Path
 ) -> None:
     reports: list[str] = []
-    engine, _, _ = load(write_pair(tmp_path, architecture), reports=reports)
+    engine, _, _ = loaded(write_pair(tmp_path, architecture), reports=reports)
     (told,) = [line for line in reports if line.startswith("path: ")]
     assert told.startswith("path: packed" if path == "packed" else "path: padded, several times slower, because ")
-    assert engine._how.packed == (path == "packed")
+    assert engine._compute_options.packed == (path == "packed")
     assert reports[-1].startswith("probe of reference: ")
 
 
 def test_one_model_that_cannot_be_packed_has_both_padded(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     reasons = iter([None, "the second is odd"])
-    monkeypatch.setattr(loading, "obstacle", lambda *_, **__: next(reasons))
+    monkeypatch.setattr(load, "unsupported_reason", lambda *_, **__: next(reasons))
     reports: list[str] = []
-    assert not load(pair, reports=reports)[0]._how.packed
+    assert not loaded(pair, reports=reports)[0]._compute_options.packed
     assert "path: padded, several times slower, because the second is odd" in reports
 
 
 def test_a_path_that_computes_something_else_is_refused_by_the_probe_though_nobody_noticed_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loading, "obstacle", lambda *_, **__: None)
+    monkeypatch.setattr(load, "unsupported_reason", lambda *_, **__: None)
     with pytest.raises(CheckpointError, match=r"sft is computed wrong: .* nats \(rms, at most 0.001"):
-        load(write_pair(tmp_path, "roberta"))
+        loaded(write_pair(tmp_path, "roberta"))
 
 
 def test_both_models_are_asked_on_the_device_and_in_the_dtype_that_serves_them(
@@ -236,17 +235,17 @@ def test_both_models_are_asked_on_the_device_and_in_the_dtype_that_serves_them(
     def noted(*_: object, device: str, dtype: torch.dtype) -> None:
         asked.append((device, dtype))
 
-    monkeypatch.setattr(loading, "obstacle", noted)
-    load(pair, dtype="bfloat16", reference_device="cpu:0")
+    monkeypatch.setattr(load, "unsupported_reason", noted)
+    loaded(pair, dtype="bfloat16", reference_device="cpu:0")
     assert asked == [("cpu", torch.bfloat16), ("cpu:0", torch.bfloat16)]
 
 
 def test_a_kernel_that_is_wrong_on_its_device_alone_has_the_pair_padded(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packable, "_kernels", lambda *_: "the kernels of it are off")
+    monkeypatch.setattr(packing_check, "_kernels", lambda *_: "the kernels of it are off")
     reports: list[str] = []
-    load(pair, device="cpu:0", reports=reports)
+    loaded(pair, device="cpu:0", reports=reports)
     assert "path: padded, several times slower, because the kernels of it are off" in reports
 
 
@@ -259,23 +258,23 @@ def test_short_weights_are_served_in_float32_where_the_processor_lacks_their_ari
     for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
         monkeypatch.setattr(torch.ops.mkldnn, name, lambda: has_it)
     reports: list[str] = []
-    assert load(pair, reports=reports)[0].info.dtype == (dtype if has_it else "float32")
+    assert loaded(pair, reports=reports)[0].info.dtype == (dtype if has_it else "float32")
     told = f"the {dtype} weights of sft are served in float32, which holds them exactly"
     assert any(line.startswith(told) for line in reports) != has_it
-    assert load(pair, dtype=dtype)[0].info.dtype == dtype
+    assert loaded(pair, dtype=dtype)[0].info.dtype == dtype
 
 
 def test_a_sequence_must_fit_into_a_batch_and_that_it_must_is_told(pair: Pair) -> None:
     reports: list[str] = []
-    engine, _, _ = load(pair, reports=reports, max_batch_tokens=200)
+    engine, _, _ = loaded(pair, reports=reports, max_batch_tokens=200)
     assert engine.info.max_length_tokens == 200
     assert f"sequences of up to 200 of the models' {MAX_LENGTH_TOKENS} tokens (--max-batch-tokens)" in reports
-    assert load(pair, max_batch_tokens=MAX_LENGTH_TOKENS)[0].info.max_length_tokens == MAX_LENGTH_TOKENS
+    assert loaded(pair, max_batch_tokens=MAX_LENGTH_TOKENS)[0].info.max_length_tokens == MAX_LENGTH_TOKENS
 
 
 def test_a_reference_on_a_device_of_its_own_gives_the_same(pair: Pair) -> None:
     for found, expected in zip(
-        scores_of(load(pair, reference_device="cpu:0")[0]), scores_of(load(pair)[0]), strict=True
+        scores_of(loaded(pair, reference_device="cpu:0")[0]), scores_of(loaded(pair)[0]), strict=True
     ):
         assert found.kl_S is not None
         assert expected.kl_S is not None
@@ -286,9 +285,9 @@ def test_a_reference_on_a_device_of_its_own_gives_the_same(pair: Pair) -> None:
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "lfm2"])
 def test_heads_and_norms_in_float32_serve_short_weights_with_no_more_noise(architecture: str, tmp_path: Path) -> None:
     pair = write_pair(tmp_path, architecture, torch.bfloat16)
-    exact = rewards_of(load(pair, dtype="float32")[0])
+    exact = rewards_of(loaded(pair, dtype="float32")[0])
     served, head, both = (
-        float(np.std(rewards_of(load(pair, dtype="bfloat16", head_dtype=head, norm_dtype=norm)[0]) - exact))
+        float(np.std(rewards_of(loaded(pair, dtype="bfloat16", head_dtype=head, norm_dtype=norm)[0]) - exact))
         for head, norm in ((None, None), ("float32", None), ("float32", "float32"))
     )
     assert 0 < head < 1.05 * served
@@ -296,17 +295,17 @@ def test_heads_and_norms_in_float32_serve_short_weights_with_no_more_noise(archi
 
 
 def test_a_head_copied_in_float32_is_used_by_both_models(pair: Pair) -> None:
-    engine = load(pair, dtype="bfloat16", head_dtype="float32")[0]
+    engine = loaded(pair, dtype="bfloat16", head_dtype="float32")[0]
     for model in (engine._sft, engine._reference):
         assert model.head.logits(torch.zeros(1, 32, dtype=torch.bfloat16), slice(0, 3)).dtype == torch.float32
-    assert engine.weights_bytes > load(pair, dtype="bfloat16")[0].weights_bytes
+    assert engine.weights_bytes > loaded(pair, dtype="bfloat16")[0].weights_bytes
 
 
 def test_deterministic_service_computes_each_sequence_alone_and_says_so(pair: Pair) -> None:
     reports: list[str] = []
-    engine, _, _ = load(pair, reports=reports, deterministic=True)
+    engine, _, _ = loaded(pair, reports=reports, deterministic=True)
     assert "deterministic: each sequence is computed alone, its prompt too" in reports
-    assert engine._how.alone
+    assert engine._compute_options.alone
     trunk = random_trunk(0, 9, (7, 7))
     (together,) = engine.score([trunk], ALL)
     for branch, scores in zip(trunk.branches, together, strict=True):

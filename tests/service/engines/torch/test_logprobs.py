@@ -6,7 +6,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from dense_reward.engines.torch.logprobs import Named, ScoredRows, Side, Tiling, score_rows
+from dense_reward.engines.torch.logprobs import ModelRows, ScoredRows, Tiling, WantedIds, score_rows
 from dense_reward.records import Wants
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +22,7 @@ seeds = st.integers(0, 2**32)
 class Given:
     """A head whose rows are its logits; it remembers the shapes of what it was asked for."""
 
-    vocabulary: int
+    vocab_size: int
     tiled: bool = True
     asked: list[tuple[int, int]] = field(default_factory=list)
 
@@ -38,15 +38,17 @@ class Case:
 
     sft_RV: Tensor
     reference_RV: Tensor
-    named: Named
+    named: WantedIds
 
     def scored(self, wants: Wants = ALL, tiling: Tiling | None = WHOLE, *, tiled: bool = True) -> ScoredRows:
         head = Given(self.sft_RV.shape[1], tiled)
-        return score_rows(Side(self.sft_RV, head), Side(self.reference_RV, head), self.named, wants, tiling=tiling)
+        return score_rows(
+            ModelRows(self.sft_RV, head), ModelRows(self.reference_RV, head), self.named, wants, tiling=tiling
+        )
 
 
-def named(rows: list[int], ids: list[int]) -> Named:
-    return Named(np.array(rows, dtype=np.int64), np.array(ids, dtype=np.int32))
+def named(rows: list[int], ids: list[int]) -> WantedIds:
+    return WantedIds(np.array(rows, dtype=np.int64), np.array(ids, dtype=np.int32))
 
 
 def case(seed: int, r: int, v: int, j: int, dtype: torch.dtype = torch.float64) -> Case:
@@ -146,7 +148,13 @@ def test_every_word_gets_its_own_row_in_whatever_order_and_number_they_are_named
 def test_the_heads_are_never_asked_for_more_than_a_tile_and_once_for_each(wants: Wants) -> None:
     """The logits of all rows over all words are never made, however many were named."""
     made, heads = case(0, 10, 50, 300), (Given(50), Given(50))
-    score_rows(Side(made.sft_RV, heads[0]), Side(made.reference_RV, heads[1]), made.named, wants, tiling=Tiling(4, 20))
+    score_rows(
+        ModelRows(made.sft_RV, heads[0]),
+        ModelRows(made.reference_RV, heads[1]),
+        made.named,
+        wants,
+        tiling=Tiling(4, 20),
+    )
     for head in heads:
         assert head.asked == [(rows, words) for rows in (4, 4, 2) for words in (20, 20, 10)]
 
@@ -155,7 +163,7 @@ def test_a_head_that_cannot_be_tiled_is_asked_for_whole_rows_and_as_many_logits_
     made = case(0, 10, 50, 30)
     for tiled in ((True, False), (False, True), (False, False)):
         heads = [Given(50, each) for each in tiled]
-        sides = Side(made.sft_RV, heads[0]), Side(made.reference_RV, heads[1])
+        sides = ModelRows(made.sft_RV, heads[0]), ModelRows(made.reference_RV, heads[1])
         found = score_rows(*sides, made.named, ALL, tiling=Tiling(8, 20))
         assert [head.asked for head in heads] == [[(3, 50), (3, 50), (3, 50), (1, 50)]] * 2
         for column in fields(ScoredRows):
@@ -164,7 +172,7 @@ def test_a_head_that_cannot_be_tiled_is_asked_for_whole_rows_and_as_many_logits_
 
 def test_a_head_that_cannot_be_tiled_is_asked_for_at_least_a_row() -> None:
     made, head = case(0, 3, 50, 3), Given(50, tiled=False)
-    score_rows(Side(made.sft_RV, head), Side(made.reference_RV, head), made.named, tiling=Tiling(2, 4))
+    score_rows(ModelRows(made.sft_RV, head), ModelRows(made.reference_RV, head), made.named, tiling=Tiling(2, 4))
     assert head.asked == [(1, 50)] * 6
 
 

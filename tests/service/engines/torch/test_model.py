@@ -101,8 +101,8 @@ def test_a_model_that_drops_the_plan_says_so_where_it_is_computed_packed_all_the
 
 
 def test_a_model_says_beyond_which_length_it_turns_positions_otherwise() -> None:
-    assert TorchModel(tiny_model("longrope")).long_tokens == LONG_TOKENS
-    assert TorchModel(tiny_model("llama")).long_tokens is None
+    assert TorchModel(tiny_model("longrope")).rope_length_limit == LONG_TOKENS
+    assert TorchModel(tiny_model("llama")).rope_length_limit is None
 
 
 def test_probes_are_the_log_probs_of_a_plain_forward() -> None:

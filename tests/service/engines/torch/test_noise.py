@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 from dense_reward.cli import main
-from dense_reward.engines.torch.load import Serving
-from dense_reward.engines.torch.noise import AS_SERVED, Noise, exact_rewards, measure
+from dense_reward.engines.torch.load import ServingOptions
+from dense_reward.engines.torch.noise import AS_SERVED, Noise, exact_rewards, measure_noise
 from dense_reward.errors import CheckpointError
 from tiny_models import write_pair
 
@@ -18,9 +18,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return write_pair(tmp_path_factory.mktemp("noisy"), dtype=torch.bfloat16)
 
 
-def measured(pair: Pair, serving: Serving) -> dict[str, Noise]:
+def measured(pair: Pair, serving: ServingOptions) -> dict[str, Noise]:
     exact = exact_rewards(*pair, serving, lambda _: None)
-    return {found.name: found for found in measure(*pair, serving, exact, lambda _: None)}
+    return {found.name: found for found in measure_noise(*pair, serving, exact, lambda _: None)}
 
 
 def noise_of(found: dict[str, Noise], name: str) -> float:
@@ -30,7 +30,7 @@ def noise_of(found: dict[str, Noise], name: str) -> float:
 
 
 def test_short_weights_make_noise_that_more_bits_lower_and_float32_has_none(pair: Pair) -> None:
-    found = measured(pair, Serving(dtype="bfloat16", max_batch_tokens=1000))
+    found = measured(pair, ServingOptions(dtype="bfloat16", max_batch_tokens=1000))
     assert noise_of(found, "float32 weights") < 1e-5
     assert noise_of(found, "float16 weights") < noise_of(found, AS_SERVED) / 3
     assert 0 < noise_of(found, "float32 head") < noise_of(found, AS_SERVED)
@@ -38,7 +38,7 @@ def test_short_weights_make_noise_that_more_bits_lower_and_float32_has_none(pair
 
 
 def test_a_float32_head_costs_memory_and_every_configuration_tells_its_time(pair: Pair) -> None:
-    found = measured(pair, Serving(dtype="bfloat16", max_batch_tokens=1000))
+    found = measured(pair, ServingOptions(dtype="bfloat16", max_batch_tokens=1000))
     weights = {name: noise.weights_bytes or 0 for name, noise in found.items()}
     assert weights["float32 head"] > weights[AS_SERVED]
     assert weights["float32 weights"] == 2 * weights[AS_SERVED]
@@ -46,11 +46,11 @@ def test_a_float32_head_costs_memory_and_every_configuration_tells_its_time(pair
 
 
 def test_nothing_lowers_the_noise_of_what_is_served_in_float32(pair: Pair) -> None:
-    assert list(measured(pair, Serving(dtype="float32", max_batch_tokens=1000))) == [AS_SERVED]
+    assert list(measured(pair, ServingOptions(dtype="float32", max_batch_tokens=1000))) == [AS_SERVED]
 
 
 def test_two_equal_checkpoints_have_no_reward_to_measure_noise_in(pair: Pair) -> None:
-    serving = Serving(dtype="float32", max_batch_tokens=1000, allow_unrelated=True)
+    serving = ServingOptions(dtype="float32", max_batch_tokens=1000, allow_unrelated=True)
     with pytest.raises(CheckpointError, match="the two checkpoints are the same"):
         exact_rewards(pair[0], pair[0], serving, lambda _: None)
 

@@ -6,10 +6,9 @@ from copy import deepcopy
 import pytest
 import torch
 from dense_reward.batching.packing import Stretch, Tree
-from dense_reward.engines.torch import attention
-from dense_reward.engines.torch import packing_check as packable
+from dense_reward.engines.torch import attention, packing_check
 from dense_reward.engines.torch.attention import Plan
-from dense_reward.engines.torch.packing_check import obstacle
+from dense_reward.engines.torch.packing_check import unsupported_reason
 from tiny_configs import CONFIGS, PACKED, PADDED
 from tiny_models import tiny_model
 from torch import Tensor, nn
@@ -38,27 +37,27 @@ def broken() -> Iterator[Callable[[Break], None]]:
     attention.register()
 
 
-def with_twin(patch: pytest.MonkeyPatch, change: Callable[[PreTrainedModel], object]) -> None:
+def with_proxy(patch: pytest.MonkeyPatch, change: Callable[[PreTrainedModel], object]) -> None:
     """Changes the twins on which the experiment is made."""
-    plain = packable._twin
+    plain = packing_check._proxy_model
 
     def changed(config: PreTrainedConfig) -> PreTrainedModel:
-        twin = plain(config)
-        change(twin)
-        return twin
+        proxy = plain(config)
+        change(proxy)
+        return proxy
 
-    patch.setattr(packable, "_twin", changed)
+    patch.setattr(packing_check, "_proxy_model", changed)
 
 
 def reason(name: str = "llama") -> str:
-    found = obstacle(tiny_model(name, dtype=torch.float32))
+    found = unsupported_reason(tiny_model(name, dtype=torch.float32))
     assert found is not None
     return found
 
 
 @pytest.mark.parametrize("name", PACKED)
 def test_nothing_is_in_the_way_of_a_model_that_can_be_packed(name: str) -> None:
-    assert obstacle(tiny_model(name, dtype=torch.bfloat16)) is None
+    assert unsupported_reason(tiny_model(name, dtype=torch.bfloat16)) is None
 
 
 @pytest.mark.parametrize("name", PADDED)
@@ -72,7 +71,7 @@ def test_a_model_is_asked_without_being_changed() -> None:
     model = tiny_model("gemma2", dtype=torch.bfloat16)
     config, state = deepcopy(model.config), deepcopy(model.state_dict())
     random = torch.get_rng_state()
-    assert obstacle(model) is None
+    assert unsupported_reason(model) is None
     assert model.config.to_dict() == config.to_dict()
     assert model.config._attn_implementation == config._attn_implementation
     assert all(torch.equal(found, state[key]) for key, found in model.state_dict().items())
@@ -95,20 +94,20 @@ def test_what_a_configuration_says_is_believed_without_an_experiment(
     model = tiny_model("llama")
     for key, entry in entries.items():
         setattr(model.config, key, entry)
-    monkeypatch.setattr(packable, "_twin", None)
-    assert obstacle(model) == expected
+    monkeypatch.setattr(packing_check, "_proxy_model", None)
+    assert unsupported_reason(model) == expected
 
 
 def test_a_state_that_the_class_admits_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama")
     monkeypatch.setattr(type(model), "_is_stateful", True)
-    assert obstacle(model) == "it carries a state from token to token"
+    assert unsupported_reason(model) == "it carries a state from token to token"
 
 
 def test_a_configuration_of_which_no_twin_can_be_made_is_no_reason_to_fail() -> None:
     model = tiny_model("llama")
     model.config.hidden_act = "no such function"
-    found = obstacle(model)
+    found = unsupported_reason(model)
     assert found is not None
     assert found.startswith("no small twin of it can be made (KeyError: ")
 
@@ -183,9 +182,9 @@ def test_a_window_is_tried_however_long_it_is_and_a_kind_of_layer_however_late_i
     config.update({"sliding_window": 4096, "num_hidden_layers": 6})
     config.layer_types = ["full_attention"] * 5 + ["sliding_attention"]
     model = AutoModelForCausalLM.from_config(config)
-    assert obstacle(model) is None
+    assert unsupported_reason(model) is None
     broken(_without("sliding_window"))
-    found = obstacle(model)
+    found = unsupported_reason(model)
     assert found is not None
     assert found.startswith("packed, its log-probs differ by ")
 
@@ -197,11 +196,11 @@ def test_a_leak_that_the_first_forward_does_not_show_is_found(broken: Callable[[
 
 
 def test_a_layer_that_never_asks_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def own_way(twin: PreTrainedModel) -> None:
-        layer = twin.model.layers[1].self_attn
+    def own_way(proxy: PreTrainedModel) -> None:
+        layer = proxy.model.layers[1].self_attn
         layer.config = deepcopy(layer.config)
 
-    with_twin(monkeypatch, own_way)
+    with_proxy(monkeypatch, own_way)
     assert reason() == "only its layers [0] of 2 ask for the attention that they were given"
 
 
@@ -235,7 +234,7 @@ FORWARDS: dict[str, tuple[str, Callable[[dict[str, Tensor]], object]]] = {
 @pytest.mark.parametrize("name", FORWARDS)
 def test_a_forward_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, change = FORWARDS[name]
-    with_twin(monkeypatch, lambda twin: _before_forward(twin, change))
+    with_proxy(monkeypatch, lambda proxy: _before_forward(proxy, change))
     assert reason("gpt2").startswith(expected)
 
 
@@ -243,15 +242,16 @@ def test_layers_that_make_a_mask_of_their_own_are_refused(monkeypatch: pytest.Mo
     def masked(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> tuple[object, object]:
         return args, kwargs | {"attention_mask": torch.zeros(1, 1, 1, 1)}
 
-    with_twin(
-        monkeypatch, lambda twin: twin.model.layers[1].self_attn.register_forward_pre_hook(masked, with_kwargs=True)
+    with_proxy(
+        monkeypatch,
+        lambda proxy: proxy.model.layers[1].self_attn.register_forward_pre_hook(masked, with_kwargs=True),
     )
     assert reason() == "the model's attention needs a mask or a bias of its own"
 
 
 @pytest.mark.parametrize("name", PACKED)
 def test_rounding_to_bfloat16_is_not_taken_for_a_wrong_kernel(name: str) -> None:
-    assert obstacle(tiny_model(name), device="cpu:0", dtype=torch.bfloat16) is None
+    assert unsupported_reason(tiny_model(name), device="cpu:0", dtype=torch.bfloat16) is None
 
 
 def test_kernels_of_a_device_are_tried_in_their_dtype_and_those_that_are_wrong_are_refused(
@@ -267,7 +267,7 @@ def test_kernels_of_a_device_are_tried_in_their_dtype_and_those_that_are_wrong_a
         return attend
 
     broken(wrong_if_short)
-    assert obstacle(tiny_model("llama")) is None
-    found = obstacle(tiny_model("llama"), device="cpu:0", dtype=torch.bfloat16)
+    assert unsupported_reason(tiny_model("llama")) is None
+    found = unsupported_reason(tiny_model("llama"), device="cpu:0", dtype=torch.bfloat16)
     assert found is not None
     assert found.startswith("the kernels of cpu are off by ")

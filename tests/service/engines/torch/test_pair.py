@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from dense_reward.engines.torch.model import TorchModel
-from dense_reward.engines.torch.pair import How, PairEngine
+from dense_reward.engines.torch.pair import ComputeOptions, PairEngine
 from dense_reward.records import Branch, TokenScores, Trunk, Wants
+from dense_reward.reward import candidate_reward
 from faulty_engines import INFO
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,7 +26,7 @@ def engine_of(
     name: str, *, max_batch_tokens: int = 1000, dtype: torch.dtype = torch.float32, alone: bool = False
 ) -> PairEngine:
     sft, reference = (TorchModel(tiny_model(name, seed=seed, dtype=dtype)) for seed in (1, 2))
-    return PairEngine(sft, reference, INFO, How(max_batch_tokens, packed=name not in PADDED, alone=alone))
+    return PairEngine(sft, reference, INFO, ComputeOptions(max_batch_tokens, packed=name not in PADDED, alone=alone))
 
 
 def alone(engine: PairEngine, trunk: Trunk, branch: Branch) -> TokenScores:
@@ -87,9 +88,10 @@ def test_the_scores_are_those_of_plain_transformers() -> None:
         named_SK = torch.from_numpy(branch.candidates_SK).long()
         assert found.kl_S is not None
         assert found.candidate_sft_logprob_SK is not None
-        assert found.candidate_reward_SK is not None
+        rewards_SK = candidate_reward(found)
+        assert rewards_SK is not None
         np.testing.assert_allclose(found.candidate_sft_logprob_SK, p.gather(1, named_SK).numpy(), atol=1e-4)
-        np.testing.assert_allclose(found.candidate_reward_SK, (p - q).gather(1, named_SK).numpy(), atol=1e-4)
+        np.testing.assert_allclose(rewards_SK, (p - q).gather(1, named_SK).numpy(), atol=1e-4)
         np.testing.assert_allclose(found.sft_logprob_S, p.gather(1, ids_S1)[:, 0].numpy(), atol=1e-4)
         np.testing.assert_allclose(found.reference_logprob_S, q.gather(1, ids_S1)[:, 0].numpy(), atol=1e-4)
         np.testing.assert_allclose(found.kl_S, (p.exp() * (p - q)).sum(1).numpy(), atol=1e-4)
@@ -123,10 +125,11 @@ def test_arrays_come_in_the_dtypes_of_the_contract_and_only_where_asked_for() ->
 def test_each_branch_gets_the_candidates_that_it_named_whatever_its_mates_name() -> None:
     many, few, none = (random_trunk(seed, 5, (6, 3), k=k) for seed, k in ((1, 5), (2, 1), (3, 0)))
     scores = ENGINES["llama"].score([many, none, few], Wants())
-    widths = [[None if s.candidate_reward_SK is None else s.candidate_reward_SK.shape for s in row] for row in scores]
+    rewards = [[candidate_reward(branch) for branch in branches] for branches in scores]
+    widths = [[None if rewards_SK is None else rewards_SK.shape for rewards_SK in row] for row in rewards]
     assert widths == [[(6, 5), (3, 5)], [None, None], [(6, 1), (3, 1)]]
-    alone_few = ENGINES["llama"].score([few], Wants())[0][0].candidate_reward_SK
-    found = scores[2][0].candidate_reward_SK
+    alone_few = candidate_reward(ENGINES["llama"].score([few], Wants())[0][0])
+    found = rewards[2][0]
     assert found is not None
     assert alone_few is not None
     np.testing.assert_allclose(found, alone_few, atol=TOLERANCE_NATS)
@@ -193,6 +196,6 @@ def test_a_head_that_was_copied_to_where_the_logits_meet_gives_the_same_to_the_b
     trunk = random_trunk(3, 9, (6, 11), k=2)
     sft, reference = (TorchModel(tiny_model("gemma2", seed=seed, dtype=torch.float32)) for seed in (1, 2))
     reference.use_head(device=sft.device, dtype=None)
-    moved = PairEngine(sft, reference, INFO, How(150)).score([trunk], ALL)[0]
+    moved = PairEngine(sft, reference, INFO, ComputeOptions(150)).score([trunk], ALL)[0]
     for found, expected in zip(moved, ENGINES["gemma2"].score([trunk], ALL)[0], strict=True):
         assert bits(found) == bits(expected)

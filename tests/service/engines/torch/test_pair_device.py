@@ -8,9 +8,10 @@ import pytest
 import torch
 from dense_reward.engines.torch import pair
 from dense_reward.engines.torch.model import TorchModel
-from dense_reward.engines.torch.pair import How, PairEngine
+from dense_reward.engines.torch.pair import ComputeOptions, PairEngine
 from dense_reward.errors import EngineLostError, OutOfMemoryError
 from dense_reward.records import Branch, Cost, TokenScores, Trunk, Wants
+from dense_reward.reward import candidate_reward
 from faulty_engines import INFO
 from tiny_configs import LONG_TOKENS
 from tiny_configs import PACKED as PACKED_ARCHITECTURES
@@ -27,19 +28,19 @@ def computed_by(model: PreTrainedModel) -> list[tuple[int, int]]:
     return shapes
 
 
-def counted_engine(how: How, name: str = "llama") -> tuple[PairEngine, list[tuple[int, int]]]:
+def counted_engine(how: ComputeOptions, name: str = "llama") -> tuple[PairEngine, list[tuple[int, int]]]:
     sft, reference = (TorchModel(tiny_model(name, seed=seed, dtype=torch.float32)) for seed in (1, 2))
     return PairEngine(sft, reference, INFO, how), computed_by(sft.transformers_model)
 
 
-PACKED, PADDED = How(1000), How(1000, packed=False)
-ALONE, PADDED_ALONE = How(1000, alone=True), How(1000, packed=False, alone=True)
+PACKED, PADDED = ComputeOptions(1000), ComputeOptions(1000, packed=False)
+ALONE, PADDED_ALONE = ComputeOptions(1000, alone=True), ComputeOptions(1000, packed=False, alone=True)
 in_every_way = pytest.mark.parametrize("how", [PACKED, PADDED, ALONE, PADDED_ALONE], ids=str)
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 def test_no_more_tokens_than_the_budget_are_computed_at_once_but_for_a_longer_sequence(packed: bool) -> None:
-    engine, shapes = counted_engine(How(64, packed=packed))
+    engine, shapes = counted_engine(ComputeOptions(64, packed=packed))
     engine.score([random_trunk(s, 5, tuple(range(s, 30, 3))) for s in range(3)] + [random_trunk(9, 70, (30,))], Wants())
     assert (1, 99) in shapes
     assert max(rows * length for rows, length in shapes if (rows, length) != (1, 99)) <= 64
@@ -47,7 +48,9 @@ def test_no_more_tokens_than_the_budget_are_computed_at_once_but_for_a_longer_se
 
 
 @in_every_way
-def test_branches_without_a_scored_token_cost_nothing_and_get_empty_scores_of_the_right_shape(how: How) -> None:
+def test_branches_without_a_scored_token_cost_nothing_and_get_empty_scores_of_the_right_shape(
+    how: ComputeOptions,
+) -> None:
     engine, shapes = counted_engine(how)
     empty = random_trunk(0, 50, (0,) * 20, k=2)
     masked = Trunk(empty.prompt_P, (Branch(np.arange(9, dtype=np.int32), np.zeros(9, dtype=bool)),))
@@ -57,13 +60,13 @@ def test_branches_without_a_scored_token_cost_nothing_and_get_empty_scores_of_th
     assert [len(branches) for branches in answered] == [20, 1]
     found = {f.name: getattr(answered[0][0], f.name).shape for f in fields(TokenScores)}
     assert {found.pop(f"top_{name}_SK") for name in ("ids", "sft_logprob", "reference_logprob")} == {(0, 3)}
-    assert {found.pop(f"candidate_{name}_SK") for name in ("reward", "sft_logprob")} == {(0, 2)}
+    assert {found.pop(f"candidate_{name}_SK") for name in ("sft_logprob", "reference_logprob")} == {(0, 2)}
     assert set(found.values()) == {(0,)}
-    assert answered[1][0].candidate_reward_SK is None
+    assert candidate_reward(answered[1][0]) is None
 
 
 @in_every_way
-def test_what_comes_after_the_last_scored_token_is_not_computed_and_changes_nothing(how: How) -> None:
+def test_what_comes_after_the_last_scored_token_is_not_computed_and_changes_nothing(how: ComputeOptions) -> None:
     engine, shapes = counted_engine(how)
     whole = random_trunk(0, 5, (30,))
     scored_T = np.zeros(30, dtype=bool)
@@ -86,7 +89,7 @@ def test_what_comes_after_the_last_scored_token_is_not_computed_and_changes_noth
     ],
     ids=str,
 )
-def test_the_cost_of_a_trunk_is_what_is_computed_before_padding(how: How, cost: Cost) -> None:
+def test_the_cost_of_a_trunk_is_what_is_computed_before_padding(how: ComputeOptions, cost: Cost) -> None:
     engine, shapes = counted_engine(how)
     trunk = random_trunk(0, 40, (6, 1, 0, 4, 6))
     engine.score([trunk], Wants())
@@ -112,7 +115,7 @@ def test_candidates_cost_something_too() -> None:
 
 @in_every_way
 def test_a_sequence_that_reaches_beyond_a_longrope_border_is_turned_as_a_long_one_where_only_its_start_is_scored(
-    how: How,
+    how: ComputeOptions,
 ) -> None:
     whole = random_trunk(0, 5, (LONG_TOKENS,))
     scored_T = np.arange(LONG_TOKENS) < 3
@@ -206,7 +209,7 @@ def on(device: str, name: str, dtype: torch.dtype, reference_device: str | None 
 GPU_TRUNKS = [random_trunk(1, 90, (5, 40, 1, 40, 17)), random_trunk(2, 3, (1, 17)), random_trunk(3, 1, (6, 6))]
 
 
-def rewards(models: Sequence[TorchModel], how: How) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def rewards(models: Sequence[TorchModel], how: ComputeOptions) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     scores = PairEngine(models[0], models[1], INFO, how).score(GPU_TRUNKS, Wants(kl=True))
     return np.concatenate([s.sft_logprob_S - s.reference_logprob_S for of_trunk in scores for s in of_trunk])
 

@@ -1,0 +1,121 @@
+"""Start-up verification, the same for every engine: log-probs against the checkpoint's stored probe, and identity.
+
+An engine computes the probe's sequences in its own way. This module holds what they are compared
+with, how close they must be, and what identifies a pair. Must not know how log-probs are computed.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
+from dense_reward.errors import CheckpointError
+from dense_reward.manifest import Manifest, files_folder, sha256_of_text
+from dense_reward.records import Branch, EngineInfo, FloatArray, Report, Trunk
+
+ROLES = ("sft", "reference")
+# Root mean square of (served - stored) log-probs over the probe, in nats, above which a service does not start. Wrong
+# attention or positions differ by more than 0.5; on the models that were tried rounding is a tenth of each bound.
+PROBE_TOLERANCE_NATS = {"float64": 1e-3, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """One checkpoint of a pair: its role (sft | reference), its folder, its manifest, and the dtype it is served in."""
+
+    role: str
+    folder: Path
+    manifest: Manifest
+    dtype: str
+
+    @property
+    def tolerance_nats(self) -> float:
+        """The largest rms difference from the stored probe that its dtype explains."""
+        return PROBE_TOLERANCE_NATS[self.dtype]
+
+
+def probe_trunks(manifest: Manifest) -> list[Trunk]:
+    """The probe's prompts, each with its responses, all tokens scored. Raises CheckpointError if it is empty."""
+    stored_logprobs(manifest)
+    return [_trunk(sequence.prompt_ids, [r.ids for r in sequence.responses]) for sequence in manifest.probe]
+
+
+def stored_logprobs(manifest: Manifest) -> FloatArray:
+    """The probe's stored log-probs, one response after another, [S] nats. Raises CheckpointError if there are none."""
+    stored = [response.logprobs for sequence in manifest.probe for response in sequence.responses]
+    if not any(stored):
+        raise CheckpointError(f"the manifest of {manifest.role} has an empty probe: adopt the checkpoint again")
+    return np.concatenate([np.array(logprobs, dtype=np.float32) for logprobs in stored])
+
+
+def rms(difference_S: FloatArray) -> float:
+    """Root mean square, accumulated in float64; NaN if any element is."""
+    return float(np.sqrt(np.mean(np.square(difference_S, dtype=np.float64))))
+
+
+def verify_probe(name: str, served_S: FloatArray, checkpoint: Checkpoint, *, cure: str, report: Report) -> None:
+    """Compare served with stored log-probs, and report the difference. `name` says who computed them.
+
+    Raises CheckpointError, ending with `cure`, if they differ by more than the checkpoint's dtype explains.
+    """
+    stored_S = stored_logprobs(checkpoint.manifest)
+    found, tolerance = rms(served_S - stored_S), checkpoint.tolerance_nats
+    report(f"probe of {name}: rms difference {found:.2g} nats over {len(stored_S)} tokens (at most {tolerance})")
+    if not found <= tolerance:  # also if it is NaN
+        raise CheckpointError(
+            f"{name} is computed wrong: its log-probs differ from the stored probe of {checkpoint.role} by "
+            f"{found:.3g} nats (rms, at most {tolerance} in {checkpoint.dtype}): {cure}"
+        )
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> TransformersTokenizer:
+    """The checkpoint's tokenizer. Raises CheckpointError if it or its template is not the one of the manifest."""
+    manifest, folder = checkpoint.manifest, checkpoint.folder
+    tokenizer = load_tokenizer(files_folder(folder, manifest))
+    if tokenizer.sha256() != manifest.tokenizer_sha256:
+        raise CheckpointError(f"{folder}: its tokenizer is not the one of its manifest: adopt the checkpoint again")
+    if tokenizer.template_sha256(manifest.renderer) != manifest.template_sha256:
+        raise CheckpointError(f"{folder}: its chat template is not the one of its manifest: adopt the checkpoint again")
+    return tokenizer
+
+
+def pair_info(
+    checkpoints: Sequence[Checkpoint],
+    *,
+    options: Sequence[object],
+    device: str,
+    vocab_size: int,
+    max_length_tokens: int,
+    quantities: frozenset[str],
+    related: bool,
+) -> EngineInfo:
+    """What an engine reports of its pair. `options`: what scores depend on beyond the checkpoints (JSON values)."""
+    sft, reference = checkpoints
+    return EngineInfo(
+        sft=str(sft.folder),
+        reference=str(reference.folder),
+        revision=_revision(checkpoints, options),
+        dtype=sft.dtype,
+        device=device,
+        vocab_size=vocab_size,
+        max_length_tokens=max_length_tokens,
+        quantities=quantities,
+        related=related,
+    )
+
+
+def _revision(checkpoints: Sequence[Checkpoint], options: Sequence[object]) -> str:
+    """Hash of everything that a score depends on: all files of both, how they are served, and how text becomes ids."""
+    facts: list[object] = [
+        [each.manifest.content_sha256, each.dtype, each.manifest.renderer, each.manifest.end_of_turn_id]
+        for each in checkpoints
+    ]
+    return sha256_of_text(json.dumps([*facts, [*options]]))[:16]
+
+
+def _trunk(prompt_ids: Sequence[int], responses: Sequence[Sequence[int]]) -> Trunk:
+    branches = tuple(Branch(np.array(ids, dtype=np.int32), np.ones(len(ids), dtype=bool)) for ids in responses)
+    return Trunk(np.array(prompt_ids, dtype=np.int32), branches)

@@ -1,0 +1,104 @@
+"""Every path of the repository that a document names exists; decisions and the log name those of their day."""
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")} - {ROOT / "docs/log.md"})
+FOLDERS = (".ci", ".github", "bench", "constraints", "docker", "docs", "helm", "service", "tests", "trainer")
+NOT_YET = {"bench/results/gpu.json"}  # written by `make bench-gpu`, which was not run yet
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+BLOCK = re.compile(r"^```.*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"`([^`\n]+)`")
+PLACE = re.compile(r"[\w.-]+(?:/[\w.*-]+)*/?")
+MODULE = re.compile(r"(?:bench|dense_reward|dense_reward_trainer)(?:\.\w+)+")
+
+
+def prose(text: str) -> str:
+    """The page without its code blocks."""
+    return BLOCK.sub("", text)
+
+
+def broken_links(page: Path) -> Iterator[str]:
+    """Links to files, and to headings, that do not exist; links to other sites are not followed."""
+    for target in LINK.findall(prose(page.read_text("utf-8"))):
+        if "://" in target:
+            continue
+        name, _, heading = target.partition("#")
+        file = page.parent / name if name else page
+        if not file.exists() or (heading and heading not in anchors(file)):
+            yield target
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as GitHub writes them into addresses."""
+    headings = re.findall(r"^#+ (.+)$", prose(page.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def missing_paths(text: str) -> Iterator[str]:
+    """Files, folders and modules in backticks and code blocks that the repository does not have."""
+    for code in (*CODE.findall(prose(text)), *BLOCK.findall(text)):
+        for word in code.split():
+            exists = known_module(word) if MODULE.fullmatch(word) and not word.endswith(".py") else known(word)
+            if not exists and word not in NOT_YET:
+                yield word
+
+
+def known(word: str) -> bool:
+    """False for a word that looks like a path of the repository and is none. A bare FILE.py can be in any folder."""
+    if not PLACE.fullmatch(word):
+        return True
+    if word.startswith(tuple(f"{folder}/" for folder in FOLDERS)):
+        return any(ROOT.glob(word.rstrip("/")))
+    return not word.endswith(".py") or any(f"/{file}".endswith(f"/{word}") for file in python_files())
+
+
+def known_module(name: str) -> bool:
+    """Whether a dotted name is a module of the project, or a name in one."""
+    whole, (parent, _, last) = module_file(name), name.rpartition(".")
+    if whole is not None:
+        return True
+    holder = module_file(parent)
+    return holder is not None and re.search(rf"\b{last}\b", holder.read_text("utf-8")) is not None
+
+
+def module_file(name: str) -> Path | None:
+    place = name.replace(".", "/")
+    files = (
+        f"{folder}{place}{ending}" for folder in ("", "service/", "trainer/") for ending in (".py", "/__init__.py")
+    )
+    return next((ROOT / file for file in files if file in python_files()), None)
+
+
+@cache
+def python_files() -> frozenset[str]:
+    return frozenset(
+        str(file.relative_to(ROOT)) for folder in FOLDERS for file in (ROOT / folder).rglob("*.py") if file.is_file()
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    assert not list(broken_links(page))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_in_code_exists(page: Path) -> None:
+    assert not list(missing_paths(page.read_text("utf-8")))
+
+
+def test_a_file_that_moved_is_noticed() -> None:
+    text = "`bench/no_such.py`, `no_such.py`, `python -m bench.no_such`, `docs/no/such/`, `runs/mine`, `settings.py`"
+    text += "\n```sh\npython bench/not.py\n```\n"
+    assert list(missing_paths(text)) == [
+        "bench/no_such.py",
+        "no_such.py",
+        "bench.no_such",
+        "docs/no/such/",
+        "bench/not.py",
+    ]
