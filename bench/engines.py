@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import httpx
+import httpx2
 import numpy as np
 from dense_reward import Client, ScoreOptions
 from dense_reward_trainer.runs.local_service import HOST, free_port
@@ -143,7 +143,7 @@ def killed(pair: Path) -> Json:
     """Kills a `vllm serve` under load and starts it again. Returns what callers got, and when /ready changed."""
     seen, over = Counter[str](), threading.Event()
     with served("remote", pair, "float32") as running:
-        expected = httpx.post(f"{running.url}/score", json=BODY, trust_env=False).json()["results"]
+        expected = httpx2.post(f"{running.url}/score", json=BODY, trust_env=False).json()["results"]
         callers = [threading.Thread(target=_keep_asking, args=(running.url, expected, seen, over)) for _ in range(4)]
         for caller in callers:
             caller.start()
@@ -200,10 +200,10 @@ BODY: Json = {"prompt_ids": [5, 6, 7, 8], "response_ids": [[9, 10, 11], [12, 13]
 
 
 def _keep_asking(url: str, expected: object, seen: Counter[str], over: threading.Event) -> None:
-    with httpx.Client(base_url=url, timeout=LONG_S, trust_env=False) as client:
+    with httpx2.Client(base_url=url, timeout=LONG_S, trust_env=False) as client:
         while not over.is_set():
             answer = client.post("/score", json=BODY)
-            if answer.status_code == httpx.codes.OK:
+            if answer.status_code == httpx2.codes.OK:
                 seen["right" if _is_near(answer.json()["results"], expected) else "wrong"] += 1
             else:
                 seen[f"{answer.status_code}{' with Retry-After' if 'Retry-After' in answer.headers else ''}"] += 1

@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
+import httpx2
 import yaml
 from dense_reward import AsyncClient, ClientError
 from dense_reward_trainer.jobs.demo import train
@@ -231,7 +231,7 @@ async def _replaced(old: Server, port: int, front: Front, leave_s: float | None)
 
 async def _keep_asking(url: str, known: list[Known], load: Load, seed: int) -> None:
     draw = random.Random(seed)
-    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, trust_env=False) as client:
+    async with httpx2.AsyncClient(base_url=url, timeout=PATIENCE_S, trust_env=False) as client:
         while not load.over.is_set():
             await ask(client, draw.choice(known), load.outcome)
             load.sent += 1
@@ -245,7 +245,7 @@ async def _keep_asking_large(url: str, load: Load) -> None:
             ids = [[draw.randrange(256) for _ in range(LARGE_TOKENS)] for _ in range(LARGE_RESPONSES)]
             try:
                 scored = await client.score_ids(ids[0][:10], ids)
-            except (ClientError, httpx.HTTPError) as error:
+            except (ClientError, httpx2.HTTPError) as error:
                 load.large["failed"] += 1
                 print(f"a large request failed: {error}", file=sys.stderr, flush=True)
             else:

@@ -10,7 +10,7 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
-import httpx
+import httpx2
 import orjson
 
 from bench.reliability.load import Json, Known, Outcome, ask, client_of, closed_loop, requests, with_answers
@@ -65,7 +65,7 @@ async def _round(server: Server, known: list[Known], count: int) -> tuple[Outcom
     hung_up = stayed_tokens = sent_tokens = 0
     turns = iter(range(count))
 
-    async def keep_asking(client: httpx.AsyncClient) -> None:
+    async def keep_asking(client: httpx2.AsyncClient) -> None:
         nonlocal hung_up, stayed_tokens, sent_tokens
         for _ in turns:
             one = draw.choice(known)

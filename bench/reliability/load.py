@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import httpx
+import httpx2
 import numpy as np
 
 from bench.reliability.server import Server, percentile
@@ -95,18 +95,18 @@ async def with_answers(server: Server, sent: Sequence[Known], headers: Mapping[s
         return [await _with_answer(client, known) for known in sent]
 
 
-async def _with_answer(client: httpx.AsyncClient, known: Known) -> Known:
+async def _with_answer(client: httpx2.AsyncClient, known: Known) -> Known:
     answer = await client.post("/score", json=known.body)
     answer.raise_for_status()
     return Known(known.body, known.tokens, tuple(np.array(row["reward"]) for row in answer.json()["results"]))
 
 
-def client_of(server: Server, timeout_s: float = 120.0) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    return httpx.AsyncClient(base_url=server.url, timeout=timeout_s, limits=limits, trust_env=False)
+def client_of(server: Server, timeout_s: float = 120.0) -> httpx2.AsyncClient:
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    return httpx2.AsyncClient(base_url=server.url, timeout=timeout_s, limits=limits, trust_env=False)
 
 
-async def ask(client: httpx.AsyncClient, known: Known, outcome: Outcome) -> int | None:
+async def ask(client: httpx2.AsyncClient, known: Known, outcome: Outcome) -> int | None:
     """Returns the status; None if the connection failed or broke.
 
     A refused connection is not counted as lost: the service no longer listens.
@@ -114,23 +114,23 @@ async def ask(client: httpx.AsyncClient, known: Known, outcome: Outcome) -> int 
     before = time.perf_counter()
     try:
         answer = await client.post("/score", json=known.body)
-    except httpx.ConnectError:
+    except httpx2.ConnectError:
         return None
-    except httpx.TransportError:
+    except httpx2.TransportError:
         outcome.lost += 1
         return None
     seconds = time.perf_counter() - before
     outcome.statuses[answer.status_code] += 1
-    if answer.status_code == httpx.codes.OK:
+    if answer.status_code == httpx2.codes.OK:
         outcome.answered(known, answer.content, seconds)
     else:
         outcome.refused_s.append(seconds)
     return answer.status_code
 
 
-async def ask_until_it_stops(client: httpx.AsyncClient, known: Known, outcome: Outcome) -> bool:
+async def ask_until_it_stops(client: httpx2.AsyncClient, known: Known, outcome: Outcome) -> bool:
     """Returns False if the service is stopping, that is if it answered 503 or no longer listens."""
-    return await ask(client, known, outcome) not in {None, httpx.codes.SERVICE_UNAVAILABLE}
+    return await ask(client, known, outcome) not in {None, httpx2.codes.SERVICE_UNAVAILABLE}
 
 
 async def closed_loop(
@@ -140,7 +140,7 @@ async def closed_loop(
     draw, outcome = random.Random(SEED), Outcome()
     started = time.perf_counter()
 
-    async def keep_asking(client: httpx.AsyncClient) -> None:
+    async def keep_asking(client: httpx2.AsyncClient) -> None:
         while time.perf_counter() - started < seconds:
             await ask(client, draw.choice(known), outcome)
 
@@ -159,7 +159,7 @@ async def open_loop(
     draw, outcome = random.Random(SEED + 1), Outcome()
     started = time.perf_counter()
 
-    async def keep_sending(client: httpx.AsyncClient) -> None:
+    async def keep_sending(client: httpx2.AsyncClient) -> None:
         sent: list[asyncio.Task[int | None]] = []
         due = started
         while (due := due + draw.expovariate(per_second / clients)) - started < seconds:
@@ -173,7 +173,7 @@ async def open_loop(
     return outcome, took_s
 
 
-async def _with_clients(server: Server, count: int, work: Callable[[httpx.AsyncClient], Awaitable[object]]) -> None:
+async def _with_clients(server: Server, count: int, work: Callable[[httpx2.AsyncClient], Awaitable[object]]) -> None:
     gc.collect()
     gc.freeze()  # garbage collection here would count as latency of the service
     clients = [client_of(server) for _ in range(count)]

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from bench.reliability.load import Json, Known, client_of, requests, with_answers
 from bench.reliability.server import PAIR, Server, serving
@@ -47,7 +47,7 @@ async def _reload(server: Server, broken: Path) -> tuple[Json, Json]:
         for turn in range(1, RELOADS + 1):
             is_broken = turn % BROKEN_EVERY == 0
             answer = await _load(client, broken if is_broken else PAIR / REFERENCES[turn % 2])
-            wanted = httpx.codes.UNPROCESSABLE_ENTITY if is_broken else httpx.codes.OK
+            wanted = httpx2.codes.UNPROCESSABLE_ENTITY if is_broken else httpx2.codes.OK
             outcomes.append(answer.status_code == wanted)
         over.set()
         await asyncio.gather(*callers)
@@ -55,13 +55,13 @@ async def _reload(server: Server, broken: Path) -> tuple[Json, Json]:
     return {"reload_failed": failed}, {"reloads": RELOADS, "as_wanted": outcomes.count(True), **counts}
 
 
-async def _load(client: httpx.AsyncClient, reference: Path) -> httpx.Response:
+async def _load(client: httpx2.AsyncClient, reference: Path) -> httpx2.Response:
     pair = {"name": "default", "sft": str(PAIR / "sft"), "reference": str(reference)}
     return await client.post("/admin/models", json=pair)
 
 
 async def _keep_asking(
-    client: httpx.AsyncClient, expected: dict[str, list[Known]], counts: dict[str, int], over: asyncio.Event
+    client: httpx2.AsyncClient, expected: dict[str, list[Known]], counts: dict[str, int], over: asyncio.Event
 ) -> None:
     draw = random.Random(0)
     while not over.is_set():
@@ -69,7 +69,7 @@ async def _keep_asking(
         body = next(iter(expected.values()))[at].body
         answer = await client.post("/score", json=body)
         counts["answers"] += 1
-        if answer.status_code != httpx.codes.OK:
+        if answer.status_code != httpx2.codes.OK:
             counts["failed"] += 1
             continue
         known = expected.get(answer.json()["model"]["revision"])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import httpx
+import httpx2
 from dense_reward_trainer.runs.local_service import HOST, free_port
 
 PAIR = Path("runs/demo/checkpoints")
@@ -52,13 +52,13 @@ class Server:
 
     def is_ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/ready", timeout=5.0, trust_env=False).status_code == httpx.codes.OK
-        except httpx.TransportError:
+            return httpx2.get(f"{self.url}/ready", timeout=5.0, trust_env=False).status_code == httpx2.codes.OK
+        except httpx2.TransportError:
             return False
 
     def metric(self, name: str) -> float:
         """Sum of a metric's samples; 0 if there are none."""
-        text = httpx.get(f"{self.url}/metrics", timeout=PATIENCE_S, trust_env=False).text
+        text = httpx2.get(f"{self.url}/metrics", timeout=PATIENCE_S, trust_env=False).text
         lines = [line for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
         return sum(float(line.rpartition(" ")[2]) for line in lines)
 

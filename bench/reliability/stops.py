@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from bench.reliability.load import Json, Known, Outcome, ask_until_it_stops, client_of, requests, with_answers
 from bench.reliability.server import PAIR, Server, serving
@@ -39,7 +39,7 @@ async def _stopped(known: list[Known], after_s: float) -> Json:
     await asyncio.to_thread(server.wait_until_ready)
     outcome, over = Outcome(), asyncio.Event()
 
-    async def keep_asking(client: httpx.AsyncClient, draw: random.Random) -> None:
+    async def keep_asking(client: httpx2.AsyncClient, draw: random.Random) -> None:
         while not over.is_set() and await ask_until_it_stops(client, draw.choice(known), outcome):
             pass
 

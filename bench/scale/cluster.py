@@ -58,7 +58,7 @@ class Cluster:
     @property
     def queue_tokens(self) -> int:
         """Sum over the ready replicas, as Prometheus computes it."""
-        return sum(replica.door.held_tokens for replica in self.replicas)
+        return sum(replica.admission.held_tokens for replica in self.replicas)
 
     @property
     def computed_tokens(self) -> int:

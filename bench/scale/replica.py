@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 import numpy as np
-from dense_reward.batching.admission import Door, Permit
-from dense_reward.batching.scheduler import Job, Member, Terms, Waiting, tokens_together, units_of
+from dense_reward.batching.admission import Admission, Permit
+from dense_reward.batching.scheduler import Job, Member, Scheduler, Terms, tokens_together, units_of
 from dense_reward.engines.fake import FakeEngine
 from dense_reward.records import Branch, Cost, Trunk, Wants
 
@@ -81,11 +81,11 @@ class Replica:
     """Admits or refuses requests, and computes them in batches as `dense_reward.batching.batcher` does."""
 
     def __init__(self, machine: Machine, events: EventQueue, random: np.random.Generator) -> None:
-        self.door = Door(machine.max_queue_tokens)
+        self.admission = Admission(machine.max_queue_tokens)
         self.computed_tokens = 0
         self.busy_s = 0.0
         self._machine, self._events, self._random = machine, events, random
-        self._waiting = Waiting(machine.max_batch_tokens)
+        self._scheduler = Scheduler(machine.max_batch_tokens)
         self._entries: dict[Job, Entry] = {}
         self._next: list[Member] | None = None
         self._is_busy = False
@@ -98,12 +98,12 @@ class Replica:
 
     def submit(self, request: Request, answered: Call) -> Entry:
         """Admits a request. Raises RequestError(queue_full | too_long)."""
-        self.door.check_wait(MAX_REQUEST_S)
-        permit = self.door.permit(0)
+        self.admission.check_wait(MAX_REQUEST_S)
+        permit = self.admission.permit(0)
         permit.correct(request.tokens)
         job = self._job(request)
         entry = self._entries[job] = Entry(job, permit, answered)
-        self._waiting.add(job)
+        self._scheduler.add(job)
         self._prepare_ahead()
         self._work()
         return entry
@@ -113,7 +113,7 @@ class Replica:
 
     def cancel(self, entry: Entry) -> None:
         """The caller hangs up: queued work is dropped, work in the current batch is computed in vain."""
-        self._waiting.forget(entry.job)
+        self._scheduler.forget(entry.job)
         self._end(entry.job)
 
     def _job(self, request: Request) -> Job:
@@ -125,12 +125,12 @@ class Replica:
 
     def _prepare_ahead(self) -> None:
         """Takes a full batch while the device is busy. A batch that is not full can still grow, so it stays queued."""
-        if self._is_busy and self._next is None and self._waiting.fills_a_batch:
-            self._next = self._waiting.take()
+        if self._is_busy and self._next is None and self._scheduler.fills_a_batch:
+            self._next = self._scheduler.take()
 
     def _work(self) -> None:
-        while not self._is_busy and (self._next or self._waiting):
-            batch, self._next = self._next or self._waiting.take(), None
+        while not self._is_busy and (self._next or self._scheduler):
+            batch, self._next = self._next or self._scheduler.take(), None
             wanted = [(job, unit) for job, unit in batch if job in self._entries]
             if wanted:
                 self._compute(wanted)
@@ -147,7 +147,7 @@ class Replica:
     def _computed(self, batch: list[Member], tokens: int, seconds: float) -> None:
         """The next batch starts before the callers that this one answered can send again."""
         self._is_busy = False
-        self.door.measured(tokens, seconds)
+        self.admission.measured(tokens, seconds)
         for job, _ in batch:
             job.waiting -= 1
         answered = [self._end(job) for job in dict.fromkeys(job for job, _ in batch) if self._is_done(job)]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from dense_reward.checkpoints.probe import probe_of_texts
-from dense_reward.checkpoints.write_manifest import Facts, seal
+from dense_reward.checkpoints.write_manifest import ManifestFacts, write_manifest
 from dense_reward.manifest import MANIFEST_NAME, Role
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
@@ -46,8 +46,8 @@ def make_checkpoint(shape: Shape, folder: Path, role: Role, seed: int) -> None:
     with torch.device(device):
         AutoModelForCausalLM.from_config(configuration(shape), dtype=torch.bfloat16).save_pretrained(folder)
     write_tokenizer(folder, shape.vocab_size)
-    facts = Facts(role=role, run_id="speed", renderer="plain", optimiser_step=2 - seed)
-    seal(folder, facts, probe_of_texts, device=device)
+    facts = ManifestFacts(role=role, run_id="speed", renderer="plain", optimiser_step=2 - seed)
+    write_manifest(folder, facts, probe_of_texts, device=device)
 
 
 def configuration(shape: Shape) -> Qwen2Config:

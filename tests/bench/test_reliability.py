@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 
@@ -43,20 +43,20 @@ def test_an_answer_is_right_only_with_every_reward(rewards: list[list[float]], r
 
 
 def test_what_becomes_of_a_request_is_counted() -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
+    def answer(request: httpx2.Request) -> httpx2.Response:
         match json.loads(request.content)["at"]:
             case "full":
-                return httpx.Response(429)
+                return httpx2.Response(429)
             case "broken":
-                raise httpx.ReadError("cut off")
+                raise httpx2.ReadError("cut off")
             case "gone":
-                raise httpx.ConnectError("refused")
+                raise httpx2.ConnectError("refused")
             case value:
-                return httpx.Response(200, json={"results": [{"reward": [value]}]})
+                return httpx2.Response(200, json={"results": [{"reward": [value]}]})
 
     async def ask_all() -> tuple[Outcome, list[int | None]]:
         outcome = Outcome()
-        async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://a") as client:
+        async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer), base_url="http://a") as client:
             asked = [Known({"at": at}, 1, (np.ones(1),)) for at in (1.0, 2.0, "full", "broken", "gone")]
             return outcome, [await ask(client, known, outcome) for known in asked]
 

@@ -152,11 +152,11 @@ def test_who_hangs_up_takes_its_waiting_work_along() -> None:
     entries = [replica.submit(one, lambda number=one.prompt: answered.append(number)) for one in requests]  # type: ignore[misc]
     replica.cancel(entries[0])  # in the current batch
     replica.cancel(entries[1])
-    assert replica.door.held_tokens == 1000
+    assert replica.admission.held_tokens == 1000
     events.run()
     assert answered == [2]
     assert replica.computed_tokens == 2000
-    assert replica.door.held_tokens == 0
+    assert replica.admission.held_tokens == 0
 
 
 def test_a_machine_is_read_from_what_was_measured() -> None:
