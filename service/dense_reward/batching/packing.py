@@ -5,8 +5,8 @@ branch attends to its prompt and to itself, never to another branch. Equal promp
 they are from. The invariants:
 
 - Every scored token is predicted exactly once, by the token before it: the prompt's last one for a branch's first.
-- Nothing that no scored token attends to is computed: a branch ends before its last scored token, which is only
-  predicted.
+- Nothing that no scored token attends to is computed: a branch ends before its last scored token (except at a RoPE
+  length limit, see `computed_tokens`), because that token is only predicted.
 - Branches of a tree are ordered by length. A group of branches of equal length is one rectangle, which kernels can
   compute without padding.
 - A row never mixes sequences on two sides of a RoPE length limit: the model would rotate all of them alike.
