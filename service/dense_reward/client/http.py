@@ -59,7 +59,7 @@ class Backoff:
             raise ValueError(f"a backoff needs 0 <= first_s <= longest_s, not {self.first_s} and {self.longest_s}")
 
     def delay_s(self, attempt: int, jitter: float) -> float:
-        """Seconds after attempt 0, 1, ... `jitter`: uniform in [0, 1), so that clients do not retry together."""
+        """The delay after attempt 0, 1, ... `jitter`: uniform in [0, 1), so that clients do not retry together."""
         bound_s = min(self.longest_s, self.first_s * 2.0 ** min(attempt + 1, LONGEST_EXPONENT))
         return self.first_s + jitter * (bound_s - self.first_s)
 

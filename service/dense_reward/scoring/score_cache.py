@@ -20,7 +20,7 @@ ENTRY_BYTES = 400  # estimated overhead of a trunk's entry, and of a branch's sc
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Scores are shared only within a scope: one revision of a pair, and one group of callers (None: all of them)."""
+    """Scores are shared only within a scope: one revision of a pair, and one group of callers (None is a group too)."""
 
     revision: str
     group: str | None
@@ -89,7 +89,7 @@ class ScoreCache:
     async def _compute(
         self, own: dict[Key, Trunk], compute: Callable[[Trunks], Awaitable[Scores]], bulk: bool
     ) -> dict[Key, list[TokenScores]]:
-        """Compute trunks, which other requests can join meanwhile. If this fails, their futures are cancelled."""
+        """Compute trunks, which other requests can join meanwhile. If it fails, those requests compute for themselves."""
         loop = asyncio.get_running_loop()
         # A key that is in flight already, but could not be joined, keeps its first computation.
         new = [key for key in own if key not in self._in_flight]
@@ -104,7 +104,7 @@ class ScoreCache:
             return found
         finally:
             for key, entry in started.items():
-                entry.scores.cancel()  # does nothing to a future that has its result
+                entry.scores.cancel()  # wakes the requests that joined; does nothing to a future that has its result
                 del self._in_flight[key]
 
     def _keep(self, key: Key, scores: list[TokenScores]) -> None:

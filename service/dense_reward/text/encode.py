@@ -1,4 +1,4 @@
-"""Text -> ids: the only rule, for training and for scoring. Pure; takes a tokenizer through a Protocol.
+"""Text -> ids, by one rule for training and scoring. Pure; takes a tokenizer through a Protocol.
 
 ids = tokenise(rendered prompt) + tokenise(response) + end of turn. The parts are tokenised separately, never as one
 text, because a policy produces them so. What a template puts after the end of turn is not scored. Special-token strings

@@ -1,3 +1,5 @@
+"""Items become trunks, or are refused with the field, the limit and the cure."""
+
 from dataclasses import dataclass
 
 import pytest

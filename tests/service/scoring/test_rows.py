@@ -1,3 +1,5 @@
+"""The rows of an answer: every array is its definition, and nothing that is not finite is answered."""
+
 import base64
 from dataclasses import replace
 from typing import cast
