@@ -39,7 +39,7 @@ CANDIDATE_SFT = "candidate_sft_logprob"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Expected:
-    """What is known of one response before it is scored. A field is None if only the service knows it, or it has none."""
+    """What is known of one response before it is scored. None: only the service knows it, or it was not sent."""
 
     item: int
     response: int
@@ -144,7 +144,7 @@ def _failed(row: _WireResult) -> ScoredResponse:
 def _still_expected(
     rows: Sequence[_WireResult], failed: Sequence[ScoredResponse], responses: Sequence[Expected]
 ) -> list[Expected]:
-    """The expected responses of the items that did not fail. Raises AlignmentError unless `rows` are these, in order."""
+    """The expected responses of the items that did not fail. Raises AlignmentError unless `rows` match in order."""
     failed_items = {result.item for result in failed}
     expected = [response for response in responses if response.item not in failed_items]
     wanted = [(response.item, response.response) for response in expected]

@@ -89,7 +89,7 @@ class ScoreCache:
     async def _compute(
         self, own: dict[Key, Trunk], compute: Callable[[Trunks], Awaitable[Scores]], bulk: bool
     ) -> dict[Key, list[TokenScores]]:
-        """Compute trunks, which other requests can join meanwhile. If it fails, those requests compute for themselves."""
+        """Compute trunks, which other requests can join meanwhile. If it fails, those compute for themselves."""
         loop = asyncio.get_running_loop()
         # A key that is in flight already, but could not be joined, keeps its first computation.
         new = [key for key in own if key not in self._in_flight]
