@@ -76,7 +76,7 @@ class RequestError(Exception):
 def refuse(
     code: str, message: str, *, param: str | None = None, item: int | None = None, retry_after_s: float | None = None
 ) -> RequestError:
-    """A RequestError with one fault. Returns it, so that `raise` stands where the control flow ends."""
+    """A RequestError with one fault. It is returned, not raised: write `raise refuse(...)`."""
     return RequestError([Fault(code, message, param, item)], retry_after_s=retry_after_s)
 
 

@@ -86,7 +86,7 @@ class TokenScores:
 
 
 def no_scores(branch: Branch, wants: Wants) -> TokenScores:
-    """The scores of a branch without a scored token: S = 0, with an empty array for each one that was asked for."""
+    """The scores of a branch without a scored token: S = 0, and an empty array in place of each wanted one."""
     row_S = np.empty(0, dtype=np.float32)
     width = 0 if branch.candidates_SK is None else branch.candidates_SK.shape[1]
     candidates_SK = row_S.reshape(0, width) if width else None

@@ -36,7 +36,7 @@ def unlike(count: int, name: int, length: int, prompt_tokens: int = 2) -> list[T
 
 
 def scores_of(prompt: Trunk, branch: Branch, wants: Wants) -> TokenScores:
-    """Log-probs that identify what was scored: of sft the prompt's name, of reference the branch's. Others are constant."""
+    """Log-probs that identify what was scored: of sft the prompt's name, of reference the branch's."""
     n, k = int(branch.scored_T.sum()), wants.top_k
     place = float(branch.ids_T[0]) if len(branch.ids_T) else -1.0
     ids_NK = np.tile(np.arange(k, dtype=np.int32), (n, 1))
@@ -166,4 +166,4 @@ class SmallDevice:
 
 
 class _Tensor:
-    """Stands for the tensors of a batch on the device."""
+    """A substitute for the tensors of a batch on the device."""

@@ -65,7 +65,7 @@ def inflate(body: bytes, max_bytes: int) -> bytes:
     try:
         inflated = inflater.decompress(body, max_bytes + 1)
     except zlib.error:
-        raise refuse("invalid_encoding", "the body is not gzip, although its header Content-Encoding says so") from None
+        raise refuse("invalid_encoding", "the body is not gzip, contrary to its header Content-Encoding") from None
     if len(inflated) > max_bytes:
         raise _too_large(max_bytes)
     if not inflater.eof or inflater.unused_data:

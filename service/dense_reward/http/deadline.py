@@ -1,4 +1,4 @@
-"""The deadline of a request: --max-request-s, or less if the request's header X-Request-Timeout says so."""
+"""The deadline of a request: --max-request-s, or less if the request's header X-Request-Timeout is lower."""
 
 import asyncio
 import math
