@@ -76,7 +76,7 @@ def test_a_held_out_prompt_that_leaves_no_room_is_refused(tmp_path: Path) -> Non
 
 def test_rollouts_longer_than_the_service_takes_are_refused() -> None:
     check_room_at_service(10, [ids_of(1, 2)], 8)
-    with pytest.raises(JobError, match="may have 11 tokens with their prompts, the reward service takes 10"):
+    with pytest.raises(JobError, match="can have 11 tokens with their prompts, the reward service takes 10"):
         check_room_at_service(10, [ids_of(1, 2), ids_of(1, 2, 3)], 8)
 
 

@@ -7,7 +7,14 @@ from dense_reward.records import IdArray
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.policy import Policy, frozen_logprobs, microbatches, policy_logprobs
 from dense_reward_trainer.rl.records import Rollout
-from dense_reward_trainer.rl.sampling import Sampling, cut, generation_config, left_padded, plain_generation, sample
+from dense_reward_trainer.rl.sampling import (
+    Sampling,
+    cut_at_end_of_turn,
+    generation_config,
+    left_padded,
+    plain_generation,
+    sample,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_policy import ids_of, tiny_llama, tiny_policy
@@ -162,7 +169,7 @@ def test_microbatches_hold_every_row_once_and_stay_within_their_tokens(lengths: 
     [([4, 2, 2, 2], [4, 2], True), ([2, 4], [2], True), ([4, 5], [4, 5], False), ([4, 2], [4, 2], True)],
 )
 def test_a_response_is_cut_after_its_first_end_of_turn(generated: list[int], kept: list[int], finished: bool) -> None:
-    response_T, is_finished = cut(ids_of(*generated), end_of_turn_id=2)
+    response_T, is_finished = cut_at_end_of_turn(ids_of(*generated), end_of_turn_id=2)
     assert (response_T.tolist(), is_finished) == (kept, finished)
 
 
