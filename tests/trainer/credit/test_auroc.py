@@ -1,4 +1,4 @@
-"""AUROC and its intervals, against the definition."""
+"""AUROC against its definition, and bootstrap intervals."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ SCORES = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=20)
 
 
 def counted(positives: Sequence[float], negatives: Sequence[float]) -> float:
-    """The definition, pair by pair."""
+    """AUROC by its definition, pair by pair."""
     wins = [1.0 if p > n else 0.5 if p == n else 0.0 for p in positives for n in negatives]
     return sum(wins) / len(wins)
 
@@ -48,7 +48,7 @@ def test_the_interval_of_groups_that_are_apart_is_a_point() -> None:
 
 
 def test_scores_of_one_cluster_are_resampled_together() -> None:
-    """Each score four times over is no more data than once: the interval stays as wide, and single scores narrow it."""
+    """Four copies of each score in one cluster leave the interval as wide; as clusters of their own they narrow it."""
     rng = np.random.default_rng(2)
     score_N, positive_N = rng.normal(size=120), rng.random(120) < 0.5
     four = np.repeat(score_N, 4).tolist(), np.repeat(positive_N, 4).tolist()

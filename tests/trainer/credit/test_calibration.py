@@ -1,4 +1,4 @@
-"""Calibration: a logistic fit that is right about what it was not fitted on, and one that is not."""
+"""Calibration on scores that a logistic fit describes, and on scores that it does not."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 
 def judged(right: ArrayLike, wrong: ArrayLike, seed: int, clusters: Sequence[int] | None = None) -> Calibration | None:
-    """Each score a cluster of its own, unless said otherwise."""
+    """The calibration of these scores; each is its own cluster unless `clusters` is given."""
     scores, label = np.concatenate([right, wrong]), np.repeat([True, False], [np.size(right), np.size(wrong)])
     return calibration(scores.tolist(), label.tolist(), range(len(scores)) if clusters is None else clusters, seed)
 
@@ -26,7 +26,7 @@ def test_the_fit_finds_the_probabilities_that_scores_were_drawn_with() -> None:
 def test_scores_of_a_logistic_kind_are_calibrated_and_others_are_not() -> None:
     rng = np.random.default_rng(1)
     near = judged(rng.normal(1, 1, 4000), rng.normal(-1, 1, 4000), 0)
-    # right at both ends and wrong in between: no probability that rises with the score can tell
+    # right at both ends and wrong in between: no probability that rises with the score fits
     ends = np.concatenate([rng.normal(-6, 0.5, 2000), rng.normal(6, 0.5, 2000)])
     far = judged(ends, rng.normal(0, 0.5, 4000), 0)
     assert near is not None
@@ -60,5 +60,5 @@ def test_scores_that_are_all_equal_say_nothing() -> None:
 
 
 def test_scores_of_one_cluster_are_never_in_both_halves() -> None:
-    """Two answers alike to each prompt: split by answer, the fit would have seen what it is judged on."""
+    """Answers to one prompt can be alike: in both halves, the fit would be judged on what it was fitted on."""
     assert judged([1.0] * 50, [0.0] * 50, 0, clusters=[0] * 50 + [1] * 50) is None

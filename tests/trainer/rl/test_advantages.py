@@ -1,4 +1,4 @@
-"""What the options of DPR do to a batch: advantages of known numbers, and expected gradients, enumerated."""
+"""The options of DPR on a batch: advantages of known numbers, and expected gradients by enumeration."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,7 +33,7 @@ def world() -> World:
 
 
 def batch_of(world: World, rows: Sequence[int], count: int) -> Batch:
-    """Some of all responses, with `count` candidates at every position."""
+    """A batch of the responses `rows`, with `count` candidates at every position."""
     policy_SV = world.policy_SV.detach()
     lengths = [LENGTHS[b] for b in rows]
     part = (list(rows), slice(max(lengths)))
@@ -80,7 +80,7 @@ def expected(world: World, size: int = 1, **options: object) -> Tensor:
 
 
 def visits(world: World) -> Tensor:
-    """How often the policy is in each state, [S]."""
+    """The probability that the policy visits each state, [S]."""
     visited_S = torch.zeros(len(STATE_INDEX), dtype=torch.float64)
     for response, probability in zip(RESPONSES, world.probability_B().detach(), strict=True):
         for t in range(len(response)):

@@ -67,7 +67,7 @@ class Actions:
 def make_batch(
     rollouts: Sequence[Rollout], ids_BTM: Tensor, policy_logprob_BTM: Tensor, scored: Sequence[ResponseRewards]
 ) -> Batch:
-    """A batch from rollouts, the policy's ids and log-probs of sampled actions and candidates, and their rewards.
+    """A batch from rollouts, the ids and log-probs of their actions (sampled, then candidates), and their rewards.
 
     A response that was cut off has no end of turn, so it gets no reward for one: each of its ids has one reward.
     """
@@ -133,6 +133,7 @@ def _with_candidates(
     outside_BT = (candidates.ids_BTK != ids_BT[..., None]).all(dim=2)
     advantage_BT = torch.where(outside_BT, immediate_BT - expected_BT, 0.0)
     if config.returns == "reward_to_go":
+        # expected_BT is the baseline of the immediate reward; config.baseline is only for the later ones
         later_BT = config.gamma * _next(_returns(immediate_BT, batch.mask_BT, config))
         advantage_BT = advantage_BT + later_BT - baseline(config.baseline, later_BT, config.group_size)
     return Actions(

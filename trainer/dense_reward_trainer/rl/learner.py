@@ -52,7 +52,7 @@ class Learner:
 
     @classmethod
     def of(cls, config: DprConfig, policy: Policy) -> Self:
-        """Before the first step."""
+        """A learner before its first step."""
         average = None
         if config.average_decay is not None:
             average = AveragedModel(policy.model, avg_fn=partial(moving_average, config.average_decay))
@@ -115,9 +115,9 @@ class Learner:
         return flat_gradient(self.policy.model)
 
     def update(self, batch: Batch, actions: Actions) -> dict[str, float]:
-        """`updates_per_batch` optimiser steps on a batch; loss, and gradient norm before clipping, of the last one.
+        """Take `updates_per_batch` optimiser steps on a batch; return loss and unclipped gradient norm of the last one.
 
-        In the first one the policy is still the one that sampled: its log-probs are kept for the ratios of the others.
+        In the first step the policy is still the one that sampled: its log-probs are kept for the ratios of the others.
         """
         old_BTM = self._zero_logprobs(actions)
         loss = norm = 0.0
