@@ -115,9 +115,8 @@ def planted_errors(
     for start in range(0, len(demonstrations), ANSWERS_TOGETHER):
         part = demonstrations[start : start + ANSWERS_TOGETHER]
         proposed = {i: proposals(corrupter, one, [seed, start + i]) for i, one in enumerate(part)}
-        lengths = {
-            i: r.length for i, r in zip(proposed, _score(pair, [(d, d.response) for d in part], ()), strict=True)
-        }
+        right = _score(pair, [(one, one.response) for one in part], ())
+        lengths = {i: scored.length for i, scored in zip(proposed, right, strict=True)}
         found: dict[int, tuple[PlantedError, ScoredResponse]] = {}
         for attempt in range(MAX_TRIES):
             tried = {i: some[attempt] for i, some in proposed.items() if i not in found and attempt < len(some)}
@@ -157,7 +156,7 @@ def error_and_others(
 def offsets_of(scored: ScoredResponse) -> list[tuple[int, int]]:
     """Code-point spans of the tokens. Raises JobError if the service returned none."""
     if scored.offsets is None:
-        raise JobError("the service answered without offsets")
+        raise JobError("the service returned no offsets")
     return [(int(start), int(end)) for start, end in scored.offsets]
 
 
@@ -165,7 +164,7 @@ def signal_of(scored: ScoredResponse, name: SignalName) -> FloatArray:
     """[T] nats. Raises JobError if the service did not return it."""
     values_T: FloatArray | None = getattr(scored, name)
     if values_T is None:
-        raise JobError(f"the service answered without {name}")
+        raise JobError(f"the service returned no {name}")
     return values_T
 
 

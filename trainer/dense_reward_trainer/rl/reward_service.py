@@ -122,7 +122,7 @@ class ServiceRewards:
     def _rewards(self, result: ScoredResponse) -> ResponseRewards:
         signal_T: FloatArray | None = getattr(result, self.signal)
         if signal_T is None or result.sft_logprob is None:
-            raise JobError(f"the reward service answered without {self.signal} or sft_logprob")
+            raise JobError(f"the reward service returned no {self.signal} or no sft_logprob")
         return ResponseRewards(
             signal_T,
             result.sft_logprob,

@@ -1,4 +1,4 @@
-"""The regimes study: where does DPR improve on SFT? SFT under several regimes, DPR on each, and alternatives.
+"""The regimes study: SFT under several regimes, DPR on each, and alternatives to DPR at matched KL and FLOPs.
 
 `dense-reward-train sweep CONFIG`. Every step is a job that a user could run, in its own process. Finished steps are not
 repeated, so that a stopped sweep can be resumed.

@@ -76,7 +76,7 @@ class SweepConfig(JobConfig):
             )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(
-                f"seeds {list(self.seeds)} repeat one, so that intervals would be too narrow: list each seed once"
+                f"seeds {list(self.seeds)} has one twice, so intervals would be too narrow: list each seed once"
             )
         if list(self.temperatures) != sorted(set(self.temperatures), reverse=True):
             raise ValueError("temperatures must fall, so that the KL rises from each to the next: sort them, each once")

@@ -53,6 +53,7 @@ def at_matched_kl(curve: Sequence[Figures], kl: float) -> Figures:
     `curve`: its figures at falling temperatures, so with rising KL. Beyond the last KL, the last figures.
     """
     values = np.array([[getattr(one, field.name) for field in fields(Figures)] for one in curve])
+    # measured KLs are noisy, and np.interp needs them to rise
     kls = np.maximum.accumulate([one.kl_to_sft for one in curve])
     return Figures(*(float(np.interp(kl, kls, column)) for column in values.T))
 
@@ -60,7 +61,7 @@ def at_matched_kl(curve: Sequence[Figures], kl: float) -> Figures:
 def interval(values: Sequence[float]) -> Interval:
     """Mean and 95 % interval by Student's t over the seeds. Raises ValueError for fewer than two."""
     if len(values) < 2:
-        raise ValueError(f"an interval needs at least two seeds, there is {len(values)}")
+        raise ValueError(f"an interval needs at least two seeds, but there is {len(values)}: add seeds")
     mean = float(np.mean(values))
     half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     return Interval(mean, mean - half, mean + half)
