@@ -23,6 +23,15 @@ def test_the_fit_finds_the_probabilities_that_scores_were_drawn_with() -> None:
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-(0.5 * np.array([-4.0, 2.0, 8.0]) - 1))), atol=0.02)
 
 
+def test_the_fit_is_the_likeliest_one() -> None:
+    """There the residuals add up to 0, and are uncorrelated with the scores."""
+    rng = np.random.default_rng(4)
+    scores_N, label_N = rng.normal(-300.0, 50.0, 400), (rng.random(400) < 0.3).astype(np.float64)
+    residual_N = logistic(scores_N, label_N, scores_N) - label_N
+    assert float(residual_N.sum()) == pytest.approx(0, abs=1e-5)
+    assert float(residual_N @ (scores_N - scores_N.mean())) == pytest.approx(0, abs=1e-3)
+
+
 def test_scores_of_a_logistic_kind_are_calibrated_and_others_are_not() -> None:
     rng = np.random.default_rng(1)
     near = judged(rng.normal(1, 1, 4000), rng.normal(-1, 1, 4000), 0)

@@ -135,6 +135,8 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     handler = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(regimes_cell, "subprocess", SimpleNamespace(run=run_here))
     monkeypatch.setattr(regimes_cell, "serving", serving_here)
+    for plot in ("jobs.dpr.plot_run", "jobs.sft.plot"):  # half of the time of these jobs
+        monkeypatch.setattr(f"dense_reward_trainer.{plot}", lambda *_, **__: None)
     yield
     signal.signal(signal.SIGTERM, handler)
 
