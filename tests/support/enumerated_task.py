@@ -1,4 +1,4 @@
-"""Every response over three tokens of at most three steps, and tables of log-probs over its states, in float64.
+"""Every response over three ids of at most three tokens, and tables of log-probs over the states, in float64.
 
 The policy is a table of logits, one row per state, so that every expectation is a finite sum.
 """
@@ -14,7 +14,7 @@ Response = tuple[int, ...]
 
 
 def every_response() -> list[Response]:
-    """Those that end with END, and those that are cut off at the horizon."""
+    """The responses that end with END, and those that are cut off at the horizon."""
     bodies = [body for length in range(HORIZON) for body in product(range(1, VOCABULARY), repeat=length)]
     return [*((*body, END) for body in bodies), *product(range(1, VOCABULARY), repeat=HORIZON)]
 
@@ -26,13 +26,13 @@ LENGTHS = [len(response) for response in RESPONSES]
 
 
 def gathered(table_SV: Tensor) -> Tensor:
-    """A value per state and action, along every response, [B, T]."""
+    """A value per state and action, gathered along every response, [B, T]."""
     rows = [torch.stack([table_SV[STATE_INDEX[r[:t]], r[t]] for t in range(len(r))]) for r in RESPONSES]
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 def along(value_S: Tensor) -> Tensor:
-    """A value per state, along every response, [B, T]."""
+    """A value per state, gathered along every response, [B, T]."""
     return gathered(value_S[:, None].expand(-1, VOCABULARY))
 
 
@@ -43,7 +43,7 @@ def random_logprobs(seed: int) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """SFT, reference and policy tables; the policy's logits are what gradients are taken of."""
+    """Tables of the SFT model, the reference and the policy; gradients are with respect to the policy's logits."""
 
     sft_SV: Tensor
     reference_SV: Tensor
@@ -63,7 +63,7 @@ class World:
         return (self.sft_SV.exp() * self.reward_SV).sum(-1)
 
     def probability_B(self) -> Tensor:
-        """Of every response under the policy; differentiable."""
+        """The probability of every response under the policy; differentiable."""
         return gathered(self.policy_SV).sum(-1).exp()
 
 

@@ -1,4 +1,4 @@
-"""A tiny random policy over bytes, and reward sources without weights, for tests of training."""
+"""A tiny random policy over bytes, and sources of token rewards without a service, for tests of training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 
 def tiny_llama(*, seed: int = 0, vocab_size: int = VOCABULARY, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
-    """Two layers; weights enlarged, so that log-probs spread by nats and mistakes show."""
+    """Two layers; large weights, so that log-probs differ by nats and mistakes show."""
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=16,
@@ -45,7 +45,7 @@ def tiny_policy(*, seed: int = 0, end_of_turn_id: int = EOS_ID, dtype: torch.dty
 
 
 def tiny_checkpoint(*, seed: int = 0) -> PolicyCheckpoint:
-    """As if loaded from a folder: the bytes tokenizer with the plain renderer."""
+    """A checkpoint as if loaded from a folder: the bytes tokenizer with the plain renderer."""
     stated = {"role": "sft", "run_id": "tiny", "renderer": "plain", "end_of_turn_id": EOS_ID, "vocabulary": VOCABULARY}
     hashes = {"tokenizer_sha256": "fake", "template_sha256": "fake", "files": {}, "probe": ()}
     manifest = Manifest.model_validate({**stated, **hashes, "dtype": "float32", "created_at": "2026-01-01T00:00:00Z"})
@@ -64,10 +64,10 @@ class EngineRewards:
     engine: Engine = field(default_factory=FakeEngine)
 
     def score(self, rollouts: Sequence[Rollout], candidates: Sequence[IdArray] | None = None) -> list[ResponseRewards]:
-        named: Sequence[IdArray | None] = [None] * len(rollouts) if candidates is None else candidates
+        ids: Sequence[IdArray | None] = [None] * len(rollouts) if candidates is None else candidates
         trunks = [
             Trunk(r.prompt_P, (Branch(r.response_T, np.ones(len(r.response_T), dtype=bool), ids_TK),))
-            for r, ids_TK in zip(rollouts, named, strict=True)
+            for r, ids_TK in zip(rollouts, ids, strict=True)
         ]
         rows = [branches[0] for branches in self.engine.prepare(trunks, Wants(kl=True))()]
         return [
@@ -84,7 +84,7 @@ class EngineRewards:
 
 @dataclass(frozen=True, slots=True)
 class PolicyRewards:
-    """Rewards of which the SFT log-probs are those of a given policy."""
+    """Rewards of 0, with the log-probs of a given policy as those of the SFT model."""
 
     sft: Policy
 

@@ -2,7 +2,7 @@
 
 import torch
 from dense_reward_trainer.configs.dpr import DprConfig
-from dense_reward_trainer.rl.advantages import Batch, assemble
+from dense_reward_trainer.rl.advantages import Batch, make_batch
 from dense_reward_trainer.rl.learner import sampling_of
 from dense_reward_trainer.rl.policy import Policy, likeliest_actions
 from dense_reward_trainer.rl.records import TokenRewards
@@ -31,13 +31,13 @@ def config_of(**changes: object) -> DprConfig:
 
 
 def batch_of(policy: Policy, config: DprConfig, rewards: TokenRewards | None = None) -> Batch:
-    """The samples of a policy to all prompts, scored."""
+    """Samples of a policy for all prompts, scored."""
     rollouts = sample(policy, PROMPTS, sampling_of(config), seed=0)
-    asked, responses = [r.prompt_P for r in rollouts], [r.response_T for r in rollouts]
-    ids_BTM, logprob_BTM = likeliest_actions(policy, asked, responses, config.candidates, config.microbatch_tokens)
-    named = [ids_TM[: len(ids), 1:].numpy() for ids_TM, ids in zip(ids_BTM, responses, strict=True)]
-    scored = (rewards or EngineRewards()).score(rollouts, named if config.candidates else None)
-    return assemble(rollouts, ids_BTM, logprob_BTM, scored)
+    prompts, responses = [r.prompt_P for r in rollouts], [r.response_T for r in rollouts]
+    ids_BTM, logprob_BTM = likeliest_actions(policy, prompts, responses, config.candidates, config.microbatch_tokens)
+    candidates = [ids_TM[: len(ids), 1:].numpy() for ids_TM, ids in zip(ids_BTM, responses, strict=True)]
+    scored = (rewards or EngineRewards()).score(rollouts, candidates if config.candidates else None)
+    return make_batch(rollouts, ids_BTM, logprob_BTM, scored)
 
 
 def weights_of(policy: Policy) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""AUROC and its intervals, against the definition."""
+"""AUROC against its definition, and bootstrap intervals."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ SCORES = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=20)
 
 
 def counted(positives: Sequence[float], negatives: Sequence[float]) -> float:
-    """The definition, pair by pair."""
+    """AUROC by its definition, pair by pair."""
     wins = [1.0 if p > n else 0.5 if p == n else 0.0 for p in positives for n in negatives]
     return sum(wins) / len(wins)
 
@@ -42,13 +42,26 @@ def test_an_interval_holds_its_value_and_narrows_with_more_data() -> None:
     assert narrow.high - narrow.low < (wide.high - wide.low) / 3
 
 
+def test_the_interval_of_a_mean_is_that_of_numpys_draws_with_its_seed() -> None:
+    """A seed keeps its meaning: published intervals can be computed again."""
+    value_N = np.random.default_rng(5).normal(size=40)
+    means = value_N[np.random.default_rng(7).integers(0, 40, (2000, 40))].mean(axis=1)
+    found = mean_interval(value_N.tolist(), seed=7)
+    assert (found.low, found.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), rel=1e-12)
+
+
+def test_the_interval_of_one_value_is_a_point() -> None:
+    found = mean_interval([0.25], seed=0)
+    assert (found.value, found.low, found.high) == (0.25, 0.25, 0.25)
+
+
 def test_the_interval_of_groups_that_are_apart_is_a_point() -> None:
     interval = auroc_interval([2.0, 3.0, 0.0, 1.0], [True, True, False, False], [5, 6, 7, 8], seed=0)
     assert (interval.value, interval.low, interval.high) == (1.0, 1.0, 1.0)
 
 
 def test_scores_of_one_cluster_are_resampled_together() -> None:
-    """Each score four times over is no more data than once: the interval stays as wide, and single scores narrow it."""
+    """Four copies of each score in one cluster leave the interval as wide; as clusters of their own they narrow it."""
     rng = np.random.default_rng(2)
     score_N, positive_N = rng.normal(size=120), rng.random(120) < 0.5
     four = np.repeat(score_N, 4).tolist(), np.repeat(positive_N, 4).tolist()

@@ -1,4 +1,4 @@
-"""Calibration: a logistic fit that is right about what it was not fitted on, and one that is not."""
+"""Calibration on scores that a logistic fit describes, and on scores that it does not."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 
 def judged(right: ArrayLike, wrong: ArrayLike, seed: int, clusters: Sequence[int] | None = None) -> Calibration | None:
-    """Each score a cluster of its own, unless said otherwise."""
+    """The calibration of these scores; each is its own cluster unless `clusters` is given."""
     scores, label = np.concatenate([right, wrong]), np.repeat([True, False], [np.size(right), np.size(wrong)])
     return calibration(scores.tolist(), label.tolist(), range(len(scores)) if clusters is None else clusters, seed)
 
@@ -23,10 +23,19 @@ def test_the_fit_finds_the_probabilities_that_scores_were_drawn_with() -> None:
     np.testing.assert_allclose(found, 1 / (1 + np.exp(-(0.5 * np.array([-4.0, 2.0, 8.0]) - 1))), atol=0.02)
 
 
+def test_the_fit_is_the_likeliest_one() -> None:
+    """There the residuals add up to 0, and are uncorrelated with the scores."""
+    rng = np.random.default_rng(4)
+    scores_N, label_N = rng.normal(-300.0, 50.0, 400), (rng.random(400) < 0.3).astype(np.float64)
+    residual_N = logistic(scores_N, label_N, scores_N) - label_N
+    assert float(residual_N.sum()) == pytest.approx(0, abs=1e-5)
+    assert float(residual_N @ (scores_N - scores_N.mean())) == pytest.approx(0, abs=1e-3)
+
+
 def test_scores_of_a_logistic_kind_are_calibrated_and_others_are_not() -> None:
     rng = np.random.default_rng(1)
     near = judged(rng.normal(1, 1, 4000), rng.normal(-1, 1, 4000), 0)
-    # right at both ends and wrong in between: no probability that rises with the score can tell
+    # right at both ends and wrong in between: no probability that rises with the score fits
     ends = np.concatenate([rng.normal(-6, 0.5, 2000), rng.normal(6, 0.5, 2000)])
     far = judged(ends, rng.normal(0, 0.5, 4000), 0)
     assert near is not None
@@ -60,5 +69,5 @@ def test_scores_that_are_all_equal_say_nothing() -> None:
 
 
 def test_scores_of_one_cluster_are_never_in_both_halves() -> None:
-    """Two answers alike to each prompt: split by answer, the fit would have seen what it is judged on."""
+    """Answers to one prompt can be alike: in both halves, the fit would be judged on what it was fitted on."""
     assert judged([1.0] * 50, [0.0] * 50, 0, clusters=[0] * 50 + [1] * 50) is None

@@ -13,16 +13,16 @@ from dense_reward.client.requests import ItemToScore
 from dense_reward.schemas import ArrayName
 from dense_reward_trainer.cli import main
 from dense_reward_trainer.configs.credit import CreditConfig
-from dense_reward_trainer.credit.answer_ranking import Sums, rank
+from dense_reward_trainer.credit.answer_ranking import AnswerSums, rank
 from dense_reward_trainer.credit.error_localisation import (
+    MAX_TRIES,
     SIGNALS,
-    TRIES,
-    Located,
-    Planted,
-    groups,
+    ErrorScores,
+    PlantedError,
+    error_and_others,
     localise,
     messages_of,
-    planted_and_scored,
+    planted_errors,
     proposals,
 )
 from dense_reward_trainer.data.corruption import Corrupter, Corruption, Kind, number_corruption
@@ -40,8 +40,8 @@ def answer(response: str) -> Demonstration:
     return Demonstration((Message("user", "?"), Message("assistant", response)), None, "here:1")
 
 
-def planted(right: str, wrong: str, start: int, end: int) -> Planted:
-    return Planted(answer(right), Corruption(wrong, start, end))
+def planted(right: str, wrong: str, start: int, end: int) -> PlantedError:
+    return PlantedError(answer(right), Corruption(wrong, start, end))
 
 
 def one_by_one(text: str) -> list[tuple[int, int]]:
@@ -54,23 +54,23 @@ def config(**changes: object) -> CreditConfig:
 
 
 def test_the_wrong_token_stands_against_all_others_the_end_of_turn_included() -> None:
-    error, others = groups(planted("1+2=3", "1+2=8", 4, 5), one_by_one("1+2=8"), "tokens")
+    error, others = error_and_others(planted("1+2=3", "1+2=8", 4, 5), one_by_one("1+2=8"), "tokens")
     assert (error, others) == (4, [0, 1, 2, 3, 5])
 
 
 def test_or_against_the_other_tokens_with_a_digit() -> None:
-    error, others = groups(planted("1+2=3", "1+2=8", 4, 5), one_by_one("1+2=8"), "digit_tokens")
+    error, others = error_and_others(planted("1+2=3", "1+2=8", 4, 5), one_by_one("1+2=8"), "digit_tokens")
     assert (error, others) == (4, [0, 2])
 
 
 def test_a_number_of_several_tokens_is_wrong_from_its_first_changed_one_and_its_others_are_left_out() -> None:
-    error, others = groups(planted("a 1234 5", "a 1274 5", 2, 6), one_by_one("a 1274 5"), "digit_tokens")
+    error, others = error_and_others(planted("a 1234 5", "a 1274 5", 2, 6), one_by_one("a 1274 5"), "digit_tokens")
     assert (error, others) == (4, [7])
 
 
 def test_a_token_that_reaches_beyond_the_error_counts_as_touched() -> None:
     offsets = [(0, 2), (2, 4), (4, 6)]
-    error, others = groups(planted("ab12cd", "ab13cd", 2, 4), offsets, "tokens")
+    error, others = error_and_others(planted("ab12cd", "ab13cd", 2, 4), offsets, "tokens")
     assert (error, others) == (1, [0, 2])
 
 
@@ -79,7 +79,7 @@ def test_the_error_is_never_among_what_it_stands_against(seed: int, text: str) -
     corruption = number_corruption(text, random.Random(seed))
     if corruption is None:
         return
-    error, others = groups(Planted(answer(text), corruption), one_by_one(text), "tokens")
+    error, others = error_and_others(PlantedError(answer(text), corruption), one_by_one(text), "tokens")
     assert text[error] != corruption.text[error]
     assert all(i == len(text) or text[i] == corruption.text[i] for i in others)
 
@@ -89,14 +89,14 @@ def test_errors_are_seeded_and_those_of_an_answer_differ() -> None:
     first = proposals(corrupter, demonstration, [0, 3])
     assert first == proposals(corrupter, demonstration, [0, 3])
     assert first != proposals(corrupter, demonstration, [1, 3])
-    assert len({one.text for one in first}) == len(first) <= TRIES
+    assert len({one.text for one in first}) == len(first) <= MAX_TRIES
     assert proposals(corrupter, answer("none"), [0, 3]) == []
 
 
 def test_an_error_hits_where_it_is_lowest_and_shares_a_tie() -> None:
     others = np.array([0.0, -1.0, -2.0, -2.0], dtype=np.float32)
-    assert [Located(error, others).hit for error in (-3.0, -2.0, -1.0)] == [1.0, pytest.approx(1 / 3), 0.0]
-    assert [Located(error, others).auroc for error in (-3.0, -1.0, 1.0)] == [1.0, 0.375, 0.0]
+    assert [ErrorScores(error, others).hit for error in (-3.0, -2.0, -1.0)] == [1.0, pytest.approx(1 / 3), 0.0]
+    assert [ErrorScores(error, others).auroc for error in (-3.0, -1.0, 1.0)] == [1.0, 0.375, 0.0]
 
 
 @pytest.fixture(scope="module")
@@ -146,15 +146,15 @@ def test_answers_are_asked_in_requests_of_the_size_that_is_configured(
     asked: list[int] = []
     settings = config(output_dir=tmp_path, service_request_tokens=request_tokens)
     with pinned_pair(ServiceAddress.of(pair.url, settings), said_to_nobody) as pinned:
-        whole = pinned.ask([{"messages": chat} for chat in chats], ["reward"]).results
-        ask = PinnedPair.ask
+        whole = pinned.score([{"messages": chat} for chat in chats], ["reward"]).results
+        score = PinnedPair.score
 
         def counted(pair: PinnedPair, items: Sequence[ItemToScore], include: Collection[ArrayName]) -> Scored:
             asked.append(len(items))
-            return ask(pair, items, include)
+            return score(pair, items, include)
 
-        monkeypatch.setattr(PinnedPair, "ask", counted)
-        found = list(pinned.ask_chats(chats, ["reward"]))
+        monkeypatch.setattr(PinnedPair, "score", counted)
+        found = list(pinned.score_chats(chats, ["reward"]))
     assert [one.length for one in found] == [one.length for one in whole]
     assert sum(asked) == len(chats)
     assert len(asked) == len(chats) if request_tokens == 1 else len(asked) < len(chats)
@@ -168,7 +168,7 @@ def test_a_corrupted_answer_has_as_many_tokens_as_the_right_one_and_differs_in_i
     demonstrations = load(DataSource(source=str(pair.folder / "held_out.jsonl"))).demonstrations
     corrupter = Corrupter.of(kind, [one.response for one in demonstrations])
     with pinned_pair(ServiceAddress.of(pair.url, config(output_dir=tmp_path)), said_to_nobody) as pinned:
-        found = list(planted_and_scored(pinned, demonstrations, corrupter, seed=0))
+        found = list(planted_errors(pinned, demonstrations, corrupter, seed=0))
     assert found
     with Client(pair.url) as client:
         for planted_one, scored in found:
@@ -184,7 +184,7 @@ def test_more_answers_than_hold_such_an_error_are_refused(pair: ServedPair, tmp_
     demonstrations = [answer("none at all"), answer("one 1")]
     with (
         pinned_pair(ServiceAddress.of(pair.url, config(output_dir=tmp_path)), said_to_nobody) as pinned,
-        pytest.raises(ConfigError, match="1 answers can hold an error of kind digit, answers asks for 2"),
+        pytest.raises(ConfigError, match="only 1 answers can hold an error of kind digit, but answers is 2"),
     ):
         localise(pinned, demonstrations, Corrupter.of("digit", []), count=2, against="tokens", seed=0)
 
@@ -266,7 +266,7 @@ def test_solutions_without_a_right_step_before_a_wrong_one_are_refused(
 @pytest.mark.parametrize(("right", "wrong"), [(2, 0), (0, 2)])
 def test_samples_that_are_all_right_or_all_wrong_cannot_be_ranked(right: int, wrong: int) -> None:
     count = right + wrong
-    sums = Sums([True] * right + [False] * wrong, [0] * count, {name: [1.0] * count for name in SIGNALS})
+    sums = AnswerSums([True] * right + [False] * wrong, [0] * count, {name: [1.0] * count for name in SIGNALS})
     with pytest.raises(ConfigError, match=f"{right} samples are right and {wrong} are wrong, .* policy=null"):
         sums.ranking(0)
 

@@ -10,7 +10,7 @@ from dense_reward.records import IdArray
 from dense_reward_trainer.configs.dpr import GradientConfig
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.jobs.gradient import alignment, descents, described, likelihood_gradient
-from dense_reward_trainer.rl.advantages import actions
+from dense_reward_trainer.rl.advantages import action_advantages
 from dense_reward_trainer.rl.learner import Learner
 from dense_reward_trainer.rl.policy import policy_logprobs
 from dense_reward_trainer.rl.records import ResponseRewards, Rollout
@@ -78,7 +78,7 @@ def test_it_is_the_gradient_of_the_runs_own_step(options: dict[str, object]) -> 
     before = weights_of(policy)
     gradient = Learner.of(config, policy).gradient(batch)
     assert all(torch.equal(one, other) for one, other in zip(before, weights_of(policy), strict=True))
-    Learner.of(config, policy).update(batch, actions(batch, config, config.kl_coefficient))
+    Learner.of(config, policy).update(batch, action_advantages(batch, config, config.kl_coefficient))
     own = torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
     torch.testing.assert_close(gradient, own, rtol=1e-5, atol=1e-6)
 
@@ -87,7 +87,7 @@ def test_batches_are_those_that_the_run_would_draw() -> None:
     policy, config = tiny_policy(), GradientConfig.model_validate(config_of().model_dump() | {"batches": 3})
     first, second, _ = descents(config, policy, PROMPTS, EngineRewards())
     learner = Learner.of(config, policy)
-    again = [-learner.gradient(learner.sampled(n, PROMPTS, EngineRewards(), Timer())) for n in (1, 2)]
+    again = [-learner.gradient(learner.sample_batch(n, PROMPTS, EngineRewards(), Timer())) for n in (1, 2)]
     torch.testing.assert_close(first, again[0])
     torch.testing.assert_close(second, again[1])
     assert not torch.allclose(first, second)

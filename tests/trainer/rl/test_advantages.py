@@ -1,4 +1,4 @@
-"""What the options of DPR do to a batch: advantages of known numbers, and expected gradients, enumerated."""
+"""The options of DPR on a batch: advantages of known numbers, and expected gradients by enumeration."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from dense_reward_trainer.configs.dpr import DprConfig
-from dense_reward_trainer.rl.advantages import Batch, Candidates, actions, returns, shaped_rewards
+from dense_reward_trainer.rl.advantages import Batch, Candidates, action_advantages, shaped_rewards, token_returns
 from dense_reward_trainer.rl.learner import describe
 from dense_reward_trainer.rl.losses import kl_loss, policy_gradient
 from dense_reward_trainer.rl.records import Rollout
@@ -32,14 +32,14 @@ def world() -> World:
     return a_world()
 
 
-def batch_of(world: World, rows: Sequence[int], named: int) -> Batch:
-    """Some of all responses, with the policy's likeliest ids at every position."""
+def batch_of(world: World, rows: Sequence[int], count: int) -> Batch:
+    """A batch of the responses `rows`, with `count` candidates at every position."""
     policy_SV = world.policy_SV.detach()
     lengths = [LENGTHS[b] for b in rows]
     part = (list(rows), slice(max(lengths)))
     candidates = None
-    if named:
-        ids_BTK = policy_SV.topk(named).indices[STATES_BT[part]]
+    if count:
+        ids_BTK = policy_SV.topk(count).indices[STATES_BT[part]]
         policy, signal, sft = (
             table_SV[STATES_BT[part]].gather(2, ids_BTK) for table_SV in (policy_SV, world.reward_SV, world.sft_SV)
         )
@@ -55,33 +55,32 @@ def batch_of(world: World, rows: Sequence[int], named: int) -> Batch:
     )
 
 
-def each_gradient(world: World, size: int, config: DprConfig) -> list[tuple[float, Tensor]]:
-    """Probability and gradient estimate of every group of responses."""
+def each_objective(world: World, size: int, config: DprConfig) -> list[tuple[float, Tensor]]:
+    """The probability of every group of responses, and the objective whose gradient is the group's estimate."""
     found = []
     for group in product(range(len(RESPONSES)), repeat=size):
         batch = batch_of(world, group, config.candidates)
-        acts = actions(batch, config, config.kl_coefficient)
-        states_BT = STATES_BT[list(group), : acts.ids_BTM.shape[1]]
-        logprob_BTM = world.policy_SV[states_BT].gather(2, acts.ids_BTM)
-        loss = policy_gradient(logprob_BTM, logprob_BTM, acts.advantage_BTM, acts.weight_BTM, over=size)
+        weighed = action_advantages(batch, config, config.kl_coefficient)
+        states_BT = STATES_BT[list(group), : weighed.ids_BTM.shape[1]]
+        logprob_BTM = world.policy_SV[states_BT].gather(2, weighed.ids_BTM)
+        loss = policy_gradient(logprob_BTM, logprob_BTM, weighed.advantage_BTM, weighed.weight_BTM, over=size)
         if config.kl_penalty != "reward":
             penalty = kl_loss(config.kl_penalty, logprob_BTM[..., 0], batch.sft_logprob_BT, batch.mask_BT, size)
             loss = loss + config.kl_coefficient * penalty
         probability = float(world.probability_B().detach()[list(group)].prod())
-        found.append((probability, -gradient(loss, world)))
+        found.append((probability, -loss))
     return found
 
 
 def expected(world: World, size: int = 1, **options: object) -> Tensor:
     config = config_of(**{"kl_coefficient": 0.0, "baseline": "none", "group_size": max(size, 2), **options})
     config = config.model_copy(update={"group_size": size})
-    return torch.stack(
-        [probability * estimate_SV for probability, estimate_SV in each_gradient(world, size, config)]
-    ).sum(0)
+    weighted = [probability * objective for probability, objective in each_objective(world, size, config)]
+    return gradient(torch.stack(weighted).sum(), world)
 
 
 def visits(world: World) -> Tensor:
-    """How often the policy is in each state, [S]."""
+    """The probability that the policy visits each state, [S]."""
     visited_S = torch.zeros(len(STATE_INDEX), dtype=torch.float64)
     for response, probability in zip(RESPONSES, world.probability_B().detach(), strict=True):
         for t in range(len(response)):
@@ -102,25 +101,28 @@ def test_immediate_rewards_follow_each_state_by_itself(world: World) -> None:
     assert (found_SV - exact(world, world.reward_SV)).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("named", [1, 2, 3])
-@pytest.mark.parametrize(("size", "baseline"), [(1, "none"), (2, "batch"), (2, "leave_one_out")])
-def test_candidates_leave_the_objective_as_it_is(world: World, named: int, size: int, baseline: str) -> None:
-    found_SV = expected(world, size, candidates=named, baseline=baseline, kl_coefficient=COEFFICIENT)
+@pytest.mark.parametrize(
+    ("count", "size", "baseline"),
+    [(1, 1, "none"), (2, 1, "none"), (3, 1, "none"), (2, 2, "batch"), (2, 2, "leave_one_out")],
+)
+def test_candidates_leave_the_objective_as_it_is(world: World, count: int, size: int, baseline: str) -> None:
+    found_SV = expected(world, size, candidates=count, baseline=baseline, kl_coefficient=COEFFICIENT)
     sampled_SV = expected(world, size, baseline=baseline, kl_coefficient=COEFFICIENT)
-    if baseline != "batch":  # whose mean scales what is sampled by 1 - 1/B, and nothing that is summed
+    if baseline != "batch":  # its mean scales the sampled terms by 1 - 1/B, and not those that are summed
         assert_same(sampled_SV, exact(world, world.reward_SV, COEFFICIENT))
         assert_same(found_SV, sampled_SV)
     assert torch.cosine_similarity(found_SV.flatten(), sampled_SV.flatten(), dim=0) > 0.9
 
 
-@pytest.mark.parametrize("named", [1, 2, 3])
-def test_candidates_cover_immediate_credit(world: World, named: int) -> None:
-    assert_same(expected(world, candidates=named, returns="immediate"), expected(world, returns="immediate"))
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_candidates_cover_immediate_credit(world: World, count: int) -> None:
+    assert_same(expected(world, candidates=count, returns="immediate"), expected(world, returns="immediate"))
 
 
 def noise_of(world: World, **options: object) -> float:
     """Variance of the gradient estimate, summed over the logits."""
-    estimates = each_gradient(world, 1, config_of(returns="immediate", baseline="none", **options))
+    objectives = each_objective(world, 1, config_of(returns="immediate", baseline="none", **options))
+    estimates = [(probability, gradient(objective, world)) for probability, objective in objectives]
     mean_SV = torch.stack([probability * one_SV for probability, one_SV in estimates]).sum(0)
     return sum(probability * float((one_SV - mean_SV).square().sum()) for probability, one_SV in estimates)
 
@@ -159,7 +161,7 @@ def known_batch(kl: bool = True) -> Batch:
 
 
 def advantages(batch: Batch, **options: object) -> Tensor:
-    return actions(batch, config_of(group_size=2, **options), 0.0).advantage_BTM[..., 0]
+    return action_advantages(batch, config_of(group_size=2, **options), 0.0).advantage_BTM[..., 0]
 
 
 def test_advantages_are_returns_less_the_baseline_that_was_chosen() -> None:
@@ -176,13 +178,13 @@ def test_a_total_is_compared_with_the_totals_of_the_others_at_every_position() -
 
 
 def test_the_kl_baseline_without_kl_from_the_service_is_refused() -> None:
-    with pytest.raises(ValueError, match="ask the service"):
+    with pytest.raises(ValueError, match="request kl from the service"):
         advantages(known_batch(kl=False), baseline="kl")
 
 
 def test_clipping_is_of_the_signal_and_whitening_of_the_advantages() -> None:
     clipped = config_of(reward_clip=1.0, baseline="none", group_size=2)
-    assert returns(known_batch(), clipped, 0.0)[:, 0].tolist() == [2.0, 1.0, 0.0, 0.5]
+    assert token_returns(known_batch(), clipped, 0.0)[:, 0].tolist() == [2.0, 1.0, 0.0, 0.5]
     tokens_N = advantages(known_batch(), whiten=True, baseline="none")[known_batch().mask_BT > 0]
     assert float(tokens_N.mean()) == pytest.approx(0, abs=1e-9)
     assert float(tokens_N.std(correction=0)) == pytest.approx(1)

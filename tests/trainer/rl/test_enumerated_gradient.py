@@ -1,4 +1,4 @@
-"""The policy gradient, enumerated: expected gradients of what training uses against that of the objective it claims."""
+"""The expected gradient of each estimator, by enumeration, against the gradient of its objective."""
 
 from itertools import product
 
@@ -34,7 +34,7 @@ def world() -> World:
 
 
 def estimated(world: World, name: BaselineName, reward_SV: Tensor, size: int = 1, coefficient: float = 0.0) -> Tensor:
-    """Expected gradient of the estimator: over every group of `size` responses, weighted by its probability."""
+    """Expected gradient of the estimator: its sum over every group of `size` responses, weighted by probability."""
     logprob_BT, sft_BT, kl_BT = gathered(world.policy_SV), gathered(world.sft_SV), along(world.kl_S)
     mask_BT = mask_of(LENGTHS).double()
     return_BT = reward_to_go(less_kl_penalty(gathered(reward_SV), logprob_BT, sft_BT, coefficient), mask_BT)

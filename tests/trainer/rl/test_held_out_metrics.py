@@ -1,4 +1,4 @@
-"""Held-out figures against policies whose answers are known."""
+"""Held-out metrics of policies whose answers are known."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -22,7 +22,7 @@ OPTIONS = HeldOutOptions(max_new_tokens=12, samples_per_prompt=3)
 
 
 def rows_of(checkpoint: PolicyCheckpoint, answers: dict[str, str | None]) -> list[Row]:
-    """The prompts with their taught responses; the answers say what counts as right."""
+    """The prompts with the responses of ANSWERS as demonstrations; `answers` are the right final answers."""
     demonstrations = [
         Demonstration((Message("user", prompt), Message("assistant", ANSWERS[prompt])), answer, f"here:{line}")
         for line, (prompt, answer) in enumerate(answers.items(), 1)
@@ -33,7 +33,7 @@ def rows_of(checkpoint: PolicyCheckpoint, answers: dict[str, str | None]) -> lis
 
 @pytest.fixture(scope="module")
 def taught() -> PolicyCheckpoint:
-    """A policy that has learnt both answers by heart."""
+    """A policy that was trained until it gives both answers."""
     checkpoint = tiny_checkpoint()
     rows = rows_of(checkpoint, dict.fromkeys(ANSWERS))
     prompts, responses = [row.encoded.prompt_P for row in rows], [row.encoded.responses[0].ids_T for row in rows]
@@ -70,7 +70,7 @@ def test_another_answer_than_the_wanted_one_is_wrong(taught: PolicyCheckpoint) -
 
 
 def test_a_response_that_was_cut_off_is_wrong_even_where_its_half_reads_right(taught: PolicyCheckpoint) -> None:
-    """'#### 2' without its end of turn may be the start of '#### 23'."""
+    """'#### 2' without its end of turn can be the start of '#### 23'."""
     short = OPTIONS.model_copy(update={"max_new_tokens": len("#### 2")})
     result, samples = measure_held_out(taught, rows_of(taught, {"1+1": "2", "2+2": "4"}), short)
     assert result.greedy_accuracy is not None

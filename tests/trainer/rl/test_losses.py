@@ -18,7 +18,7 @@ MASK_BT = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
 
 
 def reinforce(logprob_BT: Tensor, advantage_BT: Tensor, mask_BT: Tensor, over: int) -> Tensor:
-    """On policy."""
+    """The loss on policy: the ratios are 1."""
     return policy_gradient(logprob_BT, logprob_BT, advantage_BT, mask_BT, over=over)
 
 

@@ -1,4 +1,4 @@
-"""Which prompts are trained on, in which order, and what is refused before anything is computed."""
+"""Which prompts are trained on, in which order, and which are refused before anything is computed."""
 
 import json
 from collections import Counter
@@ -31,25 +31,25 @@ def source_in(folder: Path, *prompts: str, **options: object) -> DataSource:
     return DataSource.model_validate({"source": str(path), "held_out_fraction": 0.0, **options})
 
 
-def said(_: str) -> None:
-    """A report that nobody reads."""
+def ignore(_: str) -> None:
+    """A report that no test reads."""
 
 
 def test_prompts_are_rendered_as_in_training_and_each_counts_once(tmp_path: Path) -> None:
-    prompts = training_prompts(source_in(tmp_path, "a", "b", "a"), ENCODER, 128, 16, said)
+    prompts = training_prompts(source_in(tmp_path, "a", "b", "a"), ENCODER, 128, 16, ignore)
     assert [prompt.tolist() for prompt in prompts] == [ENCODER.prompt("a").tolist(), ENCODER.prompt("b").tolist()]
 
 
 def test_only_the_training_side_of_the_split_is_taken(tmp_path: Path) -> None:
     names = [f"prompt {i}" for i in range(40)]
-    whole = training_prompts(source_in(tmp_path, *names), ENCODER, 128, 16, said)
-    part = training_prompts(source_in(tmp_path, *names, held_out_fraction=0.5), ENCODER, 128, 16, said)
+    whole = training_prompts(source_in(tmp_path, *names), ENCODER, 128, 16, ignore)
+    part = training_prompts(source_in(tmp_path, *names, held_out_fraction=0.5), ENCODER, 128, 16, ignore)
     assert 0 < len(part) < len(whole) == 40
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_with_its_line_or_left_out_and_counted(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"prompts.jsonl:2: .* set max_new_tokens to at most 36"):
-        training_prompts(source_in(tmp_path, "a", LONG), ENCODER, 128, 64, said)
+        training_prompts(source_in(tmp_path, "a", LONG), ENCODER, 128, 64, ignore)
     reports: list[str] = []
     prompts = training_prompts(source_in(tmp_path, "a", LONG, skip_bad=True), ENCODER, 128, 64, reports.append)
     assert len(prompts) == 1
@@ -58,11 +58,11 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_its_line_or_left_out_and_c
 
 def test_nothing_left_to_train_on_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no prompt is left"):
-        training_prompts(source_in(tmp_path, LONG, skip_bad=True), ENCODER, 128, 64, said)
+        training_prompts(source_in(tmp_path, LONG, skip_bad=True), ENCODER, 128, 64, ignore)
 
 
 def test_held_out_prompts_that_are_trained_on_are_refused(tmp_path: Path) -> None:
-    prompts = training_prompts(source_in(tmp_path, "a", "b"), ENCODER, 128, 16, said)
+    prompts = training_prompts(source_in(tmp_path, "a", "b"), ENCODER, 128, 16, ignore)
     held_out = held_out_rows(Path(source_in(tmp_path, "b", "c").source), ENCODER, 128, 16)
     with pytest.raises(DataError, match=r"1 of 2 held-out prompts are also trained on, .*:1"):
         check_disjoint(prompts, held_out)
@@ -76,7 +76,7 @@ def test_a_held_out_prompt_that_leaves_no_room_is_refused(tmp_path: Path) -> Non
 
 def test_rollouts_longer_than_the_service_takes_are_refused() -> None:
     check_room_at_service(10, [ids_of(1, 2)], 8)
-    with pytest.raises(JobError, match="may have 11 tokens with their prompts, the reward service takes 10"):
+    with pytest.raises(JobError, match="can have 11 tokens with their prompts, the reward service takes 10"):
         check_room_at_service(10, [ids_of(1, 2), ids_of(1, 2, 3)], 8)
 
 

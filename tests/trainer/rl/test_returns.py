@@ -1,4 +1,4 @@
-"""Returns and baselines against their definitions, written out as plain loops."""
+"""Returns and baselines against their definitions as plain loops."""
 
 from collections.abc import Sequence
 
@@ -130,9 +130,9 @@ def test_no_baseline_subtracts_nothing() -> None:
 
 def test_the_kl_penalty_is_paid_per_token_and_carries_no_gradient() -> None:
     policy_BT = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    paid_BT = less_kl_penalty(torch.tensor([[1.0, 1.0]]), policy_BT, torch.tensor([[-3.0, -1.0]]), 0.5)
-    assert paid_BT.tolist() == [[0.0, 1.5]]
-    assert not paid_BT.requires_grad
+    shaped_BT = less_kl_penalty(torch.tensor([[1.0, 1.0]]), policy_BT, torch.tensor([[-3.0, -1.0]]), 0.5)
+    assert shaped_BT.tolist() == [[0.0, 1.5]]
+    assert not shaped_BT.requires_grad
 
 
 @settings(deadline=None)

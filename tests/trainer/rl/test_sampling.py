@@ -1,4 +1,4 @@
-"""Sampling and log-probs of a policy: exact ids, the same distribution on both sides, and nothing from batch mates."""
+"""Sampling and log-probs of a policy: exact ids, one distribution for both, no influence of batch mates."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,14 @@ from dense_reward.records import IdArray
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.policy import Policy, frozen_logprobs, microbatches, policy_logprobs
 from dense_reward_trainer.rl.records import Rollout
-from dense_reward_trainer.rl.sampling import Sampling, cut, generation_config, left_padded, plain_generation, sample
+from dense_reward_trainer.rl.sampling import (
+    Sampling,
+    cut_at_end_of_turn,
+    generation_config,
+    left_padded,
+    plain_generation,
+    sample,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_policy import ids_of, tiny_llama, tiny_policy
@@ -18,7 +25,7 @@ PROMPTS = [ids_of(5, 6, 7), ids_of(9), ids_of(1, 2, 3, 4, 5, 6, 7, 8)]
 
 @pytest.fixture
 def policy() -> Policy:
-    """Ends its turn often enough that finished and cut-off responses both occur."""
+    """A policy that ends its turn so often that finished and cut-off responses both occur."""
     policy = tiny_policy(dtype=torch.float64)
     policy.model.lm_head.weight.data[policy.end_of_turn_id] *= 2.0
     return policy
@@ -57,12 +64,12 @@ def test_the_seed_decides_what_is_drawn_and_the_global_random_state_is_left_alon
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])
 def test_recomputed_log_probs_are_those_of_generation(policy: Policy, temperature: float) -> None:
     sampling = Sampling(6, group_size=1, temperature=temperature)
-    wanted = generation_config(policy, sampling)
-    wanted.output_scores = wanted.return_dict_in_generate = True
+    scoring = generation_config(policy, sampling)
+    scoring.output_scores = scoring.return_dict_in_generate = True
     ids_BP, mask_BP = left_padded(PROMPTS, policy.device)
     with torch.random.fork_rng(), torch.no_grad(), plain_generation(policy.model):
         torch.manual_seed(3)
-        output = policy.model.generate(input_ids=ids_BP, attention_mask=mask_BP, generation_config=wanted)
+        output = policy.model.generate(input_ids=ids_BP, attention_mask=mask_BP, generation_config=scoring)
     drawn_BTV = torch.log_softmax(torch.stack(output.scores, dim=1).double(), -1)
     rollouts = sample(policy, PROMPTS, sampling, seed=3)
     logprob_BT = policy_logprobs(policy, PROMPTS, [r.response_T for r in rollouts], temperature).detach()
@@ -73,7 +80,7 @@ def test_recomputed_log_probs_are_those_of_generation(policy: Policy, temperatur
 
 
 def test_samples_follow_the_log_probs_that_are_recomputed() -> None:
-    """One step, many draws: frequencies against probabilities, by a chi-square over the likely ids."""
+    """The first token of many responses: frequencies against probabilities, by a chi-square over the likely ids."""
     policy = tiny_policy()
     draws = 4000
     rollouts = sample(policy, [ids_of(5)], Sampling(1, draws, temperature=1.3, batch_size=draws), seed=0)
@@ -106,7 +113,7 @@ def test_a_checkpoints_own_generation_settings_do_not_reach_the_samples(policy: 
 
 
 def test_ids_that_the_tokenizer_does_not_know_are_never_drawn_but_have_their_share_as_at_the_service() -> None:
-    """Output layers are often padded beyond the tokenizer; the service would refuse such an id, and counts its row."""
+    """Output layers often have rows beyond the tokenizer. The service refuses their ids, but normalises over them."""
     policy = Policy(tiny_llama(vocab_size=64), end_of_turn_id=3, vocab_size=5)
     rollouts = sample(policy, [ids_of(1)], Sampling(8, group_size=16), seed=0)
     assert max(int(r.response_T.max()) for r in rollouts) < 5
@@ -162,7 +169,7 @@ def test_microbatches_hold_every_row_once_and_stay_within_their_tokens(lengths: 
     [([4, 2, 2, 2], [4, 2], True), ([2, 4], [2], True), ([4, 5], [4, 5], False), ([4, 2], [4, 2], True)],
 )
 def test_a_response_is_cut_after_its_first_end_of_turn(generated: list[int], kept: list[int], finished: bool) -> None:
-    response_T, is_finished = cut(ids_of(*generated), end_of_turn_id=2)
+    response_T, is_finished = cut_at_end_of_turn(ids_of(*generated), end_of_turn_id=2)
     assert (response_T.tolist(), is_finished) == (kept, finished)
 
 

@@ -1,4 +1,4 @@
-"""The enumerable task: its values against every response written out, and the study that runs on it."""
+"""The exact task: its values against an enumeration of every response, and the study that runs on it."""
 
 import copy
 import json
@@ -38,7 +38,7 @@ def every_response(tree: Tree) -> list[tuple[int, ...]]:
 
 
 def sums(task: Task, table_PSV: Tensor) -> Tensor:
-    """Of a value over each response, [P, Y]."""
+    """The sum of a value over each response, [P, Y]."""
     return torch.stack(
         [
             table_PSV[:, [task.tree.index(y[:t]) for t in range(len(y))], list(y)].sum(1)
@@ -98,12 +98,12 @@ def test_looked_up_rewards_are_those_of_the_engine_that_serves(task: Task, signa
     info = EngineInfo("sft", "reference", "r", "float32", "cpu", task.tree.vocab_size, 16, QUANTITIES, related=True)
     engine = PairEngine(*models, info, ComputeOptions(1000))
     rollouts = sample(task.sft, task.prompts, Sampling(task.tree.horizon, 3), seed=0)
-    named = [np.tile(np.array([3, 0], dtype=np.int32), (len(r.response_T), 1)) for r in rollouts]
+    candidates = [np.tile(np.array([3, 0], dtype=np.int32), (len(r.response_T), 1)) for r in rollouts]
     trunks = [
         Trunk(r.prompt_P, (Branch(r.response_T, np.ones(len(r.response_T), dtype=bool), ids_TK),))
-        for r, ids_TK in zip(rollouts, named, strict=True)
+        for r, ids_TK in zip(rollouts, candidates, strict=True)
     ]
-    looked_up = TableRewards(task, signal).score(rollouts, named)
+    looked_up = TableRewards(task, signal).score(rollouts, candidates)
     for found, (computed,) in zip(looked_up, engine.score(trunks, Wants(kl=True)), strict=True):
         assert computed.kl_S is not None
         reward_T, reward_TK = reward(computed), candidate_reward(computed)
@@ -129,31 +129,35 @@ def study(folder: Path, **changes: object) -> EstimatorsConfig:
         "output_dir": folder,
         "task": OPTIONS,
         "estimators": {"paper": {"baseline": "none"}, "named": {"candidates": 4, "average_decay": 0.5}},
-        "steps": 6,
+        "steps": 2,
         "prompts_per_step": 2,
         "group_size": 4,
         "learning_rates": (1e-3, 1e-2),
         "seeds": (0, 1),
         "evaluate_first": 0,
-        "evaluate_every": 3,
+        "evaluate_every": 1,
     }
     return EstimatorsConfig.model_validate(values | changes)
 
 
-def test_a_study_leaves_figures_curves_and_a_picture_and_goes_on_where_it_was(tmp_path: Path) -> None:
-    said: list[str] = []
-    outcomes = compare_options.run(study(tmp_path / "run"), said.append)
+def test_a_study_leaves_figures_curves_and_a_picture_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reports: list[str] = []
+    with monkeypatch.context() as patched:  # a worker process costs seconds: the second run has one
+        patched.setattr(compare_options, "in_processes", lambda _, function, items: map(function, items))
+        outcomes = compare_options.run(study(tmp_path / "run"), reports.append)
     record = json.loads((tmp_path / "run" / "estimators.json").read_text())
     assert set(outcomes) == set(record["outcomes"]) == {"paper", "named"}
-    assert "gap closed" in said[0]
+    assert "gap closed" in reports[0]
     assert (tmp_path / "run" / "estimators.png").stat().st_size > 10_000
     curves = sorted((tmp_path / "run" / "curves").rglob("*.json"))
     assert len(curves) == 2 * (2 + 2)
 
     taken = {path: path.read_bytes() for path in curves}
     curves[0].unlink()
-    again = compare_options.run(study(tmp_path / "run", processes=2), said.append)
-    assert again == outcomes
+    again = compare_options.run(study(tmp_path / "run", processes=2), reports.append)
+    assert again == outcomes, "a curve does not depend on its process"
     for path in curves[1:]:
         assert path.read_bytes() == taken[path]
 
@@ -167,16 +171,16 @@ def test_other_options_under_an_old_name_are_refused_instead_of_taking_its_runs(
 
 def test_scored_tokens_count_candidates(tmp_path: Path) -> None:
     config = study(tmp_path)
-    plain, named = (compare_options.curve_of(config, name, 1e-3, 0) for name in ("paper", "named"))
-    assert plain.steps == named.steps == (0, 3, 6)
+    plain, named = (compare_options.learning_curve(config, name, 1e-3, 0) for name in ("paper", "named"))
+    assert plain.steps == named.steps == (0, 1, 2)
     assert plain.gap_closed[0] == named.gap_closed[0] == 0.0
     assert named.scored_tokens[-1] > 4 * plain.scored_tokens[-1]
 
 
 def test_more_steps_on_exact_credit_close_the_gap(tmp_path: Path) -> None:
     options = {"candidates": 4, "baseline": "leave_one_out", "updates_per_batch": 4}
-    config = study(tmp_path, steps=60, group_size=16, estimators={"best": options}, evaluate_every=20)
-    curve = compare_options.curve_of(config, "best", 3e-3, 0)
+    config = study(tmp_path, steps=12, group_size=16, estimators={"best": options}, evaluate_every=12)
+    curve = compare_options.learning_curve(config, "best", 1e-2, 0)
     assert curve.steps[0] == 0
     assert curve.gap_closed[0] == pytest.approx(0.0, abs=1e-6)
     assert 0.5 < curve.gap_closed[-1] <= 1.0
@@ -215,8 +219,8 @@ def test_an_estimator_that_did_not_get_half_way_with_every_seed_has_no_median() 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"tuning_seed": 1}, "one of the seeds that count"),
-        ({"estimators": {"a": {"steps": 3}}}, "steps is set for all estimators alike"),
+        ({"tuning_seed": 1}, "chosen on a reported task"),
+        ({"estimators": {"a": {"steps": 3}}}, "steps is set for all estimators: remove it here"),
         ({"estimators": {"a": {"gama": 3}}}, "estimators.a.gama"),
         ({"estimators": {"a": {"kl_penalty": "loss_k1"}}}, "would do nothing"),
     ],
@@ -229,4 +233,4 @@ def test_a_study_that_means_nothing_is_refused(tmp_path: Path, changes: dict[str
 def test_a_task_without_a_gap_is_refused(tmp_path: Path) -> None:
     same = OPTIONS.model_copy(update={"reference": 0.9999999})
     with pytest.raises(ConfigError, match="leaves a gap"):
-        compare_options.curve_of(study(tmp_path, task=same), "paper", 1e-3, 0)
+        compare_options.learning_curve(study(tmp_path, task=same), "paper", 1e-3, 0)

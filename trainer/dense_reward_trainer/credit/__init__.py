@@ -1,1 +1,1 @@
-"""Is the reward any good: planted errors, right and wrong answers, calibration."""
+"""Is the reward any good? Planted errors, right against wrong answers, calibration."""

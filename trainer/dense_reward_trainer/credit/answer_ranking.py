@@ -1,7 +1,4 @@
-"""Does a signal, summed over an answer, tell right answers from wrong ones? Answers are sampled from a policy.
-
-Must not know jobs or files.
-"""
+"""Ranks right above wrong answers by a signal, summed over the answer. Answers are sampled from a policy."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -27,9 +24,9 @@ IsRight = Callable[[Demonstration, str], bool]
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Of one signal: the AUROC of right against wrong answers, and how far P(right | sum) can be believed.
+    """How one signal ranks: AUROC of right against wrong answers, and the calibration of P(right | sum).
 
-    `calibration` is null where there are too few answers of either kind to fit and judge it.
+    `calibration` is null if there are too few answers of either kind to fit and judge it.
     """
 
     auroc: Interval
@@ -37,8 +34,8 @@ class Ranking:
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
-    """Of sampled answers: whether each is right, its prompt's number, and by signal its sum over tokens, in nats."""
+class AnswerSums:
+    """Of each sampled answer: whether it is right, its prompt's number, and by signal its sum over tokens, in nats."""
 
     right: list[bool]
     prompt: list[int]
@@ -46,16 +43,16 @@ class Sums:
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Right answers and wrong ones."""
+        """Number of right answers, and of wrong ones."""
         return sum(self.right), len(self.right) - sum(self.right)
 
     def ranking(self, seed: int) -> dict[str, Ranking]:
-        """By signal. Raises ConfigError where right or wrong answers are missing."""
+        """The ranking by each signal. Raises ConfigError if right or wrong answers are missing."""
         right, wrong = self.counts
         if not right or not wrong:
             raise ConfigError(
                 f"{right} samples are right and {wrong} are wrong, but ranking compares the two: raise samples, give "
-                "another policy, or set policy=null to measure planted errors alone"
+                "another policy, or set policy=null to measure only planted errors"
             )
         return {
             name: Ranking(
@@ -67,7 +64,7 @@ class Sums:
 
 
 def has_its_answer(demonstration: Demonstration, text: str) -> bool:
-    """Whether a sampled answer ends as the demonstration does."""
+    """Whether a sampled text states the final answer of the demonstration."""
     return final_answer(text) == demonstration.answer
 
 
@@ -81,27 +78,27 @@ def rank(
     seed: int,
     report: Report,
     is_right: IsRight = has_its_answer,
-) -> Sums:
-    """What the pair pays for sampled answers, right and wrong ones; `is_right` judges those that were not cut off.
+) -> AnswerSums:
+    """Sample `samples` answers, spread over the prompts whose answer is known, and sum the pair's signals over each.
 
-    `samples` in all, spread over the prompts whose answer is known. Raises ConfigError where no answer is known or a
-    prompt leaves no room; JobError where the service cannot score the samples.
+    `is_right` judges answers that end their turn; an answer that was cut off is wrong. Raises ConfigError if no answer
+    is known or a prompt leaves no room; JobError if the service cannot score the samples.
     """
     known = [demonstration for demonstration in demonstrations if demonstration.answer is not None]
     if not known:
-        raise ConfigError("no demonstration states its final answer, so right and wrong cannot be told apart")
+        raise ConfigError("no demonstration states its final answer, so samples cannot be judged right or wrong")
     pair.check_tokenizer(checkpoint.manifest.tokenizer_sha256)
     each = -(-samples // len(known))
-    asked = known[: -(-samples // each)]
-    prompts = [checkpoint.encoder.chat_prompt(messages_of(one)[:-1]) for one in asked]
+    chosen = known[: -(-samples // each)]
+    prompts = [checkpoint.encoder.chat_prompt(messages_of(one)[:-1]) for one in chosen]
     check_room_at_service(pair.card.max_length_tokens, prompts, sampling.max_new_tokens)
-    report(f"sampling {samples} answers to {len(asked)} prompts")
+    report(f"sampling {samples} answers to {len(chosen)} prompts")
     rollouts = sample(checkpoint.policy, prompts, replace(sampling, group_size=each), seed)[:samples]
-    sums = Sums([], [], {name: [] for name in SIGNALS})
+    sums = AnswerSums([], [], {name: [] for name in SIGNALS})
     for index, (rollout, scored) in enumerate(zip(rollouts, _scored(pair, rollouts), strict=True)):
         body_T = rollout.response_T[:-1] if rollout.finished else rollout.response_T
         text = checkpoint.encoder.tokenizer.text_and_spans([int(i) for i in body_T])[0]
-        sums.right.append(rollout.finished and is_right(asked[index // each], text))
+        sums.right.append(rollout.finished and is_right(chosen[index // each], text))
         sums.prompt.append(index // each)
         for name in SIGNALS:
             sums.nats[name].append(float(signal_of(scored, name).sum(dtype=np.float64)))
@@ -111,6 +108,6 @@ def rank(
 def _scored(pair: PinnedPair, rollouts: Sequence[Rollout]) -> Iterator[ScoredResponse]:
     with tqdm(total=len(rollouts), desc="sampled answers", unit="answer") as bar:
         for items in requests(rollouts, pair.request_tokens):
-            results = pair.ask(items, SIGNALS).results
+            results = pair.score(items, SIGNALS).results
             bar.update(len(results))
             yield from results

@@ -1,20 +1,22 @@
-"""Whether a probability that is read off a score can be believed. Pure numpy; knows no models and no text."""
+"""Are the probabilities that a logistic fit reads off a score true? Expected calibration error (ECE)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit
 
 BINS = 10
-_STEPS, _RIDGE = 100, 1e-6
+_RIDGE = 1e-6  # keeps the weights finite if the scores separate the labels perfectly
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
     """`expected_error`: mean over equally filled bins of |share that is right - mean probability| (ECE).
 
-    `probability` and `share` are those of the bins, from the least to the most probable.
+    `probability` and `share` hold one value a bin, from the least to the most probable.
     """
 
     expected_error: float
@@ -27,7 +29,7 @@ def calibration(
 ) -> Calibration | None:
     """P(right | score) by logistic regression on a random half of the clusters (Platt, 1999), judged on the other half.
 
-    None where a half has fewer than two scores of either kind.
+    None if a half has fewer than two scores of either kind.
     """
     score_A, right_A = np.asarray(scores, dtype=np.float64), np.asarray(right, dtype=np.float64)
     chosen = np.random.default_rng(seed).permutation(np.unique(np.asarray(cluster)))
@@ -47,20 +49,23 @@ def calibration(
 def logistic(
     scores_M: NDArray[np.float64], label_M: NDArray[np.float64], new_N: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """P(right) of new scores, after fitting scores with labels 1, right, and 0, by Newton's method."""
+    """P(right) of new scores, after a logistic regression of labels (1: right, 0: wrong) on scores."""
     mean, deviation = scores_M.mean(), scores_M.std() or 1.0
     design_M2 = np.stack([np.ones_like(scores_M), (scores_M - mean) / deviation], axis=1)
-    weights_2 = np.zeros(2)
-    for _ in range(_STEPS):
-        fitted_M = _sigmoid(design_M2 @ weights_2)
-        gradient_2 = design_M2.T @ (label_M - fitted_M) - _RIDGE * weights_2
-        curvature_22 = design_M2.T @ (design_M2 * (fitted_M * (1 - fitted_M))[:, None]) + _RIDGE * np.eye(2)
-        step_2 = np.linalg.solve(curvature_22, gradient_2)
-        weights_2 += step_2 / max(1.0, float(np.abs(step_2).max()))
-        if np.abs(step_2).max() < 1e-9:
-            break
-    return _sigmoid(weights_2[0] + weights_2[1] * (new_N - mean) / deviation)
 
+    def loss(weights_2: NDArray[np.float64]) -> float:
+        logit_M = design_M2 @ weights_2
+        return float((np.logaddexp(0.0, logit_M) - label_M * logit_M).sum() + _RIDGE / 2 * (weights_2 @ weights_2))
 
-def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.exp(-np.logaddexp(0.0, -x))
+    def slope(weights_2: NDArray[np.float64]) -> NDArray[np.float64]:
+        gradient_2: NDArray[np.float64] = design_M2.T @ (expit(design_M2 @ weights_2) - label_M) + _RIDGE * weights_2
+        return gradient_2
+
+    def curvature(weights_2: NDArray[np.float64]) -> NDArray[np.float64]:
+        fitted_M = expit(design_M2 @ weights_2)
+        curvature_22: NDArray[np.float64] = design_M2.T @ (design_M2 * (fitted_M * (1 - fitted_M))[:, None])
+        return curvature_22 + _RIDGE * np.eye(2)
+
+    found = minimize(loss, np.zeros(2), method="trust-exact", jac=slope, hess=curvature, options={"gtol": 1e-9})
+    probability_N: NDArray[np.float64] = expit(found.x[0] + found.x[1] * (new_N - mean) / deviation)
+    return probability_N

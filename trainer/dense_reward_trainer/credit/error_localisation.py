@@ -1,6 +1,6 @@
-"""Does a signal point at an error? Errors are planted in right answers; each must stand out from the rest of its own.
+"""Does a signal point at an error? Errors are planted in right answers; the wrong token should have the lowest signal.
 
-Both answers have as many tokens, so that nothing but the error tells them apart. Must not know jobs or files.
+The answer with the error has as many tokens as the right one, so that they differ only in the error.
 """
 
 import random
@@ -21,12 +21,12 @@ from dense_reward_trainer.rl.reward_service import PinnedPair
 
 Against = Literal["tokens", "digit_tokens"]
 SIGNALS: tuple[SignalName, ...] = ("sft_logprob", "reward", "centred")
-TOGETHER, TRIES = 64, 8
+ANSWERS_TOGETHER, MAX_TRIES = 64, 8
 
 
 @dataclass(frozen=True, slots=True)
-class Planted:
-    """A right answer with one error in it."""
+class PlantedError:
+    """A right answer, and the same answer with one error."""
 
     demonstration: Demonstration
     corruption: Corruption
@@ -34,15 +34,18 @@ class Planted:
 
 @dataclass(frozen=True, slots=True)
 class Localisation:
-    """Of one signal, means over answers: `auroc` of the error being lower than others, `hit` of being the lowest."""
+    """How one signal finds errors, as means over answers.
+
+    `auroc`: P(error < another token). `hit`: share of answers in which the error is the lowest token.
+    """
 
     auroc: Interval
     hit: Interval
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Located:
-    """An error among the tokens of its answer: the values of a signal there, and at those it must stand out from."""
+class ErrorScores:
+    """A signal in one answer: its value at the error, and at the tokens that the error is compared with."""
 
     error: float
     others: FloatArray
@@ -54,7 +57,7 @@ class Located:
 
     @property
     def hit(self) -> float:
-        """1 where the error is the lowest of all, shared evenly where several are."""
+        """1 if the error is the lowest; 1/n if n tokens, the error among them, share the lowest value; else 0."""
         lowest = float(self.others.min())
         return float(self.error < lowest) if self.error != lowest else 1 / (1 + int((self.others == lowest).sum()))
 
@@ -68,74 +71,77 @@ def localise(
     against: Against,
     seed: int,
 ) -> dict[str, Localisation]:
-    """By signal, over the first `count` answers that an error of the kind could be planted in.
+    """How each signal finds errors in the first `count` answers that can hold an error of the corrupter's kind.
 
-    Raises ConfigError where there are fewer, or where an error has nothing to stand out from.
+    Raises ConfigError if there are fewer, or if an error has no token to be compared with.
     """
-    located: dict[str, list[Located]] = {name: [] for name in SIGNALS}
+    scores: dict[str, list[ErrorScores]] = {name: [] for name in SIGNALS}
     with tqdm(total=count, desc=f"planted errors ({corrupter.kind})", unit="answer") as bar:
-        for planted, scored in planted_and_scored(pair, demonstrations, corrupter, seed):
-            error, others = groups(planted, offsets_of(scored), against)
+        for planted, scored in planted_errors(pair, demonstrations, corrupter, seed):
+            error, others = error_and_others(planted, offsets_of(scored), against)
             if not others:
                 raise ConfigError(f"{planted.demonstration.source}: no other token has a digit: set against=tokens")
             for name in SIGNALS:
                 values_T = signal_of(scored, name)
-                located[name].append(Located(float(values_T[error]), values_T[others]))
+                scores[name].append(ErrorScores(float(values_T[error]), values_T[others]))
             bar.update()
-            if len(located["reward"]) == count:
+            if len(scores["reward"]) == count:
                 break
-    found = len(located["reward"])
+    found = len(scores["reward"])
     if found < count:
         raise ConfigError(
-            f"{found} answers can hold an error of kind {corrupter.kind}, answers asks for {count}: lower it"
+            f"only {found} answers can hold an error of kind {corrupter.kind}, but answers is {count}: lower answers"
         )
-    return summarised(located, seed)
+    return summarise(scores, seed)
 
 
-def summarised(located: Mapping[str, Sequence[Located]], seed: int) -> dict[str, Localisation]:
+def summarise(scores: Mapping[str, Sequence[ErrorScores]], seed: int) -> dict[str, Localisation]:
     """Means over the errors, by signal."""
     return {
         name: Localisation(
-            mean_interval([one.auroc for one in found], seed), mean_interval([one.hit for one in found], seed)
+            mean_interval([one.auroc for one in errors], seed), mean_interval([one.hit for one in errors], seed)
         )
-        for name, found in located.items()
+        for name, errors in scores.items()
     }
 
 
-def planted_and_scored(
+def planted_errors(
     pair: PinnedPair, demonstrations: Sequence[Demonstration], corrupter: Corrupter, seed: int
-) -> Iterator[tuple[Planted, ScoredResponse]]:
-    """Errors with what the pair gives the tokens around them, in the order of the demonstrations.
+) -> Iterator[tuple[PlantedError, ScoredResponse]]:
+    """Answers with an error, and their scores, in the order of the demonstrations.
 
-    Of up to TRIES seeded errors to an answer the first counts that leaves the number of its tokens as it was.
+    Each answer gets the first of up to MAX_TRIES seeded errors that keeps its number of tokens, or is left out.
     """
-    for start in range(0, len(demonstrations), TOGETHER):
-        part = demonstrations[start : start + TOGETHER]
+    for start in range(0, len(demonstrations), ANSWERS_TOGETHER):
+        part = demonstrations[start : start + ANSWERS_TOGETHER]
         proposed = {i: proposals(corrupter, one, [seed, start + i]) for i, one in enumerate(part)}
-        lengths = {i: r.length for i, r in zip(proposed, _ask(pair, [(d, d.response) for d in part], ()), strict=True)}
-        found: dict[int, tuple[Planted, ScoredResponse]] = {}
-        for attempt in range(TRIES):
+        right = _score(pair, [(one, one.response) for one in part], ())
+        lengths = {i: scored.length for i, scored in zip(proposed, right, strict=True)}
+        found: dict[int, tuple[PlantedError, ScoredResponse]] = {}
+        for attempt in range(MAX_TRIES):
             tried = {i: some[attempt] for i, some in proposed.items() if i not in found and attempt < len(some)}
             if not tried:
                 continue
-            asked = [(part[i], corruption.text) for i, corruption in tried.items()]
-            for (i, corruption), scored in zip(tried.items(), _ask(pair, asked, SIGNALS), strict=True):
+            answers = [(part[i], corruption.text) for i, corruption in tried.items()]
+            for (i, corruption), scored in zip(tried.items(), _score(pair, answers, SIGNALS), strict=True):
                 if scored.length == lengths[i]:
-                    found[i] = Planted(part[i], corruption), scored
+                    found[i] = PlantedError(part[i], corruption), scored
         yield from (found[i] for i in sorted(found))
 
 
 def proposals(corrupter: Corrupter, demonstration: Demonstration, seed: Sequence[int]) -> list[Corruption]:
-    """Up to TRIES different errors for one answer, always the same for the same seed."""
+    """Up to MAX_TRIES different errors for one answer; the same seed gives the same errors."""
     rng = random.Random(str(list(seed)))
-    drawn = (corrupter(demonstration.response, rng) for _ in range(TRIES))
+    drawn = (corrupter(demonstration.response, rng) for _ in range(MAX_TRIES))
     return list(dict.fromkeys(corruption for corruption in drawn if corruption is not None))
 
 
-def groups(planted: Planted, offsets: Sequence[tuple[int, int]], against: Against) -> tuple[int, list[int]]:
-    """The first wrong token, and the tokens that it must stand out from (those of the planted error left out).
+def error_and_others(
+    planted: PlantedError, offsets: Sequence[tuple[int, int]], against: Against
+) -> tuple[int, list[int]]:
+    """The index of the first wrong token, and the indices of the tokens that it is compared with.
 
-    An error of several tokens is wrong from its first changed one on; its later tokens are in neither group.
+    Later tokens of an error of several tokens are in neither group.
     """
     text, right = planted.corruption.text, planted.demonstration.response
     span = range(planted.corruption.start, planted.corruption.end)
@@ -148,17 +154,17 @@ def groups(planted: Planted, offsets: Sequence[tuple[int, int]], against: Agains
 
 
 def offsets_of(scored: ScoredResponse) -> list[tuple[int, int]]:
-    """Code-point spans of the tokens. Raises JobError where the service gave none."""
+    """Code-point spans of the tokens. Raises JobError if the service returned none."""
     if scored.offsets is None:
-        raise JobError("the service answered without offsets")
+        raise JobError("the service returned no offsets")
     return [(int(start), int(end)) for start, end in scored.offsets]
 
 
 def signal_of(scored: ScoredResponse, name: SignalName) -> FloatArray:
-    """[T] nats. Raises JobError where the service did not answer it."""
+    """[T] nats. Raises JobError if the service did not return it."""
     values_T: FloatArray | None = getattr(scored, name)
     if values_T is None:
-        raise JobError(f"the service answered without {name}")
+        raise JobError(f"the service returned no {name}")
     return values_T
 
 
@@ -166,8 +172,8 @@ def messages_of(demonstration: Demonstration) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in demonstration.messages]
 
 
-def _ask(
+def _score(
     pair: PinnedPair, answers: Sequence[tuple[Demonstration, str]], signals: Sequence[SignalName]
 ) -> Iterator[ScoredResponse]:
     chats = [[*messages_of(one)[:-1], {"role": "assistant", "content": text}] for one, text in answers]
-    return pair.ask_chats(chats, [*signals, "offsets", "token_ids"])
+    return pair.score_chats(chats, [*signals, "offsets", "token_ids"])

@@ -1,4 +1,4 @@
-"""Does a signal find the first wrong step of a solution that people have labelled? Must not know files or jobs."""
+"""Does a signal find the first wrong step of a solution? The steps were labelled by people."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from tqdm import tqdm
 
 from dense_reward_trainer.credit.error_localisation import (
     SIGNALS,
+    ErrorScores,
     Localisation,
-    Located,
     offsets_of,
     signal_of,
-    summarised,
+    summarise,
 )
 from dense_reward_trainer.data.process_labels import Solution
 from dense_reward_trainer.errors import ConfigError
@@ -20,29 +20,31 @@ from dense_reward_trainer.rl.reward_service import PinnedPair
 
 
 def first_wrong_steps(pair: PinnedPair, solutions: Sequence[Solution], seed: int) -> dict[str, Localisation]:
-    """By signal: the mean over the first wrong step's tokens against those of the right steps before it.
+    """How each signal, as the mean over a step's tokens, finds the first wrong step among the right ones before it.
 
-    Steps after it are in neither group: whether they are wrong is not known. Raises JobError where the service cannot
-    score them, ConfigError where a step has no token.
+    Steps after it are in neither group, because their labels are unknown. Raises JobError if the service cannot score a
+    solution, ConfigError if a step has no token.
     """
-    located: dict[str, list[Located]] = {name: [] for name in SIGNALS}
+    scores: dict[str, list[ErrorScores]] = {name: [] for name in SIGNALS}
     chats = [
         [{"role": "user", "content": one.problem}, {"role": "assistant", "content": one.text}] for one in solutions
     ]
-    answers = tqdm(pair.ask_chats(chats, [*SIGNALS, "offsets"]), total=len(chats), desc="labelled solutions")
+    answers = tqdm(pair.score_chats(chats, [*SIGNALS, "offsets"]), total=len(chats), desc="labelled solutions")
     for solution, scored in zip(solutions, answers, strict=True):
         step_T, known = steps_of(solution, offsets_of(scored)), range((solution.first_wrong or 0) + 1)
         if not set(known) <= set(step_T.tolist()):
-            raise ConfigError(f"{solution.source}: a step ends in no token of its own: leave the solution out")
+            raise ConfigError(
+                f"{solution.source}: a step shares all its tokens with the next one: remove the solution from the file"
+            )
         for name in SIGNALS:
             values_T = signal_of(scored, name)
             means = [float(values_T[step_T == step].mean()) for step in known]
-            located[name].append(Located(means[-1], np.array(means[:-1], dtype=np.float32)))
-    return summarised(located, seed)
+            scores[name].append(ErrorScores(means[-1], np.array(means[:-1], dtype=np.float32)))
+    return summarise(scores, seed)
 
 
 def steps_of(solution: Solution, offsets: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
-    """The step of every token, [T]: that in which its last character lies; an end of turn belongs to the last."""
+    """The step of every token, [T]: the step that holds its last character; an end of turn belongs to the last step."""
     ends = np.array([end for _, end in solution.spans])
     places: NDArray[np.int64] = np.searchsorted(ends, [max(end - 1, 0) for _, end in offsets], side="right")
     return places.clip(max=len(ends) - 1)

@@ -1,4 +1,4 @@
-"""The credit benchmark as one picture: error localisation, and how far probabilities can be believed."""
+"""The credit benchmark as one picture: error localisation, ranking and calibration."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ def plot_credit(
     steps: Mapping[str, Localisation] | None,
     path: Path,
 ) -> None:
-    """AUROC and hit@1 of every group of errors, the ranking's AUROC, and its reliability, as a PNG."""
+    """Write AUROC and hit@1 of every group of errors, the ranking's AUROC, and its calibration, as a PNG."""
     figure = Figure(figsize=(13, 4.5), layout="constrained")
     areas, hits, reliability = figure.subplots(1, 3)
     groups = dict(localisation) | ({} if steps is None else {"first wrong step": steps})

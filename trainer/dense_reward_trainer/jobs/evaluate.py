@@ -14,7 +14,7 @@ from dense_reward.checkpoints.write_manifest import write_whole
 from dense_reward.records import Report
 
 from dense_reward_trainer.configs.dpr import EvaluateConfig
-from dense_reward_trainer.rl.held_out_metrics import Estimate, HeldOutResult, Sampled, measure_held_out
+from dense_reward_trainer.rl.held_out_metrics import Estimate, HeldOutResult, SampledResponse, measure_held_out
 from dense_reward_trainer.rl.policy import PolicyCheckpoint, chosen_device, load_policy
 from dense_reward_trainer.rl.prompts import held_out_rows
 from dense_reward_trainer.rl.records import TokenRewards
@@ -41,7 +41,7 @@ def run(config: EvaluateConfig, report: Report) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     results: dict[str, HeldOutResult] = {}
-    samples: dict[str, list[Sampled]] = {}
+    samples: dict[str, list[SampledResponse]] = {}
     for name, folder in config.checkpoints.items():
         report(f"measuring {name} ({folder})")
         checkpoint = load_policy(folder, precision=config.precision, device=chosen_device(config.device))
@@ -58,7 +58,7 @@ def run(config: EvaluateConfig, report: Report) -> None:
 
 def measure_one(
     config: EvaluateConfig, checkpoint: PolicyCheckpoint, temperature: float, report: Report
-) -> tuple[HeldOutResult, list[Sampled]]:
+) -> tuple[HeldOutResult, list[SampledResponse]]:
     """One checkpoint on the prompts, rendered as it was trained."""
     options = config.held_out_options
     rows = held_out_rows(config.held_out, checkpoint.encoder, checkpoint.policy.limit_tokens, options.max_new_tokens)
@@ -77,7 +77,7 @@ def sft_model(config: EvaluateConfig, checkpoint: PolicyCheckpoint, report: Repo
         yield rewards
 
 
-def write_samples(path: Path, samples: Sequence[Sampled]) -> None:
+def write_samples(path: Path, samples: Sequence[SampledResponse]) -> None:
     lines = [json.dumps(asdict(sample), ensure_ascii=False) for sample in samples]
     write_whole(path, "".join(f"{line}\n" for line in lines).encode())
 

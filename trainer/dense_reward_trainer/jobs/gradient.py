@@ -84,7 +84,7 @@ def descents(
     """
     learner = Learner.of(config, policy)
     for step in tqdm(range(1, config.batches + 1), unit="batch", dynamic_ncols=True):
-        direction = -learner.gradient(learner.sampled(step, prompts, rewards, Timer()))
+        direction = -learner.gradient(learner.sample_batch(step, prompts, rewards, Timer()))
         size = float(direction.norm())
         if not 0 < size < inf:
             raise JobError(

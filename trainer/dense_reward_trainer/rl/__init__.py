@@ -1,1 +1,1 @@
-"""Dense-Path REINFORCE: policy, sampling, rewards, advantages, losses, the learner."""
+"""Dense-Path REINFORCE (DPR): policy, sampling, rewards, advantages, losses, the learner."""

@@ -1,7 +1,7 @@
-"""Scored rollouts -> how much the log-prob of each action is to rise: what the options of DPR mean.
+"""Advantage estimation: scored rollouts -> the advantage and weight of each action, by the options of DPR.
 
-B responses, right-padded to T tokens; K actions that the policy named at every position. Everything is on the CPU; log-
-probs and rewards are at temperature 1. Must not know models, services or optimisers.
+B responses, right-padded to T tokens; K candidates, the policy's likeliest ids, at every position. Everything is on the
+CPU; log-probs and rewards are at temperature 1. Must not know models, services or optimisers.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from dense_reward_trainer.rl.returns import (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Candidates:
-    """The actions that the policy named at every position, and what is known of them, [B, T, K]."""
+    """The candidates of every position, with their log-probs and signal, [B, T, K]."""
 
     ids_BTK: Tensor
     policy_logprob_BTK: Tensor
@@ -36,7 +36,7 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """The rollouts of a step and what is known of each token, [B, T]."""
+    """The rollouts of a step, and the log-probs and signal of each token, [B, T]."""
 
     rollouts: Sequence[Rollout]
     mask_BT: Tensor
@@ -47,16 +47,16 @@ class Batch:
     candidates: Candidates | None = None
 
     @property
-    def named(self) -> int:
-        """How many actions the policy named at every position."""
+    def candidate_count(self) -> int:
+        """K, 0 without candidates."""
         return 0 if self.candidates is None else self.candidates.ids_BTK.shape[2]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Actions:
-    """The actions of every position, [B, T, 1 + K]: the sampled one, then those that were named.
+    """The M = 1 + K actions of every position, [B, T, M]: the sampled one, then the candidates.
 
-    `weight_BTM` is 1 for a sampled action and the policy's probability for a named one, 0 on padding.
+    `weight_BTM` is 1 for a sampled action, the policy's probability for a candidate, and 0 on padding.
     """
 
     ids_BTM: Tensor
@@ -64,20 +64,19 @@ class Actions:
     weight_BTM: Tensor
 
 
-def assemble(
+def make_batch(
     rollouts: Sequence[Rollout], ids_BTM: Tensor, policy_logprob_BTM: Tensor, scored: Sequence[ResponseRewards]
 ) -> Batch:
-    """A batch of rollouts, the policy's log-probs of the sampled and the named actions, and their rewards.
+    """A batch from rollouts, the ids and log-probs of their actions (sampled, then candidates), and their rewards.
 
-    A response that was cut off has no end of turn, so nothing is paid for one: rewards are those of its ids alone.
+    A response that was cut off has no end of turn, so it gets no reward for one: each of its ids has one reward.
     """
     kl_rows = [rewards.kl_T for rewards in scored if rewards.kl_T is not None]
     signal_rows = [rewards.candidate_signal_TK for rewards in scored if rewards.candidate_signal_TK is not None]
     sft_rows = [rewards.candidate_sft_logprob_TK for rewards in scored if rewards.candidate_sft_logprob_TK is not None]
     candidates = None
     if ids_BTM.shape[2] > 1:
-        named = slice(1, None)
-        candidates = Candidates(ids_BTM[..., named], policy_logprob_BTM[..., named], pad(signal_rows), pad(sft_rows))
+        candidates = Candidates(ids_BTM[..., 1:], policy_logprob_BTM[..., 1:], pad(signal_rows), pad(sft_rows))
     return Batch(
         rollouts=rollouts,
         mask_BT=mask_of([len(rollout.response_T) for rollout in rollouts]),
@@ -90,29 +89,30 @@ def assemble(
 
 
 def shaped_rewards(batch: Batch, config: DprConfig, coefficient: float) -> Tensor:
-    """The signal of every token, clipped where asked, less the KL penalty where that is in the reward, [B, T]."""
+    """The signal of every token, [B, T]: clipped to `reward_clip`, less the KL penalty if `kl_penalty` is "reward"."""
     return _shaped(batch.signal_BT, batch.policy_logprob_BT, batch.sft_logprob_BT, config, coefficient)
 
 
-def returns(batch: Batch, config: DprConfig, coefficient: float) -> Tensor:
-    """What each sampled token is credited with, [B, T] float64."""
+def token_returns(batch: Batch, config: DprConfig, coefficient: float) -> Tensor:
+    """The return that each sampled token is credited with, [B, T] float64."""
     return _returns(shaped_rewards(batch, config, coefficient), batch.mask_BT, config)
 
 
-def actions(batch: Batch, config: DprConfig, coefficient: float) -> Actions:
+def action_advantages(batch: Batch, config: DprConfig, coefficient: float) -> Actions:
     """Advantages and weights of all actions: returns less a baseline, [B, T, 1 + K], 0 on padding.
 
-    With candidates C the immediate reward f is summed over them, and sampled only where the sample is none of them:
+    With candidates C, the gradient of the immediate reward f is summed over C; the sample a_t adds its own term only if
+    it is not in C:
 
         sum over a in C of pi(a) (f(a) - B) grad log pi(a)
         + [a_t not in C] (f(a_t) - B) grad log pi(a_t) + (G_(t+1) - b_(t+1)) grad log pi(a_t)
 
-    with B = sum over a in C of pi(a) f(a), which depends on the state alone. C does too, so the expectation is that of
-    the sampled gradient (Liu et al., arXiv 1810.04777); the credit for later rewards, G_(t+1), stays sampled.
+    with B = sum over a in C of pi(a) f(a). B and C depend only on the state, so the expectation is that of the sampled
+    gradient (Liu et al., arXiv 1810.04777). The credit for later rewards, G_(t+1), stays sampled.
     """
     ids_BT = pad([rollout.response_T for rollout in batch.rollouts], torch.long)
     if batch.candidates is None:
-        return_BT = returns(batch, config, coefficient)
+        return_BT = token_returns(batch, config, coefficient)
         advantage_BT = return_BT - baseline(config.baseline, return_BT, config.group_size, batch.kl_BT)
         advantage_BT = advantage_BT * batch.mask_BT
         if config.whiten:
@@ -124,20 +124,21 @@ def actions(batch: Batch, config: DprConfig, coefficient: float) -> Actions:
 def _with_candidates(
     batch: Batch, candidates: Candidates, ids_BT: Tensor, config: DprConfig, coefficient: float
 ) -> Actions:
-    now_BT = shaped_rewards(batch, config, coefficient).double()
-    now_BTK = _shaped(
+    immediate_BT = shaped_rewards(batch, config, coefficient).double()
+    immediate_BTK = _shaped(
         candidates.signal_BTK, candidates.policy_logprob_BTK, candidates.sft_logprob_BTK, config, coefficient
     ).double()
     probability_BTK = candidates.policy_logprob_BTK.double().exp() * batch.mask_BT[..., None]
-    expected_BT = (probability_BTK * now_BTK).sum(dim=2)
-    unnamed_BT = (candidates.ids_BTK != ids_BT[..., None]).all(dim=2)
-    advantage_BT = torch.where(unnamed_BT, now_BT - expected_BT, 0.0)
+    expected_BT = (probability_BTK * immediate_BTK).sum(dim=2)
+    outside_BT = (candidates.ids_BTK != ids_BT[..., None]).all(dim=2)
+    advantage_BT = torch.where(outside_BT, immediate_BT - expected_BT, 0.0)
     if config.returns == "reward_to_go":
-        later_BT = config.gamma * _shifted(_returns(now_BT, batch.mask_BT, config))
+        # expected_BT is the baseline of the immediate reward; config.baseline is only for the later ones
+        later_BT = config.gamma * _next(_returns(immediate_BT, batch.mask_BT, config))
         advantage_BT = advantage_BT + later_BT - baseline(config.baseline, later_BT, config.group_size)
     return Actions(
         torch.cat([ids_BT[..., None], candidates.ids_BTK], dim=2),
-        torch.cat([advantage_BT[..., None], now_BTK - expected_BT[..., None]], dim=2) * batch.mask_BT[..., None],
+        torch.cat([advantage_BT[..., None], immediate_BTK - expected_BT[..., None]], dim=2) * batch.mask_BT[..., None],
         torch.cat([batch.mask_BT[..., None].double(), probability_BTK], dim=2),
     )
 
@@ -150,16 +151,16 @@ def _shaped(
     return less_kl_penalty(signal, policy_logprob, sft_logprob, coefficient if config.kl_penalty == "reward" else 0.0)
 
 
-def _returns(paid_BT: Tensor, mask_BT: Tensor, config: DprConfig) -> Tensor:
+def _returns(shaped_BT: Tensor, mask_BT: Tensor, config: DprConfig) -> Tensor:
     match config.returns:
         case "reward_to_go":
-            return reward_to_go(paid_BT, mask_BT, config.gamma)
+            return reward_to_go(shaped_BT, mask_BT, config.gamma)
         case "immediate":
-            return immediate(paid_BT, mask_BT)
+            return immediate(shaped_BT, mask_BT)
         case "total":
-            return total(paid_BT, mask_BT)
+            return total(shaped_BT, mask_BT)
 
 
-def _shifted(return_BT: Tensor) -> Tensor:
-    """Of each position what comes after it: G_(t+1), 0 at the end."""
+def _next(return_BT: Tensor) -> Tensor:
+    """G_(t+1) at position t, 0 at the last one."""
     return torch.cat([return_BT[:, 1:], torch.zeros_like(return_BT[:, :1])], dim=1)

@@ -1,7 +1,4 @@
-"""What a policy does on prompts that it was not trained on: how often it is right, how sure, how long, how far off SFT.
-
-Must not know jobs, files or who asked.
-"""
+"""Metrics of a policy on held-out prompts: accuracy, likelihood of the demonstrations, length, KL to the SFT model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -20,9 +17,10 @@ from dense_reward_trainer.rl.sampling import Sampling, sample
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over `count` prompts and its standard error; that of a proportion for one response to each prompt.
+    """A mean over `count` prompts and its standard error.
 
-    Several samples of one prompt are not independent, so they are averaged first.
+    Samples of one prompt are not independent, so they are averaged first. With one response to each prompt, each right
+    or wrong, the error is that of a proportion.
     """
 
     value: float
@@ -31,8 +29,8 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
-    """One response, for people to read; `right` is null where no answer is known."""
+class SampledResponse:
+    """One response, for people to read; `right` is null if no answer is known."""
 
     source: str
     greedy: bool
@@ -46,10 +44,11 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class HeldOutResult:
-    """Accuracies are over prompts whose answer is known, null where none is; kl_to_sft is null without a service.
+    """Metrics of one policy.
 
-    `nll_per_token` is of the demonstrations, in nats, end of turn included; lengths are tokens of sampled responses;
-    `kl_to_sft` is the mean over samples of log pi(y) - log pi_sft(y), in nats per response.
+    Accuracies are over the prompts whose answer is known, null if there is none. `nll_per_token` is the negative
+    log-likelihood of the demonstrations, in nats, end of turn included. Lengths are tokens of sampled responses.
+    `kl_to_sft` is the mean over samples of log pi(y) - log pi_sft(y), in nats per response; null without a service.
     """
 
     greedy_accuracy: Estimate | None
@@ -61,7 +60,7 @@ class HeldOutResult:
     kl_to_sft: Estimate | None
 
     def numbers(self) -> dict[str, float | None]:
-        """By name, each standard error as `name_se`; null where the value is."""
+        """All metrics by name, each standard error as `name_se`; null if the metric is null."""
         flat: dict[str, float | None] = {}
         for field in fields(self):
             value: Estimate | float | None = getattr(self, field.name)
@@ -78,12 +77,11 @@ def measure_held_out(
     options: HeldOutOptions,
     rewards: TokenRewards | None = None,
     temperature: float = 1.0,
-) -> tuple[HeldOutResult, list[Sampled]]:
-    """Greedy and sampled responses to every prompt, and what they say. `rewards` gives the SFT model's log-probs.
+) -> tuple[HeldOutResult, list[SampledResponse]]:
+    """Metrics from one greedy response and several samples for every prompt, and the responses.
 
-    The policy is that at `temperature`, but for the likelihood of demonstrations, which is at 1.
-
-    Raises ValueError where there is no prompt, or one leaves no room for `max_new_tokens`.
+    `rewards` gives the SFT model's log-probs. All is at `temperature`, except the likelihood of the demonstrations,
+    which is at 1. Raises ValueError if there is no prompt, ConfigError if one leaves no room for `max_new_tokens`.
     """
     if not rows:
         raise ValueError("there is nothing to measure: no held-out prompt was given")
@@ -110,22 +108,22 @@ def measure_held_out(
 
 
 def estimate(values: Sequence[float], group_size: int) -> Estimate:
-    """Mean and standard error of values that lie prompt by prompt, `group_size` of them each."""
+    """Mean and standard error of values in the order of the prompts, `group_size` values for each prompt."""
     mean_P = np.asarray(values, dtype=np.float64).reshape(-1, group_size).mean(axis=1)
     return Estimate(float(mean_P.mean()), float(mean_P.std()) / sqrt(len(mean_P)), len(mean_P))
 
 
-def _record(row: Row, rollout: Rollout, encoder: Encoder, *, greedy: bool) -> Sampled:
-    """A response that was cut off has given no answer: its last line may be half a number."""
+def _record(row: Row, rollout: Rollout, encoder: Encoder, *, greedy: bool) -> SampledResponse:
+    """A response that was cut off has no answer: its last line may be half a number."""
     body_T = rollout.response_T[:-1] if rollout.finished else rollout.response_T
     text = encoder.tokenizer.text_and_spans([int(i) for i in body_T])[0]
     answer, wanted = final_answer(text) if rollout.finished else None, row.demonstration.answer
     right = None if wanted is None else answer == wanted
     source = row.demonstration.source
-    return Sampled(source, greedy, text, answer, wanted, right, rollout.finished, len(rollout.response_T))
+    return SampledResponse(source, greedy, text, answer, wanted, right, rollout.finished, len(rollout.response_T))
 
 
-def _accuracy(records: Sequence[Sampled], group_size: int) -> Estimate | None:
+def _accuracy(records: Sequence[SampledResponse], group_size: int) -> Estimate | None:
     """Over the prompts whose answer is known."""
     known = [record.right for record in records if record.right is not None]
     return estimate(known, group_size) if known else None

@@ -1,6 +1,6 @@
-"""A policy that learns from token rewards: sample, score, estimate, update. One `step` is one batch of samples.
+"""A policy that learns from token rewards. One `step`: sample a batch, score it, estimate advantages, update.
 
-Must not know files, services or held-out prompts; where rewards come from is a TokenRewards.
+Rewards come from any TokenRewards: a service in a job, a table in a study.
 """
 
 import math
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.errors import JobError
-from dense_reward_trainer.rl.advantages import Actions, Batch, actions, assemble, shaped_rewards
+from dense_reward_trainer.rl.advantages import Actions, Batch, action_advantages, make_batch, shaped_rewards
 from dense_reward_trainer.rl.losses import divisor, kl_loss, policy_gradient
 from dense_reward_trainer.rl.optimiser import learning_rate, make_optimiser, set_learning_rate
 from dense_reward_trainer.rl.policy import Policy, action_logprobs, likeliest_actions, microbatches
@@ -28,11 +28,11 @@ from dense_reward_trainer.rl.records import TokenRewards
 from dense_reward_trainer.rl.sampling import Sampling, sample
 from dense_reward_trainer.runs.timer import Timer
 
-KL_ERROR_LIMIT = 0.2  # Ziegler et al.: the relative error that the controller acts upon is clipped to this
+KL_ERROR_LIMIT = 0.2  # Ziegler et al. clip the relative error of the KL to this
 
 
 class LearnerState(TypedDict):
-    """A learner after a step, as plain values and tensors."""
+    """The state of a learner after a step, as plain values and tensors."""
 
     model: dict[str, Tensor]
     optimiser: dict[str, Any]
@@ -42,7 +42,7 @@ class LearnerState(TypedDict):
 
 @dataclass(slots=True, eq=False)
 class Learner:
-    """A policy in training. All of it changes from step to step, but for the configuration."""
+    """A policy in training. Every field but `config` changes from step to step."""
 
     config: DprConfig
     policy: Policy
@@ -52,78 +52,78 @@ class Learner:
 
     @classmethod
     def of(cls, config: DprConfig, policy: Policy) -> Self:
-        """Before the first step."""
+        """A learner before its first step."""
         average = None
         if config.average_decay is not None:
-            average = AveragedModel(policy.model, avg_fn=partial(moved, config.average_decay))
-            average.update_parameters(policy.model)  # the first call copies: the average starts at the first weights
+            average = AveragedModel(policy.model, avg_fn=partial(moving_average, config.average_decay))
+            average.update_parameters(policy.model)  # the first call copies the weights
         return cls(config, policy, make_optimiser(config, policy.model), config.kl_coefficient, average)
 
     @property
     def result(self) -> Policy:
-        """What is measured and kept: the averaged policy where weights are averaged."""
+        """The policy to measure and write: with averaged weights if `average_decay` is set."""
         if self.average is None:
             return self.policy
         model: PreTrainedModel = self.average.module
         return replace(self.policy, model=model)
 
     def step(self, step: int, prompts: Sequence[IdArray], rewards: TokenRewards) -> dict[str, float]:
-        """Learn from fresh samples of the policy as it is; step 1, 2, ... Gives what the step was like.
+        """Learn from fresh samples of the current policy; step 1, 2, ... Returns the metrics of the step.
 
-        Raises JobError where a gradient is not finite, without the optimiser step that it was for.
+        Raises JobError if a gradient is not finite; its optimiser step is then not taken.
         """
         config, clock = self.config, Timer()
-        batch = self.sampled(step, prompts, rewards, clock)
+        batch = self.sample_batch(step, prompts, rewards, clock)
         set_learning_rate(self.optimiser, learning_rate(config, step))
-        updated = self.update(batch, actions(batch, config, self.kl_coefficient))
+        updated = self.update(batch, action_advantages(batch, config, self.kl_coefficient))
         clock.lap("update_s")
 
-        described = describe(batch, shaped_rewards(batch, config, self.kl_coefficient))
-        described["kl_coefficient"] = self.kl_coefficient
-        described["learning_rate"] = learning_rate(config, step)
-        described["computed_tokens"] = float(sum(len(r.prompt_P) + len(r.response_T) for r in batch.rollouts))
-        described["scored_tokens"] = float(batch.mask_BT.sum()) * (1 + batch.named)
+        metrics = describe(batch, shaped_rewards(batch, config, self.kl_coefficient))
+        metrics["kl_coefficient"] = self.kl_coefficient
+        metrics["learning_rate"] = learning_rate(config, step)
+        metrics["computed_tokens"] = float(sum(len(r.prompt_P) + len(r.response_T) for r in batch.rollouts))
+        metrics["scored_tokens"] = float(batch.mask_BT.sum()) * (1 + batch.candidate_count)
         if self.average is not None:
             self.average.update_parameters(self.policy.model)
         if config.kl_target is not None:
-            self.kl_coefficient *= adaptation(described["kl_to_sft"], config.kl_target, config.kl_adaptation)
-        return described | updated | clock.report(int(batch.mask_BT.sum()))
+            self.kl_coefficient *= kl_factor(metrics["kl_to_sft"], config.kl_target, config.kl_adaptation)
+        return metrics | updated | clock.report(int(batch.mask_BT.sum()))
 
-    def sampled(self, step: int, prompts: Sequence[IdArray], rewards: TokenRewards, clock: Timer) -> Batch:
-        """Fresh samples of the policy as it is, scored; the same for the same step, prompts and weights."""
+    def sample_batch(self, step: int, prompts: Sequence[IdArray], rewards: TokenRewards, clock: Timer) -> Batch:
+        """Fresh samples of the current policy, scored; the same for the same step, prompts and weights."""
         config = self.config
         chosen = prompts_of_step(prompts, step, config.prompts_per_step, config.seed)
         rollouts = sample(self.policy, chosen, sampling_of(config), seed_of(config.seed, step))
         clock.lap("rollout_s")
-        asked, responses = [r.prompt_P for r in rollouts], [r.response_T for r in rollouts]
+        repeated, responses = [r.prompt_P for r in rollouts], [r.response_T for r in rollouts]
         ids_BTM, logprob_BTM = likeliest_actions(
-            self.policy, asked, responses, config.candidates, config.microbatch_tokens
+            self.policy, repeated, responses, config.candidates, config.microbatch_tokens
         )
-        named = None
+        candidates = None
         if config.candidates:
-            named = [ids_TM[: len(ids), 1:].numpy() for ids_TM, ids in zip(ids_BTM, responses, strict=True)]
+            candidates = [ids_TM[: len(ids), 1:].numpy() for ids_TM, ids in zip(ids_BTM, responses, strict=True)]
         clock.lap("logprob_s")
-        scored = rewards.score(rollouts, named)
+        scored = rewards.score(rollouts, candidates)
         clock.lap("score_s")
-        return assemble(rollouts, ids_BTM, logprob_BTM, scored)
+        return make_batch(rollouts, ids_BTM, logprob_BTM, scored)
 
     def gradient(self, batch: Batch) -> Tensor:
-        """Of the loss on a batch that the policy as it is has sampled, all weights in one row, float32, on the CPU."""
-        acts = actions(batch, self.config, self.kl_coefficient)
+        """Gradient of the loss on a batch of the current policy: all weights in one row, float32, on the CPU."""
+        actions = action_advantages(batch, self.config, self.kl_coefficient)
         self.optimiser.zero_grad(set_to_none=True)
-        self._backward(batch, acts, self._no_logprobs(acts), first=True)
+        self._backward(batch, actions, self._zero_logprobs(actions), first=True)
         return flat_gradient(self.policy.model)
 
-    def update(self, batch: Batch, acts: Actions) -> dict[str, float]:
-        """`updates_per_batch` optimiser steps on a batch; loss and gradient norm before clipping of the last one.
+    def update(self, batch: Batch, actions: Actions) -> dict[str, float]:
+        """Take `updates_per_batch` optimiser steps on a batch; return loss and unclipped gradient norm of the last one.
 
-        The first finds the policy that sampled the batch, and notes its log-probs for the ratios of the others.
+        In the first step the policy is still the one that sampled: its log-probs are kept for the ratios of the others.
         """
-        old_BTM = self._no_logprobs(acts)
+        old_BTM = self._zero_logprobs(actions)
         loss = norm = 0.0
         for index in range(self.config.updates_per_batch):
             self.optimiser.zero_grad(set_to_none=True)
-            loss = self._backward(batch, acts, old_BTM, first=index == 0)
+            loss = self._backward(batch, actions, old_BTM, first=index == 0)
             parameters = self.policy.model.parameters()
             norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm))
             if not math.isfinite(norm):
@@ -134,12 +134,15 @@ class Learner:
             self.optimiser.step()
         return {"loss": loss, "grad_norm": norm}
 
-    def _no_logprobs(self, acts: Actions) -> Tensor:
-        """Where the log-probs of the policy that sampled are noted, [B, T, M]."""
-        return torch.zeros(acts.ids_BTM.shape, dtype=torch.promote_types(self.policy.model.dtype, torch.float32))
+    def _zero_logprobs(self, actions: Actions) -> Tensor:
+        """Zeros, [B, T, M], that the first `_backward` replaces by the log-probs of the policy that sampled."""
+        return torch.zeros(actions.ids_BTM.shape, dtype=torch.promote_types(self.policy.model.dtype, torch.float32))
 
-    def _backward(self, batch: Batch, acts: Actions, old_BTM: Tensor, *, first: bool) -> float:
-        """Adds the gradient of the loss on the whole batch, by microbatches; the loss."""
+    def _backward(self, batch: Batch, actions: Actions, old_BTM: Tensor, *, first: bool) -> float:
+        """Adds the gradient of the loss on the whole batch, microbatch by microbatch; returns the loss.
+
+        If `first`, writes the policy's log-probs into `old_BTM` before they are used: all ratios are then 1.
+        """
         config, policy = self.config, self.policy
         over = divisor(batch.mask_BT, config.normalise)
         lengths = [len(rollout.prompt_P) + len(rollout.response_T) for rollout in batch.rollouts]
@@ -151,14 +154,15 @@ class Learner:
                 policy,
                 [r.prompt_P for r in chosen],
                 [r.response_T for r in chosen],
-                acts.ids_BTM[part],
+                actions.ids_BTM[part],
                 config.temperature,
             )
             if first:
                 old_BTM[part] = logprob_btm.detach().cpu()
-            there = [tensor[part].to(policy.device) for tensor in (old_BTM, acts.advantage_BTM, acts.weight_BTM)]
+            tensors = old_BTM, actions.advantage_BTM, actions.weight_BTM
+            on_device = [tensor[part].to(policy.device) for tensor in tensors]
             clip = config.ratio_clip if config.updates_per_batch > 1 else None
-            part_loss = policy_gradient(logprob_btm, *there, over=over, clip=clip)
+            part_loss = policy_gradient(logprob_btm, *on_device, over=over, clip=clip)
             if config.kl_penalty != "reward":
                 sft_bt, mask_bt = (t[part].to(policy.device) for t in (batch.sft_logprob_BT, batch.mask_BT))
                 penalty = kl_loss(config.kl_penalty, logprob_btm[..., 0], sft_bt, mask_bt, over)
@@ -168,7 +172,7 @@ class Learner:
         return loss
 
     def state(self) -> LearnerState:
-        """All that a later process needs to go on from here."""
+        """Everything that a later process needs to resume from here."""
         return {
             "model": self.policy.model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -177,7 +181,7 @@ class Learner:
         }
 
     def restore(self, state: LearnerState) -> None:
-        """Go on from a `state`."""
+        """Resume from a `state`."""
         self.policy.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.kl_coefficient = state["kl_coefficient"]
@@ -186,7 +190,7 @@ class Learner:
 
 
 def flat_gradient(model: PreTrainedModel) -> Tensor:
-    """The gradients of all weights in one row, float32, on the CPU; a weight that has none counts with 0."""
+    """The gradients of all weights in one row, float32, on the CPU; 0 for a weight that has none."""
     rows = (torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters())
     return torch.cat([row.flatten().float().cpu() for row in rows])
 
@@ -201,29 +205,29 @@ def sampling_of(config: DprConfig) -> Sampling:
 
 
 def seed_of(seed: int, step: int) -> int:
-    """A seed for the samples of one step, so that a resumed run draws what an unbroken one would have drawn."""
+    """The seed of one step's samples: a resumed run draws the same samples as an unbroken one."""
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
-def moved(decay: float, averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-    """An exponential moving average's next value; the first few weigh more, lest the start weigh for long."""
+def moving_average(decay: float, averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+    """The next value of an exponential moving average; it decays faster at first, so that it forgets the start."""
     return torch.lerp(averaged, current, 1 - min(decay, (1 + int(count)) / (10 + int(count))))
 
 
-def adaptation(kl: float, target: float, speed: float) -> float:
+def kl_factor(kl: float, target: float, speed: float) -> float:
     """The factor by which the KL coefficient changes after a step (Ziegler et al., arXiv 1909.08593, section 2.2)."""
     error = min(max(kl / target - 1, -KL_ERROR_LIMIT), KL_ERROR_LIMIT)
     return 1 + speed * error
 
 
-def describe(batch: Batch, paid_BT: Tensor) -> dict[str, float]:
-    """What the samples of a step were like. KL and entropy are estimates from these samples, in nats."""
+def describe(batch: Batch, shaped_BT: Tensor) -> dict[str, float]:
+    """Metrics of the samples of a step. KL and entropy are estimates from these samples, in nats."""
     log_ratio_BT = (batch.policy_logprob_BT - batch.sft_logprob_BT) * batch.mask_BT
     tokens, responses = float(batch.mask_BT.sum()), len(batch.rollouts)
     return {
         "reward_mean": float(batch.signal_BT.sum()) / tokens,
         "reward_sum": float(batch.signal_BT.sum()) / responses,
-        "paid_sum": float((paid_BT * batch.mask_BT).sum()) / responses,
+        "paid_sum": float((shaped_BT * batch.mask_BT).sum()) / responses,
         "kl_to_sft": float(log_ratio_BT.sum()) / responses,
         "kl_to_sft_per_token": float(log_ratio_BT.sum()) / tokens,
         "entropy": -float(batch.policy_logprob_BT.sum()) / tokens,

@@ -1,6 +1,6 @@
-"""Policy-gradient losses. Pure tensors [B, T], padded on the right; must not know where advantages come from.
+"""Policy-gradient and KL losses. Pure tensors [B, T], padded on the right; must not know where advantages come from.
 
-M actions are known at every position: the sampled one, and those that the policy named.
+M actions at every position: the sampled one and the candidates.
 """
 
 from typing import Literal
@@ -11,7 +11,7 @@ from dense_reward_trainer.configs.dpr import Normalise
 
 
 def divisor(mask_BT: Tensor, normalise: Normalise) -> int:
-    """What the loss of a whole batch is divided by: its tokens, or its responses. At least 1."""
+    """The number that the loss of a whole batch is divided by: its tokens or its responses, at least 1."""
     count = int(mask_BT.sum()) if normalise == "tokens" else len(mask_BT)
     return max(count, 1)
 
@@ -27,12 +27,12 @@ def policy_gradient(
 ) -> Tensor:
     """-1/N sum over tokens and actions of w A rho, rho = pi(a|s_t) / pi_old(a|s_t), a scalar; N is `over`.
 
-    A sampled action has weight 1 and a named one its probability pi_old(a|s_t); 0 on padding. Where pi is pi_old the
-    gradient is REINFORCE's, -1/N sum w A grad log pi. With `clip`, no gain is left beyond rho = 1 +- clip on the side
-    to which the advantage pushes (PPO, arXiv 1707.06347, equation 7).
+    A sampled action has weight w = 1 and a candidate its probability pi_old(a|s_t); w is 0 on padding. If pi is pi_old,
+    the gradient is that of REINFORCE, -1/N sum w A grad log pi. With `clip`, rho gains nothing more beyond 1 +- clip in
+    the direction of the advantage (PPO, arXiv 1707.06347, equation 7).
 
-    Microbatches of one batch share N, so that their losses add up to the batch's. The log-probs of sampled actions are
-    those of the distribution that was sampled from: at the sampling temperature. No gradient reaches the advantages.
+    Microbatches of one batch share N, so that their losses add up to the loss of the batch. The log-probs of sampled
+    actions are at the sampling temperature, as the samples are. No gradient reaches the advantages.
     """
     advantage_BTM, weight_BTM = advantage_BTM.detach().to(logprob_BTM.dtype), weight_BTM.to(logprob_BTM.dtype)
     ratio_BTM = (logprob_BTM - old_logprob_BTM.to(logprob_BTM.dtype).detach()).exp()
@@ -49,7 +49,7 @@ def kl_loss(
 
     With d = log pi - log pi_sft of the sampled token, k2 = d^2 / 2: its expected gradient is that of KL(pi || pi_sft)
     at each state. k3 = exp(-d) - 1 + d has the expectation KL(pi || pi_sft), but the expected gradient of
-    KL(pi_sft || pi). Neither knows that an action changes the states after it. Samples from pi at temperature 1.
+    KL(pi_sft || pi). Both ignore that an action changes the states after it. Samples must be from pi at temperature 1.
     """
     difference_BT = logprob_BT - sft_logprob_BT.to(logprob_BT.dtype).detach()
     k2, k3 = difference_BT.square() / 2, (-difference_BT).exp() - 1 + difference_BT

@@ -1,4 +1,4 @@
-"""AdamW and its learning rate, which follows from the step alone. Must not know rollouts or rewards."""
+"""AdamW and its learning rate, which depends only on the step. Must not know rollouts or rewards."""
 
 import math
 
@@ -18,7 +18,7 @@ def make_optimiser(config: DprConfig, model: PreTrainedModel) -> AdamW:
 
 
 def learning_rate(config: DprConfig, step: int) -> float:
-    """Of step 1, 2, ...: up from 0 over the warm-up, then by the schedule, which reaches 0 after the last step."""
+    """The rate of step 1, 2, ...: linear warm-up, then the schedule; linear and cosine reach 0 after the last step."""
     if step <= config.warmup_steps:
         return config.learning_rate * step / config.warmup_steps
     progress = (step - 1 - config.warmup_steps) / (config.steps - config.warmup_steps)

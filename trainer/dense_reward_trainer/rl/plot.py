@@ -1,6 +1,6 @@
-"""A DPR run as one picture: reward, distance from SFT, length and held-out accuracy over the steps.
+"""A DPR run as one picture: reward, KL to the SFT model, length and held-out accuracy over the steps.
 
-Must not know how training works; it reads the lines of metrics.jsonl.
+Reads the lines of metrics.jsonl; must not know how training works.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ PANELS: Mapping[str, Sequence[tuple[str, str, str | None]]] = {
 
 
 def plot_run(lines: Lines, path: Path) -> None:
-    """Write the picture as a PNG; bars are standard errors."""
+    """Write the picture as a PNG; error bars are standard errors."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     for axes, (title, curves) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
         for key, label, error_key in curves:

@@ -1,7 +1,7 @@
-"""A policy: a causal language model that samples and is differentiated, and its log-probs with gradient.
+"""A policy: a causal language model that is sampled from and trained, and its log-probs with gradient.
 
-B responses, right-padded to T tokens; N response tokens of a batch; M named actions at each; V ids. Dropout is always
-off: the distribution that was sampled from is the one whose gradient is taken. Must not know rewards or jobs.
+B responses, right-padded to T tokens; N response tokens of a batch; M actions at each; V ids. Dropout is always off,
+because the gradient must be of the distribution that was sampled from. Must not know rewards or jobs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,8 +27,9 @@ from dense_reward_trainer.errors import ConfigError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Policy:
-    """A model, the id that ends its turn, and how many ids its tokenizer knows: no other id is ever sampled.
+    """A model and the id that ends its turn.
 
+    `vocab_size`: ids of the tokenizer, 0 to vocab_size - 1; output rows beyond them are never sampled.
     `autocast`: weights and optimiser stay float32, and the model computes in bfloat16.
     """
 
@@ -44,11 +45,11 @@ class Policy:
 
     @property
     def limit_tokens(self) -> int:
-        """Tokens of prompt and response together that the model was made for."""
+        """The model's maximum of prompt and response tokens together."""
         return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 20))
 
-    def computing(self) -> AbstractContextManager[None]:
-        """The precision in which the model runs, the same for sampling and for gradients."""
+    def precision(self) -> AbstractContextManager[None]:
+        """Context in which the model runs, for sampling and for gradients: autocast or not."""
         context: AbstractContextManager[None] = torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=self.autocast
         )
@@ -57,7 +58,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PolicyCheckpoint:
-    """A policy with what its checkpoint says: how text becomes ids, and where it came from."""
+    """A policy, the encoder of its text, and the manifest of its checkpoint."""
 
     policy: Policy
     encoder: Encoder
@@ -65,17 +66,17 @@ class PolicyCheckpoint:
 
 
 def chosen_device(name: str) -> str:
-    """The device for `auto`, `cpu` or `cuda`. Raises ConfigError where it is not there."""
+    """The torch device for `auto`, `cpu` or `cuda`. Raises ConfigError if there is no CUDA device for `cuda`."""
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch sees no GPU: set device=cpu, or install a CUDA build of torch")
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def load_policy(folder: Path, *, precision: Precision, device: str) -> PolicyCheckpoint:
-    """A checkpoint to be trained or measured, its files checked against its manifest; an adapter is merged.
+    """Load a checkpoint to train or measure; its files are verified against its manifest, and an adapter is merged.
 
-    bfloat16 means float32 weights under autocast: in bfloat16 itself, steps as small as a policy gradient's round to
-    nothing. Raises CheckpointError, naming the cure.
+    bfloat16 means float32 weights under autocast: with bfloat16 weights, updates as small as those of a policy gradient
+    would round to nothing. Raises CheckpointError, naming the cure.
     """
     manifest = load_manifest(folder)
     verify_files(folder, manifest)
@@ -84,9 +85,9 @@ def load_policy(folder: Path, *, precision: Precision, device: str) -> PolicyChe
     files = files_folder(folder, manifest)
     tokenizer = load_tokenizer(files)
     if tokenizer.sha256() != manifest.tokenizer_sha256:
-        raise CheckpointError(f"{folder}: its tokenizer is not the one of its manifest: adopt the checkpoint anew")
+        raise CheckpointError(f"{folder}: its tokenizer is not the one of its manifest: adopt the checkpoint again")
     dtype = torch.float64 if precision == "float64" else torch.float32
-    disable_progress_bar()  # of loading weights: it would stand among the job's own
+    disable_progress_bar()  # the bar of loading weights would mix with the bars of the job
     model = load_weights(*weight_folders(folder, manifest), dtype).requires_grad_(True)
     vocab_size = min(tokenizer.vocab_size, manifest.vocabulary)
     policy = Policy(model.eval().to(device), manifest.end_of_turn_id, vocab_size, precision == "bfloat16")
@@ -96,12 +97,12 @@ def load_policy(folder: Path, *, precision: Precision, device: str) -> PolicyChe
 def policy_logprobs(
     policy: Policy, prompts: Sequence[IdArray], responses: Sequence[IdArray], temperature: float = 1.0
 ) -> Tensor:
-    """log pi(a_t|s_t) of given responses at a temperature, [B, T] with gradient, in nats; 0 after a response's end."""
+    """log pi(a_t|s_t) of the given responses, [B, T] with gradient, in nats; 0 after the end of a response."""
     return action_logprobs(policy, prompts, responses, own_actions(responses), temperature)[..., 0]
 
 
 def own_actions(responses: Sequence[IdArray]) -> Tensor:
-    """The ids of the responses as the only actions of each position, [B, T, 1]; 0 after a response's end."""
+    """The ids of the responses as the only action of each position, [B, T, 1]; 0 after the end of a response."""
     return _padded(responses)[..., None]
 
 
@@ -112,14 +113,14 @@ def action_logprobs(
     ids_BTM: Tensor,
     temperature: float = 1.0,
 ) -> Tensor:
-    """log pi(a|s_t) of M named actions at every position of given responses, [B, T, M] with gradient, in nats.
+    """log pi(a|s_t) of M actions at every position of the given responses, [B, T, M] with gradient, in nats.
 
-    Teacher-forced in one forward pass, padded on the right, reduced at least in float32; 0 after a response's end.
-    Prompts have a token or more.
+    Teacher-forced in one forward pass, padded on the right, log-softmax at least in float32; 0 after the end of a
+    response. Prompts have at least one token.
 
-    Normalised over all output rows, those beyond the tokenizer included, as the service normalises pi_sft: so
-    log pi - log pi_sft of the same weights is 0. Samples never hold such an id, so their own distribution is larger by
-    a factor that depends on the state alone and is next to 1: its gradient is left out.
+    Normalised over all output rows, including those beyond the tokenizer, as the service normalises pi_sft: for equal
+    weights, log pi - log pi_sft is 0. Those rows are never sampled, so the probabilities under which samples are drawn
+    are larger by a factor that depends only on the state and is close to 1: its gradient is left out.
     """
     place, logprobs_NV = _state_logprobs(policy, prompts, responses, temperature)
     logprob_NM = logprobs_NV.gather(1, ids_BTM.to(policy.device)[place])
@@ -129,24 +130,25 @@ def action_logprobs(
 def _state_logprobs(
     policy: Policy, prompts: Sequence[IdArray], responses: Sequence[IdArray], temperature: float
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Where each response token lies in [B, T], two [N]; and log pi of every id there, [N, V]."""
+    """The row and the position of each response token in [B, T], both [N], and log pi of every id there, [N, V]."""
     sequences = [np.concatenate(pair) for pair in zip(prompts, responses, strict=True)]
     ids_BL = _padded(sequences).to(policy.device)
     first = min(len(prompt) for prompt in prompts) - 1
     row_N = torch.tensor([b for b, ids in enumerate(responses) for _ in ids], device=policy.device)
     step_N = torch.tensor([t for ids in responses for t in range(len(ids))], device=policy.device)
     start_B = torch.tensor([len(prompt) for prompt in prompts], device=policy.device)
-    with policy.computing():
-        # the head runs on no position before the first that predicts a response token
+    with policy.precision():
+        # the output layer skips the positions before the first that predicts a response token
         kept = ids_BL.shape[1] - first
         logits_BKV = policy.model(input_ids=ids_BL, use_cache=False, logits_to_keep=kept).logits
+    # position p predicts token p + 1, hence - 1
     logits_NV = logits_BKV[row_N, start_B[row_N] + step_N - 1 - first]
     scaled_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)) / temperature
     return (row_N, step_N), torch.log_softmax(scaled_NV, dim=-1)
 
 
 def microbatches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Rows of similar length together, each batch at most `tokens` after padding, or one row alone."""
+    """Batches of rows of similar length: at most `tokens` each, padding included, or a single longer row."""
     batch: list[int] = []
     for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
         if batch and (len(batch) + 1) * lengths[row] > tokens:
@@ -164,7 +166,7 @@ def frozen_logprobs(
     microbatch_tokens: int,
     temperature: float = 1.0,
 ) -> Tensor:
-    """log pi(a_t|s_t) of any number of responses, [B, T] without gradient, on the CPU."""
+    """log pi(a_t|s_t) of any number of responses, in microbatches, [B, T] without gradient, on the CPU."""
     return likeliest_actions(policy, prompts, responses, 0, microbatch_tokens, temperature=temperature)[1][..., 0]
 
 
@@ -178,9 +180,9 @@ def likeliest_actions(
     *,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Of every position the response's own id and then the policy's likeliest ones, and their log-probs.
+    """For every position, the id of the response and then the policy's `count` likeliest ids, and their log-probs.
 
-    [B, T, 1 + count] both, on the CPU, 0 after a response's end; fewer where the tokenizer knows fewer ids.
+    Both [B, T, 1 + count], on the CPU, 0 after the end of a response; fewer if the tokenizer has fewer ids.
     """
     count = min(count, policy.vocab_size)
     shape = len(responses), max(len(ids) for ids in responses), 1 + count
@@ -199,7 +201,7 @@ def likeliest_actions(
 
 
 def _padded(sequences: Sequence[IdArray]) -> Tensor:
-    """Ids, [B, L], padded on the right, where a causal model never looks; so no mask is needed."""
+    """Ids, [B, L], padded on the right, which a causal model never attends to; so no mask is needed."""
     ids_BL = torch.zeros(len(sequences), max(len(ids) for ids in sequences), dtype=torch.long)
     for row, ids in enumerate(sequences):
         ids_BL[row, : len(ids)] = torch.from_numpy(ids)

@@ -1,4 +1,4 @@
-"""The prompts that a policy is trained and measured on, as ids. Must not know rewards or jobs."""
+"""The prompts that a policy is trained and measured on, as token ids. Must not know rewards or jobs."""
 
 import hashlib
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from dense_reward_trainer.rl.policy import PolicyCheckpoint
 def prompts_and_held_out(
     config: DprConfig, checkpoint: PolicyCheckpoint, report: Report
 ) -> tuple[Sequence[IdArray], Sequence[Row]]:
-    """Prompts to train on and rows to measure on, which share none. Raises DataError."""
+    """Prompts to train on, and rows to measure on. Raises DataError, also if they share a prompt."""
     encoder, limit_tokens = checkpoint.encoder, checkpoint.policy.limit_tokens
     prompts = training_prompts(config.prompts, encoder, limit_tokens, config.max_new_tokens, report)
     if config.held_out is None:
@@ -31,9 +31,9 @@ def prompts_and_held_out(
 def training_prompts(
     source: DataSource, encoder: Encoder, limit_tokens: int, max_new_tokens: int, report: Report
 ) -> list[IdArray]:
-    """The different prompts on the training side of a source, in its order.
+    """The prompts on the training side of a source, in its order, each once.
 
-    Raises DataError where one leaves no room for `max_new_tokens` (unless `skip_bad`), or none is left.
+    Raises DataError if one leaves no room for `max_new_tokens` (unless `skip_bad`), or if none is left.
     """
     loaded = load(source)
     demonstrations = split(loaded.demonstrations, source.held_out_fraction, source.seed).train
@@ -53,7 +53,7 @@ def training_prompts(
 
 
 def held_out_rows(path: Path, encoder: Encoder, limit_tokens: int, max_new_tokens: int) -> Sequence[Row]:
-    """All demonstrations of a file. Raises DataError where one is bad or leaves no room for `max_new_tokens`."""
+    """All demonstrations of a file. Raises DataError if one is bad or leaves no room for `max_new_tokens`."""
     loaded = load(DataSource(source=str(path), held_out_fraction=0.0), cure=NO_SKIP)
     rows = encode_demonstrations(
         loaded.demonstrations, encoder, every_turn=False, limit_tokens=limit_tokens, skip_bad=False, cure=NO_SKIP
@@ -63,9 +63,9 @@ def held_out_rows(path: Path, encoder: Encoder, limit_tokens: int, max_new_token
 
 
 def check_room(rows: Sequence[Row], limit_tokens: int, max_new_tokens: int, name: str, cure: str) -> None:
-    """Raises DataError, naming the longest prompt, where prompt and response would not fit into the model.
+    """Raises DataError, naming the longest prompt, if it leaves no room for `max_new_tokens` below `limit_tokens`.
 
-    `name` is that of the option behind `max_new_tokens`; `cure` is what else can be done.
+    `name`: the option that sets `max_new_tokens`. `cure`: what else the user can do.
     """
     longest = max(rows, key=lambda row: len(row.encoded.prompt_P), default=None)
     if longest is not None and len(longest.encoded.prompt_P) + max_new_tokens > limit_tokens:
@@ -77,17 +77,17 @@ def check_room(rows: Sequence[Row], limit_tokens: int, max_new_tokens: int, name
 
 
 def check_room_at_service(limit_tokens: int, prompts: Sequence[IdArray], max_new_tokens: int) -> None:
-    """Raises JobError where a rollout could be longer than what the service scores."""
+    """Raises JobError if a prompt with its response could be longer than the service's limit."""
     longest = max(len(prompt) for prompt in prompts) + max_new_tokens
     if longest > limit_tokens:
         raise JobError(
-            f"rollouts may have {longest} tokens with their prompts, the reward service takes {limit_tokens}: lower "
+            f"rollouts can have {longest} tokens with their prompts, the reward service takes {limit_tokens}: lower "
             "max_new_tokens, or raise the service's --max-length-tokens"
         )
 
 
 def check_disjoint(prompts: Sequence[IdArray], held_out: Sequence[Row]) -> None:
-    """Raises DataError where a held-out prompt is trained on."""
+    """Raises DataError if a held-out prompt is trained on."""
     trained = {prompt.tobytes() for prompt in prompts}
     shared = [row for row in held_out if row.encoded.prompt_P.tobytes() in trained]
     if shared:
@@ -98,7 +98,7 @@ def check_disjoint(prompts: Sequence[IdArray], held_out: Sequence[Row]) -> None:
 
 
 def prompts_of_step(prompts: Sequence[IdArray], step: int, count: int, seed: int) -> list[IdArray]:
-    """The `count` prompts of step 1, 2, ...: epoch after epoch, each in an order of its own that `seed` decides."""
+    """The `count` prompts of step 1, 2, ...: epoch after epoch, each epoch in its own order, which `seed` decides."""
     places = range((step - 1) * count, step * count)
     orders = {epoch: _order(len(prompts), seed, epoch) for epoch in {place // len(prompts) for place in places}}
     return [prompts[orders[place // len(prompts)][place % len(prompts)]] for place in places]

@@ -1,6 +1,6 @@
-"""Records that several rooms of the trainer exchange. Must not import what makes them: numpy only.
+"""Records that several rooms of the trainer exchange. Must not import the modules that make them.
 
-Shapes: P prompt tokens, T tokens of a response, K ids that the policy named at each position.
+Shapes: P prompt tokens, T tokens of a response, K candidates (the policy's likeliest ids) at each position.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from dense_reward.records import FloatArray, IdArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rollout:
-    """One response to one prompt. A finished one ends with the end of turn; one that was cut off holds none at all."""
+    """One response to one prompt. A finished one ends with the end of turn; one that was cut off contains none."""
 
     prompt_P: IdArray
     response_T: IdArray
@@ -21,10 +21,10 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ResponseRewards:
-    """Of one response, one number for each of its ids, in nats at temperature 1. `kl_T` only where it was asked for.
+    """The rewards of one response, one number for each of its ids, in nats at temperature 1.
 
-    Of the K ids that the caller named at each position, [T, K] each; None where it named none. There is nothing here
-    for an end of turn that the response does not hold.
+    `kl_T` is None unless it was requested; candidate arrays, [T, K], are None without candidates. An end of turn that
+    the response does not contain has no reward.
     """
 
     signal_T: FloatArray
@@ -38,5 +38,5 @@ class TokenRewards(Protocol):
     """A source of token rewards."""
 
     def score(self, rollouts: Sequence[Rollout], candidates: Sequence[IdArray] | None = None) -> list[ResponseRewards]:
-        """The rewards of the very ids of each rollout, in order, and of its `candidates`, ids [T, K]."""
+        """The rewards of exactly the ids of each rollout, in order, and of its `candidates`, ids [T, K]."""
         ...

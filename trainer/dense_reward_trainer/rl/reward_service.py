@@ -1,4 +1,4 @@
-"""What training needs of the reward service, and the service behind it. Must not know policies or losses."""
+"""Token rewards from a running reward service, of one pair that stays the same. Must not know policies or losses."""
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -30,9 +30,10 @@ Chat = list[dict[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class ServiceAddress:
-    """Where a service is, which of its pairs is meant (None: the only one), how long it may be away, how it is asked.
+    """The URL of a service, the name of a pair there (None: its only one), and the limits on requests.
 
-    A request holds about `request_tokens`, or one prompt with its responses, and is answered within `timeout_s`.
+    `patience_s`: how long the service can be unavailable. `timeout_s`: how long a response can take. `request_tokens`:
+    about how many tokens a request has; a single prompt with its responses can exceed it.
     """
 
     url: str
@@ -55,20 +56,20 @@ class ServiceAddress:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PinnedPair:
-    """One pair of a service. Every request names tokenizer and revision: another pair in its place is refused (409)."""
+    """One pair of a service. Requests name its tokenizer and revision, so the service refuses another pair (409)."""
 
     client: Client
     card: ModelCard
     request_tokens: int
 
     def check_tokenizer(self, tokenizer_sha256: str) -> None:
-        """Raises JobError where ids would mean something else to the pair."""
+        """Raises JobError if the pair has another tokenizer, to which our ids would mean other text."""
         if self.card.tokenizer_sha256 != tokenizer_sha256:
             mismatch = TokenizerMismatchError(tokenizer_sha256, self.card.tokenizer_sha256, self.card.name)
             raise JobError(f"the reward service cannot be used: {mismatch}")
 
-    def ask(self, items: Sequence[ItemToScore], include: Collection[ArrayName]) -> Scored:
-        """One request. Raises JobError where the pair was swapped, or the service stays away beyond the patience."""
+    def score(self, items: Sequence[ItemToScore], include: Collection[ArrayName]) -> Scored:
+        """One request. Raises JobError if the pair was swapped, or the service is unavailable beyond the patience."""
         options = ScoreOptions(
             model=self.card.name,
             tokenizer_sha256=self.card.tokenizer_sha256,
@@ -78,25 +79,25 @@ class PinnedPair:
         try:
             return self.client.score_items(items, options=options)
         except ClientError as error:
-            late = isinstance(error, ServiceUnavailableError) and "ReadTimeout" in error.last
-            cure = ": raise service_timeout_s, or lower service_request_tokens" if late else ""
+            timed_out = isinstance(error, ServiceUnavailableError) and "ReadTimeout" in error.last
+            cure = ": raise service_timeout_s, or lower service_request_tokens" if timed_out else ""
             raise JobError(f"the reward service did not score: {error}{cure}") from error
 
-    def ask_chats(self, chats: Sequence[Chat], include: Collection[ArrayName]) -> Iterator[ScoredResponse]:
-        """The last message of each chat, in requests of about `request_tokens` (a character counts as a token)."""
+    def score_chats(self, chats: Sequence[Chat], include: Collection[ArrayName]) -> Iterator[ScoredResponse]:
+        """Scores the last message of each chat. Requests have about `request_tokens`; a character counts as a token."""
         items: list[dict[str, object]] = []
         characters = 0
         for index, chat in enumerate(chats):
             items.append({"messages": chat})
             characters += sum(len(message["content"]) for message in chat)
             if characters >= self.request_tokens or index == len(chats) - 1:
-                yield from self.ask(items, include).results
+                yield from self.score(items, include).results
                 items, characters = [], 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ServiceRewards:
-    """Asks one pair of a service, request after request, so that an answer does not depend on timing."""
+    """TokenRewards of one pair. Requests are sent one after another, so that results do not depend on timing."""
 
     pair: PinnedPair
     signal: SignalName
@@ -107,7 +108,7 @@ class ServiceRewards:
         return self.pair.card
 
     def score(self, rollouts: Sequence[Rollout], candidates: Sequence[IdArray] | None = None) -> list[ResponseRewards]:
-        """Raises JobError where the pair was swapped, or where the service stays away for longer than the patience."""
+        """Raises JobError if the pair was swapped, or the service is unavailable for longer than the patience."""
         names: set[ArrayName] = {"sft_logprob", self.signal}
         if self.with_kl or (candidates is not None and self.signal == "centred"):
             names.add("kl")
@@ -115,13 +116,13 @@ class ServiceRewards:
             names.add("candidate_sft_logprob")
         rewards: list[ResponseRewards] = []
         for items in requests(rollouts, self.pair.request_tokens, candidates):
-            rewards += [self._rewards(result) for result in self.pair.ask(items, names).results]
+            rewards += [self._rewards(result) for result in self.pair.score(items, names).results]
         return rewards
 
     def _rewards(self, result: ScoredResponse) -> ResponseRewards:
         signal_T: FloatArray | None = getattr(result, self.signal)
         if signal_T is None or result.sft_logprob is None:
-            raise JobError(f"the reward service answered without {self.signal} or sft_logprob")
+            raise JobError(f"the reward service returned no {self.signal} or no sft_logprob")
         return ResponseRewards(
             signal_T,
             result.sft_logprob,
@@ -137,7 +138,7 @@ def candidate_signal(
     sft_logprob_TK: FloatArray | None,
     kl_T: FloatArray | None,
 ) -> FloatArray | None:
-    """The signal of named ids, [T, K], as that of the sampled ones is defined; None where none were named."""
+    """The signal of candidates, [T, K], defined as that of sampled ids; None without candidates."""
     match name:
         case "reward":
             return reward_TK
@@ -151,8 +152,8 @@ def candidate_signal(
 def pinned_pair(address: ServiceAddress, report: Report) -> Iterator[PinnedPair]:
     """Waits until the service can score, and pins the pair that it serves.
 
-    Raises ConfigError for an address that cannot be meant; JobError where the service cannot score for longer than the
-    patience, or where the name is not that of one pair.
+    Raises ConfigError if the URL is invalid; JobError if the service cannot score within the patience, has no pair of
+    that name, or has several and `address` names none.
     """
     try:
         client = Client(address.url, timeout_s=address.timeout_s, retry_for_s=address.patience_s)
@@ -172,7 +173,7 @@ def pinned_pair(address: ServiceAddress, report: Report) -> Iterator[PinnedPair]
 def connected(
     address: ServiceAddress, tokenizer_sha256: str, report: Report, *, signal: SignalName, with_kl: bool
 ) -> Iterator[ServiceRewards]:
-    """A pinned pair as a source of rewards for ids. Raises as `pinned_pair`, and JobError for another tokenizer."""
+    """A pinned pair as TokenRewards. Raises what `pinned_pair` raises, and JobError if the tokenizer differs."""
     with pinned_pair(address, report) as pair:
         pair.check_tokenizer(tokenizer_sha256)
         yield ServiceRewards(pair, signal, with_kl)
@@ -181,7 +182,7 @@ def connected(
 def requests(
     rollouts: Sequence[Rollout], limit_tokens: int, candidates: Sequence[IdArray] | None = None
 ) -> Iterator[list[dict[str, object]]]:
-    """Items of neighbouring rollouts to one prompt, in order, in requests of about `limit_tokens`."""
+    """Requests of about `limit_tokens`, each a list of items; consecutive rollouts of one prompt share an item."""
     items: list[dict[str, object]] = []
     tokens = first = 0
     for _, group in groupby(rollouts, key=lambda rollout: rollout.prompt_P.tobytes()):

@@ -1,6 +1,6 @@
-"""Responses sampled from a policy, as exact ids. Reproducible: what is drawn depends on the seed and the inputs alone.
+"""Responses sampled from a policy, as exact ids. Reproducible: samples depend only on the seed and the inputs.
 
-Must not know rewards, text or jobs.
+Must not know rewards or jobs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,9 +20,10 @@ from dense_reward_trainer.rl.records import Rollout
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How responses are drawn: `group_size` to each prompt, at most `max_new_tokens` long.
+    """How responses are sampled: `group_size` to each prompt, at most `max_new_tokens` long.
 
-    `greedy` takes the likeliest token each time, whatever the temperature. `batch_size`: responses drawn side by side.
+    `greedy` takes the likeliest token each time and ignores the temperature. `batch_size`: responses generated in
+    parallel.
     """
 
     max_new_tokens: int
@@ -33,15 +34,15 @@ class Sampling:
 
 
 def sample(policy: Policy, prompts: Sequence[IdArray], sampling: Sampling, seed: int) -> list[Rollout]:
-    """`group_size` rollouts to each prompt, prompt by prompt. Leaves the global random state as it was.
+    """`group_size` rollouts to each prompt, in the order of the prompts. Leaves the global random state unchanged.
 
-    Raises ConfigError where a prompt is empty or leaves no room for `max_new_tokens` below the model's own limit.
+    Raises ConfigError if a prompt is empty or leaves no room for `max_new_tokens` below the model's limit.
     """
     _check(policy, prompts, sampling)
     rows = [prompt for prompt in prompts for _ in range(sampling.group_size)]
     devices = [policy.device] if policy.device.type == "cuda" else []
     rollouts: list[Rollout] = []
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), policy.computing(), plain_generation(policy.model):
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), policy.precision(), plain_generation(policy.model):
         torch.manual_seed(seed)
         for start in range(0, len(rows), sampling.batch_size):
             rollouts += _sample_batch(policy, rows[start : start + sampling.batch_size], sampling)
@@ -49,16 +50,17 @@ def sample(policy: Policy, prompts: Sequence[IdArray], sampling: Sampling, seed:
 
 
 def generation_config(policy: Policy, sampling: Sampling) -> GenerationConfig:
-    """The policy's own distribution at a temperature: nothing is cut off, nothing is penalised."""
-    drawn = {} if sampling.greedy else {"temperature": sampling.temperature, "top_p": 1.0, "top_k": 0}
-    beyond = list(range(policy.vocab_size, policy.model.config.get_text_config().vocab_size))
+    """The policy's own distribution at a temperature: no top-k, no top-p, no penalty."""
+    options = {} if sampling.greedy else {"temperature": sampling.temperature, "top_p": 1.0, "top_k": 0}
+    # output rows beyond the tokenizer: ids that no text has
+    unknown = list(range(policy.vocab_size, policy.model.config.get_text_config().vocab_size))
     return GenerationConfig(
         do_sample=not sampling.greedy,
         max_new_tokens=sampling.max_new_tokens,
         eos_token_id=policy.end_of_turn_id,
         pad_token_id=policy.end_of_turn_id,
-        suppress_tokens=beyond or None,
-        **drawn,
+        suppress_tokens=unknown or None,
+        **options,
     )
 
 
@@ -75,10 +77,10 @@ def left_padded(prompts: Sequence[IdArray], device: torch.device) -> tuple[Tenso
 
 @contextmanager
 def plain_generation(model: PreTrainedModel) -> Iterator[None]:
-    """Sets aside the checkpoint's own generation settings while sampling.
+    """Replaces the checkpoint's own generation settings by the defaults while sampling.
 
-    `generate` fills whatever a call leaves open from them, so that a shipped top_k or repetition penalty would make the
-    samples those of another policy than the one whose log-probs are differentiated.
+    `generate` takes every option that a call does not set from them. With a shipped top_k or repetition penalty, the
+    samples would come from another distribution than the one whose log-probs are differentiated.
     """
     own = model.generation_config
     model.generation_config = GenerationConfig()
@@ -88,8 +90,8 @@ def plain_generation(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
 
 
-def cut(generated_T: IdArray, end_of_turn_id: int) -> tuple[IdArray, bool]:
-    """What was generated up to and with the first end of turn, and whether there is one; what follows is padding."""
+def cut_at_end_of_turn(generated_T: IdArray, end_of_turn_id: int) -> tuple[IdArray, bool]:
+    """The generated ids up to and including the first end of turn, and whether there is one; the rest is padding."""
     ends = np.flatnonzero(generated_T == end_of_turn_id)
     if len(ends) == 0:
         return generated_T, False
@@ -103,7 +105,7 @@ def _sample_batch(policy: Policy, prompts: Sequence[IdArray], sampling: Sampling
     )
     generated_BT = output_BL[:, ids_BP.shape[1] :].to(torch.int32).cpu().numpy()
     return [
-        Rollout(prompt, *cut(generated_T, policy.end_of_turn_id))
+        Rollout(prompt, *cut_at_end_of_turn(generated_T, policy.end_of_turn_id))
         for prompt, generated_T in zip(prompts, generated_BT, strict=True)
     ]
 
@@ -116,5 +118,5 @@ def _check(policy: Policy, prompts: Sequence[IdArray], sampling: Sampling) -> No
         if sampling.max_new_tokens > room:
             raise ConfigError(
                 f"prompt {index} has {len(prompt)} tokens, which with max_new_tokens {sampling.max_new_tokens} is over "
-                f"the model's limit of {policy.limit_tokens}: lower max_new_tokens to {room}, or leave the prompt out"
+                f"the model's limit of {policy.limit_tokens}: lower max_new_tokens to {room}, or remove the prompt"
             )

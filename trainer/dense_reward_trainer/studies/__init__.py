@@ -1,1 +1,1 @@
-"""How this project's own figures are made."""
+"""How the figures of this project's documents are made."""

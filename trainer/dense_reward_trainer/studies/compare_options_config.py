@@ -1,4 +1,4 @@
-"""The configuration of the estimator study on an enumerable task. Must not import torch."""
+"""The configuration of the estimator study on an exact task. Must not import torch."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Self
@@ -10,30 +10,30 @@ from dense_reward_trainer.configs.dpr import DprConfig
 
 Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 Override = bool | int | float | str | None
-# what the study sets for all estimators alike
+# options that the study sets for all estimators
 SHARED = frozenset({"steps", "prompts_per_step", "group_size", "kl_coefficient", "learning_rate", "seed"})
 
 
 class TaskOptions(JobOptions):
-    """A vocabulary and a horizon so small that every response is known, and an SFT pair that learnt to respond.
+    """A task so small that every response can be enumerated, and an SFT pair that learnt it.
 
-    An expert is drawn at random (a Llama with large random weights); a Llama of the same size learns from its
-    demonstrations, and is the reference after `reference` of the samples and the SFT model after all.
+    The expert is a Llama with large random weights. A Llama of the same size learns from its demonstrations: it is the
+    reference after the fraction `reference` of the samples, and the SFT model after all of them.
     """
 
     symbols: int = Field(default=5, ge=2, le=16, description="Ids besides the end of turn.")
-    horizon: int = Field(default=4, ge=1, le=8, description="Responses are cut off after so many tokens.")
+    horizon: int = Field(default=4, ge=1, le=8, description="Tokens after which responses are cut off.")
     prompts: int = Field(default=4, ge=1, description="Each two symbols long.")
     hidden_size: int = Field(default=32, ge=8, multiple_of=4)
     layers: int = Field(default=2, ge=1)
     sharpness: float = Field(default=8.0, gt=0.0, description="Factor on the expert's random weights.")
     demonstrations: int = Field(default=2000, ge=1, description="Sampled from the expert; each is seen once.")
     batch_size: int = Field(default=20, ge=1, description="Demonstrations to an optimiser step.")
-    learning_rate: Rate = Field(default=5e-3, description="Of AdamW in SFT, down to 0 at the end.")
+    learning_rate: Rate = Field(default=5e-3, description="Of AdamW in SFT; falls to 0 at the end.")
     reference: Fraction = Field(default=0.5, description="Fraction of the samples after which the reference is taken.")
 
     @model_validator(mode="after")
-    def _few_enough(self) -> Self:
+    def _small_enough(self) -> Self:
         if self.prompts > self.symbols**2:
             raise ValueError(f"there are {self.symbols**2} prompts of two symbols, not {self.prompts}: lower prompts")
         if self.prompts * self.symbols ** (self.horizon - 1) > 1 << 17:
@@ -42,14 +42,14 @@ class TaskOptions(JobOptions):
 
 
 class EstimatorsConfig(JobConfig):
-    """Options of DPR compared where the optimum is known: regret against steps and scored tokens."""
+    """Options of DPR compared on tasks whose optimum is known: gap closed, by steps and scored tokens."""
 
     resume_may_change: ClassVar[frozenset[str]] = frozenset({"output_dir", "processes", "seeds"})
 
     task: TaskOptions = TaskOptions()
     kl_coefficient: float = Field(default=0.5, gt=0.0, description="b of the objective E[sum r] - b KL(pi || pi_sft).")
     estimators: dict[MilestoneName, dict[str, Override]] = Field(
-        min_length=1, description="Name -> options of the DPR job in which it differs from the defaults there."
+        min_length=1, description="Name -> its options of the DPR job; all others keep their defaults."
     )
     steps: int = Field(default=400, ge=1, description="Batches of samples.")
     prompts_per_step: int = Field(default=4, ge=1)
@@ -59,23 +59,25 @@ class EstimatorsConfig(JobConfig):
     )
     tuning_seed: int = Field(default=1000, ge=0, description="Of the task on which learning rates are chosen.")
     seeds: tuple[int, ...] = Field(
-        default=(0, 1, 2), min_length=1, description="Of the tasks that count: expert, demonstrations, samples."
+        default=(0, 1, 2), min_length=1, description="Of the reported tasks: expert, demonstrations, samples."
     )
-    evaluate_first: int = Field(default=50, ge=0, description="So many steps are each evaluated exactly,")
-    evaluate_every: int = Field(default=10, ge=1, description="and then every so many; and the last.")
-    processes: int = Field(default=1, ge=1, description="Runs side by side, one thread each.")
+    evaluate_first: int = Field(default=50, ge=0, description="The first steps, each of which is evaluated exactly.")
+    evaluate_every: int = Field(
+        default=10, ge=1, description="After those, steps between evaluations; the last step is evaluated too."
+    )
+    processes: int = Field(default=1, ge=1, description="Runs in parallel, one thread each.")
 
     @model_validator(mode="after")
-    def _estimators_that_dpr_takes(self) -> Self:
+    def _valid_estimators(self) -> Self:
         if self.tuning_seed in self.seeds:
             raise ValueError(
-                f"tuning_seed {self.tuning_seed} is one of the seeds that count: learning rates would be chosen on "
-                "what they are judged by"
+                f"tuning_seed {self.tuning_seed} is one of the seeds, so learning rates would be chosen on a reported "
+                "task: choose another tuning_seed"
             )
         for name, overrides in self.estimators.items():
             shared = sorted(SHARED & overrides.keys() - {"group_size"})
             if shared:
-                raise ValueError(f"estimators.{name}: {shared[0]} is set for all estimators alike")
+                raise ValueError(f"estimators.{name}: {shared[0]} is set for all estimators: remove it here")
             try:
                 self.dpr(name, self.learning_rates[0], self.seeds[0])
             except ValidationError as error:
@@ -85,7 +87,7 @@ class EstimatorsConfig(JobConfig):
         return self
 
     def dpr(self, estimator: str, learning_rate: float, seed: int) -> DprConfig:
-        """The configuration of one estimator's runs; files and service in it are named, never opened."""
+        """The configuration of one estimator's runs. The files and the service that it names are never used."""
         unused = {"output_dir": "unused", "policy": "unused", "prompts": {"source": "arithmetic"}, "device": "cpu"}
         shared = {
             "steps": self.steps,
@@ -102,10 +104,10 @@ class EstimatorsConfig(JobConfig):
 
 
 class Curve(JobOptions):
-    """One run of one estimator: the gap closed, by exact evaluation, after each of some steps.
+    """One run of one estimator: the gap closed, evaluated exactly, after each of `steps`.
 
-    `gap_closed` is (J(pi) - J(pi_sft)) / (J* - J(pi_sft)) with J the objective; `scored_tokens` counts sampled tokens
-    and candidates that were scored up to then.
+    `gap_closed` is (J(pi) - J(pi_sft)) / (J* - J(pi_sft)), where J is the objective and J* its maximum. `scored_tokens`
+    counts the sampled tokens and candidates that were scored until then.
     """
 
     estimator: str
@@ -119,7 +121,7 @@ class Curve(JobOptions):
     cpu_s: float
 
     def path_in(self, folder: Path) -> Path:
-        """Where this curve is kept."""
+        """The file of this curve."""
         return curve_path(folder, self.estimator, self.learning_rate, self.seed)
 
 

@@ -1,4 +1,4 @@
-"""The estimator study as one picture: the gap that is left, over steps and over scored tokens.
+"""The estimator study as one picture: the regret over steps and over scored tokens.
 
 Must not know how estimators work.
 """
@@ -16,7 +16,7 @@ FLOOR, CEILING = 1e-3, 1.5
 
 
 def plot_study(curves: Mapping[str, Sequence[Curve]], path: Path) -> None:
-    """A line for each estimator, the mean over its seeds, as a PNG; the legend by the regret at the end."""
+    """Write a line for each estimator, its mean over the seeds, as a PNG. The legend starts with the best."""
     figure = Figure(figsize=(13, 6.5), layout="constrained")
     by_step, by_tokens = figure.subplots(1, 2, sharey=True)
     regrets = {name: 1 - np.mean([curve.gap_closed for curve in found], axis=0) for name, found in curves.items()}
@@ -28,7 +28,7 @@ def plot_study(curves: Mapping[str, Sequence[Curve]], path: Path) -> None:
         by_step.plot(curves[name][0].steps, regret, color=colour, linewidth=1.2)
         by_tokens.plot(tokens[1:], regret[1:], color=colour, linewidth=1.2, label=f"{name} ({1 - regret[-1]:.2f})")
     by_step.set_yscale("log")
-    by_step.set_ylim(top=CEILING)  # what makes things worse needs no more room than to be seen leaving
+    by_step.set_ylim(top=CEILING)  # a regret above 1 is worse than the SFT model: cut off, to leave room for the others
     by_step.set_ylabel("regret: share of the gap to the optimum that is left")
     by_step.set_xlabel("step")
     by_tokens.set_xscale("log")

@@ -1,7 +1,7 @@
-"""A task whose every response is known: what any policy is worth on it, and what the best one is worth, exactly.
+"""A task so small that all responses are enumerated: the value of any policy and the optimum are computed exactly.
 
-P prompts; S states, the response tokens so far, shorter ones first and the same for each prompt; V ids, of which 0 ends
-the response; L states of one length. Values are in nats, float64. Must not know estimators or files.
+P prompts; S states (the response tokens so far), shorter ones first, the same for each prompt; V ids, of which 0 ends
+the response; L states of one length. Values are in nats, float64. Must not know estimators.
 """
 
 import copy
@@ -29,7 +29,7 @@ BackUp = Callable[[Tensor, slice], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """All states of a vocabulary and a horizon."""
+    """All states of a vocabulary and a horizon: a tree whose level t has the states of t tokens."""
 
     symbols: int
     horizon: int
@@ -48,7 +48,7 @@ class Tree:
         return list(product(range(1, self.vocab_size), repeat=length))
 
     def index(self, state: Sequence[int]) -> int:
-        """The place of a state among all."""
+        """The index of a state among all states."""
         offset = 0
         for token in state:
             offset = offset * self.symbols + token - 1
@@ -78,15 +78,15 @@ class Task:
 
     def objective(self, policy_PSV: Tensor, coefficient: float) -> float:
         """J(pi) = E[sum r] - b KL(pi || pi_sft), the KL between whole responses; mean over the prompts."""
-        paid_PSV = self.reward_PSV - coefficient * (policy_PSV - self.sft_PSV)
-        return self._backwards(paid_PSV, lambda value_PLV, level: (policy_PSV[:, level].exp() * value_PLV).sum(2))
+        shaped_PSV = self.reward_PSV - coefficient * (policy_PSV - self.sft_PSV)
+        return self._backwards(shaped_PSV, lambda value_PLV, level: (policy_PSV[:, level].exp() * value_PLV).sum(2))
 
     def optimum(self, coefficient: float) -> float:
-        """The largest J of any policy, b log E_sft[exp(sum r / b)]: that of pi_sft (pi_sft / pi_ref)^(1/b)."""
+        """The maximum of J, b log E_sft[exp(sum r / b)]; pi* is proportional to pi_sft (pi_sft / pi_ref)^(1/b)."""
         return self.objective(self.optimal_policy(coefficient), coefficient)
 
     def optimal_policy(self, coefficient: float) -> Tensor:
-        """Its log-probs, [P, S, V]."""
+        """Log-probs of the policy that maximises J, [P, S, V]."""
         best_PSV = torch.empty_like(self.sft_PSV)
 
         def soft(value_PLV: Tensor, level: slice) -> Tensor:
@@ -97,19 +97,23 @@ class Task:
         self._backwards(self.reward_PSV, soft)
         return best_PSV
 
-    def _backwards(self, paid_PSV: Tensor, back_up: BackUp) -> float:
-        """From the last tokens to the first: what a token earns and leads to, [P, L, V] -> what its state is worth."""
-        worth_PL = paid_PSV.new_zeros(len(self.prompts), self.tree.symbols**self.tree.horizon)
+    def _backwards(self, reward_PSV: Tensor, back_up: BackUp) -> float:
+        """Dynamic programming from the last level to the first; returns the mean value of the first states.
+
+        `back_up` reduces the values of the actions of a level, [P, L, V], to the values of its states, [P, L].
+        """
+        state_PL = reward_PSV.new_zeros(len(self.prompts), self.tree.symbols**self.tree.horizon)
         for length in reversed(range(self.tree.horizon)):
             level = self.tree.level(length)
-            value_PLV = paid_PSV[:, level].clone()
-            value_PLV[..., 1:] += worth_PL.view(len(self.prompts), -1, self.tree.symbols)
-            worth_PL = back_up(value_PLV, level)
-        return float(worth_PL.mean())
+            action_PLV = reward_PSV[:, level].clone()
+            # id 0 ends the response, so it leads to no state
+            action_PLV[..., 1:] += state_PL.view(len(self.prompts), -1, self.tree.symbols)
+            state_PL = back_up(action_PLV, level)
+        return float(state_PL.mean())
 
 
 def make_task(options: TaskOptions, seed: int) -> Task:
-    """The task of a seed: expert, demonstrations and SFT follow from it and the options."""
+    """The task of a seed, which decides the expert, the demonstrations and SFT."""
     tree = Tree(options.symbols, options.horizon)
     pairs = product(range(1, tree.vocab_size), repeat=2)
     prompts = tuple(np.array(pair, dtype=np.int32) for pair, _ in zip(pairs, range(options.prompts), strict=False))
@@ -119,16 +123,16 @@ def make_task(options: TaskOptions, seed: int) -> Task:
             if parameter.dim() == 2:
                 parameter.mul_(options.sharpness)
     each = -(-options.demonstrations // options.prompts)
-    shown = sample(expert, prompts, Sampling(options.horizon, each, batch_size=4096), seed)
-    order = np.random.default_rng(seed).permutation(len(shown))[: options.demonstrations]
+    demonstrations = sample(expert, prompts, Sampling(options.horizon, each, batch_size=4096), seed)
+    order = np.random.default_rng(seed).permutation(len(demonstrations))[: options.demonstrations]
     sft = _random_policy(options, 2 * seed + 1)
-    reference = learn(sft, [shown[i] for i in order], options)
+    reference = learn(sft, [demonstrations[i] for i in order], options)
     tables = [state_logprobs(policy, prompts, tree) for policy in (sft, reference)]
     return Task(tree, prompts, sft, reference, *tables)
 
 
 def learn(policy: Policy, demonstrations: Sequence[Rollout], options: TaskOptions) -> Policy:
-    """SFT in place, each demonstration once; gives the policy at the reference's fraction of the samples."""
+    """Train the policy in place by SFT, each demonstration once; returns a copy of it at the fraction `reference`."""
     optimiser = torch.optim.AdamW(policy.model.parameters(), lr=options.learning_rate, weight_decay=0.0)
     starts = range(0, len(demonstrations), options.batch_size)
     decay = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total_iters=len(starts))
@@ -153,16 +157,16 @@ def state_logprobs(policy: Policy, prompts: Sequence[IdArray], tree: Tree) -> Te
     ids_NL = torch.tensor([[*prompt, *state] for prompt in prompts for state in tree.states(longest)], dtype=torch.long)
     logits_NLV = policy.model(input_ids=ids_NL).logits[:, -tree.horizon :, : policy.vocab_size]
     logits_PNLV = torch.log_softmax(logits_NLV.double(), -1).reshape(len(prompts), -1, tree.horizon, policy.vocab_size)
-    # of the states that share a beginning, the first is the one to read it from
+    # states that start alike have the same logits there: read them from the first one
     levels = [logits_PNLV[:, :: tree.symbols ** (longest - length), length] for length in range(tree.horizon)]
     return torch.cat(levels, dim=1)
 
 
 class TableRewards:
-    """The rewards of a task, looked up: what a service would answer for its pair."""
+    """TokenRewards from the tables of a task: the same that a service of its pair would return."""
 
     def __init__(self, task: Task, signal: SignalName) -> None:
-        self._tree, self._place = task.tree, {prompt.tobytes(): p for p, prompt in enumerate(task.prompts)}
+        self._tree, self._prompt_index = task.tree, {prompt.tobytes(): p for p, prompt in enumerate(task.prompts)}
         kl_PS1 = (task.sft_PSV.exp() * task.reward_PSV).sum(2, keepdim=True)
         signals: dict[SignalName, Tensor] = {
             "reward": task.reward_PSV,
@@ -174,11 +178,11 @@ class TableRewards:
 
     def score(self, rollouts: Sequence[Rollout], candidates: Sequence[IdArray] | None = None) -> list[ResponseRewards]:
         """The rewards of each rollout, and of its candidates."""
-        named: Sequence[IdArray | None] = [None] * len(rollouts) if candidates is None else candidates
-        return [self._one(rollout, ids_TK) for rollout, ids_TK in zip(rollouts, named, strict=True)]
+        rows: Sequence[IdArray | None] = [None] * len(rollouts) if candidates is None else candidates
+        return [self._one(rollout, ids_TK) for rollout, ids_TK in zip(rollouts, rows, strict=True)]
 
     def _one(self, rollout: Rollout, ids_TK: IdArray | None) -> ResponseRewards:
-        prompt, own_T = self._place[rollout.prompt_P.tobytes()], rollout.response_T
+        prompt, own_T = self._prompt_index[rollout.prompt_P.tobytes()], rollout.response_T
         own = own_T.tolist()
         states_T = [self._tree.index(own[:t]) for t in range(len(own))]
         signal_TV, sft_TV = self._signal_PSV[prompt, states_T], self._sft_PSV[prompt, states_T]

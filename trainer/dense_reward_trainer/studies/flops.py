@@ -1,4 +1,4 @@
-"""Matched effort: how many steps of SFT cost as many FLOPs as a DPR run. Pure.
+"""Matched cost: how many steps of SFT cost as many FLOPs as a DPR run.
 
 A forward pass costs 2 FLOPs per weight and token, a training pass 6 (Kaplan et al., arXiv 2001.08361, section 2.1);
 attention is left out on both sides.
@@ -9,10 +9,10 @@ SAMPLING = SCORING_OF_EACH_MODEL = LOGPROBS = FORWARD
 
 
 def dpr_flops_per_token(updates_per_batch: int) -> int:
-    """Per weight and token: sampled once, its own log-prob once, scored by two models, trained on."""
+    """FLOPs per weight and token: sample it, compute its log-prob, score it with two models, train on it."""
     return SAMPLING + LOGPROBS + 2 * SCORING_OF_EACH_MODEL + TRAINING * updates_per_batch
 
 
 def matched_sft_steps(dpr_tokens: float, updates_per_batch: int, sft_tokens_per_step: float) -> int:
-    """Steps of SFT with the FLOPs of a DPR run over so many tokens, prompts counted; at least 1."""
+    """Steps of SFT with the FLOPs of a DPR run over `dpr_tokens`, prompts included; at least 1."""
     return max(1, round(dpr_tokens * dpr_flops_per_token(updates_per_batch) / (TRAINING * sft_tokens_per_step)))
