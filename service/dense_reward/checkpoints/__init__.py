@@ -1,1 +1,1 @@
-"""Checkpoints on disk: manifests written, hub ids and folders adopted, probes."""
+"""Checkpoints on disk: writes manifests, adopts folders and hub ids, measures probes."""

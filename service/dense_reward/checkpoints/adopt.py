@@ -1,4 +1,4 @@
-"""Checkpoints made by anything else: find their files, refuse what cannot be served, write their manifest."""
+"""Adopts checkpoints of other programs: finds their files, refuses what cannot be served, writes their manifest."""
 
 import json
 import os
@@ -18,8 +18,8 @@ from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Role
 from dense_reward.text.encode import RendererName
 
-# hub id, revision -> folder with its files
 Fetch = Callable[[str, str | None], Path]
+"""Takes a hub id and a revision, and returns the folder of the downloaded files."""
 ADAPTER_CONFIG = "adapter_config.json"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _NEEDED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -27,7 +27,7 @@ _NEEDED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """Where the files of a checkpoint lie, and whether that is a place of the user's own, which may be written to."""
+    """The folder of a checkpoint's files. `own`: it is the user's, not the hub's cache."""
 
     folder: Path
     own: bool
@@ -46,12 +46,12 @@ def adopt(
     device: str = "cpu",
     fetch: Fetch | None = None,
 ) -> Path:
-    """Write the manifest of a checkpoint and give the folder that it lies in: what a service is started with.
+    """Write the manifest of a checkpoint, and return the folder that holds it: the one to start a service with.
 
-    `source` is a folder (a LoRA adapter's too) or a hub id[@revision]. The manifest goes beside the files, or into a
-    side folder that names them: `out`, or adopted/NAME where the files are in the hub's cache or cannot be written to.
+    `source` is a folder (a LoRA adapter's too) or a hub id[@revision]. The manifest is written next to the files,
+    or into a side folder that refers to them: `out`, or adopted/NAME if the files are in the hub's cache or read-only.
     Checkpoints adopted with the same `run_id` count as one run. `end_of_turn` is a token, by default the template's.
-    Raises CheckpointError, naming the cure.
+    Raises CheckpointError, which names the cure.
     """
     located = locate(source, fetch or download)
     files = located.folder
@@ -59,7 +59,7 @@ def adopt(
     tokenizer = load_tokenizer(files)
     folder = out or (files if located.own and os.access(files, os.W_OK) else _side_folder(source))
     folder.mkdir(parents=True, exist_ok=True)
-    beside = folder.resolve() == files.resolve()
+    same_folder = folder.resolve() == files.resolve()
     facts = ManifestFacts(
         role=role,
         run_id=run_id or f"adopted-{uuid.uuid4().hex[:12]}",
@@ -68,7 +68,7 @@ def adopt(
         optimiser_step=_optimiser_step(files),
         base_model=None if located.own else source,
         dtype=dtype,
-        source=None if beside else files,
+        source=None if same_folder else files,
         adapter_base=_adapter_base(files, fetch or download),
     )
     write_manifest(folder, facts, lambda encoder, limit: probe_of_texts(encoder, limit, texts), device=device)
@@ -76,21 +76,23 @@ def adopt(
 
 
 def locate(source: str, fetch: Fetch | None = None) -> Located:
-    """The folder of a checkpoint's files: `source` itself, or a hub id[@revision], downloaded where it is not yet here.
+    """The folder of a checkpoint's files: `source` itself, or a hub id[@revision], downloaded unless it is cached.
 
-    Raises CheckpointError where there is neither.
+    Raises CheckpointError if there is neither.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
         return Located(folder, own=True)
     name, _, revision = source.partition("@")
     if folder.is_absolute() or source.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
-        raise CheckpointError(f"{source}: no such folder, and no hub id (organisation/name, or that@revision)")
+        raise CheckpointError(
+            f"{source}: no such folder, and no hub id (organisation/name, or organisation/name@revision)"
+        )
     return Located((fetch or download)(name, revision or None), own=False)
 
 
 def download(name: str, revision: str | None) -> Path:
-    """A hub repository's weights, configuration and tokenizer; from the hub's cache where they are there."""
+    """A hub repository's weights, configuration and tokenizer; from the hub's cache if they are there."""
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=_NEEDED_FILES))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
@@ -99,7 +101,9 @@ def download(name: str, revision: str | None) -> Path:
             "path, or download it where there is a network and give its folder"
         ) from error
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise CheckpointError(f"{name}: no such folder here, and the model hub says: {_first_line(error)}") from error
+        raise CheckpointError(
+            f"{name}: no such folder here, and the model hub reports: {_first_line(error)}"
+        ) from error
 
 
 def _check_weights(files: Path) -> None:
@@ -113,21 +117,21 @@ def _check_weights(files: Path) -> None:
     )
     found = f"only {', '.join(other)}" if other else "no weights at all"
     raise CheckpointError(
-        f"{files} has {found}: only safetensors are loaded, for other formats can run code or lose precision. Convert "
-        'them: python -c "from transformers import AutoModelForCausalLM as M; '
+        f"{files} has {found}: only safetensors are loaded, because other formats can run code or lose precision. "
+        'Convert them: python -c "from transformers import AutoModelForCausalLM as M; '
         f"M.from_pretrained('{files}', dtype='auto').save_pretrained('OUT')\", and copy the tokenizer's files to OUT"
     )
 
 
 def _adapter_base(files: Path, fetch: Fetch) -> Path | None:
-    """The base model's folder, where the files are a LoRA adapter."""
+    """The base model's folder, if the files are a LoRA adapter."""
     path = files / ADAPTER_CONFIG
     if not path.is_file():
         return None
     try:
         base = json.loads(path.read_bytes())["base_model_name_or_path"]
     except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} names no base_model_name_or_path: add the base model's folder") from error
+        raise CheckpointError(f"{path} has no base_model_name_or_path: add the base model's folder") from error
     return locate(str(base), fetch).folder
 
 
@@ -139,7 +143,7 @@ def _token_id(tokenizer: TransformersTokenizer, token: str) -> int:
 
 
 def _optimiser_step(files: Path) -> int | None:
-    """What transformers' trainer noted beside a checkpoint of its own."""
+    """The step that transformers' trainer wrote next to its own checkpoint."""
     path = files / "trainer_state.json"
     if not path.is_file():
         return None

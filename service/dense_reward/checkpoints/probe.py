@@ -1,6 +1,6 @@
 """A checkpoint's probe: a few id sequences with the log-probs that its weights give them, loaded in float32.
 
-The plainest path there is computes it; whatever serves the checkpoint later is proven against it.
+Computed one sequence at a time. Every engine that serves the checkpoint is verified against it.
 """
 
 import math
@@ -34,7 +34,7 @@ class ProbeIds:
         return len(self.prompt_ids) + max(map(len, self.responses))
 
 
-# Short, because also byte-level tokenizers without any merges must fit them into a small model's context.
+# Short: they must fit into a small model's context even if the tokenizer makes a token of every byte.
 PROBE_TEXTS = (
     ProbeText("What is 17 + 25?", ("17 + 25 = 42.", "It is 42: 7 + 5 = 12, carry 1.")),
     ProbeText("Name the capital of France.", ("Paris.", "The capital of France is Paris, on the Seine.")),
@@ -47,8 +47,9 @@ PROBE_TEXTS = (
 def measure_probe(model: TorchModel, sequences: Sequence[ProbeIds]) -> tuple[ProbeSequence, ...]:
     """The sequences with the model's log-probs, in nats. The model must have been loaded in float32.
 
-    Raises ValueError for fewer than two prompts or a prompt with fewer than two responses: naive mistakes in batching,
-    positions or masks show only there. Raises CheckpointError where the model cannot take an id or gives no number.
+    Raises ValueError for fewer than two prompts or a prompt with fewer than two responses: errors in batching,
+    positions or masks show only with several. Raises CheckpointError if an id has no output row or a
+    log-prob is not finite.
     """
     if len(sequences) < 2 or any(len(sequence.responses) < 2 for sequence in sequences):
         raise ValueError("a probe needs at least two prompts with two responses each")
@@ -60,13 +61,15 @@ def _measure_one(model: TorchModel, sequence: ProbeIds) -> ProbeSequence:
     if largest >= model.vocab_size:
         raise CheckpointError(
             f"the tokenizer gives id {largest}, but the model has only {model.vocab_size} output rows: "
-            "they do not belong together"
+            "copy the tokenizer and the weights from one checkpoint"
         )
     responses = []
     for ids in sequence.responses:
         logprobs = tuple(model.logprobs(sequence.prompt_ids, ids))
         if not all(map(math.isfinite, logprobs)):
-            raise CheckpointError("the model computes log-probs that are not finite: its weights are broken")
+            raise CheckpointError(
+                "the model computes log-probs that are not finite: its weights are broken, so copy or train it again"
+            )
         responses.append(ProbeResponse(ids=ids, logprobs=logprobs))
     return ProbeSequence(prompt_ids=sequence.prompt_ids, responses=tuple(responses))
 
@@ -74,9 +77,9 @@ def _measure_one(model: TorchModel, sequence: ProbeIds) -> ProbeSequence:
 def probe_of_texts(
     encoder: Encoder, limit_tokens: int, texts: Sequence[ProbeText] = PROBE_TEXTS
 ) -> tuple[ProbeIds, ...]:
-    """The texts that fit into `limit_tokens`, encoded as the checkpoint's own prompts and responses.
+    """The texts that fit into `limit_tokens`, encoded as prompts and responses of the checkpoint.
 
-    Raises CheckpointError where fewer than two fit.
+    Raises CheckpointError if fewer than two fit.
     """
     add_eos = encoder.end_of_turn_id is not None
     encoded = [
@@ -90,7 +93,7 @@ def probe_of_texts(
     if len(fitting) < 2:
         raise CheckpointError(
             f"the model takes {limit_tokens} tokens, in which only {len(fitting)} of the probe's texts fit "
-            "(two are needed): a model with so little room cannot be proven"
+            "(two are needed): use a model with a longer context"
         )
     return fitting
 
@@ -98,7 +101,7 @@ def probe_of_texts(
 def probe_of_demonstrations(encoded: Sequence[Encoded], limit_tokens: int) -> tuple[ProbeIds, ...]:
     """The two shortest demonstrations with different prompts, each with its own response and the other's.
 
-    A response is cut where the model's context ends. Nothing, where there are no two such prompts.
+    Responses are cut at the end of the model's context. Empty if there are no two different prompts.
     """
     by_prompt: dict[tuple[int, ...], tuple[int, ...]] = {}
     for demonstration in sorted(encoded, key=_length):

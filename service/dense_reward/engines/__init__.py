@@ -1,1 +1,1 @@
-"""What computes log-probs. `records.Engine` is the protocol."""
+"""Engines: they compute log-probs. `records.Engine` is their protocol."""

@@ -1,4 +1,4 @@
-"""A weightless, deterministic engine and a byte tokenizer, for tests and for trying out a deployment. numpy only.
+"""A weightless, deterministic engine and a byte tokenizer, for tests and to try out a deployment. Imports numpy only.
 
 Each state's logits come from a hash of the ids before it, so that every quantity obeys its definition exactly.
 """
@@ -21,7 +21,7 @@ QUANTITIES = frozenset({"kl", "centred", "entropy", "candidate_reward", "alterna
 
 
 class FakeTokenizer:
-    """One id per byte of UTF-8."""
+    """One id for each byte of UTF-8."""
 
     vocab_size = VOCABULARY
     bos_id: int | None = BOS_ID
@@ -52,7 +52,11 @@ class FakeTokenizer:
         template_kwargs: object = None,
     ) -> str:
         if tools or template_kwargs:
-            raise refuse("bad_template", "the fake tokenizer's template knows no tools", param="tools")
+            raise refuse(
+                "bad_template",
+                "the fake tokenizer's template takes neither tools nor template_kwargs: remove them",
+                param="tools",
+            )
         turns = "".join(f"<bos>{message['role']}\n{message['content']}<eos>\n" for message in messages)
         return turns + ("<bos>assistant\n" if generation_prompt else "")
 

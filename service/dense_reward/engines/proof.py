@@ -1,7 +1,7 @@
 """Start-up verification, the same for every engine: log-probs against the checkpoint's stored probe, and identity.
 
-An engine computes the probe's sequences in its own way. This module holds what they are compared
-with, how close they must be, and what identifies a pair. Must not know how log-probs are computed.
+Each engine computes the probe's sequences in its own way. This module compares them with the stored log-probs at a
+tolerance, and computes the revision of a pair. Must not import an engine.
 """
 
 import json
@@ -18,7 +18,7 @@ from dense_reward.records import Branch, EngineInfo, FloatArray, Report, Trunk
 
 ROLES = ("sft", "reference")
 # Root mean square of (served - stored) log-probs over the probe, in nats, above which a service does not start. Wrong
-# attention or positions differ by more than 0.5; on the models that were tried rounding is a tenth of each bound.
+# attention or positions differ by more than 0.5 nats. Rounding was a tenth of each bound on the tested models.
 PROBE_TOLERANCE_NATS = {"float64": 1e-3, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
 
 
@@ -33,7 +33,7 @@ class Checkpoint:
 
     @property
     def tolerance_nats(self) -> float:
-        """The largest rms difference from the stored probe that its dtype explains."""
+        """The largest rms difference from the stored probe that rounding in its dtype explains."""
         return PROBE_TOLERANCE_NATS[self.dtype]
 
 
@@ -57,22 +57,22 @@ def rms(difference_S: FloatArray) -> float:
 
 
 def verify_probe(name: str, served_S: FloatArray, checkpoint: Checkpoint, *, cure: str, report: Report) -> None:
-    """Compare served with stored log-probs, and report the difference. `name` says who computed them.
+    """Compare served with stored log-probs, and report the difference. `name` is the model that served them.
 
     Raises CheckpointError, ending with `cure`, if they differ by more than the checkpoint's dtype explains.
     """
     stored_S = stored_logprobs(checkpoint.manifest)
-    found, tolerance = rms(served_S - stored_S), checkpoint.tolerance_nats
-    report(f"probe of {name}: rms difference {found:.2g} nats over {len(stored_S)} tokens (at most {tolerance})")
-    if not found <= tolerance:  # also if it is NaN
+    difference, tolerance = rms(served_S - stored_S), checkpoint.tolerance_nats
+    report(f"probe of {name}: rms difference {difference:.2g} nats over {len(stored_S)} tokens (at most {tolerance})")
+    if not difference <= tolerance:  # also if it is NaN
         raise CheckpointError(
             f"{name} is computed wrong: its log-probs differ from the stored probe of {checkpoint.role} by "
-            f"{found:.3g} nats (rms, at most {tolerance} in {checkpoint.dtype}): {cure}"
+            f"{difference:.3g} nats (rms, at most {tolerance} in {checkpoint.dtype}): {cure}"
         )
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> TransformersTokenizer:
-    """The checkpoint's tokenizer. Raises CheckpointError if it or its template is not the one of the manifest."""
+    """The checkpoint's tokenizer. Raises CheckpointError if it or its template is not that of the manifest."""
     manifest, folder = checkpoint.manifest, checkpoint.folder
     tokenizer = load_tokenizer(files_folder(folder, manifest))
     if tokenizer.sha256() != manifest.tokenizer_sha256:
@@ -92,7 +92,7 @@ def pair_info(
     quantities: frozenset[str],
     related: bool,
 ) -> EngineInfo:
-    """What an engine reports of its pair. `options`: what scores depend on beyond the checkpoints (JSON values)."""
+    """The EngineInfo of a pair. `options`: what scores depend on in addition to the checkpoints (JSON values)."""
     sft, reference = checkpoints
     return EngineInfo(
         sft=str(sft.folder),
@@ -108,7 +108,7 @@ def pair_info(
 
 
 def _revision(checkpoints: Sequence[Checkpoint], options: Sequence[object]) -> str:
-    """Hash of everything that a score depends on: all files of both, how they are served, and how text becomes ids."""
+    """Hash of everything that a score depends on: all files, the dtypes, the options, and how text becomes ids."""
     facts: list[object] = [
         [each.manifest.content_sha256, each.dtype, each.manifest.renderer, each.manifest.end_of_turn_id]
         for each in checkpoints

@@ -1,4 +1,4 @@
-"""The transformers tokenizer behind encode's Protocol. The only place that reads special tokens and chat templates."""
+"""Adapts a transformers tokenizer to the Tokenizer protocol of text/encode. Only this module reads chat templates."""
 
 import copy
 import inspect
@@ -16,18 +16,18 @@ from dense_reward.text.encode import Pieces, RendererName
 from dense_reward.text.offsets import Span, decoded_spans
 from dense_reward.text.special_tokens import JsonValue, Message
 
-# What a caller may not pass to a template: our own arguments, and what would replace the checkpoint's template.
+# Arguments that callers may not pass to a template: our own, and those that would replace the checkpoint's template.
 _RESERVED = frozenset(
     {"messages", "conversations", *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters}
     - {"documents"}
 )
 
 ROOMY_TOKEN_BYTES = 128
-"""No token is taken to hold fewer: normalisers drop text, and unknown characters in a row may become one token."""
+"""Least value of `longest_token_bytes`: normalisers drop text, and unknown characters in a row can become one token."""
 
 
 class TransformersTokenizer:
-    """Two copies of one backend: `_parsing` turns special-token strings into their ids, `_literal` keeps them text.
+    """Two copies of one backend: `_parsing` turns special-token strings into their ids, `_literal` reads them as text.
 
     Two, because the switch between them is state of the backend and would leak between threads.
     """
@@ -35,14 +35,14 @@ class TransformersTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise CheckpointError(
-                f"{type(tokenizer).__name__} has no fast backend, so token spans cannot be had: "
+                f"{type(tokenizer).__name__} has no fast backend, so it gives no token offsets: "
                 "convert it with transformers (it writes tokenizer.json) and adopt the checkpoint again"
             )
         self._tokenizer = tokenizer
         self._parsing: Backend = copy.deepcopy(tokenizer.backend_tokenizer)
         self._parsing.no_truncation()
         self._parsing.no_padding()
-        self._parsing.post_processor = None  # it adds BOS, and may take spaces out of offsets
+        self._parsing.post_processor = None  # it adds BOS, and can exclude spaces from offsets
         self._literal: Backend = copy.deepcopy(self._parsing)
         self._parsing.encode_special_tokens = False
         self._literal.encode_special_tokens = True
@@ -88,7 +88,7 @@ class TransformersTokenizer:
         return tokenizer_sha256(self._tokenizer.get_vocab(), self.encode(TOKENIZER_PROBE_TEXT, special=True).ids)
 
     def template_sha256(self, renderer: RendererName) -> str:
-        """Hash of the renderer: its name, and the chat template's source where it is the chat template."""
+        """Hash of the renderer: its name, and for the renderer chat also the template's source."""
         template = self._tokenizer.chat_template if renderer == "chat" else ""
         return sha256_of_text(f"{renderer}\n{template}")
 
@@ -99,10 +99,10 @@ class TransformersTokenizer:
         return Pieces(tuple(encoding.ids), tuple(encoding.offsets))
 
     def _literally(self, text: str) -> Pieces:
-        """Unigram models hold their special tokens among the pieces of text, so what comes out as one is cut in two."""
+        """Cuts text that became a special token in two: Unigram models match their special tokens in text."""
         encoding = self._literal.encode(text, add_special_tokens=False)
-        named = zip(encoding.ids, encoding.offsets, strict=True)
-        cuts = [start + 1 for token, (start, end) in named if token in self._not_text and end - start > 1]
+        pieces = zip(encoding.ids, encoding.offsets, strict=True)
+        cuts = [start + 1 for token, (start, end) in pieces if token in self._not_text and end - start > 1]
         if not cuts:
             return Pieces(tuple(encoding.ids), tuple(encoding.offsets))
         ids: list[int] = []
@@ -123,7 +123,9 @@ class TransformersTokenizer:
     ) -> str:
         reserved = sorted((template_kwargs or {}).keys() & (_RESERVED | self._tokenizer.special_tokens_map.keys()))
         if reserved:
-            message = f"template_kwargs are the template's own variables; {reserved[0]} is not for callers to set"
+            message = (
+                f"template_kwargs sets {reserved[0]}, which is reserved: set only variables of the template itself"
+            )
             raise refuse("bad_template", message, param="template_kwargs")
         try:
             rendered: str = self._tokenizer.apply_chat_template(
@@ -150,7 +152,7 @@ class TransformersTokenizer:
 
 
 def load_tokenizer(folder: Path) -> TransformersTokenizer:
-    """The tokenizer of a checkpoint folder. No remote code. Raises CheckpointError where it cannot be read."""
+    """The tokenizer of a checkpoint folder. Runs no code of the folder. Raises CheckpointError if it cannot be read."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return TransformersTokenizer(tokenizer)
@@ -159,6 +161,7 @@ def load_tokenizer(folder: Path) -> TransformersTokenizer:
 
 
 def _bos_that_is_added(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The BOS id, if the tokenizer itself puts it before a text."""
     bos_id: int | None = tokenizer.bos_token_id
     if bos_id is None:
         return None

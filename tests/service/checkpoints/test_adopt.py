@@ -1,4 +1,4 @@
-"""Checkpoints made by anything else get a manifest, or a refusal that says what to do."""
+"""Checkpoints of other programs get a manifest, or a refusal that names the cure."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ OLD_NAME_IN_PEFT = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing
 
 
 def made(folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, template: str | None = CHAT) -> Path:
-    """What any training program may leave: weights, configuration and tokenizer."""
+    """A checkpoint as any training program writes it: weights, configuration and tokenizer."""
     folder.mkdir(parents=True)
     tiny_model(seed=seed, dtype=dtype).save_pretrained(folder)
     write_tokenizer(folder, template=template)
@@ -79,7 +79,7 @@ def test_the_manifest_says_what_the_files_say(tmp_path: Path) -> None:
     verify_files(folder, manifest)
     assert (manifest.role, manifest.renderer, manifest.dtype) == ("policy", "chat", "bfloat16")
     assert manifest.optimiser_step == 123
-    assert manifest.samples_processed is None, "nobody can know"
+    assert manifest.samples_processed is None, "it cannot be known"
     assert manifest.end_of_turn_id == 256
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= manifest.files.keys()
 
@@ -129,11 +129,11 @@ def test_a_hub_id_is_downloaded_and_left_alone(tmp_path: Path, monkeypatch: pyte
         return cached
 
     monkeypatch.chdir(tmp_path)
-    out = adopt("somebody/model@v2", role="sft", fetch=fetch)
-    assert asked == [("somebody/model", "v2")]
-    assert out == Path("adopted/somebody--model@v2")
+    out = adopt("some-user/model@v2", role="sft", fetch=fetch)
+    assert asked == [("some-user/model", "v2")]
+    assert out == Path("adopted/some-user--model@v2")
     manifest = load_manifest(out)
-    assert (manifest.source, manifest.base_model) == (str(cached.resolve()), "somebody/model@v2")
+    assert (manifest.source, manifest.base_model) == (str(cached.resolve()), "some-user/model@v2")
     assert not (cached / MANIFEST_NAME).exists()
 
 
@@ -151,7 +151,7 @@ def test_an_adapter_is_adopted_with_its_base(tmp_path: Path) -> None:
 @OLD_NAME_IN_PEFT
 def test_the_base_of_an_adapter_may_be_a_hub_id(tmp_path: Path) -> None:
     base = made(tmp_path / "base")
-    adapter = made_adapter(tmp_path / "adapter", Path("somebody/base"))
+    adapter = made_adapter(tmp_path / "adapter", Path("some-user/base"))
     manifest = load_manifest(adopt(str(adapter), role="sft", fetch=lambda _, __: base))
     assert manifest.adapter_base == str(base.resolve())
 
@@ -192,7 +192,7 @@ def broken_adapter(folder: Path) -> None:
         (no_tokenizer, "no usable tokenizer"),
         (no_config, "no usable config.json"),
         (only_inner_checkpoints, "has no weights of its own: name one of checkpoint-7 in it"),
-        (broken_adapter, "names no base_model_name_or_path"),
+        (broken_adapter, "has no base_model_name_or_path"),
     ],
 )
 def test_what_cannot_be_served_is_refused_with_the_reason(
@@ -229,7 +229,7 @@ def test_what_reads_as_a_path_is_not_looked_for_on_the_hub(source: str) -> None:
 def test_without_a_network_a_hub_id_is_refused_in_plain_words() -> None:
     """The tests run offline."""
     with pytest.raises(CheckpointError, match=r"the model hub cannot be reached .*download it"):
-        download("somebody/a-model-that-is-not-here", None)
+        download("some-user/a-model-that-is-not-here", None)
 
 
 def test_a_probe_has_two_prompts_with_two_responses_at_least() -> None:
@@ -243,7 +243,7 @@ def test_a_probe_has_two_prompts_with_two_responses_at_least() -> None:
 
 
 def with_code(folder: Path, marker: Path, *, beside: bool) -> Path:
-    """A checkpoint that asks for its own code; `beside` classes that transformers has, or instead of them."""
+    """A checkpoint with its own code: in addition to classes of transformers if `beside`, else instead of them."""
     made(folder)
     (folder / "code.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n")
     for name, autos in (("config.json", ["AutoConfig", "AutoModelForCausalLM"]), ("tokenizer_config.json", [])):
@@ -259,7 +259,7 @@ def with_code(folder: Path, marker: Path, *, beside: bool) -> Path:
 def test_code_in_a_checkpoint_is_never_run_and_nobody_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
 ) -> None:
-    """Where trust_remote_code is left open, transformers asks on the terminal."""
+    """If trust_remote_code is not set, transformers asks the user on the terminal."""
     marker = tmp_path / "it ran"
     folder = with_code(tmp_path / "evil", marker, beside=beside)
     monkeypatch.setattr("builtins.input", lambda *_: "y")

@@ -1,4 +1,4 @@
-"""The same requests to the same service over every engine: what each can do is right, what it cannot is refused."""
+"""The same requests over every engine: supported quantities are right, the others are refused."""
 
 import json
 import subprocess
@@ -25,7 +25,7 @@ WIRE_FORMATS: dict[str, WireFormat] = {
     "vllm with fixed ids": "vllm_fixed_ids",
     "sglang": "sglang",
 }
-NAMING = {"torch", "vllm with fixed ids"}
+SCORES_CANDIDATES = {"torch", "vllm with fixed ids"}
 IDS = {"prompt_ids": [5, 6, 7], "response_ids": [[8, 9, 10], [], [9, 9], [8, 11, 12, 13]]}
 CANDIDATES = [[[1, 2], [3, 4], [5, 6]], [], [[20, 21], [22, 23]], [[1, 1], [2, 2], [3, 3], [4, 4]]]
 MANY = [[list(range(t, t + 50)) for t in range(len(ids))] for ids in ([8, 9, 10], [], [9, 9], [8, 11, 12, 13])]
@@ -41,7 +41,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pair")
-    write_pair(folder, sizes=SIZES.model_copy(update={"hidden_size": 64}))  # heads as wide as vLLM's smallest
+    write_pair(folder, sizes=SIZES.model_copy(update={"hidden_size": 64}))  # vLLM's smallest head size
     return folder
 
 
@@ -75,7 +75,7 @@ def engine(request: pytest.FixtureRequest, pair: Path) -> Iterator[tuple[str, Se
 
 @contextmanager
 def model_server(folder: Path, name: str) -> Iterator[str]:
-    """The address of a stand-in, or of a real server."""
+    """The URL of a stand-in, or of a real server."""
     if name in WIRE_FORMATS:
         with ModelServer(folder, WIRE_FORMATS[name]) as server:
             yield server.url
@@ -87,7 +87,7 @@ def model_server(folder: Path, name: str) -> Iterator[str]:
 
 @contextmanager
 def vllm_serve(folder: Path, port: int, *flags: str) -> "Iterator[subprocess.Popen[bytes]]":
-    """Started by its module: the third-party build for CPUs lacks what its command health_checks for."""
+    """Started as a module: the command `vllm` fails in the third-party build for CPUs."""
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port)]
     options = ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--disable-uvicorn-access-log", *flags]
     with subprocess.Popen([*command, *options], env=environment()) as process:
@@ -124,7 +124,7 @@ def test_rewards_of_candidates_are_given_where_the_engine_has_them(
     name, running = engine
     asked = {**IDS, "candidate_ids": candidates}
     found = running.score(asked)
-    if name not in NAMING:
+    if name not in SCORES_CANDIDATES:
         assert found.status_code == 422
         assert found.json()["error"]["code"] == "unsupported_by_engine"
         return
@@ -152,7 +152,7 @@ def test_what_only_both_distributions_give_is_refused_where_nobody_has_them(
 def test_models_tell_what_the_engine_can_do(engine: tuple[str, Served]) -> None:
     name, running = engine
     (card,) = running.client.get("/models").json()["models"]
-    assert ("candidate_reward" in card["quantities"]) == (name in NAMING)
+    assert ("candidate_reward" in card["quantities"]) == (name in SCORES_CANDIDATES)
     assert ("kl" in card["quantities"]) == (name == "torch")
     assert card["max_length_tokens"] == {"torch": 96, "sglang": 96 - 7}.get(name, 95)
 

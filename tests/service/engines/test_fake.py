@@ -1,4 +1,4 @@
-"""The fake engine obeys every definition, so that what is built on it can be held against the definitions."""
+"""The fake engine obeys every definition, so that tests of its users can compare with the definitions."""
 
 import numpy as np
 import pytest

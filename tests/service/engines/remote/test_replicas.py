@@ -1,10 +1,12 @@
 """Replicas of a model on servers: identified, verified, balanced, excluded while they are unavailable, readmitted."""
 
+import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +39,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pair")
     write_pair(folder)
     return folder
+
+
+@pytest.fixture
+def _unclosed_sockets() -> Iterator[None]:
+    """Closes the client's sockets that a stopped server leaves to the garbage collector, which warns of each."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 Cluster = tuple[Served, list[ModelServer]]
@@ -298,6 +309,7 @@ def test_one_query_that_hangs_does_not_keep_the_device_for_ever(pair: Path) -> N
         woken.set()
 
 
+@pytest.mark.usefixtures("_unclosed_sockets")
 def test_a_server_that_comes_back_as_another_is_not_readmitted(pair: Path) -> None:
     with servers(pair, "sft", "reference") as (sft, reference), serving(pair, sft.url, reference.url) as running:
         sft.stop()
@@ -329,6 +341,7 @@ def start_server(processes: "subprocess.Popen[bytes]") -> int:
     return int(processes.stdout.readline())
 
 
+@pytest.mark.usefixtures("_unclosed_sockets")
 def test_a_server_killed_under_load_costs_no_wrong_answer_and_the_service_resumes(pair: Path) -> None:
     """Real processes and a real SIGKILL: /ready reports it, and callers get Retry-After."""
     port = free_port()
