@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dense_reward_trainer.jobs.demo import train
+from dense_reward_trainer.jobs.demo import train_pair
 from dense_reward_trainer.runs.run_folder import commit
 
 from bench.credit import circumstances
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = sorted(set(names) - EXPERIMENTS.keys())
     if unknown:
         parser.error(f"no experiment {unknown[0]!r}; there are {', '.join(EXPERIMENTS)}")
-    train()
+    train_pair()
     at = commit()  # before its own results change the checkout
     pin(0, LOAD_CORE)
     for name in names:

@@ -14,7 +14,7 @@ from dense_reward import Backoff, Client
 from dense_reward.checkpoints.probe import probe_of_texts
 from dense_reward.checkpoints.write_manifest import ManifestFacts
 from dense_reward.manifest import Role
-from dense_reward_trainer.configs.base import ScratchOptions
+from dense_reward_trainer.configs.sft import ScratchOptions
 from dense_reward_trainer.data.sources import DataSource, load, split
 from dense_reward_trainer.runs.checkpoint import write_checkpoint
 from dense_reward_trainer.sft.from_scratch import random_model, train_tokenizer

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from dense_reward_trainer.cli import JOBS
-from dense_reward_trainer.configs.base import Config, JobConfig, SftConfig, config_path, load_config, recipe_names
+from dense_reward_trainer.configs.base import Config, JobConfig, config_path, load_config, recipe_names
 from dense_reward_trainer.configs.credit import CreditConfig
 from dense_reward_trainer.configs.dpr import DprConfig, EvaluateConfig
+from dense_reward_trainer.configs.sft import SftConfig
 
 
 def config_class(recipe: str) -> type[JobConfig]:

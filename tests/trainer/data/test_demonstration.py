@@ -1,8 +1,8 @@
 import pytest
-from dense_reward_trainer.data.demonstration import Demonstration, LineError, Message, Row, parse_line, read_row
+from dense_reward_trainer.data.demonstration import ChatMessage, Demonstration, LineError, RawRow, parse_line, read_row
 
-ASKED = Message("user", "What is 2+3?")
-ANSWERED = Message("assistant", "5")
+ASKED = ChatMessage("user", "What is 2+3?")
+ANSWERED = ChatMessage("assistant", "5")
 ASKED_ROW = {"role": "user", "content": "What is 2+3?"}
 ANSWERED_ROW = {"role": "assistant", "content": "5"}
 
@@ -21,7 +21,7 @@ ANSWERED_ROW = {"role": "assistant", "content": "5"}
         {"question": "What is 2+3?", "answer": "5"},
     ],
 )
-def test_every_format_gives_the_same_demonstration(row: Row) -> None:
+def test_every_format_gives_the_same_demonstration(row: RawRow) -> None:
     assert read_row(row, "here:1") == Demonstration((ASKED, ANSWERED), None, "here:1")
 
 
@@ -40,7 +40,7 @@ def test_a_chat_keeps_all_turns_and_its_last_message_is_the_response() -> None:
 
 def test_a_non_empty_input_is_joined_to_the_instruction_with_a_blank_line() -> None:
     demonstration = read_row({"instruction": "Sum these.", "input": "2, 3", "output": "5"}, "here:1")
-    assert demonstration.prompt_messages == (Message("user", "Sum these.\n\n2, 3"),)
+    assert demonstration.prompt_messages == (ChatMessage("user", "Sum these.\n\n2, 3"),)
 
 
 def test_texts_are_kept_verbatim() -> None:

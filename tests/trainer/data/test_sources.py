@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from dense_reward_trainer.data.sources import (
     ArithmeticOptions,
+    ChatMessage,
     DataError,
     DataSource,
     Demonstration,
-    Message,
     data_sha256,
     load,
     open_dataset,
@@ -123,7 +123,9 @@ def test_a_bad_line_is_refused_with_its_file_its_number_and_the_reason(line: byt
     (bad,) = refusal.value.bad_lines
     assert (bad.file, bad.line) == (source.source, 3)
     assert fault in str(bad)
-    assert f"1 of 3 lines are no demonstrations:\n  {source.source}:3: {bad.reason}: {bad.detail}" in str(refusal.value)
+    assert f"1 of 3 lines are not demonstrations:\n  {source.source}:3: {bad.reason}: {bad.detail}" in str(
+        refusal.value
+    )
     str(refusal.value).encode()
 
 
@@ -132,7 +134,7 @@ def test_the_first_ten_bad_lines_are_listed_with_the_total_and_the_cure(tmp_path
     with pytest.raises(DataError) as refusal:
         load(source)
     first, *listed, more, cure = str(refusal.value).split("\n")
-    assert first == f"{source.source}: 13 of 14 lines are no demonstrations:"
+    assert first == f"{source.source}: 13 of 14 lines are not demonstrations:"
     assert [line.split(": ")[0] for line in listed] == [f"  {source.source}:{number}" for number in range(2, 12)]
     assert more == "  and 3 more"
     assert cure == "Correct them, or leave them out: add --skip-bad to the command."
@@ -149,7 +151,7 @@ def test_skipped_bad_lines_are_counted_by_reason(tmp_path: Path) -> None:
 
 def test_nothing_left_is_an_error_even_when_bad_lines_may_be_skipped(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", BAD, BAD)
-    with pytest.raises(DataError, match=r"nothing to learn from: .* leave 2 of 2 lines\n.*2 of 2 lines are no demons"):
+    with pytest.raises(DataError, match=r"nothing to learn from: .* leave 2 of 2 lines\n.*2 of 2 lines are not demons"):
         load(source.model_copy(update={"skip_bad": True}))
     with pytest.raises(DataError, match="limit None and skip_last 5 leave 0 of 2 lines"):
         load(source.model_copy(update={"skip_last": 5}))
@@ -249,7 +251,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_gzip_file_is_refused(content: bytes, tmp_path: Path) -> None:
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(content)
-    with pytest.raises(DataError, match="not a whole gzip file"):
+    with pytest.raises(DataError, match="not a complete gzip file"):
         load(DataSource(source=str(packed)))
 
 
@@ -269,7 +271,7 @@ def test_the_datasets_library_reads_a_folder_and_its_null_columns_are_missing_on
     assert [str(bad) for bad in loaded.skipped] == [
         f"{folder}@train:1: unknown keys: `messages`[0] has 'name', only role and content are understood"
     ]
-    expected = Demonstration((Message("user", "c"), Message("assistant", "#### 4")), "5", f"{folder}@train:2")
+    expected = Demonstration((ChatMessage("user", "c"), ChatMessage("assistant", "#### 4")), "5", f"{folder}@train:2")
     assert loaded.demonstrations == (expected,)
     with pytest.raises(DataError, match=r"configuration default, split test\) it could not be loaded: .*test"):
         open_dataset(str(folder), None, "test")

@@ -3,8 +3,8 @@
 import pytest
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.text.encode import Encoder, RendererName
-from dense_reward_trainer.data.sources import DataError, Demonstration, Message
-from dense_reward_trainer.data.tokenised import IGNORED, Row, encode_demonstrations
+from dense_reward_trainer.data.sources import ChatMessage, DataError, Demonstration
+from dense_reward_trainer.data.tokenised import IGNORED, TokenisedRow, encode_demonstrations
 from dense_reward_trainer.sft.from_scratch import train_tokenizer
 
 TOKENIZER = TransformersTokenizer(train_tokenizer(["Add 12 and 34.", "12+34=46"], 280))
@@ -12,19 +12,19 @@ END = TOKENIZER.eos_id
 
 
 def demonstration(*contents: str) -> Demonstration:
-    messages = [Message("assistant" if i % 2 else "user", content) for i, content in enumerate(contents)]
+    messages = [ChatMessage("assistant" if i % 2 else "user", content) for i, content in enumerate(contents)]
     return Demonstration(tuple(messages), None, f"file.jsonl:{len(contents[0])}")
 
 
 def rows(
     *demonstrations: Demonstration, renderer: RendererName = "plain", limit: int = 200, every_turn: bool = False
-) -> list[Row]:
+) -> list[TokenisedRow]:
     encoder = Encoder.of(TOKENIZER, renderer)
     encoded = encode_demonstrations(demonstrations, encoder, every_turn=every_turn, limit_tokens=limit, skip_bad=False)
     return list(encoded.rows)
 
 
-def learnt(row: Row) -> str:
+def learnt(row: TokenisedRow) -> str:
     return "".join(TOKENIZER.pieces([label for label in row.labels if label != IGNORED]))
 
 

@@ -25,8 +25,8 @@ from dense_reward_trainer.credit.error_localisation import (
     planted_and_scored,
     proposals,
 )
-from dense_reward_trainer.data.corruption import Corrupter, Corruption, Kind, number_corruption
-from dense_reward_trainer.data.sources import DataSource, Demonstration, Message, load
+from dense_reward_trainer.data.corruption import Corrupter, Corruption, ErrorKind, number_corruption
+from dense_reward_trainer.data.sources import ChatMessage, DataSource, Demonstration, load
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.policy import load_policy
 from dense_reward_trainer.rl.reward_service import PinnedPair, ServiceAddress, pinned_pair
@@ -37,7 +37,7 @@ from served_pair import ServedPair, free_port, write_pair
 
 
 def answer(response: str) -> Demonstration:
-    return Demonstration((Message("user", "?"), Message("assistant", response)), None, "here:1")
+    return Demonstration((ChatMessage("user", "?"), ChatMessage("assistant", response)), None, "here:1")
 
 
 def planted(right: str, wrong: str, start: int, end: int) -> Planted:
@@ -163,7 +163,7 @@ def test_answers_are_asked_in_requests_of_the_size_that_is_configured(
 
 @pytest.mark.parametrize("kind", ["digit", "number", "word", "step"])
 def test_a_corrupted_answer_has_as_many_tokens_as_the_right_one_and_differs_in_its_span_alone(
-    pair: ServedPair, tmp_path: Path, kind: Kind
+    pair: ServedPair, tmp_path: Path, kind: ErrorKind
 ) -> None:
     demonstrations = load(DataSource(source=str(pair.folder / "held_out.jsonl"))).demonstrations
     corrupter = Corrupter.of(kind, [one.response for one in demonstrations])

@@ -11,7 +11,7 @@ import pytest
 import torch
 from dense_reward.records import IdArray
 from dense_reward_trainer.configs.dpr import DprConfig
-from dense_reward_trainer.jobs.dpr import Training, train
+from dense_reward_trainer.jobs.dpr import Training, train_policy
 from dense_reward_trainer.rl.learner import Learner
 from dense_reward_trainer.rl.policy import Policy
 from dense_reward_trainer.rl.records import ResponseRewards, Rollout
@@ -52,7 +52,7 @@ class EvenIds:
 def test_training_raises_what_it_is_paid_for(tmp_path: Path, baseline: str) -> None:
     changes = {"steps": 25, "group_size": 8, "learning_rate": 1e-2, "baseline": baseline, "save_every": 100}
     training = training_in(tmp_path / "run", **changes)
-    train(training, EvenIds(tiny_checkpoint().policy), said)
+    train_policy(training, EvenIds(tiny_checkpoint().policy), said)
     lines = training.metrics.read()
     returned = [line["paid_sum"] or 0.0 for line in lines]
     assert [line["step"] for line in lines] == list(range(1, 26))
@@ -66,7 +66,7 @@ def test_a_high_kl_coefficient_keeps_the_policy_at_the_sft_model(
 ) -> None:
     changes = {"steps": 25, "group_size": 8, "learning_rate": 1e-2, "kl_coefficient": coefficient}
     training = training_in(tmp_path / "run", **changes)
-    train(training, EvenIds(tiny_checkpoint().policy), said)
+    train_policy(training, EvenIds(tiny_checkpoint().policy), said)
     assert least <= np.mean([line["kl_to_sft"] or 0.0 for line in training.metrics.read()[-5:]]) < most
 
 
@@ -96,12 +96,12 @@ def test_a_run_that_was_stopped_goes_on_to_the_weights_of_an_unbroken_one(
 ) -> None:
     changes = {"schedule": "linear", "warmup_steps": 2, "weight_decay": 0.1, **options}
     unbroken = training_in(tmp_path / "unbroken", **changes)
-    train(unbroken, EngineRewards(), said)
+    train_policy(unbroken, EngineRewards(), said)
 
     with pytest.raises(PowerCutError):
-        train(training_in(tmp_path / "broken", **changes), Failing(answers), said)
+        train_policy(training_in(tmp_path / "broken", **changes), Failing(answers), said)
     resumed = training_in(tmp_path / "broken", **changes)
-    train(resumed, EngineRewards(), said)
+    train_policy(resumed, EngineRewards(), said)
 
     pairs = zip(weights_of(resumed.learner.result), weights_of(unbroken.learner.result), strict=True)
     assert all(torch.equal(weight, expected) for weight, expected in pairs)
@@ -116,7 +116,7 @@ def lasting(lines: Sequence[dict[str, float | None]]) -> list[dict[str, float | 
 
 def test_the_newest_two_states_are_kept_and_a_half_written_one_is_no_state(tmp_path: Path) -> None:
     training = training_in(tmp_path / "run", steps=6, save_every=1)
-    train(training, EngineRewards(), said)
+    train_policy(training, EngineRewards(), said)
     states = training.states
     assert sorted(path.name for path in states.folder.iterdir()) == ["step-00000005.pt", "step-00000006.pt"]
     (states.folder / ".partial").write_bytes(b"half of a sta")
@@ -128,7 +128,7 @@ def test_the_newest_two_states_are_kept_and_a_half_written_one_is_no_state(tmp_p
 def test_a_run_without_a_state_starts_at_the_beginning_with_empty_metrics(tmp_path: Path) -> None:
     training = training_in(tmp_path / "run", steps=1)
     training.metrics.append(0, {"left": 1.0})
-    train(training, EngineRewards(), said)
+    train_policy(training, EngineRewards(), said)
     assert [line["step"] for line in training.metrics.read()] == [1]
 
 
@@ -136,7 +136,7 @@ def test_a_run_without_a_state_starts_at_the_beginning_with_empty_metrics(tmp_pa
     ("changes", "complaint"),
     [
         ({"group_size": 1}, "group_size to at least 2"),
-        ({"warmup_steps": 6}, "leaves nothing"),
+        ({"warmup_steps": 6}, "must be below steps, which is 6"),
         ({"gama": 1.0}, "Extra inputs"),
         ({"gamma": math.nan}, "gamma"),
         ({"kl_coefficient": math.inf}, "kl_coefficient"),

@@ -14,7 +14,7 @@ from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pa
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, files_folder, load_manifest, verify_files
 from dense_reward.text.encode import Encoder
-from dense_reward_trainer.configs.base import ScratchOptions
+from dense_reward_trainer.configs.sft import ScratchOptions
 from dense_reward_trainer.runs.checkpoint import (
     is_complete,
     newest_training_state,

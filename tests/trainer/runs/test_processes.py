@@ -46,10 +46,10 @@ def test_a_job_that_is_terminated_ends_what_it_started(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(failing_jobs.__file__).parent)!r})
-from dense_reward_trainer.runs.processes import end_when_terminated, in_processes
+from dense_reward_trainer.runs.processes import exit_on_sigterm, in_processes
 from failing_jobs import fail_beside
 if __name__ == "__main__":
-    end_when_terminated()
+    exit_on_sigterm()
     list(in_processes(1, fail_beside, [Path({str(tmp_path)!r}) / name for name in ("sleeps", "queued", "queued_too")]))
 """
     (tmp_path / "script.py").write_text(script)

@@ -3,7 +3,7 @@
 import torch
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.text.encode import Encoder
-from dense_reward_trainer.configs.base import ScratchOptions
+from dense_reward_trainer.configs.sft import ScratchOptions
 from dense_reward_trainer.sft.from_scratch import SPECIAL_TOKENS, random_model, train_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st

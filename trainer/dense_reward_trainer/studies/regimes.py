@@ -21,8 +21,9 @@ from dense_reward.records import Report
 from pydantic import JsonValue
 from tqdm import tqdm
 
-from dense_reward_trainer.configs.base import SftConfig, config_path, load_config
+from dense_reward_trainer.configs.base import config_path, load_config
 from dense_reward_trainer.configs.dpr import DprConfig
+from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.data.arithmetic import ArithmeticOptions
 from dense_reward_trainer.data.held_out_file import write_held_out
 from dense_reward_trainer.data.sources import DataSource, load, split
