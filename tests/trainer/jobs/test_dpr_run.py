@@ -2,16 +2,15 @@
 
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
-import sys
-import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import killed_job
 import numpy as np
 import pytest
 import yaml
@@ -23,20 +22,11 @@ from dense_reward_trainer.rl.policy import load_policy
 from dense_reward_trainer.rl.records import Rollout
 from dense_reward_trainer.rl.reward_service import ServiceAddress, ServiceRewards, connected, requests
 from dense_reward_trainer.rl.sampling import Sampling, sample
-from served_pair import DATA, ServedPair, environment, free_port, write_pair
+from dense_reward_trainer.runs.run_folder import MetricsLog
+from served_pair import DATA, ServedPair, environment, write_pair
 
-STEPS = 8
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPair]:
-    folder = tmp_path_factory.mktemp("pair")
-    write_pair(folder)
-    pair = ServedPair(folder, free_port())
-    pair.start()
-    pair.wait_until_ready()
-    yield pair
-    pair.kill()
+pytestmark = pytest.mark.xdist_group("served pair")
+STEPS = 3
 
 
 def write_config(served: ServedPair, run: Path) -> Path:
@@ -44,7 +34,7 @@ def write_config(served: ServedPair, run: Path) -> Path:
         "output_dir": str(run),
         "policy": str(served.folder / "sft"),
         "service_url": served.url,
-        "service_patience_s": 60,
+        "service_patience_s": 300,
         "prompts": DATA,
         "held_out": str(served.folder / "held_out.jsonl"),
         "steps": STEPS,
@@ -54,8 +44,8 @@ def write_config(served: ServedPair, run: Path) -> Path:
         "baseline": "kl",
         "learning_rate": 1e-3,
         "held_out_options": {"max_new_tokens": 12, "samples_per_prompt": 2},
-        "evaluate_every": 4,
-        "save_every": 2,
+        "evaluate_every": 2,
+        "save_every": 1,
         "device": "cpu",
         "threads": 1,
     }
@@ -89,7 +79,7 @@ def assert_same_outcome(run: Path, expected: Path) -> None:
 def test_a_run_leaves_a_policy_its_metrics_and_a_plot(served: ServedPair, finished: Path) -> None:
     lines = metrics_of(finished)
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
-    assert [line["step"] for line in lines if "held_out_kl_to_sft" in line] == [0, 4, 8]
+    assert [line["step"] for line in lines if "held_out_kl_to_sft" in line] == [0, 2, 3]
     assert lines[0]["held_out_kl_to_sft"] == pytest.approx(0.0, abs=1e-4)
     assert lines[-1]["held_out_kl_to_sft"] != 0.0
     assert (finished / "dpr.png").stat().st_size > 10_000
@@ -129,40 +119,38 @@ def test_a_finished_run_is_left_alone(served: ServedPair, finished: Path, capsys
     assert not (finished / "resume").exists()
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_weights(served: ServedPair, finished: Path, tmp_path: Path) -> None:
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(
+    served: ServedPair, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "dense_reward_trainer.cli", "dpr", str(write_config(served, run))]
-    with subprocess.Popen(command, env=environment(), stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and len(metrics_of(run)) < 5:
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    config = str(write_config(served, run))
+    command = killed_job.command(signal.SIGKILL, 2, "dpr", config)
+    killed = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (run / "checkpoints" / "policy").exists()
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"resuming after step [2-8]", done.stderr)
+    assert main(["dpr", config]) == 0
+    assert "resuming after step 1" in capsys.readouterr().err
     assert_same_outcome(run, finished)
+    assert (run / "dpr.png").stat().st_size > 10_000
 
 
-def test_a_service_that_goes_away_costs_no_step(served: ServedPair, finished: Path, tmp_path: Path) -> None:
+def test_a_service_that_goes_away_costs_no_step(
+    served: ServedPair, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the first step, it is back once it has loaded the pair again."""
+    append, outages = MetricsLog.append, []
+
+    def append_and_cut_the_power(log: MetricsLog, step: int, values: Mapping[str, float | None]) -> None:
+        append(log, step, values)
+        if step == 1:
+            outages.append(step)
+            served.kill()
+            served.start()
+
+    monkeypatch.setattr(MetricsLog, "append", append_and_cut_the_power)
     run = tmp_path / "run"
-
-    logged: list[int] = []
-
-    def cut_the_power() -> None:
-        while len(metrics_of(run)) < 4:
-            time.sleep(0.005)
-        served.kill()
-        time.sleep(2)
-        logged.append(len(metrics_of(run)))
-        served.start()
-
-    outage = threading.Thread(target=cut_the_power)
-    outage.start()
-    code = main(["dpr", str(write_config(served, run))])
-    outage.join()
-    assert code == 0
-    assert logged[0] < len(metrics_of(run)), "the run was over before the service was back"
+    assert main(["dpr", str(write_config(served, run))]) == 0
+    assert outages == [1]
     assert_same_outcome(run, finished)
 
 
@@ -298,15 +286,15 @@ def test_a_service_that_is_too_slow_is_told_of_with_the_option_that_helps(reward
 
 
 def test_a_run_is_not_resumed_with_another_configuration_or_another_reward_model(
-    served: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    served: ServedPair, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    config = write_config(served, run)
-    assert main(["dpr", str(config), "steps=1"]) == 0
+    shutil.copytree(finished, run)
     (run / "checkpoints" / "policy" / "manifest.json").unlink()
-    assert main(["dpr", str(config), "steps=2"]) == 2
+    config = str(write_config(served, run))
+    assert main(["dpr", config, f"steps={STEPS + 1}"]) == 2
     assert "another configuration (steps)" in capsys.readouterr().err
     record = run / "run.json"
     record.write_text(re.sub(r'("reward model": ")[^"]+', r"\1other", record.read_text()))
-    assert main(["dpr", str(config), "steps=1"]) == 2
+    assert main(["dpr", config]) == 2
     assert "started with another reward model" in capsys.readouterr().err
