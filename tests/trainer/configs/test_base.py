@@ -1,4 +1,4 @@
-"""Job configurations and the command line in front of them: what is refused, and with which words."""
+"""Job configurations and the command line: what they refuse, and the error messages."""
 
 import subprocess
 import sys

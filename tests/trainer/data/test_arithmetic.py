@@ -136,12 +136,12 @@ def test_several_digit_counts_share_the_problems_evenly_and_are_mixed() -> None:
 @given(st.integers(1, 4), st.integers(0, 1000))
 def test_a_word_problem_tells_two_steps_and_its_solution_follows_them(digits: int, seed: int) -> None:
     (problem,) = generate(ArithmeticOptions(kind="two_step", demonstrations=1, digits=digits, seed=seed))
-    told = [int(number) for number in re.findall(r"\d+", problem.prompt)]
+    numbers = [int(number) for number in re.findall(r"\d+", problem.prompt)]
     *steps, last = problem.response.split("\n")
-    assert len(told) == 3
-    assert all(len(str(number)) == digits for number in told)
-    now = told[0]
-    for line, change in zip(steps, told[1:], strict=True):
+    assert len(numbers) == 3
+    assert all(len(str(number)) == digits for number in numbers)
+    now = numbers[0]
+    for line, change in zip(steps, numbers[1:], strict=True):
         equation = re.fullmatch(r"(\d+)([+-])(\d+)=(\d+)", line)
         assert equation is not None, line
         assert (int(equation[1]), int(equation[3])) == (now, change)

@@ -182,18 +182,18 @@ def test_bad_lines_outside_the_asked_range_are_no_matter(tmp_path: Path) -> None
 
 
 class RecordingOpener:
-    """Stands in for the hub: two rows for any name, and the names it was asked for."""
+    """A fake hub: two rows for any name; it records the names that were opened."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, str | None, str]] = []
+        self.opened: list[tuple[str, str | None, str]] = []
 
     def __call__(self, name: str, config: str | None, split: str) -> list[Mapping[str, object]]:
-        self.asked.append((name, config, split))
+        self.opened.append((name, config, split))
         return [{"question": "a", "answer": "#### 1"}, {"question": "b", "answer": "#### 2"}]
 
 
 @pytest.mark.parametrize(
-    ("source", "asked"),
+    ("source", "opened"),
     [
         ("gsm8k", ("gsm8k", None, "train")),
         ("openai/gsm8k:main", ("openai/gsm8k", "main", "train")),
@@ -203,11 +203,11 @@ class RecordingOpener:
     ],
 )
 def test_what_is_no_file_is_a_data_set_with_a_configuration_and_a_split(
-    source: str, asked: tuple[str, str | None, str]
+    source: str, opened: tuple[str, str | None, str]
 ) -> None:
     opener = RecordingOpener()
     loaded = load(DataSource(source=source), opener)
-    assert opener.asked == [asked]
+    assert opener.opened == [opened]
     assert [(d.source, d.answer) for d in loaded.demonstrations] == [(f"{source}:1", "1"), (f"{source}:2", "2")]
 
 
@@ -222,7 +222,7 @@ def test_an_existing_file_wins_over_a_data_set_of_that_name(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     opener = RecordingOpener()
     assert len(load(DataSource(source="org@train.jsonl"), opener).demonstrations) == 1
-    assert opener.asked == []
+    assert opener.opened == []
 
 
 @pytest.mark.parametrize("source", ["a.jsonl", "a@b.jsonl.gz", "./a", "/nowhere/a", "~/no-such-file", "folder/a"])
@@ -234,7 +234,7 @@ def test_a_missing_file_is_not_looked_for_as_a_data_set(
     opener = RecordingOpener()
     with pytest.raises(DataError, match=r"no such file.*data set such as openai/gsm8k:main@train.*generator"):
         load(DataSource(source=source), opener)
-    assert opener.asked == []
+    assert opener.opened == []
 
 
 def test_a_folder_is_refused_with_both_ways_out(tmp_path: Path) -> None:

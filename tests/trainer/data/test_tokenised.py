@@ -1,4 +1,4 @@
-"""What is trained on is what the service scores: the same ids, and labels on the scored tokens alone."""
+"""Training uses the ids that the service scores, with labels only on the scored tokens."""
 
 import pytest
 from dense_reward.engines.tokenizer import TransformersTokenizer
@@ -36,7 +36,7 @@ def test_the_ids_are_those_of_a_scored_prompt_and_response(renderer: RendererNam
     response_T = encoder.response("46 <|im_end|>", add_eos=True).ids_T
     assert row.input_ids == [*prompt_P, *response_T]
     assert row.labels == [IGNORED] * len(prompt_P) + list(response_T)
-    assert row.labels.count(END or -1) == 1, "the end of turn alone is special, not what the text spells"
+    assert row.labels.count(END or -1) == 1, "only the end of turn is special, not the same text in a message"
     assert row.length == len(row.input_ids)
 
 

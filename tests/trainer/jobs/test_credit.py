@@ -1,4 +1,4 @@
-"""The credit job: where an error is planted, which tokens it stands against, and the job over a real service."""
+"""The credit job: planted errors, the tokens that they are compared with, and the job with a real service."""
 
 import json
 import random
@@ -128,9 +128,9 @@ def test_without_a_policy_the_job_measures_planted_errors_and_leaves_the_table_i
             assert all(0 <= x["low"] <= x["value"] <= x["high"] <= 1 for x in (one["auroc"], one["hit"]))
     assert result["ranking"] is None
     assert (tmp_path / "run" / "credit.png").stat().st_size > 10_000
-    said = capsys.readouterr().err
-    assert f"waiting for {served.url}, up to 300 s" in said
-    assert "corrupted digit against the other tokens of its answer, 3 answers" in said
+    reported = capsys.readouterr().err
+    assert f"waiting for {served.url}, up to 300 s" in reported
+    assert "corrupted digit against the other tokens of its answer, 3 answers" in reported
 
 
 @pytest.mark.parametrize("request_tokens", [1, 100, 100_000])
@@ -139,22 +139,22 @@ def test_answers_are_asked_in_requests_of_the_size_that_is_configured(
 ) -> None:
     demonstrations = load(DataSource(source=str(served.folder / "held_out.jsonl"))).demonstrations
     chats = [messages_of(demonstration) for demonstration in demonstrations]
-    asked: list[int] = []
+    requested: list[int] = []
     settings = config(output_dir=tmp_path, service_request_tokens=request_tokens)
-    with pinned_pair(ServiceAddress.of(served.url, settings), said_to_nobody) as pinned:
+    with pinned_pair(ServiceAddress.of(served.url, settings), ignore) as pinned:
         whole = pinned.ask([{"messages": chat} for chat in chats], ["reward"]).results
         ask = PinnedPair.ask
 
         def counted(pair: PinnedPair, items: Sequence[ItemToScore], include: Collection[ArrayName]) -> Scored:
-            asked.append(len(items))
+            requested.append(len(items))
             return ask(pair, items, include)
 
         monkeypatch.setattr(PinnedPair, "ask", counted)
         found = list(pinned.ask_chats(chats, ["reward"]))
     assert [one.length for one in found] == [one.length for one in whole]
-    assert sum(asked) == len(chats)
-    assert len(asked) == len(chats) if request_tokens == 1 else len(asked) < len(chats)
-    assert (len(asked) == 1) == (request_tokens == 100_000)
+    assert sum(requested) == len(chats)
+    assert len(requested) == len(chats) if request_tokens == 1 else len(requested) < len(chats)
+    assert (len(requested) == 1) == (request_tokens == 100_000)
 
 
 @pytest.mark.parametrize("kind", ["digit", "number", "word", "step"])
@@ -163,7 +163,7 @@ def test_a_corrupted_answer_has_as_many_tokens_as_the_right_one_and_differs_in_i
 ) -> None:
     demonstrations = load(DataSource(source=str(served.folder / "held_out.jsonl"))).demonstrations
     corrupter = Corrupter.of(kind, [one.response for one in demonstrations])
-    with pinned_pair(ServiceAddress.of(served.url, config(output_dir=tmp_path)), said_to_nobody) as pinned:
+    with pinned_pair(ServiceAddress.of(served.url, config(output_dir=tmp_path)), ignore) as pinned:
         found = list(planted_and_scored(pinned, demonstrations, corrupter, seed=0))
     assert found
     with Client(served.url) as client:
@@ -179,7 +179,7 @@ def test_a_corrupted_answer_has_as_many_tokens_as_the_right_one_and_differs_in_i
 def test_more_answers_than_hold_such_an_error_are_refused(served: ServedPair, tmp_path: Path) -> None:
     demonstrations = [answer("none at all"), answer("one 1")]
     with (
-        pinned_pair(ServiceAddress.of(served.url, config(output_dir=tmp_path)), said_to_nobody) as pinned,
+        pinned_pair(ServiceAddress.of(served.url, config(output_dir=tmp_path)), ignore) as pinned,
         pytest.raises(ConfigError, match="1 answers can hold an error of kind digit, answers asks for 2"),
     ):
         localise(pinned, demonstrations, Corrupter.of("digit", []), count=2, against="tokens", seed=0)
@@ -205,11 +205,11 @@ def test_labelled_solutions_are_measured_step_against_step(served: ServedPair, t
 def test_right_and_wrong_samples_are_told_apart_and_summed_as_the_service_pays_them(
     served: ServedPair, tmp_path: Path
 ) -> None:
-    """Nothing that random weights say is right, so a text of even length shall be."""
+    """A random model gives no right answers, so a text of even length counts as right."""
     settings = config(output_dir=tmp_path, service_request_tokens=200)
     checkpoint = load_policy(served.folder / "sft", precision="float32", device="cpu")
     demonstrations = load(DataSource(source=str(served.folder / "held_out.jsonl"))).demonstrations
-    with pinned_pair(ServiceAddress.of(served.url, settings), said_to_nobody) as pinned:
+    with pinned_pair(ServiceAddress.of(served.url, settings), ignore) as pinned:
         sums = rank(
             pinned,
             checkpoint,
@@ -217,7 +217,7 @@ def test_right_and_wrong_samples_are_told_apart_and_summed_as_the_service_pays_t
             Sampling(40, batch_size=256),
             samples=120,
             seed=0,
-            report=said_to_nobody,
+            report=ignore,
             is_right=is_even,
         )
 
@@ -246,8 +246,8 @@ def is_even(_: Demonstration, text: str) -> bool:
     return len(text) % 2 == 0
 
 
-def said_to_nobody(_: str) -> None:
-    """A report that nobody reads."""
+def ignore(_: str) -> None:
+    """A report that is not checked."""
 
 
 def test_solutions_without_a_right_step_before_a_wrong_one_are_refused(

@@ -1,4 +1,4 @@
-"""DPR and evaluate as users run them: the command, a real service, kills, an outage, and pairs that do not belong."""
+"""DPR and evaluate as users run them: the command, a real service, kills, an outage, and mismatched pairs."""
 
 import json
 import re
@@ -56,7 +56,7 @@ def write_config(served: ServedPair, run: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(served: ServedPair, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing disturbed."""
+    """The folder of an undisturbed run."""
     run = tmp_path_factory.mktemp("finished") / "run"
     assert main(["dpr", str(write_config(served, run))]) == 0
     return run
@@ -69,7 +69,7 @@ def metrics_of(run: Path) -> list[dict[str, float]]:
 
 
 def assert_same_outcome(run: Path, expected: Path) -> None:
-    """Weights bitwise, and every step once."""
+    """Equal weights, bitwise, and each step once."""
     weights = [folder / "checkpoints" / "policy" / "model.safetensors" for folder in (run, expected)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
     steps = [(line["step"], "held_out_kl_to_sft" in line) for line in metrics_of(run)]
@@ -111,7 +111,7 @@ def test_the_gradient_of_a_run_is_asked_before_it(
 
 def test_a_finished_run_is_left_alone(served: ServedPair, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
-    # what a kill between the last checkpoint and the removal of the states leaves
+    # As after a kill between the last checkpoint and the removal of the states.
     (finished / "resume").mkdir()
     assert main(["dpr", str(write_config(served, finished))]) == 0
     assert "nothing to do" in capsys.readouterr().err
@@ -181,15 +181,15 @@ def test_evaluate_compares_checkpoints_side_by_side(
     assert len(samples) == 3 * figures["policy"]["length_tokens"]["count"]
 
 
-def said(_: str) -> None:
-    """A report that nobody reads."""
+def ignore(_: str) -> None:
+    """A report that is not checked."""
 
 
 @pytest.fixture
 def rewards(served: ServedPair) -> Iterator[ServiceRewards]:
     tokenizer = load_manifest(served.folder / "sft").tokenizer_sha256
     address = ServiceAddress(served.url, None, 60, 60, 8192)
-    with connected(address, tokenizer, said, signal="centred", with_kl=True) as connection:
+    with connected(address, tokenizer, ignore, signal="centred", with_kl=True) as connection:
         yield connection
 
 
@@ -197,16 +197,16 @@ def test_the_service_answers_for_the_very_ids_of_each_rollout(served: ServedPair
     checkpoint = load_policy(served.folder / "sft", precision="float32", device="cpu")
     prompts = [checkpoint.encoder.prompt(text) for text in ("Add 1 and 2.", "Add 33 and 4.")]
     rollouts = sample(checkpoint.policy, prompts, Sampling(12, group_size=3), seed=0)
-    # two items for one prompt, one after the other, must not be taken for one another
+    # Two items with one prompt, next to each other, must not be confused.
     rollouts = [*rollouts, rollouts[0]]
     scored = rewards.score(rollouts)
     with Client(served.url) as client:
         for rollout, row in zip(rollouts, scored, strict=True):
-            alone = client.score_ids(rollout.prompt_P, [rollout.response_T]).results[0]
-            assert alone.reward is not None
+            single = client.score_ids(rollout.prompt_P, [rollout.response_T]).results[0]
+            assert single.reward is not None
             assert row.kl_T is not None
             assert len(row.signal_T) == len(row.sft_logprob_T) == len(row.kl_T) == len(rollout.response_T)
-            np.testing.assert_allclose(row.signal_T + row.kl_T, alone.reward, atol=1e-4)
+            np.testing.assert_allclose(row.signal_T + row.kl_T, single.reward, atol=1e-4)
 
 
 def test_many_rollouts_are_asked_for_in_several_requests(rewards: ServiceRewards) -> None:
@@ -271,9 +271,9 @@ def test_bad_lines_of_what_is_measured_on_are_not_said_to_be_skippable(
     path = tmp_path / "held_out.jsonl"
     path.write_text('{"prompt": "Add 1 and 1."}\n')
     assert main(["dpr", str(write_config(served, tmp_path / "run")), f"held_out={path}", "--skip-bad"]) == 2
-    said = capsys.readouterr().err
-    assert "Correct or remove them" in said
-    assert "--skip-bad" not in said
+    reported = capsys.readouterr().err
+    assert "Correct or remove them" in reported
+    assert "--skip-bad" not in reported
 
 
 def test_a_service_that_is_too_slow_is_told_of_with_the_option_that_helps(rewards: ServiceRewards) -> None:

@@ -1,4 +1,4 @@
-"""Where DPR's gradient points: its cosines, what they say of signal and noise, and that it is the run's own."""
+"""The direction of DPR's gradient: cosines, the estimate of signal and noise, and that it is the run's gradient."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -99,7 +99,7 @@ def test_batches_are_those_that_the_run_would_draw() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Demonstrated:
-    """Pays so much for the one token that was demonstrated after a prompt, and nothing for any other."""
+    """Reward `price` for the one token that was demonstrated after a prompt, 0 for any other."""
 
     wanted: dict[bytes, int]
     price: float

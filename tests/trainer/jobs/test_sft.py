@@ -1,4 +1,4 @@
-"""Real, short SFT runs: the pair that they leave, how they refuse, and how they go on after a kill."""
+"""Real, short SFT runs: the pair that they write, what they refuse, and how they resume."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def manifests(folder: Path) -> tuple[Manifest, Manifest]:
 
 
 def served(folder: Path) -> bool:
-    """Whether the pair loads, proves itself, and is of one run."""
+    """Whether the pair loads, passes its probe, and comes from one run."""
     engine, _, _ = load_pair(
         folder / "checkpoints" / "sft",
         folder / "checkpoints" / "reference",
@@ -46,7 +46,7 @@ def served(folder: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny twin of the demonstration's recipe, run to its end."""
+    """A finished run of arithmetic_sft_tiny."""
     return trained("arithmetic_sft_tiny", tmp_path_factory.mktemp("tiny") / "run")
 
 
@@ -76,10 +76,10 @@ def test_the_reference_is_the_first_step_at_or_past_half_of_the_samples(tiny: Pa
 def test_the_run_folder_tells_what_happened(tiny: Path) -> None:
     lines = [json.loads(line) for line in (tiny / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
-    assert losses[-1] < losses[0] - 1.0, "a model that learns"
+    assert losses[-1] < losses[0] - 1.0, "the loss falls"
     assert [line["step"] for line in lines if "eval_loss" in line] == [10, 20]
     assert (tiny / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert not (tiny / "resume").exists(), "optimiser states are of no use to a finished run"
+    assert not (tiny / "resume").exists(), "a finished run needs no optimiser states"
 
 
 def test_the_held_out_demonstrations_are_kept_for_later_jobs(tiny: Path) -> None:
@@ -167,7 +167,7 @@ def test_so_is_the_one_for_demonstrations_that_are_too_long(tmp_path: Path, caps
 
 
 def varied(folder: Path) -> Path:
-    """Demonstrations of very different lengths, whose number no batch size divides."""
+    """Demonstrations of very different lengths; their number is not a multiple of a batch size."""
     path = folder / "varied.jsonl"
     rows = ({"prompt": f"{a} times {b}?", "response": f"{'so ' * (a % 9)}it is {a * b}"} for a, b in PROBLEMS)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

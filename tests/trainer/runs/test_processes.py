@@ -1,4 +1,4 @@
-"""Work side by side: results as they come, and processes that end together."""
+"""Parallel tasks: results in the order of completion, and processes that end together."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def test_a_failure_ends_the_others_and_what_they_started_and_begins_nothing_new(
     with pytest.raises(ValueError, match="this one fails"):
         list(in_processes(2, fail_beside, [tmp_path / name for name in names]))
     assert ends(started_in(tmp_path / "sleeps"))
-    for begun in tmp_path.glob("queued*/child"):  # by the worker that failed, before anyone was told
+    for begun in tmp_path.glob("queued*/child"):  # started by the failed worker, before the pool was shut down
         assert ends(int(begun.read_text()))
 
 

@@ -1,4 +1,4 @@
-"""The run folder: what is kept of a run, what is redacted, and which second start is refused."""
+"""The run folder: what it records, what it redacts, and which second start it refuses."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Samples processed after each step, and the steps at which milestones fall, against counting them one by one."""
+"""Samples processed after each step, and the steps of milestones, compared with counting one by one."""
 
 import pytest
 from dense_reward_trainer.sft.milestones import MilestoneSchedule

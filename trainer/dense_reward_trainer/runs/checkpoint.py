@@ -46,7 +46,7 @@ def write_checkpoint(
 
 
 def recover(folder: Path) -> None:
-    """Repairs `folder` after a kill between the two renames of `write_checkpoint`, which leaves the old one renamed."""
+    """Restores the old checkpoint after a kill between the two renames of `write_checkpoint`."""
     replaced = _replaced(folder)
     if replaced.is_dir() and not folder.exists():
         replaced.rename(folder)
