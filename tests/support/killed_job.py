@@ -27,7 +27,7 @@ def send_at(signal_number: signal.Signals, step: int) -> None:
         if logged_step == step:
             os.kill(os.getpid(), signal_number)
 
-    MetricsLog.append = append_and_signal  # type: ignore[method-assign]
+    MetricsLog.append = append_and_signal  # type: ignore[assignment, method-assign]
 
 
 if __name__ == "__main__":
