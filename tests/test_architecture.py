@@ -1,120 +1,152 @@
-"""The layout and its rules: what each module may import, and what it may not do.
-
-Rules are read from the syntax trees; lightness is proven by importing in a fresh process that lacks everything else.
-"""
+"""The architecture: which room may import which, what each module must not import, and what a module may not do."""
 
 import ast
-import importlib.metadata
 import re
-import subprocess
-import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
-from functools import cache
-from pathlib import Path
-from typing import Literal
 
 import pytest
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from import_graph import ROOT, SERVICE, SOURCES, TRAINER, Import, Module, imports_of, known_to, modules, room_of, within
 
-ROOT = Path(__file__).resolve().parents[1]
-SERVICE, TRAINER = "dense_reward", "dense_reward_trainer"
-SOURCES = {SERVICE: ROOT / "service", TRAINER: ROOT / "trainer"}
-
-CORE = {"httpx2", "numpy", "pydantic"}
+# A room: the rooms that it may import. A room stands below all that it imports, so there is no circle.
+# A room without a folder is a module at the top of its package.
+SERVICE_ROOMS = {
+    "errors": "",
+    "records": "",
+    "text": "errors records",
+    "reward": "records",
+    "schemas": "reward",
+    "manifest": "errors text",
+    "heatmap": "reward",
+    "telemetry": "errors records heatmap",
+    "settings": "errors schemas telemetry",
+    "client": "manifest records schemas text",
+    "batching": "errors records telemetry",
+    "engines": "errors manifest records text",
+    "engines.torch": "batching engines errors manifest records reward settings text",
+    "engines.remote": "engines errors manifest records settings text",
+    "checkpoints": "engines engines.torch errors manifest text",
+    "scoring": "batching errors records reward schemas telemetry text",
+    "serving": "batching engines engines.remote engines.torch errors manifest records "
+    "schemas scoring settings telemetry text",
+    "http": "batching errors heatmap schemas scoring serving settings telemetry text",
+    "cli": "checkpoints engines.torch errors http serving settings telemetry",
+}
+TRAINER_ROOMS = {
+    "errors": "",
+    "data": "",
+    "configs": "data errors",
+    "runs": "configs errors",
+    "sft": "configs data errors runs",
+    "rl": "configs data errors runs",
+    "credit": "data errors rl",
+    "studies": "configs credit data errors rl runs",
+    "jobs": "configs credit data errors rl runs sft",
+    "cli": "configs data errors runs",
+}
 MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "tokenizers", "vllm", "accelerate", "peft", "flash_attn"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
-TRAINING_LIBRARIES = {"trl", "datasets", "matplotlib", "tqdm"}
+TRAINING_LIBRARIES = {"trl", "datasets", "matplotlib", "tqdm", "scipy"}
 HEAVY = MODEL_LIBRARIES | WEB_LIBRARIES | TRAINING_LIBRARIES
-
-REQUIRED_LIGHT = {"errors", "settings", "schemas", "telemetry.metrics", "reward", "records", "client"}
-LIGHT_ONCE_WRITTEN = {"batching.packing", "cli"}
-HTTP_EDGE = {f"{SERVICE}.http", f"{SERVICE}.cli"}
-WEIGHTLESS_ENGINES = {"dense_reward.records", "dense_reward.engines.fake"}
 JOBS = {
     *(f"{TRAINER}.jobs.{job}" for job in ("sft", "dpr", "gradient", "evaluate", "credit", "demo")),
     *(f"{TRAINER}.studies.{study}" for study in ("compare_options", "regimes")),
 }
+# A module: what it must not import by any way, its own imports' imports included.
+HTTP = WEB_LIBRARIES | {f"{SERVICE}.http"}
+NETWORK = HTTP | {"httpx2", f"{SERVICE}.client", f"{TRAINER}.rl.reward_service"}
+FILES = {"pathlib", "os", "shutil", "tempfile"}
+TEXT = {f"{SERVICE}.text", f"{SERVICE}.engines.tokenizer"}
+QUEUE = {f"{SERVICE}.batching.batcher", f"{SERVICE}.batching.scheduler"}
+TRAINER_JOBS = {f"{TRAINER}.jobs"}
+TRAINING = TRAINER_JOBS | {f"{TRAINER}.rl.learner", f"{TRAINER}.rl.optimiser", f"{TRAINER}.sft"}
+MUST_NOT_IMPORT = {
+    f"{SERVICE}.{name}": forbidden
+    for name, forbidden in {
+        "errors": HEAVY | FILES,
+        "records": HEAVY | NETWORK | FILES | {"pydantic"},
+        "reward": HEAVY | NETWORK | FILES,
+        "text.offsets": MODEL_LIBRARIES,
+        "text.special_tokens": MODEL_LIBRARIES,
+        "batching.admission": HEAVY | QUEUE,
+        "batching.packing": HEAVY,
+        "batching.scheduler": HEAVY | {"threading", "concurrent", "time"},
+        "batching.worker_threads": HEAVY | QUEUE,
+        "client.responses": HEAVY | {"httpx2"},
+        "client.results": HEAVY | {"httpx2"},
+        "engines.proof": {"torch", f"{SERVICE}.engines.torch", f"{SERVICE}.engines.remote"},
+        "engines.remote.event_loop": {f"{SERVICE}.engines"},
+        "heatmap": HEAVY | NETWORK | FILES | TEXT,
+        "heatmap.lines": {f"{SERVICE}.heatmap.palette", f"{SERVICE}.heatmap.html", f"{SERVICE}.heatmap.svg"},
+        "heatmap.palette": {f"{SERVICE}.heatmap.rows"},
+        "heatmap.rows": {f"{SERVICE}.heatmap.html", f"{SERVICE}.heatmap.svg", f"{SERVICE}.heatmap.ansi"},
+        "heatmap.style": {f"{SERVICE}.heatmap.rows"},
+        "heatmap.visible": {f"{SERVICE}.heatmap.rows", f"{SERVICE}.heatmap.html"},
+        "http.deadline": {f"{SERVICE}.scoring", f"{SERVICE}.batching"},
+        "http.keys": WEB_LIBRARIES,
+        "http.middleware": {f"{SERVICE}.http.app"},
+        "http.pages": {f"{SERVICE}.scoring", f"{SERVICE}.batching"},
+        "http.server": {f"{SERVICE}.http.app"},
+        "scoring.score_cache": HEAVY,
+        "scoring.scorer": HEAVY | {f"{SERVICE}.http"},
+        "telemetry.tracing": HTTP,
+    }.items()
+} | {
+    f"{TRAINER}.{name}": forbidden
+    for name, forbidden in {
+        **dict.fromkeys(
+            ("configs.base", "configs.credit", "configs.dpr", "configs.service", "configs.sft"), MODEL_LIBRARIES
+        ),
+        "data.arithmetic": MODEL_LIBRARIES | FILES,
+        "data.corruption": MODEL_LIBRARIES | FILES | TEXT,
+        "data.demonstration": MODEL_LIBRARIES | FILES | TEXT | {"datasets"},
+        "data.final_answers": MODEL_LIBRARIES | FILES | TEXT,
+        "data.process_labels": MODEL_LIBRARIES | TRAINER_JOBS,
+        "data.sources": MODEL_LIBRARIES | TEXT | TRAINER_JOBS,
+        "data.tokenised": {"torch", "transformers"} | TRAINER_JOBS,
+        "data.word_problems": MODEL_LIBRARIES | FILES,
+        "sft.from_scratch": TRAINER_JOBS,
+        "sft.initial_model": TRAINER_JOBS,
+        "sft.length_sampler": TRAINER_JOBS,
+        "sft.callbacks": TRAINER_JOBS | {f"{TRAINER}.runs.checkpoint"},
+        "rl.records": MODEL_LIBRARIES | NETWORK,
+        "rl.advantages": {"transformers", f"{TRAINER}.rl.policy", f"{TRAINER}.rl.optimiser"} | NETWORK,
+        "rl.returns": {"transformers", f"{TRAINER}.rl.policy"} | NETWORK,
+        "rl.losses": {"transformers", f"{TRAINER}.rl.advantages"} | NETWORK,
+        "rl.optimiser": {f"{TRAINER}.rl.records"} | NETWORK,
+        "rl.policy": NETWORK | TRAINER_JOBS,
+        "rl.sampling": NETWORK | TRAINER_JOBS,
+        "rl.prompts": {f"{TRAINER}.rl.reward_service"} | TRAINER_JOBS,
+        "rl.reward_service": {"transformers", f"{TRAINER}.rl.policy", f"{TRAINER}.rl.losses"},
+        "rl.learner": NETWORK | {f"{TRAINER}.rl.held_out_metrics"},
+        "rl.held_out_metrics": TRAINER_JOBS,
+        "rl.plot": TRAINING,
+        "credit.answer_ranking": TRAINER_JOBS,
+        "credit.auroc": MODEL_LIBRARIES | TEXT,
+        "credit.calibration": MODEL_LIBRARIES | TEXT,
+        "credit.error_localisation": TRAINER_JOBS,
+        "credit.first_wrong_step": TRAINER_JOBS,
+        "runs.checkpoint": TRAINING,
+        "runs.processes": TRAINER_JOBS,
+        "runs.run_folder": TRAINING,
+        "runs.training_state": TRAINING,
+        "studies.compare_options_config": MODEL_LIBRARIES,
+        "studies.compare_options_plot": {f"{TRAINER}.studies.compare_options"},
+        "studies.exact_task": TRAINING,
+        "studies.regimes_config": MODEL_LIBRARIES,
+        "studies.regimes_table": TRAINING,
+    }.items()
+}
 PURE = {
-    *(f"{SERVICE}.{name}" for name in ("text.*", "heatmap*", "batching.packing", "reward")),
-    *(f"{TRAINER}.{name}" for name in ("rl.losses", "rl.returns")),
+    *(f"{SERVICE}.{name}" for name in ("text.*", "heatmap*", "batching.packing", "reward", "records")),
+    *(f"{TRAINER}.{name}" for name in ("rl.losses", "rl.returns", "rl.advantages", "rl.records")),
 }
 IMPURE = {"asyncio", "datetime", "httpx2", "os", "pathlib", "shutil", "socket", "subprocess", "tempfile", "time"}
 FILE_METHODS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}
 PRINTERS = {f"{SERVICE}.cli", f"{TRAINER}.cli", f"{TRAINER}.jobs.demo"}
 VAGUE_NAME = re.compile(r"(^|_)(utils?|helpers?|common|manager|handlers?|misc)(_|$)")
-
-
-@dataclass(frozen=True, slots=True)
-class Module:
-    name: str
-    place: str
-    tree: ast.Module
-
-    @property
-    def package(self) -> str:
-        return self.name.partition(".")[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Import:
-    """`function` is the innermost function around it, None at module level; `typing`: under `if TYPE_CHECKING`."""
-
-    name: str
-    line: int
-    function: str | None = None
-    typing: bool = False
-
-    @property
-    def library(self) -> str:
-        return self.name.partition(".")[0]
-
-    @property
-    def late(self) -> bool:
-        """Not run by importing the module."""
-        return self.typing or self.function is not None
-
-
-@cache
-def modules() -> tuple[Module, ...]:
-    found = []
-    for package, source in SOURCES.items():
-        for file in sorted((source / package).rglob("*.py")):
-            parts = file.relative_to(source).with_suffix("").parts
-            name = ".".join(part for part in parts if part != "__init__")
-            found.append(Module(name, str(file.relative_to(ROOT)), ast.parse(file.read_text("utf-8"))))
-    return tuple(found)
-
-
-def imports_of(module: Module) -> Iterator[Import]:
-    """`from a import b` gives a.b, so that importing a module and a name from it look alike to a prefix check."""
-    yield from _imports_below(module, module.tree, None, False)
-
-
-def _imports_below(module: Module, node: ast.AST, function: str | None, typing: bool) -> Iterator[Import]:
-    match node:
-        case ast.Import():
-            yield from (Import(alias.name, node.lineno, function, typing) for alias in node.names)
-        case ast.ImportFrom():
-            origin = _origin(module, node)
-            yield from (Import(f"{origin}.{alias.name}", node.lineno, function, typing) for alias in node.names)
-        case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
-            function = name
-        case ast.If(test=ast.Name(id="TYPE_CHECKING")):
-            typing = True
-    for child in ast.iter_child_nodes(node):
-        yield from _imports_below(module, child, function, typing)
-
-
-def _origin(module: Module, node: ast.ImportFrom) -> str:
-    if node.level == 0:
-        return node.module or ""
-    is_package = module.place.endswith("__init__.py")
-    parents = module.name.split(".")[: None if is_package and node.level == 1 else is_package - node.level]
-    return ".".join([*parents, *filter(None, [node.module])])
+MAX_FILES = 16
 
 
 def forbid(rule: str, breaks: Callable[[Module, Import], bool]) -> None:
@@ -133,10 +165,6 @@ def forbid(rule: str, breaks: Callable[[Module, Import], bool]) -> None:
 def report(rule: str, offences: Iterable[str]) -> None:
     listed = list(offences)
     assert not listed, f"{rule}:\n" + "\n".join(f"  {line}" for line in listed)
-
-
-def within(name: str, parents: Collection[str]) -> bool:
-    return any(name == parent or name.startswith(parent + ".") for parent in parents)
 
 
 def test_the_reader_tells_early_late_and_typing_imports_apart() -> None:
@@ -175,6 +203,52 @@ def test_the_service_knows_nothing_of_the_trainer() -> None:
     )
 
 
+@pytest.mark.parametrize(("package", "rooms"), [(SERVICE, SERVICE_ROOMS), (TRAINER, TRAINER_ROOMS)])
+def test_every_room_imports_only_rooms_above_it_in_the_table(package: str, rooms: dict[str, str]) -> None:
+    above: set[str] = set()
+    for room, allowed in rooms.items():
+        assert set(allowed.split()) <= above, (
+            f"{room} may not import {set(allowed.split()) - above}: they stand below it"
+        )
+        above.add(room)
+    named = {room_of(module.name) for module in modules() if module.package == package and module.name != package}
+    assert named == set(rooms), "the table names each room once"
+    forbid(
+        "a room imports what the table allows it",
+        lambda module, found: (
+            module.package == package == found.library
+            and module.name != package
+            and room_of(module.name) != room_of(found.name)
+            and room_of(found.name) not in rooms[room_of(module.name)].split()
+        ),
+    )
+
+
+@pytest.mark.parametrize("name", MUST_NOT_IMPORT)
+def test_what_a_module_must_not_know_it_does_not_import_by_any_way(name: str) -> None:
+    assert name in {module.name for module in modules()}, f"there is no module {name}"
+    forbidden = MUST_NOT_IMPORT[name]
+    report(f"{name} must not import {sorted(forbidden)}", (n for n in sorted(known_to(name)) if within(n, forbidden)))
+
+
+def test_a_docstring_that_forbids_knowledge_has_a_row_in_the_table() -> None:
+    promises = re.compile(r"\b(must not (know|import)|knows? (no|nothing))\b", re.IGNORECASE)
+    report(
+        "a promise that no test holds",
+        (
+            module.place
+            for module in modules()
+            if promises.search(ast.get_docstring(module.tree) or "") and module.name not in MUST_NOT_IMPORT
+        ),
+    )
+
+
+def test_no_folder_holds_more_files_than_can_be_read_at_a_glance() -> None:
+    folders = {file.parent for source in SOURCES.values() for file in source.rglob("*.py")}
+    crowded = {str(folder.relative_to(ROOT)): len([*folder.glob("*.py")]) for folder in folders}
+    report(f"at most {MAX_FILES} files", (f"{folder}: {n}" for folder, n in crowded.items() if n > MAX_FILES))
+
+
 def test_libraries_of_the_trainer_stay_out_of_the_service() -> None:
     forbid(
         f"{sorted(TRAINING_LIBRARIES)} belong to the trainer",
@@ -183,27 +257,27 @@ def test_libraries_of_the_trainer_stay_out_of_the_service() -> None:
 
 
 def may_import_models(module: Module, found: Import) -> bool:
-    if module.package == TRAINER:
+    if (
+        module.package == TRAINER
+        or room_of(module.name).startswith("engines.")
+        or room_of(module.name) == "checkpoints"
+    ):
         return True
-    if module.name in WEIGHTLESS_ENGINES:
-        return False
-    if within(module.name, {f"{SERVICE}.engines", f"{SERVICE}.checkpoints"}):
-        return True
-    if within(module.name, {f"{SERVICE}.adapters"}):
-        return found.late
-    return module.name.startswith(f"{SERVICE}.client") and (found.function == "to_torch" or found.typing)
+    if module.name in {f"{SERVICE}.engines.tokenizer", f"{SERVICE}.engines.proof"}:
+        return found.library != "torch"
+    return room_of(module.name) == "client" and (found.function == "to_torch" or found.typing)
 
 
-def test_model_libraries_live_in_the_engines_and_late_in_adapters_and_to_torch() -> None:
+def test_model_libraries_live_in_the_engines_in_checkpoints_and_late_in_to_torch() -> None:
     forbid(
-        f"{sorted(MODEL_LIBRARIES)} belong in engines/ (not fake), checkpoints/, late in adapters/ and to_torch",
+        f"{sorted(MODEL_LIBRARIES)} belong in engines/, checkpoints/ and client.to_torch",
         lambda module, found: found.library in MODEL_LIBRARIES and not may_import_models(module, found),
     )
 
 
 def test_one_file_of_the_service_imports_vllm() -> None:
     forbid(
-        "vllm belongs in engines/remote/vllm.py alone",
+        "vllm belongs in engines/remote/vllm.py only",
         lambda module, found: (
             found.library == "vllm" and module.package == SERVICE and module.name != f"{SERVICE}.engines.remote.vllm"
         ),
@@ -212,14 +286,14 @@ def test_one_file_of_the_service_imports_vllm() -> None:
 
 def test_web_frameworks_stay_at_the_http_edge() -> None:
     forbid(
-        f"{sorted(WEB_LIBRARIES)} belong in {sorted(HTTP_EDGE)}",
-        lambda module, found: found.library in WEB_LIBRARIES and not within(module.name, HTTP_EDGE),
+        f"{sorted(WEB_LIBRARIES)} belong in http/ and cli.py",
+        lambda module, found: found.library in WEB_LIBRARIES and room_of(module.name) not in {"http", "cli"},
     )
 
 
-def test_jobs_are_started_by_the_command_line_alone() -> None:
+def test_jobs_are_started_only_by_the_command_line() -> None:
     forbid(
-        "a trainer job is imported by cli.py alone: jobs meet through checkpoints on disk",
+        "a trainer job is imported only by cli.py: jobs meet through checkpoints on disk",
         lambda module, found: within(found.name, JOBS - {module.name}) and module.name != f"{TRAINER}.cli",
     )
 
@@ -283,90 +357,3 @@ def test_nothing_hides_in_a_base_class() -> None:
             if isinstance(node, ast.ClassDef) and node.name.startswith("Base")
         ),
     )
-
-
-def test_the_core_distribution_asks_for_three_libraries() -> None:
-    requirements = map(Requirement, importlib.metadata.requires("dense-reward") or [])
-    core = {requirement.name for requirement in requirements if "extra" not in str(requirement.marker)}
-    assert core == CORE, "a client must fit into anybody's environment"
-
-
-def installed_with(distributions: Collection[str]) -> set[str]:
-    """Normalised names of the distributions and of all that they require here, extras left out."""
-    seen: set[str] = set()
-    waiting = [canonicalize_name(name) for name in distributions]
-    while waiting:
-        name = waiting.pop()
-        if name not in seen:
-            seen.add(name)
-            needs = map(Requirement, importlib.metadata.requires(name) or [])
-            waiting += [canonicalize_name(r.name) for r in needs if not r.marker or r.marker.evaluate({"extra": ""})]
-    return seen
-
-
-def libraries_of(distributions: Collection[str]) -> set[str]:
-    """Top-level names that the distributions install."""
-    owners = importlib.metadata.packages_distributions()
-    return {library for library, of in owners.items() if any(canonicalize_name(name) in distributions for name in of)}
-
-
-# Arguments: "allow" or "block", the libraries meant, "--", what to import (module or module:name).
-GUARDED_IMPORT = """
-import importlib, sys
-rule, arguments = sys.argv[1], sys.argv[2:]
-libraries = set(arguments[: arguments.index("--")])
-
-class Guard:
-    @staticmethod
-    def find_spec(name, path=None, target=None):
-        library = name.partition(".")[0]
-        listed = library in libraries
-        # the interpreter's own build data: part of the standard library, but named after the platform
-        standard = library in sys.stdlib_module_names or library.startswith("_sysconfigdata_")
-        if listed if rule == "block" else not listed and not standard:
-            raise ModuleNotFoundError(f"{name} may not be imported here", name=name)
-
-sys.meta_path.insert(0, Guard)
-for name in arguments[arguments.index("--") + 1 :]:
-    module, _, attribute = name.partition(":")
-    found = importlib.import_module(module)
-    if attribute:
-        getattr(found, attribute)
-"""
-
-
-def import_with(rule: Literal["allow", "block"], libraries: Collection[str], *names: str) -> None:
-    """Imports the names in a fresh process in which the libraries are all there is, or all that is missing."""
-    command = [sys.executable, "-c", GUARDED_IMPORT, rule, *sorted(libraries), "--", *names]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize("rule", ["allow", "block"])
-def test_the_guard_stops_what_may_not_be_imported(rule: Literal["allow", "block"]) -> None:
-    libraries = {"allow": {"numpy"}, "block": {"pydantic"}}[rule]
-    import_with(rule, libraries, "numpy")
-    with pytest.raises(AssertionError, match="pydantic may not be imported here"):
-        import_with(rule, libraries, "pydantic")
-
-
-def test_the_client_works_where_only_the_core_is_installed() -> None:
-    allowed = libraries_of(installed_with(CORE)) | {SERVICE}
-    assert allowed >= CORE
-    assert not allowed & HEAVY
-    import_with("allow", allowed, SERVICE, f"{SERVICE}:Client", f"{SERVICE}:AsyncClient")
-
-
-@pytest.mark.parametrize("name", sorted(REQUIRED_LIGHT))
-def test_a_light_module_exists(name: str) -> None:
-    assert f"{SERVICE}.{name}" in {module.name for module in modules()}, f"the service has no module {name}"
-
-
-def light_modules() -> list[str]:
-    present = {module.name for module in modules()}
-    return sorted({SERVICE, *(f"{SERVICE}.{name}" for name in REQUIRED_LIGHT | LIGHT_ONCE_WRITTEN)} & present)
-
-
-@pytest.mark.parametrize("name", light_modules())
-def test_a_light_module_imports_without_anything_heavy(name: str) -> None:
-    import_with("block", HEAVY, name)

@@ -1,1 +1,1 @@
-"""What the service keeps under load, signals, faults and malice: `python -m bench.reliability`."""
+"""Reliability of the service under load, signals, kills and bad clients: `python -m bench.reliability`."""

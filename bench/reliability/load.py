@@ -1,4 +1,4 @@
-"""Requests with known answers, sent as fast as they are answered or at a rate, and what became of each."""
+"""Load generators: requests with known answers, in a closed or open loop, and the outcome of each."""
 
 import asyncio
 import gc
@@ -9,16 +9,16 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import httpx
+import httpx2
 import numpy as np
 
 from bench.reliability.server import Server, percentile
 
 Json = dict[str, object]
-TOLERANCE_NATS = 1e-3  # float32, whatever stands beside a sequence in its batch
+TOLERANCE_NATS = 1e-3  # float32: batch mates change results by rounding
 VOCABULARY, SEED = 256, 0
 GROUPS = ((1, 0.5), (4, 0.3), (16, 0.2))
-"""Responses of a request, and how often."""
+"""Responses per request, and the probability."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Known:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of requests. `wrong` answers had other rewards, `lost` requests got none and no refusal."""
+    """Outcome of requests. `wrong`: answers with other rewards. `lost`: requests without an answer or a refusal."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     answered_tokens: int = 0
@@ -52,17 +52,17 @@ class Outcome:
     _answers: list[tuple[Known, bytes]] = field(default_factory=list)
 
     def answered(self, known: Known, content: bytes, seconds: float) -> None:
-        """Looked at later: while one answer is, others would lie unread, and seem to have taken longer."""
+        """Stores the answer for `check`. Parsing it here would delay other answers and falsify their latencies."""
         self.answered_s.append(seconds)
         self.answered_tokens += known.tokens
         self._answers.append((known, content))
 
     def check(self) -> None:
-        """Counts the answers that are wrong."""
+        """Counts the wrong answers among those stored."""
         self.wrong += sum(not known.is_right(json.loads(content)) for known, content in self._answers)
         self._answers.clear()
 
-    def told(self) -> Json:
+    def summary(self) -> Json:
         return {
             "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
             "wrong": self.wrong,
@@ -75,7 +75,7 @@ class Outcome:
 
 
 def requests(count: int, *, longest: int = 60) -> list[Known]:
-    """No two alike: a prompt of 10 to 30 ids, and 1 to 16 responses."""
+    """Makes distinct requests: a prompt of 10 to 29 ids, and 1 to 16 responses."""
     draw = random.Random(SEED)
     sizes, weights = [size for size, _ in GROUPS], [weight for _, weight in GROUPS]
     made = []
@@ -88,58 +88,61 @@ def requests(count: int, *, longest: int = 60) -> list[Known]:
     return made
 
 
-async def with_answers(server: Server, asked: Sequence[Known], headers: Mapping[str, str] | None = None) -> list[Known]:
-    """The same, with the rewards that the service gives while nothing else is asked."""
+async def with_answers(server: Server, sent: Sequence[Known], headers: Mapping[str, str] | None = None) -> list[Known]:
+    """Adds the rewards that the service returns without other load."""
     async with client_of(server) as client:
         client.headers.update(headers or {})
-        return [await _with_answer(client, known) for known in asked]
+        return [await _with_answer(client, known) for known in sent]
 
 
-async def _with_answer(client: httpx.AsyncClient, known: Known) -> Known:
+async def _with_answer(client: httpx2.AsyncClient, known: Known) -> Known:
     answer = await client.post("/score", json=known.body)
     answer.raise_for_status()
     return Known(known.body, known.tokens, tuple(np.array(row["reward"]) for row in answer.json()["results"]))
 
 
-def client_of(server: Server, timeout_s: float = 120.0) -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    return httpx.AsyncClient(base_url=server.url, timeout=timeout_s, limits=limits, trust_env=False)
+def client_of(server: Server, timeout_s: float = 120.0) -> httpx2.AsyncClient:
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    return httpx2.AsyncClient(base_url=server.url, timeout=timeout_s, limits=limits, trust_env=False)
 
 
-async def ask(client: httpx.AsyncClient, known: Known, outcome: Outcome) -> int | None:
-    """Its status, None where there was none: nobody listens there any more."""
+async def ask(client: httpx2.AsyncClient, known: Known, outcome: Outcome) -> int | None:
+    """Returns the status; None if the connection failed or broke.
+
+    A refused connection is not counted as lost: the service no longer listens.
+    """
     before = time.perf_counter()
     try:
         answer = await client.post("/score", json=known.body)
-    except httpx.ConnectError:
+    except httpx2.ConnectError:
         return None
-    except httpx.TransportError:
+    except httpx2.TransportError:
         outcome.lost += 1
         return None
     seconds = time.perf_counter() - before
     outcome.statuses[answer.status_code] += 1
-    if answer.status_code == httpx.codes.OK:
+    if answer.status_code == httpx2.codes.OK:
         outcome.answered(known, answer.content, seconds)
     else:
         outcome.refused_s.append(seconds)
     return answer.status_code
 
 
-async def ask_until_it_stops(client: httpx.AsyncClient, known: Known, outcome: Outcome) -> bool:
-    """Whether to go on: a service that says that it stops is not asked again."""
-    return await ask(client, known, outcome) not in {None, httpx.codes.SERVICE_UNAVAILABLE}
+async def ask_until_it_stops(client: httpx2.AsyncClient, known: Known, outcome: Outcome) -> bool:
+    """Returns False if the service is stopping, that is if it answered 503 or no longer listens."""
+    return await ask(client, known, outcome) not in {None, httpx2.codes.SERVICE_UNAVAILABLE}
 
 
 async def closed_loop(
-    server: Server, asked: Sequence[Known], *, clients: int, concurrency: int, seconds: float
+    server: Server, known: Sequence[Known], *, clients: int, concurrency: int, seconds: float
 ) -> tuple[Outcome, float]:
-    """Each of the clients keeps so many requests in flight. What became of them, and the seconds until the last."""
+    """Each client keeps `concurrency` requests in flight. Returns the outcome, and the seconds to the last answer."""
     draw, outcome = random.Random(SEED), Outcome()
     started = time.perf_counter()
 
-    async def keep_asking(client: httpx.AsyncClient) -> None:
+    async def keep_asking(client: httpx2.AsyncClient) -> None:
         while time.perf_counter() - started < seconds:
-            await ask(client, draw.choice(asked), outcome)
+            await ask(client, draw.choice(known), outcome)
 
     await _with_clients(
         server, clients, lambda client: asyncio.gather(*(keep_asking(client) for _ in range(concurrency)))
@@ -150,18 +153,18 @@ async def closed_loop(
 
 
 async def open_loop(
-    server: Server, asked: Sequence[Known], *, clients: int, per_second: float, seconds: float
+    server: Server, known: Sequence[Known], *, clients: int, per_second: float, seconds: float
 ) -> tuple[Outcome, float]:
-    """Each of the clients sends its share of the rate, whatever becomes of it, at random moments."""
+    """Each client sends its share of the rate at random times, answered or not. Returns what `closed_loop` does."""
     draw, outcome = random.Random(SEED + 1), Outcome()
     started = time.perf_counter()
 
-    async def keep_sending(client: httpx.AsyncClient) -> None:
+    async def keep_sending(client: httpx2.AsyncClient) -> None:
         sent: list[asyncio.Task[int | None]] = []
         due = started
         while (due := due + draw.expovariate(per_second / clients)) - started < seconds:
             await asyncio.sleep(due - time.perf_counter())
-            sent.append(asyncio.create_task(ask(client, draw.choice(asked), outcome)))
+            sent.append(asyncio.create_task(ask(client, draw.choice(known), outcome)))
         await asyncio.gather(*sent)
 
     await _with_clients(server, clients, keep_sending)
@@ -170,9 +173,9 @@ async def open_loop(
     return outcome, took_s
 
 
-async def _with_clients(server: Server, count: int, work: Callable[[httpx.AsyncClient], Awaitable[object]]) -> None:
+async def _with_clients(server: Server, count: int, work: Callable[[httpx2.AsyncClient], Awaitable[object]]) -> None:
     gc.collect()
-    gc.freeze()  # a collector at work here would be told as a service that is slow
+    gc.freeze()  # garbage collection here would count as latency of the service
     clients = [client_of(server) for _ in range(count)]
     try:
         await asyncio.gather(*map(work, clients))

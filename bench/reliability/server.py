@@ -1,4 +1,4 @@
-"""The service as a process of its own, on a core of its own."""
+"""The service as a separate process on its own core."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-import httpx
+import httpx2
 from dense_reward_trainer.runs.local_service import HOST, free_port
 
 PAIR = Path("runs/demo/checkpoints")
@@ -30,7 +30,7 @@ class Server:
 
     @classmethod
     def start(cls, *arguments: str, port: int | None = None) -> Self:
-        """Not ready yet. On the first core, with one thread for the models."""
+        """Starts the service on the first core, with one thread for the models. Does not wait until it is ready."""
         port = free_port() if port is None else port
         options = ["--sft", str(PAIR / "sft"), "--reference", str(PAIR / "reference"), "--port", str(port)]
         command = [sys.executable, "-m", "dense_reward.cli", "serve", "--threads", "1", *options, *arguments]
@@ -41,22 +41,24 @@ class Server:
         return cls(process, f"http://{HOST}:{port}", Path(name))
 
     def wait_until_ready(self) -> None:
-        """Raises RuntimeError, with the end of the log, where it does not become so."""
+        """Raises RuntimeError, with the end of the log, if the service exits or is not ready within PATIENCE_S."""
         deadline = time.monotonic() + PATIENCE_S
         while not self.is_ready():
             if self.process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the service is not ready:\n{self.log.read_text()[-2000:]}")
+                raise RuntimeError(
+                    f"the service exited or was not ready within {PATIENCE_S:.0f} s:\n{self.log.read_text()[-2000:]}"
+                )
             time.sleep(0.05)
 
     def is_ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/ready", timeout=5.0, trust_env=False).status_code == httpx.codes.OK
-        except httpx.TransportError:
+            return httpx2.get(f"{self.url}/ready", timeout=5.0, trust_env=False).status_code == httpx2.codes.OK
+        except httpx2.TransportError:
             return False
 
     def metric(self, name: str) -> float:
-        """The sum of a metric's samples, 0 where there are none."""
-        text = httpx.get(f"{self.url}/metrics", timeout=PATIENCE_S, trust_env=False).text
+        """Sum of a metric's samples; 0 if there are none."""
+        text = httpx2.get(f"{self.url}/metrics", timeout=PATIENCE_S, trust_env=False).text
         lines = [line for line in text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
         return sum(float(line.rpartition(" ")[2]) for line in lines)
 
@@ -65,14 +67,14 @@ class Server:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Its exit code."""
+        """Sends a signal, waits for the end and returns the exit code."""
         self.process.send_signal(number)
         return self.process.wait(PATIENCE_S)
 
 
 @contextmanager
 def serving(*arguments: str) -> Iterator[Server]:
-    """A service that is ready, ended with the block."""
+    """A ready service, which is killed at the end of the block."""
     server = Server.start(*arguments)
     try:
         server.wait_until_ready()
@@ -83,12 +85,12 @@ def serving(*arguments: str) -> Iterator[Server]:
 
 
 def pin(pid: int, core: int) -> None:
-    """A process and all its threads to one core, where there are several."""
+    """Restricts a process and its threads to one core if the machine has that core."""
     if (os.cpu_count() or 1) > core:
         os.sched_setaffinity(pid, {core})
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value below which so much of them lies; 0 of nothing."""
+    """The value at this share of the sorted values; 0 if there are none."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0

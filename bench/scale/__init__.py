@@ -1,1 +1,1 @@
-"""The service on several machines, in simulated time: `python -m bench.scale`."""
+"""Simulates the service on several machines: `python -m bench.scale`."""

@@ -1,4 +1,4 @@
-"""Several replicas: who gets a request, and how many there are. Knows no callers."""
+"""Several replicas: routing and autoscaling. Must not know callers."""
 
 import itertools
 import math
@@ -10,11 +10,11 @@ from typing import Literal
 
 import numpy as np
 
-from bench.scale.replica import Agenda, Machine, Replica, Request
+from bench.scale.replica import EventQueue, Machine, Replica, Request
 
 Route = Literal["round_robin", "least_busy", "sticky", "sticky_bounded"]
 BOUND = 1.25
-"""sticky_bounded: no replica is given more than so many times the average of requests inside (haproxy's
+"""sticky_bounded: no replica gets more than this multiple of the average number of requests (haproxy's
 hash-balance-factor 125)."""
 
 
@@ -22,8 +22,8 @@ hash-balance-factor 125)."""
 class Scaling:
     """Kubernetes' horizontal autoscaler over `sum(dense_reward_queue_tokens)`, with its defaults.
 
-    A replica for every `target_tokens` in all queues, between `least` and `most`; looked at every `every_s`; no more
-    than doubled, or four more, at once; fewer only where no look within `settle_s` wanted more.
+    One replica for every `target_tokens` in all queues, between `least` and `most`, evaluated every `every_s`. A step
+    up at most doubles the replicas or adds four. It scales down only to the highest count wanted within `settle_s`.
     """
 
     least: int
@@ -35,12 +35,12 @@ class Scaling:
 
 
 class Cluster:
-    """Replicas behind a router. `paid_s` grows with each second of each replica, started ones included."""
+    """Replicas behind a router."""
 
     def __init__(
-        self, machine: Machine, replicas: int, route: Route, agenda: Agenda, random: np.random.Generator
+        self, machine: Machine, replicas: int, route: Route, events: EventQueue, random: np.random.Generator
     ) -> None:
-        self._machine, self._agenda, self._random = machine, agenda, random
+        self._machine, self._events, self._random = machine, events, random
         self.replicas = [self._new() for _ in range(replicas)]
         self.all_replicas = list(self.replicas)
         self.starting = 0
@@ -57,8 +57,8 @@ class Cluster:
 
     @property
     def queue_tokens(self) -> int:
-        """Of the replicas that are ready, as Prometheus sums it."""
-        return sum(replica.door.held_tokens for replica in self.replicas)
+        """Sum over the ready replicas, as Prometheus computes it."""
+        return sum(replica.admission.held_tokens for replica in self.replicas)
 
     @property
     def computed_tokens(self) -> int:
@@ -66,17 +66,17 @@ class Cluster:
 
     @property
     def paid_replicas(self) -> int:
-        """Ready, starting, or not yet empty."""
+        """Replicas that are ready, starting, or draining."""
         draining = [one for one in self.all_replicas if one not in self.replicas and one.requests_inside]
         return len(self.replicas) + self.starting + len(draining)
 
     def start(self, cold_start_s: float) -> None:
-        """One more replica, which is ready later."""
+        """Starts one more replica, which is ready after `cold_start_s`."""
         self.starting += 1
-        self._agenda.after(cold_start_s, self._join)
+        self._events.after(cold_start_s, self._join)
 
     def retire(self) -> None:
-        """One replica gets no new requests, the least busy one; it finishes what it has."""
+        """Stops new requests to the least busy replica. It finishes the requests that it has."""
         self.replicas.remove(min(self.replicas, key=lambda replica: replica.requests_inside))
 
     def _join(self) -> None:
@@ -85,13 +85,13 @@ class Cluster:
         self.all_replicas.append(self.replicas[-1])
 
     def _new(self) -> Replica:
-        return Replica(self._machine, self._agenda, self._random)
+        return Replica(self._machine, self._events, self._random)
 
     def _round_robin(self, _: Request) -> Replica:
         return self.replicas[next(self._turn) % len(self.replicas)]
 
     def _least_busy(self, _: Request) -> Replica:
-        """Of equals the next in turn."""
+        """Breaks ties in turn."""
         start = next(self._turn) % len(self.replicas)
         in_turn = self.replicas[start:] + self.replicas[:start]
         return min(in_turn, key=lambda replica: replica.requests_inside)
@@ -100,11 +100,11 @@ class Cluster:
         return self.replicas[_hash(request) % len(self.replicas)]
 
     def _sticky_bounded(self, request: Request) -> Replica:
-        """The next one on the ring where the prompt's own has more than its share."""
+        """The prompt's replica, or the next one on the ring whose share is not exceeded."""
         count = len(self.replicas)
         share = BOUND * (1 + sum(replica.requests_inside for replica in self.replicas)) / count
-        places = [(_hash(request) + step) % count for step in range(count)]
-        return next(self.replicas[place] for place in places if self.replicas[place].requests_inside < share)
+        ring = [self.replicas[(_hash(request) + step) % count] for step in range(count)]
+        return next(replica for replica in ring if replica.requests_inside < share)
 
 
 def _hash(request: Request) -> int:
@@ -112,27 +112,30 @@ def _hash(request: Request) -> int:
 
 
 class Autoscaler:
-    """Looks at the queues, starts and retires replicas, until `is_over`."""
+    """Starts and retires replicas by the length of the queues, until `is_over`.
 
-    def __init__(self, cluster: Cluster, scaling: Scaling, agenda: Agenda, is_over: Callable[[], bool]) -> None:
+    `paid_s` grows with each second of each replica, including those that are starting.
+    """
+
+    def __init__(self, cluster: Cluster, scaling: Scaling, events: EventQueue, is_over: Callable[[], bool]) -> None:
         self.paid_s = 0.0
         self.most_paid = scaling.least
-        self._cluster, self._scaling, self._agenda, self._is_over = cluster, scaling, agenda, is_over
-        looks = max(1, math.ceil(scaling.settle_s / scaling.every_s))
-        self._wanted: deque[int] = deque(maxlen=looks)
-        agenda.after(0.0, self._look)
+        self._cluster, self._scaling, self._events, self._is_over = cluster, scaling, events, is_over
+        evaluations = max(1, math.ceil(scaling.settle_s / scaling.every_s))
+        self._wanted: deque[int] = deque(maxlen=evaluations)
+        events.after(0.0, self._evaluate)
 
-    def _look(self) -> None:
+    def _evaluate(self) -> None:
         if self._is_over():
             return
         cluster, scaling = self._cluster, self._scaling
         wanted = math.ceil(cluster.queue_tokens / scaling.target_tokens)
         self._wanted.append(min(max(wanted, scaling.least), scaling.most))
-        there = len(cluster.replicas) + cluster.starting
-        for _ in range(there, min(self._wanted[-1], max(2 * there, there + 4))):
+        current = len(cluster.replicas) + cluster.starting
+        for _ in range(current, min(self._wanted[-1], max(2 * current, current + 4))):
             cluster.start(scaling.cold_start_s)
-        for _ in range(max(self._wanted), min(there, len(cluster.replicas))):
+        for _ in range(max(self._wanted), min(current, len(cluster.replicas))):
             cluster.retire()
         self.paid_s += scaling.every_s * cluster.paid_replicas
         self.most_paid = max(self.most_paid, cluster.paid_replicas)
-        self._agenda.after(scaling.every_s, self._look)
+        self._events.after(scaling.every_s, self._evaluate)

@@ -1,4 +1,4 @@
-"""RL jobs that ask for rewards: bursts, and the project's own client's patience. Knows no replicas but by a router."""
+"""RL jobs that request rewards in bursts, with the retries of the project's own client. Sees replicas via a router."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -9,17 +9,18 @@ from dense_reward.client.http import Backoff, Failure, Patience
 from dense_reward.errors import RequestError
 
 from bench.scale.cluster import Cluster
-from bench.scale.replica import Agenda, Place, Replica, Request
+from bench.scale.replica import Entry, EventQueue, Replica, Request
 
 AWAY_SPREAD = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Bursts:
-    """What one RL job asks: at each step `prompts` with `responses` each, at once; then it trains and samples.
+    """Requests of one RL job: each step sends `prompts` with `responses` each in a burst, then trains and samples.
 
-    `response_tokens`: shortest and longest, uniform between. `away_s`: between an answered burst and the next one.
-    `together`: all responses of a prompt in one request, else a request each. The rest is its client's.
+    `response_tokens`: shortest and longest, uniform between. `away_s`: time between an answered burst and the next.
+    `together`: one request with all responses of a prompt, else one request per response. `in_flight`, `timeout_s` and
+    `retry_for_s` are options of its client.
     """
 
     prompts: int
@@ -35,13 +36,13 @@ class Bursts:
 
     @property
     def step_tokens(self) -> float:
-        """Computed for a step where each prompt is computed once, on average."""
+        """Mean number of tokens to compute in a step if each prompt is computed once."""
         return self.prompts * (self.prompt_tokens + self.responses * sum(self.response_tokens) / 2)
 
 
 @dataclass(slots=True)
 class Tally:
-    """What became of everything that was asked. An attempt ends in an answer, a refusal (429) or a hang-up."""
+    """Counts of all requests and their attempts. An attempt ends in an answer, a refusal (429) or a hang-up."""
 
     step_s: list[float] = field(default_factory=list)
     failed_steps: int = 0
@@ -50,26 +51,26 @@ class Tally:
     answered: int = 0
     refused: int = 0
     hung_up: int = 0
-    given_up: int = 0
+    failed: int = 0
     scored_tokens: int = 0
     last_s: float = 0.0
 
 
 @dataclass(slots=True)
-class _Asking:
-    """A request on its way to an answer."""
+class _Call:
+    """A request that is not answered yet."""
 
     request: Request
     patience: Patience
 
 
 class RlJob:
-    """Asks step after step, each as soon as the one before is answered and trained on."""
+    """Sends one burst after another, each once the previous one is answered and trained on."""
 
     def __init__(
-        self, bursts: Bursts, cluster: Cluster, agenda: Agenda, random: np.random.Generator, tally: Tally
+        self, bursts: Bursts, cluster: Cluster, events: EventQueue, random: np.random.Generator, tally: Tally
     ) -> None:
-        self._bursts, self._cluster, self._agenda, self._random, self._tally = bursts, cluster, agenda, random, tally
+        self._bursts, self._cluster, self._events, self._random, self._tally = bursts, cluster, events, random, tally
         self._unsent: deque[Request] = deque()
         self._open = 0
         self._began_s = 0.0
@@ -77,11 +78,11 @@ class RlJob:
         self.steps_left = bursts.steps
 
     def start(self) -> None:
-        """At a random moment of its cycle."""
-        self._agenda.after(float(self._random.uniform(0.0, self._bursts.away_s)), self._begin)
+        """Begins at a random time within `away_s`."""
+        self._events.after(float(self._random.uniform(0.0, self._bursts.away_s)), self._begin)
 
     def _begin(self) -> None:
-        self._began_s = self._agenda.now_s
+        self._began_s = self._events.now_s
         self._unsent.extend(self._drawn())
         self._open = len(self._unsent)
         self._failed = False
@@ -101,54 +102,54 @@ class RlJob:
 
     def _send_next(self) -> None:
         if self._unsent:
-            patience = Patience(Backoff(), self._bursts.retry_for_s, self._agenda.now_s)
-            self._attempt(_Asking(self._unsent.popleft(), patience))
+            patience = Patience(Backoff(), self._bursts.retry_for_s, self._events.now_s)
+            self._attempt(_Call(self._unsent.popleft(), patience))
 
-    def _attempt(self, asking: _Asking) -> None:
-        replica = self._cluster.replica_for(asking.request)
+    def _attempt(self, call: _Call) -> None:
+        replica = self._cluster.replica_for(call.request)
         self._tally.attempts += 1
         try:
-            place = replica.offer(asking.request, lambda: self._answered(asking))
+            entry = replica.submit(call.request, lambda: self._answered(call))
         except RequestError as refusal:
             self._tally.refused += 1
-            self._try_again(asking, Failure(refusal, refusal.retry_after_s))
+            self._try_again(call, Failure(refusal, refusal.retry_after_s))
         else:
-            self._agenda.after(self._bursts.timeout_s, lambda: self._hang_up(asking, replica, place))
+            self._events.after(self._bursts.timeout_s, lambda: self._hang_up(call, replica, entry))
 
-    def _hang_up(self, asking: _Asking, replica: Replica, place: Place) -> None:
-        if replica.is_inside(place):
-            replica.leave(place)
+    def _hang_up(self, call: _Call, replica: Replica, entry: Entry) -> None:
+        if replica.holds(entry):
+            replica.cancel(entry)
             self._tally.hung_up += 1
-            self._try_again(asking, Failure(TimeoutError("no answer in time")))
+            self._try_again(call, Failure(TimeoutError("no answer in time")))
 
-    def _try_again(self, asking: _Asking, failure: Failure) -> None:
+    def _try_again(self, call: _Call, failure: Failure) -> None:
         try:
-            delay_s = asking.patience.delay_s(failure, self._agenda.now_s, float(self._random.random()))
+            delay_s = call.patience.delay_s(failure, self._events.now_s, float(self._random.random()))
         except ServiceUnavailableError:
-            self._tally.given_up += 1
+            self._tally.failed += 1
             self._failed = True
             self._end_one()
         else:
-            self._agenda.after(delay_s, lambda: self._attempt(asking))
+            self._events.after(delay_s, lambda: self._attempt(call))
 
-    def _answered(self, asking: _Asking) -> None:
+    def _answered(self, call: _Call) -> None:
         self._tally.answered += 1
-        self._tally.scored_tokens += sum(asking.request.response_tokens)
+        self._tally.scored_tokens += sum(call.request.response_tokens)
         self._end_one()
 
     def _end_one(self) -> None:
         self._open -= 1
-        self._tally.last_s = self._agenda.now_s
+        self._tally.last_s = self._events.now_s
         if self._open == 0:
             self._end_step()
         else:
             self._send_next()
 
     def _end_step(self) -> None:
-        """The client of a job that got no answer raises: its step is lost. It is taken to go on with the next one."""
-        self._tally.step_s.append(self._agenda.now_s - self._began_s)
+        """A step with a failed request is lost, because the client raises; the job continues with the next step."""
+        self._tally.step_s.append(self._events.now_s - self._began_s)
         self._tally.failed_steps += self._failed
         self.steps_left -= 1
         if self.steps_left:
             spread = float(self._random.uniform(1 - AWAY_SPREAD, 1 + AWAY_SPREAD))
-            self._agenda.after(self._bursts.away_s * spread, self._begin)
+            self._events.after(self._bursts.away_s * spread, self._begin)

@@ -1,4 +1,4 @@
-"""Draws docs/pictures/scale_*.png. Knows nothing of how its numbers came about."""
+"""Draws docs/pictures/scale_*.png. Must not know how the figures were made."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ COLOURS = ("#1f5fa8", "#e0a33a", "#8c8c8c", "#3a8f5c", "#b5483a")
 
 
 def draw(folder: Path, answers: Mapping[str, Answers]) -> None:
-    """One picture for each question."""
+    """Draws one picture for each question."""
     drawers = {"replicas": _replicas, "queue": _queue, "cold_start": _cold_start, "routing": _routing}
     for name, drawer in drawers.items():
         figure = Figure(figsize=(11, 4), layout="constrained")

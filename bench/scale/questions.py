@@ -1,4 +1,4 @@
-"""The questions that docs/scale.md answers: each is a few settings, simulated one by one."""
+"""The questions that docs/scale.md answers. Each one simulates several setups."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -8,16 +8,16 @@ import numpy as np
 from bench.reliability.server import percentile
 from bench.scale.cluster import Autoscaler, Cluster, Route, Scaling
 from bench.scale.jobs import Bursts, RlJob, Tally
-from bench.scale.replica import Agenda, Machine
+from bench.scale.replica import EventQueue, Machine
 
 Row = dict[str, float]
 SEED = 0
 BURSTS = Bursts(64, 8, prompt_tokens=128, response_tokens=(64, 192), away_s=120.0, steps=40)
-"""The shape of cell (a) of the speed benchmark, so that its tokens a second hold."""
-HASTY = replace(BURSTS, timeout_s=60.0, retry_for_s=120.0)
-"""With the defaults of `dense_reward.Client`; BURSTS waits for an answer as long as the service does."""
+"""Same lengths as cell (a) of the speed benchmark, so that its tokens per second apply."""
+IMPATIENT = replace(BURSTS, timeout_s=60.0, retry_for_s=120.0)
+"""Timeouts of `dense_reward.Client` by default. BURSTS waits as long as the service does."""
 RARE = replace(BURSTS, away_s=600.0)
-"""Longer away than an autoscaler waits before it takes replicas down."""
+"""Away for longer than an autoscaler waits before it removes replicas."""
 IN_PARTS = replace(RARE, in_flight=32)
 REPLICAS = (1, 2, 3, 4, 6, 8, 16)
 BOUNDS_TOKENS = (4096, 8192, 16_384, 32_768, 65_536, 131_072, 262_144, 1_048_576)
@@ -30,7 +30,7 @@ MANY = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """So many equal jobs on so many equal replicas."""
+    """Equal jobs on equal replicas."""
 
     machine: Machine
     replicas: int
@@ -42,7 +42,7 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a simulation gave. `paid_s`: seconds of replicas, from their start on."""
+    """Result of a simulation. `paid_s`: seconds of all replicas, from their start on."""
 
     tally: Tally
     computed_tokens: int
@@ -50,7 +50,7 @@ class Outcome:
     most_replicas: int
 
     def row(self) -> Row:
-        """The figures of a plot. Shares are of attempts: a request that is refused is sent again."""
+        """Figures for plots and tables. Refused and hung-up shares are of attempts: a refused request is sent again."""
         tally = self.tally
         return {
             "step_p50_s": percentile(tally.step_s, 0.5),
@@ -66,27 +66,27 @@ class Outcome:
 
 
 def simulate(setup: Setup, seed: int = SEED) -> Outcome:
-    """All steps of all jobs. The same seed gives the same outcome."""
-    agenda, random, tally = Agenda(), np.random.default_rng(seed), Tally()
-    cluster = Cluster(setup.machine, setup.replicas, setup.route, agenda, random)
-    jobs = [RlJob(setup.bursts, cluster, agenda, random, tally) for _ in range(setup.jobs)]
+    """Simulates all steps of all jobs. The same seed gives the same outcome."""
+    events, random, tally = EventQueue(), np.random.default_rng(seed), Tally()
+    cluster = Cluster(setup.machine, setup.replicas, setup.route, events, random)
+    jobs = [RlJob(setup.bursts, cluster, events, random, tally) for _ in range(setup.jobs)]
     for job in jobs:
         job.start()
     if setup.scaling is None:
-        agenda.run()
+        events.run()
         return Outcome(tally, cluster.computed_tokens, setup.replicas * tally.last_s, setup.replicas)
-    scaler = Autoscaler(cluster, setup.scaling, agenda, lambda: not any(job.steps_left for job in jobs))
-    agenda.run()
+    scaler = Autoscaler(cluster, setup.scaling, events, lambda: not any(job.steps_left for job in jobs))
+    events.run()
     return Outcome(tally, cluster.computed_tokens, scaler.paid_s, scaler.most_paid)
 
 
 def formula_s(machine: Machine, bursts: Bursts, replicas: int) -> float:
-    """Of a step that has all replicas for itself and keeps them busy to its end."""
+    """Seconds of a step that has all replicas for itself and keeps them busy until its end."""
     return bursts.step_tokens / (replicas * machine.tokens_per_s)
 
 
-def replicas_asked(machine: Machine) -> Mapping[str, list[Row]]:
-    """How long a step takes on so many replicas, with the default bound of the queue and with a short one."""
+def by_replicas(machine: Machine) -> Mapping[str, list[Row]]:
+    """Step time by number of replicas, with the default bound of the queue and with a short one."""
     short = replace(machine, max_queue_tokens=SHORT_BOUND_TOKENS)
     settings = {
         "one job": Setup(machine, 1, jobs=1),
@@ -103,9 +103,9 @@ def replicas_asked(machine: Machine) -> Mapping[str, list[Row]]:
     }
 
 
-def bounds_asked(machine: Machine) -> Mapping[str, list[Row]]:
-    """How long the queue should be, where four jobs share two replicas: for patient callers and for hasty ones."""
-    settings = {"waits 600 s for an answer": BURSTS, "waits 60 s for an answer": HASTY}
+def by_queue_bound(machine: Machine) -> Mapping[str, list[Row]]:
+    """Step time by bound of the queue if four jobs share two replicas, for patient and for impatient callers."""
+    settings = {"waits 600 s for an answer": BURSTS, "waits 60 s for an answer": IMPATIENT}
     return {
         name: [
             {"bound_tokens": bound, "bound_s": bound / machine.tokens_per_s}
@@ -116,10 +116,10 @@ def bounds_asked(machine: Machine) -> Mapping[str, list[Row]]:
     }
 
 
-def cold_starts_asked(machine: Machine) -> Mapping[str, list[Row]]:
-    """What an autoscaler gains for one job that is away for long, by the seconds until a new replica is ready.
+def by_cold_start(machine: Machine) -> Mapping[str, list[Row]]:
+    """Step time and cost of an autoscaler for one job with long pauses, by seconds until a new replica is ready.
 
-    For a client that sends its burst at once and one that keeps a part of it back; beside fixed numbers of replicas.
+    For a client that sends its whole burst and for one that holds a part back; also for fixed numbers of replicas.
     """
     at_once, in_parts = Setup(machine, 1, jobs=1, bursts=RARE), Setup(machine, 1, jobs=1, bursts=IN_PARTS)
     scaled = {
@@ -133,8 +133,8 @@ def cold_starts_asked(machine: Machine) -> Mapping[str, list[Row]]:
     return {**scaled, "fixed": fixed}
 
 
-def routes_asked(machine: Machine) -> Mapping[str, list[Row]]:
-    """What it costs to send the responses of a prompt one by one, by how they are routed. One job, four replicas."""
+def by_route(machine: Machine) -> Mapping[str, list[Row]]:
+    """Cost of sending the responses of a prompt one by one, by route. One job, four replicas."""
     whole = replace(BURSTS, in_flight=MANY)
     apart = replace(whole, together=False)
     settings: dict[str, tuple[Bursts, Route]] = {
@@ -154,13 +154,13 @@ def routes_asked(machine: Machine) -> Mapping[str, list[Row]]:
 
 
 QUESTIONS: Mapping[str, Callable[[Machine], Mapping[str, list[Row]]]] = {
-    "replicas": replicas_asked,
-    "queue": bounds_asked,
-    "cold_start": cold_starts_asked,
-    "routing": routes_asked,
+    "replicas": by_replicas,
+    "queue": by_queue_bound,
+    "cold_start": by_cold_start,
+    "routing": by_route,
 }
 
 
 def assumptions(machine: Machine) -> dict[str, object]:
-    """All that the answers rest on."""
+    """All assumptions of the answers."""
     return {"machine": asdict(machine), "bursts": asdict(BURSTS), "scaling": asdict(SCALING), "seed": SEED}

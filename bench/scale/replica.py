@@ -1,6 +1,6 @@
-"""One replica in simulated time. Its door and its queue are the service's own code; only its device is arithmetic.
+"""One replica in simulated time. Admission and queue are the service's own code; only the device is simulated.
 
-Knows no routes and no callers.
+Must not know routes or callers.
 """
 
 import asyncio
@@ -11,18 +11,18 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 
 import numpy as np
-from dense_reward.batching.admission import Door, Permit
-from dense_reward.batching.scheduler import Job, Member, Terms, Waiting, tokens_together, units_of
+from dense_reward.batching.admission import Admission, Permit
+from dense_reward.batching.scheduler import Job, Member, Scheduler, Terms, tokens_together, units_of
 from dense_reward.engines.fake import FakeEngine
 from dense_reward.records import Branch, Cost, Trunk, Wants
 
 Call = Callable[[], None]
 MAX_REQUEST_S = 600.0
-"""The service's default of --max-request-s: whoever would wait longer is refused."""
+"""The service's default of --max-request-s: a request that would wait longer is refused."""
 
 
-class Agenda:
-    """What happens when, in seconds from 0: a heap of calls."""
+class EventQueue:
+    """Calls by simulated time, in seconds from 0."""
 
     def __init__(self) -> None:
         self.now_s = 0.0
@@ -33,7 +33,7 @@ class Agenda:
         heappush(self._calls, (self.now_s + seconds, next(self._order), call))
 
     def run(self) -> None:
-        """Until nothing is left to happen."""
+        """Runs all calls, and those that they add, in order of time."""
         while self._calls:
             self.now_s, _, call = heappop(self._calls)
             call()
@@ -41,7 +41,7 @@ class Agenda:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """A batch of n tokens takes overhead_s + n / tokens_per_s, times exp(normal of width `jitter`)."""
+    """A batch of n tokens takes overhead_s + n / tokens_per_s, times exp(normal with standard deviation `jitter`)."""
 
     tokens_per_s: float
     overhead_s: float = 0.0
@@ -56,7 +56,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A prompt, known by its number, and the tokens of the responses to it."""
+    """A prompt, identified by a number, and the lengths of its responses."""
 
     prompt: int
     prompt_tokens: int
@@ -64,13 +64,13 @@ class Request:
 
     @property
     def tokens(self) -> int:
-        """Computed for it where nobody else shares its prompt."""
+        """Tokens to compute if no other request shares the prompt."""
         return self.prompt_tokens + sum(self.response_tokens)
 
 
 @dataclass(slots=True, eq=False)
-class Place:
-    """A request inside a replica."""
+class Entry:
+    """An admitted request."""
 
     job: Job
     permit: Permit
@@ -78,60 +78,60 @@ class Place:
 
 
 class Replica:
-    """Takes requests in or refuses them, and computes them in batches, as `dense_reward.batching.batcher` does."""
+    """Admits or refuses requests, and computes them in batches as `dense_reward.batching.batcher` does."""
 
-    def __init__(self, machine: Machine, agenda: Agenda, random: np.random.Generator) -> None:
-        self.door = Door(machine.max_queue_tokens)
+    def __init__(self, machine: Machine, events: EventQueue, random: np.random.Generator) -> None:
+        self.admission = Admission(machine.max_queue_tokens)
         self.computed_tokens = 0
         self.busy_s = 0.0
-        self._machine, self._agenda, self._random = machine, agenda, random
-        self._waiting = Waiting(machine.max_batch_tokens)
-        self._places: dict[Job, Place] = {}
+        self._machine, self._events, self._random = machine, events, random
+        self._scheduler = Scheduler(machine.max_batch_tokens)
+        self._entries: dict[Job, Entry] = {}
         self._next: list[Member] | None = None
         self._is_busy = False
         self._engine = FakeEngine()
-        self._nobody = _future()
+        self._unused_future = _future()
 
     @property
     def requests_inside(self) -> int:
-        return len(self._places)
+        return len(self._entries)
 
-    def offer(self, request: Request, answered: Call) -> Place:
-        """Let a request in. Raises RequestError(queue_full | too_long)."""
-        self.door.check_wait(MAX_REQUEST_S)
-        permit = self.door.permit(0)
+    def submit(self, request: Request, answered: Call) -> Entry:
+        """Admits a request. Raises RequestError(queue_full | too_long)."""
+        self.admission.check_wait(MAX_REQUEST_S)
+        permit = self.admission.permit(0)
         permit.correct(request.tokens)
         job = self._job(request)
-        place = self._places[job] = Place(job, permit, answered)
-        self._waiting.add(job)
+        entry = self._entries[job] = Entry(job, permit, answered)
+        self._scheduler.add(job)
         self._prepare_ahead()
         self._work()
-        return place
+        return entry
 
-    def is_inside(self, place: Place) -> bool:
-        return place.job in self._places
+    def holds(self, entry: Entry) -> bool:
+        return entry.job in self._entries
 
-    def leave(self, place: Place) -> None:
-        """The caller hangs up: what waits is dropped, what is being computed is computed in vain."""
-        self._waiting.forget(place.job)
-        self._end(place.job)
+    def cancel(self, entry: Entry) -> None:
+        """The caller hangs up: queued work is dropped, work in the current batch is computed in vain."""
+        self._scheduler.forget(entry.job)
+        self._end(entry.job)
 
     def _job(self, request: Request) -> Job:
         prompt_P = np.array([request.prompt], dtype=np.int64).view(np.int32)
         trunk = Trunk(prompt_P, (NO_BRANCH,) * len(request.response_tokens))
         cost = Cost(request.prompt_tokens, request.response_tokens)
         units = deque(units_of(0, trunk, cost, self._machine.max_batch_tokens, None))
-        return Job(self._engine, units, Wants(), Terms(), [], len(units), self._nobody, self._agenda.now_s)
+        return Job(self._engine, units, Wants(), Terms(), [], len(units), self._unused_future, self._events.now_s)
 
     def _prepare_ahead(self) -> None:
-        """A full batch is taken while the device is busy; one that is not full may still grow."""
-        if self._is_busy and self._next is None and self._waiting.fills_a_batch:
-            self._next = self._waiting.take()
+        """Takes a full batch while the device is busy. A batch that is not full can still grow, so it stays queued."""
+        if self._is_busy and self._next is None and self._scheduler.fills_a_batch:
+            self._next = self._scheduler.take()
 
     def _work(self) -> None:
-        while not self._is_busy and (self._next or self._waiting):
-            batch, self._next = self._next or self._waiting.take(), None
-            wanted = [(job, unit) for job, unit in batch if job in self._places]
+        while not self._is_busy and (self._next or self._scheduler):
+            batch, self._next = self._next or self._scheduler.take(), None
+            wanted = [(job, unit) for job, unit in batch if job in self._entries]
             if wanted:
                 self._compute(wanted)
 
@@ -142,33 +142,33 @@ class Replica:
         self.busy_s += seconds
         self._is_busy = True
         self._prepare_ahead()
-        self._agenda.after(seconds, lambda: self._computed(batch, tokens, seconds))
+        self._events.after(seconds, lambda: self._computed(batch, tokens, seconds))
 
     def _computed(self, batch: list[Member], tokens: int, seconds: float) -> None:
-        """The next batch begins before anybody whom this one answered can ask again."""
+        """The next batch starts before the callers that this one answered can send again."""
         self._is_busy = False
-        self.door.measured(tokens, seconds)
+        self.admission.measured(tokens, seconds)
         for job, _ in batch:
             job.waiting -= 1
         answered = [self._end(job) for job in dict.fromkeys(job for job, _ in batch) if self._is_done(job)]
         self._work()
-        for place in answered:
-            place.answered()
+        for entry in answered:
+            entry.answered()
 
     def _is_done(self, job: Job) -> bool:
-        return job.waiting == 0 and job in self._places
+        return job.waiting == 0 and job in self._entries
 
-    def _end(self, job: Job) -> Place:
-        place = self._places.pop(job)
-        place.permit.__exit__()
-        return place
+    def _end(self, job: Job) -> Entry:
+        entry = self._entries.pop(job)
+        entry.permit.__exit__()
+        return entry
 
 
 NO_BRANCH = Branch(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.bool_))
 
 
 def _future() -> "asyncio.Future[None]":
-    """What the service's job has and nobody awaits here."""
+    """The service's Job needs a future; nothing awaits it here."""
     loop = asyncio.new_event_loop()
     try:
         return loop.create_future()

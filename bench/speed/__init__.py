@@ -1,1 +1,1 @@
-"""How fast the service is, beside transformers and vLLM and beside the matmul peak: `python -m bench.speed cpu`."""
+"""Speed of the service against transformers, vLLM and the matmul peak: `python -m bench.speed cpu`."""

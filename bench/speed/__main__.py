@@ -1,4 +1,4 @@
-"""`python -m bench.speed cpu`, `... gpu`, `... report` and `... lengths FILE`, from the repository's root."""
+"""Speed benchmark: `python -m bench.speed cpu | gpu | report | vllm_settings | lengths`, from the repository's root."""
 
 import argparse
 import os
@@ -8,41 +8,46 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from bench.speed import lengths, report
-from bench.speed.cells import Cell, Target, cells_of
-from bench.speed.run import run
-from bench.speed.stage import Stage
+from bench.speed import report
+from bench.speed.contestants import Launcher
+from bench.speed.runner import compare_vllm_settings, run
+from bench.speed.workload import Cell, Target, cells_of
 
 DEVICES: dict[Target, str] = {"cpu": "cpu", "gpu": "cuda"}
-VLLM_FOLDERS: dict[Target, str] = {"cpu": ".venv-vllm", "gpu": ".venv-vllm-gpu"}
+VLLM_FOLDERS: dict[Target, Path] = {"cpu": Path(".venv-vllm"), "gpu": Path(".venv-vllm-gpu")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 once all that was asked for is measured or written."""
-    signal.signal(signal.SIGTERM, _stop)  # so that contestants are ended too
+    """Returns exit code 0 once everything is measured or written."""
+    signal.signal(signal.SIGTERM, _stop)  # exit normally, which ends the contestants too
     options = _parser().parse_args(arguments)
-    if options.command == "report":
-        report.write()
-    elif options.command == "lengths":
-        lengths.make(options.file)
-    else:
-        _measure(options.command, options)
+    match options.command:
+        case "report":
+            report.write()
+        case "vllm_settings":
+            compare_vllm_settings(options.vllm)
+        case "lengths":
+            from bench.speed.inputs import make_lengths  # noqa: PLC0415 # torch costs seconds and memory
+
+            make_lengths(options.file)
+        case target:
+            _measure(target, options)
     return 0
 
 
 def _measure(target: Target, options: argparse.Namespace) -> None:
-    stage = Stage(DEVICES[target], options.dtype, options.threads, options.vllm or Path(VLLM_FOLDERS[target]))
-    run(target, chosen(cells_of(target), options.only), stage, rounds=options.rounds, fresh=options.fresh)
+    launcher = Launcher(DEVICES[target], options.dtype, options.threads, options.vllm or VLLM_FOLDERS[target])
+    run(target, chosen(cells_of(target), options.only), launcher, rounds=options.rounds, fresh=options.fresh)
 
 
 def chosen(cells: Sequence[Cell], only: str | None) -> Sequence[Cell]:
-    """Those that are named, in the order of measuring. Exits for a name that there is none of."""
+    """Returns the named cells in the order of measuring. Exits if a name is unknown."""
     if only is None:
         return cells
     names = only.split(",")
     unknown = sorted(set(names) - {cell.name for cell in cells})
     if unknown:
-        sys.exit(f"no cell {', '.join(unknown)}: there are {', '.join(cell.name for cell in cells)}")
+        sys.exit(f"unknown cells: {', '.join(unknown)}; choose from {', '.join(cell.name for cell in cells)}")
     return [cell for cell in cells if cell.name in names]
 
 
@@ -51,8 +56,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for target in DEVICES:
         _add_measuring(commands.add_parser(target, help=f"measure, and write bench/results/{target}.json"))
-    commands.add_parser("report", help="write docs/benchmarks.md's tables and the picture from bench/results")
-    making = commands.add_parser("lengths", help="make gsm8k_lengths.json anew")
+    commands.add_parser("report", help="write the tables of docs/benchmarks.md and the picture from bench/results")
+    settings = commands.add_parser("vllm_settings", help="compare vLLM's settings on a CPU")
+    settings.add_argument("vllm", type=Path, nargs="?", default=VLLM_FOLDERS["cpu"], help="environment with vLLM")
+    making = commands.add_parser("lengths", help="write bench/speed/gsm8k_lengths.json")
     making.add_argument("file", type=Path, help="GSM8K's training file, JSON lines of question and answer")
     return parser
 
@@ -63,8 +70,8 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=cores, help="default: all cores")
     parser.add_argument("--only", metavar="CELL,...", help="some cells; the file keeps the others of the same commit")
     parser.add_argument("--rounds", type=int, help="rounds of every cell, instead of its own number")
-    parser.add_argument("--fresh", action="store_true", help="measure also what an interrupted run has measured")
-    parser.add_argument("--vllm", type=Path, metavar="DIR", help="environment that holds vLLM")
+    parser.add_argument("--fresh", action="store_true", help="ignore rounds of an interrupted run")
+    parser.add_argument("--vllm", type=Path, metavar="DIR", help="environment with vLLM")
 
 
 def _stop(number: int, _: FrameType | None) -> None:

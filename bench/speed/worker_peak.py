@@ -1,4 +1,4 @@
-"""Worker: the fastest matmul that this machine does now, over a list of named shapes. The measure of all shares."""
+"""Worker: the speed of the fastest matmul on this machine now, over a list of shapes. Shares are relative to it."""
 
 import argparse
 import os
@@ -8,9 +8,9 @@ import torch
 import transformers
 from torch import Tensor
 
-from bench.speed.protocol import Answer, Facts, Question, serve
+from bench.speed.processes import Answer, Facts, Question, serve
 
-# rows x inputs x outputs, as the linear layers of the models have them
+# rows x inputs x outputs, from the linear layers of the models
 CPU_SHAPES = ((1024, 896, 4864), (1024, 4864, 896), (1152, 896, 896), (1024, 512, 1536), (2048, 4864, 896))
 GPU_SHAPES = ((8192, 1536, 8960), (8192, 8960, 1536), (8192, 3584, 18_944), (8192, 18_944, 3584), (8192, 8192, 8192))
 REPEATS = 5
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def chosen_dtype(wanted: str, device: str) -> str:
-    """auto: bfloat16 where the processor multiplies matrices of it, else float32."""
+    """Returns for auto: bfloat16 if the device has bfloat16 matmuls, else float32."""
     if wanted != "auto":
         return wanted
     fast = device != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -46,7 +46,7 @@ def circumstances(dtype: str, device: str) -> Facts:
 
 
 class Peak:
-    """Best of a few times over all shapes; the matrices are made once."""
+    """Fastest of a few repeats over all shapes. The matrices are made once."""
 
     def __init__(self, dtype: torch.dtype, device: str) -> None:
         shapes = CPU_SHAPES if device == "cpu" else GPU_SHAPES

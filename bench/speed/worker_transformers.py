@@ -1,4 +1,4 @@
-"""Worker: both checkpoints through transformers, as people write it (plain) and as well as it can be written (best)."""
+"""Worker: both checkpoints by transformers, as usually written (plain) and as fast as we could write it (best)."""
 
 import argparse
 import importlib.util
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from bench.speed.protocol import Answer, Facts, Logprobs, Question, serve, timed
-from bench.speed.workloads import Item
+from bench.speed.processes import Answer, Facts, Logprobs, Question, serve, timed
+from bench.speed.workload import Item
 
-Sequences = Sequence[tuple[list[int], int]]  # ids, and how many of them are prompt
+Sequences = Sequence[tuple[list[int], int]]  # ids, and the length of the prompt
 HEAD_ROWS = 512
 FLOAT32_BYTES = 4
 
@@ -50,7 +50,7 @@ def load(folder: Path, dtype: str, device: str, attention: str) -> PreTrainedMod
 
 
 class Pair:
-    """Answers questions of method plain or best."""
+    """Answers questions with method plain or best."""
 
     def __init__(self, models: Sequence[PreTrainedModel]) -> None:
         self._models = models
@@ -69,7 +69,7 @@ class Pair:
 
 @torch.inference_mode()
 def plain(model: PreTrainedModel, sequences: Sequences, batch: int) -> Logprobs:
-    """Batches in the order given, padded on the right and masked; logits and log-softmax of every position."""
+    """Batches in the given order, padded on the right and masked; logits and log-softmax of every position."""
     found = []
     for part in batches(sequences, batch):
         ids_BL, mask_BL = padded(part, model.device)
@@ -83,7 +83,7 @@ def plain(model: PreTrainedModel, sequences: Sequences, batch: int) -> Logprobs:
 
 @torch.inference_mode()
 def best(model: PreTrainedModel, sequences: Sequences, batch: int) -> Logprobs:
-    """Batches of similar length, no mask (padding comes after all that counts); the head on the response alone."""
+    """Batches of similar length without a mask (padding is on the right); the head only on response positions."""
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i][0]))
     found: dict[int, Tensor] = {}
     for indices in [order[start : start + batch] for start in range(0, len(order), batch)]:
@@ -98,7 +98,7 @@ def best(model: PreTrainedModel, sequences: Sequences, batch: int) -> Logprobs:
 
 
 def head_logprobs(model: PreTrainedModel, rows_ND: Tensor, targets_N: Tensor) -> Tensor:
-    """float32 [N], some rows at a time."""
+    """float32 [N], computed in chunks of rows."""
     logprobs = []
     for start in range(0, len(rows_ND), HEAD_ROWS):
         logits_CV = model.lm_head(rows_ND[start : start + HEAD_ROWS]).float()
@@ -121,9 +121,9 @@ def padded(sequences: Sequences, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def check_memory(model: PreTrainedModel, ids_BL: Tensor) -> None:
-    """Raises MemoryError where logits and log-probs of all positions would not fit into the machine's memory.
+    """Raises MemoryError if logits and log-probs of all positions do not fit into free memory.
 
-    The kernel would end some process for it. A GPU's allocator says it itself.
+    Otherwise the kernel would kill a process. A GPU's allocator raises by itself.
     """
     if model.device.type != "cpu":
         return
@@ -131,7 +131,7 @@ def check_memory(model: PreTrainedModel, ids_BL: Tensor) -> None:
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(lines["MemAvailable"].split()[0]) * 1024
     if needed > free:
-        raise MemoryError(f"logits of all positions need {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+        raise MemoryError(f"logits of all positions need {needed / 1e9:.1f} GB, only {free / 1e9:.1f} GB are free")
 
 
 if __name__ == "__main__":

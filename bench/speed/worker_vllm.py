@@ -1,6 +1,6 @@
-"""Worker: one checkpoint through vLLM's prompt log-probs. Runs in an environment that holds vLLM and numpy alone.
+"""Worker: one checkpoint by vLLM's prompt log-probs. Runs in an environment with only vLLM and numpy.
 
-Settings are those that were fastest where they were tried: see docs/benchmarks.md.
+For its settings see docs/benchmarks.md.
 """
 
 import argparse
@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 
 import numpy as np
-import vllm  # type: ignore[import-not-found, unused-ignore] # in an environment of its own
+import vllm  # type: ignore[import-not-found, unused-ignore] # only in .venv-vllm
 from vllm import LLM, SamplingParams  # type: ignore[import-not-found, unused-ignore]
 
-from bench.speed.protocol import Answer, Facts, Logprobs, Question, serve, timed
-from bench.speed.workloads import Item
+from bench.speed.processes import Answer, Facts, Logprobs, Question, serve, timed
+from bench.speed.workload import Item
 
 MAX_LENGTH_TOKENS = 2048
 SETTINGS: dict[str, object] = {"skip_tokenizer_init": True, "max_model_len": MAX_LENGTH_TOKENS}
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--folder", required=True)
     parser.add_argument("--dtype", required=True)
     parser.add_argument("--device", required=True)
-    parser.add_argument("--compiled", action="store_true", help="on a CPU too")
+    parser.add_argument("--compiled", action="store_true", help="compile on a CPU too")
     options = parser.parse_args()
 
     def start() -> tuple[Facts, "Checkpoint"]:
@@ -37,13 +37,13 @@ def main() -> None:
 
 
 def environment() -> dict[str, object]:
-    """What it was told in the environment; no paths."""
-    told = {name: value for name, value in os.environ.items() if name.startswith("VLLM_CPU_")}
-    return {**told, "LD_PRELOAD": [Path(path).name for path in os.environ.get("LD_PRELOAD", "").split(":")]}
+    """Returns vLLM's environment variables, without paths."""
+    variables = {name: value for name, value in os.environ.items() if name.startswith("VLLM_CPU_")}
+    return {**variables, "LD_PRELOAD": [Path(path).name for path in os.environ.get("LD_PRELOAD", "").split(":")]}
 
 
 class Checkpoint:
-    """Log-probs of the responses of all items, from one call of vLLM a request."""
+    """Log-probs of all responses, from one call of vLLM per request."""
 
     def __init__(self, model: LLM) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""The keys that `make estimators` publishes: ratios within a seed, at chosen and at the fastest rates, and gains."""
+"""Figures of `make estimators`: ratios within a seed, at the chosen and at the fastest rates, and gains."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The parts of `make reliability` that decide what counts as right, and one experiment of it in small."""
+"""The parts of `make reliability` that decide which answers are right, and the results file."""
 
 import asyncio
 import json
@@ -6,15 +6,14 @@ import random
 from collections import Counter
 from pathlib import Path
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-from bench.reliability import __main__ as command  # noqa: E402
-from bench.reliability import fuzz, slow_sockets  # noqa: E402
-from bench.reliability.load import Known, Outcome, ask, requests  # noqa: E402
-from bench.reliability.server import percentile  # noqa: E402
+from bench.reliability import __main__ as command
+from bench.reliability import bad_clients
+from bench.reliability.load import Known, Outcome, ask, requests
+from bench.reliability.server import percentile
 
 
 def test_requests_are_all_different_and_always_the_same() -> None:
@@ -44,20 +43,20 @@ def test_an_answer_is_right_only_with_every_reward(rewards: list[list[float]], r
 
 
 def test_what_becomes_of_a_request_is_counted() -> None:
-    def answer(request: httpx.Request) -> httpx.Response:
+    def answer(request: httpx2.Request) -> httpx2.Response:
         match json.loads(request.content)["at"]:
             case "full":
-                return httpx.Response(429)
+                return httpx2.Response(429)
             case "broken":
-                raise httpx.ReadError("cut off")
+                raise httpx2.ReadError("cut off")
             case "gone":
-                raise httpx.ConnectError("nobody")
+                raise httpx2.ConnectError("refused")
             case value:
-                return httpx.Response(200, json={"results": [{"reward": [value]}]})
+                return httpx2.Response(200, json={"results": [{"reward": [value]}]})
 
     async def ask_all() -> tuple[Outcome, list[int | None]]:
         outcome = Outcome()
-        async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://a") as client:
+        async with httpx2.AsyncClient(transport=httpx2.MockTransport(answer), base_url="http://a") as client:
             asked = [Known({"at": at}, 1, (np.ones(1),)) for at in (1.0, 2.0, "full", "broken", "gone")]
             return outcome, [await ask(client, known, outcome) for known in asked]
 
@@ -77,14 +76,14 @@ def test_percentiles_are_values_that_were_seen() -> None:
 
 def test_mutated_requests_are_mostly_broken_and_still_requests() -> None:
     draw = random.Random(0)
-    made = [fuzz._request(draw, b'{"text": "a"}') for _ in range(300)]
+    made = [bad_clients._request(draw, b'{"text": "a"}') for _ in range(300)]
     assert len(set(made)) > 250
     assert sum(b"HTTP/1.1" in one for one in made) > 200
     assert sum(one.endswith(b'\r\n\r\n{"text": "a"}') for one in made) > 30
 
 
 def test_bodies_of_malice_are_what_they_claim() -> None:
-    framed = slow_sockets._framed(b"[[", b"A: b\r\n")
+    framed = bad_clients._framed(b"[[", b"A: b\r\n")
     head, _, body = framed.partition(b"\r\n\r\n")
     assert body == b"[["
     assert b"A: b" in head
@@ -107,4 +106,4 @@ def test_an_experiment_is_written_beside_the_others(tmp_path: Path, monkeypatch:
 def test_an_unknown_experiment_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         command.main(["overlord"])
-    assert "no experiment 'overlord'; there are overload" in capsys.readouterr().err
+    assert "unknown experiment 'overlord'; choose from overload" in capsys.readouterr().err

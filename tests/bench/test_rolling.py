@@ -1,4 +1,4 @@
-"""What counts as failed in `make rolling`, and that the proxy takes the configuration that is shipped."""
+"""Which requests count as failed in `make rolling`, and that haproxy accepts the shipped configuration."""
 
 import shutil
 import subprocess
@@ -8,15 +8,16 @@ import pytest
 from dense_reward_trainer.runs.local_service import free_port
 from running_service import wait_until
 
+from bench import rolling
+from bench.rolling import CONFIGURATION, Load, Replacement, configured, figures, proxy
+
 ROOT = Path(__file__).resolve().parents[2]
-from bench import rolling  # noqa: E402
-from bench.rolling import CONFIGURATION, Load, Replacement, configured, figures, proxy  # noqa: E402
 
 SHIPPED = (ROOT / CONFIGURATION).read_text("utf-8")
 needs_haproxy = pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed")
 
 
-def proxy_says(file: Path) -> tuple[int, str]:
+def checked_by_proxy(file: Path) -> tuple[int, str]:
     done = subprocess.run(["haproxy", "-c", "-f", str(file)], capture_output=True, text=True, check=False)
     return done.returncode, done.stdout + done.stderr
 
@@ -26,9 +27,9 @@ def test_the_proxy_takes_what_is_shipped_and_what_is_measured(tmp_path: Path) ->
     measured = tmp_path / "haproxy.cfg"
     measured.write_text(configured(SHIPPED, 8000, [8001, 8002]))
     for file in (ROOT / CONFIGURATION, measured):
-        code, words = proxy_says(file)
-        assert code == 0, words
-        assert "warning" not in words.lower()
+        code, output = checked_by_proxy(file)
+        assert code == 0, output
+        assert "warning" not in output.lower()
 
 
 def test_only_addresses_differ_between_what_is_shipped_and_what_is_measured() -> None:
@@ -49,17 +50,17 @@ def test_as_the_chart_nothing_is_tried_again() -> None:
 
 
 @needs_haproxy
-def test_the_proxy_is_told_which_replica_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_proxy_takes_a_replica_out_by_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path(CONFIGURATION.parent).mkdir(parents=True)
     CONFIGURATION.write_text(SHIPPED)
     port = free_port()
     with proxy([port], retries=False) as front:
         wait_until(front.control.exists, 10.0)
-        front.tell(port, "maint")
-        front.tell(port, "ready")
+        front.set_state(port, "maint")
+        front.set_state(port, "ready")
         with pytest.raises(RuntimeError, match="haproxy"):
-            front.tell(port, "gone")
+            front.set_state(port, "gone")
 
 
 def test_no_two_replicas_have_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,15 +81,15 @@ def test_a_configuration_without_a_place_for_addresses_is_refused(line: str) -> 
 
 
 def test_whatever_is_not_answered_rightly_has_failed() -> None:
-    load = Load(asked=10)
+    load = Load(sent=10)
     load.outcome.statuses.update({200: 6, 503: 1})
     load.outcome.wrong = 1
     load.large.update({"answered": 5, "failed": 2})
     assert load.failed == 4 + 1 + 2
-    told = figures(load, [Replacement(1.0, 2.0, 0), Replacement(3.0, 4.0, 143)], 60.0)
-    assert told["rolling_failed"] == 4 + 1 + 2 + 1
-    assert told["unanswered"] == 3
-    assert told["replaced"] == 2
+    found = figures(load, [Replacement(1.0, 2.0, 0), Replacement(3.0, 4.0, 143)], 60.0)
+    assert found["rolling_failed"] == 4 + 1 + 2 + 1
+    assert found["unanswered"] == 3
+    assert found["replaced"] == 2
 
 
 def test_without_a_proxy_nothing_is_measured(

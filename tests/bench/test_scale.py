@@ -1,32 +1,25 @@
-"""The simulated cluster loses nothing, waits as queueing theory says, and is the same for the same seed."""
+"""The simulated cluster loses no request, waits as queueing theory predicts, and is the same for the same seed."""
 
 import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-from bench.scale.cluster import Route, Scaling  # noqa: E402
-from bench.scale.jobs import Bursts  # noqa: E402
-from bench.scale.questions import Outcome, Setup, formula_s, simulate  # noqa: E402
-from bench.scale.reality import (  # noqa: E402
-    Cell,
-    Overload,
-    closed_loop,
-    measured_machine,
-    open_loop,
-    overload_measured,
-)
-from bench.scale.replica import Agenda, Machine, Replica, Request  # noqa: E402
+from bench.scale import page
+from bench.scale.cluster import Route, Scaling
+from bench.scale.jobs import Bursts
+from bench.scale.questions import Outcome, Setup, formula_s, simulate
+from bench.scale.replica import EventQueue, Machine, Replica, Request
+from bench.scale.validation import Cell, Overload, closed_loop, measured_machine, open_loop, overload_measured
+from bench.tables import block_of
 
 MACHINE = Machine(1000.0, jitter=0.05, max_batch_tokens=2000)
 BURSTS = Bursts(8, 4, prompt_tokens=100, response_tokens=(50, 150), away_s=20.0, steps=6)
 ONE_BY_ONE = Machine(1000.0, max_batch_tokens=1000)
-"""With the requests of `equal_requests` each is a batch of its own, and takes a second."""
+"""Each of `equal_requests` is a separate batch on it, and takes a second."""
 
 
 def equal_requests() -> Iterator[Request]:
@@ -41,7 +34,7 @@ SETUPS = {
     "roomy": Setup(MACHINE, 2, jobs=3, bursts=BURSTS),
     "full": Setup(short_queue(2000), 1, jobs=4, bursts=BURSTS),
     "hopeless": Setup(short_queue(1000), 1, jobs=4, bursts=replace(BURSTS, retry_for_s=3.0)),
-    "hasty": Setup(MACHINE, 1, jobs=4, bursts=replace(BURSTS, timeout_s=5.0, retry_for_s=20.0)),
+    "impatient": Setup(MACHINE, 1, jobs=4, bursts=replace(BURSTS, timeout_s=5.0, retry_for_s=20.0)),
     "autoscaled": Setup(MACHINE, 1, jobs=3, bursts=BURSTS, scaling=Scaling(1, 4, 1000, 5.0, settle_s=15.0)),
     "apart": Setup(MACHINE, 2, jobs=3, bursts=replace(BURSTS, together=False), route="sticky_bounded"),
 }
@@ -54,7 +47,7 @@ def test_every_request_ends_in_an_answer_or_is_given_up(name: str) -> None:
     tally, bursts = outcome.tally, setup.bursts
     each = 1 if bursts.together else bursts.responses
     assert tally.requests == setup.jobs * bursts.steps * bursts.prompts * each
-    assert tally.answered + tally.given_up == tally.requests
+    assert tally.answered + tally.failed == tally.requests
     assert tally.answered + tally.refused + tally.hung_up == tally.attempts
     assert len(tally.step_s) == setup.jobs * bursts.steps
 
@@ -63,10 +56,10 @@ def test_each_way_out_is_taken() -> None:
     tallies = {name: simulate(setup).tally for name, setup in SETUPS.items()}
     assert tallies["roomy"].attempts == tallies["roomy"].answered
     assert tallies["full"].refused > 0
-    assert tallies["full"].given_up == 0
-    assert tallies["hopeless"].given_up > 0
+    assert tallies["full"].failed == 0
+    assert tallies["hopeless"].failed > 0
     assert tallies["hopeless"].failed_steps > 0
-    assert tallies["hasty"].hung_up > 0
+    assert tallies["impatient"].hung_up > 0
     assert simulate(SETUPS["autoscaled"]).most_replicas > 1
 
 
@@ -93,7 +86,7 @@ def test_mean_wait_is_that_of_a_queue_with_random_arrivals_and_equal_services(lo
 
 @pytest.mark.parametrize(("load", "places"), [(0.9, 3), (1.5, 5)])
 def test_so_many_are_refused_as_a_queue_of_so_many_places_refuses(load: float, places: int) -> None:
-    """M/D/1/K, by the chain of those left behind by a departure."""
+    """M/D/1/K, by the Markov chain of the requests that remain at a departure."""
     machine = replace(ONE_BY_ONE, max_queue_tokens=1000 * places)
     calls = open_loop(machine, equal_requests(), load, seconds=20_000, seed=1)
     assert calls.refused / calls.sent == pytest.approx(refused_share(load, places), abs=0.01)
@@ -152,18 +145,18 @@ def test_a_replica_that_comes_too_late_gains_nothing_and_one_that_comes_at_once_
 
 
 def test_who_hangs_up_takes_its_waiting_work_along() -> None:
-    agenda = Agenda()
-    replica = Replica(ONE_BY_ONE, agenda, np.random.default_rng(0))
+    events = EventQueue()
+    replica = Replica(ONE_BY_ONE, events, np.random.default_rng(0))
     answered: list[int] = []
     requests = list(itertools.islice(equal_requests(), 3))
-    places = [replica.offer(one, lambda number=one.prompt: answered.append(number)) for one in requests]  # type: ignore[misc]
-    replica.leave(places[0])  # is being computed
-    replica.leave(places[1])
-    assert replica.door.held_tokens == 1000
-    agenda.run()
+    entries = [replica.submit(one, lambda number=one.prompt: answered.append(number)) for one in requests]  # type: ignore[misc]
+    replica.cancel(entries[0])  # in the current batch
+    replica.cancel(entries[1])
+    assert replica.admission.held_tokens == 1000
+    events.run()
     assert answered == [2]
     assert replica.computed_tokens == 2000
-    assert replica.door.held_tokens == 0
+    assert replica.admission.held_tokens == 0
 
 
 def test_a_machine_is_read_from_what_was_measured() -> None:
@@ -177,12 +170,17 @@ def test_a_machine_is_read_from_what_was_measured() -> None:
 
 
 def test_the_measured_experiment_is_read() -> None:
-    told = {"statuses": {"200": 3}, "answered_p50_ms": 1.0, "answered_p99_ms": 2.0}
+    closed = {"statuses": {"200": 3}, "answered_p50_ms": 1.0, "answered_p99_ms": 2.0}
     experiment: Overload = {
         "figures": {"goodput_ratio": 0.9},
         "requests_per_s": {"capacity": 1.0},
-        "closed": told,  # type: ignore[typeddict-item]
+        "closed": closed,  # type: ignore[typeddict-item]
         "open": {"statuses": {"200": 3, "429": 1}, "answered_p50_ms": 3.0, "answered_p99_ms": 4.0},
     }
     found = overload_measured(experiment)
     assert (found["goodput_ratio"], found["refusal_share"], found["open_p99_ms"]) == (0.9, 0.25, 4.0)
+
+
+def test_the_page_holds_the_tables_of_the_results() -> None:
+    for name, body in page.blocks().items():
+        assert block_of(page.PAGE, name) == body, "run `python -m bench.scale page`"

@@ -1,4 +1,4 @@
-"""The speed benchmark counts what is needed, scores the same ids each time, and takes up what it has measured."""
+"""The speed benchmark counts only necessary work, scores the same ids each time, and reuses finished rounds."""
 
 import json
 import os
@@ -10,14 +10,11 @@ import pytest
 import torch
 from tiny_models import plain_logprobs, tiny_model
 
-ROOT = Path(__file__).resolve().parents[2]
-from bench.speed.cells import Target, cells_of  # noqa: E402
-from bench.speed.contestants import Run  # noqa: E402
-from bench.speed.flops import causal_pairs, flops_of  # noqa: E402
-from bench.speed.ledger import Ledger  # noqa: E402
-from bench.speed.outcome import E_CELLS, figures  # noqa: E402
-from bench.speed.processes import Group  # noqa: E402
-from bench.speed.record import (  # noqa: E402
+from bench.speed import contestants, report
+from bench.speed.contestants import Launcher, Run, ServiceRun
+from bench.speed.processes import Group
+from bench.speed.results import (
+    E_CELLS,
     Circumstances,
     Measured,
     Peak,
@@ -25,14 +22,27 @@ from bench.speed.record import (  # noqa: E402
     Round,
     Rounding,
     Timed,
+    figures,
     read_results,
     write_results,
 )
-from bench.speed.rounds import DisagreementError, compared  # noqa: E402
-from bench.speed.service import ServiceRun  # noqa: E402
-from bench.speed.shapes import SHAPES, Shape  # noqa: E402
-from bench.speed.worker_transformers import best, plain  # noqa: E402
-from bench.speed.workloads import Workload, draw, gsm8k_lengths, read, same_lengths, write  # noqa: E402
+from bench.speed.runner import DisagreementError, Ledger, compared
+from bench.speed.worker_transformers import best, plain
+from bench.speed.workload import (
+    SHAPES,
+    Shape,
+    Target,
+    Workload,
+    causal_pairs,
+    cells_of,
+    draw,
+    flops_of,
+    gsm8k_lengths,
+    read,
+    same_lengths,
+    write,
+)
+from bench.tables import block_of
 
 KEYS = {
     "a_05b_vs_vllm",
@@ -67,7 +77,7 @@ def measured(*rounds: Round, flops: int = 10**9) -> Measured:
 
 
 def test_operations_are_those_counted_by_hand() -> None:
-    shape = Shape(hidden=4, layers=2, heads=2, key_value_heads=1, intermediate=3, vocabulary=10)
+    shape = Shape(hidden=4, layers=2, heads=2, key_value_heads=1, intermediate=3, vocab_size=10)
     weights = 4 * 4 + 4 * 2 + 4 * 2 + 4 * 4 + 3 * 4 * 3  # query, key, value, output, MLP
     assert shape.layer_weights == weights
     # a prompt of 2, responses of 2 and 3: 2 + 1 + 2 positions, 1 + 1 + 2 rows, 3 + (2 + 1) + (2 * 2 + 3) pairs
@@ -83,8 +93,8 @@ def test_the_last_token_of_a_response_costs_nothing() -> None:
 
 def test_parameters_are_those_of_the_models_that_shapes_are_named_after() -> None:
     half, seven = SHAPES["05b"], SHAPES["7b"]
-    assert half.layers * half.layer_weights + half.hidden * half.vocabulary == pytest.approx(0.494e9, rel=0.01)
-    assert seven.layers * seven.layer_weights + 2 * seven.hidden * seven.vocabulary == pytest.approx(7.6e9, rel=0.01)
+    assert half.layers * half.layer_weights + half.hidden * half.vocab_size == pytest.approx(0.494e9, rel=0.01)
+    assert seven.layers * seven.layer_weights + 2 * seven.hidden * seven.vocab_size == pytest.approx(7.6e9, rel=0.01)
 
 
 def test_a_workload_is_the_same_each_time_and_another_in_each_round(tmp_path: Path) -> None:
@@ -197,4 +207,20 @@ def test_a_paused_group_is_stopped_with_its_children_and_ends_with_its_block(tmp
     assert stdin is not None
     assert stdout is not None
     with stdin, stdout:
-        assert stdout.read() == "", "the end of it comes once the child that shares it is gone too"
+        assert stdout.read() == "", "stdout only ends once the child that shares it has ended too"
+
+
+def test_vllm_runs_in_the_environment_of_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "vllm").touch()
+    found: list[dict[str, str]] = []
+    monkeypatch.setattr(contestants, "Worker", lambda _, *, log, environment: found.append(environment))
+    launcher = Launcher("cpu", "float32", 0, tmp_path)
+    launcher.vllm(tmp_path, "sft")
+    launcher.vllm(tmp_path, "sft", VLLM_CPU_OMP_THREADS_BIND="auto")
+    assert found[0]["VLLM_CPU_OMP_THREADS_BIND"] != "auto"
+    assert found[1] == found[0] | {"VLLM_CPU_OMP_THREADS_BIND": "auto"}
+
+
+def test_the_page_holds_the_tables_of_the_results() -> None:
+    assert block_of(report.PAGE, report.BLOCK) == report.block(report.read()), "run `python -m bench.speed report`"

@@ -1,4 +1,4 @@
-"""A running queue, and what tests ask of it."""
+"""Runs a batcher around one engine, and helpers to submit to it and check its scores."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
@@ -15,7 +15,7 @@ BUDGET_TOKENS = 100
 
 
 class OneEngine:
-    """A queue of which all ask the same engine."""
+    """A Batcher whose requests all go to the same engine."""
 
     def __init__(self, engine: Engine, metrics: Metrics, *, max_batch_tokens: int, max_queue_tokens: int) -> None:
         self._engine = engine
@@ -41,7 +41,7 @@ async def running(engine: Engine, *, max_batch_tokens: int = BUDGET_TOKENS) -> A
 
 
 async def soon(answer: Awaitable[T]) -> T:
-    """The answer; silence is a failure."""
+    """The answer. Raises TimeoutError if none comes."""
     return await asyncio.wait_for(answer, PATIENCE_S)
 
 
@@ -50,14 +50,14 @@ def submitted(work: Coroutine[object, object, T]) -> "asyncio.Task[T]":
 
 
 async def held_by(gate: Gate, *tasks: "asyncio.Task[Computed]") -> None:
-    """Returns once the gate holds a batch and the tasks have had their turn to queue up."""
+    """Returns once the gate holds a batch and the event loop has queued what the tasks submit."""
     assert await asyncio.to_thread(gate.entered.wait, PATIENCE_S)
     await asyncio.sleep(0)
     assert not any(task.done() for task in tasks)
 
 
 def assert_named(computed: Computed, trunks: Sequence[Trunk]) -> None:
-    """Every branch of every trunk, in order, with the scores of that very branch."""
+    """The scores are those of `named_scores`: every branch of every trunk, in order."""
     assert [len(branches) for branches in computed.scores] == [len(trunk.branches) for trunk in trunks]
     for prompt, branches in zip(trunks, computed.scores, strict=True):
         for branch, scores in zip(prompt.branches, branches, strict=True):

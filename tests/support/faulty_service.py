@@ -1,4 +1,4 @@
-"""A small real HTTP server that speaks the service's contract with made-up rewards, and misbehaves when told to."""
+"""A real HTTP server with the service's contract and made-up rewards, which misbehaves on request."""
 
 import base64
 import json
@@ -34,12 +34,12 @@ CARD = ModelCard(
 
 
 def made_up_reward(ids: Sequence[int]) -> list[float]:
-    """Of each id, exact in float32."""
+    """The reward of each id, exact in float32."""
     return [(i * 37 % 101 - 50) / 8 for i in ids]
 
 
 def scored_ids(item: Item) -> list[list[int]]:
-    """The ids of each response; a text's ids are its bytes."""
+    """The scored ids of each response; the ids of a text are its bytes."""
     if item.response_ids is not None:
         return item.response_ids
     if item.token_ids is not None and item.score_mask is not None:
@@ -77,7 +77,7 @@ def as_base64(row: Mapping[str, object]) -> Row:
 
 
 def answer_to(request: ScoreRequest) -> dict[str, object]:
-    """An honest answer; an item with an empty prompt_ids is bad."""
+    """A correct answer. An item with an empty prompt_ids is answered with an error."""
     rows: list[Row] = []
     for index, item in enumerate(request.listed()):
         if item.prompt_ids == []:
@@ -88,13 +88,13 @@ def answer_to(request: ScoreRequest) -> dict[str, object]:
         rows = [as_base64(row) for row in rows]
     model = CARD.model_dump(include={"name", "sft", "reference", "tokenizer_sha256", "revision", "related"})
     usage = {"prompt_tokens": 1, "response_tokens": 2, "scored_tokens": 2}
-    timing = {"encode_s": 0.0, "queue_s": 0.0, "compute_s": 0.1, "describe_s": 0.0, "total_s": 0.1}
+    timing = {"encode_s": 0.0, "queue_s": 0.0, "compute_s": 0.1, "describe_s": 0.05, "total_s": 0.15}
     return {"id": "answer-1", "model": model, "results": rows, "usage": usage, "timing": timing}
 
 
 @dataclass
-class UnrulyService:
-    """Runs in a thread while it is a context. Requests take the next trick; without one they are answered honestly."""
+class FaultyService:
+    """Runs in a thread while its context is open. Plays the next trick on a request, or answers it correctly."""
 
     tricks: deque[Trick] = field(default_factory=deque)
     bodies: list[bytes] = field(default_factory=list)
@@ -110,7 +110,7 @@ class UnrulyService:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
-    def __enter__(self) -> "UnrulyService":
+    def __enter__(self) -> "FaultyService":
         self._thread.start()
         return self
 
@@ -121,13 +121,13 @@ class UnrulyService:
 
 
 class Server(ThreadingHTTPServer):
-    service: UnrulyService
+    service: FaultyService
     daemon_threads = True
     request_queue_size = 256
 
 
 class Handler(BaseHTTPRequestHandler):
-    """HTTP/1.1 with connections kept alive, as the real service."""
+    """HTTP/1.1 with connections kept alive, like the real service."""
 
     server: Server
     protocol_version = "HTTP/1.1"
@@ -167,14 +167,14 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """Silent."""
+        """Logs nothing."""
 
 
 def refuse(status: int, code: str, **headers: str) -> Trick:
-    """An error in the service's own words."""
+    """An error in the format of the service."""
     error = {"code": code, "message": f"it is {code}", "param": "prompt", "items": None, "request_id": "req-1"}
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return lambda handler: handler.send_json(status, {"error": error}, named)
+    dashed = {name.replace("_", "-"): value for name, value in headers.items()}
+    return lambda handler: handler.send_json(status, {"error": error}, dashed)
 
 
 def drop_before_answer(handler: Handler) -> None:
@@ -190,7 +190,7 @@ def drop_in_body(handler: Handler) -> None:
 
 
 def altered(change: Callable[[dict[str, object], list[Row]], None]) -> Trick:
-    """An honest answer, changed before it is sent."""
+    """A correct answer, changed before it is sent."""
 
     def trick(handler: Handler) -> None:
         request = ScoreRequest.model_validate_json(handler.server.service.bodies[-1])

@@ -1,6 +1,6 @@
-"""Tokenizers of the families that are in use, trained in memory on a few sentences, and texts that split badly.
+"""Tokenizers of the families in use, trained in memory on a few sentences, and texts whose characters split badly.
 
-No files, no network; each tokenizer is made once.
+Needs no files and no network. Each tokenizer is trained once per process.
 """
 
 import json
@@ -23,7 +23,7 @@ SENTENCES = (
     "👩‍🔬🚀 🚀🚀 ééé",
 ) * 3
 
-# Line breaks are words of their own, whatever follows them.
+# A line break is a separate word, whatever follows it.
 LLAMA_3_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -52,7 +52,7 @@ NOTHING_AFTER = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-# As Qwen3 does: the thoughts of earlier turns are dropped once the conversation goes on.
+# Like Qwen3: the thoughts of earlier turns are dropped once the conversation goes on.
 FORGETS_THOUGHTS = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{{ message.content if loop.last else message.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
@@ -71,7 +71,7 @@ TEXTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=5), max_size=8).m
 def chatml(
     template: str | None = CHATML, eos: str | None = "<|endoftext|>", more_specials: tuple[str, ...] = ()
 ) -> TransformersTokenizer:
-    """GPT-2's and Qwen's family: byte-level BPE that adds nothing; its EOS is not what ends a turn."""
+    """The family of GPT-2 and Qwen: byte-level BPE that adds no BOS. Its EOS is not the token that ends a turn."""
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend = _byte_level(["<|endoftext|>", "<|im_start|>", "<|im_end|>", *more_specials], words)
     return _wrapped(backend, template, additional_special_tokens=["<|im_start|>", "<|im_end|>"], eos_token=eos)
@@ -79,7 +79,7 @@ def chatml(
 
 @cache
 def llama_like() -> TransformersTokenizer:
-    """Llama 3's family: byte-level BPE whose post-processor adds BOS, with a template that writes BOS and trims."""
+    """The family of Llama 3: byte-level BPE. Its post-processor adds BOS; its template writes BOS and trims."""
     specials = ["<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     words = pre_tokenizers.Split(Regex(LLAMA_3_WORDS), "isolated")
     backend = _byte_level(
@@ -93,7 +93,7 @@ def llama_like() -> TransformersTokenizer:
 
 @cache
 def gemma_like() -> TransformersTokenizer:
-    """SentencePiece BPE with a space before the text and bytes for what it does not know; adds BOS."""
+    """SentencePiece BPE that adds BOS, puts a space before the text, and falls back to bytes for unknown characters."""
     specials = ["<unk>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"]
     backend = Backend(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -109,7 +109,7 @@ def gemma_like() -> TransformersTokenizer:
 
 @cache
 def unigram() -> TransformersTokenizer:
-    """SentencePiece Unigram, whose vocabulary holds its special tokens as ordinary pieces; <unk> for the unknown."""
+    """SentencePiece Unigram. Its special tokens are ordinary pieces of its vocabulary; unknown characters are <unk>."""
     pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -3.0)]
     pieces += [(character, -6.0) for character in sorted({c for text in SENTENCES[:2] for c in text if c != "\n"})]
     pieces += [("▁Hello", -4.0), ("▁the", -4.0), ("ell", -5.0), ("user", -5.0), ("▁world", -4.5)]
@@ -135,12 +135,12 @@ def made(family: str) -> Tokenizer:
 
 
 def names(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """What the ids are called: special tokens by their strings, others by their text."""
+    """Each id as a string: special tokens by their names, others by their text."""
     return tokenizer.pieces([int(i) for i in ids])
 
 
 def controls(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """The special tokens among the ids, <unk> left out."""
+    """The special tokens among the ids, without <unk>."""
     specials = [int(i) for i in ids if int(i) in tokenizer.special_ids]
     return [name for name in tokenizer.pieces(specials) if name != "<unk>"]
 
@@ -167,7 +167,7 @@ def _train(
 
 
 def _without_added(backend: Backend, tokens: Sequence[str]) -> Backend:
-    """The same with these tokens in the model's vocabulary alone: the trainer would have them found in text."""
+    """The tokenizer with these tokens only in the model's vocabulary: as added tokens they would be found in text."""
     description = json.loads(backend.to_str())
     description["added_tokens"] = [t for t in description["added_tokens"] if t["content"] not in tokens]
     return Backend.from_str(json.dumps(description))

@@ -1,1 +1,1 @@
-"""Requests to batches: admission, order, deduplication, packing, the loop that runs them."""
+"""From requests to batches: admission, order, deduplication, packing, and the loop that runs the batches."""

@@ -1,4 +1,4 @@
-"""Who is let in: the tokens of all requests inside, and the permits that they hold. Knows no queue and no device."""
+"""Admission control: permits for the tokens of all requests inside the service. Knows no queue and no device."""
 
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ from dense_reward.errors import refuse
 
 @dataclass(slots=True)
 class Permit:
-    """The right to hold `tokens` of the queue, taken at the door; a context manager that gives it back."""
+    """The right to hold `tokens` of the queue's capacity. A context manager: leaving it releases them."""
 
     admission: "Admission"
     tokens: int
@@ -20,9 +20,9 @@ class Permit:
         self.tokens = 0
 
     def correct(self, tokens: int) -> None:
-        """Replace the estimate by the count. Raises RequestError: queue_full, or too_long for what never fits.
+        """Replace the estimate by the count. Raises RequestError: queue_full, or too_long if the count can never fit.
 
-        Whoever holds a token is in, and is not sent away for having been estimated too low.
+        A request that holds at least one token was admitted: it is not refused because its estimate was too low.
         """
         admission = self.admission
         if tokens > admission.capacity_tokens:
@@ -38,10 +38,10 @@ class Permit:
 
 @dataclass(slots=True)
 class Admission:
-    """Counts the tokens of all requests that were let in; `rate` is the measured tokens per second of the device.
+    """Counts the tokens of all admitted requests, and measures the tokens per second of the device.
 
-    While there is room for a token, a request of any size is let in: were it to wait for all of its room, small ones
-    would take it again and again. So the queue may hold a request more than its capacity.
+    A request of any size is admitted while one token is free; otherwise small requests would starve large ones.
+    The queue can therefore exceed its capacity by one request.
     """
 
     capacity_tokens: int
@@ -49,14 +49,14 @@ class Admission:
     held_tokens: int = field(default=0)
 
     def permit(self, tokens: int) -> Permit:
-        """Let a request of about `tokens` in. Raises RequestError(queue_full) with the seconds until there is room."""
+        """Admit a request of about `tokens`. Raises RequestError(queue_full) with the seconds until there is room."""
         self.check()
         permit = Permit(self, 0)
         permit.correct(min(tokens, self.capacity_tokens))
         return permit
 
     def check(self) -> None:
-        """Raises RequestError(queue_full) where there is room for nobody."""
+        """Raises RequestError(queue_full) if no token is free."""
         over = self.held_tokens - self.capacity_tokens
         if over < 0:
             return
@@ -65,14 +65,14 @@ class Admission:
         raise refuse("queue_full", message, retry_after_s=max(1.0, retry_after_s))
 
     def check_wait(self, seconds: float) -> None:
-        """Raises RequestError(queue_full) where those inside alone take longer than that, as the device works now."""
+        """Raises RequestError(queue_full) if the admitted requests take longer than `seconds` at the measured rate."""
         wait_s = self.held_tokens / self.rate_tokens_per_s if self.rate_tokens_per_s else 0.0
         if wait_s > seconds:
             message = f"the queue is {wait_s:.1f} s long, and an answer is wanted within {seconds:g} s: try again later"
             raise refuse("queue_full", message, retry_after_s=max(1.0, wait_s - seconds))
 
     def measured(self, tokens: int, seconds: float) -> None:
-        """A batch of so many tokens took so long; one without any says nothing about the device."""
+        """Record that a batch of `tokens` took `seconds`. A batch without tokens is ignored: it measures nothing."""
         if not tokens:
             return
         rate = tokens / max(seconds, 1e-6)

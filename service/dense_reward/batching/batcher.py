@@ -1,8 +1,17 @@
-"""Waiting requests -> batches for the device. One event loop, one device thread, a queue bounded in tokens. No torch.
+"""The loop that feeds the device: takes batches from the scheduler, prepares and computes them, delivers the scores.
 
-While one batch is computed the next one fills, and once it is full a second thread prepares it: there is no polling and
-no timer. Requests take turns, so that a short one does not wait for the whole of a long one. Every waiter gets an
-answer.
+While the device computes one batch the next one fills, and once it is full a second thread prepares it: there is no
+polling and no timer. Does not import torch. The invariants:
+
+- One event loop, one device thread. All state here is read and changed only on the event loop. The device thread calls
+  only prepared work (and `on_device` calls), one at a time; the host thread only prepares.
+- Every waiter gets an answer: `submit` returns scores or raises. A batch's scores or failure reach each of its jobs,
+  and when `run` ends, for whatever reason, all other jobs fail with `draining`. A waiter without an answer would hold
+  its permit, and with it queue capacity, for ever.
+- Parts of a failed batch are tried only after nothing refers to its tensors any more: they would lack that memory.
+  What can refer to them is the traceback of its exception, its preparation, and the thread that ran its work.
+- Preparing ahead takes at most one batch, and only a full one: units leave the scheduler when a batch is taken, and
+  then no shorter request can go ahead of them, nor any request join them.
 """
 
 import asyncio
@@ -17,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dense_reward.batching.admission import Admission
-from dense_reward.batching.deduplicate import Ask, prepare_together
+from dense_reward.batching.deduplicate import ScoringTask, prepare_batch
 from dense_reward.batching.scheduler import Job, Member, Scheduler, Terms, halved, tokens_together, units_of
 from dense_reward.errors import (
     RETRY_UNAVAILABLE_S,
@@ -36,7 +45,11 @@ Number = TypeVar("Number", np.float32, np.int32)
 
 @dataclass(frozen=True, slots=True)
 class Computed:
-    """Scores per trunk and branch, with the seconds that the request waited and was computed (its batches whole)."""
+    """The scores per trunk and branch, and where the time went.
+
+    `queue_s`: until the request's first batch reached the device. `compute_s`: the device time of all its batches, each
+    counted in full although other requests share it.
+    """
 
     scores: Scores
     queue_s: float
@@ -45,9 +58,9 @@ class Computed:
 
 @dataclass(slots=True)
 class _Batch:
-    """Units that are computed together; `ahead` is their preparation where it began while the device was busy.
+    """Units that are computed together. `ahead`: their preparation, if it began while the device was busy.
 
-    Nothing else may name a preparation: one that failed has, by its traceback, tensors of the batch.
+    No other variable may refer to that future: if it failed, its traceback keeps tensors of the batch alive.
     """
 
     members: list[Member]
@@ -57,21 +70,26 @@ class _Batch:
     def trunks(self) -> list[Trunk]:
         return [unit.trunk for _, unit in self.members]
 
-    def drop_gone(self) -> bool:
-        """Leave out units whose caller left, or that failed with another part of their request; whether there were."""
+    def drop_done(self) -> bool:
+        """Drop units whose request was cancelled, or failed with another batch. Returns whether there were any."""
         before = len(self.members)
         self.members = [(job, unit) for job, unit in self.members if not job.done.done()]
         return len(self.members) < before
 
-    def forget_ahead(self) -> None:
+    def cancel_ahead(self) -> None:
         if self.ahead is not None:
-            self.ahead.cancel()  # a failure too: else it would be logged as one that nobody heard of
+            # Also if it has failed: `cancel` marks the exception as retrieved, otherwise asyncio would log it. A thread
+            # that is still preparing goes on, and its result is dropped.
+            self.ahead.cancel()
             self.ahead = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """Why a batch is to be computed in parts: there was no memory for it, or one of its sequences is at fault."""
+    """Why a batch must be computed in parts: it did not fit into memory, or the engine failed on one of its sequences.
+
+    Holds the message, not the exception: an exception would keep the batch's tensors alive.
+    """
 
     reason: str
     for_memory: bool
@@ -80,14 +98,14 @@ class _Failed:
 class Batcher:
     """Feeds one device from one thread, for all pairs on it.
 
-    `run` is the loop, `submit` waits for an answer, `close` ends the loop.
+    `run` is the loop, `submit` queues a request and returns its scores, `close` lets the loop end.
     """
 
     def __init__(self, metrics: Metrics, *, max_batch_tokens: int, max_queue_tokens: int) -> None:
         self.admission = Admission(max_queue_tokens)
         self._metrics = metrics
         self._max_batch_tokens = max_batch_tokens
-        self._waiting = Scheduler(max_batch_tokens)
+        self._scheduler = Scheduler(max_batch_tokens)
         self._unanswered: set[Job] = set()
         self._wake = asyncio.Event()
         self._closing = False
@@ -97,9 +115,9 @@ class Batcher:
         self._host = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
 
     def on_device(self, call: Callable[[], Result]) -> Result:
-        """What a call on the device's thread gives, between two batches. For threads other than the event loop's.
+        """Return the result of a call on the device thread, where it runs between two batches.
 
-        Raises LoadingStoppedError once the queue has ended.
+        Blocks, so it must not be called on the event loop. Raises LoadingStoppedError once `run` has ended.
         """
         try:
             future = self._device.submit(call)
@@ -110,16 +128,17 @@ class Batcher:
     async def submit(
         self, engine: Engine, trunks: Sequence[Trunk], wants: Wants, terms: Terms = INTERACTIVE
     ) -> Computed:
-        """Scores of all branches by one pair. A caller that goes away takes its waiting work with it.
+        """Score all branches with one pair. If the caller is cancelled, its waiting units leave the queue.
 
-        Raises what the engine raises for one of its sequences, RequestError(out_of_memory) where that does not fit, and
-        RequestError(draining) after close, or where `run` ends before the answer.
+        Raises SequenceError for a sequence that the engine cannot compute, RequestError(out_of_memory) for one that
+        does not fit alone, RequestError(draining) after `close` or if `run` ends first, and otherwise the error of its
+        batch.
         """
         if self._closing:
             raise refuse("draining", "the service is stopping", retry_after_s=RETRY_UNAVAILABLE_S)
         job = self._job(engine, trunks, wants, terms)
         if job.units:
-            self._waiting.add(job)
+            self._scheduler.add(job)
             self._unanswered.add(job)
             self._wake.set()
             self._prepare_ahead()
@@ -127,14 +146,14 @@ class Batcher:
                 await job.done
             finally:
                 self._unanswered.discard(job)
-                self._waiting.forget(job)
+                self._scheduler.forget(job)
         started_at = job.queued_at if job.started_at is None else job.started_at
         return Computed(job.scores, started_at - job.queued_at, job.compute_s)
 
     async def run(self) -> None:
-        """Compute batches until closed and empty. However it ends, nobody is let in or left waiting after that.
+        """Compute batches until closed and empty. However it ends, no request is admitted or left waiting after that.
 
-        Raises EngineLostError where the engine does.
+        Raises EngineLostError if the engine does.
         """
         try:
             await self._serve()
@@ -143,7 +162,7 @@ class Batcher:
             self._device.shutdown(wait=False)
             self._host.shutdown(wait=False)
             if self._next is not None:
-                self._next.forget_ahead()
+                self._next.cancel_ahead()
             for job in self._unanswered:
                 _fail(job, refuse("draining", "the engine was lost", retry_after_s=RETRY_UNAVAILABLE_S))
 
@@ -157,8 +176,8 @@ class Batcher:
             batch, self._next = self._next, None
             if batch is not None:
                 await self._compute(batch)
-            elif self._waiting:
-                await self._compute(_Batch(self._waiting.take()))
+            elif self._scheduler:
+                await self._compute(_Batch(self._scheduler.take()))
             elif self._closing:
                 return
             else:
@@ -166,52 +185,61 @@ class Batcher:
                 await self._wake.wait()
 
     def _prepare_ahead(self) -> None:
-        """Begin with the next batch while the device is busy, if it is full; one that is not may still grow."""
-        if self._device_busy and self._next is None and self._waiting.fills_a_batch:
-            self._next = _Batch(self._waiting.take())
+        """Take and prepare the next batch while the device is busy, if it is full: otherwise it can still grow.
+
+        A failure to prepare rises when that batch is computed, so that it reaches only its own jobs.
+        """
+        if self._device_busy and self._next is None and self._scheduler.fills_a_batch:
+            self._next = _Batch(self._scheduler.take())
             self._next.ahead = self._prepare(self._next)
 
     async def _compute(self, batch: _Batch) -> None:
-        """Compute one batch; split it and try again where less of it may succeed."""
+        """Compute one batch. If a part of it might succeed, compute its halves."""
         failed = await self._attempt(batch)
         if failed is None:
             return
         if failed.for_memory:
             self._metrics.out_of_memory()
-            # The device thread holds the failed batch's tensors until it turns to something else.
-            await asyncio.get_running_loop().run_in_executor(self._device, _nothing)
+            # The exception can arrive here before the device thread has dropped the failed work and its tensors. It has
+            # dropped them once it has run another call. The host thread needs none: it prepares the halves.
+            await asyncio.get_running_loop().run_in_executor(self._device, _no_work)
         await self._compute_halves(batch.members, failed)
 
     async def _attempt(self, batch: _Batch) -> _Failed | None:
-        """Hand out a batch's results, or its failure to each caller. Returns why, where it is to be split."""
+        """Deliver a batch's scores, or its failure, to each job. Returns why if the batch must be split instead."""
         try:
-            work = await self._work(batch)
+            work = await self._prepared(batch)
             if work is not None:
-                scores, seconds = await self._on_device(batch, work)
+                scores, seconds = await self._run_on_device(batch, work)
                 _check_shape(batch.trunks, scores)
-                self._hand_out(batch.members, scores, seconds)
-        except (OutOfMemoryError, SequenceError) as error:  # not retried here: the traceback keeps tensors alive
+                self._deliver(batch.members, scores, seconds)
+        except (OutOfMemoryError, SequenceError) as error:
+            # Not retried inside this block: until it is left, the traceback keeps the batch's tensors alive.
             return _Failed(str(error), for_memory=isinstance(error, OutOfMemoryError))
-        except Exception as error:  # whatever broke the batch, each of its callers must hear of it
+        except Exception as error:  # any error: each job of the batch must get an answer
             for job, _ in batch.members:
                 _fail(job, error)
             if isinstance(error, EngineLostError):
                 raise
         return None
 
-    async def _work(self, batch: _Batch) -> Work | None:
-        """Computes the units whose callers still wait, prepared again where one of them left; None where all did."""
+    async def _prepared(self, batch: _Batch) -> Work | None:
+        """Prepare the units whose callers still wait, again if one is cancelled meanwhile. None if all of them are."""
         work = await self._prepared_ahead(batch)
-        while batch.drop_gone() or work is None:
+        while batch.drop_done() or work is None:
             if not batch.members:
                 return None
             work = await self._prepare(batch)
         return work
 
     async def _prepared_ahead(self, batch: _Batch) -> Work | None:
-        """None where it is to be prepared now: it was not yet, a caller left, or the batch before took the memory."""
-        if batch.drop_gone():
-            batch.forget_ahead()
+        """What was prepared ahead; None if the batch must be prepared now.
+
+        That is so if it was not prepared, if a caller was cancelled, or if there was no memory for it in addition to
+        the batch that was being computed.
+        """
+        if batch.drop_done():
+            batch.cancel_ahead()
         try:
             return None if batch.ahead is None else await batch.ahead
         except OutOfMemoryError:
@@ -223,11 +251,11 @@ class Batcher:
         wants = Wants()
         for job, _ in batch.members:
             wants = wants | job.wants
-        asks = [Ask(job.engine, unit.trunk, job.terms.group) for job, unit in batch.members]
-        return asyncio.get_running_loop().run_in_executor(self._host, prepare_together, asks, wants)
+        tasks = [ScoringTask(job.engine, unit.trunk, job.terms.group) for job, unit in batch.members]
+        return asyncio.get_running_loop().run_in_executor(self._host, prepare_batch, tasks, wants)
 
-    async def _on_device(self, batch: _Batch, work: Work) -> tuple[Scores, float]:
-        """The scores and the seconds of the device; the next batch may be prepared meanwhile."""
+    async def _run_on_device(self, batch: _Batch, work: Work) -> tuple[Scores, float]:
+        """Compute on the device thread: the scores and the seconds. The next batch can be prepared meanwhile."""
         for job, _ in batch.members:
             job.started_at = job.started_at or time.perf_counter()
         self._device_busy = True
@@ -237,7 +265,8 @@ class Batcher:
         finally:
             self._device_busy = False
 
-    def _hand_out(self, members: Sequence[Member], results: Scores, seconds: float) -> None:
+    def _deliver(self, members: Sequence[Member], results: Scores, seconds: float) -> None:
+        """Add the scores to their jobs, and resolve the jobs that are complete."""
         tokens = tokens_together(unit for _, unit in members)
         self.admission.measured(tokens, seconds)
         self._metrics.batch(
@@ -246,16 +275,17 @@ class Batcher:
             fill=tokens / self._max_batch_tokens,
             seconds=seconds,
         )
+        # Units of a job are computed in the order of its branches, also after a split, so appending keeps that order.
         for (job, unit), scores in zip(members, results, strict=True):
             job.scores[unit.trunk_index].extend(_wanted(score, job.wants) for score in scores)
             job.waiting -= 1
             if job.waiting == 0 and not job.done.done():
                 job.done.set_result(None)
         for job in {job for job, _ in members}:
-            job.compute_s += seconds
+            job.compute_s += seconds  # before any waiter reads it: they resume only when the event loop is free again
 
     async def _compute_halves(self, members: Sequence[Member], failed: _Failed) -> None:
-        """Only a sequence that fails alone fails."""
+        """Compute a failed batch as two. Only a sequence that fails in a batch of its own fails its request."""
         if len(members) > 1:
             half = len(members) // 2
             await self._compute(_Batch([*members[:half]]))
@@ -263,7 +293,7 @@ class Batcher:
             return
         job, unit = members[0]
         if len(unit.trunk.branches) > 1:
-            job.waiting += 1
+            job.waiting += 1  # one unit becomes two
             for part in halved(unit, job.engine.cost(unit.trunk)):
                 await self._compute(_Batch([(job, part)]))
             return
@@ -284,7 +314,7 @@ class Batcher:
 
 
 def cost_tokens(engine: Engine, trunks: Sequence[Trunk]) -> int:
-    """What trunks count in the queue: the tokens that their pair computes for them, alone."""
+    """Tokens that trunks count in the queue: what their pair computes for them without other requests."""
     return sum(engine.cost(trunk).tokens for trunk in trunks)
 
 
@@ -298,12 +328,12 @@ def _timed(work: Work) -> tuple[Scores, float]:
     return work(), time.perf_counter() - started_at
 
 
-def _nothing() -> None:
-    """What a thread is given so that it lets go of the work before."""
+def _no_work() -> None:
+    """Does nothing: shows that a thread has finished with its work before."""
 
 
 def _check_shape(trunks: Sequence[Trunk], results: Sequence[Sequence[TokenScores]]) -> None:
-    """Raises RuntimeError where an engine lost or invented a branch or a token: nobody may get another's scores."""
+    """Raises RuntimeError if an engine lost or added a branch or a token: scores would reach the wrong request."""
     expected, found = [len(trunk.branches) for trunk in trunks], [len(scores) for scores in results]
     if expected != found:
         raise RuntimeError(f"the engine answered {found} branches of {expected}")
@@ -315,7 +345,7 @@ def _check_shape(trunks: Sequence[Trunk], results: Sequence[Sequence[TokenScores
 
 
 def _wanted(scores: TokenScores, wants: Wants) -> TokenScores:
-    """Without what only batch mates asked for."""
+    """The scores without what only other requests of the batch wanted, so that an answer depends on its own request."""
     k = wants.top_k
     return TokenScores(
         scores.sft_logprob_S,

@@ -1,4 +1,12 @@
-"""What a batch asks of several pairs -> work that computes nothing twice. Knows engines by their protocol alone."""
+"""Deduplicates a batch: equal trunks are computed once, and pairs that share a model run it once.
+
+Sees engines only through the protocol. The invariants:
+
+- Requests of different groups never share work, so that response times reveal nothing about another group's requests.
+- Two trunks are equal only if every array that a score depends on is equal: prompt, ids, mask and candidates. All tasks
+  of a batch get the same `wants`; the batcher then removes what a request did not want.
+- Tasks with equal trunks and the same engine get the very same score objects: nothing may change them.
+"""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -7,8 +15,8 @@ from dense_reward.records import Branch, Engine, Scores, SharingEngine, TokenSco
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """A trunk, and the pair that is to score it; work is shared within a group alone."""
+class ScoringTask:
+    """A trunk, and the pair that scores it. Work is shared only within a `group`."""
 
     engine: Engine
     trunk: Trunk
@@ -16,24 +24,24 @@ class Ask:
 
 
 @dataclass(slots=True)
-class _Asked:
-    """One trunk, whoever asks for it: the places of its asks, by engine."""
+class _UniqueTrunk:
+    """A trunk of a group, and for each engine that scores it the indices of its tasks."""
 
     trunk: Trunk
     group: str | None
-    places: dict[Engine, list[int]] = field(default_factory=dict)
+    tasks: dict[Engine, list[int]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class _Cell:
-    """Trunks of one group that the same engines score."""
+class _SubBatch:
+    """Trunks of one group that the same engines score, in one call of the device."""
 
     engines: tuple[Engine, ...]
-    asked: list[_Asked] = field(default_factory=list)
+    unique: list[_UniqueTrunk] = field(default_factory=list)
 
     def prepare(self, wants: Wants) -> Callable[[], list[Scores]]:
-        """Gives the scores of each engine."""
-        trunks = [asked.trunk for asked in self.asked]
+        """Prepare work that returns the scores of each engine."""
+        trunks = [unique.trunk for unique in self.unique]
         first = self.engines[0]
         if len(self.engines) > 1 and isinstance(first, SharingEngine):
             return first.prepare_shared(self.engines, trunks, wants)
@@ -41,19 +49,22 @@ class _Cell:
         return lambda: [work()]
 
 
-def prepare_together(asks: Sequence[Ask], wants: Wants) -> Work:
-    """Scores, one list per ask. Equal trunks are computed once; where engines share a model, it computes them once."""
-    cells = _cells(asks)
-    works = [cell.prepare(wants) for cell in cells]
+def prepare_batch(tasks: Sequence[ScoringTask], wants: Wants) -> Work:
+    """Prepare work that returns one list of scores per task, in order. Raises what the engines' `prepare` raises.
+
+    The work raises what the engines' work raises, and RuntimeError if an engine answers another number of trunks.
+    """
+    sub_batches = _sub_batches(tasks)
+    works = [sub_batch.prepare(wants) for sub_batch in sub_batches]
 
     def work() -> Scores:
-        scores: list[list[TokenScores]] = [[] for _ in asks]
-        for cell, cell_work in zip(cells, works, strict=True):
-            for engine, found in zip(cell.engines, cell_work(), strict=True):
-                _check_count(len(cell.asked), len(found))
-                for asked, branches in zip(cell.asked, found, strict=True):
-                    for place in asked.places[engine]:
-                        scores[place] = branches
+        scores: list[list[TokenScores]] = [[] for _ in tasks]
+        for sub_batch, sub_work in zip(sub_batches, works, strict=True):
+            for engine, found in zip(sub_batch.engines, sub_work(), strict=True):
+                _check_count(len(sub_batch.unique), len(found))
+                for unique, branches in zip(sub_batch.unique, found, strict=True):
+                    for index in unique.tasks[engine]:
+                        scores[index] = branches
         return scores
 
     return work
@@ -64,21 +75,22 @@ def _check_count(expected: int, found: int) -> None:
         raise RuntimeError(f"the engine answered {found} trunks of {expected}")
 
 
-def _cells(asks: Sequence[Ask]) -> list[_Cell]:
-    trunks: dict[Hashable, _Asked] = {}
-    for place, ask in enumerate(asks):
-        asked = trunks.setdefault((ask.group, _content(ask.trunk)), _Asked(ask.trunk, ask.group))
-        asked.places.setdefault(ask.engine, []).append(place)
-    cells: dict[Hashable, _Cell] = {}
-    order = list(dict.fromkeys(ask.engine for ask in asks))
-    for asked in trunks.values():
-        for engines in _families([engine for engine in order if engine in asked.places]):
-            cells.setdefault((asked.group, engines), _Cell(engines)).asked.append(asked)
-    return list(cells.values())
+def _sub_batches(tasks: Sequence[ScoringTask]) -> list[_SubBatch]:
+    trunks: dict[Hashable, _UniqueTrunk] = {}
+    for index, task in enumerate(tasks):
+        unique = trunks.setdefault((task.group, _content(task.trunk)), _UniqueTrunk(task.trunk, task.group))
+        unique.tasks.setdefault(task.engine, []).append(index)
+    sub_batches: dict[Hashable, _SubBatch] = {}
+    # One order of the engines for all trunks: the same set in two orders would become two sub-batches.
+    order = list(dict.fromkeys(task.engine for task in tasks))
+    for unique in trunks.values():
+        for engines in _families([engine for engine in order if engine in unique.tasks]):
+            sub_batches.setdefault((unique.group, engines), _SubBatch(engines)).unique.append(unique)
+    return list(sub_batches.values())
 
 
 def _families(engines: Sequence[Engine]) -> list[tuple[Engine, ...]]:
-    """Engines that can compute together, each in one family."""
+    """Partition engines into families that can compute a batch in one call because they share a model."""
     families: list[list[Engine]] = []
     for engine in engines:
         for family in families:
@@ -96,5 +108,5 @@ def _content(trunk: Trunk) -> Hashable:
 
 def _branch_content(branch: Branch) -> Hashable:
     candidates = branch.candidates_SK
-    named = None if candidates is None else (candidates.shape, candidates.tobytes())
-    return branch.ids_T.tobytes(), branch.scored_T.tobytes(), named
+    candidate_key = None if candidates is None else (candidates.shape, candidates.tobytes())
+    return branch.ids_T.tobytes(), branch.scored_T.tobytes(), candidate_key

@@ -1,8 +1,15 @@
-"""Trunks and branches -> rows of tokens without padding, each computed at once. Pure; knows no device and no model.
+"""Trunks and branches -> rows of tokens without padding. A row is computed in one forward. Pure; no device, no model.
 
-A row holds trees, one after another: a prompt, computed once, and behind it the branches that continue it. Prompts
-that are equal become one tree, whoever sent them. What no scored token looks at is left out: of a branch, everything
-from its last scored token on, which is only predicted.
+A row holds trees one after another. A tree is a prompt, computed once, followed by the branches that continue it; a
+branch attends to its prompt and to itself, never to another branch. Equal prompts become one tree, whichever requests
+they are from. The invariants:
+
+- Every scored token is predicted exactly once, by the token before it: the prompt's last one for a branch's first.
+- Nothing that no scored token attends to is computed: a branch ends before its last scored token (except at a RoPE
+  length limit, see `computed_tokens`), because that token is only predicted.
+- Branches of a tree are ordered by length. A group of branches of equal length is one rectangle, which kernels can
+  compute without padding.
+- A row never mixes sequences on two sides of a RoPE length limit: the model would rotate all of them alike.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -19,7 +26,7 @@ Index = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """`count` branches of one tree, of the same `length`, one behind another from `start` on."""
+    """`count` branches of one tree, each `length` tokens long, one after another from index `start` of the row."""
 
     start: int
     count: int
@@ -28,7 +35,10 @@ class Stretch:
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """`tokens` of a trunk from `start` on, and the branches that see all of it, by length. Positions count from 0."""
+    """`tokens` of a prompt from index `start` of the row, and the branches behind them, shortest first.
+
+    A prompt with a single branch has no stretches: prompt and branch together are one causal sequence of `tokens`.
+    """
 
     start: int
     tokens: int
@@ -36,58 +46,66 @@ class Tree:
 
     @property
     def longest_tokens(self) -> int:
-        """Trunk and longest branch together."""
+        """Length of the longest sequence: the prompt and its longest branch."""
         return self.tokens + max((stretch.length for stretch in self.branches), default=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A branch that has something to score: whose it is, its prompt, and how many of its tokens are computed."""
+    """A branch with at least one scored token.
+
+    `trunk`, `branch`: its place in the batch. `computed_tokens`: how many of its tokens are computed, prompt excluded.
+    `limits_passed`: how many of the RoPE length limits the whole sequence exceeds.
+    """
 
     trunk: int
     branch: int
     prompt_P: IdArray
     source: Branch
     computed_tokens: int
-    side: int
+    limits_passed: int
 
     @property
     def scored_S(self) -> Index:  # noqa: N802 - names carry shapes
-        """Which of its tokens are scored."""
+        """Indices of the scored tokens in the branch."""
         return np.flatnonzero(self.source.scored_T)
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One row of N tokens. S scored tokens, one sequence's after another's, are predicted by R different rows."""
+    """One row of N tokens. S scored ones are predicted at R <= S of its indices, as branches share their prompt's end.
+
+    `positions_N`: RoPE positions, counted from 0 in each sequence. `rows_R`: the indices whose logits are needed.
+    `row_S`: for each scored token, leaf by leaf, the entry of `rows_R` that predicts it.
+    """
 
     ids_N: IdArray
     positions_N: IdArray
     trees: tuple[Tree, ...]
     rows_R: Index
     row_S: Index
-    """For each scored token the entry of `rows_R` that predicts it."""
     leaves: tuple[Leaf, ...]
 
 
 def computed_tokens(prompt_tokens: int, branch: Branch, rope_length_limits: Collection[int] = ()) -> int:
-    """Tokens of a branch that are computed: those before its last scored one, as nothing later changes a score.
+    """Tokens of a branch that must be computed: those before its last scored one, as nothing later changes a score.
 
-    Beyond a border a model turns the whole sequence otherwise, by its length: one that reaches it is computed whole.
+    longrope models rotate a whole sequence differently once it exceeds a length limit, so a sequence that is over one
+    is computed in full if cutting it would bring it below.
     """
     if not branch.scored_T.any():
         return 0
     whole = len(branch.ids_T)
     cut = whole - 1 - int(branch.scored_T[::-1].argmax())
-    return whole if any(prompt_tokens + cut <= border < prompt_tokens + whole for border in rope_length_limits) else cut
+    return whole if any(prompt_tokens + cut <= limit < prompt_tokens + whole for limit in rope_length_limits) else cut
 
 
 def pack(
     trunks: Sequence[Trunk], *, max_tokens: int, rope_length_limits: Collection[int] = (), alone: bool = False
 ) -> list[Packed]:
-    """Rows of at most `max_tokens`, or of one sequence that is longer; every scored token is in exactly one of them.
+    """Rows of at most `max_tokens`, or of one sequence that is longer. Every scored token is in exactly one row.
 
-    Sequences on different sides of one of the `rope_length_limits` never share a row. `alone`: no two sequences do.
+    Sequences on different sides of one of the `rope_length_limits` never share a row. `alone`: one sequence per row.
     """
     rows = _rows(leaves(trunks, rope_length_limits), max_tokens)
     if alone:
@@ -96,26 +114,27 @@ def pack(
 
 
 def leaves(trunks: Sequence[Trunk], rope_length_limits: Collection[int] = ()) -> list[Leaf]:
-    """All branches with a scored token; those that share a prompt stand together, the short ones first."""
-    found = [
+    """All branches with a scored token. Those that share a prompt are neighbours, the shortest first."""
+    unsorted = [
         Leaf(
             t,
             b,
             trunk.prompt_P,
             branch,
             computed_tokens(len(trunk.prompt_P), branch, rope_length_limits),
-            sum(len(trunk.prompt_P) + len(branch.ids_T) > border for border in rope_length_limits),
+            sum(len(trunk.prompt_P) + len(branch.ids_T) > limit for limit in rope_length_limits),
         )
         for t, trunk in enumerate(trunks)
         for b, branch in enumerate(trunk.branches)
         if branch.scored_T.any()
     ]
-    place = {key: i for i, key in reversed([*enumerate(map(_tree_key, found))])}
-    return sorted(found, key=lambda s: (s.side, place[_tree_key(s)], s.computed_tokens))
+    # Reversed, so that the first of equal prompts decides where their tree is: trees keep the order of the batch.
+    place = {key: i for i, key in reversed([*enumerate(map(_tree_key, unsorted))])}
+    return sorted(unsorted, key=lambda leaf: (leaf.limits_passed, place[_tree_key(leaf)], leaf.computed_tokens))
 
 
-def _tree_key(sequence: Leaf) -> tuple[int, bytes]:
-    return sequence.side, sequence.prompt_P.tobytes()
+def _tree_key(leaf: Leaf) -> tuple[int, bytes]:
+    return leaf.limits_passed, leaf.prompt_P.tobytes()
 
 
 def _rows(sequences: Sequence[Leaf], max_tokens: int) -> Iterator[list[Leaf]]:
@@ -124,8 +143,9 @@ def _rows(sequences: Sequence[Leaf], max_tokens: int) -> Iterator[list[Leaf]]:
     for sequence in sequences:
         same_tree = bool(row) and _tree_key(row[-1]) == _tree_key(sequence)
         added = sequence.computed_tokens + (0 if same_tree else len(sequence.prompt_P))
-        if row and (row[-1].side != sequence.side or tokens + added > max_tokens):
+        if row and (row[-1].limits_passed != sequence.limits_passed or tokens + added > max_tokens):
             yield row
+            # A tree that is cut by the end of a row has its prompt again in the next one.
             row, tokens, added = [], 0, sequence.computed_tokens + len(sequence.prompt_P)
         row.append(sequence)
         tokens += added
@@ -150,6 +170,7 @@ def _packed(sequences: Sequence[Leaf]) -> Packed:
             ids.append(member.source.ids_T[: member.computed_tokens])
             positions.append(np.arange(prompt_tokens, prompt_tokens + member.computed_tokens, dtype=np.int32))
             scored_S = member.scored_S
+            # Logits at an index predict the next token; before a branch's first token that is the prompt's last.
             predicting.append(np.where(scored_S == 0, start + prompt_tokens - 1, at + scored_S - 1))
             at += member.computed_tokens
         trees.append(_tree(start, prompt_tokens, [member.computed_tokens for member in members]))
@@ -158,7 +179,7 @@ def _packed(sequences: Sequence[Leaf]) -> Packed:
 
 
 def _tree(start: int, prompt_tokens: int, lengths: Sequence[int]) -> Tree:
-    """`lengths` rise. A single branch is the trunk's own continuation: one causal sequence."""
+    """`lengths`: computed tokens of each branch, ascending. Those of length 0 only predict from the prompt's end."""
     longer = [length for length in lengths if length]
     if len(longer) == 1:
         return Tree(start, prompt_tokens + longer[0], ())

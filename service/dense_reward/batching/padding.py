@@ -1,4 +1,4 @@
-"""Sequences -> batches padded on the right, for models that cannot be computed packed. Each holds its own prompt."""
+"""Sequences -> batches padded on the right, for models that cannot be computed packed. Prompts are not shared."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from dense_reward.records import IdArray
 
 @dataclass(frozen=True, slots=True)
 class Padded:
-    """Sequences of similar lengths, and the positions in each that predict a scored token."""
+    """One batch: sequences of similar lengths, and the positions in each that predict a scored token."""
 
     leaves: tuple[Leaf, ...]
 
@@ -25,18 +25,21 @@ class Padded:
 
     @property
     def row_S(self) -> Index:  # noqa: N802 - names carry shapes
-        """Every scored token has a row of its own."""
+        """For each scored token, its row of logits: here no two tokens share one."""
         return np.arange(sum(len(leaf.scored_S) for leaf in self.leaves))
 
 
 def padded_batches(
     leaves: Sequence[Leaf], *, max_tokens: int, rope_length_limits: Collection[int] = ()
 ) -> Iterator[Padded]:
-    """At most `max_tokens` after padding, or one sequence alone. No batch holds lengths on both sides of a border."""
+    """Batches of at most `max_tokens` after padding, or of one sequence that is longer.
+
+    No batch holds lengths on both sides of one of the `rope_length_limits`.
+    """
     batch: list[Leaf] = []
     for leaf in sorted(leaves, key=_length):
         length = _length(leaf)
-        crosses = batch and any(_length(batch[0]) <= border < length for border in rope_length_limits)
+        crosses = batch and any(_length(batch[0]) <= limit < length for limit in rope_length_limits)
         if batch and (crosses or (len(batch) + 1) * length > max_tokens):
             yield Padded(tuple(batch))
             batch = []

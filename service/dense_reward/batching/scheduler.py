@@ -1,36 +1,49 @@
-"""What waits for the device: requests cut into units, which take turns. Knows no device, no thread and no clock."""
+"""Which units of the waiting requests form the next batch: round robin within a token budget.
+
+Knows no device, no thread and no clock.
+"""
 
 import asyncio
 from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from dense_reward.records import Cost, Engine, TokenScores, Trunk, Wants
 
-Prompt = tuple[Hashable, bytes, int]
+
+class SharedPrompt(NamedTuple):
+    """A prompt that is computed once for all units of a batch whose SharedPrompt is equal.
+
+    `sharers`: the pair and the group of requests that can share it; `ids`: the bytes of its token ids.
+    """
+
+    sharers: Hashable
+    ids: bytes
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A piece of a request that is computed at once: some branches of one trunk.
+    """The smallest piece of a request that is scheduled: some or all branches of one trunk, computed in one batch.
 
-    `prompt`: who may share it, its ids, and the tokens that it costs, once for all units in which all of it is equal.
+    `trunk_index`: the trunk's place in its request. `branch_tokens`: what all the branches cost, without the prompt.
     """
 
     trunk_index: int
     trunk: Trunk
-    prompt: Prompt
+    prompt: SharedPrompt
     branch_tokens: int
 
     @property
     def tokens_unshared(self) -> int:
-        """What the unit would cost if each of its branches had its prompt computed anew."""
-        return self.branch_tokens + self.prompt[2] * max(1, len(self.trunk.branches))
+        """What the unit would cost if its prompt were computed again for each branch."""
+        return self.branch_tokens + self.prompt.tokens * max(1, len(self.trunk.branches))
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """How a request is treated beside others: after those of people, and sharing work with those of its group alone."""
+    """`bulk`: the request yields to interactive ones. `group`: it shares work only with requests of the same group."""
 
     bulk: bool = False
     group: str | None = None
@@ -38,7 +51,11 @@ class Terms:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request: the units that were not taken yet, and the scores of those that were computed."""
+    """A request in the queue: the units that no batch has taken yet, and the scores of those that were computed.
+
+    `scores`: one list per trunk, filled in order. `waiting`: units whose scores are missing; at 0 `done` is resolved.
+    Jobs are compared by identity. Only the event loop changes them.
+    """
 
     engine: Engine
     units: deque[Unit]
@@ -53,26 +70,28 @@ class Job:
 
 
 Member = tuple[Job, Unit]
+"""An entry of a batch: a unit, and the job that gets its scores."""
 BULK_PATIENCE = 4
-"""Batches in a row that requests of people may fill while bulk waits."""
+"""Batches in a row that interactive requests can fill while bulk requests wait."""
 
 
 @dataclass(slots=True)
-class Load:
-    """The tokens that the device computes for some units together: a prompt once, however many of them share it."""
+class BatchTokens:
+    """Counts the tokens that the device computes for a set of units: a prompt once, however many units share it."""
 
     tokens: int = 0
-    _prompts: Counter[Prompt] = field(default_factory=Counter)
+    _prompts: Counter[SharedPrompt] = field(default_factory=Counter)
 
     def added_by(self, unit: Unit) -> int:
         """What one more unit would add to `tokens`."""
-        return unit.branch_tokens + (0 if self._prompts[unit.prompt] else unit.prompt[2])
+        return unit.branch_tokens + (0 if unit.prompt in self._prompts else unit.prompt.tokens)
 
     def add(self, unit: Unit) -> None:
         self.tokens += self.added_by(unit)
         self._prompts[unit.prompt] += 1
 
     def remove(self, unit: Unit) -> None:
+        # The prompt goes first: `added_by` then counts its tokens only if no other unit has it.
         self._prompts[unit.prompt] -= 1
         if not self._prompts[unit.prompt]:
             del self._prompts[unit.prompt]
@@ -81,111 +100,122 @@ class Load:
 
 @dataclass(slots=True)
 class _RoundRobin:
-    """Jobs in turn. First come those that had no turn in the batch before, new ones last."""
+    """Gives one unit of each job in turn.
 
-    _first: deque[Job] = field(default_factory=deque)
-    _again: deque[Job] = field(default_factory=deque)
+    Jobs that the previous batch did not serve come first, oldest first and new arrivals behind them; then those that
+    it served.
+    """
+
+    _unserved: deque[Job] = field(default_factory=deque)
+    _served: deque[Job] = field(default_factory=deque)
 
     def __bool__(self) -> bool:
-        return bool(self._first or self._again)
+        return bool(self._unserved or self._served)
 
     def add(self, job: Job) -> None:
-        self._first.append(job)
+        self._unserved.append(job)
 
     def forget(self, job: Job) -> bool:
-        """Whether it was there."""
-        for jobs in (self._first, self._again):
+        """Remove a job. Returns whether it was here."""
+        for jobs in (self._unserved, self._served):
             if job in jobs:
                 jobs.remove(job)
                 return True
         return False
 
     def begin(self) -> None:
-        """A new batch."""
-        self._first.extend(self._again)
-        self._again.clear()
+        """Begin a new batch."""
+        self._unserved.extend(self._served)
+        self._served.clear()
 
     def next(self) -> Unit:
-        return (self._first or self._again)[0].units[0]
+        """The unit that `take` would take."""
+        return (self._unserved or self._served)[0].units[0]
 
     def take(self) -> Member:
-        job = (self._first or self._again).popleft()
+        """Take one unit of the first job, which goes behind all others."""
+        job = (self._unserved or self._served).popleft()
         unit = job.units.popleft()
         if job.units:
-            self._again.append(job)
+            self._served.append(job)
         return job, unit
 
 
 class Scheduler:
-    """Jobs in turn; a batch takes one unit of each, again and again, up to the token budget.
+    """Round robin: a batch takes one unit of each job, then again one of each, up to the token budget.
 
-    So a long request keeps no new one from the next batch, and new ones keep no long request from the one after. Bulk
-    takes what is left in a batch; where nothing was left in BULK_PATIENCE of them, the next one begins with it.
+    A long request therefore cannot keep a new one out of the next batch, nor can new ones keep a long one waiting for
+    ever. Bulk jobs get the tokens that interactive ones leave in a batch; after BULK_PATIENCE batches that left none,
+    the next batch begins with a bulk unit.
     """
 
     def __init__(self, max_batch_tokens: int) -> None:
         self._max_batch_tokens = max_batch_tokens
         self._interactive, self._bulk = _RoundRobin(), _RoundRobin()
         self._bulk_passed_over = 0
-        self._load = Load()
+        self._waiting_tokens = BatchTokens()
 
     def __bool__(self) -> bool:
         return bool(self._interactive or self._bulk)
 
     @property
     def fills_a_batch(self) -> bool:
-        """Whether a batch taken now could not grow by waiting."""
-        return self._load.tokens >= self._max_batch_tokens
+        """Whether the waiting units fill a batch, so that waiting for more would not make it larger."""
+        return self._waiting_tokens.tokens >= self._max_batch_tokens
 
     def add(self, job: Job) -> None:
         (self._bulk if job.terms.bulk else self._interactive).add(job)
         for unit in job.units:
-            self._load.add(unit)
+            self._waiting_tokens.add(unit)
 
     def forget(self, job: Job) -> None:
-        """Drop what is left of a job."""
+        """Drop the units of a job that no batch has taken. Does nothing if all were taken."""
         if (self._bulk if job.terms.bulk else self._interactive).forget(job):
             for unit in job.units:
-                self._load.remove(unit)
+                self._waiting_tokens.remove(unit)
 
     def take(self) -> list[Member]:
-        """The next batch. A unit whose prompt is in it already adds its branches alone."""
+        """Take the next batch. A unit whose prompt is already in the batch adds only its branches to the count."""
         batch: list[Member] = []
-        load = Load()
+        tokens = BatchTokens()
         self._interactive.begin()
         self._bulk.begin()
         if self._bulk and self._bulk_passed_over >= BULK_PATIENCE:
-            self._take(self._bulk, batch, load)
-        while self._interactive and self._fits(self._interactive, batch, load):
-            self._take(self._interactive, batch, load)
-        while not self._interactive and self._bulk and self._fits(self._bulk, batch, load):
-            self._take(self._bulk, batch, load)
-        served = any(job.terms.bulk for job, _ in batch)
-        self._bulk_passed_over = 0 if served or not self._bulk else self._bulk_passed_over + 1
+            self._take(self._bulk, batch, tokens)
+        while self._interactive and self._fits(self._interactive, batch, tokens):
+            self._take(self._interactive, batch, tokens)
+        # Only once no interactive unit is left: one that did not fit has its turn first in the next batch.
+        while not self._interactive and self._bulk and self._fits(self._bulk, batch, tokens):
+            self._take(self._bulk, batch, tokens)
+        served_bulk = any(job.terms.bulk for job, _ in batch)
+        self._bulk_passed_over = 0 if served_bulk or not self._bulk else self._bulk_passed_over + 1
         return batch
 
-    def _fits(self, turns: _RoundRobin, batch: list[Member], load: Load) -> bool:
-        """Whatever comes first in a batch does."""
-        return not batch or load.tokens + load.added_by(turns.next()) <= self._max_batch_tokens
+    def _fits(self, jobs: _RoundRobin, batch: list[Member], tokens: BatchTokens) -> bool:
+        """The first unit of a batch always fits: one that is larger than the budget is computed alone."""
+        return not batch or tokens.tokens + tokens.added_by(jobs.next()) <= self._max_batch_tokens
 
-    def _take(self, turns: _RoundRobin, batch: list[Member], load: Load) -> None:
-        job, unit = turns.take()
+    def _take(self, jobs: _RoundRobin, batch: list[Member], tokens: BatchTokens) -> None:
+        job, unit = jobs.take()
         batch.append((job, unit))
-        load.add(unit)
-        self._load.remove(unit)
+        tokens.add(unit)
+        self._waiting_tokens.remove(unit)
 
 
 def tokens_together(units: Iterable[Unit]) -> int:
-    """What the device computes for the units in one batch."""
-    load = Load()
+    """Tokens that the device computes for the units in one batch: equal prompts once."""
+    tokens = BatchTokens()
     for unit in units:
-        load.add(unit)
-    return load.tokens
+        tokens.add(unit)
+    return tokens.tokens
 
 
 def units_of(index: int, trunk: Trunk, cost: Cost, max_batch_tokens: int, sharers: Hashable) -> Iterator[Unit]:
-    """The trunk, with its branches spread over several units where they are more than a batch holds."""
-    prompt = sharers, trunk.prompt_P.tobytes(), cost.shared_tokens
+    """Cut a trunk into units that each fit into a batch, with consecutive branches; one larger branch is a unit alone.
+
+    `index` is the trunk's place in its request. A trunk without branches is one unit.
+    """
+    prompt = SharedPrompt(sharers, trunk.prompt_P.tobytes(), cost.shared_tokens)
     start, tokens = 0, 0
     for end, branch_tokens in enumerate(cost.branch_tokens):
         if end > start and cost.shared_tokens + tokens + branch_tokens > max_batch_tokens:
@@ -196,7 +226,7 @@ def units_of(index: int, trunk: Trunk, cost: Cost, max_batch_tokens: int, sharer
 
 
 def halved(unit: Unit, cost: Cost) -> tuple[Unit, Unit]:
-    """A unit of several branches cut in two."""
+    """Cut a unit of several branches in two. `cost` is that of the unit's own trunk."""
     middle = len(unit.trunk.branches) // 2
     first, second = (
         Unit(

@@ -1,4 +1,4 @@
-"""A few threads beside the event loop, for what would hold it up. Knows nothing of what they do."""
+"""A bounded thread pool for calls that would block the event loop."""
 
 import asyncio
 from collections.abc import Callable
@@ -11,14 +11,17 @@ Arguments = ParamSpec("Arguments")
 
 
 class WorkerThreads:
-    """Calls wait on the event loop until a thread is free, so that a caller who leaves takes them along."""
+    """Calls queue on the event loop, not in the pool, so cancelling a request also cancels its queued call."""
 
     def __init__(self, threads: int, name: str) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
         self._free = asyncio.Semaphore(threads)
 
     async def run(self, call: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        """What the call gives. Once it has begun it is not stopped, and its thread is not free before it ends."""
+        """Return the call's result, computed on a thread of the pool.
+
+        A call that has begun cannot be stopped: if the request is cancelled, the thread stays busy until the call ends.
+        """
         await self._free.acquire()
         loop = asyncio.get_running_loop()
         try:
@@ -30,9 +33,10 @@ class WorkerThreads:
         return await asyncio.wrap_future(future)
 
     def shutdown(self) -> None:
-        """Without waiting for what has begun."""
+        """Accept no more calls. Does not wait for those that have begun."""
         self._pool.shutdown(wait=False)
 
     def _release(self, loop: asyncio.AbstractEventLoop, _: "Future[Result]") -> None:
+        # Runs on the thread of the pool: an asyncio.Semaphore is released only on its own loop, which may have ended.
         if not loop.is_closed():
             loop.call_soon_threadsafe(self._free.release)

@@ -1,4 +1,4 @@
-"""Asks a service for rewards. Needs httpx2, numpy and pydantic only."""
+"""The clients of the service, synchronous and asynchronous. Needs only httpx2, numpy and pydantic."""
 
 from dense_reward.client.client import AsyncClient, Client, to_torch
 

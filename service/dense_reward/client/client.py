@@ -1,7 +1,7 @@
-"""Asks the service for rewards: a synchronous client and its asynchronous twin.
+"""The clients of the service: a synchronous one, and an asynchronous one with the same methods.
 
-Needs httpx2, numpy and pydantic alone. What is asked lies in `calls`, what is answered in `results`, when to
-try again in `http`; the two clients differ in nothing but who waits.
+Requests are built in requests.py, answers are parsed in responses.py, and http.py decides when to retry; both clients
+share them. Needs only httpx2, numpy and pydantic.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ BACKOFF = Backoff()
 
 
 class Client:
-    """Synchronous, for threads: one client may be shared by many. A context manager."""
+    """Synchronous. Threads can share one client. A context manager."""
 
     def __init__(
         self,
@@ -45,10 +45,10 @@ class Client:
         backoff: Backoff = BACKOFF,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        """Connects to nothing yet. Raises ValueError for an address or a time that cannot be meant.
+        """Does not connect yet. Raises ValueError for an invalid address or time.
 
-        `timeout_s` bounds each wait for the service (to connect, for the next bytes of an answer); no attempt starts
-        later than `retry_for_s` after the first.
+        `timeout_s` bounds each wait for the service (to connect, for the next bytes of an answer). No attempt starts
+        later than `retry_for_s` after the first one. `encoding`: how arrays of answers are sent.
         """
         http = http_settings(base_url, timeout_s, retry_for_s, api_key)
         self._http = httpx2.Client(
@@ -75,7 +75,7 @@ class Client:
         responses: Sequence[str] | None = None,
         options: ScoreOptions = DEFAULTS,
     ) -> Scored:
-        """Rewards of one response, or of several to one prompt; the service renders and tokenises."""
+        """Rewards of one response, or of several to one prompt. The service renders and tokenises them."""
         item = requests.one_item(prompt=prompt, response=response, responses=responses)
         return self._score(requests.score_one(item, options, self._encoding))
 
@@ -88,7 +88,7 @@ class Client:
         segments: Segments | None = None,
         options: ScoreOptions = DEFAULTS,
     ) -> Scored:
-        """Rewards of exact ids, [G][T]: one for each id of each response. token_ids are answered in any case."""
+        """Rewards of exact ids [G][T]: one for each id of each response. The answer always includes token_ids."""
         item = requests.one_item(
             prompt_ids=prompt_ids, response_ids=response_ids, candidate_ids=candidate_ids, segments=segments
         )
@@ -103,7 +103,7 @@ class Client:
         segments: Segments | None = None,
         options: ScoreOptions = DEFAULTS,
     ) -> Scored:
-        """Rewards of the tokens of one multi-turn stream where `score_mask` is 1, and of no others, in one result."""
+        """Rewards of those tokens of one multi-turn stream whose `score_mask` is 1, in one result."""
         item = requests.one_item(
             token_ids=token_ids, score_mask=score_mask, candidate_ids=candidate_ids, segments=segments
         )
@@ -129,7 +129,7 @@ class Client:
     def score_items(
         self, items: Sequence[ItemToScore], *, on_error: requests.OnError = "fail", options: ScoreOptions = DEFAULTS
     ) -> Scored:
-        """A batch of inputs of any form (see schemas.Item). Under "per_item" a bad one is a result with an `error`."""
+        """Rewards of items of any form (see schemas.Item). With "per_item" a bad item is answered with an error."""
         return self._score(requests.score_many(items, options, self._encoding, on_error))
 
     def heatmap(
@@ -141,25 +141,25 @@ class Client:
         palette: str | None = None,
         options: ScoreOptions = DEFAULTS,
     ) -> str:
-        """A picture of the rewards of a batch of inputs; `compare`: one colour scale for all responses."""
+        """A heatmap of the rewards of a batch of items. `compare`: one colour scale for all responses."""
         return self._send(requests.heatmap(items, options, format, palette, compare)).text
 
     def models(self) -> tuple[ModelCard, ...]:
-        """The pairs that are served."""
+        """The cards of the served pairs."""
         return parse_cards(self._send(requests.MODELS).content)
 
     def ready(self) -> bool:
-        """Whether the service can score now; asks once."""
+        """Whether the service can score now. Does not retry."""
         return not isinstance(self._attempt(requests.READY), Failure)
 
     def wait_until_ready(self, timeout_s: float) -> None:
-        """Asks until the service can score. Raises ServiceUnavailableError after `timeout_s`."""
+        """Returns once the service can score. Raises ServiceUnavailableError after `timeout_s`."""
         self._send(requests.READY, timeout_s)
 
     def check_tokenizer(self, tokenizer: CallersTokenizer, model: str | None = None) -> str:
-        """The tokenizer_sha256 that caller and service share, to be passed in ScoreOptions.
+        """The tokenizer_sha256 of caller and service, for ScoreOptions.
 
-        Raises TokenizerMismatchError where they differ, ValueError where `model` names no pair or several.
+        Raises TokenizerMismatchError if they differ, ValueError if `model` does not name exactly one pair.
         """
         return agreed_sha256(tokenizer, card_named(self.models(), model))
 
@@ -168,8 +168,8 @@ class Client:
         """See the function to_torch."""
         return to_torch(scored, name)
 
-    def _score(self, question: requests.ScoreCall) -> Scored:
-        return parse_scored(self._send(question.call).content, question.expectation)
+    def _score(self, score_call: requests.ScoreCall) -> Scored:
+        return parse_scored(self._send(score_call.call).content, score_call.expectation)
 
     def _send(self, call: Call, retry_for_s: float | None = None) -> httpx2.Response:
         limit_s = self._retry_for_s if retry_for_s is None else retry_for_s
@@ -188,7 +188,7 @@ class Client:
 
 
 class AsyncClient:
-    """Asynchronous, for asyncio: one client for one event loop. An asynchronous context manager."""
+    """Asynchronous. A client belongs to one event loop. An asynchronous context manager."""
 
     def __init__(
         self,
@@ -317,8 +317,8 @@ class AsyncClient:
         """See the function to_torch."""
         return to_torch(scored, name)
 
-    async def _score(self, question: requests.ScoreCall) -> Scored:
-        return parse_scored((await self._send(question.call)).content, question.expectation)
+    async def _score(self, score_call: requests.ScoreCall) -> Scored:
+        return parse_scored((await self._send(score_call.call)).content, score_call.expectation)
 
     async def _send(self, call: Call, retry_for_s: float | None = None) -> httpx2.Response:
         limit_s = self._retry_for_s if retry_for_s is None else retry_for_s
@@ -337,11 +337,11 @@ class AsyncClient:
 
 
 def to_torch(scored: Scored, name: FloatArrayName = "reward") -> "tuple[torch.Tensor, torch.Tensor]":
-    """float32 [G, T], zero beyond each response's end, and the bool mask [G, T] of what is real, on the CPU.
+    """float32 [G, T], zero after each response's end, and the bool mask [G, T] of its tokens, on the CPU.
 
-    Raises ValueError where a response failed or was answered without this array.
+    Raises ValueError if a response failed, or was answered without this array.
     """
-    import torch  # noqa: PLC0415 - whoever only scores needs no torch
+    import torch  # noqa: PLC0415 - a caller that uses only numpy needs no torch
 
     values_GT, mask_GT = padded(scored, name)
     return torch.from_numpy(values_GT), torch.from_numpy(mask_GT)

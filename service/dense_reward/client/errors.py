@@ -1,6 +1,6 @@
 """Every error that a client raises about the service.
 
-All of them can be pickled, so that they survive the way out of a worker process.
+All of them can be pickled, so that a worker process can pass them on.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ItemError:
-    """What is wrong with one item: `param` names the field."""
+    """The fault of one item. `param` names the field, `item` is the index of the item."""
 
     code: str
     message: str
@@ -17,11 +17,11 @@ class ItemError:
 
 
 class ClientError(Exception):
-    """Everything that a client raises about the service; wrong arguments raise TypeError and ValueError."""
+    """The base of all errors about the service. Wrong arguments raise TypeError or ValueError instead."""
 
 
 class ScoringError(ClientError):
-    """The service answered, and refused. `items` holds every bad item where there are several."""
+    """The service refused the request. `items` holds every bad item if there are several."""
 
     def __init__(  # noqa: PLR0917 - an exception is pickled by its positional arguments
         self,
@@ -47,11 +47,11 @@ class ScoringError(ClientError):
 
 
 class MismatchError(ScoringError):
-    """409: the tokenizer or the revision that is served is not the one that was expected."""
+    """409: the served tokenizer or revision is not the expected one."""
 
 
 class ServiceUnavailableError(ClientError):
-    """The service could not be reached, or was too busy, for as long as it was worth trying."""
+    """The service could not be reached, or was too busy, until the time for retries had passed."""
 
     def __init__(self, last: str, attempts: int, waited_s: float) -> None:
         super().__init__(last, attempts, waited_s)
@@ -64,15 +64,15 @@ class ServiceUnavailableError(ClientError):
 
 
 class AnswerError(ClientError):
-    """What came back is not an answer of this service."""
+    """The response is not an answer of this service."""
 
 
 class AlignmentError(AnswerError):
-    """Rewards came back that do not belong to the tokens that were sent."""
+    """The rewards in the answer do not belong to the tokens that were sent."""
 
 
 class TokenizerMismatchError(ClientError):
-    """The caller's ids mean something else to the service."""
+    """The service has another tokenizer, so the caller's ids stand for other tokens there."""
 
     def __init__(self, own_sha256: str, served_sha256: str, model: str) -> None:
         super().__init__(own_sha256, served_sha256, model)

@@ -1,6 +1,6 @@
-"""The rules of talking to the service over HTTP: the connection, which failures to try again, when and for how long.
+"""The HTTP rules of the client: the connection, which failures are retried, after what delay and for how long.
 
-Pure: sends nothing and sleeps nowhere.
+Pure: sends nothing and never sleeps.
 """
 
 import math
@@ -12,16 +12,17 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from dense_reward.client.errors import ItemError, MismatchError, ScoringError, ServiceUnavailableError
 
-# 502 comes from a proxy in front of a service that is away; the service itself never sends it.
+# 502 comes from a proxy whose service does not answer; the service itself never sends it.
 RETRIED_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE})
 LONGEST_EXPONENT = 30
-# Idle connections are dropped before the service drops them (after 5 s), which would cost an attempt.
+# A request on a connection that the other side is closing costs an attempt, so idle ones are closed before any server
+# closes them: the service does after 75 s, uvicorn by default after 5 s, and a proxy on the way after its own time.
 LIMITS = httpx2.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=3.0)
 
 
 @dataclass(frozen=True, slots=True)
 class HttpSettings:
-    """What both clients tell httpx2."""
+    """The settings of httpx2 for both clients."""
 
     url: str
     headers: dict[str, str]
@@ -29,7 +30,7 @@ class HttpSettings:
 
 
 def http_settings(base_url: str, timeout_s: float, retry_for_s: float, api_key: str | None) -> HttpSettings:
-    """Raises ValueError, with the cure, for an address or a time that cannot be meant."""
+    """Check the arguments of a client. Raises ValueError, with the cure, for an invalid address or time."""
     example = "give it as in http://localhost:8000"
     try:
         url = httpx2.URL(base_url)
@@ -42,13 +43,13 @@ def http_settings(base_url: str, timeout_s: float, retry_for_s: float, api_key: 
     if not timeout_s > 0 or not retry_for_s >= 0:
         raise ValueError(f"timeout_s must be above 0 and retry_for_s at least 0, not {timeout_s} and {retry_for_s}")
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
-    # A call may wait for one of the client's own connections for as long as others use them: that is no failure.
+    # No limit for the pool: a call can wait for one of the client's connections as long as other calls use them.
     return HttpSettings(base_url, headers, httpx2.Timeout(timeout_s, pool=None))
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Delays between attempts: random, from `first_s` up to a bound that doubles each time until `longest_s`."""
+    """Random delays between attempts, from `first_s` to a bound that doubles with each attempt up to `longest_s`."""
 
     first_s: float = 0.5
     longest_s: float = 10.0
@@ -57,15 +58,15 @@ class Backoff:
         if not 0 <= self.first_s <= self.longest_s:
             raise ValueError(f"a backoff needs 0 <= first_s <= longest_s, not {self.first_s} and {self.longest_s}")
 
-    def delay_s(self, attempt: int, luck: float) -> float:
-        """Seconds to wait after attempt 0, 1, ...; `luck` is uniform in [0, 1) and keeps clients apart."""
+    def delay_s(self, attempt: int, jitter: float) -> float:
+        """The delay after attempt 0, 1, ... `jitter`: uniform in [0, 1), so that clients do not retry together."""
         bound_s = min(self.longest_s, self.first_s * 2.0 ** min(attempt + 1, LONGEST_EXPONENT))
-        return self.first_s + luck * (bound_s - self.first_s)
+        return self.first_s + jitter * (bound_s - self.first_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An attempt that may succeed later, and when the service asked to be called again."""
+    """An attempt that can succeed later. `retry_after_s`: the delay that the service requested."""
 
     error: Exception
     retry_after_s: float | None = None
@@ -73,19 +74,19 @@ class Failure:
 
 @dataclass(slots=True)
 class Patience:
-    """How long one call has been tried already. No attempt starts later than `limit_s` after the first."""
+    """The retries of one call. No attempt starts later than `limit_s` after the first one."""
 
     backoff: Backoff
     limit_s: float
     started_s: float
     attempts: int = 0
 
-    def delay_s(self, failure: Failure, now_s: float, luck: float) -> float:
-        """Seconds to wait before the next attempt. Raises ServiceUnavailableError where patience ends."""
+    def delay_s(self, failure: Failure, now_s: float, jitter: float) -> float:
+        """Seconds to wait before the next attempt. Raises ServiceUnavailableError if that would be after `limit_s`."""
         if failure.retry_after_s is None:
-            delay_s = self.backoff.delay_s(self.attempts, luck)
+            delay_s = self.backoff.delay_s(self.attempts, jitter)
         else:
-            delay_s = failure.retry_after_s + luck * self.backoff.first_s
+            delay_s = failure.retry_after_s + jitter * self.backoff.first_s
         self.attempts += 1
         waited_s = now_s - self.started_s
         if waited_s + delay_s > self.limit_s:
@@ -94,9 +95,9 @@ class Patience:
 
 
 def unreachable(error: httpx2.TransportError) -> Failure:
-    """A connection that failed: refused, reset, dropped or timed out. Scoring is idempotent, so all are tried again.
+    """A connection that was refused, reset, dropped or timed out. All are retried, because scoring is idempotent.
 
-    Raises `error` where the request itself was at fault.
+    Raises `error` if the request itself was at fault.
     """
     if isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError):
         raise error
@@ -105,7 +106,7 @@ def unreachable(error: httpx2.TransportError) -> Failure:
 
 
 def refusal(response: httpx2.Response) -> Failure | None:
-    """None for an answer, a Failure for one that is worth another attempt. Raises ScoringError for all others."""
+    """None for an answer, a Failure if another attempt can succeed. Raises ScoringError for all other statuses."""
     if response.is_success:
         return None
     error = scoring_error(response)
@@ -115,13 +116,13 @@ def refusal(response: httpx2.Response) -> Failure | None:
 
 
 def scoring_error(response: httpx2.Response) -> ScoringError:
-    """The service's own words, or, where something else answered, how to find out what."""
+    """The error of the service; if something else answered, an error that describes it."""
     status = response.status_code
     kind = MismatchError if status == HTTPStatus.CONFLICT else ScoringError
     try:
         body = _BODY.validate_json(response.content)
     except ValidationError:
-        return kind(status, f"http_{status}", _foreign(response))
+        return kind(status, f"http_{status}", _not_of_this_service(response))
     if isinstance(body, _StateBody):
         return kind(status, body.state, body.progress)
     error = body.error
@@ -145,7 +146,7 @@ class _ErrorBody(BaseModel):
 
 
 class _StateBody(BaseModel):
-    """What /ready answers before the service can score."""
+    """The body of /ready while the service cannot score."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -156,16 +157,16 @@ class _StateBody(BaseModel):
 _BODY: TypeAdapter[_ErrorBody | _StateBody] = TypeAdapter(_ErrorBody | _StateBody)
 
 
-def _foreign(response: httpx2.Response) -> str:
+def _not_of_this_service(response: httpx2.Response) -> str:
     url = response.request.url
     if response.has_redirect_location:
-        return f"{url} redirects to {response.headers['location']}: give the address behind it as base_url"
+        return f"{url} redirects to {response.headers['location']}: give that address as base_url"
     start = response.text[:80]
-    return f"{url} answered in words that are not this service's ({start!r}): check base_url"
+    return f"{url} sent an error that is not of this service ({start!r}): check base_url"
 
 
 def _retry_after_s(response: httpx2.Response) -> float | None:
-    """Seconds of Retry-After; None where there is none, or a date."""
+    """The seconds of Retry-After; None if there is no such header, or it holds a date."""
     try:
         seconds = float(response.headers.get("retry-after", ""))
     except ValueError:

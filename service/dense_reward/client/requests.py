@@ -1,4 +1,4 @@
-"""What a client asks: the bytes of a request, built once, and what its answer must hold. Pure: sends nothing."""
+"""Builds a client's requests: the bytes, which every attempt sends again, and what the answer must hold. Pure."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,15 +16,15 @@ OnError = Literal["fail", "per_item"]
 HeatmapFormat = Literal["html", "svg", "ansi", "json"]
 Ids = Sequence[int] | NDArray[np.integer]
 ItemToScore = Mapping[str, object]
-# Strings, and spans of them, need not exist where ids were sent.
+# The service can omit strings, and offsets in them, if ids were sent.
 REQUIRABLE = WIRE_DTYPES.keys() - {"offsets"}
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreOptions:
-    """What is wanted of every item; the service's own defaults. `include` names the arrays that are answered.
+    """The options of a request, with the defaults of the service. `include` names the arrays of the answer.
 
-    Where ids are sent, token_ids are answered in any case, because alignment is proven with them.
+    If ids are sent, the answer always includes token_ids: alignment is verified with them.
     """
 
     render: Literal["chat", "raw"] | None = None
@@ -39,7 +39,7 @@ class ScoreOptions:
     include: Sequence[ArrayName] | None = None
 
     def given(self) -> dict[str, object]:
-        """The options that differ from the defaults, as they travel."""
+        """The options that differ from the defaults, by their JSON keys."""
         chosen = {option.name: getattr(self, option.name) for option in fields(self)}
         return {name: value for name, value in chosen.items() if value != getattr(DEFAULTS, name)}
 
@@ -49,7 +49,7 @@ DEFAULTS = ScoreOptions()
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One request."""
+    """One HTTP request."""
 
     method: Literal["GET", "POST"]
     path: str
@@ -73,17 +73,17 @@ READY = Call("GET", "/ready")
 
 
 def one_item(**parts: object) -> dict[str, object]:
-    """An item of the parts that were given (those that are not None)."""
+    """An item of the parts that are not None."""
     return {name: part for name, part in parts.items() if part is not None}
 
 
 def score_one(item: ItemToScore, options: ScoreOptions, encoding: Encoding) -> ScoreCall:
-    """A request with a single input. Raises TypeError or ValueError for ids that are none."""
+    """A request with a single item. Raises TypeError for ids that are no integers, ValueError for a wrong shape."""
     return _score_call(item, [item], options, encoding, may_fail=False)
 
 
 def score_many(items: Sequence[ItemToScore], options: ScoreOptions, encoding: Encoding, on_error: OnError) -> ScoreCall:
-    """A request with a batch of inputs. Raises TypeError or ValueError for ids that are none."""
+    """A request with a batch of items. Raises like `score_one`."""
     body = {"items": list(items), "on_error": on_error}
     return _score_call(body, items, options, encoding, may_fail=on_error == "per_item")
 
@@ -110,9 +110,9 @@ def _score_call(
 
 
 def expected_of(index: int, item: ItemToScore) -> list[Expected]:
-    """What is known of the responses of an item before it is scored; what is wrong with it is the service's to say.
+    """What is known of an item's responses before it is scored.
 
-    Raises TypeError or ValueError where ids are no integers or have the wrong depth.
+    Raises TypeError or ValueError if ids are no integers or have the wrong depth. The service checks everything else.
     """
     sent = _sent_ids(item)
     candidates = _widths(item.get("candidate_ids"), len(sent))
@@ -138,14 +138,17 @@ def id_array(value: object, name: str, dimensions: int = 1) -> SentIds:
 
 
 def json_bytes(body: Mapping[str, object]) -> bytes:
-    """A body, with arrays and tensors as lists. Raises ValueError for NaN and lone surrogates, TypeError for others."""
+    """The bytes of a body, with arrays and tensors as lists.
+
+    Raises ValueError for NaN, infinity and lone surrogates, TypeError for a value that JSON cannot represent.
+    """
     try:
         text = json.dumps(body, allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=_integers)
         return text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"text holds a lone surrogate, which is no Unicode character: {error}") from None
+        raise ValueError(f"text holds a lone surrogate, which is no Unicode character: {error}: remove it") from None
     except ValueError as error:
-        raise ValueError(f"this cannot be sent as JSON, which has no NaN and no infinity: {error}") from None
+        raise ValueError(f"JSON has no NaN and no infinity: {error}: remove them from the request") from None
 
 
 def _integers(value: object) -> list[int] | int:
@@ -159,7 +162,7 @@ def _integers(value: object) -> list[int] | int:
 
 
 def _sent_ids(item: ItemToScore) -> list[SentIds | None]:
-    """The ids to be scored, one entry per response; None where the service makes them from text."""
+    """The ids to score, one entry per response; None if the service makes them from text."""
     if "response_ids" in item:
         rows = _rows(item["response_ids"], "response_ids")
         return [id_array(ids, f"response_ids[{g}]") for g, ids in enumerate(rows)]
@@ -175,7 +178,7 @@ def _sent_ids(item: ItemToScore) -> list[SentIds | None]:
 
 
 def _widths(candidate_ids: object, responses: int) -> list[int | None]:
-    """K of each response."""
+    """The number of candidates K of each response; None without candidates."""
     if candidate_ids is None:
         return [None] * responses
     rows = _rows(candidate_ids, "candidate_ids", responses)
@@ -184,7 +187,7 @@ def _widths(candidate_ids: object, responses: int) -> list[int | None]:
 
 
 def _counts(segments: object, responses: int) -> list[int | None]:
-    """S of each response."""
+    """The number of segments S of each response; None without segments."""
     if segments is None:
         return [None] * responses
     return [len(_rows(spans, f"segments[{g}]")) for g, spans in enumerate(_rows(segments, "segments", responses))]

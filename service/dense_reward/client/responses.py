@@ -1,4 +1,4 @@
-"""The bytes of an answer of /score -> results, checked against what was sent: misaligned rewards never get out.
+"""Parses the bytes of an answer of /score and checks them against what was sent: misaligned rewards raise.
 
 Pure: knows no HTTP. Shapes: T scored tokens of a response, K candidates, S segments, G responses.
 """
@@ -19,7 +19,7 @@ from dense_reward.records import FloatArray, IdArray
 from dense_reward.schemas import ModelCard
 
 SentIds = NDArray[np.int64]
-# Every array that travels as base64 under encoding_format "base64", row-major.
+# Every array that is base64 if encoding_format is "base64": row-major, little-endian.
 WIRE_DTYPES: Mapping[str, str] = {
     "token_ids": "<i4",
     "offsets": "<i4",
@@ -39,7 +39,7 @@ CANDIDATE_SFT = "candidate_sft_logprob"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Expected:
-    """What is known of one response before it is scored; None where only the service can know."""
+    """What is known of one response before it is scored. None: only the service knows it, or it was not sent."""
 
     item: int
     response: int
@@ -85,7 +85,7 @@ class _WireResult(BaseModel):
 
 
 class _WireAnswer(BaseModel):
-    """Keys that a newer service adds are let pass."""
+    """Keys that a newer service adds are ignored."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -99,8 +99,8 @@ class _WireAnswer(BaseModel):
 def parse_scored(body: bytes, expectation: Expectation) -> Scored:
     """The results of an answer, in either encoding.
 
-    Raises AlignmentError where they are not those of the tokens that were sent, AnswerError where the body is no
-    answer, lacks what was asked for, or holds a number that is not finite.
+    Raises AlignmentError if they do not belong to the tokens that were sent, AnswerError if the body is no answer,
+    lacks a requested array, or holds a number that is not finite.
     """
     try:
         answer = _WireAnswer.model_validate_json(body)
@@ -121,7 +121,7 @@ def parse_scored(body: bytes, expectation: Expectation) -> Scored:
 
 
 def parse_cards(body: bytes) -> tuple[ModelCard, ...]:
-    """The answer of /models. Raises AnswerError for anything else; keys that a newer service adds are let pass."""
+    """Parses an answer of /models. Raises AnswerError for anything else. Ignores keys that a newer service adds."""
     try:
         cards = _Cards.model_validate_json(body).models
         known = [{key: value for key, value in card.items() if key in ModelCard.model_fields} for card in cards]
@@ -144,15 +144,15 @@ def _failed(row: _WireResult) -> ScoredResponse:
 def _still_expected(
     rows: Sequence[_WireResult], failed: Sequence[ScoredResponse], responses: Sequence[Expected]
 ) -> list[Expected]:
-    """What was expected of the items that did not fail. Raises AlignmentError unless it came, in order."""
+    """The expected responses of the items that did not fail. Raises AlignmentError unless `rows` match in order."""
     failed_items = {result.item for result in failed}
     expected = [response for response in responses if response.item not in failed_items]
     wanted = [(response.item, response.response) for response in expected]
-    came = [(row.item, row.response) for row in rows]
+    received = [(row.item, row.response) for row in rows]
     unknown = failed_items - {response.item for response in responses}
-    if came != wanted or unknown:
+    if received != wanted or unknown:
         raise AlignmentError(
-            f"asked for {len(responses)} responses and got {len(came)} with {len(failed_items)} failed items, "
+            f"asked for {len(responses)} responses and got {len(received)} with {len(failed_items)} failed items, "
             "or the same in another order (results are item by item, response by response)"
         )
     return expected
@@ -195,7 +195,7 @@ def _scored(row: _WireResult, expected: Expected, required: frozenset[str]) -> S
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Arrays:
-    """Decodes the arrays of one result: base64 or lists, into the shapes that they must have."""
+    """Decodes the arrays of one result, from base64 or lists, into the shapes that they must have."""
 
     row: _WireResult
     where: str
@@ -215,20 +215,20 @@ class _Arrays:
         return array.astype(np.float32)
 
     def candidates(self, name: str) -> FloatArray | None:
-        """[T, K]; without candidates there is nothing in the answer, and an empty array is what was asked for."""
+        """[T, K] if candidates were sent. If they were empty the answer has no such key: the array is empty."""
         width = self.expected.candidates
         if width is None:
             return None
         if self.length == 0 or width == 0:
             return np.zeros((self.length, width), dtype=np.float32)
-        return self._demanded(name, self.length, width)
+        return self._required(name, self.length, width)
 
     def segments(self) -> FloatArray | None:
-        """[S]"""
+        """[S] if segments were sent."""
         count = self.expected.segments
-        return None if count is None else self._demanded("segments", count)
+        return None if count is None else self._required("segments", count)
 
-    def _demanded(self, name: str, *shape: int) -> FloatArray:
+    def _required(self, name: str, *shape: int) -> FloatArray:
         array = self.floats(name, *shape)
         if array is None:
             raise AnswerError(f"{self.where}: {name} was asked for and is not in the answer")
@@ -248,7 +248,7 @@ class _Arrays:
 
 
 def _decoded(value: str | list[float], dtype: str) -> NDArray[np.int32 | np.float32]:
-    """Raises ValueError or OverflowError for what is no array of this type."""
+    """Raises ValueError or OverflowError if the value is no array of this type."""
     if isinstance(value, str):
         try:
             return np.frombuffer(base64.b64decode(value, validate=True), dtype=dtype)

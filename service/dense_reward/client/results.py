@@ -1,4 +1,4 @@
-"""What a client hands out: typed results with numpy arrays, in nats. Pure; knows nothing of how they travel.
+"""The results of a client: typed, with numpy arrays, in nats. Pure; knows no HTTP.
 
 Shapes: T scored tokens of a response, K candidates, S segments, G responses.
 """
@@ -28,6 +28,8 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
+    """Numbers of tokens: in the prompts (one per item), in the responses, and of these the scored ones."""
+
     prompt_tokens: int
     response_tokens: int
     scored_tokens: int
@@ -35,17 +37,22 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where the service spent the time of a request, in seconds."""
+    """Where the service spent the time of a request, in seconds: every timing that it answers.
+
+    `encode_s`: checks and tokenisation. `queue_s`: until its first batch began. `compute_s`: its batches. `describe_s`:
+    building the rows of the answer.
+    """
 
     encode_s: float
     queue_s: float
     compute_s: float
+    describe_s: float
     total_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """An id that the SFT model finds likely at a position."""
+    """One of the `top_k` likeliest ids at a position under the SFT model, with its text."""
 
     id: int
     token: str
@@ -55,12 +62,12 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoredResponse:
-    """One response and the arrays that were asked for; the others are None.
+    """One response with the requested arrays; the others are None.
 
-    Arrays are [T], but for offsets [T, 2] (code points of the text), candidate_reward and candidate_sft_logprob [T, K],
+    Arrays are [T], except offsets [T, 2] (code points of the text), candidate_reward and candidate_sft_logprob [T, K],
     and segments [S].
 
-    Where `error` is set (only under on_error "per_item") the whole item failed: no response, no arrays, sum NaN.
+    If `error` is set (only with on_error "per_item") the whole item failed: no response, no arrays, sum NaN.
     """
 
     item: int
@@ -99,9 +106,9 @@ class Scored:
 
 
 def padded(scored: Scored, name: FloatArrayName = "reward") -> tuple[FloatArray, BoolArray]:
-    """One array of all responses as [G, T], zero beyond each response's end, and the mask [G, T] of what is real.
+    """One array of all responses as [G, T], zero after each response's end, and the mask [G, T] of its tokens.
 
-    Raises ValueError where a response failed or was answered without this array.
+    Raises ValueError if a response failed, or was answered without this array.
     """
     rows = [_present(result, name) for result in scored.results]
     lengths_G = np.array([len(row) for row in rows], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Proof that a caller's ids mean to the service what they mean to the caller. Imports no tokenizer library."""
+"""Verifies that caller and service have the same tokenizer. Imports no tokenizer library."""
 
 import copy
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class CallersTokenizer(Protocol):
 
 @runtime_checkable
 class _Truncating(Protocol):
-    """tokenizers.Tokenizer, whose truncation and padding are state rather than arguments."""
+    """tokenizers.Tokenizer: its truncation and padding are state, not arguments."""
 
     def no_truncation(self) -> None: ...
     def no_padding(self) -> None: ...
@@ -33,7 +33,7 @@ class _WithIds(Protocol):
 
 
 def sha256_of(tokenizer: CallersTokenizer) -> str:
-    """The hash that the service computes of its own tokenizer when a checkpoint is made."""
+    """The hash of a tokenizer, as the service computes it of its own when a checkpoint is made."""
     if isinstance(tokenizer, _Truncating):
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.no_truncation()
@@ -44,16 +44,16 @@ def sha256_of(tokenizer: CallersTokenizer) -> str:
 
 
 def card_named(cards: Sequence[ModelCard], model: str | None) -> ModelCard:
-    """The card of a pair; without a name, the only one. Raises ValueError where that names none."""
-    named = [card for card in cards if model in (None, card.name)]
-    if len(named) != 1:
+    """The card of the pair `model`; None means the only one. Raises ValueError unless exactly one pair matches."""
+    matching = [card for card in cards if model in (None, card.name)]
+    if len(matching) != 1:
         served = ", ".join(card.name for card in cards) or "nothing yet (wait_until_ready)"
         raise ValueError(f"model={model!r} does not name one pair; served: {served}")
-    return named[0]
+    return matching[0]
 
 
 def agreed_sha256(tokenizer: CallersTokenizer, card: ModelCard) -> str:
-    """The hash that both sides have. Raises TokenizerMismatchError, naming both, where they differ."""
+    """The hash that both sides have. Raises TokenizerMismatchError with both hashes if they differ."""
     own = sha256_of(tokenizer)
     if own != card.tokenizer_sha256:
         raise TokenizerMismatchError(own, card.tokenizer_sha256, card.name)

@@ -1,4 +1,4 @@
-"""Token rewards -> pictures: HTML, SVG and terminal. The one door to the modules behind it; pure, without I/O.
+"""Token rewards -> pictures: HTML, SVG and terminal. Pure, without I/O.
 
 Must not know models, tokenizers or HTTP.
 """
@@ -6,7 +6,7 @@ Must not know models, tokenizers or HTTP.
 from dense_reward.heatmap.ansi import render_ansi
 from dense_reward.heatmap.html import render_html, render_html_document
 from dense_reward.heatmap.palette import DEFAULT_PALETTE, PALETTES
-from dense_reward.heatmap.rows import MEANINGS, Alternative, Heatmap, HeatmapRow, build, shared_scale
+from dense_reward.heatmap.rows import MEANINGS, Heatmap, HeatmapAlternative, HeatmapRow, build, shared_scale
 from dense_reward.heatmap.style import style_sources
 from dense_reward.heatmap.svg import render_svg
 
@@ -14,8 +14,8 @@ __all__ = [
     "DEFAULT_PALETTE",
     "MEANINGS",
     "PALETTES",
-    "Alternative",
     "Heatmap",
+    "HeatmapAlternative",
     "HeatmapRow",
     "build",
     "render_ansi",

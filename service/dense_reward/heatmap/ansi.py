@@ -1,6 +1,6 @@
-"""A heatmap for terminals: 24-bit backgrounds, or, without colour, the values printed below the tokens.
+"""A heatmap for terminals: 24-bit backgrounds or, without colour, the values printed below the tokens.
 
-No character of the text but printable ones reaches the terminal: every escape sequence here is the picture's own.
+Only printable characters of the text reach the terminal: every escape sequence in the output comes from this module.
 """
 
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ _BAR_COLUMNS = 33
 
 
 def render_ansi(heatmap: Heatmap, *, columns: int = 100, colour: bool = True, dark: bool = True) -> str:
-    """Lines of at most `columns` cells, without a final line feed; `dark` fits most terminals' backgrounds.
+    """Lines of at most `columns` cells, without a final line feed. `dark`: for terminals with a dark background.
 
-    Without `colour` no escape sequence at all. Raises ValueError where there are fewer than 20 columns.
+    Without `colour` there is no escape sequence. Raises ValueError for fewer than 20 columns.
     """
     if columns < SMALLEST_COLUMNS:
         raise ValueError(f"{columns} columns are too few; give at least {SMALLEST_COLUMNS}")
@@ -72,7 +72,7 @@ class _Painter:
         heatmap, unit = self.heatmap, self.heatmap.unit
         yield from self._prose(f"{heatmap.signal} per token, {unit}: {heatmap.caption}", _DIM)
         if not self.colour:
-            yield from self._prose("the value stands below each token; * marks the lowest of a row", _DIM)
+            yield from self._prose("the value is printed below each token; * marks the lowest of a row", _DIM)
             return
         span = min(_BAR_COLUMNS, self.columns - 2)
         steps = (round(2 * STEPS * at / (span - 1)) for at in range(span))
@@ -99,7 +99,7 @@ def _stats(row: HeatmapRow) -> str:
 
 
 def _columned(row: HeatmapRow, labels: list[str], columns: int) -> Iterator[Box]:
-    """Boxes as wide as their value below and a gap, spaces made visible: padding would hide them."""
+    """Boxes that are wide enough for the value below and a gap. Spaces are made visible: padding would hide them."""
     for box in boxes(row.pieces, columns - 1):
         text = box.text.replace(" ", "␣")
         width = 1 + max(box.cells, len(labels[box.index]) * box.first)

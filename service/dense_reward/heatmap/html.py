@@ -1,6 +1,6 @@
-"""A heatmap as HTML: one document, or a fragment for notebooks, without scripts, outside assets or inline attributes.
+"""A heatmap as HTML: a document, or a fragment for notebooks. No scripts, external assets or style attributes.
 
-The look is `style`'s alone; here are structure and text, every bit of it visible and escaped.
+The look is only in style.py. Here are structure and text, and all text is made visible and escaped.
 """
 
 import math
@@ -9,7 +9,16 @@ from html import escape
 
 from dense_reward.heatmap.lines import token_lines
 from dense_reward.heatmap.palette import level, palette_named
-from dense_reward.heatmap.rows import Alternative, Heatmap, HeatmapRow, lowest, plain, summary, tick_labels, typeset
+from dense_reward.heatmap.rows import (
+    Heatmap,
+    HeatmapAlternative,
+    HeatmapRow,
+    lowest,
+    plain,
+    summary,
+    tick_labels,
+    typeset,
+)
 from dense_reward.heatmap.style import page_stylesheet, style_source, stylesheet
 from dense_reward.heatmap.visible import visible, visible_lines
 
@@ -17,18 +26,21 @@ _NO_TOKENS = '<span class="none">no tokens</span>'
 
 
 def render_html(heatmap: Heatmap, *, fragment: bool = False) -> str:
-    """A self-contained document; as a fragment a <style> and a <figure>, to be put inside another page."""
+    """A self-contained document. `fragment`: only a <style> and a <figure>, for another page."""
     if fragment:
         return f"<style>{stylesheet(palette_named(heatmap.palette))}</style>{_figure(heatmap)}\n"
     return render_html_document([heatmap])
 
 
 def render_html_document(heatmaps: Sequence[Heatmap]) -> str:
-    """Heatmaps below each other, each on its own scale, in one document of one palette, else ValueError."""
+    """One document with heatmaps below each other, each on its own scale.
+
+    Raises ValueError if there are none, or if they have several palettes.
+    """
     names = {heatmap.palette for heatmap in heatmaps}
     if len(names) != 1:
         raise ValueError(
-            f"a document has one palette, not {sorted(names)}; give at least one heatmap, all of one palette"
+            f"a document has one palette, not {sorted(names)}; give at least one heatmap, and one palette for all"
         )
     palette = palette_named(names.pop())
     figures = "\n".join(map(_figure, heatmaps))
@@ -118,18 +130,18 @@ def _entry(name: str, value: float, printed: str) -> str:
     return f"<th>{_text(name.replace('_', ' '))}</th><td>{printed}</td>{likelihood}"
 
 
-def _alternatives(some: Iterable[Alternative], heatmap: Heatmap) -> str:
+def _alternatives(alternatives: Iterable[HeatmapAlternative], heatmap: Heatmap) -> str:
     entries = "".join(
         f'<tr><td class="mono">{_text(one.text)}</td><td>{_probability(one.logprob)}</td>'
         f"<td{_shade(one.reward, heatmap)}>{typeset(one.reward)}</td></tr>"
-        for one in some
+        for one in alternatives
     )
     heads = "<tr><th>likeliest under sft</th><th>p</th><th>reward</th></tr>"
     return f'<table class="others">{heads}{entries}</table>' if entries else ""
 
 
 def _shade(reward: float, heatmap: Heatmap) -> str:
-    # The scale is that of the shown signal: it says nothing about rewards where another signal is shown.
+    # The scale belongs to the shown signal, so rewards are coloured only if they are that signal.
     return f' class="v{level(reward, heatmap.scale)}"' if heatmap.signal == "reward" else ""
 
 

@@ -1,4 +1,4 @@
-"""Tokens laid out on lines of monospace cells: what SVG and terminal pictures share.
+"""Lays tokens out on lines of monospace cells, for SVG and terminal pictures.
 
 Knows nothing of colours, values or output formats.
 """
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from dense_reward.heatmap.visible import cells, visible_lines
 
-EMPTY = "·"  # what a token without text of its own shows
+EMPTY = "·"  # shown for a token without text
 
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A stretch of one token, never longer than a line. `index` is its token; `first` marks the token's first box."""
+    """A part of one token on one line. `index`: the token. `first`: this is the token's first box."""
 
     index: int
     text: str
@@ -24,7 +24,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A box at a column of its line, in cells from the left."""
+    """A box and its column, in cells from the left."""
 
     box: Box
     column: int
@@ -34,7 +34,10 @@ Line = tuple[Placed, ...]
 
 
 def token_lines(piece: str) -> tuple[str, ...]:
-    """What a token shows, cut after line feeds: the first `piece.count("\\n")` lines end a line. Never empty."""
+    """The visible text of a token, cut after line feeds. Never empty.
+
+    The first `piece.count("\\n")` parts end a line.
+    """
     if piece == "":
         return (EMPTY,)
     lines = visible_lines(piece)
@@ -42,7 +45,7 @@ def token_lines(piece: str) -> tuple[str, ...]:
 
 
 def boxes(pieces: Iterable[str], columns: int) -> Iterator[Box]:
-    """The boxes of all tokens in order, cut where a token has a line feed and where it exceeds a line."""
+    """The boxes of all tokens in order, cut after each line feed and at the width of a line."""
     for index, piece in enumerate(pieces):
         line_feeds = piece.count("\n")
         for number, line in enumerate(token_lines(piece)):
@@ -53,7 +56,7 @@ def boxes(pieces: Iterable[str], columns: int) -> Iterator[Box]:
 
 
 def flow(stream: Iterable[Box], columns: int) -> list[Line]:
-    """Boxes side by side; a new line where one does not fit and after each that ends its line."""
+    """Places boxes side by side. A new line begins if a box does not fit, and after each box that ends its line."""
     lines: list[Line] = []
     line: list[Placed] = []
     column = 0
@@ -70,7 +73,7 @@ def flow(stream: Iterable[Box], columns: int) -> list[Line]:
 
 
 def paragraph(text: str, columns: int) -> list[str]:
-    """Text made visible on lines of at most so many cells, broken after line feeds and at spaces where it can be."""
+    """Visible text on lines of at most `columns` cells, broken after line feeds and, if possible, at spaces."""
     *words, last = text.split(" ")
     lines = flow(boxes([*(word + " " for word in words), *([last] if last else [])], columns), columns)
     return ["".join(placed.box.text for placed in line) for line in lines]

@@ -1,6 +1,6 @@
-"""Diverging colour scales for signed token signals, and the ink that stays legible on them.
+"""Diverging colour scales for signed token signals, and the ink that is legible on each colour.
 
-Colours come in a light and a dark variant, for light and dark surroundings. Knows nothing of tokens or of pictures.
+Each palette has a variant for light and one for dark surroundings. Knows nothing of tokens or pictures.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class Colour:
 
 @dataclass(frozen=True, slots=True)
 class Swatch:
-    """A background and the ink to write on it."""
+    """A background colour and the colour of the text on it."""
 
     fill: Colour
     ink: Colour
@@ -41,7 +41,7 @@ class Swatch:
 
 @dataclass(frozen=True, slots=True)
 class Palette:
-    """Colour stops from the lowest value to the highest, evenly spaced, zero in the middle: an odd number of them."""
+    """Colour stops from the lowest value to the highest, evenly spaced. Their number is odd: the middle one is zero."""
 
     name: str
     light: tuple[Colour, ...]
@@ -59,7 +59,7 @@ def contrast(one: Colour, other: Colour) -> float:
 
 
 def palette_named(name: str) -> Palette:
-    """The palette of that name. Raises ValueError where there is none."""
+    """The palette of that name. Raises ValueError if there is none."""
     if name not in PALETTES:
         raise ValueError(f"no palette is called {name!r}: choose one of {', '.join(PALETTES)}")
     return PALETTES[name]
@@ -83,7 +83,7 @@ def _linear(channel: float) -> float:
 
 
 def _ink(fill: Colour) -> Colour:
-    # Of pure black and pure white one has a contrast of at least 4.58 to any colour; greys would not.
+    # Either black or white has a contrast of at least 4.58 to any colour. No grey guarantees that.
     return max(BLACK, WHITE, key=lambda ink: contrast(ink, fill))
 
 
@@ -103,8 +103,8 @@ def _stops(hexes: str) -> tuple[Colour, ...]:
 
 _GREY = _stops("1c1c1c 848484 cccccc e6e6e6 ffffff")
 
-# The light blue-red and purple-green are ColorBrewer's RdBu and PRGn, made to be told apart by colour-blind readers.
-# Grey keeps one meaning everywhere (dark is low), so that a print and a screen agree.
+# The light blue-red and purple-green are ColorBrewer's RdBu and PRGn, which colour-blind readers can distinguish.
+# Grey is the same in light and dark surroundings (dark is low), so that a print and a screen agree.
 PALETTES: Mapping[str, Palette] = MappingProxyType(
     {
         palette.name: palette

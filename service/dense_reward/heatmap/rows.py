@@ -1,6 +1,6 @@
-"""What a heatmap shows: rows of tokens with one signal, the colour scale that they share, and each row's summary.
+"""The content of a heatmap: rows of tokens with one signal, their common colour scale, and each row's summary.
 
-Knows nothing of HTML, SVG or terminals, nor where the numbers come from.
+Knows nothing of HTML, SVG or terminals.
 """
 
 import math
@@ -14,7 +14,7 @@ from dense_reward.heatmap.palette import DEFAULT_PALETTE, palette_named
 from dense_reward.reward import Summary, summarise
 
 SCALE_PERCENTILE = 99.5
-SMALLEST_SCALE = 0.01  # nats: rounding noise must not be painted in full colours
+SMALLEST_SCALE = 0.01  # nats: below it, rounding noise would get full colours
 
 MEANINGS: Mapping[str, str] = MappingProxyType(
     {
@@ -32,8 +32,8 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
 
 
 @dataclass(frozen=True, slots=True)
-class Alternative:
-    """A token that could have stood at a position: its text, its log-probability under the SFT model, its reward."""
+class HeatmapAlternative:
+    """Another likely token at a position: its text, its log-probability under the SFT model, and its reward."""
 
     text: str
     logprob: float
@@ -42,10 +42,10 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True)
 class HeatmapRow:
-    """A response of T tokens. Raises ValueError where an array does not have T entries or holds NaN or infinity.
+    """A response of T tokens. Raises ValueError if an array does not have T entries, or holds NaN or infinity.
 
-    `pieces` are consecutive slices of the echoed text, "" for a token whose character ends in a later token;
-    `values` is the shown signal, `details` further arrays by name, for tooltips.
+    `pieces`: consecutive slices of the response's text, "" for a token whose character ends in a later token.
+    `values`: the shown signal. `details`: other arrays by name, for tooltips.
     """
 
     title: str
@@ -54,17 +54,17 @@ class HeatmapRow:
     token_ids: tuple[int, ...]
     values: tuple[float, ...]
     details: Mapping[str, tuple[float, ...]]
-    alternatives: tuple[tuple[Alternative, ...], ...] | None = None
+    alternatives: tuple[tuple[HeatmapAlternative, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         self._check_length("token_ids", self.token_ids)
         if self.alternatives is not None:
             self._check_length("alternatives", self.alternatives)
-            offered = [number for some in self.alternatives for one in some for number in (one.logprob, one.reward)]
-            self._check_finite("alternatives", offered)
-        for name, numbers in {"values": self.values, **self.details}.items():
-            self._check_length(name, numbers)
-            self._check_finite(name, numbers)
+            numbers = [number for some in self.alternatives for one in some for number in (one.logprob, one.reward)]
+            self._check_finite("alternatives", numbers)
+        for name, entries in {"values": self.values, **self.details}.items():
+            self._check_length(name, entries)
+            self._check_finite(name, entries)
 
     def _check_length(self, name: str, entries: Sequence[object]) -> None:
         if len(entries) != len(self.pieces):
@@ -83,8 +83,8 @@ class HeatmapRow:
 class Heatmap:
     """Rows on one colour scale, which saturates at -scale and +scale (in `unit`).
 
-    `meaning` says in a line what the signal is; the signals in MEANINGS have one, others must bring theirs.
-    Raises ValueError where palette or signal is unknown or the scale is no positive number.
+    `meaning`: one line that explains the signal; required for a signal that is not in MEANINGS.
+    Raises ValueError if palette or signal is unknown, or the scale is not a finite number above 0.
     """
 
     rows: tuple[HeatmapRow, ...]
@@ -99,7 +99,7 @@ class Heatmap:
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise ValueError(f"the scale is {self.scale}; it must be finite and above 0")
         if not self.meaning and self.signal not in MEANINGS:
-            raise ValueError(f"signal {self.signal!r} is none of {', '.join(MEANINGS)}; say its meaning")
+            raise ValueError(f"signal {self.signal!r} is none of {', '.join(MEANINGS)}; give its meaning")
 
     @property
     def caption(self) -> str:
@@ -107,16 +107,16 @@ class Heatmap:
 
 
 def shared_scale(rows: Sequence[HeatmapRow]) -> float:
-    """Where colour saturates, the same on both sides of zero and for all rows, in the unit of the values.
+    """The value at which colour saturates, in the unit of the values; the same on both sides of zero and for all rows.
 
-    The 99.5th percentile of |value| over all rows, to two significant digits: in a short answer one wrong token stands
-    out from the noise, in long ones a few outliers do not bleach the rest.
-    At least 0.01, so that identical checkpoints look alike.
+    It is the 99.5th percentile of |value| over all rows, to two significant digits: one wrong token is visible in a
+    short answer, and a few outliers do not make the rest of a long one pale. At least 0.01, so that identical
+    checkpoints look alike.
     """
     sizes = np.abs(np.array([value for row in rows for value in row.values], dtype=np.float64))
     if not sizes.any():
         return 1.0
-    # Where nearly all are 0 the percentile is too, and the few that are not would all saturate.
+    # If nearly all values are 0, so is the percentile; on a scale of 0 the few others would all saturate.
     robust = float(np.percentile(sizes, SCALE_PERCENTILE)) or float(sizes.max())
     return max(float(f"{robust:.1e}"), SMALLEST_SCALE)
 
@@ -134,31 +134,31 @@ def build(
 
 
 def summary(row: HeatmapRow) -> Summary:
-    """The numbers printed beside a row."""
+    """The numbers printed next to a row."""
     return summarise(np.array(row.values, dtype=np.float32))
 
 
 def lowest(row: HeatmapRow) -> int | None:
-    """The first index that holds the row's lowest value; None where the row has no tokens."""
+    """The first index of the row's lowest value; None if the row has no tokens."""
     return int(np.argmin(row.values)) if row.values else None
 
 
 def signed(number: float, digits: int = 2) -> str:
-    """The number with its sign, "0.00" where it rounds to zero, in powers of ten from 100,000 on."""
+    """The number with its sign. Without a sign if it rounds to zero; in scientific notation from 100,000 on."""
     text = f"{number:+.3g}" if abs(number) >= 1e5 else f"{number:+.{digits}f}"
     return text if float(text) else text.lstrip("+-")
 
 
 def typeset(number: float, digits: int = 2) -> str:
-    """The same with a true minus sign, for print."""
+    """Like `signed`, with a typographic minus sign."""
     return signed(number, digits).replace("-", "−")
 
 
 def plain(number: float) -> str:
-    """Three digits after the point and no plus sign: for numbers beside the shown one."""
+    """Three digits after the point and no plus sign, for numbers other than the shown signal."""
     return typeset(number, 3).removeprefix("+")
 
 
 def tick_labels(scale: float) -> tuple[str, ...]:
-    """Labels of the colour bar at its ends, its middle and half-way between, lowest first."""
+    """Five labels of the colour bar, evenly spaced, lowest first."""
     return tuple(f"{share * scale:+.3g}".replace("-", "−") if share else "0" for share in (-1, -0.5, 0, 0.5, 1))

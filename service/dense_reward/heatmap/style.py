@@ -1,6 +1,6 @@
-"""The stylesheet of HTML heatmaps: one constant text for each palette, so that a strict page can name it by hash.
+"""The stylesheet of HTML heatmaps: one constant text per palette, so that a strict page can allow it by its hash.
 
-Knows nothing of tokens: colours are classes c0 (lowest) to c64, numbered by `palette.level`.
+Knows nothing of tokens. Colours are the classes c0 (lowest) to c64, numbered by `palette.level`.
 """
 
 import base64
@@ -79,25 +79,25 @@ _DARK_PAGE = "body{background:#15181d}"
 
 @cache
 def stylesheet(palette: Palette) -> str:
-    """Rules for a heatmap in this palette, for light and dark surroundings, all below the class dr-heatmap."""
+    """The rules for heatmaps of this palette, for light and dark surroundings. All selectors begin with .dr-heatmap."""
     dark = _DARK_VARIABLES + _colours(palette, dark=True)
     return f"{_LAYOUT}{_colours(palette, dark=False)}\n@media (prefers-color-scheme:dark){{{dark}}}\n"
 
 
 @cache
 def page_stylesheet(palette: Palette) -> str:
-    """The same for a whole document, which paints the page around the heatmap too."""
+    """The stylesheet of a whole document, which also sets the background of the page."""
     return f"{stylesheet(palette)}{_PAGE}\n@media (prefers-color-scheme:dark){{{_DARK_PAGE}}}\n"
 
 
 def style_source(palette: Palette) -> str:
-    """The Content-Security-Policy source that allows `page_stylesheet` of this palette and no other inline style."""
+    """The Content-Security-Policy source that allows only this palette's `page_stylesheet` as an inline style."""
     digest = hashlib.sha256(page_stylesheet(palette).encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
 def style_sources() -> tuple[str, ...]:
-    """For the style-src of a page that shows heatmap documents of any palette in a srcdoc frame, which inherits it."""
+    """Sources for the style-src of a page that shows heatmap documents in a srcdoc frame, which inherits its policy."""
     return tuple(map(style_source, PALETTES.values()))
 
 

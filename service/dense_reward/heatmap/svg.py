@@ -1,6 +1,6 @@
-"""A heatmap as SVG for papers and READMEs: plain attributes, no styles or scripts, readable by every converter.
+"""A heatmap as SVG for papers and READMEs: plain attributes without styles or scripts, which every converter reads.
 
-Widths are monospace estimates, made true by `textLength`; text is visible and escaped.
+Widths are estimates for monospace fonts; `textLength` makes the text fit them. Text is made visible and escaped.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,8 +18,8 @@ SMALLEST_WIDTH_PX = 300
 _MONO = "ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono','Liberation Mono',monospace"
 _SANS = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,sans-serif"
 _MARGIN = 20
-_CELL = 8.4  # advance of a 14 px monospace font: 0.6 em in nearly all of them
-_LINE = 22  # from one line of tokens to the next
+_CELL = 8.4  # advance of a 14 px monospace font: 0.6 em in nearly all fonts
+_LINE = 22  # height of a line of tokens
 _SANS_CELL = 6.6  # average advance of a 12.5 px sans-serif font, on the wide side
 _BAR = 280
 
@@ -34,7 +34,7 @@ class _Theme:
 
 @dataclass(frozen=True, slots=True)
 class _Canvas:
-    """What every part of the picture needs to know: its width in pixels and its colours."""
+    """What every part of the picture needs: its width in pixels and its colours."""
 
     width: int
     palette: Palette
@@ -56,7 +56,7 @@ class _Canvas:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Markup drawn from y = 0 downwards, and its height in pixels."""
+    """Markup that is drawn downwards from y = 0, and its height in pixels."""
 
     markup: str
     height: int
@@ -67,9 +67,9 @@ _DARK = _Theme(page="#15181d", text="#e8ebef", dim="#9aa4b1", line="#343a43")
 
 
 def render_svg(heatmap: Heatmap, *, width_px: int = 900, dark: bool = False) -> str:
-    """A picture of that width and of whatever height the tokens need, on a white (or dark) ground.
+    """A picture of that width, as high as its tokens need, on a white background, or a dark one if `dark`.
 
-    Raises ValueError where the width is below 300 pixels.
+    Raises ValueError for a width below 300 pixels.
     """
     if width_px < SMALLEST_WIDTH_PX:
         raise ValueError(f"a width of {width_px} px is too small; give at least {SMALLEST_WIDTH_PX}")
@@ -182,10 +182,10 @@ def _title(row: HeatmapRow, index: int, heatmap: Heatmap) -> str:
 
 
 def _mono(text: str, *, x: float, y: float, fill: Colour | None = None) -> str:
-    # A font of another advance is stretched to the boxes; the width is exact where the estimate of cells is.
+    # A font with another advance is stretched to its box.
     width = f' textLength="{cells(text) * _CELL:.2f}" lengthAdjust="spacingAndGlyphs"'
     ink = f' fill="{fill.hex}"' if fill else ""
-    # Converters disagree on xml:space and on white-space; no-break spaces survive all of them.
+    # Converters disagree on xml:space and on white-space; all of them keep no-break spaces.
     shown = escape(text.replace(" ", "\u00a0"))
     return f'<text x="{x:.2f}" y="{y}"{width}{ink}>{shown}</text>'
 
@@ -206,7 +206,7 @@ def _legend(heatmap: Heatmap, canvas: _Canvas) -> _Part:
 
 
 def _bar(heatmap: Heatmap, canvas: _Canvas) -> _Part:
-    # The id names what it holds: pictures pasted into one page may share it without harm.
+    # The id depends only on the gradient, so several pictures on one page can have the same one.
     name = f"dense-reward-{canvas.palette.name}-{'dark' if canvas.dark else 'light'}"
     last = len(canvas.stops) - 1
     stops = "".join(f'<stop offset="{at / last:.4f}" stop-color="{one.hex}"/>' for at, one in enumerate(canvas.stops))

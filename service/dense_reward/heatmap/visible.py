@@ -1,6 +1,6 @@
-"""Text that shows what it holds: every invisible, control or direction-changing character as a printable sign.
+"""Makes text visible: replaces every invisible, control or direction-changing character by a printable sign.
 
-What comes out is safe for a terminal and for XML, but not escaped for markup. Knows nothing of tokens or of pictures.
+The result is safe for a terminal and for XML, but not escaped for markup. Knows nothing of tokens or pictures.
 """
 
 import unicodedata
@@ -9,8 +9,8 @@ NEWLINE = "⏎"
 
 _SIGNS = {"\n": NEWLINE, "\t": "⇥", "\u00a0": "⍽"}
 _PLAIN_SPACES = " \u3000"
-# Invisible by the Unicode property Default_Ignorable_Code_Point (or by their shape: the blank braille pattern),
-# though their general categories are those of letters, marks and symbols.
+# Invisible by the Unicode property Default_Ignorable_Code_Point, or by shape (the blank braille pattern), although
+# their general categories are those of letters, marks and symbols.
 _BLANKS = frozenset(
     chr(code)
     for span in (
@@ -31,14 +31,14 @@ _BLANKS = frozenset(
 def visible(text: str) -> str:
     """One printable line: a line feed becomes ⏎, a tab ⇥, a no-break space ⍽, others escapes such as \\u{202E}.
 
-    A combining mark that opens the text stands on a dotted circle, so that it cannot change what is printed before it.
+    A combining mark at the start gets a dotted circle to combine with, so that it cannot change the text before it.
     """
     opens_with_mark = text != "" and _is_combining(text[0])
     return "◌" * opens_with_mark + "".join(map(_sign, text))
 
 
 def visible_lines(text: str) -> tuple[str, ...]:
-    """The same, cut after every ⏎ that stands for a line feed; at least one line, the last one may be empty."""
+    """Visible text, cut after every line feed. At least one line; the last one can be empty."""
     *broken, last = text.split("\n")
     return (*(visible(line) + NEWLINE for line in broken), visible(last))
 

@@ -6,7 +6,15 @@ from typing import cast
 import numpy as np
 
 from dense_reward.errors import refuse
-from dense_reward.heatmap import PALETTES, Alternative, HeatmapRow, build, render_ansi, render_html_document, render_svg
+from dense_reward.heatmap import (
+    PALETTES,
+    HeatmapAlternative,
+    HeatmapRow,
+    build,
+    render_ansi,
+    render_html_document,
+    render_svg,
+)
 from dense_reward.schemas import ArrayName, HeatmapRequest, Item
 from dense_reward.scoring.rows import Row
 from dense_reward.text.encode import Tokenizer
@@ -82,12 +90,12 @@ def _array(row: Row, name: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     return cast(np.ndarray[tuple[int], np.dtype[np.float32]], row[name])
 
 
-def _alternatives(row: Row) -> tuple[tuple[Alternative, ...], ...] | None:
+def _alternatives(row: Row) -> tuple[tuple[HeatmapAlternative, ...], ...] | None:
     if "alternatives" not in row:
         return None
     listed = cast(list[list[Mapping[str, str | float]]], row["alternatives"])
     return tuple(
-        tuple(Alternative(str(one["token"]), float(one["sft_logprob"]), float(one["reward"])) for one in token)
+        tuple(HeatmapAlternative(str(one["token"]), float(one["sft_logprob"]), float(one["reward"])) for one in token)
         for token in listed
     )
 

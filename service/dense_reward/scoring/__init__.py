@@ -1,1 +1,1 @@
-"""One request scored: its items checked, computed, and written as rows."""
+"""Scores one request: checks and encodes its items, computes or reuses scores, and builds the rows of the answer."""

@@ -1,4 +1,8 @@
-"""One item of a request -> one trunk for the engine. Pure; every refusal of an item's content is made here."""
+"""One item of a request -> one trunk for the engine. Pure.
+
+`prepare` makes every check of an item that the schema cannot make: shapes, sizes and options here; texts, chats and ids
+in text/encode.py, which it calls.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,11 +16,13 @@ from dense_reward.schemas import Item, Options
 from dense_reward.text.encode import Encoded, EncodedResponse, Encoder, as_ids
 
 MAX_TURNS = 256
-"""Scored turns of one chat: a chat is rendered anew for each, so the work grows with their square."""
+"""Limit on the scored turns of one chat: the chat is rendered again for each, so the work grows with their square."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
+    """The largest item that is accepted. Ids must be below `vocab_size`."""
+
     vocab_size: int
     max_length_tokens: int
     max_responses: int
@@ -25,7 +31,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class PreparedItem:
-    """An item ready to be computed; `from_text` tells whether its caller sent text, and so wants text back."""
+    """An item that is ready to be computed.
+
+    `segments`: the [start, end) spans of each response. `from_text`: the caller sent text, so the answer has text too.
+    """
 
     trunk: Trunk
     responses: tuple[EncodedResponse, ...]
@@ -34,7 +43,7 @@ class PreparedItem:
 
 
 def prepare(item: Item, options: Options, encoder: Encoder, limits: Limits) -> PreparedItem:
-    """Encode and check an item. Raises RequestError naming the field, the limit and the cure."""
+    """Encode and check an item. Raises RequestError with the field, the limit and the cure."""
     _check_responses(item, limits)
     _check_depth(item, limits.max_json_depth)
     encoded = encode_item(item, options, replace(encoder, max_tokens=limits.max_length_tokens), limits.vocab_size)
@@ -53,10 +62,10 @@ def prepare(item: Item, options: Options, encoder: Encoder, limits: Limits) -> P
 
 
 def encode_item(item: Item, options: Options, encoder: Encoder, vocab_size: int) -> Encoded:
-    """The ids of an item, by its form."""
+    """Encode an item according to its form. Raises RequestError."""
     raw = options.render == "raw"
     if options.render == "chat" and encoder.renderer != "chat":
-        message = f"this checkpoint was trained with the {encoder.renderer} renderer: leave render out, or send it raw"
+        message = f"this checkpoint was trained with the {encoder.renderer} renderer: omit render, or send it raw"
         raise refuse("invalid_request", message, param="render")
     match item.form:
         case "ids":
@@ -105,7 +114,7 @@ def _exact_ids(prompt_ids: Sequence[int], response_ids: Sequence[Sequence[int]],
 
 
 def _stream(token_ids: Sequence[int], score_mask: Sequence[int], vocab_size: int) -> Encoded:
-    """The tokens before the first scored one are the prompt."""
+    """The tokens before the first scored one become the prompt."""
     if not token_ids:
         raise refuse("empty_prompt", "token_ids is empty: give at least one id", param="token_ids")
     mask = np.array(score_mask, dtype=bool)
@@ -121,11 +130,11 @@ def _stream(token_ids: Sequence[int], score_mask: Sequence[int], vocab_size: int
 
 
 def _check_known(encoded: Encoded, vocab_size: int) -> None:
-    """A tokenizer may have got tokens that its model never got rows for."""
+    """Raises RequestError for an id that the tokenizer has and the model lacks: only one of them was extended."""
     for ids in (encoded.prompt_P, *(response.ids_T for response in encoded.responses)):
         if ids.max(initial=0) >= vocab_size:
-            message = f"the text has token id {ids.max()}, which the model does not know: its ids are [0, {vocab_size})"
-            raise refuse("unknown_token_id", f"{message}")
+            message = f"the text has token id {ids.max()}, which the model lacks: its ids are [0, {vocab_size})"
+            raise refuse("unknown_token_id", message)
 
 
 def _check_responses(item: Item, limits: Limits) -> None:
@@ -136,11 +145,11 @@ def _check_responses(item: Item, limits: Limits) -> None:
 
 
 def _check_depth(item: Item, max_depth: int) -> None:
-    """What a template gets to see is walked recursively, here and in there."""
+    """Templates and this module walk these values recursively: unlimited depth would overflow the stack."""
     calls = [("messages", message.tool_calls) for message in item.messages or ()]
     for param, value in (("tools", item.tools), ("template_kwargs", item.template_kwargs), *calls):
         if _is_deeper(value, max_depth):
-            message = f"{param} is nested more than {max_depth} deep (--max-json-depth)"
+            message = f"{param} is nested more than {max_depth} levels deep (--max-json-depth): flatten it"
             raise refuse("too_long", message, param=param)
 
 
@@ -161,11 +170,11 @@ def _check_size(encoded: Encoded, limits: Limits) -> None:
 
 
 def _candidates(item: Item, scored: Sequence[int], vocab_size: int) -> list[IdArray | None]:
-    """[S, K] ids for each response, or None."""
+    """For each response its candidates as [S, K] ids; None if it has none."""
     if item.candidate_ids is None:
         return [None] * len(scored)
     _check_count(len(item.candidate_ids), len(scored), "candidate_ids")
-    result: list[IdArray | None] = []
+    arrays: list[IdArray | None] = []
     for index, (rows, count) in enumerate(zip(item.candidate_ids, scored, strict=True)):
         widths = {len(row) for row in rows}
         if len(rows) != count or len(widths) > 1:
@@ -176,8 +185,8 @@ def _candidates(item: Item, scored: Sequence[int], vocab_size: int) -> list[IdAr
             message = f"candidate_ids[{index}] names {width} ids at each token; the limit is {MAX_CANDIDATES}"
             raise refuse("too_long", f"{message}: send them in parts", param="candidate_ids")
         flat = as_ids([token for row in rows for token in row], vocab_size, f"candidate_ids[{index}]")
-        result.append(flat.reshape(count, width) if width else None)
-    return result
+        arrays.append(flat.reshape(count, width) if width else None)
+    return arrays
 
 
 def _segments(item: Item, scored: Sequence[int]) -> tuple[tuple[tuple[int, int], ...], ...] | None:

@@ -1,4 +1,4 @@
-"""Scores -> the rows of an answer: which arrays, summaries and pieces of text a caller gets. Pure."""
+"""Scores -> the rows of an answer: the arrays, summaries and text that a request includes. Pure."""
 
 import base64
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from dense_reward.text.offsets import Span
 
 Value = FloatArray | IdArray | list[str] | list[list[dict[str, int | float | str]]] | str | float | None
 Row = dict[str, Value | int]
+"""One response in an answer, by the keys of its JSON."""
 
 
 def wants(request: ScoreRequest) -> Wants:
@@ -29,7 +30,10 @@ def wants(request: ScoreRequest) -> Wants:
 
 
 def included_arrays(request: ScoreRequest, *, from_text: bool) -> frozenset[str]:
-    """The arrays of an answer: those asked for, else ids, reward and signal, with text where text was sent."""
+    """The arrays of an answer: those of `include`.
+
+    Without it these are ids, reward and signal, with tokens and offsets if text was sent.
+    """
     if request.include is not None:
         return frozenset(request.include)
     arrays = {"token_ids", "reward", request.signal}
@@ -37,14 +41,14 @@ def included_arrays(request: ScoreRequest, *, from_text: bool) -> frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
-class Describer:
-    """Makes the rows of one request."""
+class RowBuilder:
+    """Builds the rows of one request's answer."""
 
     request: ScoreRequest
     tokenizer: Tokenizer
 
     def rows(self, index: int, item: PreparedItem, scores: Sequence[TokenScores]) -> list[Row]:
-        """One row per response. Raises RequestError(non_finite) rather than let a NaN out."""
+        """One row per response. Raises RequestError(non_finite) if a score is NaN or infinite."""
         arrays = included_arrays(self.request, from_text=item.from_text)
         return [
             {"item": index, "response": g}
@@ -63,8 +67,8 @@ class Describer:
         values_S = reward.signal(self.request.signal, score)
         summary = reward.summarise(values_S)
         ids_S = response.ids_T[response.scored_T]
-        made = self._arrays(score, values_S, ids_S, arrays)
-        row: Row = {name: self._transport(array) for name, array in made.items()}
+        per_token = self._arrays(score, values_S, ids_S, arrays)
+        row: Row = {name: self._transport(array) for name, array in per_token.items()}
         row |= self._text(response, ids_S, arrays)
         if (rewards_SK := reward.candidate_reward(score)) is not None:
             row["candidate_reward"] = self._transport(rewards_SK)
@@ -91,11 +95,12 @@ class Describer:
             computed["centred"] = reward.centred(score)
         if "return_to_go" in arrays:
             computed["return_to_go"] = reward.return_to_go(values_S, self.request.gamma)
-        chosen = {name: array for name, array in computed.items() if name in arrays}
-        given = {name: array for name, array in chosen.items() if array is not None}
-        if len(given) < len(chosen):
-            raise ValueError(f"{sorted(chosen.keys() - given.keys())} need to be asked of the engine: see wants")
-        return given
+        included = {name: array for name, array in computed.items() if name in arrays}
+        present = {name: array for name, array in included.items() if array is not None}
+        if len(present) < len(included):
+            missing = sorted(included.keys() - present.keys())
+            raise ValueError(f"the engine did not compute {missing}: request them in wants()")
+        return present
 
     def _text(self, response: EncodedResponse, ids_S: IdArray, arrays: frozenset[str]) -> Row:
         row: Row = {}
@@ -113,7 +118,7 @@ class Describer:
         return row
 
     def _alternatives(self, score: TokenScores) -> list[list[dict[str, int | float | str]]]:
-        """Per token the likeliest ids under the SFT model, with their text, log-prob and reward."""
+        """For each token the likeliest ids under the SFT model, with their text, log-prob and reward."""
         rewards_SK = reward.alternative_reward(score)
         if score.top_ids_SK is None or score.top_sft_logprob_SK is None or rewards_SK is None:
             return []
@@ -129,6 +134,7 @@ class Describer:
 
     def _transport(self, array: FloatArray | IdArray) -> Value:
         if self.request.encoding_format == "float":
+            # orjson serialises only contiguous arrays.
             return array if array.flags.c_contiguous else array.copy()
         return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()
 

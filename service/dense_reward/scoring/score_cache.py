@@ -1,6 +1,7 @@
-"""Scores that are known already, or are being computed for somebody else: nothing is computed twice. Knows no device.
+"""A cache of scores in which equal requests in flight share one computation. Knows no device.
 
-Bounded in bytes; what was asked for least recently goes first. Kept by revision: a pair that changes is another.
+Bounded in bytes; the least recently used entry is evicted first. Keys contain the revision of the pair, so a pair that
+is replaced never gets scores of the old one.
 """
 
 import asyncio
@@ -14,20 +15,20 @@ from dense_reward.telemetry.metrics import Metrics
 
 Key = bytes
 Trunks = Sequence[Trunk]
-ENTRY_BYTES = 400  # of a branch's scores beside its arrays, and of a trunk's entry
+ENTRY_BYTES = 400  # estimated overhead of a trunk's entry, and of a branch's scores in addition to its arrays
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Among what scores are the same: one revision of a pair, and the callers who may share."""
+    """Scores are shared only within a scope: one revision of a pair, and one group of callers (None is a group too)."""
 
     revision: str
     group: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class _Flight:
-    """Scores that are being computed, and what else its request asks for."""
+class _InFlight:
+    """A trunk whose scores are being computed. `keys`: all trunks that the same request computes."""
 
     keys: frozenset[Key]
     bulk: bool
@@ -35,39 +36,41 @@ class _Flight:
 
 
 class ScoreCache:
-    """Of one event loop. With `max_bytes` 0 nothing is kept; what is in flight is shared all the same."""
+    """For one event loop. With `max_bytes` 0 nothing is kept, but computations in flight are still shared."""
 
     def __init__(self, max_bytes: int, metrics: Metrics) -> None:
         self._max_bytes = max_bytes
         self._metrics = metrics
         self._kept: OrderedDict[Key, tuple[list[TokenScores], int]] = OrderedDict()
         self._kept_bytes = 0
-        self._flying: dict[Key, _Flight] = {}
+        self._in_flight: dict[Key, _InFlight] = {}
 
     @property
     def kept_bytes(self) -> int:
         return self._kept_bytes
 
-    async def of(
+    async def get_or_compute(
         self, keys: Sequence[Key], trunks: Trunks, compute: Callable[[Trunks], Awaitable[Scores]], *, bulk: bool = False
     ) -> Scores:
-        """Scores of trunks: kept ones, those that others wait for, and the rest by `compute`, whose errors it raises.
+        """The scores of trunks: kept ones, ones in flight, and the rest from `compute`, whose errors it raises.
 
-        Others are waited for where they ask for nothing else and are not bulk, unless this is: nobody waits longer than
-        he would alone. Where they fail or leave, it is computed anew.
+        Joins an in-flight computation only if that request asks for a subset of our trunks and is not bulk (unless we
+        are), so that joining never delays us. If it fails or is cancelled, we compute the scores ourselves.
         """
         found: dict[Key, list[TokenScores]] = {}
         while missing := {key: trunk for key, trunk in zip(keys, trunks, strict=True) if key not in found}:
             found |= {key: scores for key in missing if (scores := self._kept_scores(key, missing[key])) is not None}
-            flights = {key: flight for key in missing if key not in found and (flight := self._joined(key, keys, bulk))}
-            own = {key: trunk for key, trunk in missing.items() if key not in found and key not in flights}
+            joined = {key: other for key in missing if key not in found and (other := self._joinable(key, keys, bulk))}
+            own = {key: trunk for key, trunk in missing.items() if key not in found and key not in joined}
+            # Ours first, so that a request that waits for another one never makes a third one wait.
             if own:
-                found |= await self._computed(own, compute, bulk)
-            for key, flight in flights.items():
-                await asyncio.wait({flight})
-                if not flight.cancelled():
+                found |= await self._compute(own, compute, bulk)
+            for key, other in joined.items():
+                # Not `await other`: it would raise if the other is cancelled, and cancel the other if we are.
+                await asyncio.wait({other})
+                if not other.cancelled():
                     self._metrics.reused("in_flight", missing[key].tokens)
-                    found[key] = flight.result()
+                    found[key] = other.result()
         return [found[key] for key in keys]
 
     def _kept_scores(self, key: Key, trunk: Trunk) -> list[TokenScores] | None:
@@ -77,61 +80,63 @@ class ScoreCache:
         self._metrics.reused("kept", trunk.tokens)
         return self._kept[key][0]
 
-    def _joined(self, key: Key, keys: Sequence[Key], bulk: bool) -> "asyncio.Future[list[TokenScores]] | None":
-        flight = self._flying.get(key)
-        if flight is None or not flight.keys <= set(keys) or (flight.bulk and not bulk):
+    def _joinable(self, key: Key, keys: Sequence[Key], bulk: bool) -> "asyncio.Future[list[TokenScores]] | None":
+        other = self._in_flight.get(key)
+        if other is None or not other.keys <= set(keys) or (other.bulk and not bulk):
             return None
-        return flight.scores
+        return other.scores
 
-    async def _computed(
+    async def _compute(
         self, own: dict[Key, Trunk], compute: Callable[[Trunks], Awaitable[Scores]], bulk: bool
     ) -> dict[Key, list[TokenScores]]:
-        """Others who ask for the same meanwhile wait for this; unless it comes to nothing, when they are let go."""
+        """Compute trunks, which other requests can join meanwhile. If it fails, those compute for themselves."""
         loop = asyncio.get_running_loop()
-        new = [key for key in own if key not in self._flying]
-        flights = {key: _Flight(frozenset(own), bulk, loop.create_future()) for key in new}
-        self._flying |= flights
+        # A key that is in flight already, but could not be joined, keeps its first computation.
+        new = [key for key in own if key not in self._in_flight]
+        started = {key: _InFlight(frozenset(own), bulk, loop.create_future()) for key in new}
+        self._in_flight |= started
         try:
             found = dict(zip(own, await compute(list(own.values())), strict=True))
             for key, scores in found.items():
-                if key in flights:
-                    flights[key].scores.set_result(scores)
+                if key in started:
+                    started[key].scores.set_result(scores)
                 self._keep(key, scores)
             return found
         finally:
-            for key, flight in flights.items():
-                flight.scores.cancel()
-                del self._flying[key]
+            for key, entry in started.items():
+                entry.scores.cancel()  # wakes the requests that joined; does nothing to a future that has its result
+                del self._in_flight[key]
 
     def _keep(self, key: Key, scores: list[TokenScores]) -> None:
         size = ENTRY_BYTES + sum(ENTRY_BYTES + _bytes_of(branch) for branch in scores)
         if size > self._max_bytes:
             return
         self._kept_bytes += size - (self._kept[key][1] if key in self._kept else 0)
-        self._kept[key] = [_apart(branch) for branch in scores], size
+        self._kept[key] = [_copied(branch) for branch in scores], size
         while self._kept_bytes > self._max_bytes:
             _, (_, freed) = self._kept.popitem(last=False)
             self._kept_bytes -= freed
 
 
 def keys_of(trunks: Trunks, wants: Wants, scope: Scope) -> list[Key]:
-    """A key for each trunk: equal only where every number of the scores is. Takes a while for many tokens."""
+    """A key for each trunk: equal only if all its scores are. Hashes every token, so it blocks for large requests."""
     return [_key(trunk, repr((astuple(wants), astuple(scope)))) for trunk in trunks]
 
 
-def _key(trunk: Trunk, asked: str) -> Key:
-    digest = hashlib.blake2b(asked.encode(), digest_size=32)
+def _key(trunk: Trunk, context: str) -> Key:
+    digest = hashlib.blake2b(context.encode(), digest_size=32)
     for branch in (None, *trunk.branches):
         arrays = [trunk.prompt_P] if branch is None else [branch.ids_T, branch.scored_T, branch.candidates_SK]
         for array in arrays:
+            # Shapes too: arrays of other lengths can have the same bytes one after another.
             digest.update(repr(None if array is None else array.shape).encode())
             if array is not None:
                 digest.update(array.tobytes())
     return digest.digest()
 
 
-def _apart(scores: TokenScores) -> TokenScores:
-    """Arrays of their own: those of an answer are parts of their whole batch's, and would keep all of it."""
+def _copied(scores: TokenScores) -> TokenScores:
+    """Copies of the arrays: an engine returns views of its batch's arrays, and keeping one would keep all of them."""
     arrays = {name: getattr(scores, name) for name in TokenScores.__slots__}
     return replace(scores, **{name: array.copy() for name, array in arrays.items() if array is not None})
 

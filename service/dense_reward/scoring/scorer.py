@@ -1,4 +1,4 @@
-"""The whole flow of a request: check, encode, submit, reward, describe. Knows no HTTP and no device."""
+"""The whole flow of a request: check, encode, compute or reuse scores, build the rows. Knows no HTTP and no device."""
 
 import time
 from collections.abc import Collection, Sequence
@@ -13,21 +13,21 @@ from dense_reward.records import Engine, FloatArray, Scores, TokenScores, Trunk
 from dense_reward.reward import reward
 from dense_reward.schemas import ModelCard, ScoreRequest
 from dense_reward.scoring.items import Limits, PreparedItem, prepare
-from dense_reward.scoring.rows import Describer, Row, wants
+from dense_reward.scoring.rows import Row, RowBuilder, wants
 from dense_reward.scoring.score_cache import Scope, ScoreCache, keys_of
 from dense_reward.telemetry.metrics import Metrics
 from dense_reward.telemetry.running_stats import RunningStats
 from dense_reward.text.encode import Encoder
 
 MAX_ALTERNATIVES = 1_000_000
-"""Scored tokens times top_k of one request: each is an object of the answer."""
+"""Limit on scored tokens times top_k of one request: each alternative is an object of the answer."""
 SMALL_REQUEST_TOKENS = 20_000
-"""Hashed at once: more would hold up every other request."""
+"""Requests up to this size are hashed on the event loop; larger ones on a thread, because hashing blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a request gets: rows, and the faults of items under on_error per_item."""
+    """The answer to a request: its rows, and the faults of its items if on_error is per_item."""
 
     rows: list[Row]
     faults: list[Fault]
@@ -39,7 +39,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """One served pair."""
+    """Answers the requests for one served pair."""
 
     card: ModelCard
     encoder: Encoder
@@ -47,7 +47,7 @@ class Scorer:
     batcher: Batcher
     limits: Limits
     max_items: int
-    results: ScoreCache
+    score_cache: ScoreCache
     metrics: Metrics
     threads: WorkerThreads
 
@@ -61,47 +61,46 @@ class Scorer:
     ) -> Answer:
         """Answer a request. Raises RequestError with every bad item, unless on_error is per_item.
 
-        Work is shared with other requests of `group`: of None with each other.
+        Work is shared only with requests of the same `group`; None is a group too.
 
-        Where `max_drawn_tokens` is set, the answer is to be drawn, and more tokens than that, a prompt counted with
-        each of its responses, are refused as too_long.
+        `max_drawn_tokens` is set if the answer will be drawn as a heatmap: more tokens, a prompt counted once for each
+        of its responses, are refused as too_long.
         """
         self._check(request)
         clock = time.perf_counter
-        started = clock()
+        started_at = clock()
         prepared, faults = await self.threads.run(self._prepare, request)
         if faults and request.on_error == "fail":
             raise RequestError(faults)
         _check_answer(request, prepared.values(), max_drawn_tokens)
         trunks = [item.trunk for item in prepared.values()]
         permit.correct(cost_tokens(self.engine, trunks))
-        encoded = clock()
+        encoded_at = clock()
         computed = await self._scores(request, trunks, group)
-        done = clock()
-        described = await self.threads.run(self._describe, request, prepared, computed.scores)
-        rows, broken, rewards = described
+        computed_at = clock()
+        rows, broken, rewards = await self.threads.run(self._rows, request, prepared, computed.scores)
         self.metrics.scored(self.card.name, rewards)
         self.metrics.non_finite(self.card.name, len(broken))
         if broken and request.on_error == "fail":
             raise RequestError(broken)
         timing_s = {
-            "encode_s": encoded - started,
+            "encode_s": encoded_at - started_at,
             "queue_s": computed.queue_s,
             "compute_s": computed.compute_s,
-            "describe_s": clock() - done,
-            "total_s": clock() - started,
+            "describe_s": clock() - computed_at,
+            "total_s": clock() - started_at,
         }
         return self._answer(rows, faults + broken, list(prepared.values()), timing_s)
 
     async def _scores(self, request: ScoreRequest, trunks: Sequence[Trunk], group: str | None) -> Computed:
-        """Nothing is computed that is known, or that is being computed for somebody who may share it."""
+        """The scores from the cache or the batcher, with the times of what was computed for this request."""
         wanted, terms = wants(request), Terms(request.priority == "bulk", group)
-        spent = Computed([], 0.0, 0.0)
+        last = Computed([], 0.0, 0.0)
 
         async def compute(new: Sequence[Trunk]) -> Scores:
-            nonlocal spent
-            spent = await self.batcher.submit(self.engine, new, wanted, terms)
-            return spent.scores
+            nonlocal last
+            last = await self.batcher.submit(self.engine, new, wanted, terms)
+            return last.scores
 
         scope = Scope(self.card.revision, group)
         if sum(trunk.tokens for trunk in trunks) <= SMALL_REQUEST_TOKENS:
@@ -109,31 +108,32 @@ class Scorer:
         else:
             keys = await self.threads.run(keys_of, trunks, wanted, scope)
         before = time.perf_counter()
-        scores = await self.results.of(keys, trunks, compute, bulk=terms.bulk)
-        if not spent.scores:  # all of it was known, or waited for
+        scores = await self.score_cache.get_or_compute(keys, trunks, compute, bulk=terms.bulk)
+        if not last.scores:  # all were kept or in flight: the whole time was spent waiting
             return Computed(scores, time.perf_counter() - before, 0.0)
-        return replace(spent, scores=scores)
+        return replace(last, scores=scores)
 
     def _check(self, request: ScoreRequest) -> None:
         card = self.card
         if request.tokenizer_sha256 not in (None, card.tokenizer_sha256):
-            message = f"this pair has tokenizer {card.tokenizer_sha256}: your ids mean something else here"
+            message = f"this pair has tokenizer {card.tokenizer_sha256}: your ids stand for other tokens here"
             raise refuse("tokenizer_mismatch", message, param="tokenizer_sha256")
         if request.expect_revision not in (None, card.revision):
-            message = f"revision {card.revision} is served: the checkpoints were changed"
+            message = f"revision {card.revision} is served, not {request.expect_revision}: the checkpoints were changed"
             raise refuse("revision_mismatch", message, param="expect_revision")
         if request.items is not None and len(request.items) > self.max_items:
             message = f"{len(request.items)} items; the limit is {self.max_items} (--max-items): send them in parts"
             raise refuse("too_long", message, param="items")
         missing = _quantities(request) - set(card.quantities)
         if missing:
-            raise refuse("unsupported_by_engine", f"this engine cannot give {', '.join(sorted(missing))}")
+            message = f"this engine cannot compute {', '.join(sorted(missing))}: omit them"
+            raise refuse("unsupported_by_engine", message)
         if request.top_k > card.vocabulary:
-            message = f"top_k {request.top_k} is more than the vocabulary of {card.vocabulary}"
+            message = f"top_k {request.top_k} is larger than the vocabulary of {card.vocabulary} tokens"
             raise refuse("invalid_request", message, param="top_k")
 
     def _prepare(self, request: ScoreRequest) -> tuple[dict[int, PreparedItem], list[Fault]]:
-        """The good items by index, and what is wrong with the others."""
+        """The valid items by index, and the faults of the others."""
         prepared: dict[int, PreparedItem] = {}
         faults: list[Fault] = []
         for index, item in enumerate(request.listed()):
@@ -143,17 +143,17 @@ class Scorer:
                 faults.extend(_of_item(error, index))
         return prepared, faults
 
-    def _describe(
+    def _rows(
         self, request: ScoreRequest, prepared: dict[int, PreparedItem], scores: Sequence[Sequence[TokenScores]]
     ) -> tuple[list[Row], list[Fault], RunningStats]:
-        """The rows of the items whose numbers can be answered, what is wrong with the others, and the rows' rewards."""
-        describer = Describer(request, self.encoder.tokenizer)
+        """The rows of the items whose scores are finite, the faults of the others, and statistics of the rewards."""
+        builder = RowBuilder(request, self.encoder.tokenizer)
         rows: list[Row] = []
         faults: list[Fault] = []
         rewards: list[FloatArray] = []
         for (index, item), item_scores in zip(prepared.items(), scores, strict=True):
             try:
-                rows.extend(describer.rows(index, item, item_scores))
+                rows.extend(builder.rows(index, item, item_scores))
                 rewards.extend(map(reward, item_scores))
             except RequestError as error:
                 faults.extend(_of_item(error, index))
@@ -177,11 +177,11 @@ class Scorer:
 
 
 def _check_answer(request: ScoreRequest, items: Collection[PreparedItem], max_drawn_tokens: int | None) -> None:
-    """Raise RequestError(too_long) where the answer would be too large to be written down or drawn."""
+    """Raises RequestError(too_long) if the answer would be too large to send, or to draw."""
     tokens = sum(int(response.scored_T.sum()) for item in items for response in item.responses)
     if tokens * request.top_k > MAX_ALTERNATIVES:
-        message = f"top_k {request.top_k} of {tokens} scored tokens are more than {MAX_ALTERNATIVES} alternatives"
-        raise refuse("too_long", f"{message}, the limit: lower top_k, or send the items in parts", param="top_k")
+        message = f"top_k {request.top_k} of {tokens} scored tokens; the limit is {MAX_ALTERNATIVES} alternatives"
+        raise refuse("too_long", f"{message}: lower top_k, or send the items in parts", param="top_k")
     drawn = tokens + sum(len(item.trunk.prompt_P) * len(item.responses) for item in items)
     if max_drawn_tokens is not None and drawn > max_drawn_tokens:
         message = f"a heatmap of {drawn} tokens, prompts repeated; the limit is {max_drawn_tokens} "
@@ -194,10 +194,10 @@ def _of_item(error: RequestError, index: int) -> list[Fault]:
 
 
 def _quantities(request: ScoreRequest) -> set[str]:
-    """What the engine must be able to compute besides the two log-probs."""
-    asked = {request.signal, *(request.include or ())} & {"kl", "centred", "entropy"}
+    """What the engine must be able to compute in addition to the two log-probs."""
+    quantities = {request.signal, *(request.include or ())} & {"kl", "centred", "entropy"}
     if request.top_k:
-        asked.add("alternatives")
+        quantities.add("alternatives")
     if any(item.candidate_ids is not None for item in request.listed()):
-        asked.add("candidate_reward")
-    return asked
+        quantities.add("candidate_reward")
+    return quantities

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from dense_reward.records import Engine, OnDevice, Report
 from dense_reward.settings import EngineName, Settings
-from dense_reward.telemetry.process_memory import keep_what_was_loaded
+from dense_reward.telemetry.process_memory import freeze_loaded_objects
 from dense_reward.text.encode import Encoder
 
 
@@ -44,7 +44,7 @@ def _torch_loader() -> LoadPair:
 
     def load(settings: Settings, report: Report, on_device: OnDevice) -> LoadedPair:
         loaded = LoadedPair(*torch.load(settings, report, on_device), memory_bytes=gpu_bytes)
-        keep_what_was_loaded()
+        freeze_loaded_objects()
         return loaded
 
     return load
@@ -54,7 +54,7 @@ def _load_remote(settings: Settings, report: Report, _: OnDevice) -> LoadedPair:
     from dense_reward.engines.remote.load import load_remote, load_vllm  # noqa: PLC0415
 
     loaded = LoadedPair(*(load_vllm if settings.engine == "vllm" else load_remote)(settings, report))
-    keep_what_was_loaded()
+    freeze_loaded_objects()
     return loaded
 
 

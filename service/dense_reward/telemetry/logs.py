@@ -1,6 +1,6 @@
-"""What the process logs: lines for people or JSON for machines, neither of which a caller's text can forge.
+"""Logging to stderr: lines for people or JSON for machines. A caller's text cannot forge a line of either.
 
-A line that is written for a request carries its id. What callers send is not logged, unless a setting asks for it.
+A line about a request carries its id. What callers send is not logged unless a setting requests it.
 """
 
 import json
@@ -13,24 +13,24 @@ from dense_reward.heatmap.visible import visible
 
 LogFormat = Literal["text", "json"]
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""Of the request that is being answered."""
+"""The id of the request that is being answered."""
 FIELDS = ("method", "path", "route", "status", "seconds", "caller", "body")
-"""What a record may carry beside its message."""
+"""Attributes of a record that a JSON line includes in addition to its message."""
 
 
 def configure(level: str, kind: LogFormat) -> None:
-    """Everything that this process logs, libraries' records too, to stderr."""
+    """Send all records of this process, those of libraries too, to stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if kind == "json" else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     if level != "debug":
-        logging.getLogger("httpx2").setLevel(logging.WARNING)  # a line for each query to a server of models
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs a line for each query to a remote engine
 
 
 class TextLines(logging.Formatter):
-    """One line a record, with control and direction-changing characters made visible.
+    """One line per record, with control and direction-changing characters made visible.
 
-    Lines of a traceback are indented: none of them can pass for a record, whatever the exception says.
+    Lines of a traceback are indented, so that no text in an exception looks like a record.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, request_id, and what the record carries besides."""
+    """One JSON object per line: time, level, logger, message, request_id, the record's FIELDS, and its traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {

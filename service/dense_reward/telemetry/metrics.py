@@ -1,4 +1,4 @@
-"""What Prometheus is told. Knows numbers only, no requests and no devices."""
+"""The metrics for Prometheus. Knows numbers only, no requests and no devices."""
 
 import math
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100)
 _TOKENS = (64, 256, 1024, 4096, 16_384, 65_536, 262_144)
 _RATIO = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 WINDOW_TOKENS = 100_000
-"""Rewards are averaged over about so many tokens, the latest ones weighing most."""
+"""Means of rewards cover about this many tokens, with exponentially more weight on later ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class MetricsSnapshot:
-    """The service at the moment of asking: pairs by name with their revisions, bytes by device."""
+    """The state of the service when metrics are read: revisions by pair, bytes by device."""
 
     ready: bool
     queue_tokens: int
@@ -28,7 +28,7 @@ class MetricsSnapshot:
 
 
 class Metrics:
-    """One registry a service, so that several can live in one process."""
+    """The metrics of one service. Each has its own registry, so that several can run in one process."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -38,11 +38,13 @@ class Metrics:
         self._scored = self._counter("scored_tokens", "Tokens that got a reward", "model")
         self._stages = self._histogram("stage_seconds", "Seconds of a request by stage", _SECONDS, "stage")
         self._batch_tokens = self._histogram("batch_tokens", "Tokens of a batch", _TOKENS)
-        self._batch_fill = self._histogram("batch_fill_ratio", "Tokens of a batch over --max-batch-tokens", _RATIO)
+        self._batch_fill = self._histogram(
+            "batch_fill_ratio", "Tokens of a batch divided by --max-batch-tokens", _RATIO
+        )
         self._batch_seconds = self._histogram("batch_seconds", "Seconds of a batch", _SECONDS)
         self._computed = self._counter("computed_tokens", "Tokens that went through the models")
-        self._shared = self._counter("shared_tokens", "Tokens that did not, because a prompt was shared")
-        self._reused = self._counter("reused_tokens", "Tokens whose scores were known or being computed", "how")
+        self._shared = self._counter("shared_tokens", "Tokens that did not, because their prompt was shared")
+        self._reused = self._counter("reused_tokens", "Tokens whose scores were kept or in flight", "how")
         self._out_of_memory = self._counter("out_of_memory", "Batches that were split because they did not fit")
         self._non_finite = self._counter("non_finite", "Items withheld because a number was not finite", "model")
         self._loads = self._counter("loads", "Pairs loaded over HTTP", "outcome")
@@ -50,11 +52,11 @@ class Metrics:
         self._reward_mean = self._gauge("reward_mean_nats", "Mean of the latest rewards", "model")
         self._reward_std = self._gauge("reward_std_nats", "Standard deviation of the latest rewards", "model")
         self._reward_negative = self._gauge("reward_negative_ratio", "Share below 0 of the latest rewards", "model")
-        self._queue = self._gauge("queue_tokens", "Tokens let in and not yet answered")
-        self._rate = self._gauge("device_tokens_per_second", "Tokens a second of the latest batches")
+        self._queue = self._gauge("queue_tokens", "Tokens admitted and not yet answered")
+        self._rate = self._gauge("device_tokens_per_second", "Tokens per second of the latest batches")
         self._memory = self._gauge("device_memory_bytes", "Memory that the models and their batches hold", "device")
-        self._pairs = self._gauge("pair_info", "1 for each pair that is served", "model", "revision")
-        self._results = self._gauge("results_bytes", "Memory of the scores that are kept (--results-bytes)")
+        self._pairs = self._gauge("pair_info", "1 for each served pair", "model", "revision")
+        self._results = self._gauge("results_bytes", "Memory of the kept scores (--results-bytes)")
         self._ready = self._gauge("ready", "1 while the service can score")
 
     def request(self, route: str, status: int, seconds: float) -> None:
@@ -62,7 +64,7 @@ class Metrics:
         self._request_seconds.labels(route).observe(seconds)
 
     def scored(self, model: str, rewards: RunningStats) -> None:
-        """Rewards of an answer."""
+        """Count the rewards of one answer."""
         self._scored.labels(model).inc(rewards.count)
         if rewards.count:
             before = self._rewards.get(model, RunningStats())
@@ -91,11 +93,12 @@ class Metrics:
         self._loads.labels(outcome).inc()
 
     def render(self, snapshot: MetricsSnapshot) -> bytes:
-        """Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         self._queue.set(snapshot.queue_tokens)
         self._rate.set(snapshot.tokens_per_s)
         self._results.set(snapshot.results_bytes)
         self._ready.set(snapshot.ready)
+        # A pair that is served no more must not keep its last values.
         for gauge in (self._pairs, self._reward_mean, self._reward_std, self._reward_negative):
             gauge.clear()
         for model, revision in snapshot.revisions.items():

@@ -1,4 +1,4 @@
-"""Memory's keepers, glibc's allocator and Python's garbage collector, kept from waste. Standard library alone."""
+"""Tunes glibc malloc and Python's garbage collector for a long-running server. Imports only the standard library."""
 
 import ctypes
 import gc
@@ -7,10 +7,10 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD, _ARENA_MAX = -3, -1, -8  # mallopt(3)
 
 
 def keep_freed_memory() -> None:
-    """Have large blocks reused. glibc gives them back to the system by default, and every batch pays for new pages.
+    """Reuse large blocks. By default glibc returns them to the system, and every batch page-faults on new ones.
 
-    To be called before the process has a second thread: one arena for all of them, because only the main one can hold
-    large blocks; a thread that has got another keeps it. Elsewhere than on glibc nothing is changed.
+    Call it before the process has a second thread: all threads must share the main arena, because only that one can
+    hold large blocks, and a thread that has got another arena keeps it. Does nothing without glibc.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -20,11 +20,11 @@ def keep_freed_memory() -> None:
         mallopt(parameter, setting)
 
 
-def keep_what_was_loaded() -> None:
-    """Have the collector pass over all that there is now, once what is garbage of it is gone.
+def freeze_loaded_objects() -> None:
+    """Collect garbage, then exclude all objects that exist now from later collections.
 
-    It would else look through millions of objects of libraries and models again and again, and nothing is answered
-    meanwhile. To be called anew when something else was loaded: garbage among what it passes over stays.
+    Otherwise each full collection traverses millions of objects of libraries and models, and stops the whole process
+    meanwhile. Call it again after a load: frozen objects that became garbage since are freed only then.
     """
     gc.unfreeze()
     gc.collect()

@@ -1,4 +1,4 @@
-"""Count, mean and spread of numbers that come in parts, the latest of which may weigh most. Pure numpy."""
+"""Count, mean and standard deviation of numbers that arrive in parts; older parts can weigh less. Pure numpy."""
 
 import math
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from dense_reward.records import FloatArray
 
 @dataclass(frozen=True, slots=True)
 class RunningStats:
-    """Sums over numbers, and how many of them are below 0."""
+    """Sums over numbers: how many, their total, their squares, and how many are below 0."""
 
     count: float = 0.0
     total: float = 0.0
@@ -33,12 +33,12 @@ class RunningStats:
         )
 
     def faded(self, factor: float) -> "RunningStats":
-        """The same mean and spread, with less weight beside what is added next."""
+        """The same mean and standard deviation, with less weight against what is added next."""
         return RunningStats(self.count * factor, self.total * factor, self.squares * factor, self.negative * factor)
 
     @property
     def mean(self) -> float:
-        """NaN of nothing, as the others."""
+        """NaN if there are no numbers, as for `std` and `negative_ratio`."""
         return self.total / self.count if self.count else math.nan
 
     @property

@@ -1,4 +1,4 @@
-"""Spans of requests for OpenTelemetry, written once they are answered. Needs the extra `otel`; knows no routes."""
+"""OpenTelemetry spans of requests, recorded once they are answered. Needs the extra `otel`; knows no routes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ STAGES = ("encode", "queue", "compute", "describe", "write")
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A request that was answered: when, in nanoseconds since the epoch, and the seconds that each stage took."""
+    """An answered request. `started_ns`, `ended_ns`: since the epoch. `stages_s`: the seconds of each stage."""
 
     method: str
     route: str
@@ -24,10 +24,13 @@ class Answered:
 
 
 class Tracing:
-    """Sends a span for each request, below its caller's where that names one, with one for each stage below it."""
+    """Sends a span for each request, with a child span for each stage. The caller's span, if sent, is its parent."""
 
     def __init__(self, endpoint: str) -> None:
-        """`endpoint`: of an OTLP receiver over HTTP, such as http://collector:4318. Raises SettingsError."""
+        """`endpoint`: the address of an OTLP receiver over HTTP, such as http://collector:4318.
+
+        Raises SettingsError if the extra `otel` is not installed.
+        """
         try:
             from opentelemetry import propagate, trace  # noqa: PLC0415 - an option
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
@@ -43,7 +46,7 @@ class Tracing:
         self._trace, self._propagate = trace, propagate
 
     def add(self, answered: Answered) -> None:
-        """Never waits: spans are sent by a thread of their own."""
+        """Record a request. Never blocks: a separate thread sends the spans."""
         caller = self._propagate.extract(answered.headers)
         span = self._tracer.start_span(
             f"{answered.method} {answered.route}",
@@ -61,6 +64,7 @@ class Tracing:
             span.set_status(self._trace.StatusCode.ERROR)
         below = self._trace.set_span_in_context(span)
         known = [(name, int(answered.stages_s[name] * NANOSECONDS)) for name in STAGES if name in answered.stages_s]
+        # Stages have lengths but no start times: they are laid out back to back so that the last ends with the request.
         at_ns = answered.ended_ns - sum(length_ns for _, length_ns in known)
         for name, length_ns in known:
             self._tracer.start_span(name, context=below, start_time=at_ns).end(at_ns + length_ns)
@@ -68,5 +72,5 @@ class Tracing:
         span.end(answered.ended_ns)
 
     def close(self) -> None:
-        """Sends what was not sent yet."""
+        """Send the spans that were not sent yet."""
         self._provider.shutdown()

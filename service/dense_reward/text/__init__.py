@@ -1,1 +1,1 @@
-"""Text to token ids and back: rendering, special tokens, offsets."""
+"""From text to token ids and back: rendering, special tokens, offsets."""

@@ -1,8 +1,8 @@
-"""Text -> ids: the one rule for training and scoring. Pure; takes a tokenizer through a Protocol.
+"""Text -> ids, by one rule for training and scoring. Pure; takes a tokenizer through a Protocol.
 
-ids = tokenise(rendered prompt) + tokenise(response) + end of turn, tokenised separately and never joined, exactly as a
-policy would have produced them. What a template puts after the end of turn is not scored. Special-token strings inside
-text that is rendered here are plain text; in raw text they are the special tokens.
+ids = tokenise(rendered prompt) + tokenise(response) + end of turn. The parts are tokenised separately, never as one
+text, because a policy produces them so. What a template puts after the end of turn is not scored. Special-token strings
+inside text that is rendered here are plain text; in raw text they are the special tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,26 +14,26 @@ import numpy as np
 from dense_reward.errors import refuse
 from dense_reward.records import BoolArray, IdArray
 from dense_reward.text.offsets import Span, monotone_spans
-from dense_reward.text.special_tokens import Guard, JsonValue, Message
+from dense_reward.text.special_tokens import JsonValue, Message, SpecialTokenEscaper
 
 RendererName = Literal["chat", "plain", "instruction"]
 PLAIN_FORMATS: Mapping[str, str] = {
     "plain": "{prompt}\n",
-    # the template of SPIN (arXiv 2401.01335, appendix B)
+    # The template of SPIN (arXiv 2401.01335, appendix B).
     "instruction": "### Instruction: {prompt}\n\n### Response: ",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """Token ids of a text and the code-point span that the tokenizer gives each (these may overlap or leave gaps)."""
+    """Token ids of a text, and the code-point span of each from the tokenizer. Spans can overlap or leave gaps."""
 
     ids: tuple[int, ...]
     offsets: tuple[Span, ...]
 
 
 class Tokenizer(Protocol):
-    """What encoding needs of a tokenizer; `bos_id` is set only where the tokenizer itself puts one before a text."""
+    """What encoding needs from a tokenizer. `bos_id` is set only if the tokenizer itself puts it before a text."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -47,11 +47,11 @@ class Tokenizer(Protocol):
     def special_strings(self) -> tuple[str, ...]: ...
     @property
     def longest_token_bytes(self) -> int:
-        """The most UTF-8 of a text that one token is taken to hold: see Encoder.max_tokens."""
+        """An upper bound on the UTF-8 bytes of text that one token stands for: see Encoder.max_tokens."""
         ...
 
     def encode(self, text: str, *, special: bool) -> Pieces:
-        """Ids without any that the tokenizer would add; `special`: special-token strings become their ids."""
+        """Ids without BOS or any other that the tokenizer adds. `special`: special-token strings become their ids."""
         ...
 
     def render_chat(
@@ -62,21 +62,21 @@ class Tokenizer(Protocol):
         tools: Sequence[JsonValue] | None = None,
         template_kwargs: Mapping[str, JsonValue] | None = None,
     ) -> str:
-        """The chat template's text. Raises RequestError(bad_template) where the template refuses."""
+        """The text of the chat template. Raises RequestError(bad_template) if the template fails."""
         ...
 
     def text_and_spans(self, ids: Sequence[int]) -> tuple[str, tuple[Span, ...]]:
-        """Decoded text and the span of each id: see spans.decoded_spans."""
+        """Decoded text and the span of each id: see offsets.decoded_spans."""
         ...
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Each id decoded alone."""
+        """The text of each id, decoded separately."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedResponse:
-    """The ids after a prompt, which of them are scored, and for each scored id its span in `text` (None for ids)."""
+    """The ids after a prompt, which of them are scored, and the span of each scored id in `text`. No text for ids."""
 
     ids_T: IdArray
     scored_T: BoolArray
@@ -97,7 +97,7 @@ class Encoded:
 
 
 def as_ids(ids: Sequence[int], vocab_size: int, param: str) -> IdArray:
-    """Ids verbatim as int32. Raises RequestError(unknown_token_id) for one outside [0, vocabulary)."""
+    """Ids verbatim as int32. Raises RequestError(unknown_token_id) for one outside [0, vocab_size)."""
     if ids and (min(ids) < 0 or max(ids) >= vocab_size):
         at = next(at for at, token in enumerate(ids) if not 0 <= token < vocab_size)
         message = f"{param}: id {ids[at]} at position {at} is not in the vocabulary [0, {vocab_size})"
@@ -109,8 +109,8 @@ def as_ids(ids: Sequence[int], vocab_size: int, param: str) -> IdArray:
 class Encoder:
     """A tokenizer with the renderer that its model was trained with.
 
-    Where `max_tokens` is set, what is longer is refused as too_long, and a text of more bytes than `max_tokens` of the
-    longest tokens hold is refused before it is tokenised, even where the tokenizer would skip most of it.
+    If `max_tokens` is set, anything longer is refused as too_long. A text with more bytes than `max_tokens` of the
+    longest tokens can hold is refused before it is tokenised, even if the tokenizer would skip most of it.
     """
 
     tokenizer: Tokenizer
@@ -123,7 +123,7 @@ class Encoder:
         return cls(tokenizer, renderer, end_of_turn_id(tokenizer, renderer))
 
     def prompt(self, prompt: str, *, raw: bool = False) -> IdArray:
-        """Ids of a prompt: rendered as one user turn, or taken as rendered already where `raw`."""
+        """Ids of a prompt. It is rendered as one user turn; `raw`: it is rendered already."""
         if raw:
             return self._with_bos(self._encode(prompt, "prompt", special=True).ids)
         if not prompt and self.tokenizer.bos_id is None:
@@ -144,7 +144,7 @@ class Encoder:
         """Ids of a chat up to the point where the assistant answers."""
         if self.renderer != "chat":
             if tools or template_kwargs:
-                message = f"the {self.renderer} renderer has no place for tools and template_kwargs: leave them out"
+                message = f"the {self.renderer} renderer has no place for tools and template_kwargs: omit them"
                 raise refuse("bad_template", message, param="tools" if tools else "template_kwargs")
             return self.prompt(_single_user_turn(messages, self.renderer))
         return self._chat(messages, tools, template_kwargs, "messages")
@@ -156,21 +156,21 @@ class Encoder:
         template_kwargs: Mapping[str, JsonValue] | None,
         param: str,
     ) -> IdArray:
-        guard = Guard(self.tokenizer.special_strings, (messages, tools, template_kwargs))
+        escaper = SpecialTokenEscaper(self.tokenizer.special_strings, (messages, tools, template_kwargs))
         rendered = self.tokenizer.render_chat(
-            [_guarded(message, guard) for message in messages],
+            [_escaped(message, escaper) for message in messages],
             generation_prompt=True,
-            tools=None if tools is None else [guard.hide(tool) for tool in tools],
-            template_kwargs={name: guard.hide(value) for name, value in (template_kwargs or {}).items()},
+            tools=None if tools is None else [escaper.escape(tool) for tool in tools],
+            template_kwargs={name: escaper.escape(value) for name, value in (template_kwargs or {}).items()},
         )
-        stretches = guard.split(rendered)
-        self._check_bytes([text for text, _ in stretches], param)
-        ids = [i for text, special in stretches for i in self.tokenizer.encode(text, special=special).ids]
+        parts = escaper.split(rendered)
+        self._check_bytes([text for text, _ in parts], param)
+        ids = [i for text, special in parts for i in self.tokenizer.encode(text, special=special).ids]
         self._check_tokens(len(ids), param)
         return np.array(ids, dtype=np.int32)
 
     def response(self, text: str, *, add_eos: bool, raw: bool = False) -> EncodedResponse:
-        """Ids of a response, ended by the end of turn where `add_eos`; its span is empty, at the end of the text."""
+        """Ids of a response. `add_eos` appends the end of turn, with an empty span at the end of the text."""
         pieces = self._encode(text, "response", special=raw)
         spans = monotone_spans(pieces.offsets, len(text))
         ids = list(pieces.ids)
@@ -188,9 +188,9 @@ class Encoder:
         tools: Sequence[JsonValue] | None = None,
         template_kwargs: Mapping[str, JsonValue] | None = None,
     ) -> Encoded:
-        """A chat that ends with the assistant: its last response is scored, or with `every_turn` all of them.
+        """A chat that ends with the assistant. Its last response is scored; with `every_turn`, all of them.
 
-        Each response is scored in the state in which a policy would give it, or refused: see _Stream.context.
+        Each response is scored in the state in which a policy would give it, or refused: see _TurnStream.context.
         """
         if not messages or messages[-1].get("role") != "assistant":
             raise refuse("invalid_request", "messages must end with the assistant's response", param="messages")
@@ -199,17 +199,18 @@ class Encoder:
         if scored[0] == 0:
             message = "messages hold nothing before the response to score: put the user's message before it"
             raise refuse("empty_prompt", message, param="messages")
-        longest_P = self.chat_prompt(messages[: scored[-1]], tools, template_kwargs)  # first: it may be too long
-        stream = _Stream()
+        # The longest prompt first: if it is too long, the others need not be rendered.
+        longest_P = self.chat_prompt(messages[: scored[-1]], tools, template_kwargs)
+        stream = _TurnStream()
         for turn in scored:
             last = turn == scored[-1]
             stream.context(longest_P if last else self.chat_prompt(messages[:turn], tools, template_kwargs))
-            stream.response(self.response(_said(messages[turn]), add_eos=add_eos))
+            stream.response(self.response(_response_text(messages[turn]), add_eos=add_eos))
             self._check_tokens(stream.length, "messages")
         return stream.finish()
 
     def text(self, text: str, *, add_eos: bool, raw: bool) -> Encoded:
-        """A whole text: every token after the first is scored (after BOS, where the tokenizer has one)."""
+        """A whole text: every token after the first is scored. The first is BOS if the tokenizer has one."""
         pieces = self._encode(text, "text", special=raw)
         spans = monotone_spans(pieces.offsets, len(text))
         ids = list(self._with_bos(pieces.ids))
@@ -220,7 +221,7 @@ class Encoder:
         if not ids:
             raise refuse("empty_prompt", "text is empty: nothing can be scored", param="text")
         response = EncodedResponse(
-            np.array(ids[1:], dtype=np.int32), np.ones(len(ids) - 1, dtype=bool), text, _gapless(spans[1:])
+            np.array(ids[1:], dtype=np.int32), np.ones(len(ids) - 1, dtype=bool), text, _from_zero(spans[1:])
         )
         return Encoded(np.array(ids[:1], dtype=np.int32), (response,))
 
@@ -260,7 +261,7 @@ class Encoder:
 
 
 def end_of_turn_id(tokenizer: Tokenizer, renderer: RendererName) -> int | None:
-    """The id that ends a response: the special token that the template puts next after it, else the tokenizer's EOS."""
+    """The id that ends a response: the special token that the template puts right after it, else EOS."""
     if renderer == "chat":
         mark = "DenseRewardMark"
         turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
@@ -271,8 +272,8 @@ def end_of_turn_id(tokenizer: Tokenizer, renderer: RendererName) -> int | None:
     return tokenizer.eos_id
 
 
-class _Stream:
-    """Scored responses and the unscored context before each, laid one after the other."""
+class _TurnStream:
+    """One sequence of several turns: each scored response, and the unscored context before it."""
 
     def __init__(self) -> None:
         self._ids: list[int] = []
@@ -285,13 +286,13 @@ class _Stream:
         return len(self._ids)
 
     def context(self, prompt: IdArray) -> None:
-        """Go on to the ids that a policy would be given next, which must continue those that it has seen."""
+        """Continue with the ids that a policy would get next. Raises RequestError unless they extend those so far."""
         ids = prompt.tolist()
         seen = len(self._ids)
         if ids[:seen] != self._ids:
             raise refuse(
                 "bad_template",
-                "a policy that answered the earlier turns would be given other ids for them now, because the chat "
+                "a policy would get other ids for the earlier turns than those that it answered, because the chat "
                 "template or the tokenizer renders them differently once the conversation goes on, so all_assistant "
                 'would score states that no policy sees: send each turn with score "last", or send ids',
                 param="score",
@@ -307,14 +308,15 @@ class _Stream:
         self._spans.extend((start + shift, end + shift) for start, end in encoded.spans_S or ())
 
     def finish(self) -> Encoded:
-        """Everything before the first response is the prompt."""
+        """The encoded conversation. Everything before the first response is the prompt."""
         ids, scored = np.array(self._ids, dtype=np.int32), np.array(self._scored, dtype=bool)
         first = int(scored.argmax()) if scored.any() else len(ids)
         response = EncodedResponse(ids[first:], scored[first:], self._text, tuple(self._spans))
         return Encoded(ids[:first], (response,))
 
 
-def _gapless(spans: Sequence[Span]) -> tuple[Span, ...]:
+def _from_zero(spans: Sequence[Span]) -> tuple[Span, ...]:
+    """Spans whose first one begins at 0: the first token of a text is not scored, and its text must not be a gap."""
     return ((0, spans[0][1]), *spans[1:]) if spans else ()
 
 
@@ -325,30 +327,30 @@ def _content(message: Message) -> str:
     return content
 
 
-def _said(message: Message) -> str:
-    """The text of a response that is to be scored."""
-    beside = sorted(message.keys() - {"role", "content"})
-    if beside:
+def _response_text(message: Message) -> str:
+    """The text of a response to score. Raises RequestError if it has more than text."""
+    others = sorted(message.keys() - {"role", "content"})
+    if others:
         raise refuse(
             "invalid_request",
-            f"a response is scored by its content, this one has {beside[0]} too: write all that the model said into "
-            "content, as it said it, or send ids",
+            f"a response is scored by its content, this one has {others[0]} too: put everything that the model "
+            "generated into content, verbatim, or send ids",
             param="messages",
         )
     return _content(message)
 
 
-def _guarded(message: Message, guard: Guard) -> Message:
-    """Roles that are words stay as they are: templates compare them."""
+def _escaped(message: Message, escaper: SpecialTokenEscaper) -> Message:
+    """The message for a template. A role that is a word stays as it is, because templates compare it."""
     kept = {"role"} if str(message.get("role")).isidentifier() else set()
-    return {key: value if key in kept else guard.hide(value) for key, value in message.items()}
+    return {key: value if key in kept else escaper.escape(value) for key, value in message.items()}
 
 
 def _single_user_turn(messages: Sequence[Message], renderer: str) -> str:
     if len(messages) != 1 or messages[0].get("role") != "user" or messages[0].keys() - {"role", "content"}:
         raise refuse(
             "bad_template",
-            f"the {renderer} renderer takes one user message and one response, of role and content alone: "
+            f"the {renderer} renderer takes one user message and one response, with only role and content: "
             "train with a chat template for other chats, or send ids",
             param="messages",
         )

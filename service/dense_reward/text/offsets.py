@@ -1,22 +1,22 @@
-"""Which stretch of a text each token stands for: code-point spans without gaps or overlap that cover the text.
+"""Offsets mapping: for each token the span of its text, in code points. Spans cover the text without gaps or overlap.
 
-A character split over tokens belongs to its last token. Pure; knows no tokenizer.
+A character that is split over several tokens belongs to the last of them. Pure; knows no tokenizer.
 """
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise, takewhile
 
 Span = tuple[int, int]
-_REPLACEMENT = "\ufffd"  # how bytes decode that are no character, or not yet
+_REPLACEMENT = "\ufffd"  # decoded from bytes that are no character, or not yet a whole one
 _LONGEST_CHARACTER_BYTES = 4
-_LONGEST_WINDOW_TOKENS = 64  # bounds the work on bytes that never become the text that they should
+_LONGEST_WINDOW_TOKENS = 64  # bounds the work on bytes whose text never agrees with that of the whole
 
 
 def monotone_spans(offsets: Sequence[Span], length: int) -> tuple[Span, ...]:
-    """Spans that cover [0, length) from those that a tokenizer gives, which may overlap or leave gaps.
+    """Spans that cover [0, length), from the offsets of a tokenizer, which can overlap or leave gaps.
 
-    A boundary lies where a token ends, or earlier where the next one starts inside the same character; skipped text
-    goes to the token that follows it.
+    A span ends where its token ends, or earlier if the next token starts inside the same character. Text that the
+    tokenizer skipped goes to the token after it.
     """
     spans: list[Span] = []
     start = 0
@@ -29,42 +29,50 @@ def monotone_spans(offsets: Sequence[Span], length: int) -> tuple[Span, ...]:
 
 
 def decoded_spans(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> tuple[str, tuple[Span, ...]]:
-    """The text of some ids and the span of each; `decode` shows bytes that are no character, or not yet, as U+FFFD."""
+    """The text of some ids and the span of each id. `decode` returns U+FFFD for bytes that are not a whole character.
+
+    Decodes growing windows of ids. `position` is the end of the ids that have a span; `window` holds, for each id after
+    them, the text from `position` on once that id is decoded. A window is closed when its text agrees with `text`.
+    """
     text = decode(ids)
     ends: list[int] = []
     anchor = position = 0
     before = ""
-    shown: list[str] = []  # what the text from `position` on looks like after each token that has no place yet
+    window: list[str] = []
     for count in range(1, len(ids) + 1):
-        # Decoded with the tokens placed last, since a decoder may treat the first token of a text differently.
-        shown.append(decode(ids[anchor:count])[len(before) :])
-        if _is_settled(shown, text, position):
-            ends.extend(position + end for end in _ends(shown))
-        elif len(shown) == _LONGEST_WINDOW_TOKENS:
-            ends.extend([position] * len(shown))
+        # Decoded behind the ids of the window before, as a decoder can treat the first token of a text differently.
+        window.append(decode(ids[anchor:count])[len(before) :])
+        if _is_settled(window, text, position):
+            ends.extend(position + end for end in _ends(window))
+        elif len(window) == _LONGEST_WINDOW_TOKENS:
+            ends.extend([position] * len(window))
         else:
             continue
-        anchor, position, shown = count - len(shown), ends[-1], []
+        anchor, position, window = count - len(window), ends[-1], []
         before = decode(ids[anchor:count])
-    if shown:
-        ends.extend(position + end for end in _ends([*shown[:-1], text[position:]]))
+    if window:
+        ends.extend(position + end for end in _ends([*window[:-1], text[position:]]))
     return text, tuple(pairwise([0, *ends[:-1], len(text)])) if ends else ()
 
 
-def _is_settled(shown: Sequence[str], text: str, position: int) -> bool:
-    """Whether what is shown is what the whole text says; a U+FFFD may still change, but not for four tokens on end."""
-    last = shown[-1]
-    may_change = last.endswith(_REPLACEMENT) and len(shown) < _LONGEST_CHARACTER_BYTES
-    return last != "" and not may_change and text.startswith(last, position)
+def _is_settled(window: Sequence[str], text: str, position: int) -> bool:
+    """Whether the window's last text agrees with the whole text.
 
-
-def _ends(shown: Sequence[str]) -> list[int]:
-    """Where each token ends in what is shown after the last: where it stops agreeing with what is shown after the next.
-
-    A U+FFFD that the next token leaves as it is, is still being made: it ends with the last token that does so.
+    A U+FFFD at its end can still become a character, but not after four tokens: no character has more bytes.
     """
-    ends = [len(shown[-1])]
-    for later, earlier in pairwise(reversed(shown)):
+    last = window[-1]
+    can_change = last.endswith(_REPLACEMENT) and len(window) < _LONGEST_CHARACTER_BYTES
+    return last != "" and not can_change and text.startswith(last, position)
+
+
+def _ends(window: Sequence[str]) -> list[int]:
+    """End offset of each token in the final decoded text.
+
+    It is the length of the prefix that the decoded text keeps when the next token is appended. A U+FFFD at its end that
+    the next token leaves unchanged is an unfinished character: it belongs to the last token that leaves it so.
+    """
+    ends = [len(window[-1])]
+    for later, earlier in pairwise(reversed(window)):
         agreed = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(earlier, later, strict=False)))
         unfinished = agreed == len(later) and later.endswith(_REPLACEMENT)
         ends.append(min(ends[-1], agreed - unfinished))

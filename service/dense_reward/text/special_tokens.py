@@ -1,6 +1,6 @@
-"""Special-token strings inside users' text: hidden while a template renders, so that the template's own stay apart.
+"""Escapes special-token strings inside users' text while a chat template renders, to tell them from the template's.
 
-Pure; knows no tokenizer.
+Otherwise a user could end a turn or open a system message by writing its special tokens. Pure; knows no tokenizer.
 """
 
 import hashlib
@@ -11,38 +11,44 @@ JsonValue = str | int | float | bool | None | Sequence["JsonValue"] | Mapping[st
 Message = Mapping[str, JsonValue]
 
 
-class Guard:
-    """Stand-ins for special-token strings in users' text. `used` is all that text: it must not hold a stand-in."""
+class SpecialTokenEscaper:
+    """Replaces special-token strings in users' text by placeholders, and finds these again in the rendered text.
 
-    def __init__(self, special_strings: Sequence[str], used: object) -> None:
+    `user_text`: everything that will be escaped. Placeholders are chosen so that they do not occur in it.
+    """
+
+    def __init__(self, special_strings: Sequence[str], user_text: object) -> None:
+        # Longest first: a regex takes the first alternative that matches, and one special string can start another.
         longest_first = sorted(special_strings, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) if special_strings else r"(?!)")
-        # A text cannot hold its own hash, nor can a template piece it together from several fields.
-        self._mark = f"DenseReward{hashlib.sha256(repr(used).encode()).hexdigest()[:16]}Guard"
-        self._hidden: list[str] = []
+        # A text cannot contain its own hash, and a template cannot assemble that hash from several fields.
+        self._mark = f"DenseReward{hashlib.sha256(repr(user_text).encode()).hexdigest()[:16]}Guard"
+        self._escaped: list[str] = []
 
-    def hide(self, value: JsonValue) -> JsonValue:
-        """The value with every special-token string in it, keys included, replaced by a stand-in."""
+    def escape(self, value: JsonValue) -> JsonValue:
+        """The value with every special-token string in it, keys included, replaced by a placeholder."""
         if isinstance(value, str):
-            return self._hide_in(value)
+            return self._escape_in(value)
         if isinstance(value, Mapping):
-            return {self._hide_in(key): self.hide(entry) for key, entry in value.items()}
+            return {self._escape_in(key): self.escape(entry) for key, entry in value.items()}
         if isinstance(value, Sequence):
-            return [self.hide(entry) for entry in value]
+            return [self.escape(entry) for entry in value]
         return value
 
-    def _hide_in(self, text: str) -> str:
-        return self._pattern.sub(self._stand_in, text)
+    def _escape_in(self, text: str) -> str:
+        return self._pattern.sub(self._placeholder, text)
 
-    def _stand_in(self, match: re.Match[str]) -> str:
-        self._hidden.append(match.group())
-        return f"{self._mark}{len(self._hidden) - 1}E"
+    def _placeholder(self, match: re.Match[str]) -> str:
+        self._escaped.append(match.group())
+        return f"{self._mark}{len(self._escaped) - 1}E"
 
     def split(self, rendered: str) -> list[tuple[str, bool]]:
-        """Stretches of text, each with whether special-token strings in it are the template's own."""
-        stretches = re.split(f"{self._mark}([0-9]+)E", rendered)
+        """Cut rendered text at the placeholders: each part, and whether its special-token strings are the template's.
+
+        A placeholder becomes the user's string again, with False.
+        """
+        # With a group in the pattern, re.split returns text and the group's match in turn: odd parts are placeholders.
+        parts = re.split(f"{self._mark}([0-9]+)E", rendered)
         return [
-            (self._hidden[int(text)], False) if index % 2 else (text, True)
-            for index, text in enumerate(stretches)
-            if text
+            (self._escaped[int(part)], False) if index % 2 else (part, True) for index, part in enumerate(parts) if part
         ]

@@ -1,4 +1,4 @@
-"""The permit that is taken at the door of the queue: who is let in, and what the others are told."""
+"""Admission control: which requests get a permit, and how the others are refused."""
 
 import pytest
 from dense_reward.batching.admission import Admission
@@ -21,7 +21,7 @@ def test_a_full_queue_says_when_there_will_be_room() -> None:
 
 
 def test_where_there_is_room_for_a_token_a_request_of_any_size_is_let_in() -> None:
-    """Else small ones would keep the queue too full for large ones."""
+    """Otherwise small requests would keep the queue too full for large ones."""
     admission = Admission(capacity_tokens=1000)
     with admission.permit(999), admission.permit(1000):
         assert admission.held_tokens == 1999
@@ -64,7 +64,7 @@ def test_a_request_that_never_fits_is_refused_for_good_and_not_sent_to_try_again
 
 
 def test_an_estimate_alone_refuses_nobody_for_good() -> None:
-    """Ids written in JSON have more bytes than an estimate allows for."""
+    """The estimate comes from the bytes of a body, and ids in JSON have many."""
     admission = Admission(capacity_tokens=100)
     with admission.permit(5000) as permit:
         permit.correct(100)

@@ -1,4 +1,4 @@
-"""The next batch is prepared while the device computes: once, only if it is full, and for those who still wait."""
+"""Preparing ahead: the next batch is prepared while the device computes, only if full, for callers that still wait."""
 
 import asyncio
 import gc
@@ -19,9 +19,9 @@ FULL = BUDGET_TOKENS - 2  # tokens of a branch that fills a batch with its promp
 
 @dataclass(slots=True)
 class Held:
-    """An engine whose device is held by the batch named 0, and which tells when the batch named 1 is prepared.
+    """An engine whose device is held by the batch named 0. `seen` is set when the batch named 1 is prepared.
 
-    `fails` is raised where that one is prepared while the device is held.
+    `fails` is raised if batch 1 is prepared while the device is held.
     """
 
     fails: Exception | None = None
@@ -45,7 +45,7 @@ class Held:
         return first
 
     async def prepared(self) -> None:
-        """Returns once the queue has heard how that went."""
+        """Returns once batch 1 was prepared and the event loop has its outcome."""
         assert await asyncio.to_thread(self.seen.wait, PATIENCE_S)
         await asyncio.sleep(0.05)
 
@@ -214,7 +214,7 @@ def test_a_caller_that_leaves_takes_the_failure_of_what_was_prepared_with_it_alo
         assert_named(await soon(stays), [trunk(2, 56)])
 
     run_held(held, ask)
-    gc.collect()  # what nobody heard of is logged by then
+    gc.collect()  # asyncio logs an exception that was never retrieved when its future is freed
     assert held.engine.names == [[0], [2]]
     assert not caplog.records
 
@@ -291,5 +291,5 @@ def test_a_queue_that_ends_with_a_batch_prepared_ahead_leaves_nobody_waiting(
     assert isinstance(third, RequestError)
     assert third.code == "draining"
     del ended, first, second, third
-    gc.collect()  # what nobody heard of is logged by then
+    gc.collect()  # asyncio logs an exception that was never retrieved when its future is freed
     assert not caplog.records

@@ -1,4 +1,4 @@
-"""A batch that fails, an engine that forgets, memory that runs out: each caller hears of it, and nobody else."""
+"""Failures: a batch, an engine, memory. Each caller of the failed batch gets the error, and no other caller does."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -17,9 +17,9 @@ Stage = Literal["prepared", "computed"]
 at_both_stages = pytest.mark.parametrize("stage", get_args(Stage))
 
 
-def engine_with(stage: Stage, unavailable_reason: Callable[[Sequence[Trunk]], None]) -> Recorder:
-    """Has its trouble where a batch is prepared, or where it is computed."""
-    return Recorder(preparing=unavailable_reason) if stage == "prepared" else Recorder(before=unavailable_reason)
+def engine_with(stage: Stage, fault: Callable[[Sequence[Trunk]], None]) -> Recorder:
+    """An engine with a fault at the stage where a batch is prepared, or where it is computed."""
+    return Recorder(preparing=fault) if stage == "prepared" else Recorder(before=fault)
 
 
 def fail_on(name: int, error: Exception) -> Callable[[Sequence[Trunk]], None]:
@@ -90,7 +90,7 @@ LOSSES: dict[str, Callable[[Scores], Scores]] = {
 
 @dataclass(frozen=True, slots=True)
 class Forgetful:
-    """Loses part of every answer where a trunk is named 1 or 2."""
+    """Loses part of every answer that has a trunk named 1 or 2."""
 
     lost: str
     info: EngineInfo = INFO
@@ -119,7 +119,7 @@ def test_an_engine_that_loses_part_of_its_answer_mixes_up_nobody_and_stops_nothi
 
 
 class Ending:
-    """A queue whose loop ends before it was told to, and the two requests that it leaves: one computed, one waiting."""
+    """A batcher whose loop ends before it was closed, with two requests in it: one being computed, one waiting."""
 
     def __init__(self, engine: Recorder, gate: Gate) -> None:
         self.batcher = OneEngine(engine, Metrics(), max_batch_tokens=10, max_queue_tokens=1000)
@@ -129,7 +129,7 @@ class Ending:
         self.gate = gate
 
     async def answers(self, end: Callable[["asyncio.Task[None]"], object]) -> list[object]:
-        """Of the loop, of both requests, and of one that comes later."""
+        """The outcomes of the loop, of both requests, and of one that comes later."""
         await held_by(self.gate, self.computed, self.waiting)
         end(self.loop)
         self.gate.opened.set()

@@ -1,4 +1,4 @@
-"""Hundreds of requests that share prompts, leave, fail and find no memory: nobody gets what is not theirs."""
+"""Hundreds of requests that share prompts, are cancelled, fail or lack memory: each gets only its own scores."""
 
 import asyncio
 import random
@@ -19,7 +19,7 @@ SPOILED = 7
 
 
 class Trouble:
-    """Fails on the spoiled prompt, and now and then for want of memory: always above the room, by chance below it."""
+    """Fails on the spoiled prompt, and for lack of memory: always above the room, at random below it."""
 
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)
@@ -33,7 +33,7 @@ class Trouble:
 
 
 def request_of(r: int, draw: random.Random) -> list[Trunk]:
-    """Trunks with one of a few prompts, and branches named after request and place."""
+    """Trunks with one of a few prompts, and branches named after their request and index."""
     return [
         Trunk(
             np.full(draw.randrange(1, 12), SPOILED if draw.random() < 0.01 else 10 + draw.randrange(6), np.int32),
@@ -47,7 +47,7 @@ def request_of(r: int, draw: random.Random) -> list[Trunk]:
 
 
 async def ask(batcher: OneEngine, request: list[Trunk], draw: random.Random) -> Computed:
-    """Comes at its time, and may leave at another."""
+    """Submits after a random delay; some requests are cancelled after another one."""
     for _ in range(draw.randrange(60)):
         await asyncio.sleep(0)
     answer = submitted(batcher.submit(request, Wants()))

@@ -1,4 +1,4 @@
-"""Rows without padding: every scored token once, behind the tokens that it was written after, and nothing twice."""
+"""Rows without padding: every scored token is predicted once from exactly the tokens before it."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ bits = st.lists(st.integers(0, 1), max_size=6)
 
 @st.composite
 def trunk(draw: st.DrawFn) -> Trunk:
-    """Of few words, so that prompts of one batch are equal at times, and one the start of another."""
+    """Ids are 0 or 1, so that some prompts of a batch are equal, and some are the start of another."""
     branches = []
     for ids in draw(st.lists(bits, max_size=5)):
         scored = draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids)))
@@ -26,12 +26,12 @@ def trunk(draw: st.DrawFn) -> Trunk:
 
 trunks_of_a_batch = st.lists(trunk(), max_size=5)
 budgets = st.integers(1, 40) | st.just(ENDLESS)
-borders_of_models = st.sets(st.integers(1, 9), max_size=2)
-thoroughly = settings(deadline=None, max_examples=200)
+limits_of_models = st.sets(st.integers(1, 9), max_size=2)
+thoroughly = settings(deadline=None, max_examples=100)
 
 
 def whole(prompt: int, *lengths: int, first_id: int = 0) -> Trunk:
-    """A prompt and branches that are scored whole, every token another."""
+    """A prompt and branches that are scored whole; all ids are different."""
     ids = iter(range(first_id, 1 << 20))
 
     def some(count: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
@@ -42,7 +42,7 @@ def whole(prompt: int, *lengths: int, first_id: int = 0) -> Trunk:
 
 
 def seen_by(row: int, trees: Sequence[Tree]) -> list[int]:
-    """The rows that a row sees, in logical order and itself the last, as a plan tells it."""
+    """The indices that index `row` attends to according to the trees, in logical order, itself last."""
     tree = [tree for tree in trees if tree.start <= row][-1]
     if row < tree.start + tree.tokens:
         return list(range(tree.start, row + 1))
@@ -56,7 +56,7 @@ def scored_branches(trunks: Sequence[Trunk]) -> list[tuple[int, int]]:
 
 
 @thoroughly
-@given(trunks_of_a_batch, budgets, borders_of_models, st.booleans())
+@given(trunks_of_a_batch, budgets, limits_of_models, st.booleans())
 def test_a_scored_token_is_predicted_once_by_a_row_that_sees_what_stands_before_it_and_nothing_else(
     trunks: list[Trunk], max_tokens: int, rope_length_limits: set[int], alone: bool
 ) -> None:
@@ -76,7 +76,7 @@ def test_a_scored_token_is_predicted_once_by_a_row_that_sees_what_stands_before_
 
 
 @thoroughly
-@given(trunks_of_a_batch, budgets, borders_of_models)
+@given(trunks_of_a_batch, budgets, limits_of_models)
 def test_trees_and_their_stretches_lie_one_behind_another_without_gaps(
     trunks: list[Trunk], max_tokens: int, rope_length_limits: set[int]
 ) -> None:
@@ -97,7 +97,7 @@ def test_trees_and_their_stretches_lie_one_behind_another_without_gaps(
 
 
 @thoroughly
-@given(trunks_of_a_batch, budgets, borders_of_models)
+@given(trunks_of_a_batch, budgets, limits_of_models)
 def test_a_row_holds_each_of_its_prompts_once_and_of_a_branch_what_is_needed(
     trunks: list[Trunk], max_tokens: int, rope_length_limits: set[int]
 ) -> None:
@@ -119,7 +119,7 @@ def test_where_everything_fits_every_prompt_of_a_batch_is_computed_once(trunks: 
 
 
 @thoroughly
-@given(trunks_of_a_batch, budgets, borders_of_models)
+@given(trunks_of_a_batch, budgets, limits_of_models)
 def test_a_row_has_no_more_tokens_than_it_may_unless_it_is_one_sequence(
     trunks: list[Trunk], max_tokens: int, rope_length_limits: set[int]
 ) -> None:
@@ -135,13 +135,13 @@ def test_sequences_of_a_row_are_on_one_side_of_every_border_whole_and_as_they_ar
     for packed in pack(trunks, max_tokens=max_tokens, rope_length_limits=rope_length_limits):
         lengths = [len(leaf.prompt_P) + len(leaf.source.ids_T) for leaf in packed.leaves]
         computed = [len(leaf.prompt_P) + leaf.computed_tokens for leaf in packed.leaves]
-        for border in rope_length_limits:
-            assert len({length > border for length in lengths + computed}) == 1
-            assert (packed.positions_N.max() >= border) == (lengths[0] > border)
+        for limit in rope_length_limits:
+            assert len({length > limit for length in lengths + computed}) == 1
+            assert (packed.positions_N.max() >= limit) == (lengths[0] > limit)
 
 
 @thoroughly
-@given(trunks_of_a_batch, budgets, borders_of_models)
+@given(trunks_of_a_batch, budgets, limits_of_models)
 def test_alone_a_sequence_is_laid_out_as_if_nothing_else_had_been_asked(
     trunks: list[Trunk], max_tokens: int, rope_length_limits: set[int]
 ) -> None:
@@ -171,7 +171,7 @@ def test_a_row_meets_the_output_layer_once_however_many_tokens_it_predicts(
 
 
 def test_a_row_reads_like_this() -> None:
-    """Prompt 0 1 2; branches 3 4 5, 6 7 8 and 9, of which the last tokens are predicted only."""
+    """Prompt 0 1 2 with branches 3 4 5, 6 7 8 and 9. The last token of each branch is only predicted."""
     (packed,) = pack([whole(3, 3, 3, 1)], max_tokens=ENDLESS)
     assert packed.ids_N.tolist() == [0, 1, 2, 3, 4, 6, 7]
     assert packed.positions_N.tolist() == [0, 1, 2, 3, 4, 3, 4]

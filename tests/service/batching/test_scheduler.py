@@ -1,4 +1,4 @@
-"""Who is computed next, and with whom: turns, budgets, and prompts that are shared."""
+"""Scheduling: round robin, token budgets, shared prompts, bulk requests."""
 
 import asyncio
 from collections import deque
@@ -121,14 +121,14 @@ def test_whoever_comes_and_goes_a_batch_stays_within_its_budget_and_is_taken_ahe
     events: list[list[tuple[int, int, list[int]]] | str], budget_tokens: int
 ) -> None:
     loop = asyncio.new_event_loop()
-    waiting, jobs = Scheduler(budget_tokens), list[Job]()
+    scheduler, jobs = Scheduler(budget_tokens), list[Job]()
     for event in [*events, *["take"] * 200]:
         left = [unit for job in jobs for unit in job.units]
-        assert waiting.fills_a_batch == (tokens_together(left) >= budget_tokens)
+        assert scheduler.fills_a_batch == (tokens_together(left) >= budget_tokens)
         if event == "forget":
-            waiting.forget(jobs.pop(0)) if jobs else None
+            scheduler.forget(jobs.pop(0)) if jobs else None
         elif event == "take":
-            batch = waiting.take()
+            batch = scheduler.take()
             assert bool(batch) == bool(left)
             tokens = tokens_together(unit for _, unit in batch)
             assert tokens == tokens_computed([unit.trunk for _, unit in batch])
@@ -137,8 +137,8 @@ def test_whoever_comes_and_goes_a_batch_stays_within_its_budget_and_is_taken_ahe
             trunks = [trunk(name, *lengths, prompt_tokens=prompt) for name, prompt, lengths in event]
             units = [u for i, t in enumerate(trunks) for u in units_of(i, t, packed(t), budget_tokens, "pair")]
             jobs.append(job_of(units, loop))
-            waiting.add(jobs[-1])
-    assert not waiting
+            scheduler.add(jobs[-1])
+    assert not scheduler
     loop.close()
 
 
@@ -150,31 +150,31 @@ def test_a_branch_is_cut_off_where_the_budget_ends_and_takes_its_prompt_along() 
     assert tokens_together(units) == 23
 
 
-def taken(waiting: Scheduler) -> list[str]:
-    """Whose units the next batch has."""
-    return ["bulk" if job.terms.bulk else "people" for job, _ in waiting.take()]
+def taken(scheduler: Scheduler) -> list[str]:
+    """The priority of each unit of the next batch."""
+    return ["bulk" if job.terms.bulk else "interactive" for job, _ in scheduler.take()]
 
 
-def waiting_for(loop: asyncio.AbstractEventLoop, *requests: tuple[bool, int]) -> Scheduler:
-    """With room for 100 tokens a batch: whether it is bulk, and how many units of 50 it has, for each request."""
-    waiting = Scheduler(100)
+def scheduler_with(loop: asyncio.AbstractEventLoop, *requests: tuple[bool, int]) -> Scheduler:
+    """Batches of 100 tokens. A request is (whether it is bulk, its number of units of 50 tokens)."""
+    scheduler = Scheduler(100)
     for place, (bulk, count) in enumerate(requests):
         units = [u for i in range(count) for u in units_of(i, trunk(10 * place + i, 48), packed(trunk(0, 48)), 100, "")]
-        waiting.add(replace(job_of(units, loop), terms=Terms(bulk)))
-    return waiting
+        scheduler.add(replace(job_of(units, loop), terms=Terms(bulk)))
+    return scheduler
 
 
 def test_bulk_takes_what_people_leave() -> None:
     loop = asyncio.new_event_loop()
-    waiting = waiting_for(loop, (True, 3), (False, 1))
-    assert [taken(waiting) for _ in range(2)] == [["people", "bulk"], ["bulk", "bulk"]]
-    assert not waiting
+    scheduler = scheduler_with(loop, (True, 3), (False, 1))
+    assert [taken(scheduler) for _ in range(2)] == [["interactive", "bulk"], ["bulk", "bulk"]]
+    assert not scheduler
     loop.close()
 
 
 def test_bulk_is_not_passed_over_for_ever() -> None:
     loop = asyncio.new_event_loop()
-    waiting = waiting_for(loop, (True, 2), (False, 100))
-    batches = [taken(waiting) for _ in range(BULK_PATIENCE + 2)]
-    assert batches == [["people"] * 2] * BULK_PATIENCE + [["bulk", "people"]] + [["people"] * 2]
+    scheduler = scheduler_with(loop, (True, 2), (False, 100))
+    batches = [taken(scheduler) for _ in range(BULK_PATIENCE + 2)]
+    assert batches == [["interactive"] * 2] * BULK_PATIENCE + [["bulk", "interactive"]] + [["interactive"] * 2]
     loop.close()

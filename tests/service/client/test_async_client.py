@@ -1,4 +1,4 @@
-"""The asynchronous client does what its synchronous twin does, and waits for many answers at once."""
+"""The asynchronous client behaves like the synchronous one, and waits for many answers concurrently."""
 
 import asyncio
 import inspect
@@ -6,15 +6,15 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 from dense_reward import AsyncClient, Backoff, Client, Scored, ScoreOptions, ScoringError, ServiceUnavailableError
-from faulty_service import CARD, UnrulyService, drop_in_body, made_up_reward, refuse
+from faulty_service import CARD, FaultyService, drop_in_body, made_up_reward, refuse
 
 QUICK = Backoff(first_s=0.005, longest_s=0.02)
 CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "hi"}]
 
 
 @pytest.fixture
-def service() -> Iterator[UnrulyService]:
-    with UnrulyService() as running:
+def service() -> Iterator[FaultyService]:
+    with FaultyService() as running:
         yield running
 
 
@@ -25,8 +25,8 @@ def public(of: type) -> dict[str, inspect.Signature]:
 
 def test_the_twins_have_the_same_methods_and_arguments() -> None:
     assert public(Client) == public(AsyncClient)
-    sync, env_name = inspect.signature(Client).parameters, inspect.signature(AsyncClient).parameters
-    assert {name: p.default for name, p in sync.items()} == {name: p.default for name, p in env_name.items()}
+    sync, asynchronous = inspect.signature(Client).parameters, inspect.signature(AsyncClient).parameters
+    assert {name: p.default for name, p in sync.items()} == {name: p.default for name, p in asynchronous.items()}
 
 
 def everything(client: Client) -> list[Scored]:
@@ -56,45 +56,45 @@ async def everything_async(url: str) -> list[Scored]:
         ]
 
 
-def test_the_twins_send_the_same_bytes_and_give_the_same_results(service: UnrulyService) -> None:
+def test_the_twins_send_the_same_bytes_and_give_the_same_results(service: FaultyService) -> None:
     with Client(service.url) as client:
         sync = everything(client)
     sent, service.bodies[:] = list(service.bodies), []
-    env_name = asyncio.run(everything_async(service.url))
+    asynchronous = asyncio.run(everything_async(service.url))
     assert service.bodies[-len(sent) :] == sent
-    assert [repr(scored) for scored in env_name] == [repr(scored) for scored in sync]
+    assert [repr(scored) for scored in asynchronous] == [repr(scored) for scored in sync]
 
 
-def asked(url: str, ask: Callable[[AsyncClient], Awaitable[Scored]], retry_for_s: float = 5.0) -> Scored:
+def asked(url: str, ask: Callable[[AsyncClient], Awaitable[Scored]], retry_for_s: float = 30.0) -> Scored:
     async def run() -> Scored:
-        async with AsyncClient(url, timeout_s=2.0, retry_for_s=retry_for_s, backoff=QUICK) as client:
+        async with AsyncClient(url, timeout_s=30.0, retry_for_s=retry_for_s, backoff=QUICK) as client:
             return await ask(client)
 
     return asyncio.run(run())
 
 
-def test_what_may_pass_is_tried_again(service: UnrulyService) -> None:
+def test_what_may_pass_is_tried_again(service: FaultyService) -> None:
     service.tricks.extend([refuse(429, "queue_full", retry_after="0"), refuse(503, "starting"), drop_in_body])
     assert asked(service.url, lambda client: client.score_text("a")).results[0].sum == sum(made_up_reward(b"a"))
     assert len(service.bodies) == 4
 
 
-def test_patience_ends(service: UnrulyService) -> None:
+def test_patience_ends(service: FaultyService) -> None:
     service.tricks.extend([refuse(503, "starting")] * 1000)
     with pytest.raises(ServiceUnavailableError, match="503 starting"):
         asked(service.url, lambda client: client.score_text("a"), retry_for_s=0.1)
 
 
-def test_a_refusal_rises_at_once(service: UnrulyService) -> None:
+def test_a_refusal_rises_at_once(service: FaultyService) -> None:
     service.tricks.append(refuse(422, "too_long"))
     with pytest.raises(ScoringError, match="too_long"):
         asked(service.url, lambda client: client.score_text("a"))
     assert len(service.bodies) == 1
 
 
-def test_many_calls_wait_together_even_for_a_free_connection(service: UnrulyService) -> None:
+def test_many_calls_wait_together_even_for_a_free_connection(service: FaultyService) -> None:
     async def run() -> list[Scored]:
-        async with AsyncClient(service.url, timeout_s=5.0, retry_for_s=0.0) as client:
+        async with AsyncClient(service.url, timeout_s=30.0, retry_for_s=0.0) as client:
             return await asyncio.gather(*(client.score_ids([1], [[i, i]]) for i in range(150)))
 
     scored = asyncio.run(run())

@@ -1,4 +1,4 @@
-"""The client against a real HTTP server that answers, refuses, stalls, drops and lies."""
+"""The client against a real HTTP server that answers, refuses, stalls, drops connections and answers wrongly."""
 
 import json
 import socket
@@ -23,10 +23,10 @@ from dense_reward import (
 )
 from faulty_service import (
     CARD,
+    FaultyService,
     Handler,
     Row,
     Trick,
-    UnrulyService,
     altered,
     drop_before_answer,
     drop_in_body,
@@ -39,14 +39,14 @@ PROMPT, RESPONSES = [1, 2, 3], [[10, 11, 12], [], [13]]
 
 
 @pytest.fixture
-def service() -> Iterator[UnrulyService]:
-    with UnrulyService() as running:
+def service() -> Iterator[FaultyService]:
+    with FaultyService() as running:
         yield running
 
 
 @pytest.fixture
-def client(service: UnrulyService) -> Iterator[Client]:
-    with Client(service.url, timeout_s=2.0, retry_for_s=5.0, backoff=QUICK) as connected:
+def client(service: FaultyService) -> Iterator[Client]:
+    with Client(service.url, timeout_s=30.0, retry_for_s=30.0, backoff=QUICK) as connected:
         yield connected
 
 
@@ -61,10 +61,10 @@ def test_every_id_gets_its_reward(client: Client) -> None:
     assert [(r.item, r.response, r.length) for r in scored.results] == [(0, 0, 3), (0, 1, 0), (0, 2, 1)]
     assert scored.results[1].mean is None
     assert scored.model.revision == CARD.revision
-    assert scored.timing.compute_s == 0.1
+    assert (scored.timing.compute_s, scored.timing.describe_s) == (0.1, 0.05)
 
 
-def test_arrays_are_sent_as_the_lists_that_they_hold(client: Client, service: UnrulyService) -> None:
+def test_arrays_are_sent_as_the_lists_that_they_hold(client: Client, service: FaultyService) -> None:
     client.score_ids(PROMPT, RESPONSES)
     client.score_ids(np.array(PROMPT), [np.array(ids, dtype=np.int32) for ids in RESPONSES])
     client.score_ids(list(np.array(PROMPT)), RESPONSES)
@@ -78,7 +78,7 @@ def test_a_matrix_of_responses_is_a_row_each(client: Client) -> None:
     ]
 
 
-def test_the_two_encodings_give_equal_results(service: UnrulyService) -> None:
+def test_the_two_encodings_give_equal_results(service: FaultyService) -> None:
     def ask(client: Client) -> list[ScoredResponse]:
         options = ScoreOptions(include=["reward", "kl", "candidate_sft_logprob"])
         candidates = [[[1, 2]] * 3, [], [[3, 4]]]
@@ -171,10 +171,6 @@ def test_models_are_listed_though_a_newer_service_says_more(client: Client) -> N
     assert client.models() == (CARD,)
 
 
-def stall(handler: Handler) -> None:
-    time.sleep(0.3)
-
-
 @pytest.mark.parametrize(
     "trick",
     [
@@ -184,27 +180,41 @@ def stall(handler: Handler) -> None:
         refuse(502, "internal"),
         drop_before_answer,
         drop_in_body,
-        stall,
     ],
-    ids=["busy", "starting", "a date", "bad gateway", "dropped", "dropped in the body", "too slow"],
+    ids=["busy", "starting", "a date", "bad gateway", "dropped", "dropped in the body"],
 )
-def test_what_may_pass_is_tried_again_with_the_same_bytes(service: UnrulyService, trick: Trick) -> None:
+def test_what_may_pass_is_tried_again_with_the_same_bytes(service: FaultyService, trick: Trick) -> None:
     service.tricks.extend([trick, trick])
-    with Client(service.url, timeout_s=0.1, retry_for_s=5.0, backoff=QUICK) as client:
+    with Client(service.url, timeout_s=30.0, retry_for_s=30.0, backoff=QUICK) as client:
         assert rewards(client.score_ids(PROMPT, RESPONSES)) == [made_up_reward(ids) for ids in RESPONSES]
     assert len(service.bodies) == 3
     assert len(set(service.bodies)) == 1
 
 
-def test_the_service_says_how_long_to_wait(client: Client, service: UnrulyService) -> None:
-    service.tricks.append(refuse(429, "queue_full", retry_after="0.3"))
+def test_an_answer_that_does_not_come_in_time_is_tried_again(service: FaultyService) -> None:
+    hung_up = threading.Event()
+
+    def stall(handler: Handler) -> None:
+        handler.close_connection = True
+        hung_up.wait(30.0)
+
+    service.tricks.append(stall)
+    with Client(service.url, timeout_s=0.2, retry_for_s=30.0, backoff=QUICK) as client:
+        assert rewards(client.score_ids(PROMPT, RESPONSES)) == [made_up_reward(ids) for ids in RESPONSES]
+    hung_up.set()
+    assert len(service.bodies) > 1
+    assert len(set(service.bodies)) == 1
+
+
+def test_the_service_says_how_long_to_wait(client: Client, service: FaultyService) -> None:
+    service.tricks.append(refuse(429, "queue_full", retry_after="0.1"))
     started = time.monotonic()
     client.score_text("a")
-    assert time.monotonic() - started >= 0.3
+    assert time.monotonic() - started >= 0.1
 
 
-def test_a_service_that_is_away_for_a_while_is_waited_for(client: Client, service: UnrulyService) -> None:
-    back_at = time.monotonic() + 0.5
+def test_a_service_that_is_away_for_a_while_is_waited_for(client: Client, service: FaultyService) -> None:
+    back_at = time.monotonic() + 0.2
 
     def away(handler: Handler) -> None:
         if time.monotonic() < back_at:
@@ -214,27 +224,26 @@ def test_a_service_that_is_away_for_a_while_is_waited_for(client: Client, servic
     service.tricks.append(away)
     client.score_text("a")
     assert time.monotonic() >= back_at
-    assert len(service.bodies) > 3
+    assert len(service.bodies) > 1
 
 
-def test_patience_ends_with_what_happened_and_for_how_long(service: UnrulyService) -> None:
+def test_patience_ends_with_what_happened_and_for_how_long(service: FaultyService) -> None:
     service.tricks.extend([refuse(429, "queue_full")] * 1000)
     with (
-        Client(service.url, retry_for_s=0.2, backoff=QUICK) as client,
-        pytest.raises(ServiceUnavailableError, match=r"attempts in 0\.\d s; the last one: 429 queue_full") as raised,
+        Client(service.url, retry_for_s=0.1, backoff=QUICK) as client,
+        pytest.raises(ServiceUnavailableError, match=r"attempts in \d+\.\d s; the last one: 429 queue_full") as raised,
     ):
         client.score_text("a")
-    assert raised.value.attempts == len(service.bodies) > 2
-    assert 0 < raised.value.waited_s <= 0.3
+    assert raised.value.attempts == len(service.bodies)
+    assert raised.value.waited_s > 0
     assert isinstance(raised.value.__cause__, ScoringError)
 
 
-def test_a_wait_longer_than_patience_is_not_begun(service: UnrulyService) -> None:
-    service.tricks.append(refuse(503, "draining", retry_after="60"))
-    started = time.monotonic()
-    with Client(service.url, retry_for_s=5.0) as client, pytest.raises(ServiceUnavailableError):
+def test_a_wait_longer_than_patience_is_not_begun(service: FaultyService) -> None:
+    service.tricks.append(refuse(503, "draining", retry_after="3600"))
+    with Client(service.url, retry_for_s=1800.0) as client, pytest.raises(ServiceUnavailableError):
         client.score_text("a")
-    assert time.monotonic() - started < 2
+    assert len(service.bodies) == 1
 
 
 def closed_port() -> int:
@@ -252,10 +261,10 @@ def test_nobody_there_is_said_with_the_address() -> None:
             client.score_text("a")
 
 
-def test_readiness_is_waited_for(client: Client, service: UnrulyService) -> None:
+def test_readiness_is_waited_for(client: Client, service: FaultyService) -> None:
     service.tricks.extend([refuse(503, "starting")] * 4)
     assert not client.ready()
-    client.wait_until_ready(timeout_s=5.0)
+    client.wait_until_ready(timeout_s=30.0)
     assert client.ready()
     loading = {"state": "starting", "progress": "loading the reference"}
     service.tricks.extend([lambda handler: handler.send_json(503, loading)] * 1000)
@@ -265,7 +274,7 @@ def test_readiness_is_waited_for(client: Client, service: UnrulyService) -> None
 
 @pytest.mark.parametrize("status", [400, 401, 413, 422, 500, 504])
 def test_a_refusal_rises_at_once_in_the_words_of_the_service(
-    client: Client, service: UnrulyService, status: int
+    client: Client, service: FaultyService, status: int
 ) -> None:
     service.tricks.append(refuse(status, "too_long"))
     with pytest.raises(ScoringError, match="too_long: it is too_long") as raised:
@@ -275,7 +284,7 @@ def test_a_refusal_rises_at_once_in_the_words_of_the_service(
     assert len(service.bodies) == 1
 
 
-def test_every_bad_item_is_named(client: Client, service: UnrulyService) -> None:
+def test_every_bad_item_is_named(client: Client, service: FaultyService) -> None:
     items = [{"item": i, "code": "too_long", "message": "long", "param": "text"} for i in (0, 2)]
     error = {"code": "too_long", "message": "long", "param": "text", "items": items, "request_id": "r"}
     service.tricks.append(lambda handler: handler.send_json(422, {"error": error}))
@@ -284,7 +293,7 @@ def test_every_bad_item_is_named(client: Client, service: UnrulyService) -> None
     assert [item.item for item in raised.value.items] == [0, 2]
 
 
-def test_another_revision_is_a_mismatch(client: Client, service: UnrulyService) -> None:
+def test_another_revision_is_a_mismatch(client: Client, service: FaultyService) -> None:
     service.tricks.append(refuse(409, "revision_mismatch"))
     with pytest.raises(MismatchError):
         client.score_text("a", options=ScoreOptions(expect_revision="other"))
@@ -312,7 +321,7 @@ def of_another_length(answer: Row, rows: list[Row]) -> None:
 
 @pytest.mark.parametrize("change", [shorter, of_other_ids, shifted, one_lost, of_another_length])
 def test_misaligned_rewards_are_not_handed_out(
-    client: Client, service: UnrulyService, change: Callable[[Row, list[Row]], None]
+    client: Client, service: FaultyService, change: Callable[[Row, list[Row]], None]
 ) -> None:
     service.tricks.append(altered(change))
     with pytest.raises(AlignmentError):
@@ -324,7 +333,7 @@ def garbage(handler: Handler) -> None:
     handler.send_bytes(200, b"\x00<html>welcome to the router", {"content-type": "text/html"})
 
 
-def test_garbage_is_no_answer(client: Client, service: UnrulyService) -> None:
+def test_garbage_is_no_answer(client: Client, service: FaultyService) -> None:
     service.tricks.extend([garbage, garbage])
     with pytest.raises(AnswerError, match="no answer of a dense-reward service"):
         client.score_text("a")
@@ -332,17 +341,17 @@ def test_garbage_is_no_answer(client: Client, service: UnrulyService) -> None:
         client.models()
 
 
-def test_another_service_at_the_address_is_recognised(service: UnrulyService) -> None:
+def test_another_service_at_the_address_is_recognised(service: FaultyService) -> None:
     with Client(service.url + "/elsewhere") as client:
         with pytest.raises(ScoringError, match="check base_url") as raised:
             client.score_text("a")
         assert raised.value.code == "http_404"
         service.tricks.append(lambda handler: handler.send_bytes(308, b"", {"location": "https://there/score"}))
-        with pytest.raises(ScoringError, match="redirects to https://there/score: give the address"):
+        with pytest.raises(ScoringError, match="redirects to https://there/score: give that address"):
             client.score_text("a")
 
 
-def test_the_key_is_sent_as_a_bearer(service: UnrulyService) -> None:
+def test_the_key_is_sent_as_a_bearer(service: FaultyService) -> None:
     with Client(service.url, api_key="secret") as client:
         client.score_text("a")
         assert "secret" not in repr(vars(client))

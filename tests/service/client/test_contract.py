@@ -1,12 +1,14 @@
-"""Client and service agree: every call of the client, against the real service with its weightless engine."""
+"""Client and service agree: every call of the client, against the real service with the fake engine."""
 
 import threading
 from collections.abc import Iterator
+from dataclasses import fields
 
+import httpx2
 import numpy as np
 import pytest
 import uvicorn
-from dense_reward import Client, ModelCard, ScoredResponse, ScoreOptions, ScoringError
+from dense_reward import Client, ModelCard, ScoredResponse, ScoreOptions, ScoringError, ServedModel, Timing, Usage
 from dense_reward.client.requests import Encoding
 from dense_reward.http.app import create_app
 from dense_reward.schemas import ArrayName
@@ -47,8 +49,8 @@ def url() -> Iterator[str]:
 @pytest.fixture(params=["base64", "float"])
 def client(url: str, request: pytest.FixtureRequest) -> Iterator[Client]:
     encoding: Encoding = request.param
-    with Client(url, timeout_s=20.0, encoding=encoding) as connected:
-        connected.wait_until_ready(20.0)
+    with Client(url, timeout_s=30.0, encoding=encoding) as connected:
+        connected.wait_until_ready(30.0)
         yield connected
 
 
@@ -98,6 +100,14 @@ def test_the_forms_of_one_input_have_equal_rewards(client: Client) -> None:
     text = client.score(prompt=prompt.decode(), response=response.decode(), options=raw).results[0]
     bos = client.score_ids([256, *prompt], [list(response)]).results[0]
     assert reward_of(text) == reward_of(bos)
+
+
+def test_the_client_loses_no_key_of_an_answer(url: str, client: Client) -> None:
+    answer = httpx2.post(f"{url}/score", json={"text": "a"}, trust_env=False).json()
+    for key, record in (("model", ServedModel), ("usage", Usage), ("timing", Timing)):
+        assert set(answer[key]) == {field.name for field in fields(record)}, key
+    timing = client.score_text("a").timing
+    assert timing.encode_s + timing.queue_s + timing.compute_s + timing.describe_s <= timing.total_s + 1e-9
 
 
 def test_a_bad_item_stands_in_its_place(client: Client) -> None:

@@ -1,4 +1,4 @@
-"""Addresses, delays and patience: when a client tries again, and when it says that it gave up."""
+"""Addresses, delays and time limits: when a client retries, and when it gives up."""
 
 import contextlib
 import pickle
@@ -18,7 +18,7 @@ from dense_reward.client.http import Backoff, Failure, Patience, http_settings, 
 from hypothesis import given
 from hypothesis import strategies as st
 
-lucks = st.floats(0, 1, exclude_max=True)
+jitters = st.floats(0, 1, exclude_max=True)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_waiting_for_a_connection_of_ones_own_is_no_failure() -> None:
     assert (timeout.connect, timeout.read, timeout.pool) == (5.0, 5.0, None)
 
 
-@given(st.integers(0, 10_000), lucks)
-def test_delays_lie_between_the_first_and_the_longest(attempt: int, luck: float) -> None:
-    assert 0.5 <= Backoff().delay_s(attempt, luck) <= 10.0
+@given(st.integers(0, 10_000), jitters)
+def test_delays_lie_between_the_first_and_the_longest(attempt: int, jitter: float) -> None:
+    assert 0.5 <= Backoff().delay_s(attempt, jitter) <= 10.0
 
 
 def test_delays_grow_and_luck_spreads_them() -> None:
@@ -71,13 +71,13 @@ def test_a_backoff_that_shrinks_is_refused(first_s: float, longest_s: float) -> 
         Backoff(first_s, longest_s)
 
 
-@given(st.lists(st.tuples(st.floats(0, 20), lucks), min_size=1, max_size=50), st.floats(0, 200))
+@given(st.lists(st.tuples(st.floats(0, 20), jitters), min_size=1, max_size=50), st.floats(0, 200))
 def test_no_attempt_starts_after_patience_has_ended(attempts: list[tuple[float, float]], limit_s: float) -> None:
     patience, now_s = Patience(Backoff(), limit_s, started_s=100.0), 100.0
-    for took_s, luck in attempts:
+    for took_s, jitter in attempts:
         now_s += took_s
         with contextlib.suppress(ServiceUnavailableError):
-            now_s += patience.delay_s(Failure(ConnectionError("refused")), now_s, luck)
+            now_s += patience.delay_s(Failure(ConnectionError("refused")), now_s, jitter)
             assert now_s - 100.0 <= limit_s + 1e-9
 
 
@@ -93,12 +93,12 @@ def answered(status: int, **headers: str) -> httpx2.Response:
 
 
 @pytest.mark.parametrize(
-    ("said", "meant"), [("3", 3.0), ("0.5", 0.5), ("-1", None), ("nan", None), ("inf", None), ("Wed, 21 Oct", None)]
+    ("header", "seconds"), [("3", 3.0), ("0.5", 0.5), ("-1", None), ("nan", None), ("inf", None), ("Wed, 21 Oct", None)]
 )
-def test_retry_after_is_taken_in_seconds_and_nothing_else(said: str, meant: float | None) -> None:
-    failure = refusal(answered(503, **{"retry-after": said}))
+def test_retry_after_is_taken_in_seconds_and_nothing_else(header: str, seconds: float | None) -> None:
+    failure = refusal(answered(503, **{"retry-after": header}))
     assert failure is not None
-    assert failure.retry_after_s == meant
+    assert failure.retry_after_s == seconds
 
 
 def test_a_request_at_fault_is_not_sent_again() -> None:

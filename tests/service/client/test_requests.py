@@ -1,4 +1,4 @@
-"""What a client sends: requests that the service's own schema accepts, and nothing that cannot be meant."""
+"""Requests of a client: the service's schema accepts them, and invalid arguments raise."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a client makes of the bytes of an answer: the same arrays from either encoding, and nothing from a wrong one."""
+"""Parsing an answer: the same arrays from either encoding, and an error for any wrong answer."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ FRAME = {
     "model": {"name": "m", "sft": "s", "reference": "r", "tokenizer_sha256": "t", "revision": "v", "related": True}
     | {"from_the_future": 1},
     "usage": {"prompt_tokens": 1, "response_tokens": 2, "scored_tokens": 2},
-    "timing": {"encode_s": 0.0, "queue_s": 0.0, "compute_s": 0.0, "total_s": 0.0},
+    "timing": {"encode_s": 0.0, "queue_s": 0.0, "compute_s": 0.0, "describe_s": 0.0, "total_s": 0.0},
 }
 FLOATS = ("reward", "kl")
 Row = dict[str, object]

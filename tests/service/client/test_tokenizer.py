@@ -1,4 +1,4 @@
-"""A caller proves, before sending ids, that they mean to the service what they mean to the caller."""
+"""A caller verifies, before it sends ids, that the service has the same tokenizer."""
 
 import json
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from dense_reward import Client, TokenizerMismatchError
 from dense_reward.client.tokenizer import card_named, sha256_of
 from dense_reward.engines.tokenizer import TransformersTokenizer
-from faulty_service import CARD, UnrulyService
+from faulty_service import CARD, FaultyService
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -28,19 +28,19 @@ def fast(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture
-def service() -> Iterator[UnrulyService]:
+def service() -> Iterator[FaultyService]:
     served = TransformersTokenizer(fast(byte_tokenizer())).sha256()
-    with UnrulyService(card=CARD.model_copy(update={"tokenizer_sha256": served})) as running:
+    with FaultyService(card=CARD.model_copy(update={"tokenizer_sha256": served})) as running:
         yield running
 
 
-def test_both_libraries_tokenizers_agree_with_the_service(service: UnrulyService) -> None:
+def test_both_libraries_tokenizers_agree_with_the_service(service: FaultyService) -> None:
     with Client(service.url) as client:
         assert client.check_tokenizer(byte_tokenizer()) == service.card.tokenizer_sha256
         assert client.check_tokenizer(fast(byte_tokenizer()), model=CARD.name) == service.card.tokenizer_sha256
 
 
-def test_truncation_and_padding_do_not_change_the_hash_and_stay_as_they_were(service: UnrulyService) -> None:
+def test_truncation_and_padding_do_not_change_the_hash_and_stay_as_they_were(service: FaultyService) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.enable_truncation(max_length=8)
     tokenizer.enable_padding(length=500)
@@ -49,7 +49,7 @@ def test_truncation_and_padding_do_not_change_the_hash_and_stay_as_they_were(ser
     assert tokenizer.padding is not None
 
 
-def test_another_tokenizer_is_refused_with_both_hashes(service: UnrulyService) -> None:
+def test_another_tokenizer_is_refused_with_both_hashes(service: FaultyService) -> None:
     other = byte_tokenizer("<new>")
     with Client(service.url) as client, pytest.raises(TokenizerMismatchError) as raised:
         client.check_tokenizer(other)

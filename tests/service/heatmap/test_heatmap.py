@@ -1,4 +1,4 @@
-"""Heatmaps: every token once and in order, nothing of the text active, the same colour for the same value."""
+"""Heatmaps: every token once and in order, no active text, the same colour for the same value."""
 
 import base64
 import hashlib
@@ -13,8 +13,8 @@ import pytest
 from dense_reward.heatmap import (
     MEANINGS,
     PALETTES,
-    Alternative,
     Heatmap,
+    HeatmapAlternative,
     HeatmapRow,
     build,
     render_ansi,
@@ -58,7 +58,7 @@ nats = st.floats(-50, 50, width=32)
 
 @dataclass
 class Page(HTMLParser):
-    """What a browser would see: the tokens' boxes in order, their classes, tags and attributes met on the way."""
+    """What a browser sees: the boxes of the tokens in order, their classes, and all tags and attributes."""
 
     tokens: list[str] = field(default_factory=list)
     classes: list[list[str]] = field(default_factory=list)
@@ -98,7 +98,7 @@ def rows(draw: st.DrawFn) -> HeatmapRow:
     pieces = tuple(draw(st.lists(texts, max_size=6)))
     size = len(pieces)
     values = tuple(draw(st.lists(nats, min_size=size, max_size=size)))
-    alternatives = tuple((Alternative(draw(texts), -0.5, value),) for value in values)
+    alternatives = tuple((HeatmapAlternative(draw(texts), -0.5, value),) for value in values)
     details = {"reward": values, draw(texts): values}
     return HeatmapRow(draw(texts), draw(texts), pieces, tuple(range(size)), values, details, alternatives)
 
@@ -128,7 +128,7 @@ def svg_text(group: ElementTree.Element) -> str:
 
 
 def shown_piece(piece: str) -> str:
-    """What a token shows: each of its lines begins anew, so a mark that opens one stands on its own circle."""
+    """The visible text of a token. Each line is separate, so a combining mark at its start gets a dotted circle."""
     return "⏎".join(map(visible, piece.split("\n"))) or "·"
 
 
@@ -149,8 +149,10 @@ def test_html_is_balanced_and_shows_every_token_once_in_order(heatmap: Heatmap) 
 @example(build([row(HOSTILE, [0.5] * len(HOSTILE), HOSTILE[4], "".join(HOSTILE))], signal="reward"))
 def test_nothing_of_the_text_becomes_markup(heatmap: Heatmap) -> None:
     calm = build([row(["x", "y\n"], [0.5, -1.0], prompt="p\nq")], signal="reward")
-    told = HeatmapRow("", "", ("x",), (1,), (0.1,), {"sft_logprob": (-1.0,)}, ((Alternative("a", -1.0, 1.0),),))
-    known = page(render_html(calm) + render_html(build([told], signal="reward")))
+    detailed = HeatmapRow(
+        "", "", ("x",), (1,), (0.1,), {"sft_logprob": (-1.0,)}, ((HeatmapAlternative("a", -1.0, 1.0),),)
+    )
+    known = page(render_html(calm) + render_html(build([detailed], signal="reward")))
     seen = page(render_html(heatmap))
     assert seen.tags <= known.tags
     assert seen.attributes <= known.attributes
@@ -265,12 +267,12 @@ def test_a_response_without_tokens_is_a_row_without_mean_and_minimum() -> None:
 
 
 def test_tooltips_tell_position_id_value_details_and_alternatives() -> None:
-    alternatives = ((Alternative(" 14", -0.105, 1.75), Alternative("<b>", -9.0, 0.0)),)
+    alternatives = ((HeatmapAlternative(" 14", -0.105, 1.75), HeatmapAlternative("<b>", -9.0, 0.0)),)
     details = {"sft_logprob": (-4.605,), "kl": (0.125,)}
     one = HeatmapRow("answer", "", (" 15",), (220,), (-4.91,), details, alternatives)
     text = page(render_html(build([one], signal="reward"))).text
-    for told in ("#0, id 220", "−4.910", "sft logprob−4.605p 1.0 %", "kl0.125", " 1490.0 %+1.75", "<b>1e-040.00"):
-        assert told in text
+    for expected in ("#0, id 220", "−4.910", "sft logprob−4.605p 1.0 %", "kl0.125", " 1490.0 %+1.75", "<b>1e-040.00"):
+        assert expected in text
     title = next(svg_tokens(render_svg(build([one], signal="reward")))[0].iter(f"{SVG}title")).text
     assert title == "“ 15” #0, id 220\nreward −4.910\nsft_logprob −4.605\nkl 0.125"
 
@@ -294,11 +296,11 @@ def test_legends_state_signal_meaning_and_scale(signal: str) -> None:
 
 
 def test_a_signal_of_another_kind_brings_its_own_meaning_and_unit() -> None:
-    with pytest.raises(ValueError, match=r"'value'.*say its meaning"):
+    with pytest.raises(ValueError, match=r"'value'.*give its meaning"):
         build([row(["a"], [1.0])], signal="value")
-    told = build([row(["a"], [1.0])], signal="value", meaning="the reward head's output", unit="points")
-    assert "the reward head&#x27;s output" in render_html(told)
-    assert "points" in render_svg(told)
+    heatmap = build([row(["a"], [1.0])], signal="value", meaning="the reward head's output", unit="points")
+    assert "the reward head&#x27;s output" in render_html(heatmap)
+    assert "points" in render_svg(heatmap)
 
 
 @given(st.lists(st.lists(nats, max_size=8), max_size=4))
@@ -331,7 +333,7 @@ def test_numbers_that_are_not_finite_are_refused_by_name(bad: float) -> None:
     with pytest.raises(ValueError, match="kl holds"):
         HeatmapRow("answer", "", ("a",), (1,), (0.0,), {"kl": (bad,)})
     with pytest.raises(ValueError, match="alternatives holds"):
-        HeatmapRow("answer", "", ("a",), (1,), (0.0,), {}, ((Alternative("b", -1.0, bad),),))
+        HeatmapRow("answer", "", ("a",), (1,), (0.0,), {}, ((HeatmapAlternative("b", -1.0, bad),),))
     with pytest.raises(ValueError, match="scale"):
         Heatmap((), "reward", "grey", bad)
 

@@ -1,4 +1,4 @@
-"""Colour scales: legible, symmetric, the same colour for the same value."""
+"""Colour scales: legible, symmetric, one colour per value."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Text that shows what it holds."""
+"""Visible text: no character that is invisible or active is left."""
 
 import unicodedata
 from xml.etree import ElementTree

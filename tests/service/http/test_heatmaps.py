@@ -8,7 +8,7 @@ from dense_reward.heatmap import HeatmapRow
 from dense_reward.http.heatmaps import ARRAYS, DETAILS, FROM_BOTH, MEDIA_TYPES, draw, heatmap_rows, with_arrays
 from dense_reward.schemas import HeatmapRequest, SignalName
 from dense_reward.scoring.items import Limits, prepare
-from dense_reward.scoring.rows import Describer, Row, wants
+from dense_reward.scoring.rows import Row, RowBuilder, wants
 from dense_reward.text.encode import Encoder
 
 TOKENIZER = FakeTokenizer()
@@ -32,9 +32,9 @@ def scored(**body: object) -> tuple[HeatmapRequest, list[Row]]:
     encoder = Encoder(TOKENIZER, "chat", EOS_ID)
     items = [prepare(item, request, encoder, LIMITS) for item in request.listed()]
     scores = FakeEngine().score([item.trunk for item in items], wants(request))
-    describer = Describer(request, TOKENIZER)
+    builder = RowBuilder(request, TOKENIZER)
     answers = zip(items, scores, strict=True)
-    return request, [row for i, (item, of_item) in enumerate(answers) for row in describer.rows(i, item, of_item)]
+    return request, [row for i, (item, of_item) in enumerate(answers) for row in builder.rows(i, item, of_item)]
 
 
 def drawn_rows(**body: object) -> list[HeatmapRow]:

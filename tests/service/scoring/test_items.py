@@ -1,3 +1,5 @@
+"""Items become trunks, or are refused with the field, the limit and the cure."""
+
 from dataclasses import dataclass
 
 import pytest
@@ -14,7 +16,7 @@ HI = list(b"hi")
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """What items meet: an encoder and limits."""
+    """The encoder and the limits of a served pair."""
 
     encoder: Encoder
     limits: Limits
@@ -233,7 +235,7 @@ def test_nothing_is_added_to_ids(body: dict[str, object], add_eos: bool) -> None
     "body",
     [
         {"messages": MESSAGES, "render": "raw"},
-        {"prompt": "hi", "response": "a", "render": "chat"},  # of a checkpoint with the plain renderer
+        {"prompt": "hi", "response": "a", "render": "chat"},  # the checkpoint has the plain renderer
     ],
 )
 def test_a_rendering_that_cannot_be_is_refused(body: dict[str, object]) -> None:
@@ -254,17 +256,17 @@ def test_candidates_of_a_stream_and_of_text_are_counted_by_scored_tokens() -> No
     stream = FAKE.prepared(token_ids=[1, 2, 3, 4], score_mask=[0, 1, 0, 1], candidate_ids=[[[5], [6]]])
     text = FAKE.prepared(prompt="h", response="a", candidate_ids=[[[5], [6]]])  # the end of turn is a scored token
     for item in (stream, text):
-        named = item.trunk.branches[0].candidates_SK
-        assert named is not None
-        assert named.tolist() == [[5], [6]]
+        candidates_SK = item.trunk.branches[0].candidates_SK
+        assert candidates_SK is not None
+        assert candidates_SK.tolist() == [[5], [6]]
 
 
 def test_a_token_has_at_most_1024_candidates() -> None:
-    def named(count: int) -> dict[str, object]:
+    def body(count: int) -> dict[str, object]:
         return {"prompt_ids": [1], "response_ids": [[2]], "candidate_ids": [[[5] * count]]}
 
-    assert FAKE.prepared(**named(1024))
-    found = FAKE.fault(**named(1025))
+    assert FAKE.prepared(**body(1024))
+    found = FAKE.fault(**body(1025))
     assert (found.code, found.param) == ("too_long", "candidate_ids")
     assert "1025 ids at each token; the limit is 1024" in found.message
 

@@ -1,3 +1,5 @@
+"""The rows of an answer: every array is its definition, and nothing that is not finite is answered."""
+
 import base64
 from dataclasses import replace
 from typing import cast
@@ -11,7 +13,7 @@ from dense_reward.errors import RequestError
 from dense_reward.records import FloatArray, TokenScores, Wants
 from dense_reward.schemas import ArrayName, ScoreRequest, SignalName
 from dense_reward.scoring.items import Limits, PreparedItem, prepare
-from dense_reward.scoring.rows import Describer, Row, wants
+from dense_reward.scoring.rows import Row, RowBuilder, wants
 from dense_reward.text.encode import Encoder
 from numpy.typing import NDArray
 
@@ -31,9 +33,9 @@ def scored(body: dict[str, object]) -> tuple[ScoreRequest, PreparedItem, list[To
     return request, item, FakeEngine().score([item.trunk], wants(request))[0]
 
 
-def described(**body: object) -> list[Row]:
+def rows_of(**body: object) -> list[Row]:
     request, item, scores = scored(body)
-    return Describer(request, FakeTokenizer()).rows(5, item, scores)
+    return RowBuilder(request, FakeTokenizer()).rows(5, item, scores)
 
 
 def array(row: Row, name: str) -> NDArray[np.float32]:
@@ -41,7 +43,7 @@ def array(row: Row, name: str) -> NDArray[np.float32]:
 
 
 def test_text_is_answered_with_ids_pieces_offsets_and_rewards() -> None:
-    first, second = described(**TEXT)
+    first, second = rows_of(**TEXT)
     assert set(first) == set(second) == SUMMARY | {"token_ids", "tokens", "offsets", "reward"}
     assert first["tokens"] == ["4", "\ufffd", "\ufffd", "\ufffd", "<eos>"]
     assert array(first, "offsets").tolist() == [[0, 1], [1, 1], [1, 1], [1, 2], [2, 2]]
@@ -50,31 +52,31 @@ def test_text_is_answered_with_ids_pieces_offsets_and_rewards() -> None:
 
 
 def test_ids_are_answered_with_ids_and_rewards() -> None:
-    for row in described(**IDS):
+    for row in rows_of(**IDS):
         assert set(row) == SUMMARY | {"token_ids", "reward"}
 
 
 @pytest.mark.parametrize("signal", ["centred", "sft_logprob"])
 def test_another_signal_is_answered_beside_the_reward(signal: SignalName) -> None:
-    for row in described(**IDS, signal=signal):
+    for row in rows_of(**IDS, signal=signal):
         assert set(row) == SUMMARY | {"token_ids", "reward", signal}
 
 
 def test_rows_know_their_item_and_response_and_keep_their_order() -> None:
-    rows = described(**IDS)
+    rows = rows_of(**IDS)
     assert [(row["item"], row["response"], row["length"]) for row in rows] == [(5, 0, 3), (5, 1, 0), (5, 2, 1)]
 
 
 def test_exactly_the_included_arrays_are_answered() -> None:
     for names in ([], ["kl"], ["offsets"], ["text"], [*PER_TOKEN, "tokens", "text"]):
-        for row in described(**IDS, include=names):
+        for row in rows_of(**IDS, include=names):
             assert set(row) == SUMMARY | set(names)
 
 
 def test_every_array_is_its_definition() -> None:
     body: dict[str, object] = {**IDS, "include": list(PER_TOKEN), "signal": "centred", "gamma": 0.5}
     _, _, scores = scored(body)
-    for row, score in zip(described(**body), scores, strict=True):
+    for row, score in zip(rows_of(**body), scores, strict=True):
         assert array(row, "sft_logprob").tolist() == score.sft_logprob_S.tolist()
         assert array(row, "reference_logprob").tolist() == score.reference_logprob_S.tolist()
         assert array(row, "reward").tolist() == reward.reward(score).tolist()
@@ -89,7 +91,7 @@ def test_summaries_and_segments_are_of_the_chosen_signal(name: SignalName) -> No
     body: dict[str, object] = {**IDS, "signal": name, "segments": [[[0, 2], [2, 2]], [], [[0, 1]]]}
     _, _, scores = scored(body)
     spans: list[list[tuple[int, int]]] = [[(0, 2), (2, 2)], [], [(0, 1)]]
-    for row, score, of_response in zip(described(**body), scores, spans, strict=True):
+    for row, score, of_response in zip(rows_of(**body), scores, spans, strict=True):
         values_S = reward.signal(name, score)
         summary = reward.summarise(values_S)
         assert (row["sum"], row["mean"], row["min"]) == (summary.sum, summary.mean, summary.min)
@@ -97,7 +99,7 @@ def test_summaries_and_segments_are_of_the_chosen_signal(name: SignalName) -> No
 
 
 def test_an_empty_response_has_empty_arrays_sum_0_and_no_mean() -> None:
-    row = described(**IDS, include=[*PER_TOKEN, "tokens", "text"], top_k=2)[1]
+    row = rows_of(**IDS, include=[*PER_TOKEN, "tokens", "text"], top_k=2)[1]
     assert (row["sum"], row["mean"], row["min"], row["length"]) == (0.0, None, None, 0)
     assert [len(array(row, name)) for name in PER_TOKEN] == [0] * len(PER_TOKEN)
     assert array(row, "offsets").shape == (0, 2)
@@ -111,7 +113,7 @@ def test_base64_holds_the_very_bits_of_the_numbers() -> None:
         "segments": [[[0, 2]], [], [[0, 1]]],
         "candidate_ids": [[[1, 2]] * 3, [], [[4, 5]]],
     }
-    for plain, packed in zip(described(**body), described(**body, encoding_format="base64"), strict=True):
+    for plain, packed in zip(rows_of(**body), rows_of(**body, encoding_format="base64"), strict=True):
         assert plain.keys() == packed.keys()
         arrays = [name for name, value in plain.items() if isinstance(value, np.ndarray)]
         assert set(arrays) - {"candidate_reward"} == {*PER_TOKEN, "segments"}
@@ -130,14 +132,14 @@ def test_numbers_survive_json() -> None:
         "top_k": 3,
         "candidate_ids": [[[1, 2]] * 3, [], [[4]]],
     }
-    for row in described(**body):
+    for row in rows_of(**body):
         read = orjson.loads(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY))
         for name in PER_TOKEN:
             assert np.array(read[name], dtype=array(row, name).dtype).tolist() == array(row, name).tolist()
 
 
 def test_candidate_rewards_have_a_row_per_token_and_a_column_per_candidate() -> None:
-    rows = described(**IDS, candidate_ids=[[[3, 9], [200, 9], [EOS_ID, 9]], [], [[7]]])
+    rows = rows_of(**IDS, candidate_ids=[[[3, 9], [200, 9], [EOS_ID, 9]], [], [[7]]])
     assert array(rows[0], "candidate_reward").shape == (3, 2)
     np.testing.assert_allclose(array(rows[0], "candidate_reward")[:, 0], array(rows[0], "reward"), atol=1e-6)
     np.testing.assert_allclose(array(rows[2], "candidate_reward")[0], array(rows[2], "reward"), atol=1e-6)
@@ -146,7 +148,7 @@ def test_candidate_rewards_have_a_row_per_token_and_a_column_per_candidate() -> 
 
 def test_the_log_probs_of_candidates_come_when_they_are_asked_for() -> None:
     include = ["sft_logprob", "candidate_sft_logprob"]
-    rows = described(**IDS, include=include, candidate_ids=[[[3, 9], [200, 9], [EOS_ID, 9]], [], [[7]]])
+    rows = rows_of(**IDS, include=include, candidate_ids=[[[3, 9], [200, 9], [EOS_ID, 9]], [], [[7]]])
     assert array(rows[0], "candidate_sft_logprob").shape == (3, 2)
     for row in (rows[0], rows[2]):
         own_T = array(row, "candidate_sft_logprob")[:, 0]
@@ -154,7 +156,7 @@ def test_the_log_probs_of_candidates_come_when_they_are_asked_for() -> None:
 
 
 def test_alternatives_name_the_likeliest_tokens_with_their_rewards() -> None:
-    rows = described(**IDS, top_k=3, include=["entropy"])
+    rows = rows_of(**IDS, top_k=3, include=["entropy"])
     for row in rows:
         listed = cast(list[list[dict[str, float | str]]], row["alternatives"])
         assert [len(of_token) for of_token in listed] == [3] * cast(int, row["length"])
@@ -163,18 +165,18 @@ def test_alternatives_name_the_likeliest_tokens_with_their_rewards() -> None:
             logprobs = [cast(float, one["sft_logprob"]) for one in of_token]
             assert logprobs == sorted(logprobs, reverse=True)
             assert [one["token"] for one in of_token] == FakeTokenizer().pieces([int(one["id"]) for one in of_token])
-    assert all("alternatives" not in row for row in described(**IDS))
+    assert all("alternatives" not in row for row in rows_of(**IDS))
 
 
 def test_the_reward_of_an_alternative_is_that_of_a_candidate() -> None:
-    listed = cast(list[list[dict[str, float]]], described(**IDS, top_k=2)[2]["alternatives"])[0]
-    candidates = described(**IDS, candidate_ids=[[[0]] * 3, [], [[int(one["id"]) for one in listed]]])[2]
+    listed = cast(list[list[dict[str, float]]], rows_of(**IDS, top_k=2)[2]["alternatives"])[0]
+    candidates = rows_of(**IDS, candidate_ids=[[[0]] * 3, [], [[int(one["id"]) for one in listed]]])[2]
     np.testing.assert_allclose([one["reward"] for one in listed], array(candidates, "candidate_reward")[0], atol=1e-5)
 
 
 def test_ids_get_text_and_pieces_when_they_ask() -> None:
     body = {"prompt_ids": [1], "response_ids": [[*"a☃".encode(), EOS_ID], [0xE2, 0x98]]}
-    whole, broken = described(**body, include=["tokens", "offsets", "text"])
+    whole, broken = rows_of(**body, include=["tokens", "offsets", "text"])
     assert whole["text"] == "a☃<eos>"
     assert whole["tokens"] == ["a", "\ufffd", "\ufffd", "\ufffd", "<eos>"]
     assert array(whole, "offsets").tolist() == [[0, 1], [1, 1], [1, 1], [1, 2], [2, 7]]
@@ -184,7 +186,7 @@ def test_ids_get_text_and_pieces_when_they_ask() -> None:
 
 def test_only_scored_tokens_of_a_stream_are_answered() -> None:
     body = {"token_ids": [1, *b"abc"], "score_mask": [0, 1, 0, 1]}
-    (row,) = described(**body, include=["token_ids", "text", "offsets", "reward"])
+    (row,) = rows_of(**body, include=["token_ids", "text", "offsets", "reward"])
     assert array(row, "token_ids").tolist() == list(b"ac")
     assert (row["text"], row["length"]) == ("ac", 2)
     assert array(row, "offsets").tolist() == [[0, 1], [1, 2]]
@@ -222,11 +224,11 @@ def test_no_number_that_is_not_finite_gets_out(name: str, number: float) -> None
     broken.flat[-1] = number
     scores[0] = replace(scores[0], **{name: broken})
     with pytest.raises(RequestError) as refused:
-        Describer(request, FakeTokenizer()).rows(0, item, scores)
+        RowBuilder(request, FakeTokenizer()).rows(0, item, scores)
     assert (refused.value.code, refused.value.status) == ("non_finite", 500)
 
 
 def test_an_array_that_the_engine_was_not_asked_for_is_never_left_out_in_silence() -> None:
     request, item, _ = scored({**IDS, "include": ["kl"]})
     with pytest.raises(ValueError, match="kl"):
-        Describer(request, FakeTokenizer()).rows(0, item, FakeEngine().score([item.trunk], Wants())[0])
+        RowBuilder(request, FakeTokenizer()).rows(0, item, FakeEngine().score([item.trunk], Wants())[0])

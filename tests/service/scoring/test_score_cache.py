@@ -1,4 +1,4 @@
-"""Nothing is computed twice: scores that are kept, scores in flight, and what may be shared with whom."""
+"""The cache of scores: entries that are kept, computations in flight, and who can share them."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ SCOPE = Scope("revision", None)
 
 
 class Computing:
-    """Answers with names, and remembers what it was asked for; `wait` may be anything."""
+    """Computes named scores, and records the prompts that it was asked for. `wait` delays or fails it."""
 
     def __init__(self, wait: Callable[[], Coroutine[object, object, object]] = lambda: asyncio.sleep(0)) -> None:
         self.asked: list[list[int]] = []
@@ -36,18 +36,18 @@ def names(scores: Scores) -> list[float]:
     return [float(branches[0].sft_logprob_S[0]) for branches in scores]
 
 
-async def scores_of(results: ScoreCache, computing: Computing, *prompts: int) -> list[float]:
+async def scores_of(cache: ScoreCache, computing: Computing, *prompts: int) -> list[float]:
     trunks = [trunk(name, 3) for name in prompts]
-    return names(await results.of(keys_of(trunks, Wants(), SCOPE), trunks, computing))
+    return names(await cache.get_or_compute(keys_of(trunks, Wants(), SCOPE), trunks, computing))
 
 
 def test_what_was_computed_is_kept_and_what_is_missing_is_computed_at_once() -> None:
     computing = Computing()
 
     async def ask() -> None:
-        results = ScoreCache(1_000_000, Metrics())
-        assert await scores_of(results, computing, 1, 2, 1) == [1, 2, 1]
-        assert await scores_of(results, computing, 3, 2, 4, 1) == [3, 2, 4, 1]
+        cache = ScoreCache(1_000_000, Metrics())
+        assert await scores_of(cache, computing, 1, 2, 1) == [1, 2, 1]
+        assert await scores_of(cache, computing, 3, 2, 4, 1) == [3, 2, 4, 1]
 
     asyncio.run(ask())
     assert computing.asked == [[1, 2], [3, 4]]
@@ -58,11 +58,11 @@ def test_what_was_not_asked_for_longest_goes_first_and_memory_is_bounded() -> No
     entry_bytes = 2 * ENTRY_BYTES + 2 * 3 * 4
 
     async def ask() -> None:
-        results = ScoreCache(3 * entry_bytes, Metrics())
+        cache = ScoreCache(3 * entry_bytes, Metrics())
         for name in (1, 2, 3, 1, 4, 1, 2):
-            await scores_of(results, computing, name)
-            assert results.kept_bytes <= 3 * entry_bytes
-        assert results.kept_bytes == 3 * entry_bytes
+            await scores_of(cache, computing, name)
+            assert cache.kept_bytes <= 3 * entry_bytes
+        assert cache.kept_bytes == 3 * entry_bytes
 
     asyncio.run(ask())
     assert computing.asked == [[1], [2], [3], [4], [2]]
@@ -72,10 +72,10 @@ def test_without_memory_nothing_is_kept() -> None:
     computing = Computing()
 
     async def ask() -> None:
-        results = ScoreCache(0, Metrics())
+        cache = ScoreCache(0, Metrics())
         for _ in range(2):
-            await scores_of(results, computing, 1)
-        assert results.kept_bytes == 0
+            await scores_of(cache, computing, 1)
+        assert cache.kept_bytes == 0
 
     asyncio.run(ask())
     assert computing.asked == [[1], [1]]
@@ -84,10 +84,10 @@ def test_without_memory_nothing_is_kept() -> None:
 def test_what_is_being_computed_is_waited_for() -> None:
     async def ask() -> None:
         opened = asyncio.Event()
-        computing, results = Computing(opened.wait), ScoreCache(0, Metrics())
-        first = asyncio.create_task(scores_of(results, computing, 1, 2))
+        computing, cache = Computing(opened.wait), ScoreCache(0, Metrics())
+        first = asyncio.create_task(scores_of(cache, computing, 1, 2))
         await asyncio.sleep(0)
-        others = [asyncio.create_task(scores_of(results, computing, *asked)) for asked in ((2, 1), (3, 1, 2), (1, 2))]
+        others = [asyncio.create_task(scores_of(cache, computing, *asked)) for asked in ((2, 1), (3, 1, 2), (1, 2))]
         for _ in range(5):
             await asyncio.sleep(0)
         opened.set()
@@ -106,10 +106,10 @@ def test_where_whoever_computes_ends_those_who_wait_ask_anew(end: str) -> None:
             await opened.wait()
             raise ValueError("broken")
 
-        results, broken, sound = ScoreCache(0, Metrics()), Computing(fail), Computing(lambda: asyncio.sleep(0.05))
-        first = asyncio.create_task(scores_of(results, broken, 1))
+        cache, broken, sound = ScoreCache(0, Metrics()), Computing(fail), Computing(lambda: asyncio.sleep(0.05))
+        first = asyncio.create_task(scores_of(cache, broken, 1))
         await asyncio.sleep(0)
-        others = [asyncio.create_task(scores_of(results, sound, 1, 2)) for _ in range(3)]
+        others = [asyncio.create_task(scores_of(cache, sound, 1, 2)) for _ in range(3)]
         for _ in range(5):
             await asyncio.sleep(0)
         opened.set() if end == "fails" else first.cancel()
@@ -127,11 +127,11 @@ def test_where_whoever_computes_ends_those_who_wait_ask_anew(end: str) -> None:
 def test_nobody_waits_for_what_others_ask_besides_or_for_bulk(asked: tuple[int, ...], bulk: bool, joins: bool) -> None:
     async def ask() -> None:
         opened = asyncio.Event()
-        slow, quick, results = Computing(opened.wait), Computing(), ScoreCache(0, Metrics())
+        slow, quick, cache = Computing(opened.wait), Computing(), ScoreCache(0, Metrics())
 
         async def of(computing: Computing, *prompts: int, bulk: bool) -> Scores:
             trunks = [trunk(name, 3) for name in prompts]
-            return await results.of(keys_of(trunks, Wants(), SCOPE), trunks, computing, bulk=bulk)
+            return await cache.get_or_compute(keys_of(trunks, Wants(), SCOPE), trunks, computing, bulk=bulk)
 
         first = asyncio.create_task(of(slow, 1, 2, bulk=True))
         await asyncio.sleep(0)
@@ -148,16 +148,16 @@ def test_nobody_waits_for_what_others_ask_besides_or_for_bulk(asked: tuple[int, 
 
 
 def test_kept_scores_keep_nothing_else() -> None:
-    """What an engine gives are parts of its batch's arrays."""
+    """An engine returns views of its batch's arrays."""
     batch = np.zeros(1_000_000, dtype=np.float32)
 
     async def compute(_: Sequence[Trunk]) -> Scores:
         return [[TokenScores(batch[:3], batch[3:6])]]
 
     async def ask() -> None:
-        results, trunks = ScoreCache(10_000, Metrics()), [trunk(1, 3)]
+        cache, trunks = ScoreCache(10_000, Metrics()), [trunk(1, 3)]
         for _ in range(2):
-            scores = await results.of(keys_of(trunks, Wants(), SCOPE), trunks, compute)
+            scores = await cache.get_or_compute(keys_of(trunks, Wants(), SCOPE), trunks, compute)
         assert scores[0][0].sft_logprob_S.base is None
 
     asyncio.run(ask())
@@ -165,8 +165,8 @@ def test_kept_scores_keep_nothing_else() -> None:
 
 def test_two_who_wait_for_each_other_both_get_an_answer() -> None:
     async def ask() -> None:
-        computing, results = Computing(), ScoreCache(0, Metrics())
-        both = (scores_of(results, computing, *asked) for asked in ((1, 2), (2, 3, 1)))
+        computing, cache = Computing(), ScoreCache(0, Metrics())
+        both = (scores_of(cache, computing, *asked) for asked in ((1, 2), (2, 3, 1)))
         assert await asyncio.gather(*both) == [[1, 2], [2, 3, 1]]
 
     asyncio.run(ask())
@@ -207,8 +207,8 @@ def test_a_service_answers_what_it_knows_without_its_device() -> None:
         assert len(engine.batches) == 1
         running.score(BODY | {"include": ["kl"]})
         assert len(engine.batches) == 2
-        told = running.client.get("/metrics").text
-    assert 'dense_reward_reused_tokens_total{how="kept"} 10.0' in told
+        rendered = running.client.get("/metrics").text
+    assert 'dense_reward_reused_tokens_total{how="kept"} 10.0' in rendered
 
 
 def test_equal_requests_in_flight_are_computed_once() -> None:
@@ -228,7 +228,7 @@ def test_equal_requests_in_flight_are_computed_once() -> None:
 
 @pytest.mark.parametrize("isolated", [False, True])
 def test_keys_share_nothing_where_the_setting_says_so(tmp_path: Path, isolated: bool) -> None:
-    holders = ["key-of-somebody-1", "key-of-somebody-2"]
+    holders = ["key-of-a-caller-1", "key-of-a-caller-2"]
     (tmp_path / "keys.json").write_text(json.dumps([{"name": key[-1], "key": key} for key in holders]))
     gate = Gate()
     engine = Recorder(gate)

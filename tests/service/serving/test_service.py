@@ -259,7 +259,7 @@ def test_what_an_engine_cannot_compute_is_refused_by_name(options: dict[str, obj
         ids = {"prompt_ids": [1], "response_ids": [[1]]}
         refused = running.score({**ids, **options})
         assert error_of(refused) == (422, "unsupported_by_engine")
-        assert refused.json()["error"]["message"] == f"this engine cannot give {names}"
+        assert refused.json()["error"]["message"] == f"this engine cannot compute {names}: omit them"
         assert running.score(ids).status_code == 200
 
 

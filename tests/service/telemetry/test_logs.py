@@ -1,4 +1,4 @@
-"""What a real service logs: ids, no text of its callers, nothing that they could forge; and that it lives without."""
+"""Logs: a line per request with its id, without the callers' text, and none that a caller could forge."""
 
 import io
 import json
@@ -81,7 +81,9 @@ def test_everything_goes_through_one_format(kind: LogFormat, monkeypatch: pytest
     configure("info", kind)
     assert [type(handler.formatter) for handler in root.handlers] == [TextLines if kind == "text" else JsonLines]
     assert root.level == logging.INFO
-    assert not logging.getLogger("httpx2").isEnabledFor(logging.INFO), "a line for each query to a server of models"
+    assert not logging.getLogger("httpx2").isEnabledFor(logging.INFO), (
+        "it logs a line for each query to a remote engine"
+    )
 
 
 def served_to(log: Path, *arguments: str) -> "subprocess.Popen[bytes]":
@@ -113,16 +115,17 @@ def test_a_request_is_one_line_with_its_id_and_without_its_text(tmp_path: Path) 
     assert 0 < scored["seconds"] < PATIENCE_S
     assert any(line.get("path") == "/no\nsuch\x1bpath" for line in lines)
     assert "secret" not in log.read_text()
-    assert not any(line.get("path") == "/ready" for line in lines), "what is asked all the time is not logged"
+    assert not any(line.get("path") == "/ready" for line in lines), "probes are not logged"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_of_logs_keeps_no_answer_back(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
+    host = "127.0.0.2"  # other tests that run now bind ports of 127.0.0.1
+    with socket.create_server((host, 0)) as free:
         port = free.getsockname()[1]
-    with served_to(Path("/dev/full"), f"--port={port}", "--log-level=debug") as process:
+    with served_to(Path("/dev/full"), f"--host={host}", f"--port={port}", "--log-level=debug") as process:
         try:
-            with httpx2.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
+            with httpx2.Client(base_url=f"http://{host}:{port}", trust_env=False) as client:
 
                 def ready() -> bool:
                     try:

@@ -1,4 +1,4 @@
-"""What Prometheus reads."""
+"""The metrics that Prometheus reads."""
 
 import numpy as np
 import pytest
@@ -11,11 +11,11 @@ NOW = MetricsSnapshot(
 )
 
 
-def samples_of(metrics: Metrics, told: MetricsSnapshot = NOW) -> dict[tuple[str, ...], float]:
+def samples_of(metrics: Metrics, snapshot: MetricsSnapshot = NOW) -> dict[tuple[str, ...], float]:
     """Value by name and labels."""
     return {
         (sample.name.removeprefix("dense_reward_"), *sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(metrics.render(told).decode())
+        for family in text_string_to_metric_families(metrics.render(snapshot).decode())
         for sample in family.samples
     }
 

@@ -1,4 +1,4 @@
-"""Spans that reach a receiver over OTLP, from a real service."""
+"""OpenTelemetry spans from a real service to a real OTLP receiver."""
 
 import gzip
 import threading
@@ -15,7 +15,7 @@ TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 @pytest.fixture
 def receiver() -> Iterator[tuple[str, list[Span]]]:
-    """Its address, and the spans that it got."""
+    """The receiver's address, and the spans that it received."""
     spans: list[Span] = []
 
     class Receiver(BaseHTTPRequestHandler):
@@ -32,10 +32,10 @@ def receiver() -> Iterator[tuple[str, list[Span]]]:
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Nothing."""
+            """Logs nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield f"http://127.0.0.1:{server.server_address[1]}", spans
         server.shutdown()
@@ -52,9 +52,9 @@ def test_a_request_is_a_span_below_its_callers_with_its_stages_below_it(receiver
     scored, refused = [span for span in spans if span.name == "POST /score"]
     assert (scored.trace_id.hex(), scored.parent_span_id.hex()) == (TRACE, CALLER)
     assert refused.trace_id.hex() != TRACE
-    told = {attribute.key: attribute.value for attribute in scored.attributes}
-    assert told["http.response.status_code"].int_value == 200
-    assert told["dense_reward.request_id"].string_value == answer.headers["x-request-id"]
+    attributes = {attribute.key: attribute.value for attribute in scored.attributes}
+    assert attributes["http.response.status_code"].int_value == 200
+    assert attributes["dense_reward.request_id"].string_value == answer.headers["x-request-id"]
     stages = [span for span in spans if span.parent_span_id == scored.span_id]
     assert [span.name for span in stages] == ["encode", "queue", "compute", "describe", "write"]
     assert scored.start_time_unix_nano <= stages[0].start_time_unix_nano
@@ -62,7 +62,8 @@ def test_a_request_is_a_span_below_its_callers_with_its_stages_below_it(receiver
     assert not [span for span in spans if b"secret" in span.SerializeToString()]
 
 
-def test_a_receiver_that_is_not_there_keeps_no_answer_back() -> None:
+def test_a_receiver_that_is_not_there_keeps_no_answer_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "1")  # seconds that the exporter retries at the end
     with served(otlp_endpoint="http://127.0.0.1:9") as running:
         assert running.score({"prompt_ids": [1], "response_ids": [[2]]}).status_code == 200
 

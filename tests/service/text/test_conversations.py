@@ -1,4 +1,4 @@
-"""Chats of several turns: each response is scored in the state in which a policy would give it, or refused."""
+"""Chats of several turns: each response is scored in the state in which a policy gives it, or refused."""
 
 from dataclasses import replace
 
@@ -50,7 +50,7 @@ def scored_states(encoded: Encoded) -> Scored:
 
 
 def turn_by_turn(encoder: Encoder, messages: list[Message], add_eos: bool) -> Scored:
-    """What a policy sees and says, each turn asked for on its own."""
+    """The states of a policy, each turn encoded as the last one of its chat."""
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     return [
         state for turn in turns for state in scored_states(encoder.conversation(messages[: turn + 1], add_eos=add_eos))
@@ -79,7 +79,7 @@ def test_every_turn_is_scored_in_the_state_in_which_a_policy_gives_it(name: str,
 
 @pytest.mark.parametrize("name", ENCODERS)
 @given(contents=st.lists(TEXTS, min_size=2, max_size=6).filter(lambda c: len(c) % 2 == 0), add_eos=st.booleans())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_a_conversation_is_scored_as_a_policy_sees_it_or_refused(name: str, contents: list[str], add_eos: bool) -> None:
     encoder, messages = ENCODERS[name], chat(*contents)
     try:
@@ -140,10 +140,10 @@ def test_by_default_the_last_response_is_scored() -> None:
     [
         ("forgets thoughts", ("a", "<think>hm</think>b", "c", "d"), True),
         ("trims", ("a", " b\n", "c", "d"), True),
-        ("nothing after", ("a", "b", "c", "d"), True),  # its EOS is scored, and then gone from the next prompt
+        ("nothing after", ("a", "b", "c", "d"), True),  # its EOS is scored, but is not in the next prompt
         ("nothing after", ("a", "the", "c", "d"), False),  # "assistant: " and "the" become other tokens together
         ("adds spaces", ("a", "b", "c", "d"), True),
-        ("ChatML", ("a", "\n\nb", "c", "d"), True),  # and so do the header's newline and these
+        ("ChatML", ("a", "\n\nb", "c", "d"), True),  # so do the newline of the header and these
     ],
 )
 def test_states_that_no_policy_sees_are_refused(name: str, contents: tuple[str, ...], add_eos: bool) -> None:
@@ -251,7 +251,7 @@ def test_a_template_that_gives_no_token_leaves_nothing_to_score_after() -> None:
 
 
 class Counting(FakeTokenizer):
-    """Counts the characters that it was given."""
+    """Counts the characters that it encodes."""
 
     def __init__(self) -> None:
         self.characters = 0
@@ -263,7 +263,7 @@ class Counting(FakeTokenizer):
 
 @pytest.mark.parametrize(("said", "most"), [(200, 20_000), (2_000, 0)])
 def test_a_chat_that_is_too_long_costs_no_more_than_its_length(said: int, most: int) -> None:
-    """Not the square of it: each turn would be rendered and tokenised with all before it."""
+    """Not the square of its length: each turn is rendered and tokenised with all turns before it."""
     tokenizer = Counting()
     encoder = Encoder(tokenizer, "chat", None, max_tokens=1_000)
     assert refusal(encoder, chat(*["a" * said] * 64), add_eos=False, every_turn=True) == ("too_long", "messages")

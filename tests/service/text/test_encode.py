@@ -1,14 +1,14 @@
-"""Prompts, responses and whole texts; chats of several turns are in test_conversation."""
-
-from itertools import pairwise
+"""Encodes prompts, responses and whole texts. Chats of several turns are in test_conversations.py."""
 
 import pytest
 from dense_reward.engines.fake import FakeTokenizer
 from dense_reward.errors import RequestError
 from dense_reward.records import IdArray
 from dense_reward.text.encode import PLAIN_FORMATS, Encoded, Encoder, RendererName, as_ids, end_of_turn_id
+from dense_reward.text.offsets import Span
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from offset_rules import assert_covering
 from tiny_tokenizers import (
     NOTHING_AFTER,
     TEXTS,
@@ -32,15 +32,13 @@ def encoder_of(family: str) -> Encoder:
 
 
 def shown(encoder: Encoder, ids: IdArray) -> str:
-    """What the ids say, special tokens by their strings."""
+    """The text of the ids; special tokens are their strings."""
     return encoder.tokenizer.text_and_spans(ids.tolist())[0]
 
 
-def assert_spans_cover(spans: tuple[tuple[int, int], ...] | None, length: int) -> None:
+def assert_spans_cover(spans: tuple[Span, ...] | None, length: int) -> None:
     assert spans is not None
-    assert all(start <= end for start, end in spans)
-    assert all(left[1] == right[0] for left, right in pairwise(spans))
-    assert not spans or (spans[0][0], spans[-1][1]) == (0, length)
+    assert_covering(spans, length)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +50,7 @@ def assert_spans_cover(spans: tuple[tuple[int, int], ...] | None, length: int) -
             "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
             "<|start_header_id|>assistant<|end_header_id|>\n\n",
         ),
-        # this family puts a space before every stretch of text
+        # This family puts a space before each part of the text.
         ("SentencePiece BPE", "<bos><start_of_turn> user\nHi<end_of_turn> \n<start_of_turn> model\n"),
         ("fake", "<bos>Hi\n"),
     ],
@@ -120,7 +118,7 @@ def test_without_any_end_a_response_can_only_be_scored_without_one() -> None:
 
 @families
 @given(prompt=TEXTS, response=TEXTS)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_prompt_and_response_are_tokenised_apart(family: str, prompt: str, response: str) -> None:
     encoder = encoder_of(family)
     encoded = encoder.response(response, add_eos=True)
@@ -138,7 +136,7 @@ def test_prompt_and_response_are_tokenised_apart(family: str, prompt: str, respo
 
 @chats
 @given(prompt=TEXTS.filter(bool), response=TEXTS)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_training_and_scoring_encode_alike(family: str, prompt: str, response: str) -> None:
     encoder = encoder_of(family)
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
@@ -153,7 +151,7 @@ def test_training_and_scoring_encode_alike(family: str, prompt: str, response: s
 
 @pytest.mark.parametrize("renderer", PLAIN)
 @given(prompt=TEXTS.filter(bool), response=TEXTS)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_plain_renderers_train_and_score_alike(renderer: RendererName, prompt: str, response: str) -> None:
     encoder = Encoder.of(llama_like(), renderer)
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
@@ -164,7 +162,7 @@ def test_plain_renderers_train_and_score_alike(renderer: RendererName, prompt: s
 
 @families
 @given(text=TEXTS)
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_special_strings_of_users_are_text(family: str, text: str) -> None:
     encoder = encoder_of(family)
     harmless = controls(encoder.tokenizer, encoder.prompt("x").tolist())
@@ -206,7 +204,7 @@ def test_special_strings_in_raw_text_are_special(family: str, text: str, expecte
 
 @families
 @given(text=TEXTS, add_eos=st.booleans(), raw=st.booleans())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_of_a_whole_text_every_token_after_the_first_is_scored(
     family: str, text: str, add_eos: bool, raw: bool
 ) -> None:

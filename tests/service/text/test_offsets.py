@@ -1,3 +1,5 @@
+"""Offsets mapping: every token gets a span of the text, and the spans cover it."""
+
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
@@ -25,7 +27,7 @@ def spans_of(*tokens: bytes) -> tuple[str, tuple[Span, ...]]:
     [
         ([(0, 2), (2, 5)], 5, [(0, 2), (2, 5)]),
         ([(0, 1), (0, 1), (0, 1)], 1, [(0, 0), (0, 0), (0, 1)]),  # a character split over three tokens
-        ([(0, 2), (1, 2), (1, 3)], 3, [(0, 1), (1, 1), (1, 3)]),  # one whose neighbours share its tokens
+        ([(0, 2), (1, 2), (1, 3)], 3, [(0, 1), (1, 1), (1, 3)]),  # a character whose neighbours share its tokens
         ([(0, 1), (2, 3), (5, 6)], 8, [(0, 1), (1, 3), (3, 8)]),  # spaces that the tokenizer skipped
         ([(0, 0), (0, 1)], 1, [(0, 0), (0, 1)]),  # a token that stands for nothing in the text
         ([(0, 9)], 3, [(0, 3)]),
@@ -56,7 +58,11 @@ def test_spans_cover_the_text_whatever_a_tokenizer_says(offsets: list[Span], len
         ([b"e", "\u0301".encode()], "e\u0301", [(0, 1), (1, 2)]),
         ([b"\xff", b"a"], "\ufffda", [(0, 1), (1, 2)]),
         ([b"\xff", b"\xff"], "\ufffd\ufffd", [(0, 1), (1, 2)]),
-        ([b"a", b"\xe2", b"\x98"], "a\ufffd", [(0, 1), (1, 1), (1, 2)]),  # bytes that never complete: to their last
+        (
+            [b"a", b"\xe2", b"\x98"],
+            "a\ufffd",
+            [(0, 1), (1, 1), (1, 2)],
+        ),  # bytes that never become a character: their last token
         ([b"\xe2", b"\x98", b"a"], "\ufffda", [(0, 0), (0, 1), (1, 2)]),
         ([b"\xf0\x9f", b"\xff", b"\x98"], "\ufffd" * 3, [(0, 1), (1, 2), (2, 3)]),
         (["\ufffd".encode(), b"a"], "\ufffda", [(0, 1), (1, 2)]),  # the character itself
@@ -103,7 +109,7 @@ def test_a_run_of_bytes_that_is_broken_at_its_end_costs_work_in_proportion_to_it
     decoded = 0
 
     def decode(ids: Sequence[int]) -> str:
-        """As byte fallback does: one wrong byte makes a replacement sign of every byte of its run."""
+        """Like byte fallback: one wrong byte turns every byte of its run into a replacement character."""
         nonlocal decoded
         decoded += len(ids)
         return "\ufffd" * len(ids) if 1 in ids else "\n" * len(ids)

@@ -1,7 +1,7 @@
 """Generates worked additions and two-step word problems, in which the right value of every token is known.
 
 Each character of a clean response follows from its prompt, so a planted error is certainly an error. Pure functions of
-the options and their seed.
+the options and their seed. Must not import files, tokenizers or models.
 """
 
 import random

@@ -1,6 +1,6 @@
 """Plants one error in a text and records its span: the ground truth of error localisation, and label noise.
 
-Pure functions of a text and a random generator.
+Pure functions of a text and a random generator. Must not import files, tokenizers or models.
 """
 
 import random

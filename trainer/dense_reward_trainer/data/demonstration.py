@@ -1,6 +1,6 @@
 """Parses one line into a demonstration, a prompt and its response, from any of the formats in _FORMATS.
 
-Pure functions of one line.
+Pure functions of one line. Must not import files, data sets, tokenizers or chat templates.
 """
 
 import json

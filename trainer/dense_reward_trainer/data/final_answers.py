@@ -1,6 +1,6 @@
 """Finds the final answer of a response, and spells each number in one way, so that answers compare as strings.
 
-Pure functions of text.
+Pure functions of text. Must not import files, tokenizers or models.
 """
 
 import re

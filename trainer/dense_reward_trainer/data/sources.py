@@ -1,6 +1,7 @@
 """Loads demonstrations from a file, a `datasets` data set or the arithmetic generator, and splits them.
 
 Every job loads its demonstrations here. A line that is not a demonstration is an error, or is counted as skipped.
+Must not import tokenizers, chat templates or models.
 """
 
 import codecs

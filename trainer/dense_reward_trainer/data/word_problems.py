@@ -1,6 +1,6 @@
 """Generates two-step word problems with worked solutions; every number of a solution follows from the prompt.
 
-Pure functions of a random generator.
+Pure functions of a random generator. Must not import files, tokenizers or models.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""What was measured: the parameters of a machine, and an experiment that the simulation is held against."""
+"""Compares the simulation with a measured experiment, and reads a machine's speed from measurements."""
 
 import itertools
 import math
@@ -14,14 +14,14 @@ from dense_reward.errors import RequestError
 from bench.reliability import overload
 from bench.reliability.load import Known, requests
 from bench.reliability.server import percentile
-from bench.scale.replica import Agenda, Machine, Replica, Request
+from bench.scale.replica import EventQueue, Machine, Replica, Request
 
 SMALL, LARGE = "d_40m", "a_40m"
-"""Cells of bench/results/cpu.json: batches of one prompt with a response, and of four with eight responses each."""
+"""Cells of bench/results/cpu.json: one prompt with one response, and four prompts with eight responses each."""
 SMALL_TOKENS, LARGE_TOKENS = 256, 4608
 SEEDS, DISTINCT_REQUESTS = 20, 600
 OVERLOAD = Machine(1.0, max_batch_tokens=4096, max_queue_tokens=16_384)
-"""As `bench.reliability.overload.LIMITS` says."""
+"""Same limits as `bench.reliability.overload.LIMITS`."""
 
 
 class Timed(TypedDict):
@@ -33,13 +33,13 @@ class Round(TypedDict):
 
 
 class Cell(TypedDict):
-    """What is read of a cell of bench/results/cpu.json."""
+    """Fields of a cell of bench/results/cpu.json that are read."""
 
     rounds: list[Round]
 
 
-class Told(TypedDict):
-    """What became of the requests of a loop."""
+class Loop(TypedDict):
+    """Outcome of the requests of a loop."""
 
     statuses: dict[str, int]
     answered_p50_ms: float
@@ -47,17 +47,17 @@ class Told(TypedDict):
 
 
 class Overload(TypedDict):
-    """What is read of the experiment in bench/results/reliability.json."""
+    """Fields of the experiment in bench/results/reliability.json that are read."""
 
     figures: dict[str, float]
     requests_per_s: dict[str, float]
-    closed: Told
-    open: Told
+    closed: Loop
+    open: Loop
 
 
 @dataclass(slots=True)
 class Calls:
-    """What became of requests that are sent once each: seconds of those that were answered, and the others."""
+    """Outcome of requests that are each sent once."""
 
     answered_s: list[float] = field(default_factory=list)
     answered_tokens: int = 0
@@ -68,55 +68,57 @@ class Calls:
     def sent(self) -> int:
         return len(self.answered_s) + self.refused
 
-    def call(self, replica: Replica, agenda: Agenda, request: Request, then: Callable[[], None] | None = None) -> None:
-        """Ask now; `then` is called at the answer. A refusal is the end of it."""
-        began_s = agenda.now_s
+    def call(
+        self, replica: Replica, events: EventQueue, request: Request, then: Callable[[], None] | None = None
+    ) -> None:
+        """Sends a request. Calls `then` at the answer; a refusal is only counted."""
+        began_s = events.now_s
 
         def answered() -> None:
-            self.answered_s.append(agenda.now_s - began_s)
+            self.answered_s.append(events.now_s - began_s)
             self.answered_tokens += sum(request.response_tokens)
-            self.last_s = agenda.now_s
+            self.last_s = events.now_s
             if then is not None:
                 then()
 
         try:
-            replica.offer(request, answered)
+            replica.submit(request, answered)
         except RequestError:
             self.refused += 1
 
 
-def open_loop(machine: Machine, asked: Iterator[Request], per_s: float, seconds: float, seed: int) -> Calls:
-    """Requests at random moments (a Poisson process), whatever becomes of them."""
-    agenda, draw, calls = Agenda(), np.random.default_rng(seed), Calls()
-    replica = Replica(machine, agenda, draw)
+def open_loop(machine: Machine, incoming: Iterator[Request], per_s: float, seconds: float, seed: int) -> Calls:
+    """Sends requests at random times (a Poisson process), answered or not."""
+    events, draw, calls = EventQueue(), np.random.default_rng(seed), Calls()
+    replica = Replica(machine, events, draw)
 
     def arrive() -> None:
-        if agenda.now_s < seconds:
-            calls.call(replica, agenda, next(asked))
-            agenda.after(float(draw.exponential(1 / per_s)), arrive)
+        if events.now_s < seconds:
+            calls.call(replica, events, next(incoming))
+            events.after(float(draw.exponential(1 / per_s)), arrive)
 
-    agenda.after(float(draw.exponential(1 / per_s)), arrive)
-    agenda.run()
+    events.after(float(draw.exponential(1 / per_s)), arrive)
+    events.run()
     return calls
 
 
-def closed_loop(machine: Machine, asked: Iterator[Request], callers: int, seconds: float, seed: int) -> Calls:
-    """Each caller asks again as soon as it is answered."""
-    agenda, calls = Agenda(), Calls()
-    replica = Replica(machine, agenda, np.random.default_rng(seed))
+def closed_loop(machine: Machine, incoming: Iterator[Request], callers: int, seconds: float, seed: int) -> Calls:
+    """Each caller sends its next request as soon as the previous one is answered."""
+    events, calls = EventQueue(), Calls()
+    replica = Replica(machine, events, np.random.default_rng(seed))
 
     def ask() -> None:
-        if agenda.now_s < seconds:
-            calls.call(replica, agenda, next(asked), ask)
+        if events.now_s < seconds:
+            calls.call(replica, events, next(incoming), ask)
 
     for _ in range(callers):
         ask()
-    agenda.run()
+    events.run()
     return calls
 
 
 def measured_machine(cells: Mapping[str, Cell]) -> Machine:
-    """A line through a small and a large batch of the 40M model on the CPUs of bench/results/cpu.json."""
+    """Fits a line through a small and a large batch of the 40M model in bench/results/cpu.json."""
     batch_s = {
         name: [statistics.median(one["service"]["latencies_s"]) for one in cells[name]["rounds"]]
         for name in (SMALL, LARGE)
@@ -128,10 +130,10 @@ def measured_machine(cells: Mapping[str, Cell]) -> Machine:
 
 
 def overload_simulated(capacity_per_s: float, jitter: float) -> dict[str, dict[str, float]]:
-    """The experiment `overload` of bench/reliability: mean and standard deviation over seeds of each figure.
+    """Simulates the experiment `overload` of bench/reliability: mean and standard deviation over seeds of each figure.
 
-    The machine is as fast as the experiment's closed loop was. That speed is the one figure that is taken over; all
-    that is answered here is predicted.
+    The machine is as fast as the experiment's closed loop was. No other figure is fitted: all returned ones are
+    predictions.
     """
     callers = overload.CLIENTS * overload.CONCURRENCY
     machine = replace(OVERLOAD, jitter=jitter, tokens_per_s=_speed(capacity_per_s, jitter, callers))
@@ -159,7 +161,7 @@ def _overload_once(machine: Machine, callers: int, seed: int) -> dict[str, float
 
 
 def overload_measured(experiment: Overload) -> dict[str, float]:
-    """The same figures of bench/results/reliability.json."""
+    """Returns the same figures from bench/results/reliability.json."""
     closed, opened = experiment["closed"], experiment["open"]
     statuses = opened["statuses"]
     return {
@@ -173,14 +175,14 @@ def overload_measured(experiment: Overload) -> dict[str, float]:
 
 
 def _speed(capacity_per_s: float, jitter: float, callers: int) -> float:
-    """Tokens a second with which the closed loop answers so many requests a second: it is proportional."""
+    """Tokens per second with which the closed loop answers `capacity_per_s` requests: they are proportional."""
     trial = replace(OVERLOAD, jitter=jitter, tokens_per_s=1e4)
     calls = closed_loop(trial, _drawn(0), callers, SEEDS * overload.CLOSED_S, seed=0)
     return trial.tokens_per_s * capacity_per_s * calls.last_s / len(calls.answered_s)
 
 
 def _drawn(seed: int) -> Iterator[Request]:
-    """From the requests that the experiment sends."""
+    """Draws from the requests that the experiment sends."""
     draw = random.Random(seed)
     population = [_request(number, known) for number, known in enumerate(requests(DISTINCT_REQUESTS))]
     return (draw.choice(population) for _ in itertools.count())

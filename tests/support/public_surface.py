@@ -1,0 +1,95 @@
+"""The names that users and their programs depend on, without texts: HTTP, command lines, environment, metrics, recipes.
+
+`python tests/support/public_surface.py` prints them as JSON. It asks running commands only, so that it also describes
+another checkout: put that one's service/ and trainer/ in PYTHONPATH.
+"""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+SERVICE, TRAINER = "dense_reward.cli", "dense_reward_trainer.cli"
+COMMANDS = {SERVICE: ("", "serve", "check", "adopt"), TRAINER: ("",)}
+TEXTS = {"description", "summary", "title", "operationId"}
+PATIENCE_S = 120.0
+
+Json = dict[str, "Json"] | list["Json"] | str | float | bool | None
+
+
+def public_surface() -> dict[str, Json]:
+    """Everything by kind, sorted, so that two of them can be compared line by line."""
+    helps = {
+        f"{module} {command}".strip(): help_of(module, command) for module in COMMANDS for command in COMMANDS[module]
+    }
+    jobs = sorted(set(re.findall(r"^    ([a-z]+)\b", helps[TRAINER], re.MULTILINE)))
+    helps |= {f"{TRAINER} {job}": help_of(TRAINER, job) for job in jobs}
+    openapi, metrics = served()
+    return {
+        "flags": {command: [*sorted(set(re.findall(r"--[a-z][a-z-]+", text)))] for command, text in helps.items()},
+        "choices": {command: [*sorted(set(re.findall(r"\{[\w,-]+\}", text)))] for command, text in helps.items()},
+        "jobs": [*jobs],
+        "environment": [*sorted(set(re.findall(r"DENSE_REWARD_[A-Z_]+", helps[f"{SERVICE} serve"])))],
+        "metrics": [*sorted(re.findall(r"^# TYPE (.+)$", metrics, re.MULTILINE))],
+        "openapi": without_texts(cast(Json, openapi)),
+    }
+
+
+def help_of(module: str, command: str) -> str:
+    """What `--help` prints, unwrapped: argparse breaks lines at hyphens by the width of a terminal."""
+    environment = {**os.environ, "COLUMNS": "10000"}
+    arguments = [sys.executable, "-m", module, *command.split(), "--help"]
+    return subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment).stdout
+
+
+def served() -> tuple[Mapping[str, object], str]:
+    """The OpenAPI document and the metrics of a running service."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", SERVICE, "serve", "--engine", "fake", "--port", str(port), "--log-level", "error"]
+    with subprocess.Popen(command) as server:
+        try:
+            deadline_s = time.monotonic() + PATIENCE_S
+            while True:
+                try:
+                    document = read(port, "/openapi.json")
+                    return json.loads(document), read(port, "/metrics")
+                except OSError:
+                    if server.poll() is not None or time.monotonic() > deadline_s:
+                        raise
+                    time.sleep(0.1)
+        finally:
+            server.terminate()
+
+
+def read(port: int, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as answer:
+        text: str = answer.read().decode()
+    return text
+
+
+def without_texts(value: Json) -> Json:
+    """A document without what only people read; a property that is called "title" or the like stays."""
+    if isinstance(value, list):
+        return [without_texts(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: without_texts(value[key]) for key in sorted(value) if not (key in TEXTS and isinstance(value[key], str))
+    }
+
+
+if __name__ == "__main__":
+    text = json.dumps(public_surface(), indent=1)
+    if len(sys.argv) > 1:
+        Path(sys.argv[1]).write_text(text + "\n")
+    else:
+        sys.stdout.write(text + "\n")

@@ -1,0 +1,16 @@
+"""What users and their programs depend on changes on purpose only."""
+
+import json
+from pathlib import Path
+
+from public_surface import public_surface
+
+KEPT = Path(__file__).parent / "data" / "public_surface.json"
+
+
+def test_flags_routes_metrics_and_environment_are_those_that_were_published() -> None:
+    """After a meant change: `python tests/support/public_surface.py tests/data/public_surface.json`, and CHANGELOG."""
+    found, kept = public_surface(), json.loads(KEPT.read_text("utf-8"))
+    assert found.keys() == kept.keys()
+    for kind, names in kept.items():
+        assert found[kind] == names, f"{kind} changed"
