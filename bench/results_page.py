@@ -28,11 +28,11 @@ CREDIT_ROWS = {
 }
 POLICIES = {
     "sft": "SFT",
-    "tempered": "SFT at a lower temperature, with the KL of DPR best",
-    "continued": "SFT continued, with the FLOPs of DPR best",
-    "dpr_paper": "DPR as the paper has it",
-    "end_paid": "as the paper has it, but early reference and the reward paid only at the end",
-    "dpr_half_way": "DPR best, but half-way reference",
+    "tempered": "SFT at a lower temperature, matched to the KL of DPR best",
+    "continued": "SFT continued, matched to the FLOPs of DPR best",
+    "dpr_paper": "DPR with the paper's settings",
+    "end_paid": "DPR with the paper's settings, but with the early reference and `returns: total`",
+    "dpr_half_way": "DPR best, but with the half-way reference",
     "dpr_sft_logprob": "DPR best, but `sft_logprob` as the reward",
     "dpr_best": "**DPR best**",
 }
@@ -169,7 +169,7 @@ def with_interval(found: Estimate) -> str:
 
 
 def options_block(file: EstimatorsFile) -> str:
-    """Each set of options, the largest mean of the gap closed first; then `best` beside `paper`."""
+    """Each set of options, the largest mean of the gap closed first; then `best` compared with `paper`."""
     study = file["estimators"]
     head = ["options", "what is set", "learning rate", "gap closed, mean", "worst seed", "tokens to half, median"]
     order = sorted(study["outcomes"].items(), key=lambda item: -mean(item[1]["gap_closed"]))
