@@ -261,7 +261,7 @@ def test_the_page_says_what_was_found_of_a_built_image() -> None:
     assert found["revision"] == found["commit"]
     for row in (
         f"size of `service-cpu`, unpacked | {found['unpacked_mb']:,} MB, of which packages {found['packages_mb']:,} MB",
-        f"a build without a cache, the base apart | {found['build_s']} s",
+        f"a build without a cache, without the base image | {found['build_s']} s",
         f"start to `/ready`, the demo's pair | {found['ready_s']} s",
         f"health check | {found['user']}, {found['capabilities']}, read-only, exit code 0",
         f"`/score` without a key, with it | {found['score_without_key']}, {found['score']}",
