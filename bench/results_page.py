@@ -200,14 +200,14 @@ def tokens(counts: list[float | None]) -> str:
 def comparison_with_paper(file: EstimatorsFile) -> Iterator[str]:
     """How `best` compares with `paper`, a sentence for each ratio that is known."""
     best, paper = file["gap_closed_best"], file["gap_closed_paper"]
-    yield f"`best` closes {best:.2f} of the gap and `paper` {paper:.2f}, means over the seeds."
+    yield f"`best` closes {best:.2f} of the gap and `paper` closes {paper:.2f} (means over the seeds)."
     for key, rates in (
         ("sample_ratio_to_half_gap", "at the learning rates of the table (median over the seeds)"),
         ("sample_ratio_to_half_gap_fastest_rates", "if each takes its fastest learning rate (tuning seed)"),
     ):
         ratio = file.get(key)
         if isinstance(ratio, float):
-            yield f"To half of the gap, `paper` takes {ratio:.1f} times the scored tokens of `best` {rates}."
+            yield f"To close half of the gap, `paper` needs {ratio:.1f} times as many scored tokens as `best` {rates}."
 
 
 def source(name: str, file: Provenance) -> str:
