@@ -96,7 +96,7 @@ def test_a_model_computes_either_way_in_any_order_and_its_probes_always_plainly(
 def test_a_model_that_drops_the_plan_says_so_where_it_is_computed_packed_all_the_same() -> None:
     model = TorchModel(tiny_model("nemotron"))
     (packed,) = pack(TRUNKS[:1], max_tokens=1000)
-    with pytest.raises(PackedAttentionError, match="does not hand its forward's arguments"):
+    with pytest.raises(PackedAttentionError, match="does not pass its forward's arguments"):
         model.packed_rows(device_row(packed, model.device))
 
 
