@@ -165,7 +165,7 @@ def test_a_dtype_that_cannot_be_served_is_refused_with_those_that_can(checkpoint
 
 
 def test_a_model_without_the_rows_that_its_manifest_promises_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match=rf"{VOCABULARY} output rows, its manifest says 1000"):
+    with pytest.raises(CheckpointError, match=rf"{VOCABULARY} output rows, but its manifest states 1000"):
         load_model(checkpoint, manifest_of(checkpoint, vocabulary=1000), dtype=None, device="cpu")
 
 

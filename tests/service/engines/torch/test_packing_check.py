@@ -109,7 +109,7 @@ def test_a_configuration_of_which_no_twin_can_be_made_is_no_reason_to_fail() -> 
     model.config.hidden_act = "no such function"
     found = unsupported_reason(model)
     assert found is not None
-    assert found.startswith("no small twin of it can be made (KeyError: ")
+    assert found.startswith("no small proxy model of it can be built (KeyError: ")
 
 
 # One mistake each, of those that attention functions make.
@@ -201,7 +201,7 @@ def test_a_layer_that_never_asks_is_missed(monkeypatch: pytest.MonkeyPatch) -> N
         layer.config = deepcopy(layer.config)
 
     with_proxy(monkeypatch, own_way)
-    assert reason() == "only its layers [0] of 2 ask for the attention that they were given"
+    assert reason() == "only layers [0] of 2 call the attention that replaces their own"
 
 
 def _before_forward(model: PreTrainedModel, change: Callable[[dict[str, Tensor]], object]) -> None:
