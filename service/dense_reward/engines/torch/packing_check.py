@@ -30,7 +30,7 @@ WINDOW_TOKENS = 8
 TOLERANCE_NATS = 2e-3
 """The largest difference that rounding makes on the proxy model; the mistakes that were seen make 0.08 and more."""
 KERNEL_TOLERANCE_NATS = 0.3
-"""Limit on the median difference between a device in a 16-bit dtype and the CPU in float32; rounding makes 0.12 at most.
+"""Limit on the median difference between a device in a 16-bit dtype and the CPU in float32; rounding makes up to 0.12.
 Not the largest: rounding sends a few tokens of a mixture of experts to another expert, which changes them by nats."""
 
 
