@@ -1,4 +1,4 @@
-"""Two checkpoints on disk -> a pair that was proven to be one and to be computed right."""
+"""Two checkpoints on disk -> a verified PairEngine: they belong together, and it reproduces their probes."""
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from dense_reward.text.encode import Encoder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingOptions:
-    """How a pair is to be served. `dtype` None: the checkpoint's own, or float32 where the processor lacks that."""
+    """How to serve a pair. `dtype` None: the checkpoint's own, or float32 if the processor does not compute in it."""
 
     dtype: str | None = None
     head_dtype: str | None = None
@@ -36,37 +36,41 @@ class ServingOptions:
 
 
 class LoadedModels:
-    """The models that are in use, by all that their rows and logits depend on; forgotten with their last pair."""
+    """The models in use, keyed by all that their rows and logits depend on.
+
+    The references are weak: a model is freed with the last pair that uses it.
+    """
 
     def __init__(self) -> None:
         self._models: WeakValueDictionary[Hashable, TorchModel] = WeakValueDictionary()
 
     def get(self, key: Hashable, load: Callable[[], TorchModel]) -> TorchModel:
+        """The model of a key, loaded if no pair uses it now."""
         model = self._models.get(key)
         if model is None:
             model = self._models[key] = load()
         return model
 
 
-def _at_once(call: Callable[[], Result]) -> Result:
+def _call_directly(call: Callable[[], Result]) -> Result:
     return call()
 
 
 @dataclass(frozen=True, slots=True)
 class LoadContext:
-    """What loading needs besides the checkpoints: who is told of each step, the device, and what is loaded already."""
+    """What loading needs in addition to the checkpoints: where steps are reported, the device, the loaded models."""
 
     report: Report
-    on_device: OnDevice = _at_once
+    on_device: OnDevice = _call_directly
     models: LoadedModels = field(default_factory=LoadedModels)
 
 
 def load_pair(
     sft: Path, reference: Path, serving: ServingOptions, loading: LoadContext
 ) -> tuple[PairEngine, TransformersTokenizer, Manifest]:
-    """Load two checkpoints, prove them, and return engine, tokenizer and the sft manifest.
+    """Load two checkpoints, verify them, and return engine, tokenizer and the sft manifest.
 
-    Raises CheckpointError, naming the cure, for anything that would make an answer wrong.
+    Raises CheckpointError, with the cure, for anything that would make a score wrong.
     """
     report = loading.report
     manifests = load_manifest(sft), load_manifest(reference)
@@ -80,7 +84,7 @@ def load_pair(
         for role, folder, manifest, model in zip(ROLES, (sft, reference), manifests, models, strict=True)
     ]
     tokenizer = tokenizer_of(checkpoints[0])
-    how = loading.on_device(lambda: _compute_options(models, serving, report))
+    options = loading.on_device(lambda: _compute_options(models, serving, report))
     info = pair_info(
         checkpoints,
         options=[serving.head_dtype, serving.norm_dtype, serving.deterministic],
@@ -90,7 +94,7 @@ def load_pair(
         quantities=QUANTITIES,
         related=related,
     )
-    engine = PairEngine(models[0], models[1], info, how)
+    engine = PairEngine(models[0], models[1], info, options)
     loading.on_device(lambda: _verify_probes(engine, checkpoints, report))
     return engine, tokenizer, manifests[0]
 
@@ -103,12 +107,12 @@ def _verify_probes(engine: PairEngine, checkpoints: Sequence[Checkpoint], report
             for branches in engine.score(probe_trunks(checkpoint.manifest), Wants())
             for scores in branches
         ]
-        cure = "serve it with --dtype float32 to tell rounding from a wrong path"
+        cure = "serve it with --dtype float32; if it still differs, the cause is not rounding"
         verify_probe(checkpoint.role, np.concatenate(served), checkpoint, cure=cure, report=report)
 
 
 def _dtype(manifest: Manifest, serving: ServingOptions, report: Report) -> str:
-    """The dtype to serve in: a short one only where the processor computes in it, because it is emulated elsewhere."""
+    """The dtype to serve in. The checkpoint's own, except on a CPU that would emulate its arithmetic."""
     if serving.dtype is not None or serving.device != "cpu":
         return serving.dtype or manifest.dtype
     supported = {
@@ -119,13 +123,13 @@ def _dtype(manifest: Manifest, serving: ServingOptions, report: Report) -> str:
         return manifest.dtype
     report(
         f"the {manifest.dtype} weights of {manifest.role} are served in float32, which holds them exactly: this "
-        f"processor has no {manifest.dtype} arithmetic and emulates it slowly (--dtype {manifest.dtype} to have it so)"
+        f"processor has no {manifest.dtype} arithmetic and emulates it slowly (to do so: --dtype {manifest.dtype})"
     )
     return "float32"
 
 
 def _model(role: str, folder: Path, manifest: Manifest, serving: ServingOptions, loading: LoadContext) -> TorchModel:
-    """A checkpoint's model, as it is to be served, its output layer on the sft model's device, where logits meet."""
+    """A checkpoint's model as `serving` requires, with its output layer on the sft model's device."""
     report = loading.report
     report(f"verifying the files of {role} ({folder})")
     verify_files(folder, manifest)
@@ -138,22 +142,24 @@ def _model(role: str, folder: Path, manifest: Manifest, serving: ServingOptions,
         if serving.norm_dtype is not None:
             model.use_norms(DTYPES[serving.norm_dtype])
         head_dtype = None if serving.head_dtype is None else DTYPES[serving.head_dtype]
+        # The logits of both models are compared tile by tile, so both heads run on the sft model's device.
         if head_dtype is not None or device != serving.device:
             model.use_head(device=torch.device(serving.device), dtype=head_dtype)
         return model
 
+    # All that changes the loaded model: pairs that differ in one of these must not share it.
     served_as = dtype, device, serving.device, serving.head_dtype, serving.norm_dtype
     return loading.models.get((manifest.content_sha256, served_as), load)
 
 
 def _compute_options(models: Sequence[TorchModel], serving: ServingOptions, report: Report) -> ComputeOptions:
-    """Packed where both models allow it, and what a batch then needs; both are reported."""
+    """How to compute the pair: packed if both models can be. Reports the path and the memory of a batch."""
     devices = serving.device, serving.reference_device or serving.device
     reasons = [
         unsupported_reason(model.transformers_model, device=device, dtype=model.dtype)
         for model, device in zip(models, devices, strict=True)
     ]
-    reason = next((found for found in reasons if found is not None), None)
+    reason = next((reason for reason in reasons if reason is not None), None)
     report("path: packed" if reason is None else f"path: padded, several times slower, because {reason}")
     if serving.deterministic:
         report("deterministic: each sequence is computed alone, its prompt too")
@@ -175,7 +181,7 @@ def _compute_options(models: Sequence[TorchModel], serving: ServingOptions, repo
 
 
 def _max_length_tokens(models: Sequence[TorchModel], serving: ServingOptions, report: Report) -> int:
-    """What the models take and a batch holds: a longer sequence is refused at the door, so that memory is bounded."""
+    """The longest sequence that both models accept and a batch holds. Longer ones are refused, which bounds memory."""
     longest = min(model.max_length_tokens for model in models)
     if longest > serving.max_batch_tokens:
         report(f"sequences of up to {serving.max_batch_tokens} of the models' {longest} tokens (--max-batch-tokens)")
@@ -183,13 +189,13 @@ def _max_length_tokens(models: Sequence[TorchModel], serving: ServingOptions, re
 
 
 class DeviceLoader:
-    """Loads pairs one after another; checkpoints that are in use already are not loaded twice."""
+    """Loads pairs one after another. A checkpoint that is already in use is not loaded again."""
 
     def __init__(self) -> None:
         self._models = LoadedModels()
 
     def load(self, settings: Settings, report: Report, on_device: OnDevice) -> tuple[PairEngine, Encoder, str]:
-        """Engine, encoder and tokenizer hash. Raises CheckpointError, naming the cure."""
+        """Engine, encoder and tokenizer hash of the pair in the settings. Raises CheckpointError with the cure."""
         if settings.sft is None or settings.reference is None:
             raise CheckpointError("give both checkpoints: --sft DIR --reference DIR")
         loading = LoadContext(report, on_device, self._models)
@@ -198,12 +204,15 @@ class DeviceLoader:
 
 
 def gpu_bytes() -> dict[str, int]:
-    """What torch holds on each GPU, what it keeps for later batches included."""
+    """Bytes that torch holds on each GPU, including the cache that it keeps for later batches."""
     return {f"cuda:{at}": torch.cuda.memory_reserved(at) for at in range(torch.cuda.device_count())}
 
 
 def serving_options(settings: Settings) -> ServingOptions:
-    """How to serve, with the device found; and the process made ready for it."""
+    """How to serve, with `auto` resolved to a device. Sets the number of threads and determinism of torch, per process.
+
+    Raises CheckpointError if torch sees no such device.
+    """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = _device(settings.device)

@@ -110,7 +110,7 @@ def test_the_output_layer_of_a_forward_sees_two_rows_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "message"), [(None, "names no output layer"), (nn.Linear(2, 2), "did not call its output layer")]
+    ("output", "message"), [(None, "has no output layer"), (nn.Linear(2, 2), "did not call its output layer")]
 )
 def test_an_output_layer_that_is_not_there_or_not_called_is_told_of(output: nn.Module | None, message: str) -> None:
     model = tiny_model("llama")
@@ -132,7 +132,7 @@ def test_a_float32_head_of_a_bfloat16_model_computes_in_float32(name: str) -> No
 
 def test_a_head_that_cannot_be_taken_apart_cannot_be_moved() -> None:
     model = TorchModel(hidden_change(tiny_model("llama"), CHANGES["a cap"]))
-    with pytest.raises(CheckpointError, match="this model's output layer cannot be taken apart"):
+    with pytest.raises(CheckpointError, match="this model's output layer cannot be separated from it"):
         model.use_head(device=torch.device("cpu"), dtype=torch.float32)
 
 

@@ -177,7 +177,7 @@ def test_another_template_in_the_reference_is_refused(pair: Pair, tmp_path: Path
     [
         ({"tokenizer_sha256": "0" * 64}, "its tokenizer is not the one of its manifest"),
         ({"template_sha256": "0" * 64}, "its chat template is not the one of its manifest"),
-        ({"vocabulary": VOCABULARY + 8}, "output rows, its manifest says"),
+        ({"vocabulary": VOCABULARY + 8}, "output rows, but its manifest states"),
     ],
 )
 def test_manifests_that_agree_with_each_other_but_not_with_the_files_are_refused(
@@ -243,7 +243,7 @@ def test_both_models_are_asked_on_the_device_and_in_the_dtype_that_serves_them(
 def test_a_kernel_that_is_wrong_on_its_device_alone_has_the_pair_padded(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing_check, "_kernels", lambda *_: "the kernels of it are off")
+    monkeypatch.setattr(packing_check, "_kernel_reason", lambda *_: "the kernels of it are off")
     reports: list[str] = []
     loaded(pair, device="cpu:0", reports=reports)
     assert "path: padded, several times slower, because the kernels of it are off" in reports

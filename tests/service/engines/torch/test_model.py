@@ -96,7 +96,7 @@ def test_a_model_computes_either_way_in_any_order_and_its_probes_always_plainly(
 def test_a_model_that_drops_the_plan_says_so_where_it_is_computed_packed_all_the_same() -> None:
     model = TorchModel(tiny_model("nemotron"))
     (packed,) = pack(TRUNKS[:1], max_tokens=1000)
-    with pytest.raises(PackedAttentionError, match="does not hand its forward's arguments"):
+    with pytest.raises(PackedAttentionError, match="does not pass its forward's arguments"):
         model.packed_rows(device_row(packed, model.device))
 
 
@@ -165,7 +165,7 @@ def test_a_dtype_that_cannot_be_served_is_refused_with_those_that_can(checkpoint
 
 
 def test_a_model_without_the_rows_that_its_manifest_promises_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match=rf"{VOCABULARY} output rows, its manifest says 1000"):
+    with pytest.raises(CheckpointError, match=rf"{VOCABULARY} output rows, but its manifest states 1000"):
         load_model(checkpoint, manifest_of(checkpoint, vocabulary=1000), dtype=None, device="cpu")
 
 

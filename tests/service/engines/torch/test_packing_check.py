@@ -24,7 +24,7 @@ REASONS = {
     "mpt": "its attention cannot be replaced",
     "roberta": "packed, its log-probs differ by",
     "stablelm": "its attention cannot be replaced",
-    "nemotron": "the model does not hand its forward's arguments to its attention",
+    "nemotron": "the model does not pass its forward's arguments to its attention",
 }
 
 
@@ -109,7 +109,7 @@ def test_a_configuration_of_which_no_twin_can_be_made_is_no_reason_to_fail() -> 
     model.config.hidden_act = "no such function"
     found = unsupported_reason(model)
     assert found is not None
-    assert found.startswith("no small twin of it can be made (KeyError: ")
+    assert found.startswith("no small proxy model of it can be built (KeyError: ")
 
 
 # One mistake each, of those that attention functions make.
@@ -201,7 +201,7 @@ def test_a_layer_that_never_asks_is_missed(monkeypatch: pytest.MonkeyPatch) -> N
         layer.config = deepcopy(layer.config)
 
     with_proxy(monkeypatch, own_way)
-    assert reason() == "only its layers [0] of 2 ask for the attention that they were given"
+    assert reason() == "only layers [0] of 2 call the attention that replaces their own"
 
 
 def _before_forward(model: PreTrainedModel, change: Callable[[dict[str, Tensor]], object]) -> None:
@@ -225,7 +225,7 @@ FORWARDS: dict[str, tuple[str, Callable[[dict[str, Tensor]], object]]] = {
         lambda kwargs: kwargs.update(position_ids=torch.arange(kwargs["position_ids"].shape[1])[None]),
     ),
     "that loses the plan": (
-        "the model does not hand its forward's arguments to its attention",
+        "the model does not pass its forward's arguments to its attention",
         lambda kwargs: kwargs.pop("plan"),
     ),
 }
@@ -246,7 +246,7 @@ def test_layers_that_make_a_mask_of_their_own_are_refused(monkeypatch: pytest.Mo
         monkeypatch,
         lambda proxy: proxy.model.layers[1].self_attn.register_forward_pre_hook(masked, with_kwargs=True),
     )
-    assert reason() == "the model's attention needs a mask or a bias of its own"
+    assert reason() == "the model's attention needs its own mask or bias"
 
 
 @pytest.mark.parametrize("name", PACKED)
