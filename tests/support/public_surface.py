@@ -34,7 +34,6 @@ def public_surface() -> dict[str, Json]:
     openapi, metrics = served()
     return {
         "flags": {command: [*sorted(set(re.findall(r"--[a-z][a-z-]+", text)))] for command, text in helps.items()},
-        "choices": {command: [*sorted(set(re.findall(r"\{[\w,-]+\}", text)))] for command, text in helps.items()},
         "jobs": [*jobs],
         "environment": [*sorted(set(re.findall(r"DENSE_REWARD_[A-Z_]+", helps[f"{SERVICE} serve"])))],
         "metrics": [*sorted(re.findall(r"^# TYPE (.+)$", metrics, re.MULTILINE))],

@@ -208,9 +208,9 @@ def test_a_step_is_described_by_means_over_tokens_and_responses() -> None:
         ({"candidates": 2, "temperature": 0.7}, "candidates need temperature 1"),
         ({"candidates": 2, "returns": "total"}, "candidates need returns reward_to_go or immediate"),
         ({"candidates": 2, "baseline": "kl"}, "candidates need another baseline than kl"),
-        ({"gamma": 0.9, "returns": "total"}, "gamma discounts"),
+        ({"gamma": 0.9, "returns": "total"}, "gamma only discounts"),
         ({"kl_penalty": "loss_k2", "temperature": 0.7}, "set temperature to 1"),
-        ({"kl_target": 1.0, "kl_coefficient": 0.0}, "start it above 0"),
+        ({"kl_target": 1.0, "kl_coefficient": 0.0}, "set kl_coefficient above 0"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(changes: dict[str, object], complaint: str) -> None:

@@ -133,7 +133,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs and services of a study without processes."""
     monkeypatch.setattr(regimes_cell, "subprocess", SimpleNamespace(run=run_here))
     monkeypatch.setattr(regimes_cell, "serving", serving_here)
-    for plot in ("jobs.dpr.plot_run", "jobs.sft.plot"):  # half of the time of these jobs
+    for plot in ("jobs.dpr.plot_run", "jobs.sft.plot_metrics"):  # half of the time of these jobs
         monkeypatch.setattr(f"dense_reward_trainer.{plot}", lambda *_, **__: None)
 
 
