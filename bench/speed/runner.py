@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from dense_reward.checkpoints.write_manifest import write_whole
+from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward_trainer.runs.run_folder import versions
 from pydantic import JsonValue
 

@@ -1,4 +1,4 @@
-"""The service over servers of models, both real; the models' own servers are stand-ins."""
+"""The real service over stand-ins for model servers, both in threads of the test's process."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +15,7 @@ IDS: dict[str, Any] = {"prompt_ids": [5, 6, 7], "response_ids": [[8, 9, 10], [9,
 
 @contextmanager
 def serving(pair: Path, sft: str, reference: str, *, ready: bool = True, **settings: str | Path) -> Iterator[Served]:
+    """A service over the servers at the URLs `sft` and `reference`, each a comma-separated list."""
     settings = {"sft_url": sft, "reference_url": reference, **settings}
     folders = pair / "sft", pair / "reference"
     with served(
@@ -25,10 +26,12 @@ def serving(pair: Path, sft: str, reference: str, *, ready: bool = True, **setti
 
 @contextmanager
 def servers(pair: Path, *roles: str, **options: Any) -> Iterator[list[ModelServer]]:  # noqa: ANN401 - of ModelServer
+    """One server for each role, which is the name of its checkpoint's folder."""
     with ExitStack() as stack:
         yield [stack.enter_context(ModelServer(pair / role, **options)) for role in roles]
 
 
 def hold(handler: Handler, until: Event) -> None:
+    """A fault: no answer until the event is set, and then none either."""
     until.wait()
     handler.close_connection = True

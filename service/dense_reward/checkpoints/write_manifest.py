@@ -1,18 +1,18 @@
-"""The last step of making a checkpoint: read its files back, hash them, measure the probe, write the manifest.
+"""Writes a checkpoint's manifest, the last step of making one: reads the files back, hashes them, measures the probe.
 
-The one place where a manifest is made, for the trainer's checkpoints and for adopted ones.
+Manifests of the trainer's checkpoints and of adopted ones are made only here.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from transformers import AutoConfig
 
+from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.checkpoints.probe import ProbeIds, measure_probe
+from dense_reward.checkpoints.versions import library_versions
 from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
 from dense_reward.engines.torch.model import load_model
 from dense_reward.engines.torch.weights import stored_dtype
@@ -20,16 +20,16 @@ from dense_reward.errors import CheckpointError
 from dense_reward.manifest import MANIFEST_NAME, Manifest, Role, hash_files
 from dense_reward.text.encode import Encoder, RendererName, end_of_turn_id
 
-LIBRARIES = ("dense-reward", "torch", "transformers", "tokenizers", "trl", "peft", "accelerate")
-# encoder, longest sequence in tokens -> what the probe is measured on
 ChooseProbe = Callable[[Encoder, int], Sequence[ProbeIds]]
+"""Takes the encoder and the model's limit in tokens, and returns the sequences that the probe is measured on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManifestFacts:
-    """What the maker of a checkpoint knows of it; all else is read from its files. Names as in Manifest.
+    """The fields of a manifest that cannot be read from the checkpoint's files. Names as in Manifest.
 
-    Where `end_of_turn_id` is None, the template or the tokenizer says it; where `dtype` is, the model's configuration.
+    If `end_of_turn_id` is None, it is derived from the template or the tokenizer; if `dtype` is None, it is that of the
+    model's configuration. `source` is the folder of the files if it is not the manifest's folder.
     """
 
     role: Role
@@ -50,12 +50,12 @@ class ManifestFacts:
 
 
 def write_manifest(folder: Path, facts: ManifestFacts, choose_probe: ChooseProbe, *, device: str = "cpu") -> Manifest:
-    """Write the manifest of the checkpoint whose files lie in `facts.source`, or else in `folder`; and give it.
+    """Write and return the manifest of a checkpoint whose files are in `facts.source`, or in `folder` if that is None.
 
     The probe is measured on the weights as they were written, through the loader that the service uses. Raises
-    CheckpointError where the files cannot be served.
+    CheckpointError if the files cannot be served.
     """
-    manifest, encoder = _unproven(folder, facts)
+    manifest, encoder = _without_probe(folder, facts)
     model = load_model(folder, manifest, dtype="float32", device=device)
     probe = measure_probe(model, choose_probe(encoder, model.max_length_tokens))
     manifest = manifest.model_copy(update={"probe": probe})
@@ -63,8 +63,8 @@ def write_manifest(folder: Path, facts: ManifestFacts, choose_probe: ChooseProbe
     return manifest
 
 
-def _unproven(folder: Path, facts: ManifestFacts) -> tuple[Manifest, Encoder]:
-    """The manifest without its probe, and the encoder that it describes."""
+def _without_probe(folder: Path, facts: ManifestFacts) -> tuple[Manifest, Encoder]:
+    """The manifest with an empty probe, and the encoder that it describes."""
     files = facts.source or folder
     weights = facts.adapter_base or files
     tokenizer = load_tokenizer(files)
@@ -81,7 +81,7 @@ def _unproven(folder: Path, facts: ManifestFacts) -> tuple[Manifest, Encoder]:
         base_model=facts.base_model,
         renderer=facts.renderer,
         end_of_turn_id=encoder.end_of_turn_id,
-        vocabulary=_vocabulary(weights),
+        vocabulary=_vocab_size(weights),
         tokenizer_sha256=tokenizer.sha256(),
         template_sha256=tokenizer.template_sha256(facts.renderer),
         data_sha256=facts.data_sha256,
@@ -99,37 +99,17 @@ def _unproven(folder: Path, facts: ManifestFacts) -> tuple[Manifest, Encoder]:
 
 
 def default_renderer(tokenizer: TransformersTokenizer, folder: Path) -> RendererName:
-    """chat, where the tokenizer has a chat template. Raises CheckpointError where it has none."""
+    """The renderer chat, if the tokenizer has a chat template. Raises CheckpointError if it has none."""
     if tokenizer.has_chat_template:
         return "chat"
     raise CheckpointError(
-        f"{folder}: its tokenizer has no chat template, so the form of its prompts must be named: "
+        f"{folder}: its tokenizer has no chat template, so the renderer must be named: "
         "--renderer plain or --renderer instruction (in a configuration, renderer: plain)"
     )
 
 
-def library_versions() -> dict[str, str]:
-    """The versions of what computes, of those that are installed."""
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """The file appears with all of its content, on the disk, or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def _vocabulary(folder: Path) -> int:
+def _vocab_size(folder: Path) -> int:
+    """Output rows, by config.json."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from dense_reward.serving.loaders import loader
 from dense_reward.settings import EngineName
-from model_server import ModelServer, Speech
+from model_server import ModelServer, WireFormat
 from running_service import Served, served, wait_until_ready
 from served_pair import SIZES, environment, free_port, write_pair
 
 TOLERANCE_NATS = 1e-4  # float32 against float32
 START_S = 600.0
 """Two engines of vLLM take a minute to start on a CPU."""
-SPEECHES: dict[str, Speech] = {
+WIRE_FORMATS: dict[str, WireFormat] = {
     "vllm by its OpenAI route": "vllm",
     "vllm by its route for ids": "vllm_tokens",
-    "vllm with fixed ids": "vllm_named",
+    "vllm with fixed ids": "vllm_fixed_ids",
     "sglang": "sglang",
 }
 NAMING = {"torch", "vllm with fixed ids"}
@@ -54,7 +54,9 @@ def oracle(pair: Path) -> Iterator[Served]:
 REAL = ["vllm in process", "vllm serve", "vllm serve with its route for ids"]
 
 
-@pytest.fixture(scope="module", params=["torch", *SPEECHES, *(pytest.param(n, marks=pytest.mark.vllm) for n in REAL)])
+@pytest.fixture(
+    scope="module", params=["torch", *WIRE_FORMATS, *(pytest.param(n, marks=pytest.mark.vllm) for n in REAL)]
+)
 def engine(request: pytest.FixtureRequest, pair: Path) -> Iterator[tuple[str, Served]]:
     """Its name, and the service over it."""
     name: str = request.param
@@ -74,8 +76,8 @@ def engine(request: pytest.FixtureRequest, pair: Path) -> Iterator[tuple[str, Se
 @contextmanager
 def model_server(folder: Path, name: str) -> Iterator[str]:
     """The address of a stand-in, or of a real server."""
-    if name in SPEECHES:
-        with ModelServer(folder, SPEECHES[name]) as server:
+    if name in WIRE_FORMATS:
+        with ModelServer(folder, WIRE_FORMATS[name]) as server:
             yield server.url
         return
     port = free_port()
@@ -85,7 +87,7 @@ def model_server(folder: Path, name: str) -> Iterator[str]:
 
 @contextmanager
 def vllm_serve(folder: Path, port: int, *flags: str) -> "Iterator[subprocess.Popen[bytes]]":
-    """Started by its module: the third-party build for CPUs lacks what its command looks for."""
+    """Started by its module: the third-party build for CPUs lacks what its command health_checks for."""
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--port", str(port)]
     options = ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--disable-uvicorn-access-log", *flags]
     with subprocess.Popen([*command, *options], env=environment()) as process:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from dense_reward.checkpoints.write_manifest import write_whole
+from dense_reward.checkpoints.atomic_file import write_whole
 
 from dense_reward_trainer.data.demonstration import Demonstration
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from dense_reward.checkpoints.write_manifest import write_whole
+from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.records import Report
 
 from dense_reward_trainer.configs.dpr import EvaluateConfig

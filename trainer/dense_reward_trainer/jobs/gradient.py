@@ -12,7 +12,7 @@ from math import inf, sqrt
 from statistics import mean, stdev
 
 import torch
-from dense_reward.checkpoints.write_manifest import write_whole
+from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.records import IdArray, Report
 from torch import Tensor
 from torch.nn.functional import normalize

@@ -16,7 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
-from dense_reward.checkpoints.write_manifest import library_versions, write_whole
+from dense_reward.checkpoints.atomic_file import write_whole
+from dense_reward.checkpoints.versions import library_versions
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, ValidationError
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from dense_reward.checkpoints.write_manifest import write_whole
+from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.records import Report
 from tqdm import tqdm
 

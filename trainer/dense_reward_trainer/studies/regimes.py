@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from functools import partial
 
-from dense_reward.checkpoints.write_manifest import write_whole
+from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.records import Report
 from tqdm import tqdm
 

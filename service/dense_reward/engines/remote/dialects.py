@@ -1,6 +1,6 @@
-"""What servers of models speak: a query -> path and body of a request, its answer -> log-probs. No connections here.
+"""The wire formats of vLLM and SGLang: turns a query into an HTTP request, and the answer into log-probs.
 
-Written from vLLM 0.32 and 0.33 and SGLang 0.5.23; both give log-probs at temperature 1.
+Opens no connections. Written from vLLM 0.32 and 0.33 and SGLang 0.5.23; all return log-probs at temperature 1.
 """
 
 import base64
@@ -15,115 +15,115 @@ import orjson
 from dense_reward.engines.remote.pair import Query
 from dense_reward.records import FloatArray
 
-CLAMPED = -9999.0  # JSON has no infinity: vLLM's servers write this for it
+CLAMPED_LOGPROB = -9999.0  # JSON has no infinity: vLLM's servers write this for minus infinity
 
 
 class WireError(Exception):
-    """An answer that is not what was asked for."""
+    """An answer does not hold the log-probs that were requested."""
 
 
 class Dialect(Protocol):
-    """How a model of a server is asked, and what is to be known of such a server.
+    """How to query one kind of server, and its limits.
 
-    `kept_tokens`: how much shorter than its `max_model_len` a sequence must be; `health_s`: how long it may take to say
-    that it is well; `max_named`: how many ids it takes at a position.
+    A sequence must be `reserved_tokens` shorter than the server's `max_model_len`. A health check fails after
+    `health_timeout_s`. One request scores at most `max_ids_per_position` ids at a position.
     """
 
-    kept_tokens: ClassVar[int]
-    health_s: ClassVar[float]
-    max_named: ClassVar[int]
+    reserved_tokens: ClassVar[int]
+    health_timeout_s: ClassVar[float]
+    max_ids_per_position: ClassVar[int]
 
     @property
-    def names_candidates(self) -> bool:
-        """Whether it gives log-probs of any ids, not only the sequence's."""
+    def scores_candidates(self) -> bool:
+        """Whether it scores any ids at a position, not only the sequence's own."""
         ...
 
-    def request(self, query: Query, *, fresh: bool) -> tuple[str, bytes]:
-        """Path and JSON body. `fresh`: nothing that the server remembers of equal prompts may be used."""
+    def request(self, query: Query, *, skip_cache: bool) -> tuple[str, bytes]:
+        """Path and JSON body. `skip_cache`: the server must not read its prefix cache."""
         ...
 
     def logprobs(self, query: Query, answer: bytes) -> FloatArray | None:
-        """[T, K]; None where it has to be asked fresh. Raises WireError."""
+        """[T, K]; None if the query must be sent again with `skip_cache`. Raises WireError."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class VllmCompletions:
-    """vLLM's OpenAI route, which every vLLM server has. Gives log-probs of the whole prompt, one object a token."""
+    """vLLM's OpenAI route, which every vLLM server has. It returns one JSON object for each token of the prompt."""
 
-    kept_tokens: ClassVar = 1  # for the token that it samples
-    health_s: ClassVar = 5.0
-    max_named: ClassVar = 1
+    reserved_tokens: ClassVar = 1  # for the token that it samples
+    health_timeout_s: ClassVar = 5.0
+    max_ids_per_position: ClassVar = 1
 
     model: str
-    names_candidates: bool = False
+    scores_candidates: bool = False
 
-    def request(self, query: Query, *, fresh: bool) -> tuple[str, bytes]:
-        del fresh  # vLLM itself uses nothing remembered where it is asked for these
+    def request(self, query: Query, *, skip_cache: bool) -> tuple[str, bytes]:
+        del skip_cache  # vLLM itself skips its prefix cache if prompt log-probs are requested
         body = {"model": self.model, "prompt": query.ids_L.tolist(), "max_tokens": 1, "temperature": 1.0}
         return "/v1/completions", orjson.dumps(body | {"prompt_logprobs": 0})
 
     def logprobs(self, query: Query, answer: bytes) -> FloatArray | None:
-        return _of_prompt(query, _parsed(answer))
+        return _prompt_logprobs(query, _json_object(answer))
 
 
 @dataclass(frozen=True, slots=True)
 class VllmTokens:
-    """vLLM's route for ids (`vllm serve --enable-scale-out`): no tokenizer, nothing decoded.
+    """vLLM's route for ids (`vllm serve --enable-scale-out`), which needs no tokenizer and decodes nothing.
 
-    `names_candidates`: by fixed-id scoring (vLLM 0.31 and later, its V2 runner), which scores wanted positions alone.
+    `scores_candidates`: with fixed-id scoring (vLLM 0.31 and later, its V2 runner), which scores only wanted positions.
     """
 
-    kept_tokens: ClassVar = 1
-    health_s: ClassVar = 5.0
-    max_named: ClassVar = 20  # unless it was started with another --max-logprobs
+    reserved_tokens: ClassVar = 1
+    health_timeout_s: ClassVar = 5.0
+    max_ids_per_position: ClassVar = 20  # vLLM's default of --max-logprobs
 
     model: str
-    names_candidates: bool = False
+    scores_candidates: bool = False
 
-    def request(self, query: Query, *, fresh: bool) -> tuple[str, bytes]:
+    def request(self, query: Query, *, skip_cache: bool) -> tuple[str, bytes]:
         wanted: dict[str, Any] = {"prompt_logprobs": 0}
-        if self.names_candidates:
+        if self.scores_candidates:
             wanted = {
                 "prompt_logprob_token_ids": query.wanted_TK.tolist(),
                 "prompt_logprob_start": query.start - 1,
-                "skip_reading_prefix_cache": fresh,
+                "skip_reading_prefix_cache": skip_cache,
             }
         parameters = {"max_tokens": 1, "temperature": 1.0, "detokenize": False, **wanted}
         body = {"model": self.model, "token_ids": query.ids_L.tolist(), "sampling_params": parameters}
         return "/inference/v1/generate", orjson.dumps(body)
 
     def logprobs(self, query: Query, answer: bytes) -> FloatArray | None:
-        parsed = _parsed(answer)
-        if not self.names_candidates:
-            return _of_prompt(query, parsed)
+        parsed = _json_object(answer)
+        if not self.scores_candidates:
+            return _prompt_logprobs(query, parsed)
         encoded = parsed.get("prompt_token_id_logprobs")
         if encoded is None:
             return None
         try:
             values_TK = np.load(io.BytesIO(base64.b64decode(encoded)), allow_pickle=False)
         except (ValueError, TypeError, EOFError) as error:
-            raise WireError(f"prompt_token_id_logprobs are no array ({error})") from None
+            raise WireError(f"prompt_token_id_logprobs is not an array in NumPy's format ({error})") from None
         return checked(query, values_TK)
 
 
 @dataclass(frozen=True, slots=True)
 class Sglang:
-    """SGLang's own route. The entry at the first position asked for has no log-prob: one position more is asked for.
+    """SGLang's own route. Its first entry has no log-prob, so the request starts one position earlier.
 
-    `vocab_size` is known because it writes 0 for the last id of it.
+    `vocab_size` is needed because SGLang writes 0 in place of the last id of the vocabulary.
     """
 
-    kept_tokens: ClassVar = 7
-    health_s: ClassVar = 25.0  # it generates a token for it, which waits for a running prefill, up to 20 seconds
-    max_named: ClassVar = 1
+    reserved_tokens: ClassVar = 7
+    health_timeout_s: ClassVar = 25.0  # /health generates a token, which waits up to 20 s for a running prefill
+    max_ids_per_position: ClassVar = 1
 
     vocab_size: int
     lora: str | None = None
-    names_candidates: bool = False
+    scores_candidates: bool = False
 
-    def request(self, query: Query, *, fresh: bool) -> tuple[str, bytes]:
-        del fresh  # what it remembers ends before the first position that is asked for
+    def request(self, query: Query, *, skip_cache: bool) -> tuple[str, bytes]:
+        del skip_cache  # SGLang reads its prefix cache only before the first requested position
         body: dict[str, Any] = {
             "input_ids": query.ids_L.tolist(),
             "sampling_params": {"max_new_tokens": 0, "temperature": 1.0},
@@ -135,44 +135,44 @@ class Sglang:
 
     def logprobs(self, query: Query, answer: bytes) -> FloatArray | None:
         try:
-            rows = _parsed(answer)["meta_info"]["input_token_logprobs"][1:]
+            rows = _json_object(answer)["meta_info"]["input_token_logprobs"][1:]
             ids, values_T = [row[1] for row in rows], np.array([row[0] for row in rows], dtype=np.float32)
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise WireError(f"no input_token_logprobs in the answer ({error!r})") from None
-        asked = query.ids_L[query.start :]
-        if ids != np.where(asked == self.vocab_size - 1, 0, asked).tolist() and ids != asked.tolist():
-            raise WireError("log-probs of other ids than were asked for")
+        expected_T = query.ids_L[query.start :]
+        if ids != np.where(expected_T == self.vocab_size - 1, 0, expected_T).tolist() and ids != expected_T.tolist():
+            raise WireError("log-probs of other ids than were requested")
         return checked(query, values_T[:, None])
 
 
 def checked(query: Query, values: FloatArray) -> FloatArray:
-    """Raises WireError where there is not one log-prob for each id that was named."""
+    """The values in float32. Raises WireError if there is not one for each wanted id."""
     if values.shape != query.wanted_TK.shape:
-        raise WireError(f"log-probs of shape {values.shape}, asked for {query.wanted_TK.shape}")
+        raise WireError(f"log-probs of shape {values.shape}, but {query.wanted_TK.shape} were requested")
     return values.astype(np.float32, copy=False)
 
 
-def _parsed(answer: bytes) -> Mapping[str, Any]:
+def _json_object(answer: bytes) -> Mapping[str, Any]:
     try:
         parsed = orjson.loads(answer)
     except orjson.JSONDecodeError as error:
-        raise WireError(f"no JSON ({error})") from None
+        raise WireError(f"the answer is not JSON ({error})") from None
     if not isinstance(parsed, dict):
-        raise WireError("no JSON object")
+        raise WireError("the answer is not a JSON object")
     return parsed
 
 
-def _of_prompt(query: Query, answer: Mapping[str, Any]) -> FloatArray:
-    """From vLLM's list for the prompt: an object {id: {logprob, ...}} for each position, null for the first."""
+def _prompt_logprobs(query: Query, answer: Mapping[str, Any]) -> FloatArray:
+    """Reads vLLM's list for the prompt: an object {id: {logprob, ...}} for each position, null for the first."""
     try:
         choice = answer["choices"][0]
         rows: Sequence[Mapping[str, Mapping[str, float]]] = choice.get("prompt_logprobs") or answer["prompt_logprobs"]
         if len(rows) != len(query.ids_L):
-            raise WireError(f"log-probs of {len(rows)} tokens, asked for {len(query.ids_L)}")
+            raise WireError(f"log-probs of {len(rows)} tokens, but {len(query.ids_L)} were sent")
         ids = query.ids_L[query.start :].tolist()
         values = [row[str(i)]["logprob"] for row, i in zip(rows[query.start :], ids, strict=True)]
         values_T = np.array(values, dtype=np.float32)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
-        raise WireError(f"no prompt_logprobs of the ids in the answer ({error!r})") from None
-    values_T[values_T <= CLAMPED] = -np.inf
+        raise WireError(f"the answer has no prompt_logprobs of the ids that were sent ({error!r})") from None
+    values_T[values_T <= CLAMPED_LOGPROB] = -np.inf
     return checked(query, values_T[:, None])

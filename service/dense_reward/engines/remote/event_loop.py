@@ -1,4 +1,4 @@
-"""An event loop in a thread of its own, for clients that outlive a batch. Knows nothing of what runs on it."""
+"""An asyncio event loop in its own thread, for HTTP clients that outlive a batch."""
 
 import asyncio
 import threading
@@ -16,18 +16,18 @@ class BackgroundLoop:
         self._thread.start()
 
     def run(self, work: Coroutine[object, object, Result]) -> Result:
-        """What it gives, or raises."""
+        """Block until it is done; return its result or raise its exception."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def close(self) -> None:
-        """End what runs on it, then the thread."""
+        """Cancel all tasks, then stop the loop and its thread."""
         self.run(self._cancel())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     async def _cancel(self) -> None:
-        """Tasks of libraries too, which would else fail once the loop is gone."""
+        # all tasks, also those of libraries: they would fail once the loop is closed
         running = asyncio.all_tasks() - {asyncio.current_task()}
         for task in running:
             task.cancel()

@@ -1,4 +1,4 @@
-"""Settings -> a proven pair whose models vLLM computes in this process, or servers compute behind HTTP."""
+"""Loads and verifies a pair in another inference engine: vLLM in this process, or servers over HTTP."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +22,9 @@ from dense_reward.engines.proof import (
     verify_probe,
 )
 from dense_reward.engines.remote.event_loop import BackgroundLoop
-from dense_reward.engines.remote.lora import refuse_ends
-from dense_reward.engines.remote.pair import Query, RemoteModel, RemotePair, close, query_of, together
-from dense_reward.engines.remote.replicas import Access, Replica, ReplicatedModel, UnreachableError
+from dense_reward.engines.remote.lora import refuse_output_layer
+from dense_reward.engines.remote.pair import Query, RemoteModel, RemotePair, close_models, gather_or_cancel, query_of
+from dense_reward.engines.remote.replicas import Replica, ReplicatedModel, ServerAccess, UnreachableError
 from dense_reward.errors import CheckpointError, SequenceError, SettingsError
 from dense_reward.manifest import check_pair, files_folder, load_manifest, verify_files
 from dense_reward.records import FloatArray, Report
@@ -33,11 +33,11 @@ from dense_reward.text.encode import Encoder
 
 PROBE_COPIES = 3
 """Copies of the probe sent concurrently, to check that results do not depend on batch mates."""
-ANOTHER_CHECKPOINT = "it may serve another checkpoint; serve it in float32 to tell rounding from another model"
-WAIT_S = 2.0
+WRONG_MODEL_CURE = "it may serve another checkpoint; serve it in float32 to distinguish rounding from another model"
+RETRY_START_EVERY_S = 2.0
 QUANTITIES = frozenset({"candidate_reward"})
 LoadedParts = tuple[RemotePair, Encoder, str]
-"""Engine, encoder, and the hash of the tokenizer."""
+"""Engine, encoder, and hash of the tokenizer."""
 
 
 class LogprobSource(Protocol):
@@ -47,18 +47,18 @@ class LogprobSource(Protocol):
 
 
 class IdentifiedModel(RemoteModel, Protocol):
-    """A model that tells what it can do."""
+    """A model whose limits are known: it was identified."""
 
     @property
     def max_length_tokens(self) -> int: ...
 
     @property
-    def names_candidates(self) -> bool: ...
+    def scores_candidates(self) -> bool: ...
 
 
 @dataclass(slots=True)
 class PendingPair:
-    """A pair being loaded: both checkpoints, whether they are of one run, and what was started for them."""
+    """A pair that is being loaded: its checkpoints, whether they come from one run, and the models started so far."""
 
     checkpoints: Sequence[Checkpoint]
     related: bool
@@ -72,29 +72,29 @@ class PendingPair:
 
 
 def load_remote(settings: Settings, report: Report) -> LoadedParts:
-    """Engine, encoder, tokenizer hash of a pair on servers; waits for these. Raises CheckpointError, SettingsError."""
-    addresses = _addresses("--sft-url", settings.sft_url), _addresses("--reference-url", settings.reference_url)
+    """Load a pair on servers. Waits until a server of each model is up. Raises CheckpointError, SettingsError."""
+    url_lists = _server_urls("--sft-url", settings.sft_url), _server_urls("--reference-url", settings.reference_url)
     names = settings.sft_served, settings.reference_served
-    key = _key(settings.engine_key_file)
-    with _pending(settings) as pending:
+    key = _read_key(settings.engine_key_file)
+    with _pending_pair(settings) as pending:
         for checkpoint in pending.checkpoints:
             if checkpoint.manifest.adapter_base is not None:
-                refuse_ends(files_folder(checkpoint.folder, checkpoint.manifest))
-        for checkpoint, urls, served in zip(pending.checkpoints, addresses, names, strict=True):
-            access = Access(served, key, settings.max_request_s, checkpoint.manifest.vocabulary)
-            model = _remote(checkpoint, pending.other(checkpoint), urls, access)
+                refuse_output_layer(files_folder(checkpoint.folder, checkpoint.manifest))
+        for checkpoint, urls, served in zip(pending.checkpoints, url_lists, names, strict=True):
+            access = ServerAccess(served, key, settings.max_request_s, checkpoint.manifest.vocabulary)
+            model = _replicated_model(checkpoint, pending.other(checkpoint), urls, access)
             pending.models.append(model)
-            _wait_for(pending.loop, model, report)
-        return _pair(pending, settings, ["remote", *names])
+            _start_when_up(pending.loop, model, report)
+        return _loaded_parts(pending, settings, ["remote", *names])
 
 
 def load_vllm(settings: Settings, report: Report) -> LoadedParts:
-    """Engine, encoder and tokenizer hash of a pair in vLLM, in this process. Raises CheckpointError, SettingsError."""
+    """Load a pair into vLLM in this process. Raises CheckpointError, SettingsError."""
     try:
-        from dense_reward.engines.remote import vllm as vllm_engine  # noqa: PLC0415 - there where it is asked for
+        from dense_reward.engines.remote import vllm as vllm_engine  # noqa: PLC0415 - an optional library
     except ImportError as error:
-        raise CheckpointError(f"vLLM is not there ({error}): pip install 'dense-reward[vllm]'") from error
-    with _pending(settings) as pending:
+        raise CheckpointError(f"vLLM cannot be imported ({error}): pip install 'dense-reward[vllm]'") from error
+    with _pending_pair(settings) as pending:
         for checkpoint in pending.checkpoints:
             report(f"verifying the files of {checkpoint.role} ({checkpoint.folder})")
             verify_files(checkpoint.folder, checkpoint.manifest)
@@ -110,24 +110,29 @@ def load_vllm(settings: Settings, report: Report) -> LoadedParts:
 
         report(f"loading both models into vLLM {vllm_engine.VERSION}")
         pending.loop.run(start())
-        return _pair(pending, settings, ["vllm", vllm_engine.VERSION, settings.vllm_options, settings.tensor_parallel])
+        return _loaded_parts(
+            pending, settings, ["vllm", vllm_engine.VERSION, settings.vllm_options, settings.tensor_parallel]
+        )
 
 
 async def verify_sources(
     sources: Mapping[str, LogprobSource], checkpoint: Checkpoint, other: Checkpoint, report: Report
 ) -> None:
-    """Compare each source's log-probs with the stored probe, and sources with each other. Raises CheckpointError."""
+    """Compare each source's log-probs with the stored probe and with those of the other sources.
+
+    Raises CheckpointError if they differ by more than the tolerance, or are closer to the `other` checkpoint's probe.
+    """
     queries, stored_S = probe_queries(checkpoint), stored_logprobs(checkpoint.manifest)
     calls = [source.logprobs(query) for source in sources.values() for _ in range(PROBE_COPIES) for query in queries]
     try:
-        answers = np.concatenate([values_TK[:, 0] for values_TK in await together(calls)])
+        served = np.concatenate([values_TK[:, 0] for values_TK in await gather_or_cancel(calls)])
     except SequenceError as error:
         raise CheckpointError(f"the probe of {checkpoint.role} is refused: {error}") from error
-    found = dict(zip(sources, answers.reshape(len(sources), PROBE_COPIES, -1), strict=True))
-    for name, copies in found.items():
+    copies_of = dict(zip(sources, served.reshape(len(sources), PROBE_COPIES, -1), strict=True))
+    for name, copies in copies_of.items():
         differences = [rms(copy_S - stored_S) for copy_S in copies]
         worst = int(np.argmax(differences))  # NaN counts as the largest
-        verify_probe(name, copies[worst], checkpoint, cure=ANOTHER_CHECKPOINT, report=report)
+        verify_probe(name, copies[worst], checkpoint, cure=WRONG_MODEL_CURE, report=report)
         if (
             _probes_equal(checkpoint, other)
             and 2 * rms(copies[0] - stored_logprobs(other.manifest)) < differences[worst]
@@ -135,22 +140,23 @@ async def verify_sources(
             raise CheckpointError(
                 f"{name} computes the other checkpoint, not {checkpoint.role}: are the two exchanged?"
             )
-    for (one, copies), (another, others) in combinations(found.items(), 2):
+    for (one, copies), (another, others) in combinations(copies_of.items(), 2):
         apart, tolerance = rms(copies[0] - others[0]), checkpoint.tolerance_nats
         if not apart <= tolerance:
-            raise CheckpointError(f"{one} and {another} disagree by {apart:.3g} nats (rms, at most {tolerance})")
+            raise CheckpointError(
+                f"{one} and {another} disagree by {apart:.3g} nats (rms, at most {tolerance}): "
+                "serve both with the same options"
+            )
 
 
 @contextmanager
-def _pending(settings: Settings) -> Iterator[PendingPair]:
-    """What is begun in the block is ended where it fails."""
+def _pending_pair(settings: Settings) -> Iterator[PendingPair]:
+    """Check the settings and manifests. If the block fails, close the models that it started."""
     if settings.sft is None or settings.reference is None:
         raise CheckpointError("give both checkpoints, for tokenizer and probes: --sft DIR --reference DIR")
-    of_torch = ("deterministic", "head_dtype", "norm_dtype")
-    if ignored := [f"--{name.replace('_', '-')}" for name in of_torch if getattr(settings, name)]:
-        raise SettingsError(
-            f"{', '.join(ignored)} is of --engine torch alone; docs/engines.md tells of vLLM's own ways"
-        )
+    torch_only = ("deterministic", "head_dtype", "norm_dtype")
+    if refused := [f"--{name.replace('_', '-')}" for name in torch_only if getattr(settings, name)]:
+        raise SettingsError(f"only --engine torch accepts {', '.join(refused)}; see docs/engines.md for those of vLLM")
     folders = settings.sft, settings.reference
     manifests = load_manifest(folders[0]), load_manifest(folders[1])
     related = check_pair(*manifests, allow_unrelated=settings.allow_unrelated)
@@ -162,11 +168,12 @@ def _pending(settings: Settings) -> Iterator[PendingPair]:
     try:
         yield pending
     except BaseException:
-        close(pending.models, pending.loop)
+        close_models(pending.models, pending.loop)
         raise
 
 
-def _pair(pending: PendingPair, settings: Settings, engine: Sequence[str | int | None]) -> LoadedParts:
+def _loaded_parts(pending: PendingPair, settings: Settings, engine: Sequence[str | int | None]) -> LoadedParts:
+    """`engine`: its name, then the options that scores depend on; they become part of the revision."""
     sft = pending.checkpoints[0]
     manifest, models = sft.manifest, pending.models
     tokenizer = tokenizer_of(sft)
@@ -176,19 +183,19 @@ def _pair(pending: PendingPair, settings: Settings, engine: Sequence[str | int |
         device=str(engine[0]),
         vocab_size=min(manifest.vocabulary, tokenizer.vocab_size),
         max_length_tokens=min(settings.max_batch_tokens, *(model.max_length_tokens for model in models)),
-        quantities=QUANTITIES if all(model.names_candidates for model in models) else frozenset(),
+        quantities=QUANTITIES if all(model.scores_candidates for model in models) else frozenset(),
         related=pending.related,
     )
     encoder = Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id)
     return RemotePair(models[0], models[1], info, pending.loop), encoder, manifest.tokenizer_sha256
 
 
-def _addresses(flag: str, listed: str | None) -> list[str]:
+def _server_urls(flag: str, value: str | None) -> list[str]:
     """Raises SettingsError."""
-    urls = [url.strip() for url in (listed or "").split(",")]
+    urls = [url.strip() for url in (value or "").split(",")]
     for url in urls:
         if "@" in url:
-            raise SettingsError(f"{flag} holds a password, which logs would show: --engine-key-file FILE instead")
+            raise SettingsError(f"{flag} holds a password, which logs would show: use --engine-key-file FILE instead")
         try:
             address = urlsplit(url)
             is_server = address.scheme in {"http", "https"} and address.hostname and address.port != 0
@@ -196,12 +203,12 @@ def _addresses(flag: str, listed: str | None) -> list[str]:
             is_server = False
         if not is_server or address.path not in {"", "/"}:
             raise SettingsError(
-                f"{flag} names servers, as http://HOST:8001,http://HOST:8011, without a path: {url!r} is none"
+                f"{flag} takes URLs of servers without a path, as http://HOST:8001,http://HOST:8011: {url!r} is not one"
             )
     return urls
 
 
-def _key(file: Path | None) -> str | None:
+def _read_key(file: Path | None) -> str | None:
     """Raises SettingsError."""
     try:
         return None if file is None else file.read_text("ascii").strip()
@@ -209,7 +216,9 @@ def _key(file: Path | None) -> str | None:
         raise SettingsError(f"--engine-key-file cannot be read: {error}") from None
 
 
-def _remote(checkpoint: Checkpoint, other: Checkpoint, urls: Sequence[str], access: Access) -> ReplicatedModel:
+def _replicated_model(
+    checkpoint: Checkpoint, other: Checkpoint, urls: Sequence[str], access: ServerAccess
+) -> ReplicatedModel:
     replicas = [Replica(url, access) for url in urls]
 
     async def verify(replicas: Sequence[Replica], report: Report) -> None:
@@ -219,20 +228,20 @@ def _remote(checkpoint: Checkpoint, other: Checkpoint, urls: Sequence[str], acce
     return ReplicatedModel(replicas, probe_queries(checkpoint)[0], verify, access.timeout_s)
 
 
-def _wait_for(loop: BackgroundLoop, model: ReplicatedModel, report: Report) -> None:
-    """Servers take minutes to start, and may be started after this one. Raises CheckpointError."""
+def _start_when_up(loop: BackgroundLoop, model: ReplicatedModel, report: Report) -> None:
+    """Start the model; if no server is up, retry: they take minutes to start. Raises CheckpointError."""
     while True:
         try:
             loop.run(model.start(report))
         except UnreachableError as error:
             report(f"waiting for a server: {error}")
-            time.sleep(WAIT_S)
+            time.sleep(RETRY_START_EVERY_S)
         else:
             return
 
 
 def probe_queries(checkpoint: Checkpoint) -> list[Query]:
-    """The probe's sequences, one query each."""
+    """One query for each response of the probe."""
     trunks = probe_trunks(checkpoint.manifest)
     queries = [query_of(trunk, branch) for trunk in trunks for branch in trunk.branches]
     return [query for query in queries if query is not None]

@@ -1,7 +1,7 @@
-"""A pair whose models are computed elsewhere, one query a sequence: by vLLM in this process, or by servers.
+"""A pair whose log-probs another inference engine computes, with one query for each sequence.
 
-Knows neither: a model is whatever answers queries. Shapes: L ids of a sequence, T of them from `start` on, K ids named
-at each of these.
+A model is anything that answers queries: vLLM in this process, or servers. Shapes: L ids of a sequence, T positions
+from `start` on, K ids that are scored at each of them.
 """
 
 import asyncio
@@ -30,9 +30,9 @@ from dense_reward.records import (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Query:
-    """A sequence, and the ids whose log-probs are wanted from position `start` on: [T, K], its own ids first.
+    """A sequence, and the ids to score at each position from `start` on: [T, K], the sequence's own ids first.
 
-    `start` is at least `prompt_tokens`, which is at least 1. Nothing comes after the last position that is wanted.
+    `start` is at least `prompt_tokens`, which is at least 1. The sequence ends with the last wanted position.
     """
 
     ids_L: IdArray
@@ -42,18 +42,18 @@ class Query:
 
 
 class RemoteModel(Protocol):
-    """One checkpoint, computed elsewhere."""
+    """One checkpoint in another inference engine."""
 
     @property
     def unavailable_reason(self) -> str | None:
-        """Why it answers nothing now, though it may again."""
+        """Why it cannot answer now, although it may recover; None if it can."""
         ...
 
     async def logprobs(self, query: Query) -> FloatArray:
         """[T, K], in nats.
 
-        Raises SequenceError where this query is not answered, RequestError(engine_unavailable) while none is,
-        EngineLostError where none will be.
+        Raises SequenceError if only this query fails, RequestError(engine_unavailable) while all fail, EngineLostError
+        if all will fail until this process ends.
         """
         ...
 
@@ -61,7 +61,7 @@ class RemoteModel(Protocol):
 
 
 class RemotePair:
-    """Two of them; all queries of a batch are sent at once."""
+    """The engine of such a pair. Sends all queries of a batch concurrently."""
 
     def __init__(self, sft: RemoteModel, reference: RemoteModel, info: EngineInfo, loop: BackgroundLoop) -> None:
         self._models = sft, reference
@@ -77,7 +77,7 @@ class RemotePair:
         return next((model.unavailable_reason for model in self._models if model.unavailable_reason is not None), None)
 
     def cost(self, trunk: Trunk) -> Cost:
-        """Every branch is a sequence of its own: what an engine remembers of equal prompts it does not tell."""
+        """Each branch costs a whole sequence, because engines do not report what their prefix caches save."""
         prompt_tokens = len(trunk.prompt_P)
         return Cost(
             0,
@@ -85,35 +85,35 @@ class RemotePair:
         )
 
     def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
-        # a quantity that is not in `info.quantities` is refused before: `wants` holds none
+        # requests for quantities outside `info.quantities` are refused earlier, so `wants` asks for none here
         queries = [[query_of(trunk, branch) for branch in trunk.branches] for trunk in trunks]
         return lambda: self._loop.run(self._scores(trunks, queries, wants))
 
     def close(self) -> None:
-        close(self._models, self._loop)
+        close_models(self._models, self._loop)
 
     async def _scores(self, trunks: Sequence[Trunk], queries: Sequence[Sequence[Query | None]], wants: Wants) -> Scores:
-        asked = [query for of_trunk in queries for query in of_trunk if query is not None]
-        answers = await together([model.logprobs(query) for model in self._models for query in asked])
-        pairs = zip(answers[: len(asked)], answers[len(asked) :], strict=True)
+        sent = [query for trunk_queries in queries for query in trunk_queries if query is not None]
+        logprobs = await gather_or_cancel([model.logprobs(query) for model in self._models for query in sent])
+        pairs = zip(logprobs[: len(sent)], logprobs[len(sent) :], strict=True)
         return [
             [
-                no_scores(branch, wants) if query is None else _scores_of(branch, *next(pairs))
-                for branch, query in zip(trunk.branches, of_trunk, strict=True)
+                no_scores(branch, wants) if query is None else _token_scores(branch, *next(pairs))
+                for branch, query in zip(trunk.branches, trunk_queries, strict=True)
             ]
-            for trunk, of_trunk in zip(trunks, queries, strict=True)
+            for trunk, trunk_queries in zip(trunks, queries, strict=True)
         ]
 
 
-def close(models: Sequence[RemoteModel], loop: BackgroundLoop) -> None:
-    """The models first, then the loop that they were asked on."""
+def close_models(models: Sequence[RemoteModel], loop: BackgroundLoop) -> None:
+    """Close the models, then the loop that they run on."""
     for model in models:
         loop.run(model.close())
     loop.close()
 
 
-async def together(work: Sequence[Coroutine[object, object, Result]]) -> list[Result]:
-    """All results, in order. Raises what the first failing one raises, the others cancelled."""
+async def gather_or_cancel(work: Sequence[Coroutine[object, object, Result]]) -> list[Result]:
+    """All results, in order. If one fails, cancels the others (asyncio.gather does not) and raises its exception."""
     tasks = [asyncio.create_task(coroutine) for coroutine in work]
     try:
         return await asyncio.gather(*tasks)
@@ -123,7 +123,7 @@ async def together(work: Sequence[Coroutine[object, object, Result]]) -> list[Re
 
 
 def query_of(trunk: Trunk, branch: Branch) -> Query | None:
-    """What is to be asked for a branch, from its first scored token to the last; None where none is scored."""
+    """The query for a branch, from its first scored token to its last; None if no token is scored."""
     scored = np.flatnonzero(branch.scored_T)
     if not len(scored):
         return None
@@ -131,14 +131,14 @@ def query_of(trunk: Trunk, branch: Branch) -> Query | None:
     own_T1 = branch.ids_T[first:end, None]
     wanted_TK = own_T1
     if branch.candidates_SK is not None:
-        candidates_TK = np.repeat(own_T1, branch.candidates_SK.shape[1], axis=1)  # stands where nothing is scored
+        candidates_TK = np.repeat(own_T1, branch.candidates_SK.shape[1], axis=1)  # fills unscored positions
         candidates_TK[scored - first] = branch.candidates_SK
         wanted_TK = np.concatenate([own_T1, candidates_TK], axis=1)
     prompt_tokens = len(trunk.prompt_P)
     return Query(np.concatenate([trunk.prompt_P, branch.ids_T[:end]]), prompt_tokens, prompt_tokens + first, wanted_TK)
 
 
-def _scores_of(branch: Branch, sft_TK: FloatArray, reference_TK: FloatArray) -> TokenScores:
+def _token_scores(branch: Branch, sft_TK: FloatArray, reference_TK: FloatArray) -> TokenScores:
     scored = np.flatnonzero(branch.scored_T)
     sft_SK, reference_SK = (values_TK[scored - scored[0]] for values_TK in (sft_TK, reference_TK))
     if branch.candidates_SK is None or not branch.candidates_SK.shape[1]:

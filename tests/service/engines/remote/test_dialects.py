@@ -1,4 +1,4 @@
-"""The wire formats of model servers: what is asked, and what answers are taken for log-probs."""
+"""The wire formats of model servers: the requests that are sent, and the answers that are accepted."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ from dense_reward.records import Branch, IdArray, Trunk
 
 VOCABULARY = 20
 SGLANG = Sglang(VOCABULARY)
-DIALECTS: list[Dialect] = [VllmCompletions("m"), VllmTokens("m"), VllmTokens("m", names_candidates=True), SGLANG]
+DIALECTS: list[Dialect] = [VllmCompletions("m"), VllmTokens("m"), VllmTokens("m", scores_candidates=True), SGLANG]
 
 
 def ids(*values: int) -> IdArray:
@@ -28,14 +28,14 @@ def query(candidates: IdArray | None = None) -> Query:
     return found
 
 
-def sent(dialect: Dialect, asked: Query, *, fresh: bool = False) -> tuple[str, dict[str, Any]]:
-    path, body = dialect.request(asked, fresh=fresh)
+def sent(dialect: Dialect, asked: Query, *, skip_cache: bool = False) -> tuple[str, dict[str, Any]]:
+    path, body = dialect.request(asked, skip_cache=skip_cache)
     return path, json.loads(body)
 
 
 def read(dialect: Dialect, answer: object, asked: Query | None = None) -> list[list[float]] | None:
-    found = dialect.logprobs(asked or query(), json.dumps(answer).encode())
-    return None if found is None else found.tolist()
+    logprobs_TK = dialect.logprobs(asked or query(), json.dumps(answer).encode())
+    return None if logprobs_TK is None else logprobs_TK.tolist()
 
 
 def npy(*rows: list[float]) -> str:
@@ -44,7 +44,7 @@ def npy(*rows: list[float]) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def of_prompt(*entries: tuple[int, float]) -> list[object]:
+def prompt_entries(*entries: tuple[int, float]) -> list[object]:
     return [None, *({str(i): {"logprob": value, "rank": 1, "decoded_token": None}} for i, value in entries)]
 
 
@@ -73,17 +73,17 @@ def test_vllm_is_asked_for_the_prompts_own_log_probs_and_samples_one_token_that_
     assert body["sampling_params"] == {"max_tokens": 1, "temperature": 1.0, "detokenize": False, "prompt_logprobs": 0}
 
 
-@pytest.mark.parametrize("fresh", [False, True])
-def test_fixed_id_scoring_names_a_row_for_each_position_from_the_one_before_the_first(fresh: bool) -> None:
+@pytest.mark.parametrize("skip_cache", [False, True])
+def test_fixed_id_scoring_names_a_row_for_each_position_from_the_one_before_the_first(skip_cache: bool) -> None:
     asked = query(np.array([[1], [2]], dtype=np.int32))
-    _, body = sent(VllmTokens("m", names_candidates=True), asked, fresh=fresh)
+    _, body = sent(VllmTokens("m", scores_candidates=True), asked, skip_cache=skip_cache)
     parameters = body["sampling_params"]
     assert parameters["prompt_logprob_token_ids"] == [[8, 1], [9, 2]]
     assert parameters["prompt_logprob_start"] == 2
     assert (
         len(parameters["prompt_logprob_token_ids"]) == len(body["token_ids"]) - 1 - parameters["prompt_logprob_start"]
     )
-    assert parameters["skip_reading_prefix_cache"] is fresh
+    assert parameters["skip_reading_prefix_cache"] is skip_cache
 
 
 def test_sglang_is_asked_for_one_position_more_because_its_first_has_no_log_prob() -> None:
@@ -95,25 +95,25 @@ def test_sglang_is_asked_for_one_position_more_because_its_first_has_no_log_prob
 
 
 def test_sglang_writes_0_for_the_last_id_of_its_vocabulary_and_for_no_other() -> None:
-    told = {"meta_info": {"input_token_logprobs": [[None, 7, None], [-3.0, 8, None], [-4.0, 0, None]]}}
-    assert read(Sglang(vocab_size=10), told) == [[-3.0], [-4.0]]
+    answer = {"meta_info": {"input_token_logprobs": [[None, 7, None], [-3.0, 8, None], [-4.0, 0, None]]}}
+    assert read(Sglang(vocab_size=10), answer) == [[-3.0], [-4.0]]
     with pytest.raises(WireError, match="other ids"):
-        read(SGLANG, told)
+        read(SGLANG, answer)
 
 
 def test_answers_are_read_at_the_positions_of_the_ids() -> None:
-    rows = of_prompt((6, -1.0), (7, -2.0), (8, -3.0), (9, -4.0))
+    rows = prompt_entries((6, -1.0), (7, -2.0), (8, -3.0), (9, -4.0))
     assert read(VllmCompletions("m"), {"choices": [{"prompt_logprobs": rows}]}) == [[-3.0], [-4.0]]
     assert read(VllmTokens("m"), {"choices": [{}], "prompt_logprobs": rows}) == [[-3.0], [-4.0]]
-    told = [[None, 7, None], [-3.0, 8, None], [-4.0, 9, None]]
-    assert read(SGLANG, {"meta_info": {"input_token_logprobs": told}}) == [[-3.0], [-4.0]]
-    named = VllmTokens("m", names_candidates=True)
-    assert read(named, {"prompt_token_id_logprobs": npy([-3.0], [-4.0])}) == [[-3.0], [-4.0]]
-    assert read(named, {"prompt_token_id_logprobs": None}) is None
+    entries = [[None, 7, None], [-3.0, 8, None], [-4.0, 9, None]]
+    assert read(SGLANG, {"meta_info": {"input_token_logprobs": entries}}) == [[-3.0], [-4.0]]
+    fixed_ids = VllmTokens("m", scores_candidates=True)
+    assert read(fixed_ids, {"prompt_token_id_logprobs": npy([-3.0], [-4.0])}) == [[-3.0], [-4.0]]
+    assert read(fixed_ids, {"prompt_token_id_logprobs": None}) is None
 
 
 def test_what_json_has_no_number_for_is_not_a_log_prob_of_minus_9999() -> None:
-    rows = of_prompt((6, -1.0), (7, -2.0), (8, -9999.0), (9, -4.0))
+    rows = prompt_entries((6, -1.0), (7, -2.0), (8, -9999.0), (9, -4.0))
     assert read(VllmCompletions("m"), {"choices": [{"prompt_logprobs": rows}]}) == [[-np.inf], [-4.0]]
 
 
@@ -124,15 +124,15 @@ def test_what_json_has_no_number_for_is_not_a_log_prob_of_minus_9999() -> None:
         (VllmCompletions("m"), {"choices": []}),
         (VllmCompletions("m"), {"error": "no"}),
         (VllmCompletions("m"), [1]),
-        (VllmCompletions("m"), {"choices": [{"prompt_logprobs": of_prompt((6, -1.0), (8, -3.0), (9, -4.0))}]}),
+        (VllmCompletions("m"), {"choices": [{"prompt_logprobs": prompt_entries((6, -1.0), (8, -3.0), (9, -4.0))}]}),
         (
             VllmCompletions("m"),
-            {"choices": [{"prompt_logprobs": of_prompt((6, -1.0), (7, -2.0), (9, -3.0), (8, -4.0))}]},
+            {"choices": [{"prompt_logprobs": prompt_entries((6, -1.0), (7, -2.0), (9, -3.0), (8, -4.0))}]},
         ),
-        (VllmTokens("m", names_candidates=True), {"prompt_token_id_logprobs": npy([-3.0])}),
-        (VllmTokens("m", names_candidates=True), {"prompt_token_id_logprobs": npy([-3.0, -3.0], [-4.0, -4.0])}),
-        (VllmTokens("m", names_candidates=True), {"prompt_token_id_logprobs": "AAAA"}),
-        (VllmTokens("m", names_candidates=True), {"prompt_token_id_logprobs": ""}),
+        (VllmTokens("m", scores_candidates=True), {"prompt_token_id_logprobs": npy([-3.0])}),
+        (VllmTokens("m", scores_candidates=True), {"prompt_token_id_logprobs": npy([-3.0, -3.0], [-4.0, -4.0])}),
+        (VllmTokens("m", scores_candidates=True), {"prompt_token_id_logprobs": "AAAA"}),
+        (VllmTokens("m", scores_candidates=True), {"prompt_token_id_logprobs": ""}),
         (VllmCompletions("m"), {"choices": ["text"]}),
         (SGLANG, {"meta_info": {}}),
         (SGLANG, {"meta_info": {"input_token_logprobs": [[None, 8, None], [-4.0, 9, None]]}}),

@@ -1,15 +1,24 @@
-"""A service over servers of models starts: which servers it waits for, and which it refuses."""
+"""Start of a service over model servers: which servers it waits for, and which it refuses."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import pytest
-from dense_reward.engines.remote import replicas
+from dense_reward.engines.remote import load, replicas
 from model_server import ModelServer
 from remote_service import IDS, hold, servers, serving
 from running_service import Served, wait_until
 from served_pair import free_port, write_pair
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_intervals() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "RETRY_START_EVERY_S", 0.05)
+        patch.setattr(replicas, "HEALTH_CHECK_EVERY_S", 0.05)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +35,10 @@ def failed(running: Served) -> str:
 
 
 def test_a_server_that_hangs_over_its_probe_is_not_waited_for(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(replicas, "PROVE_S", 1.0)
+    monkeypatch.setattr(replicas, "VERIFY_TIMEOUT_S", 3.0)
     woken = Event()
     with servers(pair, "sft", "sft", "reference") as (one, other, reference):
-        other.tricks += [lambda handler: hold(handler, woken)]
+        other.faults += [lambda handler: hold(handler, woken)]
         with serving(pair, f"{one.url},{other.url}", reference.url) as running:
             assert running.score(IDS).status_code == 200
             woken.set()
@@ -42,19 +51,18 @@ def test_a_replica_that_is_away_at_the_start_is_taken_when_it_comes(pair: Path) 
         with serving(pair, urls, reference.url) as running, ModelServer(pair / "sft", port=port) as other:
             prompts = [[first, 6] for first in range(16)]
 
-            def asks_the_other() -> bool:
+            def other_is_queried() -> bool:
                 assert {running.score(IDS | {"prompt_ids": prompt}).status_code for prompt in prompts} == {200}
-                return any(body.get("prompt", [])[:2] in prompts for _, body in other.asked)
+                return any(body.get("prompt", [])[:2] in prompts for _, body in other.requests)
 
-            wait_until(asks_the_other)
+            wait_until(other_is_queried)
 
 
 def test_another_checkpoint_on_a_server_is_named_and_not_served(pair: Path) -> None:
     with servers(pair, "sft", "reference", "reference") as (sft, wrong, reference):
         urls = f"{sft.url},{wrong.url}", reference.url
         with serving(pair, *urls, ready=False) as running:
-            told = failed(running)
-        assert f"sft at {wrong.url} is computed wrong" in told
+            assert f"sft at {wrong.url} is computed wrong" in failed(running)
 
 
 def test_servers_are_waited_for(pair: Path) -> None:
@@ -72,15 +80,19 @@ def test_servers_are_waited_for(pair: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "settings", "reason"),
     [
-        ({"key": "secret"}, {}, "wants a key: --engine-key-file"),
+        ({"key": "secret"}, {}, "requires a key: pass --engine-key-file FILE"),
         ({}, {"sft_served": "other"}, "serves no model other"),
-        ({}, {"sft_url": "127.0.0.1:8001"}, "--sft-url names servers, as http://HOST:8001"),
-        ({}, {"sft_url": "http://127.0.0.1:8001,"}, "'' is none"),
-        ({}, {"sft_url": "http://127.0.0.1:80a"}, "is none"),
-        ({}, {"sft_url": "http://127.0.0.1:8001/v1"}, "without a path"),
-        ({}, {"sft_url": "http://user:word@127.0.0.1:8001"}, "--engine-key-file FILE instead"),
+        ({}, {"sft_url": "127.0.0.1:8001"}, "--sft-url takes URLs of servers without a path, as http://HOST:8001"),
+        ({}, {"sft_url": "http://127.0.0.1:8001,"}, "'' is not one"),
+        ({}, {"sft_url": "http://127.0.0.1:80a"}, "is not one"),
+        ({}, {"sft_url": "http://127.0.0.1:8001/v1"}, "is not one"),
+        ({}, {"sft_url": "http://user:word@127.0.0.1:8001"}, "use --engine-key-file FILE instead"),
         ({}, {"engine_key_file": "no-such-file"}, "--engine-key-file cannot be read"),
-        ({}, {"deterministic": "true", "head_dtype": "float32"}, "--deterministic, --head-dtype is of --engine torch"),
+        (
+            {},
+            {"deterministic": "true", "head_dtype": "float32"},
+            "only --engine torch accepts --deterministic, --head-dtype",
+        ),
     ],
 )
 def test_what_cannot_be_served_is_told_with_the_cure(

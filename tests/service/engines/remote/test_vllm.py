@@ -1,4 +1,4 @@
-"""vLLM in this process, for real: adapters of one base share an engine, and what vLLM computes wrong is refused."""
+"""The real vLLM in this process: adapters of one base share an engine; what vLLM would compute wrong is refused."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write_adapter(folder: Path, base: Path, role: Role, seed: int, *, head: bool = False) -> Path:
-    """Random weights beside those of a base, with a manifest."""
+    """A LoRA adapter of a base, with random weights and a manifest."""
     random = np.random.default_rng(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     names = [f"model.layers.{layer}.self_attn.{module}" for layer in range(2) for module in MODULES]
@@ -82,4 +82,4 @@ def test_an_adapter_of_the_output_layer_is_refused(base: Path, tmp_path: Path) -
     reference = write_adapter(tmp_path / "reference", base, "reference", seed=1)
     with serving(sft, reference, "vllm") as running:
         wait_until(lambda: bool(running.failures), START_S)
-        assert "lm_head, which vLLM leaves out" in running.service.progress
+        assert "lm_head, which vLLM ignores" in running.service.progress
