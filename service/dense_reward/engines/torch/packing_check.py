@@ -23,9 +23,9 @@ from dense_reward.records import Branch, IdArray, Trunk
 
 Logprobs = NDArray[np.float64]
 LAYER_TYPES = {"full_attention", "sliding_attention"}
-VOCABULARY = 512
-WIDTH = 128
-"""Width of the feed-forward layers. No check depends on it."""
+VOCAB_SIZE = 512
+FEEDFORWARD_WIDTH = 128
+"""No check depends on it."""
 WINDOW_TOKENS = 8
 TOLERANCE_NATS = 2e-3
 """The largest difference that rounding makes on the proxy model; the mistakes that were seen make 0.08 and more."""
@@ -88,10 +88,10 @@ def _proxy_model(config: PreTrainedConfig) -> PreTrainedModel:
         if isinstance(entry, list) and len(entry) == whole:
             setattr(small, name, entry[:layers])
     small.num_hidden_layers = layers
-    small.vocab_size = min(small.vocab_size, VOCABULARY)
+    small.vocab_size = min(small.vocab_size, VOCAB_SIZE)
     for name in ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"):
         if isinstance(getattr(small, name, None), int):
-            setattr(small, name, min(getattr(small, name), WIDTH))
+            setattr(small, name, min(getattr(small, name), FEEDFORWARD_WIDTH))
     if getattr(small, "sliding_window", None):
         small.sliding_window = WINDOW_TOKENS
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):

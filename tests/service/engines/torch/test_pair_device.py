@@ -1,4 +1,4 @@
-"""What a pair computes of what it is given, and what it says where the device cannot."""
+"""What a pair computes of a batch, its cost, and the errors of a device that cannot."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -22,7 +22,7 @@ TOLERANCE_NATS = 5e-5
 
 
 def computed_by(model: PreTrainedModel) -> list[tuple[int, int]]:
-    """The shape, padding and all, of each forward that follows."""
+    """The shape of each forward that follows, padding included."""
     shapes: list[tuple[int, int]] = []
     model.get_input_embeddings().register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
     return shapes
@@ -153,7 +153,7 @@ OUT_OF_MEMORY = (
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("place", ["model.embed_tokens", "lm_head"])
-def test_memory_that_runs_out_in_the_model_or_its_head_is_told_as_such(error: Exception, place: str) -> None:
+def test_memory_that_runs_out_in_the_model_or_its_head_is_reported_as_such(error: Exception, place: str) -> None:
     model = tiny_model("llama", dtype=torch.float32)
     engine = PairEngine(TorchModel(model), TorchModel(model), INFO, PACKED)
     model.get_submodule(place).register_forward_pre_hook(refuse(error))
@@ -162,7 +162,7 @@ def test_memory_that_runs_out_in_the_model_or_its_head_is_told_as_such(error: Ex
     assert caught.value.__context__ is None, "a traceback would keep the tensors of the batch alive"
 
 
-def test_memory_that_runs_out_while_a_batch_is_prepared_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_runs_out_while_a_batch_is_prepared_is_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OUT_OF_MEMORY[0]
 
@@ -181,7 +181,7 @@ def test_the_errors_of_torch_itself_for_want_of_memory_are_recognised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told_as"),
+    ("error", "raised_as"),
     [
         (RuntimeError("CUDA error: an illegal memory access was encountered"), EngineLostError),
         (RuntimeError("Triton: device-side assert triggered"), EngineLostError),
@@ -189,12 +189,12 @@ def test_the_errors_of_torch_itself_for_want_of_memory_are_recognised() -> None:
     ],
 )
 def test_a_device_that_is_lost_is_told_apart_from_a_call_that_failed(
-    error: Exception, told_as: type[Exception]
+    error: Exception, raised_as: type[Exception]
 ) -> None:
     model = tiny_model("llama", dtype=torch.float32)
     engine = PairEngine(TorchModel(model), TorchModel(model), INFO, PACKED)
     model.lm_head.register_forward_pre_hook(refuse(error))
-    with pytest.raises(told_as, match=str(error)):
+    with pytest.raises(raised_as, match=str(error)):
         engine.score([random_trunk(0, 3, (4, 4))], Wants())
 
 
@@ -217,7 +217,7 @@ def rewards(models: Sequence[TorchModel], how: ComputeOptions) -> np.ndarray[tup
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", PACKED_ARCHITECTURES)
 def test_packed_on_a_gpu_is_padded_on_a_gpu_within_rounding(name: str) -> None:
-    """In float32 by the written path, in bfloat16 by the kernels; both paths round, so each is held to float32's."""
+    """float32 takes the materialised path, bfloat16 the kernels. Both round: each is compared with float32 on the CPU."""
     exact = rewards(on("cpu", name, torch.float32), PADDED)
     np.testing.assert_allclose(rewards(on("cuda", name, torch.float32), PACKED), exact, atol=5e-3)
     rounding = {
@@ -228,10 +228,10 @@ def test_packed_on_a_gpu_is_padded_on_a_gpu_within_rounding(name: str) -> None:
 
 
 @pytest.mark.gpu
-def test_a_reference_on_another_device_gives_what_it_gives_beside_the_sft_model() -> None:
-    beside = rewards(on("cuda", "llama", torch.float32), PACKED)
+def test_a_reference_on_another_device_gives_what_it_gives_on_the_sft_models() -> None:
+    together = rewards(on("cuda", "llama", torch.float32), PACKED)
     apart = rewards(on("cuda", "llama", torch.float32, reference_device="cpu"), PACKED)
-    np.testing.assert_allclose(apart, beside, atol=5e-3)
+    np.testing.assert_allclose(apart, together, atol=5e-3)
 
 
 @pytest.mark.gpu
