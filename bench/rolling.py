@@ -27,7 +27,7 @@ from pathlib import Path
 import httpx2
 import yaml
 from dense_reward import AsyncClient, ClientError
-from dense_reward_trainer.jobs.demo import train
+from dense_reward_trainer.jobs.demo import train_pair
 from dense_reward_trainer.runs.local_service import HOST, free_port
 from dense_reward_trainer.runs.run_folder import commit
 
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if shutil.which("haproxy") is None:
         print("bench.rolling needs haproxy: install it (Debian: apt-get install haproxy)", file=sys.stderr)
         return 2
-    train()
+    train_pair()
     at = commit()  # before this run's own results make the checkout dirty
     ports = free_ports(REPLICAS + 1)
     leave_s = pre_stop_s() if as_the_chart else None

@@ -95,7 +95,9 @@ MUST_NOT_IMPORT = {
 } | {
     f"{TRAINER}.{name}": forbidden
     for name, forbidden in {
-        **dict.fromkeys(("configs.base", "configs.credit", "configs.dpr", "configs.service"), MODEL_LIBRARIES),
+        **dict.fromkeys(
+            ("configs.base", "configs.credit", "configs.dpr", "configs.service", "configs.sft"), MODEL_LIBRARIES
+        ),
         "data.arithmetic": MODEL_LIBRARIES | FILES,
         "data.corruption": MODEL_LIBRARIES | FILES | TEXT,
         "data.demonstration": MODEL_LIBRARIES | FILES | TEXT | {"datasets"},

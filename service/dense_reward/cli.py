@@ -17,7 +17,7 @@ from dense_reward.settings import Settings, env_name, flag, read_settings
 from dense_reward.telemetry.logs import configure
 from dense_reward.telemetry.process_memory import keep_freed_memory
 
-# Longer than load balancers usually keep an idle connection (60 s): else they send requests into a closed one.
+# Longer than the load balancers in front keep an idle connection: else they send requests into a closed one.
 KEEP_ALIVE_S = 75
 METAVARS: dict[object, str] = {Path: "PATH", int: "N", float: "X", str: "TEXT"}
 

@@ -1,4 +1,4 @@
-"""The run folder: what is kept of a run, what is redacted, and which second start is refused."""
+"""The run folder: what it records, what it redacts, and which second start it refuses."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import yaml
 from dense_reward_trainer.configs.base import JobConfig, JobOptions
 from dense_reward_trainer.errors import ConfigError, JobError
-from dense_reward_trainer.runs.run_folder import MetricsLog, command_line, open_run, pin, plot, redacted
+from dense_reward_trainer.runs.run_folder import MetricsLog, command_line, open_run, pin, plot_metrics, redacted
 
 
 class ServiceOptions(JobOptions):
@@ -104,9 +104,9 @@ def test_a_loss_that_is_no_number_stops_the_job(tmp_path: Path, value: float) ->
 
 def test_the_plot_is_a_png_even_of_nothing(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    plot(log, ("loss",), tmp_path / "empty.png", ylabel="nats")
+    plot_metrics(log, ("loss",), tmp_path / "empty.png", ylabel="nats")
     log.append(1, {"loss": 2.0})
     log.append(2, {"eval_loss": 1.0})
-    plot(log, ("loss", "eval_loss"), tmp_path / "loss.png", ylabel="nats")
+    plot_metrics(log, ("loss", "eval_loss"), tmp_path / "loss.png", ylabel="nats")
     for name in ("empty.png", "loss.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

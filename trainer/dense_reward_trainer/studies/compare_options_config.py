@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from dense_reward_trainer.configs.base import Fraction, JobConfig, JobOptions, MilestoneName
+from dense_reward_trainer.configs.base import Fraction, JobConfig, JobOptions, SafeName
 from dense_reward_trainer.configs.dpr import DprConfig
 
 Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -48,7 +48,7 @@ class EstimatorsConfig(JobConfig):
 
     task: TaskOptions = TaskOptions()
     kl_coefficient: float = Field(default=0.5, gt=0.0, description="b of the objective E[sum r] - b KL(pi || pi_sft).")
-    estimators: dict[MilestoneName, dict[str, Override]] = Field(
+    estimators: dict[SafeName, dict[str, Override]] = Field(
         min_length=1, description="Name -> its options of the DPR job; all others keep their defaults."
     )
     steps: int = Field(default=400, ge=1, description="Batches of samples.")

@@ -15,7 +15,8 @@ from dense_reward.checkpoints.write_manifest import write_whole
 from dense_reward.records import Report
 from tqdm import tqdm
 
-from dense_reward_trainer.configs.base import SftConfig, config_path, load_config
+from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.processes import in_processes
 from dense_reward_trainer.runs.run_folder import check_run, open_run

@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, JsonValue, model_validator
 
-from dense_reward_trainer.configs.base import JobConfig, JobOptions, MilestoneName
+from dense_reward_trainer.configs.base import JobConfig, JobOptions, SafeName
 from dense_reward_trainer.data.arithmetic import ArithmeticOptions
 
 Overrides = dict[str, JsonValue]
@@ -25,7 +25,7 @@ class Column(JobOptions):
     """One DPR run: a recipe, options that differ from it, and the checkpoint of the SFT run that is the reference."""
 
     recipe: str = Field(default="arithmetic_dpr", description="A shipped recipe of the job dpr, or a file.")
-    reference: MilestoneName = Field(default="reference", description="A milestone of the SFT run.")
+    reference: SafeName = Field(default="reference", description="A milestone of the SFT run.")
     dpr: Overrides = Field(default={}, description="key.sub -> value, over the sweep's `dpr`.")
 
 
@@ -39,7 +39,7 @@ class SweepConfig(JobConfig):
 
     resume_may_change: ClassVar[frozenset[str]] = frozenset({"output_dir", "processes", "seeds", "threads"})
 
-    regimes: dict[MilestoneName, Regime] = Field(min_length=1)
+    regimes: dict[SafeName, Regime] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(
         default=(0, 1, 2), min_length=2, description="Of data, training and samples: intervals are over the seeds."
     )
@@ -48,8 +48,8 @@ class SweepConfig(JobConfig):
     sft: Overrides = Field(default={}, description="key.sub -> value, over recipe `arithmetic_sft`.")
     continued: Overrides = Field(default={}, description="The same, for SFT that continues from the SFT model.")
     dpr: Overrides = Field(default={}, description="key.sub -> value, over the recipes of all columns.")
-    columns: dict[MilestoneName, Column] = Field(min_length=1, description="Name -> what this DPR run changes.")
-    matched: MilestoneName = Field(description="The column whose KL and FLOPs the alternatives get.")
+    columns: dict[SafeName, Column] = Field(min_length=1, description="Name -> what this DPR run changes.")
+    matched: SafeName = Field(description="The column whose KL and FLOPs the alternatives get.")
     temperatures: tuple[Temperature, ...] = Field(
         default=(1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2),
         min_length=2,

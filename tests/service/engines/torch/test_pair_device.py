@@ -217,7 +217,7 @@ def rewards(models: Sequence[TorchModel], how: ComputeOptions) -> np.ndarray[tup
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", PACKED_ARCHITECTURES)
 def test_packed_on_a_gpu_is_padded_on_a_gpu_within_rounding(name: str) -> None:
-    """float32 takes the materialised path, bfloat16 the kernels. Both round: each is compared with float32 on the CPU."""
+    """float32 takes the materialised path, bfloat16 the kernels. Both round: each is held to float32 on the CPU."""
     exact = rewards(on("cpu", name, torch.float32), PADDED)
     np.testing.assert_allclose(rewards(on("cuda", name, torch.float32), PACKED), exact, atol=5e-3)
     rounding = {
