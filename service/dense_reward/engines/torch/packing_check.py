@@ -1,10 +1,10 @@
 """Which models can be computed packed: tested before a pair is served, never assumed.
 
-First what the model's class and configuration state. Then an experiment on a proxy model: the same architecture with
-few layers, a small vocabulary, a short window and large random weights, in float32, so that every mistake changes
-log-probs by nats. The mistakes that were seen (a mask made from positions, positions that do not start at 0, recurrent
-layers, layers that do not call the replaced attention) do not show with one response to a prompt. So the proxy gets
-several, longer than its window.
+First come the reasons that the model's class and configuration declare. Then an experiment on a proxy model: the same
+architecture with few layers, a small vocabulary, a short window and large random weights, in float32, so that every
+mistake changes log-probs by nats. The mistakes that were seen (a mask made from positions, positions that do not start
+at 0, recurrent layers, layers that do not call the replaced attention) do not show with one response to a prompt. So
+the proxy gets several, longer than its window.
 """
 
 from collections.abc import Sequence
