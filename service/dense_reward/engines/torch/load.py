@@ -66,17 +66,17 @@ class LoadContext:
 
 
 def load_pair(
-    sft: Path, reference: Path, serving: ServingOptions, loading: LoadContext
+    sft: Path, reference: Path, serving: ServingOptions, context: LoadContext
 ) -> tuple[PairEngine, TransformersTokenizer, Manifest]:
     """Load two checkpoints, verify them, and return engine, tokenizer and the sft manifest.
 
     Raises CheckpointError, with the cure, for anything that would make a score wrong.
     """
-    report = loading.report
+    report = context.report
     manifests = load_manifest(sft), load_manifest(reference)
     related = check_pair(*manifests, allow_unrelated=serving.allow_unrelated)
     models = [
-        _model(role, folder, manifest, serving, loading)
+        _model(role, folder, manifest, serving, context)
         for role, folder, manifest in zip(ROLES, (sft, reference), manifests, strict=True)
     ]
     checkpoints = [
@@ -84,7 +84,7 @@ def load_pair(
         for role, folder, manifest, model in zip(ROLES, (sft, reference), manifests, models, strict=True)
     ]
     tokenizer = tokenizer_of(checkpoints[0])
-    options = loading.on_device(lambda: _compute_options(models, serving, report))
+    options = context.on_device(lambda: _compute_options(models, serving, report))
     info = pair_info(
         checkpoints,
         options=[serving.head_dtype, serving.norm_dtype, serving.deterministic],
@@ -95,7 +95,7 @@ def load_pair(
         related=related,
     )
     engine = PairEngine(models[0], models[1], info, options)
-    loading.on_device(lambda: _verify_probes(engine, checkpoints, report))
+    context.on_device(lambda: _verify_probes(engine, checkpoints, report))
     return engine, tokenizer, manifests[0]
 
 
@@ -128,9 +128,9 @@ def _dtype(manifest: Manifest, serving: ServingOptions, report: Report) -> str:
     return "float32"
 
 
-def _model(role: str, folder: Path, manifest: Manifest, serving: ServingOptions, loading: LoadContext) -> TorchModel:
+def _model(role: str, folder: Path, manifest: Manifest, serving: ServingOptions, context: LoadContext) -> TorchModel:
     """A checkpoint's model as `serving` requires, with its output layer on the sft model's device."""
-    report = loading.report
+    report = context.report
     report(f"verifying the files of {role} ({folder})")
     verify_files(folder, manifest)
     dtype = _dtype(manifest, serving, report)
@@ -142,14 +142,14 @@ def _model(role: str, folder: Path, manifest: Manifest, serving: ServingOptions,
         if serving.norm_dtype is not None:
             model.use_norms(DTYPES[serving.norm_dtype])
         head_dtype = None if serving.head_dtype is None else DTYPES[serving.head_dtype]
-        # The logits of both models are compared tile by tile, so both heads run on the sft model's device.
+        # The logits of both models are compared tile by tile, so both heads must be on one device.
         if head_dtype is not None or device != serving.device:
             model.use_head(device=torch.device(serving.device), dtype=head_dtype)
         return model
 
     # All that changes the loaded model: pairs that differ in one of these must not share it.
     served_as = dtype, device, serving.device, serving.head_dtype, serving.norm_dtype
-    return loading.models.get((manifest.content_sha256, served_as), load)
+    return context.models.get((manifest.content_sha256, served_as), load)
 
 
 def _compute_options(models: Sequence[TorchModel], serving: ServingOptions, report: Report) -> ComputeOptions:
@@ -198,8 +198,8 @@ class DeviceLoader:
         """Engine, encoder and tokenizer hash of the pair in the settings. Raises CheckpointError with the cure."""
         if settings.sft is None or settings.reference is None:
             raise CheckpointError("give both checkpoints: --sft DIR --reference DIR")
-        loading = LoadContext(report, on_device, self._models)
-        engine, tokenizer, manifest = load_pair(settings.sft, settings.reference, serving_options(settings), loading)
+        context = LoadContext(report, on_device, self._models)
+        engine, tokenizer, manifest = load_pair(settings.sft, settings.reference, serving_options(settings), context)
         return engine, Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id), manifest.tokenizer_sha256
 
 
@@ -209,7 +209,7 @@ def gpu_bytes() -> dict[str, int]:
 
 
 def serving_options(settings: Settings) -> ServingOptions:
-    """How to serve, with `auto` resolved to a device. Sets the number of threads and determinism of torch, per process.
+    """How to serve, with `auto` resolved to a device. Sets torch's threads and determinism for the whole process.
 
     Raises CheckpointError if torch sees no such device.
     """
@@ -234,6 +234,6 @@ def _device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise CheckpointError(
-            f"device {name} is not there: torch sees no GPU (use --device cpu, or a CUDA build of torch)"
+            f"device {name} is not available: torch sees no GPU (use --device cpu, or a CUDA build of torch)"
         )
     return name

@@ -59,7 +59,9 @@ def exact_rewards(sft: Path, reference: Path, serving: ServingOptions, report: R
     engine = load_pair(sft, reference, plain, LoadContext(report))[0]
     exact = Exact(trunks, _rewards(engine, trunks))
     if exact.std == 0:
-        raise CheckpointError("every token of the probe has the same reward: the two checkpoints are the same")
+        raise CheckpointError(
+            "every token of the probe has the same reward: the two checkpoints are the same; choose another reference"
+        )
     return exact
 
 

@@ -1,10 +1,10 @@
 """Which models can be computed packed: tested before a pair is served, never assumed.
 
-First what the model's class and configuration state. Then an experiment on a proxy model: the same architecture with
-few layers, a small vocabulary, a short window and large random weights, in float32, so that every mistake changes
-log-probs by nats. The mistakes that were seen (a mask made from positions, positions that do not start at 0, recurrent
-layers, layers that do not call the replaced attention) do not show with one response to a prompt. So the proxy gets
-several, longer than its window.
+First come the reasons that the model's class and configuration declare. Then an experiment on a proxy model: the same
+architecture with few layers, a small vocabulary, a short window and large random weights, in float32, so that every
+mistake changes log-probs by nats. The mistakes that were seen (a mask made from positions, positions that do not start
+at 0, recurrent layers, layers that do not call the replaced attention) do not show with one response to a prompt. So
+the proxy gets several, longer than its window.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from dense_reward.records import Branch, IdArray, Trunk
 
 Logprobs = NDArray[np.float64]
 LAYER_TYPES = {"full_attention", "sliding_attention"}
-VOCABULARY = 512
-WIDTH = 128
-"""Width of the feed-forward layers. No check depends on it."""
+VOCAB_SIZE = 512
+FEEDFORWARD_WIDTH = 128
+"""No check depends on it."""
 WINDOW_TOKENS = 8
 TOLERANCE_NATS = 2e-3
 """The largest difference that rounding makes on the proxy model; the mistakes that were seen make 0.08 and more."""
@@ -88,10 +88,10 @@ def _proxy_model(config: PreTrainedConfig) -> PreTrainedModel:
         if isinstance(entry, list) and len(entry) == whole:
             setattr(small, name, entry[:layers])
     small.num_hidden_layers = layers
-    small.vocab_size = min(small.vocab_size, VOCABULARY)
+    small.vocab_size = min(small.vocab_size, VOCAB_SIZE)
     for name in ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"):
         if isinstance(getattr(small, name, None), int):
-            setattr(small, name, min(getattr(small, name), WIDTH))
+            setattr(small, name, min(getattr(small, name), FEEDFORWARD_WIDTH))
     if getattr(small, "sliding_window", None):
         small.sliding_window = WINDOW_TOKENS
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):

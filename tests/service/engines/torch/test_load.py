@@ -1,4 +1,4 @@
-"""Two checkpoints on disk become a pair only where they are proven to be one and to be computed right."""
+"""Two checkpoints become a pair only if they belong together and their stored probes are reproduced."""
 
 import json
 from collections.abc import Callable
@@ -205,8 +205,8 @@ def test_a_pair_is_proven_by_the_path_that_its_architecture_allows_and_the_path_
 ) -> None:
     reports: list[str] = []
     engine, _, _ = loaded(write_pair(tmp_path, architecture), reports=reports)
-    (told,) = [line for line in reports if line.startswith("path: ")]
-    assert told.startswith("path: packed" if path == "packed" else "path: padded, several times slower, because ")
+    (reported,) = [line for line in reports if line.startswith("path: ")]
+    assert reported.startswith("path: packed" if path == "packed" else "path: padded, several times slower, because ")
     assert engine._compute_options.packed == (path == "packed")
     assert reports[-1].startswith("probe of reference: ")
 
@@ -230,14 +230,14 @@ def test_a_path_that_computes_something_else_is_refused_by_the_probe_though_nobo
 def test_both_models_are_asked_on_the_device_and_in_the_dtype_that_serves_them(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    calls = []
 
     def noted(*_: object, device: str, dtype: torch.dtype) -> None:
-        asked.append((device, dtype))
+        calls.append((device, dtype))
 
     monkeypatch.setattr(load, "unsupported_reason", noted)
     loaded(pair, dtype="bfloat16", reference_device="cpu:0")
-    assert asked == [("cpu", torch.bfloat16), ("cpu:0", torch.bfloat16)]
+    assert calls == [("cpu", torch.bfloat16), ("cpu:0", torch.bfloat16)]
 
 
 def test_a_kernel_that_is_wrong_on_its_device_alone_has_the_pair_padded(
@@ -259,8 +259,8 @@ def test_short_weights_are_served_in_float32_where_the_processor_lacks_their_ari
         monkeypatch.setattr(torch.ops.mkldnn, name, lambda: has_it)
     reports: list[str] = []
     assert loaded(pair, reports=reports)[0].info.dtype == (dtype if has_it else "float32")
-    told = f"the {dtype} weights of sft are served in float32, which holds them exactly"
-    assert any(line.startswith(told) for line in reports) != has_it
+    reported = f"the {dtype} weights of sft are served in float32, which holds them exactly"
+    assert any(line.startswith(reported) for line in reports) != has_it
     assert loaded(pair, dtype=dtype)[0].info.dtype == dtype
 
 

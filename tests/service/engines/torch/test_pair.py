@@ -194,11 +194,8 @@ def test_what_else_a_batch_wants_changes_no_bit_of_the_log_probs() -> None:
 
 def test_packed_and_alone_differ_by_rounding_only() -> None:
     trunk = random_trunk(7, 13, (11, 4, 11))
-    for found, expected in zip(
-        small_batches("gemma2").score([trunk], ALL)[0],
-        engine_of("gemma2", alone=True).score([trunk], ALL)[0],
-        strict=True,
-    ):
+    packed, separate = (e.score([trunk], ALL)[0] for e in (small_batches("gemma2"), engine_of("gemma2", alone=True)))
+    for found, expected in zip(packed, separate, strict=True):
         assert_same(found, expected)
 
 
