@@ -10,7 +10,7 @@ import pytest
 import torch
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.engines.torch import load, packing_check
-from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pair
+from dense_reward.engines.torch.load import CPU_CAPABILITIES, LoadContext, ServingOptions, load_pair
 from dense_reward.engines.torch.pair import QUANTITIES, PairEngine
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import MANIFEST_NAME, Manifest, hash_files
@@ -251,12 +251,16 @@ def test_a_kernel_that_is_wrong_on_its_device_alone_has_the_pair_padded(
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("has_it", [True, False])
+@pytest.mark.parametrize("architecture", ["x86_64", "arm64"])
 def test_short_weights_are_served_in_float32_where_the_processor_lacks_their_arithmetic(
-    dtype: str, has_it: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dtype: str, has_it: bool, architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = write_pair(tmp_path, dtype=getattr(torch, dtype))
+    one_dnn = {"x86_64": True, "arm64": has_it}  # on x86 it also answers yes for AVX-512 that only emulates bfloat16
+    found = {"architecture": architecture, "avx512_f": True, CPU_CAPABILITIES[dtype][0]: has_it}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
     for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
-        monkeypatch.setattr(torch.ops.mkldnn, name, lambda: has_it)
+        monkeypatch.setattr(torch.ops.mkldnn, name, lambda: one_dnn[architecture])
     reports: list[str] = []
     assert loaded(pair, reports=reports)[0].info.dtype == (dtype if has_it else "float32")
     reported = f"the {dtype} weights of sft are served in float32, which holds them exactly"
