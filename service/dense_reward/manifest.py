@@ -1,7 +1,7 @@
 """The manifest of a checkpoint: what it is, hashes of its files, and a probe that verifies how it is computed.
 
-The manifest is written last, so a folder that has one is complete. Hashes give integrity, not authenticity: an attacker
-who can change the files can change the manifest. Imports no torch.
+The manifest is written last, so a folder that has one is complete. The hashes detect changed files, but not an
+attacker: one who can change the files can change the manifest. Imports no torch.
 """
 
 import hashlib
@@ -83,7 +83,7 @@ class Manifest(_Strict):
 
     @property
     def content_sha256(self) -> str:
-        """One hash of all files, configuration and weights. Revisions are made of it."""
+        """One hash of all files, configuration and weights. Revisions are derived from it."""
         return sha256_of_text(json.dumps([self.files, self.adapter_base_files], sort_keys=True))
 
     @property

@@ -135,7 +135,7 @@ class Settings(BaseSettings):
         "other keys score",
     )
     drain_s: PositiveInt = Field(60, description="seconds allowed for requests in flight after SIGTERM")
-    log_format: LogFormat = Field("text", description="text: lines for people; json: one JSON object a line")
+    log_format: LogFormat = Field("text", description="text: lines for people; json: one JSON object per line")
     otlp_endpoint: str | None = Field(
         None, description="URL of an OpenTelemetry receiver (OTLP over HTTP) for spans, such as http://collector:4318"
     )

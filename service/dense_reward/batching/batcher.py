@@ -78,8 +78,8 @@ class _Batch:
 
     def cancel_ahead(self) -> None:
         if self.ahead is not None:
-            # Also if it has failed: `cancel` marks the exception as retrieved, otherwise asyncio would log it. A thread
-            # that is still preparing goes on, and its result is dropped.
+            # Cancel it even if it has failed: `cancel` marks the exception as retrieved, otherwise asyncio would log
+            # it. A thread that is still preparing continues, and its result is dropped.
             self.ahead.cancel()
             self.ahead = None
 
@@ -117,7 +117,7 @@ class Batcher:
     def on_device(self, call: Callable[[], Result]) -> Result:
         """Return the result of a call on the device thread, where it runs between two batches.
 
-        Blocks, so it must not be called on the event loop. Raises LoadingStoppedError once `run` has ended.
+        It blocks, so it must not be called on the event loop. Raises LoadingStoppedError once `run` has ended.
         """
         try:
             future = self._device.submit(call)
@@ -214,7 +214,7 @@ class Batcher:
                 _check_shape(batch.trunks, scores)
                 self._deliver(batch.members, scores, seconds)
         except (OutOfMemoryError, SequenceError) as error:
-            # Not retried inside this block: until it is left, the traceback keeps the batch's tensors alive.
+            # The retry is outside this block: inside it, the traceback would keep the batch's tensors alive.
             return _Failed(str(error), for_memory=isinstance(error, OutOfMemoryError))
         except Exception as error:  # any error: each job of the batch must get an answer
             for job, _ in batch.members:
@@ -224,7 +224,7 @@ class Batcher:
         return None
 
     async def _prepared(self, batch: _Batch) -> Work | None:
-        """Prepare the units whose callers still wait, again if one is cancelled meanwhile. None if all of them are."""
+        """Prepare the units of callers that still wait, again if one is cancelled meanwhile; None if none is left."""
         work = await self._prepared_ahead(batch)
         while batch.drop_done() or work is None:
             if not batch.members:
@@ -233,10 +233,10 @@ class Batcher:
         return work
 
     async def _prepared_ahead(self, batch: _Batch) -> Work | None:
-        """What was prepared ahead; None if the batch must be prepared now.
+        """The work that was prepared ahead; None if the batch must be prepared now.
 
-        That is so if it was not prepared, if a caller was cancelled, or if there was no memory for it in addition to
-        the batch that was being computed.
+        It must be prepared now if nothing was prepared, if a caller was cancelled, or if memory could not hold it in
+        addition to the batch that was being computed.
         """
         if batch.drop_done():
             batch.cancel_ahead()
@@ -282,10 +282,10 @@ class Batcher:
             if job.waiting == 0 and not job.done.done():
                 job.done.set_result(None)
         for job in {job for job, _ in members}:
-            job.compute_s += seconds  # before any waiter reads it: they resume only when the event loop is free again
+            job.compute_s += seconds  # waiters read it later: they resume only when the event loop is free
 
     async def _compute_halves(self, members: Sequence[Member], failed: _Failed) -> None:
-        """Compute a failed batch as two. Only a sequence that fails in a batch of its own fails its request."""
+        """Compute a failed batch as two. Only a sequence that fails as the only one in a batch fails its request."""
         if len(members) > 1:
             half = len(members) // 2
             await self._compute(_Batch([*members[:half]]))
@@ -336,16 +336,16 @@ def _check_shape(trunks: Sequence[Trunk], results: Sequence[Sequence[TokenScores
     """Raises RuntimeError if an engine lost or added a branch or a token: scores would reach the wrong request."""
     expected, found = [len(trunk.branches) for trunk in trunks], [len(scores) for scores in results]
     if expected != found:
-        raise RuntimeError(f"the engine answered {found} branches of {expected}")
+        raise RuntimeError(f"the engine returned scores of {found} branches instead of {expected}")
     for trunk, branches in zip(trunks, results, strict=True):
         tokens = [int(branch.scored_T.sum()) for branch in trunk.branches]
         answered = [len(scores.sft_logprob_S) for scores in branches]
         if tokens != answered:
-            raise RuntimeError(f"the engine answered {answered} tokens of {tokens}")
+            raise RuntimeError(f"the engine returned scores of {answered} tokens instead of {tokens}")
 
 
 def _wanted(scores: TokenScores, wants: Wants) -> TokenScores:
-    """The scores without what only other requests of the batch wanted, so that an answer depends on its own request."""
+    """The scores without the quantities that only other requests wanted: an answer depends only on its own request."""
     k = wants.top_k
     return TokenScores(
         scores.sft_logprob_S,

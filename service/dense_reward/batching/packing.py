@@ -73,7 +73,7 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One row of N tokens. S scored ones are predicted at R <= S of its indices, as branches share their prompt's end.
+    """One row of N tokens. The S scored ones are predicted at R <= S indices: branches share their prompt's last one.
 
     `positions_N`: RoPE positions, counted from 0 in each sequence. `rows_R`: the indices whose logits are needed.
     `row_S`: for each scored token, leaf by leaf, the entry of `rows_R` that predicts it.
@@ -88,10 +88,10 @@ class Packed:
 
 
 def computed_tokens(prompt_tokens: int, branch: Branch, rope_length_limits: Collection[int] = ()) -> int:
-    """Tokens of a branch that must be computed: those before its last scored one, as nothing later changes a score.
+    """Number of tokens of a branch that must be computed: those before its last scored one. Later ones change no score.
 
-    longrope models rotate a whole sequence differently once it exceeds a length limit, so a sequence that is over one
-    is computed in full if cutting it would bring it below.
+    longrope models rotate a whole sequence differently once it exceeds a length limit, so a sequence over a limit is
+    computed in full if the cut sequence would be below that limit.
     """
     if not branch.scored_T.any():
         return 0
@@ -128,7 +128,8 @@ def leaves(trunks: Sequence[Trunk], rope_length_limits: Collection[int] = ()) ->
         for b, branch in enumerate(trunk.branches)
         if branch.scored_T.any()
     ]
-    # Reversed, so that the first of equal prompts decides where their tree is: trees keep the order of the batch.
+    # Reversed, so that the first of equal prompts determines the place of their tree: trees keep the order of the
+    # batch.
     place = {key: i for i, key in reversed([*enumerate(map(_tree_key, unsorted))])}
     return sorted(unsorted, key=lambda leaf: (leaf.limits_passed, place[_tree_key(leaf)], leaf.computed_tokens))
 

@@ -123,5 +123,5 @@ def _present(result: ScoredResponse, name: FloatArrayName) -> FloatArray:
         raise ValueError(f"item {result.item} failed: {result.error.message}: leave it out before padding")
     array: FloatArray | None = getattr(result, name)
     if array is None:
-        raise ValueError(f"item {result.item} was answered without {name}: ask for it with include")
+        raise ValueError(f"item {result.item} was answered without {name}: request it with include")
     return array

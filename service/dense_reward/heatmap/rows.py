@@ -116,7 +116,7 @@ def shared_scale(rows: Sequence[HeatmapRow]) -> float:
     sizes = np.abs(np.array([value for row in rows for value in row.values], dtype=np.float64))
     if not sizes.any():
         return 1.0
-    # If nearly all values are 0, so is the percentile; on a scale of 0 the few others would all saturate.
+    # If nearly all values are 0, the percentile is 0 too, and on a scale of 0 the few other values would all saturate.
     robust = float(np.percentile(sizes, SCALE_PERCENTILE)) or float(sizes.max())
     return max(float(f"{robust:.1e}"), SMALLEST_SCALE)
 

@@ -182,7 +182,7 @@ def _title(row: HeatmapRow, index: int, heatmap: Heatmap) -> str:
 
 
 def _mono(text: str, *, x: float, y: float, fill: Colour | None = None) -> str:
-    # A font with another advance is stretched to its box.
+    # `textLength` stretches a font with a different advance to its box.
     width = f' textLength="{cells(text) * _CELL:.2f}" lengthAdjust="spacingAndGlyphs"'
     ink = f' fill="{fill.hex}"' if fill else ""
     # Converters disagree on xml:space and on white-space; all of them keep no-break spaces.

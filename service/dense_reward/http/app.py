@@ -120,7 +120,7 @@ def _add_admin(app: FastAPI, service: Service) -> None:
     async def load(request: Request) -> Response:
         """Load a pair, verify its probes, and serve it. It replaces the pair of the same name, if there is one."""
         limits = BodyLimits(service.settings.max_body_bytes, service.settings.max_arrival_s)
-        body = await read_body(request, limits, lambda _: None)  # holds no room: a pair's source is not queued
+        body = await read_body(request, limits, lambda _: None)  # reserves no queue room: a source is not queued
         if is_compressed(request):
             body = await service.threads.run(inflate, body, limits.max_bytes)
         source = parse(body, PairSource)
@@ -141,7 +141,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     async def health() -> Response:
-        """200 unless the service has failed: then only a new process helps."""
+        """200; 503 if the service has failed. Then only a new process helps."""
         return json_response({"state": service.state}, 503 if service.state == "failed" else 200)
 
     @app.get("/ready")
@@ -149,7 +149,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         """200 once all pairs are loaded and their probes verified, and while every engine can compute."""
         unavailable_reason = service.unavailable_reason if service.state == "ready" else None
         body: dict[str, str] = {"state": service.state if unavailable_reason is None else "unavailable"}
-        if service.settings.api_keys_file is None:  # names folders and hosts, and this route never needs a key
+        if service.settings.api_keys_file is None:  # progress names folders and hosts, and this route needs no key
             body["progress"] = unavailable_reason or service.progress
         return json_response(body, 200 if body["state"] == "ready" else 503)
 

@@ -1,4 +1,4 @@
-"""Authentication: which path needs which right, and which key has it.
+"""Authentication: which path needs which right, and which key gives it.
 
 Without a key only paths that reveal nothing are answered.
 """
@@ -92,7 +92,7 @@ def _is_admin(path: str) -> bool:
 def _challenge(headers: Mapping[str, str]) -> str:
     """The value of WWW-Authenticate. Basic makes a browser ask for a password.
 
-    That is right if it opens a page, but not for the requests of the page's own script: those get Bearer.
+    That is right when a browser opens a page, but not for requests of the page's own script: those get Bearer.
     """
     if "text/html" in headers.get("accept", ""):
         return 'Basic realm="dense-reward: any name, and a key as password"'

@@ -106,7 +106,7 @@ def _responses(item: Item) -> int:
 
 
 def _prompt(item: Item, tokenizer: Tokenizer) -> str:
-    """The text before the response, as people read it: messages are not rendered, ids are decoded."""
+    """The text before the response, for people: messages are not rendered, ids are decoded."""
     match item.form:
         case "prompt":
             return item.prompt or ""

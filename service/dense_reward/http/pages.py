@@ -41,7 +41,7 @@ def add_pages(app: FastAPI) -> None:
 
 
 def _docs() -> tuple[str, str]:
-    """Swagger UI and its policy: its inline script is allowed by its hash; it makes inline styles as it runs."""
+    """Swagger UI and its policy: its inline script is allowed by its hash; it adds inline styles at run time."""
     page = bytes(
         get_swagger_ui_html(
             openapi_url="/openapi.json",

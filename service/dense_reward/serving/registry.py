@@ -89,7 +89,7 @@ class Registry:
     async def add(self, source: PairSource) -> ModelCard:
         """Load a pair while the others are served, verify its probes, and serve it from the next request on.
 
-        It replaces the pair of the same name, which still answers the requests that it has.
+        It replaces the pair of the same name, which still answers its current requests.
         Raises RequestError: forbidden, loading, load_failed or draining. Nothing has changed then.
         """
         if self.settings.engine in {"remote", "vllm"}:

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise, takewhile
 
 Span = tuple[int, int]
-_REPLACEMENT = "\ufffd"  # decoded from bytes that are no character, or not yet a whole one
+_REPLACEMENT = "\ufffd"  # what bytes decode to if they are not a character, or not yet a complete one
 _LONGEST_CHARACTER_BYTES = 4
-_LONGEST_WINDOW_TOKENS = 64  # bounds the work on bytes whose text never agrees with that of the whole
+_LONGEST_WINDOW_TOKENS = 64  # limits the work on bytes whose text never agrees with the whole text
 
 
 def monotone_spans(offsets: Sequence[Span], length: int) -> tuple[Span, ...]:
     """Spans that cover [0, length), from the offsets of a tokenizer, which can overlap or leave gaps.
 
     A span ends where its token ends, or earlier if the next token starts inside the same character. Text that the
-    tokenizer skipped goes to the token after it.
+    tokenizer skipped belongs to the token after it.
     """
     spans: list[Span] = []
     start = 0
@@ -40,7 +40,7 @@ def decoded_spans(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) ->
     before = ""
     window: list[str] = []
     for count in range(1, len(ids) + 1):
-        # Decoded behind the ids of the window before, as a decoder can treat the first token of a text differently.
+        # Decoded after the ids of the previous window: a decoder can treat the first token of a text differently.
         window.append(decode(ids[anchor:count])[len(before) :])
         if _is_settled(window, text, position):
             ends.extend(position + end for end in _ends(window))
@@ -69,7 +69,7 @@ def _ends(window: Sequence[str]) -> list[int]:
     """End offset of each token in the final decoded text.
 
     It is the length of the prefix that the decoded text keeps when the next token is appended. A U+FFFD at its end that
-    the next token leaves unchanged is an unfinished character: it belongs to the last token that leaves it so.
+    the next token leaves unchanged is an unfinished character: it belongs to the last token that leaves it unchanged.
     """
     ends = [len(window[-1])]
     for later, earlier in pairwise(reversed(window)):
