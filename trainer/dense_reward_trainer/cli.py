@@ -96,7 +96,7 @@ def _run(job: JobSpec, config: str, overrides: Sequence[str]) -> None:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed command line. Overrides can come before and after --skip-bad; argparse refuses that by itself."""
+    """The parsed command line. Overrides can come before and after --skip-bad; argparse alone would refuse that."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     unknown = [argument for argument in rest if argument.startswith("-")]

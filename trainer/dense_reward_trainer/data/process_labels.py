@@ -63,7 +63,7 @@ def _solution(line: str, source: str) -> Solution | None:
         return _process_bench(row, source) if "steps" in row else _prm800k(row, source)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{source} is no line of ProcessBench or PRM800K ({reason})") from None
+        raise DataError(f"{source} is not a line of ProcessBench or PRM800K ({reason})") from None
 
 
 def _process_bench(row: Mapping[str, object], source: str) -> Solution:

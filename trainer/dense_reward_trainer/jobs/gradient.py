@@ -89,7 +89,7 @@ def descent_directions(
         if not 0 < size < inf:
             raise JobError(
                 f"the gradient of batch {step} has norm {size:g}, so it has no direction: it is 0 if all actions of a "
-                "batch are paid the same. Raise prompts_per_step or group_size, or inspect the rewards"
+                "batch get the same reward. Raise prompts_per_step or group_size, or inspect the rewards"
             )
         yield direction
 

@@ -117,7 +117,8 @@ class Learner:
     def update(self, batch: Batch, actions: Actions) -> dict[str, float]:
         """Take `updates_per_batch` optimiser steps on a batch; return loss and unclipped gradient norm of the last one.
 
-        In the first step the policy is still the one that sampled: its log-probs are kept for the ratios of the others.
+        In the first step the policy is still the one that sampled. Its log-probs are kept for the ratios of later
+        steps.
         """
         old_BTM = self._zero_logprobs(actions)
         loss = norm = 0.0

@@ -80,7 +80,7 @@ def plain_generation(model: PreTrainedModel) -> Iterator[None]:
     """Replaces the checkpoint's own generation settings by the defaults while sampling.
 
     `generate` takes every option that a call does not set from them. With a shipped top_k or repetition penalty, the
-    samples would come from another distribution than the one whose log-probs are differentiated.
+    samples would come from a different distribution than the one whose log-probs are differentiated.
     """
     own = model.generation_config
     model.generation_config = GenerationConfig()

@@ -11,7 +11,7 @@ SUMMARY = frozenset({"total_flos", "train_loss", "train_runtime", "train_samples
 
 
 class EvaluateAtEnd(TrainerCallback):  # type: ignore[misc]
-    """Also evaluates after the last step, even if it is no multiple of eval_steps."""
+    """Also evaluates after the last step, even if it is not a multiple of eval_steps."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if state.global_step == state.max_steps and args.eval_strategy != "no":

@@ -79,7 +79,7 @@ def cell_figures_logged(cell: Cell) -> dict[str, Figures]:
 
 
 def check_references(cells: Sequence[Cell]) -> None:
-    """Raise ConfigError if the reference of a column is no milestone of its SFT run."""
+    """Raise ConfigError if the reference of a column is not a milestone of its SFT run."""
     for cell in cells:
         resolved = load_config(SftConfig, config_path("arithmetic_sft"), arguments(sft_overrides(cell)))
         for name, column in cell.config.columns.items():
