@@ -169,7 +169,7 @@ def with_interval(found: Estimate) -> str:
 
 
 def options_block(file: EstimatorsFile) -> str:
-    """Each set of options, the largest mean of the gap closed first; then `best` beside `paper`."""
+    """Each set of options, the largest mean of the gap closed first; then `best` compared with `paper`."""
     study = file["estimators"]
     head = ["options", "what is set", "learning rate", "gap closed, mean", "worst seed", "tokens to half, median"]
     order = sorted(study["outcomes"].items(), key=lambda item: -mean(item[1]["gap_closed"]))
@@ -198,7 +198,7 @@ def tokens(counts: list[float | None]) -> str:
 
 
 def comparison_with_paper(file: EstimatorsFile) -> Iterator[str]:
-    """How `best` compares with `paper`, a sentence for each ratio that is known."""
+    """Compares `best` with `paper`, one sentence per known ratio."""
     best, paper = file["gap_closed_best"], file["gap_closed_paper"]
     yield f"`best` closes {best:.2f} of the gap and `paper` {paper:.2f}, means over the seeds."
     for key, rates in (

@@ -91,7 +91,7 @@ def gsm8k_lengths(file: Path = LENGTHS_FILE) -> Lengths:
 def draw(name: str, lengths: Lengths, vocab_size: int, round_: int, *, sequential: bool = False) -> Workload:
     """Draws ids from the whole vocabulary. The same arguments give the same ids.
 
-    Each round has other ids, so that a contestant that caches earlier requests gains nothing.
+    Each round has different ids, so that a contestant that caches earlier requests gains nothing.
     """
     random = np.random.default_rng([zlib.crc32(name.encode()), round_])
 
