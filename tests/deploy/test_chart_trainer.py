@@ -53,7 +53,8 @@ def test_an_eviction_is_none_of_the_tries(kind: str) -> None:
     (spec,) = jobs(render({"trainer": {"kind": kind, "jobs": [JOB]}}))
     (rule,) = spec["podFailurePolicy"]["rules"]
     assert rule == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    assert spec["template"]["spec"]["restartPolicy"] == "Never"  # Kubernetes accepts podFailurePolicy with no other
+    # Kubernetes accepts podFailurePolicy with no other restartPolicy.
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
 
 
 def test_a_job_gets_the_environment_that_is_given() -> None:

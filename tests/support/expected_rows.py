@@ -1,4 +1,4 @@
-"""What two models give to every scored token of some trunks, by the engine's parts and by plain transformers."""
+"""Scores of every scored token of some trunks, computed by parts of the engine and by plain transformers."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -22,11 +22,11 @@ TRUNKS = (
     random_trunk(2, 3, (1, 17), masked=True, k=2),
     random_trunk(3, 1, (6, 6), k=2),
 )
-"""Prompts and branches on both sides of every window and border."""
+"""Prompts and branches that are shorter and longer than every window and RoPE length limit."""
 
 
 def batches_of(trunks: Sequence[Trunk], model: TorchModel, *, packed: bool, max_tokens: int = 100) -> list[Batch]:
-    """What the engine would compute, one after another."""
+    """The batches that the engine would compute, in order."""
     rope_length_limits = [] if model.rope_length_limit is None else [model.rope_length_limit]
     if packed:
         return [

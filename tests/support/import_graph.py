@@ -37,7 +37,7 @@ class Import:
 
     @property
     def late(self) -> bool:
-        """Not run by importing the module."""
+        """Whether importing the module does not run this import."""
         return self.typing or self.function is not None
 
 
@@ -112,7 +112,7 @@ def known_to(name: str) -> frozenset[str]:
 
 
 def room_of(name: str) -> str:
-    """The room of a module: its folder below the package, or the module itself where it is in none."""
+    """The room of a module: its folder below the package, or the module itself if it is in no folder."""
     parts = name.split(".")
     folder = SOURCES[parts[0]] / parts[0]
     depth = 1

@@ -1,6 +1,7 @@
-"""Runs a job's command, and sends its own process a signal at the moment when it logs a step.
+"""Runs a job's command, and sends a signal to its own process as soon as it logs a step.
 
-`python killed_job.py SIGNAL STEP JOB CONFIG [key.sub=value ...]`. So the run ends at the same point on every machine.
+`python killed_job.py SIGNAL STEP JOB CONFIG [key.sub=value ...]`. Therefore the run ends at the same point on every
+machine.
 """
 
 import os

@@ -1,6 +1,7 @@
-"""A server of one checkpoint that speaks the wire format of vLLM or SGLang, computed by plain transformers.
+"""A server of one checkpoint with the wire format of vLLM or SGLang. It computes with plain transformers.
 
-`python model_server.py FOLDER PORT SPEECH` runs it as a process, to be killed. It misbehaves when told to.
+`python model_server.py FOLDER PORT SPEECH` runs it as a process that a test can kill. It misbehaves on request
+(`tricks`).
 """
 
 import base64
@@ -29,12 +30,12 @@ Trick = Callable[["Handler"], None]
 
 
 class NoSuchRouteError(Exception):
-    """Answered 404."""
+    """The request gets a 404."""
 
 
 @dataclass(slots=True)
 class ModelServer:
-    """A context manager. Each of `tricks` is played once, on one POST, in place of its answer."""
+    """A context manager. Each of `tricks` handles one POST instead of the real answer."""
 
     folder: Path
     speech: Speech = "vllm"
@@ -72,7 +73,7 @@ class ModelServer:
         self.stop()
 
     def stop(self) -> None:
-        """Nobody is answered any more, on connections that are open either."""
+        """Answers no more requests, not even on open connections."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()
@@ -95,7 +96,7 @@ class ModelServer:
 
     @property
     def max_req_input_len(self) -> int:
-        """SGLang refuses sequences that are as long as this."""
+        """SGLang refuses sequences of this length or longer."""
         return self.max_model_len - 6
 
     def answer(self, path: str, body: Json) -> Json:
@@ -110,7 +111,7 @@ class ModelServer:
                 raise NoSuchRouteError
 
     def logprobs_LV(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Row t is log p(. | ids[:t]), from t = 1 on; row 0 is nothing."""
+        """Row t is log p(. | ids[:t]), from t = 1 on; row 0 is nan."""
         with self._lock, torch.inference_mode():
             logits_LV = self.model(torch.tensor([list(ids)])).logits[0].float()
             values: NDArray[np.float32] = torch.log_softmax(logits_LV, -1).numpy()
@@ -139,7 +140,7 @@ class ModelServer:
         if len(named) != len(ids) - 1 - start or len(named[0]) > MAX_LOGPROBS:
             raise ValueError(f"{len(named)} rows of {len(named[0])}")
         if tuple(ids) in self._seen and not parameters["skip_reading_prefix_cache"]:
-            return answer  # as where a prefix that is remembered passes the first row
+            return answer  # like vLLM if a cached prefix covers the first row
         self._seen.add(tuple(ids))
         values_TK = np.take_along_axis(self.logprobs_LV(ids)[start + 1 :], np.array(named), axis=1)
         file = io.BytesIO()
@@ -163,18 +164,18 @@ class ModelServer:
         values_LV = self.logprobs_LV(ids)
         rows = [[float(values_LV[t, i]), 0 if i == last else i, None] for t, i in enumerate(ids)][first:]
         rows[0][0] = None
-        told = {"id": "1", "prompt_tokens": len(ids), "completion_tokens": 0, "input_token_logprobs": rows}
-        return {"text": "", "output_ids": [], "meta_info": told}
+        info = {"id": "1", "prompt_tokens": len(ids), "completion_tokens": 0, "input_token_logprobs": rows}
+        return {"text": "", "output_ids": [], "meta_info": info}
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Of one server, its `owner`."""
+    """Handles the requests of one server, its `owner`."""
 
     owner: ModelServer
     protocol_version = "HTTP/1.1"
 
     def parse_request(self) -> bool:
-        """A connection that is open outlives its server."""
+        """Closes the connection if the server was stopped: open connections outlive their server."""
         self.close_connection = self.owner.is_stopped
         return not self.owner.is_stopped and super().parse_request()
 
@@ -216,7 +217,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, *_: object) -> None:  # nothing to stderr
+    def log_message(self, *_: object) -> None:  # writes nothing to stderr
         pass
 
     def _has_key(self) -> bool:

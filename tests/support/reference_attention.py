@@ -1,4 +1,4 @@
-"""Attention over a packed row, written down in float64 with every score and one mask: what kernels are held against."""
+"""Reference for the kernels: attention over a packed row in float64, with all scores materialised and one mask."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,14 +43,14 @@ class Heads:
 
     @property
     def plain(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Without the batch."""
+        """Queries, keys and values without the batch dimension."""
         return self.q[0], self.k[0], self.v[0]
 
 
 def random_heads(
     tokens: int, *, keys: int, group: int, size: int, value_size: int | None = None, dtype: torch.dtype, seed: int = 0
 ) -> Heads:
-    """Large enough that attention is no mere average."""
+    """Random heads, large enough that attention is not nearly an average."""
     random = torch.Generator().manual_seed(seed)
 
     def some(heads: int, width: int) -> Tensor:
@@ -68,7 +68,7 @@ def attended(
     cap: float | None = None,
     sinks_H: Tensor | None = None,
 ) -> Tensor:
-    """[N, H, E] in float64."""
+    """Attention outputs, [N, H, E] in float64."""
     q, k, v = (x.double() for x in heads.plain)
     k, v = (x.repeat_interleave(len(q) // len(x), dim=0) for x in (k, v))
     scores_HNN = q @ k.transpose(1, 2) * scale

@@ -1,4 +1,4 @@
-"""The service over servers of models, both real; the models' own servers are stand-ins."""
+"""A real service in front of model servers, which are fakes of vLLM and SGLang over real HTTP."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

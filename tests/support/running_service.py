@@ -27,7 +27,7 @@ TOKENIZER_SHA256 = "fake"
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A running service and a client of it. `failures` gets an entry when the service asks to be ended."""
+    """A running service and a client of it. `failures` gets an entry each time the service calls `on_failure`."""
 
     service: Service
     client: httpx2.Client
@@ -38,7 +38,7 @@ class Served:
 
 
 def loading(engine: Engine) -> LoadPair:
-    """A load that returns this engine immediately."""
+    """A load function that returns this engine immediately."""
 
     def load(_: Settings, report: Callable[[str], None], __: OnDevice) -> LoadedPair:
         report("loading")

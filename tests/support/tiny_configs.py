@@ -1,7 +1,7 @@
-"""Tiny configurations of many architectures: those that are computed packed, and those that have to be padded.
+"""Tiny configurations of many architectures: those that can be computed packed, and those that must be padded.
 
-Among them heads of 64, 128 and 256, values of another size than keys, windows, caps, sinks, experts, and every kind of
-output layer that needs care.
+They include heads of 64, 128 and 256, values with a different size than keys, windows, caps, sinks, experts, and every
+special kind of output layer.
 """
 
 from collections.abc import Mapping
