@@ -206,7 +206,7 @@ def _serve(options: argparse.Namespace) -> int:
         service.drain,
     )
     # uvicorn (0.54) restores these handlers once it has drained, and raises the signal again. The default handlers
-    # would then kill the process; with these it ends with exit code 0. They also undo an inherited SIG_IGN.
+    # would then kill the process; with these it ends with exit code 0. They also replace an inherited SIG_IGN.
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     server.run()

@@ -18,9 +18,9 @@ BoolArray = NDArray[np.bool_]
 Result = TypeVar("Result")
 
 Report = Callable[[str], None]
-"""Takes one line about the progress of a long step."""
+"""Called with one line about the progress of a long step."""
 MAX_CANDIDATES = 1024
-"""The most candidate ids (K) at one token."""
+"""Maximum number of candidate ids (K) at one token."""
 
 
 class OnDevice(Protocol):
@@ -161,8 +161,9 @@ class Engine(Hashable, Protocol):
         The device thread can be computing another batch meanwhile. The returned Work can be dropped without a call.
         Scores must not depend on what else is in the batch.
 
-        This call and the Work raise OutOfMemoryError if the device cannot hold the batch, SequenceError if the engine
-        cannot score one of its sequences, and EngineLostError if the device computes nothing more in this process.
+        Both this call and the Work raise OutOfMemoryError if the device cannot hold the batch, SequenceError if the
+        engine cannot score one of its sequences, and EngineLostError if the device computes nothing more in this
+        process.
         """
         ...
 

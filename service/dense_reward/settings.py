@@ -101,8 +101,8 @@ class Settings(BaseSettings):
     )
     max_queue_tokens: PositiveInt = Field(
         1_048_576,
-        description="most tokens in the queue; a full queue refuses requests with 429; the last request admitted can "
-        "exceed it",
+        description="most tokens in the queue; a full queue refuses requests with 429; the last admitted request "
+        "can exceed the limit",
     )
     max_length_tokens: PositiveInt | None = Field(
         None, description="most tokens of prompt and response together; if left out, the limit of the models"

@@ -1,17 +1,17 @@
 """The loop that feeds the device: takes batches from the scheduler, prepares and computes them, delivers the scores.
 
-While the device computes one batch the next one fills, and once it is full a second thread prepares it: there is no
+While the device computes one batch, the next batch fills. When that is full, a second thread prepares it. There is no
 polling and no timer. Does not import torch. The invariants:
 
 - One event loop, one device thread. All state here is read and changed only on the event loop. The device thread calls
   only prepared work (and `on_device` calls), one at a time; the host thread only prepares.
 - Every waiter gets an answer: `submit` returns scores or raises. A batch's scores or failure reach each of its jobs,
-  and when `run` ends, for whatever reason, all other jobs fail with `draining`. A waiter without an answer would hold
-  its permit, and with it queue capacity, for ever.
-- Parts of a failed batch are tried only after nothing refers to its tensors any more: they would lack that memory.
-  What can refer to them is the traceback of its exception, its preparation, and the thread that ran its work.
-- Preparing ahead takes at most one batch, and only a full one: units leave the scheduler when a batch is taken, and
-  then no shorter request can go ahead of them, nor any request join them.
+  and when `run` ends, for whatever reason, all other jobs fail with `draining`. Otherwise a waiter would hold its
+  permit, and thus queue capacity, for ever.
+- Parts of a failed batch are tried only when nothing refers to the tensors of that batch: they need this memory. The
+  traceback of its exception, its preparation and the thread that ran its work can refer to them.
+- Preparing ahead takes at most one batch, and only a full one: units leave the scheduler when a batch is taken. After
+  that, no shorter request can overtake them, and no request can join them.
 """
 
 import asyncio
@@ -151,9 +151,9 @@ class Batcher:
         return Computed(job.scores, started_at - job.queued_at, job.compute_s)
 
     async def run(self) -> None:
-        """Compute batches until closed and empty. However it ends, no request is admitted or left waiting after that.
+        """Compute batches until closed and empty. After it ends, for any reason, no request is admitted or waits.
 
-        Raises EngineLostError if the engine does.
+        Raises EngineLostError if the engine raises it.
         """
         try:
             await self._serve()
@@ -187,7 +187,7 @@ class Batcher:
     def _prepare_ahead(self) -> None:
         """Take and prepare the next batch while the device is busy, if it is full: otherwise it can still grow.
 
-        A failure to prepare rises when that batch is computed, so that it reaches only its own jobs.
+        If preparation fails, the error is raised when that batch is computed, so that it reaches only its own jobs.
         """
         if self._device_busy and self._next is None and self._scheduler.fills_a_batch:
             self._next = _Batch(self._scheduler.take())
@@ -200,8 +200,8 @@ class Batcher:
             return
         if failed.for_memory:
             self._metrics.out_of_memory()
-            # The exception can arrive here before the device thread has dropped the failed work and its tensors. It has
-            # dropped them once it has run another call. The host thread needs none: it prepares the halves.
+            # The exception can arrive here before the device thread has dropped the failed work and its tensors. After
+            # another call it has dropped them. The host thread needs no such call: it prepares the halves.
             await asyncio.get_running_loop().run_in_executor(self._device, _no_work)
         await self._compute_halves(batch.members, failed)
 
@@ -329,7 +329,7 @@ def _timed(work: Work) -> tuple[Scores, float]:
 
 
 def _no_work() -> None:
-    """Does nothing: shows that a thread has finished with its work before."""
+    """Does nothing. When it returns, the thread has finished its previous work."""
 
 
 def _check_shape(trunks: Sequence[Trunk], results: Sequence[Sequence[TokenScores]]) -> None:

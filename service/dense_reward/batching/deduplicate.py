@@ -5,7 +5,7 @@ Sees engines only through the protocol. The invariants:
 - Requests of different groups never share work, so that response times reveal nothing about another group's requests.
 - Two trunks are equal only if every array that a score depends on is equal: prompt, ids, mask and candidates. All tasks
   of a batch get the same `wants`; the batcher then removes what a request did not want.
-- Tasks with equal trunks and the same engine get the very same score objects: nothing may change them.
+- Tasks with equal trunks and the same engine share their score objects, so nothing may change these.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -34,7 +34,7 @@ class _UniqueTrunk:
 
 @dataclass(slots=True)
 class _SubBatch:
-    """Trunks of one group that the same engines score, in one call of the device."""
+    """Trunks of one group that the same engines score in one call on the device."""
 
     engines: tuple[Engine, ...]
     unique: list[_UniqueTrunk] = field(default_factory=list)

@@ -25,9 +25,9 @@ class SharedPrompt(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The smallest piece of a request that is scheduled: some or all branches of one trunk, computed in one batch.
+    """The smallest part of a request that is scheduled: some or all branches of one trunk, computed in one batch.
 
-    `trunk_index`: the trunk's place in its request. `branch_tokens`: what all the branches cost, without the prompt.
+    `trunk_index`: the trunk's place in its request. `branch_tokens`: the cost of all its branches, without the prompt.
     """
 
     trunk_index: int
@@ -133,7 +133,7 @@ class _RoundRobin:
         return (self._unserved or self._served)[0].units[0]
 
     def take(self) -> Member:
-        """Take one unit of the first job, which goes behind all others."""
+        """Take one unit of the first job, and move this job behind all others."""
         job = (self._unserved or self._served).popleft()
         unit = job.units.popleft()
         if job.units:
@@ -144,9 +144,9 @@ class _RoundRobin:
 class Scheduler:
     """Round robin: a batch takes one unit of each job, then again one of each, up to the token budget.
 
-    A long request therefore cannot keep a new one out of the next batch, nor can new ones keep a long one waiting for
-    ever. Bulk jobs get the tokens that interactive ones leave in a batch; after BULK_PATIENCE batches that left none,
-    the next batch begins with a bulk unit.
+    So a long request cannot delay a new one beyond the next batch, and new ones cannot delay a long one for ever. Bulk
+    jobs get the tokens that interactive ones leave in a batch; after BULK_PATIENCE batches that left none, the next
+    batch begins with a bulk unit.
     """
 
     def __init__(self, max_batch_tokens: int) -> None:

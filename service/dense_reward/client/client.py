@@ -47,7 +47,7 @@ class Client:
     ) -> None:
         """Does not connect yet. Raises ValueError for an invalid address or time.
 
-        `timeout_s` bounds each wait for the service (to connect, for the next bytes of an answer). No attempt starts
+        `timeout_s` limits each wait for the service (to connect, or for the next bytes of an answer). No attempt starts
         later than `retry_for_s` after the first one. `encoding`: how the service sends arrays.
         """
         http = http_settings(base_url, timeout_s, retry_for_s, api_key)
@@ -103,7 +103,7 @@ class Client:
         segments: Segments | None = None,
         options: ScoreOptions = DEFAULTS,
     ) -> Scored:
-        """Rewards of those tokens of one multi-turn stream whose `score_mask` is 1, in one result."""
+        """Rewards of the tokens of one multi-turn stream whose `score_mask` is 1, in one result."""
         item = requests.one_item(
             token_ids=token_ids, score_mask=score_mask, candidate_ids=candidate_ids, segments=segments
         )

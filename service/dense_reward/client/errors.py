@@ -51,7 +51,7 @@ class MismatchError(ScoringError):
 
 
 class ServiceUnavailableError(ClientError):
-    """The service could not be reached, or was too busy, until the time for retries had passed."""
+    """The service could not be reached, or was too busy, until the time for retries was over."""
 
     def __init__(self, last: str, attempts: int, waited_s: float) -> None:
         super().__init__(last, attempts, waited_s)

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from dense_reward.client.errors import ItemError, MismatchError, ScoringError, ServiceUnavailableError
 
-# 502 comes from a proxy whose service does not answer; the service itself never sends it.
+# A proxy sends 502 if the service behind it does not answer; the service itself never does.
 RETRIED_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE})
 LONGEST_EXPONENT = 30
 # A request on a connection that the server is closing costs an attempt, so the client closes idle connections first.

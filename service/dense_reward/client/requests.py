@@ -39,7 +39,7 @@ class ScoreOptions:
     include: Sequence[ArrayName] | None = None
 
     def given(self) -> dict[str, object]:
-        """The options that differ from the defaults, by their JSON keys."""
+        """The options that differ from the defaults, named by JSON key."""
         chosen = {option.name: getattr(self, option.name) for option in fields(self)}
         return {name: value for name, value in chosen.items() if value != getattr(DEFAULTS, name)}
 
@@ -73,7 +73,7 @@ READY = Call("GET", "/ready")
 
 
 def one_item(**parts: object) -> dict[str, object]:
-    """An item of the parts that are not None."""
+    """An item with the parts that are not None."""
     return {name: part for name, part in parts.items() if part is not None}
 
 

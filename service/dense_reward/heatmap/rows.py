@@ -110,7 +110,7 @@ def shared_scale(rows: Sequence[HeatmapRow]) -> float:
     """The value at which colour saturates, in the unit of the values; the same on both sides of zero and for all rows.
 
     It is the 99.5th percentile of |value| over all rows, to two significant digits: one wrong token is visible in a
-    short answer, and a few outliers do not make the rest of a long one pale. At least 0.01, so that identical
+    short answer, and a few outliers do not make the rest of a long answer pale. At least 0.01, so that identical
     checkpoints look alike.
     """
     sizes = np.abs(np.array([value for row in rows for value in row.values], dtype=np.float64))

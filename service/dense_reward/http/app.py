@@ -39,9 +39,9 @@ from dense_reward.scoring.scorer import Answer, Scorer
 from dense_reward.serving.pair_sources import PairSource
 from dense_reward.serving.service import Service
 
-BYTES_PER_TOKEN = 4  # estimates the tokens of a body until they are counted
+BYTES_PER_TOKEN = 4  # estimated bytes per token, used until the tokens of a body are counted
 # Up to these sizes a request is parsed, and an answer serialised, on the event loop: a thread would cost more. Larger
-# ones go to a thread, because the loop answers no other request meanwhile.
+# ones use a thread, because they would block the event loop.
 SMALL_BODY_BYTES = 65_536
 SMALL_ANSWER_TOKENS = 10_000  # scored tokens times (1 + top_k)
 BODIES: tuple[type[BaseModel], ...] = (ScoreRequest, HeatmapRequest, PairSource)
@@ -164,8 +164,8 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 async def _admitted(request: Request, service: Service) -> AsyncIterator[tuple[Permit, bytes]]:
     """Admit a request and read its body. The permit is held until the block ends: until its answer is built.
 
-    Invariant: whatever a request still holds in memory is counted in its permit. `hold` counts the bytes that have
-    come (as estimated tokens), scoring replaces the estimate by the count. Raises RequestError as `permit`,
+    Invariant: the permit counts everything that the request holds in memory. `hold` counts the received bytes (as
+    estimated tokens); scoring replaces the estimate by the number of tokens. Raises RequestError as `permit`,
     `check_wait`, `deadline` and `read_body` do.
     """
     service.check_ready()
@@ -194,7 +194,7 @@ async def _parsed(body: bytes, model: type[AnyScoreRequest], threads: WorkerThre
 async def _unless_disconnected(request: Request, answer: Coroutine[object, object, Answer]) -> Answer:
     """The answer. Cancels the work and raises ClientDisconnect if the caller disconnects first.
 
-    The work is cancelled too if this coroutine is, by its deadline or because the service stops.
+    The work is also cancelled if this coroutine is cancelled by its deadline or because the service stops.
     """
     work, disconnected = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnect(request))
     try:
@@ -208,7 +208,7 @@ async def _unless_disconnected(request: Request, answer: Coroutine[object, objec
 
 
 async def _disconnect(request: Request) -> None:
-    """Returns once the caller has disconnected. Call it only after the body was read: it drops what it receives."""
+    """Returns once the caller has disconnected. Call it only after the body was read: it drops received messages."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

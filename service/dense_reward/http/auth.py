@@ -20,7 +20,7 @@ ADMIN = "/admin"
 
 
 class Auth:
-    """Middleware that passes on requests whose key has the right. If `keys` is None, every path but /admin is open."""
+    """Middleware that passes on requests whose key has the right. With `keys` None, all paths except /admin are open."""
 
     def __init__(self, app: ASGIApp, keys: Keys | None, *, open_metrics: bool) -> None:
         self._app = app
@@ -71,7 +71,7 @@ def _key(authorization: str) -> str | None:
         case "basic":
             try:
                 return base64.b64decode(rest, validate=True).decode().partition(":")[2] or None
-            except ValueError:  # not base64, not ASCII, not UTF-8
+            except ValueError:  # the header is not base64, ASCII or UTF-8
                 return None
     return None
 

@@ -16,9 +16,9 @@ from dense_reward.errors import Fault, RequestError, refuse
 
 Model = TypeVar("Model", bound=BaseModel)
 MAX_FAULTS = 20
-"""The most faults of a request's JSON that are reported one by one."""
+"""Maximum number of faults in a request's JSON that are reported one by one."""
 MAX_NAME = 100
-"""The most characters of a name that the caller sent which an error repeats."""
+"""Maximum number of characters of a caller's name or type that an error repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def json_response(
 def fragment(content: Mapping[str, object]) -> orjson.Fragment:
     """A part of an answer, serialised by its own call.
 
-    orjson holds the GIL during a call. An answer that is made of many short calls lets the event loop run in between.
+    orjson holds the GIL during a call. If an answer is built by many short calls, the event loop can run between them.
     """
     return orjson.Fragment(_serialised(content))
 

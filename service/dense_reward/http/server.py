@@ -16,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 log = logging.getLogger("dense_reward")
 
 NOTICE_S = 1.0
-"""Seconds after the signal in which connections stay open: a request that still arrives on one is answered with 503."""
+"""Seconds for which connections stay open after the signal: a request that still arrives on one gets a 503."""
 CERTIFICATE_CHECK_TICKS = 50
 """Number of uvicorn's ticks, 0.1 s each, between two checks of the certificate's files for changes."""
 
@@ -132,7 +132,7 @@ class Connection(H11Protocol):
     def _watch_receiving(self) -> None:
         """Start the timer if a head or the rest of a body is due, stop it if not.
 
-        It is not restarted by bytes that arrive: a caller that sends one byte at a time gets no more than patience_s.
+        Bytes that arrive do not restart it: a caller that sends one byte at a time gets no more than patience_s.
         """
         head_is_due = self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None
         answered = self.cycle is not None and self.cycle.response_complete
@@ -185,5 +185,5 @@ class _Timer:
 
 
 def connection(patience_s: float) -> type[Connection]:
-    """A Connection class with its `patience_s`. uvicorn creates the connections, so they take no argument of ours."""
+    """A Connection class with its `patience_s`. uvicorn creates the connections, so we cannot pass them arguments."""
     return type("PatientConnection", (Connection,), {"patience_s": patience_s})

@@ -90,9 +90,9 @@ class ScoreCache:
     async def _compute(
         self, own: dict[Key, Trunk], compute: Callable[[Trunks], Awaitable[Scores]], bulk: bool
     ) -> dict[Key, list[TokenScores]]:
-        """Compute trunks, which other requests can join meanwhile. If it fails, those compute for themselves."""
+        """Compute trunks; other requests can join meanwhile. If it fails, these compute their scores themselves."""
         loop = asyncio.get_running_loop()
-        # A key that is in flight already, but could not be joined, keeps its first computation.
+        # If a key is in flight but could not be joined, later requests join its first computation.
         new = [key for key in own if key not in self._in_flight]
         started = {key: _InFlight(frozenset(own), bulk, loop.create_future()) for key in new}
         self._in_flight |= started

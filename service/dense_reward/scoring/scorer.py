@@ -63,8 +63,8 @@ class Scorer:
 
         Work is shared only with requests of the same `group`; None is a group too.
 
-        `max_drawn_tokens` is set if the answer will be drawn as a heatmap: more tokens, a prompt counted once for each
-        of its responses, are refused as too_long.
+        `max_drawn_tokens` is set if the answer will be drawn as a heatmap: an answer with more tokens is refused as
+        too_long. A prompt counts once for each of its responses.
         """
         self._check(request)
         clock = time.perf_counter

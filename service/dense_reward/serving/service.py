@@ -89,7 +89,7 @@ class Service:
 
     @property
     def unavailable_reason(self) -> str | None:
-        """Why some pair cannot compute now, although it may recover; None if all can."""
+        """Why a pair cannot compute now, although it may recover; None if all can."""
         return self._pairs.unavailable_reason
 
     def check_ready(self) -> None:
@@ -115,7 +115,7 @@ class Service:
         return self._pairs.cards
 
     def snapshot(self) -> MetricsSnapshot:
-        """The numbers that metrics report of this moment."""
+        """The current numbers for the metrics."""
         return MetricsSnapshot(
             ready=self.state == "ready" and self.unavailable_reason is None,
             queue_tokens=self.batcher.admission.held_tokens,
@@ -167,7 +167,7 @@ class Service:
                 log.info("ready: %s", card.model_dump_json())
 
     async def _run(self) -> None:
-        """Run the batcher's loop, and fail if it ends before the service drains: nothing would be answered then."""
+        """Run the batcher's loop, and fail if it ends before the service drains: requests would get no answer."""
         try:
             await self.batcher.run()
         except Exception as error:

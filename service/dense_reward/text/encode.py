@@ -34,7 +34,7 @@ class Pieces:
 
 
 class Tokenizer(Protocol):
-    """What encoding needs from a tokenizer. `bos_id` is set only if the tokenizer itself puts it before a text."""
+    """What encoding needs from a tokenizer. `bos_id` is set only if the tokenizer itself adds it before a text."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -200,7 +200,7 @@ class Encoder:
         if scored[0] == 0:
             message = "messages hold nothing before the response to score: put the user's message before it"
             raise refuse("empty_prompt", message, param="messages")
-        # The longest prompt first: if it is too long, the others need not be rendered.
+        # Start with the longest prompt: if it is too long, the others need not be rendered.
         longest_P = self.chat_prompt(messages[: scored[-1]], tools, template_kwargs)
         stream = _TurnStream()
         for turn in scored:
@@ -309,7 +309,7 @@ class _TurnStream:
         self._spans.extend((start + shift, end + shift) for start, end in encoded.spans_S or ())
 
     def finish(self) -> Encoded:
-        """The encoded conversation. Everything before the first response is the prompt."""
+        """The encoded conversation. All ids before the first response are the prompt."""
         ids, scored = np.array(self._ids, dtype=np.int32), np.array(self._scored, dtype=bool)
         first = int(scored.argmax()) if scored.any() else len(ids)
         response = EncodedResponse(ids[first:], scored[first:], self._text, tuple(self._spans))
@@ -342,7 +342,7 @@ def _response_text(message: Message) -> str:
 
 
 def _escaped(message: Message, escaper: SpecialTokenEscaper) -> Message:
-    """The message for a template. A role that is a word stays as it is, because templates compare it."""
+    """The message for a template. A role that is a word is not escaped, because templates compare it."""
     kept = {"role"} if str(message.get("role")).isidentifier() else set()
     return {key: value if key in kept else escaper.escape(value) for key, value in message.items()}
 

@@ -31,8 +31,9 @@ def monotone_spans(offsets: Sequence[Span], length: int) -> tuple[Span, ...]:
 def decoded_spans(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> tuple[str, tuple[Span, ...]]:
     """The text of some ids and the span of each id. `decode` returns U+FFFD for bytes that are not a whole character.
 
-    Decodes growing windows of ids. `position` is the end of the ids that have a span; `window` holds, for each id after
-    them, the text from `position` on once that id is decoded. A window is closed when its text agrees with `text`.
+    Decodes growing windows of ids. `position` is where the text of all earlier windows ends. `window` holds, for each
+    id of the current window, the text after `position` that is decoded up to this id. The window ends when its last
+    text agrees with `text`.
     """
     text = decode(ids)
     ends: list[int] = []
@@ -58,7 +59,8 @@ def decoded_spans(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) ->
 def _is_settled(window: Sequence[str], text: str, position: int) -> bool:
     """Whether the window's last text agrees with the whole text.
 
-    A U+FFFD at its end can still become a character, but not after four tokens: no character has more bytes.
+    A U+FFFD at the end of that text can still become a character, but not after four tokens: a character has at most
+    four bytes.
     """
     last = window[-1]
     can_change = last.endswith(_REPLACEMENT) and len(window) < _LONGEST_CHARACTER_BYTES
