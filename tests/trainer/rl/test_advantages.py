@@ -1,4 +1,4 @@
-"""The options of DPR on a batch: advantages of known numbers, and expected gradients by enumeration."""
+"""The options of DPR on a batch: advantages of hand-made batches, and expected gradients by enumeration."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -74,7 +74,7 @@ class BadLine:
 
 @dataclass(frozen=True, slots=True)
 class LoadedRows:
-    """What a source holds, in its order, and the bad lines that were left out."""
+    """The demonstrations of a source in its order, and the bad lines that were left out."""
 
     demonstrations: tuple[Demonstration, ...]
     skipped: tuple[BadLine, ...]

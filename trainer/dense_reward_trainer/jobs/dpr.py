@@ -33,7 +33,7 @@ from dense_reward_trainer.runs.training_state import TrainingStates
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Training:
-    """All that a run works on. Only the learner changes from step to step."""
+    """Everything that a run uses. Only the learner changes from step to step."""
 
     config: DprConfig
     checkpoint: PolicyCheckpoint

@@ -42,7 +42,7 @@ class LearnerState(TypedDict):
 
 @dataclass(slots=True, eq=False)
 class Learner:
-    """A policy in training. Every field but `config` changes from step to step."""
+    """A policy in training. Every field except `config` changes from step to step."""
 
     config: DprConfig
     policy: Policy

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dense_reward_trainer.configs.dpr import BaselineName
 
-ROUNDING = 1e-12  # of float64 sums, relative
+ROUNDING = 1e-12  # relative rounding error of float64 sums
 
 
 def pad(rows: Sequence[NDArray[np.floating] | NDArray[np.integer]], dtype: torch.dtype = torch.float32) -> Tensor:

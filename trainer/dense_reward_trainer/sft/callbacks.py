@@ -6,7 +6,7 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 
 from dense_reward_trainer.runs.run_folder import MetricsLog
 
-# The summary that transformers' trainer logs at its end; it belongs to no step.
+# Keys of the summary that transformers' trainer logs at its end; it belongs to no step.
 SUMMARY = frozenset({"total_flos", "train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"})
 
 

@@ -109,7 +109,7 @@ class Curve(JobOptions):
     """One run of one estimator: the gap closed, evaluated exactly, after each of `steps`.
 
     `gap_closed` is (J(pi) - J(pi_sft)) / (J* - J(pi_sft)), where J is the objective and J* its maximum. `scored_tokens`
-    counts the sampled tokens and candidates that were scored until then.
+    counts the sampled tokens and candidates that were scored up to that step.
     """
 
     estimator: str
