@@ -61,7 +61,7 @@ class Load:
 
     @property
     def failed(self) -> int:
-        """Number of requests that were not answered, or wrongly."""
+        """Number of requests without an answer or with a wrong one."""
         return self.sent - self.outcome.statuses[200] + self.outcome.wrong + self.large["failed"]
 
 
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("bench.rolling needs haproxy: install it (Debian: apt-get install haproxy)", file=sys.stderr)
         return 2
     train_pair()
-    at = commit()  # before this run's own results make the checkout dirty
+    at = commit()  # read first: the results of this run make the checkout dirty
     ports = free_ports(REPLICAS + 1)
     leave_s = pre_stop_s() if as_the_chart else None
     with proxy(ports, retries=not as_the_chart) as front:

@@ -26,7 +26,7 @@ def test_the_core_distribution_asks_for_three_libraries() -> None:
 
 
 def installed_with(distributions: Collection[str]) -> set[str]:
-    """Normalised names of the distributions and of all that they require here, extras left out."""
+    """Normalised names of the distributions and of all their requirements on this machine, without extras."""
     seen: set[str] = set()
     waiting = [canonicalize_name(name) for name in distributions]
     while waiting:

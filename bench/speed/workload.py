@@ -187,7 +187,7 @@ def cells_of(target: Target) -> tuple[Cell, ...]:
 
 
 def flops_of(shape: Shape, lengths: Lengths) -> int:
-    """Least number of floating-point operations with which both models score these lengths.
+    """Minimum number of floating-point operations with which both models can score these lengths.
 
     Each prompt is computed once for its responses. A multiplication and an addition are two operations. Norms,
     rotations, activations and softmax are not counted.

@@ -94,7 +94,7 @@ def module_named(name: str) -> Module | None:
 
 @cache
 def known_to(name: str) -> frozenset[str]:
-    """All that importing a module brings in, transitively: modules of both packages, and names of other libraries.
+    """Everything that importing a module imports, transitively: modules of both packages, and names of other libraries.
 
     Imports inside functions are not counted, nor the `__init__` of a package around a module that is imported.
     """

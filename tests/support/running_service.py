@@ -85,7 +85,7 @@ def wait_until_ready(running: Served, patience_s: float = PATIENCE_S) -> None:
 
 
 def wait_until(reached: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
-    """Fails if `reached` stays false for that long."""
+    """Fails if `reached` stays false for `patience_s`."""
     end = time.monotonic() + patience_s
     while not reached():
         assert time.monotonic() < end, "the condition was not reached in time"

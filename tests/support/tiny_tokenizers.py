@@ -1,4 +1,4 @@
-"""Tokenizers of the families in use, trained in memory on a few sentences, and texts whose characters split badly.
+"""Tokenizers of the families in use, trained in memory on a few sentences, and texts whose characters span tokens.
 
 Needs no files and no network. Each tokenizer is trained once per process.
 """
