@@ -47,7 +47,7 @@ CALLERS, LARGE_CALLERS = 8, 1
 SEEN_S = 2.0
 """Seconds from the readiness of the new replica to the stop of the old one. The proxy checks twice per second."""
 LARGE_RESPONSES, LARGE_TOKENS = 400, 60
-"""Size of a request larger than the proxy's buffer: the proxy cannot retry it, only a client can."""
+"""Size of a request that exceeds the proxy's buffer: only a client can retry it, the proxy cannot."""
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from rendered_chart import JOB, Values, environment, example, jobs, render, the
 
 @pytest.mark.parametrize("kind", ["Job", "JobSet"])
 def test_jobs_of_the_trainer_are_commands_that_it_takes(kind: str) -> None:
-    """The trainer's own configuration classes read each argument list, recipe and changes together."""
+    """Each argument list, a recipe and its overrides, is parsed by the trainer's own configuration classes."""
     values = {**example("cpu.yaml")}
     objects = render({**values, "trainer": {**values["trainer"], "kind": kind}})
     read = {}

@@ -90,7 +90,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
 
     @app.post("/heatmap", openapi_extra=_body_schema(HeatmapRequest))
     async def heatmap(request: Request) -> Response:
-        """Token rewards as a picture (html, svg or ansi), or as the json that it is drawn from."""
+        """Token rewards as a picture (html, svg or ansi), or as the data of the picture (json)."""
         async with _admitted(request, service) as (permit, body):
             parsed = await _parsed(body, HeatmapRequest, service.threads)
             scorer = service.scorer(parsed.model)
@@ -165,8 +165,8 @@ async def _admitted(request: Request, service: Service) -> AsyncIterator[tuple[P
     """Admit a request and read its body. The permit is held until the block ends: until its answer is built.
 
     Invariant: the permit counts everything that the request holds in memory. `hold` counts the received bytes (as
-    estimated tokens); scoring replaces the estimate by the number of tokens. Raises RequestError as `permit`,
-    `check_wait`, `deadline` and `read_body` do.
+    estimated tokens); scoring replaces the estimate by the number of tokens. Raises the RequestErrors of `permit`,
+    `check_wait`, `deadline` and `read_body`.
     """
     service.check_ready()
     admission, settings = service.batcher.admission, service.settings
@@ -208,7 +208,7 @@ async def _unless_disconnected(request: Request, answer: Coroutine[object, objec
 
 
 async def _disconnect(request: Request) -> None:
-    """Returns once the caller has disconnected. Call it only after the body was read: it drops received messages."""
+    """Returns when the caller has disconnected. Call it only after the body was read: it drops received messages."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

@@ -20,7 +20,7 @@ ADMIN = "/admin"
 
 
 class Auth:
-    """Middleware that passes on requests whose key has the right. With `keys` None, all paths except /admin are open."""
+    """Middleware that passes on requests whose key has the right. If `keys` is None, only /admin is refused."""
 
     def __init__(self, app: ASGIApp, keys: Keys | None, *, open_metrics: bool) -> None:
         self._app = app

@@ -297,4 +297,4 @@ def test_a_run_is_not_resumed_with_another_configuration_or_another_reward_model
     record = run / "run.json"
     record.write_text(re.sub(r'("reward model": ")[^"]+', r"\1other", record.read_text()))
     assert main(["dpr", config]) == 2
-    assert "started with another reward model" in capsys.readouterr().err
+    assert "started with a different reward model" in capsys.readouterr().err

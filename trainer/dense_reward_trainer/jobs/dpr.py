@@ -1,7 +1,7 @@
 """The `dpr` job: Dense-Path REINFORCE (arXiv 2510.02493), which improves a policy on token rewards from a service.
 
 Every step (rl/learner.py) samples G responses to each of its prompts and requests the reward of every token. It
-subtracts b (log pi - log pi_sft) and takes a REINFORCE step on the reward-to-go less a baseline (rl/advantages.py).
+subtracts b (log pi - log pi_sft) and takes a REINFORCE step on the reward-to-go minus a baseline (rl/advantages.py).
 It loads no critic, no reference model and no SFT model. DprConfig has an option for each choice the paper leaves open.
 """
 

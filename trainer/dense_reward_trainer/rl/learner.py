@@ -28,7 +28,7 @@ from dense_reward_trainer.rl.records import TokenRewards
 from dense_reward_trainer.rl.sampling import Sampling, sample
 from dense_reward_trainer.runs.timer import Timer
 
-KL_ERROR_LIMIT = 0.2  # Ziegler et al. clip the relative error of the KL to this
+KL_ERROR_LIMIT = 0.2  # limit of the relative error of the KL, from Ziegler et al.
 
 
 class LearnerState(TypedDict):
@@ -140,7 +140,7 @@ class Learner:
         return torch.zeros(actions.ids_BTM.shape, dtype=torch.promote_types(self.policy.model.dtype, torch.float32))
 
     def _backward(self, batch: Batch, actions: Actions, old_BTM: Tensor, *, first: bool) -> float:
-        """Adds the gradient of the loss on the whole batch, microbatch by microbatch; returns the loss.
+        """Accumulates the gradient of the loss on the whole batch over microbatches; returns the loss.
 
         If `first`, writes the policy's log-probs into `old_BTM` before they are used: all ratios are then 1.
         """

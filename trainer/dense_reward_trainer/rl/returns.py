@@ -114,7 +114,7 @@ def baseline(name: BaselineName, return_BT: Tensor, group_size: int, kl_BT: Tens
 
 
 def whitened(advantage_BT: Tensor, mask_BT: Tensor, return_BT: Tensor) -> Tensor:
-    """Advantages less their mean, divided by their standard deviation, both over all tokens, [B, T].
+    """Advantages minus their mean, divided by their standard deviation, both over all tokens, [B, T].
 
     If all advantages are equal up to the rounding of the returns that they were computed from, all become 0. Whitening
     makes the scale of the gradient depend on the batch: its expectation is no longer the gradient of the objective, and

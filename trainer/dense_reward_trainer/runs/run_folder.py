@@ -96,8 +96,8 @@ def pin(run: Run, identity: Mapping[str, str]) -> None:
     differing = [name for name, recorded in record.identity.items() if identity.get(name) != recorded]
     if differing:
         raise ConfigError(
-            f"{run.folder} holds a run that was started with another {' and '.join(differing)}: "
-            "put back what it was started with, or use another output_dir"
+            f"{run.folder} holds a run that was started with a different {' and '.join(differing)}: "
+            "restore what it was started with, or use another output_dir"
         )
     _write_record(run.folder, record.model_copy(update={"identity": dict(identity)}))
 
