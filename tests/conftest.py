@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = terminalreporter.stats.get("skipped", [])
-    skipped = sum("gpu" in getattr(report, "keywords", ()) for report in reports)  # none for a skipped file
+    skipped = sum("gpu" in getattr(report, "keywords", ()) for report in reports)  # a skipped file has none
     if skipped:
         terminalreporter.write_line(f"GPU tests not run: {skipped} ({NO_CUDA})", yellow=True)
 

@@ -18,7 +18,7 @@ Json = dict[str, object]
 TOLERANCE_NATS = 1e-3  # in float32, batch mates change results by rounding
 VOCABULARY, SEED = 256, 0
 GROUPS = ((1, 0.5), (4, 0.3), (16, 0.2))
-"""Responses per request, and the probability."""
+"""Pairs of the number of responses in a request, and its probability."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,7 +200,7 @@ def held_mb(pid: int, device: str) -> float:
 
 
 def device_mb() -> float:
-    """Memory of the first GPU that all processes use."""
+    """Memory in use on the first GPU, by all processes."""
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * KIB * KIB / MB
 

@@ -178,7 +178,9 @@ def _candidates(item: Item, scored: Sequence[int], vocab_size: int) -> list[IdAr
     for index, (rows, count) in enumerate(zip(item.candidate_ids, scored, strict=True)):
         widths = {len(row) for row in rows}
         if len(rows) != count or len(widths) > 1:
-            message = f"candidate_ids[{index}] must be [{count}][K] with one K, it has {len(rows)} rows"
+            message = (
+                f"candidate_ids[{index}] must be [{count}][K] with the same K in every row, it has {len(rows)} rows"
+            )
             raise refuse("wrong_shape", f"{message} of lengths {sorted(widths)}", param="candidate_ids")
         width = widths.pop() if widths else 0
         if width > MAX_CANDIDATES:
