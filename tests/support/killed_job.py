@@ -1,7 +1,6 @@
-"""Runs a job's command, and sends a signal to its own process as soon as it logs a step.
+"""Runs a job's command, and signals its own process when it logs a step, so that runs end at the same point.
 
-`python killed_job.py SIGNAL STEP JOB CONFIG [key.sub=value ...]`. Therefore the run ends at the same point on every
-machine.
+`python killed_job.py SIGNAL STEP JOB CONFIG [key.sub=value ...]`.
 """
 
 import os
