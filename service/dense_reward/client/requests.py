@@ -124,7 +124,7 @@ def expected_of(index: int, item: ItemToScore) -> list[Expected]:
 
 
 def id_array(value: object, name: str, dimensions: int = 1) -> SentIds:
-    """Ids as int64. Raises TypeError for anything but integers, ValueError for a different number of dimensions."""
+    """Ids as int64. Raises TypeError if they are not integers, ValueError for a wrong number of dimensions."""
     try:
         array = np.asarray(value)
     except ValueError:

@@ -111,14 +111,14 @@ class DataSource(BaseModel):
         description="`arithmetic`, the path of a .jsonl or .jsonl.gz file, or a data set as name[:config][@split] (the "
         "split is `train` by default).",
     )
-    limit: int | None = Field(default=None, ge=1, description="Use only the first this many lines; null: all.")
+    limit: int | None = Field(default=None, ge=1, description="Use only the first `limit` lines; null: all.")
     skip_last: int = Field(
-        default=0, ge=0, description="Ignore this many lines at the end; applied before `last` and `limit`."
+        default=0, ge=0, description="Ignore the last `skip_last` lines; applied before `last` and `limit`."
     )
     last: int | None = Field(
         default=None,
         ge=1,
-        description="Use only the last this many lines that skip_last leaves; applied before `limit`. null: all.",
+        description="Use only the last `last` of the lines that skip_last leaves; applied before `limit`. null: all.",
     )
     skip_bad: bool = Field(
         default=False,
