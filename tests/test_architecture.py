@@ -234,7 +234,7 @@ def test_what_a_module_must_not_know_it_does_not_import_by_any_way(name: str) ->
 def test_a_docstring_that_forbids_knowledge_has_a_row_in_the_table() -> None:
     promises = re.compile(r"\b(must not (know|import)|knows? (no|nothing))\b", re.IGNORECASE)
     report(
-        "a promise that no test holds",
+        "a promise that no test verifies",
         (
             module.place
             for module in modules()

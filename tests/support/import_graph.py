@@ -37,7 +37,7 @@ class Import:
 
     @property
     def late(self) -> bool:
-        """Whether importing the module does not run this import."""
+        """Whether this import does not run when its module is imported."""
         return self.typing or self.function is not None
 
 

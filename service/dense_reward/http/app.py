@@ -162,7 +162,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
 @asynccontextmanager
 async def _admitted(request: Request, service: Service) -> AsyncIterator[tuple[Permit, bytes]]:
-    """Admit a request and read its body. The permit is held until the block ends: until its answer is built.
+    """Admit a request and read its body. The permit is held until the block ends, when the answer is built.
 
     Invariant: the permit counts everything that the request holds in memory. `hold` counts the received bytes (as
     estimated tokens); scoring replaces the estimate by the number of tokens. Raises the RequestErrors of `permit`,

@@ -84,5 +84,7 @@ class SweepConfig(JobConfig):
                 f"seeds {list(self.seeds)} repeats a seed, so intervals would be too narrow: list each seed once"
             )
         if list(self.temperatures) != sorted(set(self.temperatures), reverse=True):
-            raise ValueError("temperatures must fall, so that the KL rises from each to the next: sort them, each once")
+            raise ValueError(
+                "temperatures must fall, so that the KL rises from each to the next: list each once, the highest first"
+            )
         return self
