@@ -198,7 +198,7 @@ def tokens(counts: list[float | None]) -> str:
 
 
 def comparison_with_paper(file: EstimatorsFile) -> Iterator[str]:
-    """How `best` compares with `paper`, a sentence for each ratio that is known."""
+    """Compares `best` with `paper`, one sentence per known ratio."""
     best, paper = file["gap_closed_best"], file["gap_closed_paper"]
     yield f"`best` closes {best:.2f} of the gap and `paper` closes {paper:.2f} (means over the seeds)."
     for key, rates in (

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"unknown experiment {unknown[0]!r}; choose from {', '.join(EXPERIMENTS)}")
     train_pair()
-    at = commit()  # before this run's own results make the checkout dirty
+    at = commit()  # read first: the results of this run make the checkout dirty
     pin(0, LOAD_CORE)
     for name in names:
         print(f"{name} …", file=sys.stderr, flush=True)

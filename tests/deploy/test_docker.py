@@ -285,7 +285,7 @@ class Answer(BaseHTTPRequestHandler):
 
 
 def checked(route: str, server: ThreadingHTTPServer, **settings: str) -> int:
-    """The exit code of the health check. The environment names a proxy that does not exist, which it must not use."""
+    """The exit code of the health check. The check must not use the environment's proxy, which does not exist."""
     environment = {"DENSE_REWARD_PORT": str(server.server_port), "http_proxy": "http://127.0.0.1:9", **settings}
     command = [sys.executable, str(DOCKER / "healthcheck.py"), route]
     return subprocess.run(command, env=environment, capture_output=True, check=False).returncode

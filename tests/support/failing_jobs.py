@@ -10,7 +10,7 @@ SLEEPER = "import time; time.sleep(600)"
 
 
 def fail_beside(folder: Path) -> None:
-    """In a folder `fails`: fails once the task in `sleeps` has a child. In any other: starts a child, notes its id."""
+    """In a folder `fails`: fails once the task in `sleeps` has a child. In others: starts a child and writes its id."""
     if folder.name == "fails":
         started_in(folder.parent / "sleeps")
         raise ValueError("this one fails")
@@ -25,7 +25,7 @@ def fail_beside(folder: Path) -> None:
 
 
 def started_in(folder: Path) -> int:
-    """Id of the child process that was noted in the folder."""
+    """Id of the child process that was written to the folder. Waits for it."""
     deadline_s = time.monotonic() + PATIENCE_S
     while not (folder / "child").exists():
         assert time.monotonic() < deadline_s, "nothing was started"

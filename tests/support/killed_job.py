@@ -1,6 +1,6 @@
-"""Runs a job's command, and sends its own process a signal at the moment when it logs a step.
+"""Runs a job's command, and signals its own process when it logs a step, so that runs end at the same point.
 
-`python killed_job.py SIGNAL STEP JOB CONFIG [key.sub=value ...]`. So the run ends at the same point on every machine.
+`python killed_job.py SIGNAL STEP JOB CONFIG [key.sub=value ...]`.
 """
 
 import os

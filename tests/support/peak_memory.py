@@ -90,11 +90,11 @@ def measure(config_name: str, shape: str, dtype: str) -> dict[str, int]:
     models = [TorchModel(AutoModelForCausalLM.from_config(deepcopy(config), dtype=DTYPES[dtype])) for _ in range(2)]
     engine = PairEngine(models[0], models[1], replace(INFO, vocab_size=256), ComputeOptions(TOKENS))
     batch = [trunk(*SHAPES[shape])]
-    engine.score([trunk(3, 2, 4)], EVERYTHING)  # what the first call of a kernel allocates is not the batch's
+    engine.score([trunk(3, 2, 4)], EVERYTHING)  # a first call, because kernels allocate memory at their first call
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the high-water mark
     before, files_before = status_bytes("VmRSS"), status_bytes("RssFile")
     engine.score(batch, EVERYTHING)
-    libraries = status_bytes("RssFile") - files_before  # pages of libraries read in meanwhile are not tensors
+    libraries = status_bytes("RssFile") - files_before  # pages of libraries that were loaded meanwhile are not tensors
     bound = peak_bytes(config, tokens=TOKENS, itemsize=DTYPES[dtype].itemsize, cuda=False)
     return {"peak": status_bytes("VmHWM") - before - libraries, "bound": bound}
 

@@ -68,7 +68,7 @@ def attended(
     cap: float | None = None,
     sinks_H: Tensor | None = None,
 ) -> Tensor:
-    """[N, H, E] in float64."""
+    """Attention outputs, [N, H, E] in float64."""
     q, k, v = (x.double() for x in heads.plain)
     k, v = (x.repeat_interleave(len(q) // len(x), dim=0) for x in (k, v))
     scores_HNN = q @ k.transpose(1, 2) * scale

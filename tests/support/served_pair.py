@@ -36,7 +36,7 @@ SIZES = ScratchOptions(
 
 
 def write_pair(folder: Path, vocab_size: int = SIZES.vocabulary, sizes: ScratchOptions = SIZES) -> None:
-    """Writes sft, reference and held_out.jsonl; weights are random, enlarged, and sometimes end their turn."""
+    """Writes sft, reference and held_out.jsonl; weights are random and enlarged; some samples end their turn."""
     source = DataSource.model_validate(DATA)
     parts = split(load(source).demonstrations, source.held_out_fraction, source.seed)
     tokenizer = train_tokenizer([d.messages[0].content + d.response for d in parts.train], vocab_size)
@@ -64,7 +64,7 @@ def free_port() -> int:
 
 
 def environment() -> dict[str, str]:
-    """Environment of child processes: one thread, so that sums are added in one order."""
+    """Environment of child processes: one thread, so that the order of sums is always the same."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 

@@ -1,7 +1,7 @@
 """Tiny random models of many architectures, and whole checkpoints of them on disk.
 
-Weights are enlarged, so that log-probs spread over nats: a plainly initialised model gives nearly the same number to
-every token, and hides any mistake.
+Weights are enlarged, so that log-probs spread over nats: a model with default weights gives nearly the same log-prob to
+every token, which hides mistakes.
 """
 
 import shutil

@@ -89,14 +89,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(job: JobSpec, config: str, overrides: Sequence[str]) -> None:
-    """Reads the configuration before it imports the job: a typing error is reported immediately."""
+    """Reads the configuration before it imports the job: a typo is reported immediately."""
     module, _, name = job.config.partition(":")
     resolved = load_config(getattr(importlib.import_module(module), name), config_path(config), overrides)
     importlib.import_module(job.module).run(resolved, _report)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The parsed command line. Overrides can come before and after --skip-bad; argparse refuses that by itself."""
+    """The parsed command line. Overrides can come before and after --skip-bad; argparse alone would refuse that."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     unknown = [argument for argument in rest if argument.startswith("-")]

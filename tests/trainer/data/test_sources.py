@@ -63,7 +63,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
     (b'{"prompt": "a\xff"}', "not UTF-8: byte 0xff at byte 14 of the line"),
     (b'{"prompt": ', "not JSON: Expecting value"),
     (b'{"prompt": "a", "response": "b"} {}', "not JSON: Extra data"),
-    (b'{"prompt": "a", "response": "b", "x": NaN}', "not JSON: NaN is no JSON number"),
+    (b'{"prompt": "a", "response": "b", "x": NaN}', "not JSON: NaN is not a JSON number"),
     (b'{"prompt": "a", "response": "b", "response": "c"}', "not JSON: an object has the same key twice: 'response'"),
     (b"[" * 100_000, "not JSON: "),
     (b'["a", "b"]', "wrong type: the line is a list, an object is needed"),
@@ -214,7 +214,7 @@ def test_what_is_no_file_is_a_data_set_with_a_configuration_and_a_split(
 
 @pytest.mark.parametrize("source", ["@train", "name@", "name:@test", ":main"])
 def test_an_incomplete_data_set_name_is_refused(source: str) -> None:
-    with pytest.raises(DataError, match=r"names no data set: write name\[:config\]\[@split\]"):
+    with pytest.raises(DataError, match=r"does not name a data set: write name\[:config\]\[@split\]"):
         load(DataSource(source=source), RecordingOpener())
 
 

@@ -47,7 +47,7 @@ def planted(right: str, wrong: str, start: int, end: int) -> PlantedError:
 
 
 def one_by_one(text: str) -> list[tuple[int, int]]:
-    """A token for each character, and an end of turn."""
+    """A scored text with a token for each character, and an end of turn."""
     return [*((i, i + 1) for i in range(len(text))), (len(text), len(text))]
 
 

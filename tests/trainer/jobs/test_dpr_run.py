@@ -111,7 +111,7 @@ def test_the_gradient_of_a_run_is_asked_before_it(
 
 def test_a_finished_run_is_left_alone(served: ServedPair, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / "metrics.jsonl").read_bytes()
-    # As after a kill between the last checkpoint and the removal of the states.
+    # The state after a kill between the last checkpoint and the removal of the training states.
     (finished / "resume").mkdir()
     assert main(["dpr", str(write_config(served, finished))]) == 0
     assert "nothing to do" in capsys.readouterr().err
@@ -137,7 +137,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(
 def test_a_service_that_goes_away_costs_no_step(
     served: ServedPair, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed after the first step, it is back once it has loaded the pair again."""
+    """The service is killed after the first step, and is back once it has loaded the pair again."""
     append, outages = MetricsLog.append, []
 
     def append_and_cut_the_power(log: MetricsLog, step: int, values: Mapping[str, float | None]) -> None:
@@ -293,8 +293,8 @@ def test_a_run_is_not_resumed_with_another_configuration_or_another_reward_model
     (run / "checkpoints" / "policy" / "manifest.json").unlink()
     config = str(write_config(served, run))
     assert main(["dpr", config, f"steps={STEPS + 1}"]) == 2
-    assert "another configuration (steps)" in capsys.readouterr().err
+    assert "a different configuration (steps)" in capsys.readouterr().err
     record = run / "run.json"
     record.write_text(re.sub(r'("reward model": ")[^"]+', r"\1other", record.read_text()))
     assert main(["dpr", config]) == 2
-    assert "started with another reward model" in capsys.readouterr().err
+    assert "started with a different reward model" in capsys.readouterr().err

@@ -67,7 +67,7 @@ def test_of_noise_next_to_nothing_is_claimed(dimension: int) -> None:
 def test_a_batch_in_which_every_action_is_paid_the_same_has_no_direction() -> None:
     options = {"candidates": 3, "returns": "immediate", "kl_coefficient": 0.0, "baseline": "none"}
     config = GradientConfig.model_validate(config_of(**options).model_dump() | {"batches": 3})
-    with pytest.raises(JobError, match=r"batch 1 has norm 0, .* paid the same"):
+    with pytest.raises(JobError, match=r"batch 1 has norm 0, .* get the same reward"):
         list(
             descent_directions(
                 config, tiny_policy(), PROMPTS, Demonstrated(dict.fromkeys(map(bytes, PROMPTS), -1), 1.0)
@@ -99,7 +99,7 @@ def test_batches_are_those_that_the_run_would_draw() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Demonstrated:
-    """Reward `price` for the one token that was demonstrated after a prompt, 0 for any other."""
+    """Rewards that are `price` for the token that was demonstrated after a prompt, and 0 for any other."""
 
     wanted: dict[bytes, int]
     price: float

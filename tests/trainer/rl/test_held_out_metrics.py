@@ -33,7 +33,7 @@ def rows_of(checkpoint: PolicyCheckpoint, answers: dict[str, str | None]) -> lis
 
 @pytest.fixture(scope="module")
 def taught() -> PolicyCheckpoint:
-    """A policy that was trained until it gives both answers."""
+    """A policy that was trained until it gives both of ANSWERS."""
     checkpoint = tiny_checkpoint()
     rows = rows_of(checkpoint, dict.fromkeys(ANSWERS))
     prompts, responses = [row.encoded.prompt_P for row in rows], [row.encoded.responses[0].ids_T for row in rows]

@@ -46,7 +46,7 @@ def test_two_folders_are_two_runs(tmp_path: Path) -> None:
 def test_a_changed_configuration_is_refused_with_its_keys_and_the_cure(tmp_path: Path) -> None:
     open_run("example", ExampleConfig(output_dir=tmp_path))
     changed = ExampleConfig(output_dir=tmp_path, seed=1, service=ServiceOptions(url="http://elsewhere"))
-    with pytest.raises(ConfigError, match=r"another configuration \(seed, service.url\): use another output_dir"):
+    with pytest.raises(ConfigError, match=r"a different configuration \(seed, service.url\): use another output_dir"):
         open_run("example", changed)
 
 
@@ -60,7 +60,7 @@ def test_a_resumed_run_must_find_what_it_was_started_with(tmp_path: Path) -> Non
     run = open_run("example", ExampleConfig(output_dir=tmp_path))
     pin(run, {"data": "a", "tokenizer": "b"})
     pin(run, {"data": "a", "tokenizer": "b"})
-    with pytest.raises(ConfigError, match="started with another data: put back"):
+    with pytest.raises(ConfigError, match="started with a different data: restore"):
         pin(run, {"data": "c", "tokenizer": "b"})
 
 

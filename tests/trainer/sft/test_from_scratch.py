@@ -61,7 +61,7 @@ def test_the_chat_template_ends_each_turn_with_the_end_of_sequence() -> None:
 
 @given(st.text())
 def test_any_text_comes_back_from_its_ids(text: str) -> None:
-    """Also a text unlike the training data: every byte has an id."""
+    """This also holds for texts unlike the training data: every byte has an id."""
     ids = TransformersTokenizer(TOKENIZER).encode(text, special=False).ids
     assert TOKENIZER.decode(ids) == text
 

@@ -23,9 +23,9 @@ class CreditConfig(ServiceJobConfig):
     corruptions: tuple[ErrorKind, ...] = Field(
         default=("digit",),
         min_length=1,
-        description="Kinds of planted errors. digit: one digit. number: one number. word: one word, by another of the "
-        "data. step: one line except the last, by another of the data. All are replaced by others of the same length, "
-        "and the answer keeps its number of tokens.",
+        description="Kinds of planted errors. digit: one digit. number: one number. word: one word. step: one line "
+        "except the last. Digits and numbers are drawn at random, words and lines from the data. Every "
+        "replacement has the same length, and the answer keeps its number of tokens.",
     )
     against: Literal["tokens", "digit_tokens"] = Field(
         default="tokens",

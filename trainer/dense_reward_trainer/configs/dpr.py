@@ -90,8 +90,8 @@ class DprConfig(ServiceJobConfig):
 
     signal: SignalName = Field(
         default="reward",
-        description="The reward of a token. reward: equation 5 of the paper. centred: reward - kl, another objective. "
-        "sft_logprob: the paper's ablation without a reference.",
+        description="The reward of a token. reward: equation 5 of the paper. centred: reward - kl, a different "
+        "objective. sft_logprob: the paper's ablation without a reference.",
     )
     candidates: int = Field(
         default=0,
@@ -103,15 +103,15 @@ class DprConfig(ServiceJobConfig):
     returns: ReturnName = Field(
         default="reward_to_go",
         description="The credit of an action. reward_to_go: its own reward and all later ones. immediate: only its own "
-        "(ignores what it leads to). total: all rewards of the response, as if paid at its end (the same expected "
+        "(ignores what it leads to). total: all rewards of the response, as if given at its end (the same expected "
         "gradient as reward_to_go, more noise). The paper leaves this open.",
     )
     gamma: float = Field(
         default=1.0,
         ge=0.0,
         le=1.0,
-        description="Discount of the reward-to-go. Below 1 it favours early rewards: another objective. The paper's "
-        "value is 1.",
+        description="Discount of the reward-to-go. Below 1 it favours early rewards: a different objective. The "
+        "paper's value is 1.",
     )
     baseline: BaselineName = Field(
         default="leave_one_out",

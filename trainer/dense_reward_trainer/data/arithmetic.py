@@ -1,4 +1,4 @@
-"""Generates worked additions and two-step word problems, in which the right value of every token is known.
+"""Generates worked additions and two-step word problems; the right value of every token is known.
 
 Each character of a clean response follows from its prompt, so a planted error is certainly an error. Pure functions of
 the options and their seed. Must not import files, tokenizers or models.
@@ -49,7 +49,7 @@ class ArithmeticOptions(BaseModel):
     def _enough_problems(self) -> Self:
         for digits, count in self.shares.items():
             additions = len(_addends(digits)) ** 2
-            # Far fewer word problems than exist, so that drawing again after a repeat ends soon.
+            # Far fewer word problems than exist, so that a repeated problem is soon replaced by a new draw.
             available = additions if self.kind == "addition" else additions * len(NAMES) * len(THINGS)
             if count > available:
                 raise ValueError(

@@ -107,7 +107,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise LineError("not JSON", f"{name} is no JSON number")
+    raise LineError("not JSON", f"{name} is not a JSON number")
 
 
 def read_row(row: RawRow, source: str, strip_annotations: bool = False) -> Demonstration:

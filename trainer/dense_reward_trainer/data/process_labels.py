@@ -1,4 +1,4 @@
-"""Reads solutions whose first wrong step was marked by people: lines of ProcessBench and of PRM800K.
+"""Reads solutions in which people marked the first wrong step: lines of ProcessBench and of PRM800K.
 
 ProcessBench (arXiv 2412.06559): {"problem", "steps": [str], "label": index of the first wrong step, -1 for none}.
 PRM800K (arXiv 2305.20050): {"question": {"problem"}, "label": {"steps": [{"completions": [{"text", "rating"}],
@@ -63,13 +63,13 @@ def _solution(line: str, source: str) -> Solution | None:
         return _process_bench(row, source) if "steps" in row else _prm800k(row, source)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{source} is no line of ProcessBench or PRM800K ({reason})") from None
+        raise DataError(f"{source} is not a line of ProcessBench or PRM800K ({reason})") from None
 
 
 def _process_bench(row: Mapping[str, object], source: str) -> Solution:
     problem, steps, label = row["problem"], row["steps"], row["label"]
     if not isinstance(problem, str) or not isinstance(steps, list) or not isinstance(label, int):
-        raise TypeError("problem must be text, steps a list and label a number")
+        raise TypeError("problem must be text, steps must be a list and label must be a number")
     if not steps or not all(isinstance(step, str) and step for step in steps) or not -1 <= label < len(steps):
         raise ValueError(f"steps must be texts, and label {label} an index of the {len(steps)} steps or -1")
     return Solution(problem, tuple(steps), None if label == -1 else label, source)

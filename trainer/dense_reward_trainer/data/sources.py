@@ -74,7 +74,7 @@ class BadLine:
 
 @dataclass(frozen=True, slots=True)
 class LoadedRows:
-    """What a source holds, in its order, and the bad lines that were left out."""
+    """The demonstrations of a source in its order, and the bad lines that were left out."""
 
     demonstrations: tuple[Demonstration, ...]
     skipped: tuple[BadLine, ...]
@@ -111,14 +111,14 @@ class DataSource(BaseModel):
         description="`arithmetic`, the path of a .jsonl or .jsonl.gz file, or a data set as name[:config][@split] (the "
         "split is `train` by default).",
     )
-    limit: int | None = Field(default=None, ge=1, description="Use only the first this many lines; null: all.")
+    limit: int | None = Field(default=None, ge=1, description="Use only the first `limit` lines; null: all.")
     skip_last: int = Field(
-        default=0, ge=0, description="Ignore this many lines at the end; applied before `last` and `limit`."
+        default=0, ge=0, description="Ignore the last `skip_last` lines; applied before `last` and `limit`."
     )
     last: int | None = Field(
         default=None,
         ge=1,
-        description="Use only the last this many lines that skip_last leaves; applied before `limit`. null: all.",
+        description="Use only the last `last` of the lines that skip_last leaves; applied before `limit`. null: all.",
     )
     skip_bad: bool = Field(
         default=False,
@@ -236,7 +236,7 @@ def _dataset_name(source: str) -> tuple[str, str | None, str]:
     name_and_config, _, part = source.rpartition("@") if "@" in source else (source, "", "train")
     name, colon, config = name_and_config.partition(":")
     if not name or not part or (colon and not config):
-        raise DataError(f"{source!r} names no data set: write name[:config][@split]. A source is {_SOURCES}")
+        raise DataError(f"{source!r} does not name a data set: write name[:config][@split]. A source is {_SOURCES}")
     return name, config or None, part
 
 
@@ -260,7 +260,7 @@ def _file_lines(path: Path) -> list[tuple[int, bytes]]:
 def split(demonstrations: Iterable[Demonstration], held_out_fraction: float, seed: int) -> Split:
     """Splits by prompt: only a seeded hash of the prompt's messages decides the part.
 
-    So a prompt is never in both parts, the part of a demonstration does not depend on the order or on the other
+    Therefore a prompt is never in both parts, the part of a demonstration does not depend on the order or on the other
     demonstrations, and a larger fraction only moves prompts from train to held out. The fraction is met in expectation
     only: a small set can leave either part empty. Raises ValueError unless 0 <= held_out_fraction < 1.
     """

@@ -1,7 +1,7 @@
 """The `dpr` job: Dense-Path REINFORCE (arXiv 2510.02493), which improves a policy on token rewards from a service.
 
 Every step (rl/learner.py) samples G responses to each of its prompts and requests the reward of every token. It
-subtracts b (log pi - log pi_sft) and takes a REINFORCE step on the reward-to-go less a baseline (rl/advantages.py).
+subtracts b (log pi - log pi_sft) and takes a REINFORCE step on the reward-to-go minus a baseline (rl/advantages.py).
 It loads no critic, no reference model and no SFT model. DprConfig has an option for each choice the paper leaves open.
 """
 
@@ -33,7 +33,7 @@ from dense_reward_trainer.runs.training_state import TrainingStates
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Training:
-    """All that a run works on. Only the learner changes from step to step."""
+    """Everything that a run uses. Only the learner changes from step to step."""
 
     config: DprConfig
     checkpoint: PolicyCheckpoint

@@ -89,7 +89,7 @@ def descent_directions(
         if not 0 < size < inf:
             raise JobError(
                 f"the gradient of batch {step} has norm {size:g}, so it has no direction: it is 0 if all actions of a "
-                "batch are paid the same. Raise prompts_per_step or group_size, or inspect the rewards"
+                "batch get the same reward. Raise prompts_per_step or group_size, or inspect the rewards"
             )
         yield direction
 
@@ -128,8 +128,8 @@ def alignment(directions: Iterable[Tensor], target: Tensor) -> Alignment:
     cosine, error = mean(cosines), stdev(cosines) / sqrt(count)
     # |sum of unit vectors|^2 = count + sum of the cosines of all ordered pairs
     agreement = (float(total.double().square().sum()) - count) / (count * (count - 1))
-    # Under pure noise the cosines of two pairs are uncorrelated even if the pairs share a direction. So the spread of
-    # neighbours, divided by the square root of the number of pairs, is the standard error over all pairs.
+    # Under pure noise the cosines of two pairs of batches are uncorrelated, even if both pairs share a batch. So the
+    # standard error over all pairs is the spread over neighbouring batches / sqrt(number of pairs).
     noise = stdev(neighbours[1:]) / sqrt(count * (count - 1) / 2)
     if agreement <= 2 * noise:
         return Alignment(cosine, error, agreement, noise, None, None)

@@ -99,7 +99,7 @@ def run(config: SftConfig, report: Report) -> None:
 
 
 def silent(_: str) -> None:
-    """Report of all processes but the first: with torchrun, only one of them reports."""
+    """Report of all processes except the first: with torchrun, only one process reports."""
 
 
 def training_arguments(config: SftConfig) -> TrlConfig:

@@ -80,8 +80,9 @@ def measure_held_out(
 ) -> tuple[HeldOutResult, list[SampledResponse]]:
     """Metrics from one greedy response and several samples for every prompt, and the responses.
 
-    `rewards` gives the SFT model's log-probs. All is at `temperature`, except the likelihood of the demonstrations,
-    which is at 1. Raises ValueError if there is no prompt, ConfigError if one leaves no room for `max_new_tokens`.
+    `rewards` gives the SFT model's log-probs. All metrics are at `temperature`, except the likelihood of the
+    demonstrations, which is at 1. Raises ValueError if there is no prompt, ConfigError if one leaves no room for
+    `max_new_tokens`.
     """
     if not rows:
         raise ValueError("there is nothing to measure: no held-out prompt was given")

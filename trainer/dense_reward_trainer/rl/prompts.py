@@ -45,7 +45,7 @@ def training_prompts(
         check_room(encoded.rows, limit_tokens, max_new_tokens, "max_new_tokens", "or add --skip-bad to the command")
     left_out = len(loaded.skipped) + len(encoded.dropped) + len(encoded.rows) - len(fitting)
     if left_out:
-        report(f"{source.source}: left out {left_out} lines that are no demonstrations, or too long")
+        report(f"{source.source}: left out {left_out} lines that are not demonstrations, or too long")
     prompts = {row.encoded.prompt_P.tobytes(): row.encoded.prompt_P for row in fitting}
     if not prompts:
         raise DataError(f"{source.source}: no prompt is left to train on")

@@ -57,7 +57,7 @@ def _wait_until_ready(server: "subprocess.Popen[bytes]", url: str) -> None:
 
 
 def _check_identity(server: "subprocess.Popen[bytes]", url: str, sft: Path, reference: Path) -> None:
-    """Raises JobError if another process took the port after `free_port` found it free."""
+    """Raises JobError if another process has opened the port since `free_port` found it free."""
     with Client(url, timeout_s=10.0) as client:
         card = client.models()[0]
     if server.poll() is not None or (card.sft, card.reference) != (str(sft), str(reference)):

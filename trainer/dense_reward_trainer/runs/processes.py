@@ -22,7 +22,7 @@ def exit_on_sigterm() -> None:
 
 @contextmanager
 def sigterm_exits() -> Iterator[None]:
-    """`exit_on_sigterm` within the block; the handler of before is restored after it."""
+    """`exit_on_sigterm` within the block; the previous handler is restored after it."""
     before = signal.getsignal(signal.SIGTERM)
     exit_on_sigterm()
     try:

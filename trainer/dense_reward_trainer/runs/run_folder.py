@@ -56,7 +56,7 @@ class Run:
 def check_run(job: str, config: JobConfig) -> None:
     """Checks that `config.output_dir` can be used. Writes nothing, so a job that fails early leaves no run folder.
 
-    Raises ConfigError if the folder holds a run of another job, or of a configuration that gives another result.
+    Raises ConfigError if the folder holds a run of another job, or of a configuration that gives a different result.
     """
     folder = config.output_dir
     record = _read_record(folder)
@@ -89,7 +89,7 @@ def open_run(job: str, config: JobConfig) -> Run:
 def pin(run: Run, identity: Mapping[str, str]) -> None:
     """Records the hashes of a run's inputs (data, tokenizer ...: name -> hash) in `run.json`.
 
-    Raises ConfigError if a resumed run finds other hashes; it names the inputs that differ.
+    Raises ConfigError if the hashes of a resumed run differ; it names the inputs that differ.
     """
     record = _read_record(run.folder)
     if record is None:
@@ -97,8 +97,8 @@ def pin(run: Run, identity: Mapping[str, str]) -> None:
     differing = [name for name, recorded in record.identity.items() if identity.get(name) != recorded]
     if differing:
         raise ConfigError(
-            f"{run.folder} holds a run that was started with another {' and '.join(differing)}: "
-            "put back what it was started with, or use another output_dir"
+            f"{run.folder} holds a run that was started with a different {' and '.join(differing)}: "
+            "restore what it was started with, or use another output_dir"
         )
     _write_record(run.folder, record.model_copy(update={"identity": dict(identity)}))
 
@@ -213,6 +213,6 @@ def _check_config(folder: Path, values: Mapping[str, object], may_change: frozen
     changed = changed_keys(started, values, may_change)
     if changed:
         raise ConfigError(
-            f"{folder} holds a run that was started with another configuration ({', '.join(changed)}): "
+            f"{folder} holds a run that was started with a different configuration ({', '.join(changed)}): "
             "use another output_dir, or the configuration that it was started with"
         )

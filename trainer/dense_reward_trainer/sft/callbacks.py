@@ -6,12 +6,12 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 
 from dense_reward_trainer.runs.run_folder import MetricsLog
 
-# The summary that transformers' trainer logs at its end; it belongs to no step.
+# Keys of the summary that transformers' trainer logs at its end; it belongs to no step.
 SUMMARY = frozenset({"total_flos", "train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"})
 
 
 class EvaluateAtEnd(TrainerCallback):  # type: ignore[misc]
-    """Also evaluates after the last step, even if it is no multiple of eval_steps."""
+    """Also evaluates after the last step, even if it is not a multiple of eval_steps."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if state.global_step == state.max_steps and args.eval_strategy != "no":

@@ -1,7 +1,7 @@
-"""Batches of similar lengths, in an order that depends only on the seed and the epoch, so a resumed run keeps it.
+"""Batches of similar lengths, in an order that depends only on the seed and the epoch, so a resumed run has the same.
 
 transformers' own length-grouped sampler draws from the global random generator, so a run that was killed within an
-epoch would resume in another order.
+epoch would resume in a different order.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -66,7 +66,7 @@ def run_cells(cells: Sequence[Cell], processes: int, report: Report) -> None:
 
 
 def cell_figures_logged(cell: Cell) -> dict[str, Figures]:
-    """`cell_figures` in a worker process; from here on, its output and that of its jobs goes to the cell's log."""
+    """`cell_figures` in a worker process; output of this process and its jobs goes to the cell's log from now on."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     with cell.log.open("ab") as file:
         for output in (sys.stdout, sys.stderr):
@@ -79,7 +79,7 @@ def cell_figures_logged(cell: Cell) -> dict[str, Figures]:
 
 
 def check_references(cells: Sequence[Cell]) -> None:
-    """Raise ConfigError if the reference of a column is no milestone of its SFT run."""
+    """Raise ConfigError if the reference of a column is not a milestone of its SFT run."""
     for cell in cells:
         resolved = load_config(SftConfig, config_path("arithmetic_sft"), arguments(sft_overrides(cell)))
         for name, column in cell.config.columns.items():
