@@ -80,8 +80,8 @@ def test_freed_memory_is_kept_and_reused_once_enough_of_it_lies_there() -> None:
         "for _ in range(10): torch.ones(1 << 24)\n"
         "print(faults() - before)\n"
     )
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert int(told.stdout) < 2000, "ten times 64 MiB anew are 160,000 pages"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 2000, "mapping 64 MiB again ten times would fault 160,000 pages"
 
 
 def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
