@@ -4,6 +4,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+# A worker for each logical core. Each imports torch, so 8 at most; `worksteal` keeps a file's tests on one worker until the others run dry.
+PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 COMMA := ,
 VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 # Deployment tests that need the service itself and programs of the system.
@@ -32,7 +34,7 @@ demo: install ## train a tiny pair, serve it, show two heatmaps and keep serving
 test: install ## everything that CI runs: lint, types and every test that this machine can run
 	$(MAKE) --no-print-directory lint
 	$(MAKE) --no-print-directory types
-	$(BIN)/pytest
+	$(PYTEST)
 
 lint: install ## check style and format (changes nothing)
 	$(BIN)/ruff check
@@ -41,8 +43,8 @@ lint: install ## check style and format (changes nothing)
 types: install ## check types of all code with mypy (strict)
 	$(BIN)/mypy service trainer tests constraints $(wildcard helm/*.py helm/dense-reward/files/*.py bench/*.py bench/speed/*.py bench/reliability/*.py bench/scale/*.py docs/pictures/*.py docker/*.py)
 
-fast: install ## run the tests except those marked `story` (the whole path in real processes)
-	$(BIN)/pytest -m "not story"
+fast: install ## run the tests without those that train, start processes or wait (marked `slow` or `story`): under 2 minutes
+	$(PYTEST) -m "not story and not slow"
 
 test-deploy: install .venv-deploy/installed ## test chart, images, Compose and proxies, with the real programs if installed: minutes
 	.venv-deploy/bin/python -m pytest $(filter-out $(LIVE),$(wildcard tests/deploy/test_*.py))

@@ -1,4 +1,4 @@
-"""Commit, hardware and versions, which every results file records."""
+"""Commit, hardware and versions. Every results file records them."""
 
 import os
 import platform

@@ -48,7 +48,7 @@ Logprobs = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
 @dataclass(slots=True)
 class Served:
-    """A service with one of the engines, and the groups of all its processes: those of servers first."""
+    """A service with one of the engines. `groups`: the process groups of its servers first, then of the service."""
 
     url: str
     groups: list[Group] = field(default_factory=list)
@@ -69,11 +69,11 @@ class Served:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns exit code 0 once all is measured and written."""
+    """Returns exit code 0 after everything is measured and written."""
     parser = argparse.ArgumentParser(prog="python -m bench.engines", description=__doc__)
     parser.add_argument("file", type=Path, help="GSM8K's training set, JSON lines of question and answer")
     file: Path = parser.parse_args(arguments).file
-    here = circumstances()  # before this run's own results make the checkout dirty
+    here = circumstances()  # read first: the results of this run make the checkout dirty
     pair = trained(file)
     solutions = [json.loads(line) for line in file.read_text().splitlines()[-SOLUTIONS:]]
     result = {"parity": parity(pair, solutions), "throughput": throughput(), "killed": killed(pair)}
@@ -90,7 +90,7 @@ def trained(file: Path) -> Path:
 
 
 def parity(pair: Path, solutions: Sequence[dict[str, str]]) -> Json:
-    """Differences of both models' log-probs from those of torch in float32, in nats, over all tokens."""
+    """Differences from torch in float32, in nats: log-probs of both models over all tokens."""
     exact: Logprobs | None = None
     found: Json = {}
     for dtype in ("float32", "bfloat16"):
@@ -112,7 +112,7 @@ def parity(pair: Path, solutions: Sequence[dict[str, str]]) -> Json:
 
 
 def throughput() -> Json:
-    """Response tokens per second of the service as a job calls it, in float32: medians of rounds, engines in turn."""
+    """Response tokens per second in float32, called as a job does: medians over rounds in which engines take turns."""
     pair = LAUNCHER.pair("40m")
     cells = [cell for cell in cpu_cells() if cell.name in CELLS]
     seconds: dict[str, dict[str, list[float]]] = {

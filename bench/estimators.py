@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def gap_keys(outcomes: Mapping[str, Mapping[str, list[float | None]]]) -> dict[str, float | None]:
-    """Mean gap closed over seeds, and the paper's scored tokens to half of the gap over those of the best options."""
+    """Mean gap closed over seeds; and scored tokens to half of the gap, the paper's divided by the best options'."""
     best, paper = outcomes[BEST], outcomes[PAPER]
     ratios = [
         None if slow is None or fast is None else slow / fast
@@ -62,10 +62,10 @@ def gap_keys(outcomes: Mapping[str, Mapping[str, list[float | None]]]) -> dict[s
 
 
 def fastest_key(tuning: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> dict[str, float | None]:
-    """The same ratio, each at the learning rate that reaches half fastest, on the seed of tuning.
+    """The same ratio on the tuning seed, each at the learning rate that reaches half of the gap fastest.
 
-    The studies choose rates by the gap that is closed at the end. By that measure all of the paper's rates are alike,
-    but the rate determines how soon half is closed.
+    The studies choose the rate that closes most of the gap at the end. All of the paper's rates then look alike, but
+    the rate determines how soon half of the gap is closed.
     """
     fastest = {
         name: min((found["tokens_to_half"] for found in tuning[name].values() if found["tokens_to_half"]), default=None)

@@ -28,11 +28,11 @@ CREDIT_ROWS = {
 }
 POLICIES = {
     "sft": "SFT",
-    "tempered": "SFT at a lower temperature, with the KL of DPR best",
-    "continued": "SFT continued, with the FLOPs of DPR best",
-    "dpr_paper": "DPR as the paper has it",
-    "end_paid": "as the paper has it, but early reference and the reward paid only at the end",
-    "dpr_half_way": "DPR best, but half-way reference",
+    "tempered": "SFT at a lower temperature, matched to the KL of DPR best",
+    "continued": "SFT continued, matched to the FLOPs of DPR best",
+    "dpr_paper": "DPR with the paper's settings",
+    "end_paid": "DPR with the paper's settings, but with the early reference and `returns: total`",
+    "dpr_half_way": "DPR best, but with the half-way reference",
     "dpr_sft_logprob": "DPR best, but `sft_logprob` as the reward",
     "dpr_best": "**DPR best**",
 }
@@ -169,7 +169,7 @@ def with_interval(found: Estimate) -> str:
 
 
 def options_block(file: EstimatorsFile) -> str:
-    """Each set of options, the largest mean of the gap closed first; then `best` beside `paper`."""
+    """Each set of options, the largest mean of the gap closed first; then `best` compared with `paper`."""
     study = file["estimators"]
     head = ["options", "what is set", "learning rate", "gap closed, mean", "worst seed", "tokens to half, median"]
     order = sorted(study["outcomes"].items(), key=lambda item: -mean(item[1]["gap_closed"]))
@@ -198,16 +198,16 @@ def tokens(counts: list[float | None]) -> str:
 
 
 def comparison_with_paper(file: EstimatorsFile) -> Iterator[str]:
-    """How `best` compares with `paper`, a sentence for each ratio that is known."""
+    """Compares `best` with `paper`, one sentence per known ratio."""
     best, paper = file["gap_closed_best"], file["gap_closed_paper"]
-    yield f"`best` closes {best:.2f} of the gap and `paper` {paper:.2f}, means over the seeds."
+    yield f"`best` closes {best:.2f} of the gap and `paper` closes {paper:.2f} (means over the seeds)."
     for key, rates in (
         ("sample_ratio_to_half_gap", "at the learning rates of the table (median over the seeds)"),
         ("sample_ratio_to_half_gap_fastest_rates", "if each takes its fastest learning rate (tuning seed)"),
     ):
         ratio = file.get(key)
         if isinstance(ratio, float):
-            yield f"To half of the gap, `paper` takes {ratio:.1f} times the scored tokens of `best` {rates}."
+            yield f"To close half of the gap, `paper` needs {ratio:.1f} times as many scored tokens as `best` {rates}."
 
 
 def source(name: str, file: Provenance) -> str:

@@ -2,8 +2,8 @@
 
 Two replicas of the real service, the proxy's shipped configuration, and callers that never retry: each request without
 an answer has failed. Ten times a third replica is started, and once it is ready an old one gets SIGTERM. With
---as-the-chart the proxy does not retry either: it gets a command that takes the old replica out, as Kubernetes removes
-a pod from the endpoints, and SIGTERM comes after the chart's preStop. Writes bench/results/rolling_chart.json.
+--as-the-chart the proxy does not retry either: a command takes the old replica out, as Kubernetes removes a pod from
+the endpoints, and SIGTERM follows after the chart's preStop. Writes bench/results/rolling_chart.json.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from pathlib import Path
 import httpx2
 import yaml
 from dense_reward import AsyncClient, ClientError
-from dense_reward_trainer.jobs.demo import train
+from dense_reward_trainer.jobs.demo import train_pair
 from dense_reward_trainer.runs.local_service import HOST, free_port
 from dense_reward_trainer.runs.run_folder import commit
 
@@ -41,13 +41,13 @@ CONFIGURATION = Path("docker/haproxy/haproxy.cfg")
 CHART_VALUES = Path("helm/dense-reward/values.yaml")
 BACKENDS = ("least_busy", "by_prompt")
 FOLDER = Path("runs/rolling")
-"""Holds the proxy's configuration and log."""
+"""Folder of the proxy's configuration and log."""
 REPLACED, REPLICAS = 10, 2
 CALLERS, LARGE_CALLERS = 8, 1
 SEEN_S = 2.0
-"""From ready to the old replica's signal: the proxy checks twice a second."""
+"""Seconds from the readiness of the new replica to the stop of the old one. The proxy checks twice per second."""
 LARGE_RESPONSES, LARGE_TOKENS = 400, 60
-"""Size of a request larger than the proxy's buffer: the proxy cannot retry it, only a client can."""
+"""Size of a request that exceeds the proxy's buffer: only a client can retry it, the proxy cannot."""
 
 
 @dataclass(slots=True)
@@ -61,7 +61,7 @@ class Load:
 
     @property
     def failed(self) -> int:
-        """Number of requests that were not answered, or wrongly."""
+        """Number of requests without an answer or with a wrong one."""
         return self.sent - self.outcome.statuses[200] + self.outcome.wrong + self.large["failed"]
 
 
@@ -103,8 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if shutil.which("haproxy") is None:
         print("bench.rolling needs haproxy: install it (Debian: apt-get install haproxy)", file=sys.stderr)
         return 2
-    train()
-    at = commit()  # before this run's own results make the checkout dirty
+    train_pair()
+    at = commit()  # read first: the results of this run make the checkout dirty
     ports = free_ports(REPLICAS + 1)
     leave_s = pre_stop_s() if as_the_chart else None
     with proxy(ports, retries=not as_the_chart) as front:
@@ -212,14 +212,14 @@ def _port(server: Server) -> int:
 async def _replaced(old: Server, port: int, front: Front, leave_s: float | None) -> tuple[Server, Replacement]:
     """Starts a new replica, waits until it is ready and the proxy must have noticed, and stops the old one.
 
-    With `leave_s` the proxy first takes the old one out, and SIGTERM follows after so many seconds.
+    With `leave_s` the proxy first takes the old one out, and SIGTERM follows after that many seconds.
     """
     before_s = time.perf_counter()
     new = _started(port)
     await asyncio.to_thread(new.wait_until_ready)
     ready_s = time.perf_counter() - before_s
     if leave_s is not None:
-        front.set_state(port, "ready")  # the proxy assumes that it is up immediately, so not earlier
+        front.set_state(port, "ready")  # only now, because the proxy then assumes that it is up
     await asyncio.sleep(SEEN_S)
     if leave_s is not None:
         front.set_state(_port(old), "maint")
@@ -238,7 +238,7 @@ async def _keep_asking(url: str, known: list[Known], load: Load, seed: int) -> N
 
 
 async def _keep_asking_large(url: str, load: Load) -> None:
-    """Sends large requests by the project's own client, which retries."""
+    """Sends large requests with the project's own client, which retries."""
     draw = random.Random(0)
     async with AsyncClient(url) as client:
         while not load.over.is_set():

@@ -1,4 +1,4 @@
-"""Blocks of a Markdown page that a command writes, so that no figure is copied by hand.
+"""Replaces blocks of a Markdown page by tables that a command writes, so that no figure is copied by hand.
 
 A block starts with `<!-- NAME: written by COMMAND -->` and ends with `<!-- /NAME -->`.
 """

@@ -1,10 +1,10 @@
-"""What holds for every test: no network, quiet libraries, and tests for a GPU or vLLM that say why they are skipped."""
+"""Rules for every test: no network, quiet libraries, and a reason for each skipped test of a GPU or vLLM."""
 
 import os
 
-# Before anything imports transformers, datasets or torch: they read these once.
+# Set before anything imports transformers, datasets or torch: they read these variables once.
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
-# The models are tiny: threads cost more than they compute, and many times that where the cores are shared.
+# The models are tiny: threads cost more than they save, and far more if other processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import signal
@@ -19,7 +19,7 @@ NO_CUDA = "needs a CUDA device, and torch.cuda.is_available() is False"
 
 @pytest.fixture(autouse=True)
 def _signal_handlers_are_restored() -> Iterator[None]:
-    """A handler that a test leaves behind would answer a signal that is meant for pytest."""
+    """A handler that a test does not remove would handle signals for pytest."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     left = {number.name for number, handler in before.items() if signal.getsignal(number) is not handler}
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reports = terminalreporter.stats.get("skipped", [])
-    skipped = sum("gpu" in getattr(report, "keywords", ()) for report in reports)  # whole files have none
+    skipped = sum("gpu" in getattr(report, "keywords", ()) for report in reports)  # a skipped file has none
     if skipped:
         terminalreporter.write_line(f"GPU tests not run: {skipped} ({NO_CUDA})", yellow=True)
 

@@ -1,4 +1,4 @@
-"""Every path of the repository that a document names exists; decisions and the log name those of their day."""
+"""Every path of the repository that a document names exists. Decisions and the log are exempt: they name old paths."""
 
 import re
 from collections.abc import Iterator
@@ -50,7 +50,7 @@ def missing_paths(text: str) -> Iterator[str]:
 
 
 def known(word: str) -> bool:
-    """False for a word that looks like a path of the repository and is none. A bare FILE.py can be in any folder."""
+    """False for a word that looks like a path of the repository but does not exist. FILE.py can be in any folder."""
     if not PLACE.fullmatch(word):
         return True
     if word.startswith(tuple(f"{folder}/" for folder in FOLDERS)):

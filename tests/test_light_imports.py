@@ -1,4 +1,4 @@
-"""What must import without anything heavy: proven in a fresh process that lacks everything else."""
+"""Light modules import without heavy libraries. Verified in a fresh process in which all others are missing."""
 
 import importlib.metadata
 import subprocess
@@ -26,7 +26,7 @@ def test_the_core_distribution_asks_for_three_libraries() -> None:
 
 
 def installed_with(distributions: Collection[str]) -> set[str]:
-    """Normalised names of the distributions and of all that they require here, extras left out."""
+    """Normalised names of the distributions and of all their requirements on this machine, without extras."""
     seen: set[str] = set()
     waiting = [canonicalize_name(name) for name in distributions]
     while waiting:
@@ -70,7 +70,7 @@ for name in arguments[arguments.index("--") + 1 :]:
 
 
 def import_with(rule: Literal["allow", "block"], libraries: Collection[str], *names: str) -> None:
-    """Imports the names in a fresh process in which the libraries are all there is, or all that is missing."""
+    """Imports the names in a fresh process in which only the libraries exist, or only they are missing."""
     command = [sys.executable, "-c", GUARDED_IMPORT, rule, *sorted(libraries), "--", *names]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"dense_reward": ROOT / "service", "dense_reward_trainer": ROOT / "trainer"}
 COMMANDS = {"dense-reward": "dense_reward.cli:main", "dense-reward-train": "dense_reward_trainer.cli:main"}
-# What each stack installs of this project's extras, and a package that it is about.
+# For each stack: the extras of this project that it installs, and its main package.
 STACKS = {
     "default.txt": (("train", "dev"), "torch"),
     "vllm.txt": (("serve", "vllm"), "vllm"),
@@ -32,7 +32,7 @@ STACKS = {
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
-    """Built from a copy, because setuptools leaves its build folder beside the sources."""
+    """Built from a copy, because setuptools writes its build folder next to the sources."""
     missing = [name for name in ("pip", "setuptools") if importlib.util.find_spec(name) is None]
     if missing:
         pytest.skip(f"building a wheel without the network needs {' and '.join(missing)} in this environment")
@@ -82,7 +82,7 @@ def test_a_command_leads_to_a_function(command: str) -> None:
 
 
 def pins(stack: str) -> dict[str, Version]:
-    """Normalised name -> version. A line that is no plain pin fails here."""
+    """Normalised name -> version. Fails if a line is not a plain pin."""
     lines = (ROOT / "constraints" / stack).read_text("utf-8").splitlines()
     pinned = [line.split("==") for line in lines if line and not line.startswith("#")]
     assert all(canonicalize_name(name) == name for name, _ in pinned)
@@ -90,14 +90,14 @@ def pins(stack: str) -> dict[str, Version]:
 
 
 def requirements_of(distribution: str, extras: tuple[str, ...]) -> list[Requirement]:
-    """What an installed distribution asks for with these extras, on this machine."""
+    """What an installed distribution requires with these extras, on this machine."""
     lines = importlib.metadata.requires(distribution) or []
     asked = [Requirement(line) for line in lines]
     return [r for r in asked if not r.marker or any(r.marker.evaluate({"extra": e}) for e in ("", *extras))]
 
 
 def own_requirements(extras: tuple[str, ...]) -> list[Requirement]:
-    """Of this project, with those of the extras that its extras name."""
+    """Requirements of this project, including those of the extras that its extras name."""
     found = requirements_of("dense-reward", extras)
     nested = [extra for requirement in found if requirement.name == "dense-reward" for extra in requirement.extras]
     others = [requirement for requirement in found if requirement.name != "dense-reward"]
@@ -116,7 +116,7 @@ def test_a_stack_pins_what_its_extras_ask_for(stack: str) -> None:
     for requirement in own_requirements(extras) if extras else ():
         version = pinned.get(canonicalize_name(requirement.name))
         assert version is not None, f"{requirement} is not pinned: run `make constraints`"
-        assert version in requirement.specifier, f"{requirement} rules its own pin out: run `make constraints`"
+        assert version in requirement.specifier, f"{requirement} excludes its own pin: run `make constraints`"
 
 
 def test_the_default_stack_pins_all_that_it_pulls_in() -> None:
@@ -136,7 +136,7 @@ def test_no_pin_names_a_local_build() -> None:
 
 
 def readme_test_command() -> str:
-    """The first line of the first code block below a heading that speaks of tests."""
+    """The first line of the first code block below a heading with the word Test."""
     readme = (ROOT / "README.md").read_text("utf-8")
     section = re.search(r"^#+ [^\n]*\btest.*?^```\w*\n(.+?)$", readme, re.MULTILINE | re.DOTALL | re.IGNORECASE)
     assert section, "README.md has no heading with the word Test and a code block below it"

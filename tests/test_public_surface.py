@@ -1,4 +1,4 @@
-"""What users and their programs depend on changes on purpose only."""
+"""Names that users and their programs depend on change only on purpose."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ KEPT = Path(__file__).parent / "data" / "public_surface.json"
 
 
 def test_flags_routes_metrics_and_environment_are_those_that_were_published() -> None:
-    """After a meant change: `python tests/support/public_surface.py tests/data/public_surface.json`, and CHANGELOG."""
+    """After an intended change: `python tests/support/public_surface.py tests/data/public_surface.json`; CHANGELOG."""
     found, kept = public_surface(), json.loads(KEPT.read_text("utf-8"))
     assert found.keys() == kept.keys()
     for kind, names in kept.items():

@@ -25,7 +25,7 @@ class Function:
 
 
 def python_files() -> list[Path]:
-    """Python files of the project that git tracks or would track; without git, all that lie in its folders."""
+    """Python files of the project that git tracks or would track; without git, all files in its folders."""
     if shutil.which("git") and (ROOT / ".git").exists():
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *FOLDERS]
         listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
@@ -66,7 +66,7 @@ def test_a_function_is_measured_with_the_ones_nested_in_it() -> None:
 def test_no_file_is_longer_than_the_limit() -> None:
     lengths = {file: len(file.read_text("utf-8").splitlines()) for file in python_files()}
     too_long = [f"  {file.relative_to(ROOT)}: {n} lines" for file, n in lengths.items() if n > FILE_LIMIT_LINES]
-    assert not too_long, f"files over {FILE_LIMIT_LINES} lines; split them by what they know:\n" + "\n".join(too_long)
+    assert not too_long, f"files over {FILE_LIMIT_LINES} lines; split them by topic:\n" + "\n".join(too_long)
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -1,13 +1,14 @@
-"""The whole path in real processes: train, kill, resume, serve, score over HTTP, improve a policy, measure it."""
+"""The whole path in real processes: train, serve, score over HTTP, improve a policy, measure it.
+
+How a killed run resumes is tested in trainer/jobs.
+"""
 
 import json
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,12 +16,13 @@ import numpy as np
 import pytest
 from dense_reward import Client
 from dense_reward.manifest import load_manifest, verify_files
+from dense_reward_trainer.cli import main
 from dense_reward_trainer.runs.local_service import free_port
 
 pytestmark = pytest.mark.story
 TRAIN = (sys.executable, "-m", "dense_reward_trainer.cli")
 SERVE = (sys.executable, "-m", "dense_reward.cli", "serve")
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 
 
 def environment() -> dict[str, str]:
@@ -28,31 +30,15 @@ def environment() -> dict[str, str]:
 
 
 def finish(command: Sequence[str]) -> str:
-    """The command's output, once it has ended well."""
+    """The output of a command that succeeds."""
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
 
-def kill_once_a_state_is_saved(command: Sequence[str], run: Path) -> None:
-    with subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        deadline = time.monotonic() + PATIENCE_S
-        while not list((run / "resume").glob("checkpoint-*/trainer_state.json")):
-            assert process.poll() is None, "training ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-    assert not (run / "checkpoints" / "sft").exists()
-
-
 def test_demonstrations_become_token_rewards_and_those_a_policy(tmp_path: Path) -> None:
     run = tmp_path / "sft"
-    train = [*TRAIN, "sft", "arithmetic_sft_tiny", f"output_dir={run}", "epochs=12", "save_every_steps=4", "threads=1"]
-    kill_once_a_state_is_saved(train, run)
-    resumed = re.search(r"resumed at step (\d+)", finish(train))
-    assert resumed is not None
-    assert int(resumed[1]) > 0
+    finish([*TRAIN, "sft", "arithmetic_sft_tiny", f"output_dir={run}", "eval_every_steps=null", "threads=1"])
     sft, reference = run / "checkpoints" / "sft", run / "checkpoints" / "reference"
     for folder in (sft, reference):
         verify_files(folder, load_manifest(folder))
@@ -71,7 +57,7 @@ def test_demonstrations_become_token_rewards_and_those_a_policy(tmp_path: Path) 
 
 
 def score_over_http(url: str) -> None:
-    """Rewards and spans for each token, the same again for the same request, and a heatmap that is safe to show."""
+    """Rewards and offsets for each token, equal results for equal requests, and a heatmap without injected HTML."""
     with Client(url) as client:
         client.wait_until_ready(PATIENCE_S)
         responses = ["2+5=7 write 7 carry 0", "2+5=9 write 7 carry 0"]
@@ -87,14 +73,14 @@ def score_over_http(url: str) -> None:
 
 
 def improve_and_measure(folder: Path, run: Path, url: str) -> None:
-    """Two DPR steps, then the policy beside the model that it came from."""
+    """One DPR step; then the policy is compared with the model that it started from."""
     held_out = f"held_out={run / 'held_out.jsonl'}"
     dpr = [f"output_dir={folder / 'dpr'}", f"policy={run / 'checkpoints' / 'sft'}", f"service_url={url}", held_out]
-    finish([*TRAIN, "dpr", "arithmetic_dpr_tiny", *dpr, "steps=2", "threads=1"])
+    finish([*TRAIN, "dpr", "arithmetic_dpr_tiny", *dpr, "steps=1", "threads=1"])
     steps = [json.loads(line) for line in (folder / "dpr" / "metrics.jsonl").read_text().splitlines()]
-    assert [step["step"] for step in steps if "loss" in step] == [1, 2]
+    assert [step["step"] for step in steps if "loss" in step] == [1]
     measured = [step for step in steps if "held_out_nll_per_token" in step]
-    assert [step["step"] for step in measured] == [0, 1, 2]
+    assert [step["step"] for step in measured] == [0, 1]
     assert measured[0]["held_out_kl_to_sft"] == pytest.approx(0.0, abs=1e-3)
     assert all(math.isfinite(step["held_out_nll_per_token"]) for step in measured)
     assert (folder / "dpr" / "dpr.png").read_bytes().startswith(b"\x89PNG")
@@ -102,7 +88,8 @@ def improve_and_measure(folder: Path, run: Path, url: str) -> None:
     assert load_manifest(policy).role == "policy"
     assert load_manifest(policy).weights_sha256 != load_manifest(sft).weights_sha256
     evaluate = [f"output_dir={folder / 'evaluate'}", f"checkpoints={{sft: {sft}, policy: {policy}}}", held_out]
-    finish([*TRAIN, "evaluate", "arithmetic_evaluate_tiny", *evaluate, f"service_url={url}"])
+    # In this process: an import of torch takes longer than the job.
+    assert main(["evaluate", "arithmetic_evaluate_tiny", *evaluate, f"service_url={url}"]) == 0
     figures = json.loads((folder / "evaluate" / "evaluation.json").read_text())
     assert list(figures) == ["sft", "policy"]
     for result in figures.values():

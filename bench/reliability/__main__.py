@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dense_reward_trainer.jobs.demo import train
+from dense_reward_trainer.jobs.demo import train_pair
 from dense_reward_trainer.runs.run_folder import commit
 
 from bench.circumstances import circumstances
@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = sorted(set(names) - EXPERIMENTS.keys())
     if unknown:
         parser.error(f"unknown experiment {unknown[0]!r}; choose from {', '.join(EXPERIMENTS)}")
-    train()
-    at = commit()  # before this run's own results make the checkout dirty
+    train_pair()
+    at = commit()  # read first: the results of this run make the checkout dirty
     pin(0, LOAD_CORE)
     for name in names:
         print(f"{name} …", file=sys.stderr, flush=True)

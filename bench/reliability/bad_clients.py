@@ -20,7 +20,7 @@ REQUESTS, WARM_UP, HANG_UP_SHARE, CONCURRENCY = 10_000, 2_000, 0.3, 24
 CASES, ANSWER_S = 10_000, 20.0
 SCHEMATHESIS = Path(".venv-fuzz/bin/schemathesis")
 EXAMPLES = 2_500
-"""Per operation of the API; there are about ten."""
+"""Number of examples per operation of the API; there are about ten operations."""
 SERVER_ERROR = 500
 REPLACEMENTS = [b"\x00", b'"', b"[", b"}", b"-1", b"1e400", b"\\ud800", b"\xff\xfe"]
 INSERTIONS = [b"null", b"true", b"99999999999999999999", b"[[[[[[", b"\r\n\r\n"]
@@ -30,7 +30,7 @@ BODY = b'{"prompt_ids": [1], "response_ids": [[2]]}'
 
 
 def measure_hangups() -> tuple[Json, Json]:
-    """Growth of memory by callers that hang up midway; details: tokens computed, and what remains in the queue."""
+    """Growth of memory by callers that hang up midway; details: tokens computed, and tokens left in the queue."""
     with serving("--max-batch-tokens", "2048") as server:
         return asyncio.run(_hangups(server))
 
@@ -193,7 +193,7 @@ def _answer(server: Server, request: bytes) -> bytes | None:
 
 
 def measure_slow_sockets() -> tuple[Json, Json]:
-    """p99 of ordinary requests next to sockets that send a byte a second and to refused bodies, over that without."""
+    """p99 of ordinary requests during an attack by slow sockets and refused bodies, divided by the p99 without it."""
     with serving("--max-arrival-s", "10") as server:
         return asyncio.run(_slow_sockets(server))
 
@@ -220,7 +220,7 @@ def _all_right(outcome: Outcome) -> bool:
 
 
 async def _drip(server: Server, over: asyncio.Event, at: int) -> None:
-    """Sends a byte a second, half of the sockets in the head and half in the body. Reconnects when it is closed."""
+    """Sends one byte per second: in the head if `at` is odd, else in the body. Reconnects when it is disconnected."""
     start = HEAD if at % 2 else HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY)
     rest = b"X-Long: " + b"a" * 1000 if at % 2 else BODY
     while not over.is_set():

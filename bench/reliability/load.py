@@ -15,10 +15,10 @@ import numpy as np
 from bench.reliability.server import Server, percentile
 
 Json = dict[str, object]
-TOLERANCE_NATS = 1e-3  # float32: batch mates change results by rounding
+TOLERANCE_NATS = 1e-3  # in float32, batch mates change results by rounding
 VOCABULARY, SEED = 256, 0
 GROUPS = ((1, 0.5), (4, 0.3), (16, 0.2))
-"""Responses per request, and the probability."""
+"""Pairs of the number of responses in a request, and its probability."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Known:
 
 @dataclass(slots=True)
 class Outcome:
-    """Outcome of requests. `wrong`: answers with other rewards. `lost`: requests without an answer or a refusal."""
+    """Outcome of requests. `wrong`: answers with wrong rewards. `lost`: requests without an answer or a refusal."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     answered_tokens: int = 0
@@ -155,7 +155,7 @@ async def closed_loop(
 async def open_loop(
     server: Server, known: Sequence[Known], *, clients: int, per_second: float, seconds: float
 ) -> tuple[Outcome, float]:
-    """Each client sends its share of the rate at random times, answered or not. Returns what `closed_loop` does."""
+    """Each client sends its share of the rate at random times, without waiting. Returns like `closed_loop`."""
     draw, outcome = random.Random(SEED + 1), Outcome()
     started = time.perf_counter()
 

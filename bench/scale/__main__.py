@@ -21,7 +21,7 @@ RESULTS, PICTURES = Path("bench/results"), Path("docs/pictures")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns exit code 0 once all is written."""
+    """Returns exit code 0 after everything is written."""
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
     parser.add_argument("command", nargs="?", choices=["page"], help="page: only write the tables of docs/scale.md")
     if parser.parse_args(arguments).command is None:
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _simulate() -> None:
-    at = commit()  # before this run's own results make the checkout dirty
+    at = commit()  # read first: the results of this run make the checkout dirty
     cells: dict[str, Cell] = json.loads((RESULTS / "cpu.json").read_text())["cells"]
     experiment: Overload = json.loads((RESULTS / "reliability.json").read_text())["experiments"]["overload"]
     machine = measured_machine(cells)

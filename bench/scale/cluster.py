@@ -23,7 +23,8 @@ class Scaling:
     """Kubernetes' horizontal autoscaler over `sum(dense_reward_queue_tokens)`, with its defaults.
 
     One replica for every `target_tokens` in all queues, between `least` and `most`, evaluated every `every_s`. A step
-    up at most doubles the replicas or adds four. It scales down only to the highest count wanted within `settle_s`.
+    up at most doubles the replicas or adds four. It scales down only to the highest count that it wanted in the last
+    `settle_s` seconds.
     """
 
     least: int

@@ -65,7 +65,7 @@ class _Call:
 
 
 class RlJob:
-    """Sends one burst after another, each once the previous one is answered and trained on."""
+    """Sends one burst after another; the next one after the job has trained on all answers of the previous one."""
 
     def __init__(
         self, bursts: Bursts, cluster: Cluster, events: EventQueue, random: np.random.Generator, tally: Tally

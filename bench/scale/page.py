@@ -15,7 +15,7 @@ Row = Mapping[str, float]
 BOUNDS_TOKENS = (4096, 32_768, 65_536, 131_072)
 RESPONSES = 8
 OVERLOAD = {
-    "goodput_ratio": "tokens answered over those at capacity",
+    "goodput_ratio": "tokens answered, divided by tokens at capacity",
     "refusal_share": "share of requests refused",
     "closed_p50_ms": "closed loop, p50 of an answer",
     "closed_p99_ms": "closed loop, p99 of an answer",
@@ -73,8 +73,8 @@ def blocks() -> dict[str, str]:
                 "bound, seconds of work",
                 "step, p50",
                 "attempts refused",
-                "failed steps, 600 s of patience",
-                "by default",
+                "failed steps, patient client",
+                "failed steps, defaults",
             ),
             _queue(*scale["queue"].values()),
         ),
@@ -132,8 +132,8 @@ def _rolled(found: Rolling) -> dict[str, str]:
     return {
         "replicas replaced": f"{found['replaced']:,}",
         "requests of callers that never retry": f"{found['requests']:,}",
-        "of these not answered, or wrongly": f"{found['requests'] - found['statuses']['200'] + found['wrong']:,}",
-        "requests larger than the proxy's buffer, by `Client`": f"{sum(large.values()):,}",
+        "of these unanswered or answered wrongly": f"{found['requests'] - found['statuses']['200'] + found['wrong']:,}",
+        "requests by `Client`, larger than the proxy's buffer": f"{sum(large.values()):,}",
         "of these failed": f"{large.get('failed', 0):,}",
         "seconds in total": f"{found['seconds']:.0f}",
         "seconds from start to ready": _span(found["ready_s"]),

@@ -15,9 +15,9 @@ SEED = 0
 BURSTS = Bursts(64, 8, prompt_tokens=128, response_tokens=(64, 192), away_s=120.0, steps=40)
 """Same lengths as cell (a) of the speed benchmark, so that its tokens per second apply."""
 IMPATIENT = replace(BURSTS, timeout_s=60.0, retry_for_s=120.0)
-"""Timeouts of `dense_reward.Client` by default. BURSTS waits as long as the service does."""
+"""The default timeouts of `dense_reward.Client`. BURSTS waits as long as the service does."""
 RARE = replace(BURSTS, away_s=600.0)
-"""Away for longer than an autoscaler waits before it removes replicas."""
+"""Its pauses are longer than an autoscaler waits before it removes replicas."""
 IN_PARTS = replace(RARE, in_flight=32)
 REPLICAS = (1, 2, 3, 4, 6, 8, 16)
 BOUNDS_TOKENS = (4096, 8192, 16_384, 32_768, 65_536, 131_072, 262_144, 1_048_576)
@@ -42,7 +42,7 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Result of a simulation. `paid_s`: seconds of all replicas, from their start on."""
+    """Result of a simulation. `paid_s`: sum of the seconds of all replicas since their start."""
 
     tally: Tally
     computed_tokens: int
@@ -50,7 +50,7 @@ class Outcome:
     most_replicas: int
 
     def row(self) -> Row:
-        """Figures for plots and tables. Refused and hung-up shares are of attempts: a refused request is sent again."""
+        """Figures for plots and tables. Refused and hung-up are shares of attempts: a refused request is sent again."""
         tally = self.tally
         return {
             "step_p50_s": percentile(tally.step_s, 0.5),
@@ -81,7 +81,7 @@ def simulate(setup: Setup, seed: int = SEED) -> Outcome:
 
 
 def formula_s(machine: Machine, bursts: Bursts, replicas: int) -> float:
-    """Seconds of a step that has all replicas for itself and keeps them busy until its end."""
+    """Seconds of a step that uses all replicas alone and keeps them busy until its end."""
     return bursts.step_tokens / (replicas * machine.tokens_per_s)
 
 
@@ -119,7 +119,7 @@ def by_queue_bound(machine: Machine) -> Mapping[str, list[Row]]:
 def by_cold_start(machine: Machine) -> Mapping[str, list[Row]]:
     """Step time and cost of an autoscaler for one job with long pauses, by seconds until a new replica is ready.
 
-    For a client that sends its whole burst and for one that holds a part back; also for fixed numbers of replicas.
+    Compares a client that sends its whole burst with one that holds a part back, and with fixed numbers of replicas.
     """
     at_once, in_parts = Setup(machine, 1, jobs=1, bursts=RARE), Setup(machine, 1, jobs=1, bursts=IN_PARTS)
     scaled = {

@@ -112,7 +112,7 @@ class Replica:
         return entry.job in self._entries
 
     def cancel(self, entry: Entry) -> None:
-        """The caller hangs up: queued work is dropped, work in the current batch is computed in vain."""
+        """The caller hangs up: queued work is dropped, work in the current batch is still computed."""
         self._scheduler.forget(entry.job)
         self._end(entry.job)
 
@@ -145,7 +145,7 @@ class Replica:
         self._events.after(seconds, lambda: self._computed(batch, tokens, seconds))
 
     def _computed(self, batch: list[Member], tokens: int, seconds: float) -> None:
-        """The next batch starts before the callers that this one answered can send again."""
+        """Starts the next batch before the callers of this one can send again."""
         self._is_busy = False
         self.admission.measured(tokens, seconds)
         for job, _ in batch:

@@ -88,7 +88,7 @@ class Calls:
 
 
 def open_loop(machine: Machine, incoming: Iterator[Request], per_s: float, seconds: float, seed: int) -> Calls:
-    """Sends requests at random times (a Poisson process), answered or not."""
+    """Sends requests at random times (a Poisson process), without waiting for answers."""
     events, draw, calls = EventQueue(), np.random.default_rng(seed), Calls()
     replica = Replica(machine, events, draw)
 

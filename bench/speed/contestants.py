@@ -23,8 +23,8 @@ from bench.speed.workload import SHAPES, Item, Workload, draw, same_lengths, wri
 Other = Literal["transformers", "transformers_best", "vllm"]
 BATCHES = (8, 32)
 MEMORY_TIMES_WEIGHTS = 16
-"""All contestants stay loaded if memory exceeds so many times the pair's files: four hold them, and computing needs
-more."""
+"""All contestants stay loaded if memory exceeds this many times the pair's files: four of them load the files, and
+computing needs more."""
 QUIET = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1", "VLLM_NO_USAGE_STATS": "1"}
 LONG_S = 3600.0
 READY_POLL_S = 0.2
@@ -102,7 +102,7 @@ def _concatenated(answers: Sequence[Scored], name: str) -> Logprobs:
 
 @dataclass(frozen=True, slots=True)
 class Launcher:
-    """Starts contestants on a device, in a dtype, with so many threads.
+    """Starts contestants on a device, with a dtype and a number of threads.
 
     Paths are relative to the repository's root, from which the benchmark runs.
     """
@@ -152,7 +152,8 @@ class Launcher:
     def vllm_on_cpu(self) -> dict[str, str]:
         """Environment of vLLM on a CPU.
 
-        All cores (its default leaves one out), Intel's OpenMP, which it recommends, and 1 GiB for keys and values.
+        It sets all cores (vLLM's default leaves one out), Intel's OpenMP, which vLLM recommends, and 1 GiB for keys and
+        values.
         """
         cores = ",".join(map(str, sorted(os.sched_getaffinity(0))))
         environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": cores}
@@ -187,7 +188,7 @@ class Variant:
 
 
 def variants(sequences: int) -> list[Variant]:
-    """Returns the variants of all other contestants. Omits a batch size that a smaller one already covers."""
+    """Returns the variants of all other contestants. Omits a batch size if a smaller one fits all sequences."""
     sizes = [batch for batch in BATCHES if batch == BATCHES[0] or sequences > BATCHES[0]]
     padded: tuple[Other, ...] = ("transformers", "transformers_best")
     return [*(Variant(contestant, batch) for contestant in padded for batch in sizes), Variant("vllm")]
@@ -264,7 +265,7 @@ class Contestants:
         return self._stack.enter_context(worker)
 
     def _ask_vllm(self, file: Path) -> list[tuple[list[float], Logprobs]]:
-        """Answers of each checkpoint. If one fails to start, later calls raise the same error without a new try."""
+        """Answers of each checkpoint. If one fails to start, later calls raise the same error and do not try again."""
         if self._vllm_missing is not None:
             raise self._vllm_missing
         answers = []

@@ -1,4 +1,4 @@
-"""Processes of the contestants: started, paused, measured, and asked in JSON lines on stdin and stdout.
+"""Starts, pauses and measures the contestants' processes, and exchanges JSON lines with them on stdin and stdout.
 
 Imports only numpy: vLLM's worker imports this module in an environment without the project's other dependencies.
 A worker loads once and writes one line of facts; then it answers each Question with an Answer.
@@ -105,7 +105,7 @@ class Group:
         self._signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(END_S)
-        self._signal(signal.SIGKILL)  # children that outlived it
+        self._signal(signal.SIGKILL)  # children that are still running
         self.process.wait()
 
     def pause(self) -> None:
@@ -200,7 +200,7 @@ def held_mb(pid: int, device: str) -> float:
 
 
 def device_mb() -> float:
-    """Memory of the first GPU that all processes use."""
+    """Memory in use on the first GPU, by all processes."""
     command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) * KIB * KIB / MB
 

@@ -32,7 +32,7 @@ COLOURS = {
     "transformers_best": "#8c8c8c",
     "vllm": "#e0a33a",
 }
-"""By contestant, in the order of the tables."""
+"""Colour of each contestant, in the order of the tables."""
 BAR_HEIGHT = 0.8
 
 
@@ -129,7 +129,7 @@ def _speed_table(cell: str, measured: Measured) -> str:
 
 
 def _speed(cell: str, measured: Measured, tokens_per_s: float) -> str:
-    """Adds the time of a request in (d), where a client waits for each one."""
+    """Formats a speed; for (d), in which a client waits for each request, adds the time of a request."""
     request_s = measured.response_tokens / measured.prompts / tokens_per_s
     return f"{tokens_per_s:,.0f}" + (f" ({_number(request_s)} s a request)" if cell.startswith("d_") else "")
 

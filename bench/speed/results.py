@@ -28,7 +28,7 @@ SHARES: Mapping[Target, tuple[str, ...]] = {
     "gpu": ("a_15b", "b_15b", "a_7b", "b_7b"),
 }
 BASE_CELL = "a_05b"
-"""The e cells change one factor of it at a time."""
+"""The cell from which each e cell differs in one factor."""
 E_CELLS = (
     "e_length_1k",
     "e_length_8k",
@@ -83,7 +83,7 @@ class Round(_Strict):
 
     @property
     def peak_flops_per_s(self) -> float:
-        """The larger of the two, because a disturbed measurement must not improve the share."""
+        """The larger of both peaks, because a disturbed measurement must not improve the share."""
         return max(peak.flops_per_s for peak in self.peaks)
 
 

@@ -40,8 +40,8 @@ MEASURED = ("service", "bench/speed")
 ROUNDING_CELL = "error_40m"
 MEMORY_CELLS = ("b_40m", "b_05b", "b_15b", "b_7b")
 TOLERANCE_NATS = {"float32": 1e-3, "bfloat16": 0.1}
-"""A run fails if rewards differ by more from the service's (root mean square). A misplaced token differs by about
-1."""
+"""A run fails if rewards differ from the service's by more nats (root mean square). A misplaced token differs by
+about 1."""
 WARM_SEQUENCES = 8
 VLLM_ROUNDS = 6  # the first is not counted
 VLLM_ENVIRONMENTS: Mapping[str, Mapping[str, str]] = {
@@ -194,7 +194,7 @@ def measure(cell: Cell, rounds: int, contestants: Contestants, ledger: Ledger, r
 
 
 def _round(cell: Cell, round_: int, before: Sequence[Round], contestants: Contestants, report: Progress) -> Round:
-    """Measures all contestants on the same ids. Each round starts with another one, so that neighbours change."""
+    """Measures all contestants on the same ids. Each round starts with a different one: neighbours change."""
     workload = cell.workload(round_)
     file = write(workload, contestants.launcher.folder / "workload.json")
     others = _kept(variants(cell.sequences), before) if cell.compared else []
@@ -239,9 +239,9 @@ def _service(
 
 
 def _kept(found: Sequence[Variant], before: Sequence[Round]) -> list[Variant]:
-    """After the first round, keeps of each contestant the variant that was fastest in it.
+    """All variants in the first round; later, the variant of each contestant that was fastest in the first round.
 
-    A contestant that could not be measured keeps one variant.
+    A contestant that could not be measured also keeps one variant.
     """
     if not before:
         return list(found)

@@ -1,4 +1,4 @@
-"""Worker: the speed of the fastest matmul on this machine now, over a list of shapes. Shares are relative to it."""
+"""Worker: the speed of the fastest matmul on this machine now, over a list of shapes. Shares refer to it."""
 
 import argparse
 import os

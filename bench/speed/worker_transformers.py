@@ -1,4 +1,4 @@
-"""Worker: both checkpoints by transformers, as usually written (plain) and as fast as we could write it (best)."""
+"""Worker: scores both checkpoints with transformers, in the usual way (plain) and as fast as we could (best)."""
 
 import argparse
 import importlib.util

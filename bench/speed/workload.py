@@ -91,7 +91,7 @@ def gsm8k_lengths(file: Path = LENGTHS_FILE) -> Lengths:
 def draw(name: str, lengths: Lengths, vocab_size: int, round_: int, *, sequential: bool = False) -> Workload:
     """Draws ids from the whole vocabulary. The same arguments give the same ids.
 
-    Each round has other ids, so that a contestant that caches earlier requests gains nothing.
+    Each round has different ids, so that a contestant that caches earlier requests gains nothing.
     """
     random = np.random.default_rng([zlib.crc32(name.encode()), round_])
 
@@ -187,7 +187,7 @@ def cells_of(target: Target) -> tuple[Cell, ...]:
 
 
 def flops_of(shape: Shape, lengths: Lengths) -> int:
-    """Least number of floating-point operations with which both models score these lengths.
+    """Minimum number of floating-point operations with which both models can score these lengths.
 
     Each prompt is computed once for its responses. A multiplication and an addition are two operations. Norms,
     rotations, activations and softmax are not counted.

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from dense_reward import Client
-from dense_reward_trainer.jobs.demo import CHECKPOINTS, example, train
+from dense_reward_trainer.jobs.demo import CHECKPOINTS, example, train_pair
 from dense_reward_trainer.runs.local_service import free_port, serving
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -24,7 +24,7 @@ def main() -> int:
     if browser is None:
         print(f"none of {', '.join(BROWSERS)} is on the PATH: install one of them", file=sys.stderr)
         return 1
-    train()
+    train_pair()
     prompt, responses = example()
     pair = CHECKPOINTS / "sft", CHECKPOINTS / "reference"
     with serving(*pair, free_port()) as (_, url), Client(url) as client:

@@ -17,7 +17,7 @@ from dense_reward.settings import Settings, env_name, flag, read_settings
 from dense_reward.telemetry.logs import configure
 from dense_reward.telemetry.process_memory import keep_freed_memory
 
-# Longer than load balancers usually keep an idle connection (60 s): else they send requests into a closed one.
+# Longer than load balancers keep an idle connection. Otherwise they would send requests on a closed connection.
 KEEP_ALIVE_S = 75
 METAVARS: dict[object, str] = {Path: "PATH", int: "N", float: "X", str: "TEXT"}
 
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each field of Settings. Without it the environment counts, or else the default."""
+    """Add a flag for each field of Settings. If a flag is left out, the environment or else the default is used."""
     for name, field in Settings.model_fields.items():
         kinds = [_plain(kind) for kind in _alternatives(field.annotation) if kind is not types.NoneType]
         default = "" if field.default is None else f"; default: {field.default}"
@@ -62,7 +62,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         if kinds == [bool]:
             parser.add_argument(flag(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
             continue
-        values = get_args(kinds[0])  # of a Literal
+        values = get_args(kinds[0])  # the choices of a Literal
         choices = values if get_origin(field.annotation) is Literal else None
         metavar = f"{{{','.join(values)}}}" if values else METAVARS[kinds[0]]
         parser.add_argument(flag(name), default=argparse.SUPPRESS, choices=choices, metavar=metavar, help=text)
@@ -86,7 +86,7 @@ def _add_adopt(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="sft: the finished checkpoint; reference: the earlier one; policy: a model trained on the rewards",
     )
-    parser.add_argument("--run-id", metavar="TEXT", help="checkpoints with equal run ids count as one run")
+    parser.add_argument("--run-id", metavar="TEXT", help="checkpoints with equal run ids belong to one run")
     parser.add_argument(
         "--renderer",
         choices=["chat", "plain", "instruction"],
@@ -101,7 +101,7 @@ def _add_adopt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", metavar="TEXT", default="cpu", help="device that computes the probe, in float32; default cpu"
     )
-    parser.add_argument("--out", metavar="PATH", type=Path, help="write the manifest here, and nothing to the source")
+    parser.add_argument("--out", metavar="PATH", type=Path, help="write the manifest to this folder, not to the source")
     parser.set_defaults(run=_adopt)
 
 
@@ -206,12 +206,12 @@ def _serve(options: argparse.Namespace) -> int:
         service.drain,
     )
     # uvicorn (0.54) restores these handlers once it has drained, and raises the signal again. The default handlers
-    # would then kill the process; with these it ends with exit code 0. They also undo an inherited SIG_IGN.
+    # would then kill the process; with these it ends with exit code 0. They also replace an inherited SIG_IGN.
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     server.run()
     code = 1 if service.state == "failed" or not server.started else 0
-    if service.is_busy:  # the interpreter would wait for the thread that still loads or computes, however long
+    if service.is_busy:  # a normal exit would wait for the thread that still loads or computes
         logging.shutdown()
         os._exit(code)
     return code

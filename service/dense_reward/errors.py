@@ -39,7 +39,7 @@ STATUS_BY_CODE = {
 }
 
 RETRY_UNAVAILABLE_S = 2.0
-"""Retry-After of a service that starts, stops or cannot reach its models: a guess, the real time is unknown."""
+"""Retry-After of a service that starts, stops or cannot reach its models. A guess: the real time is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class RequestError(Exception):
 def refuse(
     code: str, message: str, *, param: str | None = None, item: int | None = None, retry_after_s: float | None = None
 ) -> RequestError:
-    """A RequestError with one fault. It is returned, not raised: write `raise refuse(...)`."""
+    """A RequestError with one fault. Returns the error and does not raise it: write `raise refuse(...)`."""
     return RequestError([Fault(code, message, param, item)], retry_after_s=retry_after_s)
 
 
@@ -93,11 +93,11 @@ class OutOfMemoryError(Exception):
 
 
 class SequenceError(Exception):
-    """The engine cannot score some sequence of a batch, however often it tries. It can score the others."""
+    """The engine cannot score a sequence of a batch, even if it tries again. It can score the others."""
 
 
 class EngineLostError(Exception):
-    """The device computes nothing more in this process. Only a new process helps."""
+    """The device cannot compute any more in this process. Only a new process helps."""
 
 
 class SettingsError(Exception):

@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint: what it is, hashes of its files, and a probe that verifies how it is computed.
+"""The manifest of a checkpoint: what it is, hashes of its files, and a probe that verifies how an engine computes it.
 
-The manifest is written last, so a folder that has one is complete. Hashes give integrity, not authenticity: an attacker
-who can change the files can change the manifest. Imports no torch.
+The manifest is written last, so a folder that has one is complete. The hashes detect changed files, but not an
+attacker: one who can change the files can change the manifest. Imports no torch.
 """
 
 import hashlib
@@ -57,7 +57,7 @@ class Manifest(_Strict):
     samples_processed: int | None = Field(None, description="demonstrations seen so far, repeats counted")
     samples_total: int | None = Field(None, description="demonstrations that the whole run processes, repeats counted")
     unique_samples: int | None = None
-    learning_rate: float | None = Field(None, description="at the moment of saving")
+    learning_rate: float | None = Field(None, description="when the checkpoint was saved")
     base_model: str | None = Field(None, description="what training started from")
     renderer: RendererName
     end_of_turn_id: int | None
@@ -66,7 +66,7 @@ class Manifest(_Strict):
     template_sha256: str
     data_sha256: str | None = None
     seed: int | None = None
-    dtype: str = Field(description="of the weights on disk")
+    dtype: str = Field(description="dtype of the weights on disk")
     source: str | None = Field(None, description="folder of the files, if it is not the manifest's folder")
     adapter_base: str | None = Field(None, description="folder of the base model, for a LoRA adapter")
     files: dict[str, str] = Field(description="file name -> sha256")
@@ -83,12 +83,12 @@ class Manifest(_Strict):
 
     @property
     def content_sha256(self) -> str:
-        """One hash of all files, configuration and weights. Revisions are made of it."""
+        """One hash of all files, configuration and weights. Revisions are derived from it."""
         return sha256_of_text(json.dumps([self.files, self.adapter_base_files], sort_keys=True))
 
     @property
     def sample_fraction(self) -> float | None:
-        """The share of the run that was done when the checkpoint was saved; None if it is unknown."""
+        """The share of the run that was finished when the checkpoint was saved; None if it is unknown."""
         if self.samples_processed is None or not self.samples_total:
             return None
         return self.samples_processed / self.samples_total
@@ -99,7 +99,7 @@ def sha256_of_text(text: str) -> str:
 
 
 def tokenizer_sha256(vocabulary: Mapping[str, int], probe_ids: Sequence[int]) -> str:
-    """Canonical hash of a tokenizer, from the meaning of every id and from `probe_ids`.
+    """Canonical hash of a tokenizer, from the token of every id and from `probe_ids`.
 
     `probe_ids` are the ids of TOKENIZER_PROBE_TEXT without those that the tokenizer adds, such as BOS. The hash depends
     on no library version and no file format, so that a client can compute it from the tokenizer that it has loaded.

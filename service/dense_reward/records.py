@@ -18,9 +18,9 @@ BoolArray = NDArray[np.bool_]
 Result = TypeVar("Result")
 
 Report = Callable[[str], None]
-"""Takes one line about the progress of a long step."""
+"""Called with one line about the progress of a long step."""
 MAX_CANDIDATES = 1024
-"""The most candidate ids (K) at one token."""
+"""Maximum number of candidate ids (K) at one token."""
 
 
 class OnDevice(Protocol):
@@ -41,7 +41,7 @@ class Wants:
     top_k: int = 0
 
     def __or__(self, other: "Wants") -> "Wants":
-        """The least that covers both."""
+        """The smallest Wants that covers both."""
         return Wants(self.kl or other.kl, self.entropy or other.entropy, max(self.top_k, other.top_k))
 
 
@@ -72,7 +72,7 @@ class Trunk:
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """The scores of one branch under both models. Arrays that the Wants or the branch do not ask for are None."""
+    """The scores of one branch under both models. Arrays that neither the Wants nor the branch request are None."""
 
     sft_logprob_S: FloatArray
     reference_logprob_S: FloatArray
@@ -125,7 +125,7 @@ class EngineInfo:
 
 
 Scores = list[list[TokenScores]]
-"""One list for each trunk, in it one TokenScores for each branch, both in order."""
+"""One list per trunk, with one TokenScores per branch; trunks and branches are in order."""
 Work = Callable[[], Scores]
 """A batch that is prepared on the device. Call it once, on the device thread: it computes and returns the scores."""
 
@@ -152,7 +152,7 @@ class Engine(Hashable, Protocol):
     def info(self) -> EngineInfo: ...
 
     def cost(self, trunk: Trunk) -> Cost:
-        """The cost of a trunk. That of a branch must not depend on the others: the batcher cuts trunks anywhere."""
+        """The cost of a trunk. A branch's cost must not depend on other branches: the batcher cuts trunks anywhere."""
         ...
 
     def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
@@ -161,8 +161,9 @@ class Engine(Hashable, Protocol):
         The device thread can be computing another batch meanwhile. The returned Work can be dropped without a call.
         Scores must not depend on what else is in the batch.
 
-        This call and the Work raise OutOfMemoryError if the device cannot hold the batch, SequenceError if the engine
-        cannot score one of its sequences, and EngineLostError if the device computes nothing more in this process.
+        Both this call and the Work raise OutOfMemoryError if the device cannot hold the batch, SequenceError if the
+        engine cannot score one of its sequences, and EngineLostError if the device computes nothing more in this
+        process.
         """
         ...
 
@@ -172,13 +173,13 @@ class SharingEngine(Engine, Protocol):
     """An engine that can score a batch together with engines that share a model with it."""
 
     def shares_with(self, other: Engine) -> bool:
-        """Whether `prepare_shared` accepts both, and saves work by it."""
+        """Whether `prepare_shared` accepts both engines, and saves work."""
         ...
 
     def prepare_shared(
         self, engines: Sequence[Engine], trunks: Sequence[Trunk], wants: Wants
     ) -> Callable[[], list[Scores]]:
-        """Like `prepare`, for the same trunks under several engines: one Scores for each, every model run only once."""
+        """Like `prepare`, for the same trunks under several engines: one Scores per engine, one run per model."""
         ...
 
 

@@ -84,7 +84,7 @@ def return_to_go(values_S: FloatArray, gamma: float = 1.0) -> FloatArray:
 
 
 def segment_sums(values_S: FloatArray, spans: Sequence[tuple[int, int]]) -> FloatArray:
-    """Sums of the signal over half-open spans [start, end) of scored tokens, one a span: a reward for each step.
+    """Sums of the signal over half-open spans [start, end) of scored tokens, one sum per span: a reward for each step.
 
     Accumulated in float64. The spans must lie within the response; they can overlap or be empty.
     """
@@ -101,7 +101,7 @@ def summarise(values_S: FloatArray) -> Summary:
 
 
 def all_finite(arrays: Sequence[NDArray[np.floating] | None]) -> bool:
-    """Whether no array holds NaN or an infinity. An array that is None was not computed, and is passed over."""
+    """Whether no array holds NaN or an infinity. An array that is None was not computed, and is skipped."""
     return all(array is None or bool(np.isfinite(array).all()) for array in arrays)
 
 

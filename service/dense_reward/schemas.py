@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, StrictBool
 from dense_reward.reward import Signal
 
 TokenId = Annotated[int, Strict()]
-# fail_fast: only the first fault of a list is reported. A million floats in place of ids would make a million messages.
+# fail_fast: only the first fault of a list is reported. A million floats instead of ids would make a million messages.
 Ids = Annotated[list[TokenId], Field(fail_fast=True)]
 IdsPerToken = Annotated[list[Ids], Field(fail_fast=True)]
 Spans = Annotated[list[tuple[TokenId, TokenId]], Field(fail_fast=True)]
@@ -78,7 +78,7 @@ class Item(Strictly):
     )
     text: str | None = Field(None, description="a text without a prompt; every token after the first is scored")
     candidate_ids: Annotated[list[IdsPerToken], Field(fail_fast=True)] | None = Field(
-        None, description="[G][T][K] ids to score at each scored token in its place, K equal within a response"
+        None, description="[G][T][K] ids to score instead of each scored token; K is equal within a response"
     )
     segments: Annotated[list[Spans], Field(fail_fast=True)] | None = Field(
         None, description="[G][S][2] half-open spans of scored tokens; the signal of each span is summed"
@@ -118,10 +118,10 @@ class Item(Strictly):
         if form == "messages" and self.messages is None:
             raise ValueError("score, tools and template_kwargs belong to messages")
         if form == "ids" and (self.prompt_ids is None or self.response_ids is None):
-            raise ValueError("prompt_ids and response_ids need each other")
+            raise ValueError("give prompt_ids and response_ids together")
         if form == "stream":
             if self.token_ids is None or self.score_mask is None:
-                raise ValueError("token_ids and score_mask need each other")
+                raise ValueError("give token_ids and score_mask together")
             if len(self.token_ids) != len(self.score_mask):
                 raise ValueError(f"{len(self.token_ids)} token_ids, but {len(self.score_mask)} entries in score_mask")
 
@@ -156,7 +156,7 @@ class ScoreRequest(Options, Item):
     """The body of POST /score: one item, or several in `items`, and the options of all."""
 
     items: Annotated[list[Item], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)] | None = Field(
-        None, description="several items; then the request itself has no input"
+        None, description="several items; the request itself then has no input"
     )
     on_error: Literal["fail", "per_item"] = Field(
         "fail", description="per_item: answer the good items, and put an error in the place of each bad one"

@@ -97,31 +97,31 @@ class Settings(BaseSettings):
     )
     tls_private_key: Path | None = Field(None, description="PEM file with the private key of the certificate")
     max_batch_tokens: PositiveInt = Field(
-        16_384, description="most tokens in a batch; bounds the memory of a batch and the length of a sequence"
+        16_384, description="maximum tokens in a batch; limits the memory of a batch and the length of a sequence"
     )
     max_queue_tokens: PositiveInt = Field(
         1_048_576,
-        description="most tokens in the queue; a full queue refuses requests with 429; the last request admitted can "
-        "exceed it",
+        description="maximum tokens in the queue; a full queue refuses requests with 429; the last admitted request "
+        "can exceed the limit",
     )
     max_length_tokens: PositiveInt | None = Field(
-        None, description="most tokens of prompt and response together; if left out, the limit of the models"
+        None, description="maximum tokens of prompt and response together; if left out, the limit of the models"
     )
     max_body_bytes: PositiveInt = Field(
-        64 * 1024 * 1024, description="most bytes of a request body, also after decompression"
+        64 * 1024 * 1024, description="maximum bytes of a request body, also after decompression"
     )
     max_json_depth: PositiveInt = Field(
-        64, description="deepest nesting of JSON in tools, template_kwargs and tool_calls"
+        64, description="maximum nesting depth of JSON in tools, template_kwargs and tool_calls"
     )
-    max_items: Annotated[int, Field(gt=0, le=MAX_ITEMS)] = Field(4096, description="most items in a request")
-    max_responses: PositiveInt = Field(4096, description="most responses in one item")
+    max_items: Annotated[int, Field(gt=0, le=MAX_ITEMS)] = Field(4096, description="maximum items in a request")
+    max_responses: PositiveInt = Field(4096, description="maximum responses in one item")
     max_heatmap_tokens: PositiveInt = Field(
-        20_000, description="most tokens in a drawn heatmap; a prompt counts once for each of its responses"
+        20_000, description="maximum tokens in a drawn heatmap; a prompt counts once for each of its responses"
     )
     max_arrival_s: PositiveSeconds = Field(
         30.0,
-        description="seconds allowed for the head of a request to arrive, then for its body; also the longest pause of "
-        "a caller in reading its answer",
+        description="seconds allowed for the head of a request to arrive, then for its body; also for each pause "
+        "of a caller while it reads its answer",
     )
     max_request_s: PositiveSeconds = Field(
         600.0,
@@ -135,11 +135,11 @@ class Settings(BaseSettings):
         "other keys score",
     )
     drain_s: PositiveInt = Field(60, description="seconds allowed for requests in flight after SIGTERM")
-    log_format: LogFormat = Field("text", description="text: lines for people; json: one JSON object a line")
+    log_format: LogFormat = Field("text", description="text: lines for people; json: one JSON object per line")
     otlp_endpoint: str | None = Field(
         None, description="URL of an OpenTelemetry receiver (OTLP over HTTP) for spans, such as http://collector:4318"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="lowest level that is logged")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="minimum level that is logged")
 
 
 def flag(name: str) -> str:

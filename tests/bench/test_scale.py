@@ -19,7 +19,7 @@ from bench.tables import block_of
 MACHINE = Machine(1000.0, jitter=0.05, max_batch_tokens=2000)
 BURSTS = Bursts(8, 4, prompt_tokens=100, response_tokens=(50, 150), away_s=20.0, steps=6)
 ONE_BY_ONE = Machine(1000.0, max_batch_tokens=1000)
-"""Each of `equal_requests` is a separate batch on it, and takes a second."""
+"""A machine on which each of `equal_requests` is a separate batch and takes one second."""
 
 
 def equal_requests() -> Iterator[Request]:
@@ -77,7 +77,7 @@ def test_the_same_seed_gives_the_same_and_another_one_does_not() -> None:
 
 @pytest.mark.parametrize(("load", "seconds"), [(0.5, 15_000), (0.8, 40_000)])
 def test_mean_wait_is_that_of_a_queue_with_random_arrivals_and_equal_services(load: float, seconds: float) -> None:
-    """M/D/1: load / (2 (1 - load)) services."""
+    """In an M/D/1 queue the mean wait is load / (2 (1 - load)) service times."""
     calls = open_loop(ONE_BY_ONE, equal_requests(), load, seconds, seed=1)
     waits_s = np.array(calls.answered_s) - 1.0
     assert calls.refused == 0
@@ -86,7 +86,7 @@ def test_mean_wait_is_that_of_a_queue_with_random_arrivals_and_equal_services(lo
 
 @pytest.mark.parametrize(("load", "places"), [(0.9, 3), (1.5, 5)])
 def test_so_many_are_refused_as_a_queue_of_so_many_places_refuses(load: float, places: int) -> None:
-    """M/D/1/K, by the Markov chain of the requests that remain at a departure."""
+    """An M/D/1/K queue, solved as a Markov chain of the number of requests left at each departure."""
     machine = replace(ONE_BY_ONE, max_queue_tokens=1000 * places)
     calls = open_loop(machine, equal_requests(), load, seconds=20_000, seed=1)
     assert calls.refused / calls.sent == pytest.approx(refused_share(load, places), abs=0.01)

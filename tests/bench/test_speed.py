@@ -207,7 +207,7 @@ def test_a_paused_group_is_stopped_with_its_children_and_ends_with_its_block(tmp
     assert stdin is not None
     assert stdout is not None
     with stdin, stdout:
-        assert stdout.read() == "", "stdout only ends once the child that shares it has ended too"
+        assert stdout.read() == "", "stdout ends only after the child that shares it has ended"
 
 
 def test_vllm_runs_in_the_environment_of_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

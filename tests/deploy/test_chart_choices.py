@@ -75,7 +75,7 @@ def test_the_grace_period_is_that_of_stopping_and_draining(pre_stop_s: int, drai
 
 
 def test_a_replica_that_stops_has_the_time_for_a_full_queue() -> None:
-    """Uses the tokens a second that docs/scale.md assumes for a GPU."""
+    """Uses the tokens per second that docs/scale.md assumes for a GPU."""
     defaults = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
     assert defaults["settings"]["drain_s"] > Settings.model_fields["max_queue_tokens"].default / 6_600
     assert "A replica that stops answers its queued requests for 300 s" in notes({})

@@ -37,7 +37,7 @@ def test_a_digest_takes_the_place_of_a_tag() -> None:
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs_images_that_are_built_here_for_its_device(name: str) -> None:
-    """The tag without a flavour is the CUDA image, as docker/build.sh tags it."""
+    """docker/build.sh gives the tag without a flavour to the CUDA image."""
     named = re.findall(r"\b(service|trainer)-(cpu|cuda|vllm)\b", (ROOT / "docker" / "build.sh").read_text("utf-8"))
     built = {f"{REPOSITORY[kind]}:{VERSION}-{flavour}" for kind, flavour in named}
     bare = {f"{repository}:{VERSION}" for repository in REPOSITORY.values()}

@@ -1,4 +1,4 @@
-"""Rules for every pod of the chart, whatever the values: no root, no escalation, no missing limit, no key."""
+"""Rules for every pod of the chart, for all values: no root, no escalation, no missing limit, no key."""
 
 import json
 import re

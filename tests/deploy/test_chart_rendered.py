@@ -1,4 +1,4 @@
-"""For all values, the chart renders objects that Kubernetes and the operators of its custom objects accept."""
+"""Whatever the values, Kubernetes and the operators of its custom objects accept the chart's objects."""
 
 import json
 import re

@@ -8,7 +8,7 @@ from rendered_chart import JOB, Values, environment, example, jobs, render, the
 
 @pytest.mark.parametrize("kind", ["Job", "JobSet"])
 def test_jobs_of_the_trainer_are_commands_that_it_takes(kind: str) -> None:
-    """The trainer's own configuration classes read each argument list, recipe and changes together."""
+    """Each argument list, a recipe and its overrides, is parsed by the trainer's own configuration classes."""
     values = {**example("cpu.yaml")}
     objects = render({**values, "trainer": {**values["trainer"], "kind": kind}})
     read = {}
@@ -53,7 +53,8 @@ def test_an_eviction_is_none_of_the_tries(kind: str) -> None:
     (spec,) = jobs(render({"trainer": {"kind": kind, "jobs": [JOB]}}))
     (rule,) = spec["podFailurePolicy"]["rules"]
     assert rule == {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
-    assert spec["template"]["spec"]["restartPolicy"] == "Never"  # Kubernetes accepts podFailurePolicy with no other
+    # Kubernetes accepts podFailurePolicy with no other restartPolicy.
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
 
 
 def test_a_job_gets_the_environment_that_is_given() -> None:

@@ -261,7 +261,7 @@ def test_the_page_says_what_was_found_of_a_built_image() -> None:
     assert found["revision"] == found["commit"]
     for row in (
         f"size of `service-cpu`, unpacked | {found['unpacked_mb']:,} MB, of which packages {found['packages_mb']:,} MB",
-        f"a build without a cache, the base apart | {found['build_s']} s",
+        f"a build without a cache, without the base image | {found['build_s']} s",
         f"start to `/ready`, the demo's pair | {found['ready_s']} s",
         f"health check | {found['user']}, {found['capabilities']}, read-only, exit code 0",
         f"`/score` without a key, with it | {found['score_without_key']}, {found['score']}",
@@ -285,7 +285,7 @@ class Answer(BaseHTTPRequestHandler):
 
 
 def checked(route: str, server: ThreadingHTTPServer, **settings: str) -> int:
-    """The exit code of the health check. The environment names a proxy that does not exist, which it must not use."""
+    """The exit code of the health check. The check must not use the environment's proxy, which does not exist."""
     environment = {"DENSE_REWARD_PORT": str(server.server_port), "http_proxy": "http://127.0.0.1:9", **settings}
     command = [sys.executable, str(DOCKER / "healthcheck.py"), route]
     return subprocess.run(command, env=environment, capture_output=True, check=False).returncode

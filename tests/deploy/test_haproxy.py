@@ -72,7 +72,7 @@ def in_front(tmp_path_factory: pytest.TempPathFactory, ports: list[int]) -> Iter
 
 
 def by_name(client: httpx2.Client, ports: list[int], names: int) -> list[list[int]]:
-    """For each of `names` prompt names: how many of three requests with it each replica answered."""
+    """For each of `names` prompts, how many of its three requests each replica answered."""
     return [shares(client, ports, {"X-Prompt": f"prompt {number}"}, 3) for number in range(names)]
 
 

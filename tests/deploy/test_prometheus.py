@@ -31,8 +31,9 @@ NOT_BEFORE_IT_HAPPENS = {
 HELD_TOKENS = (1000, 500)
 # The labels that a ServiceMonitor adds for the release that is rendered here.
 LABELS = {"namespace": "rl", "service": "rewards-dense-reward"}
-SUPPORT = ROOT / "tests" / "support"  # the folder of rendered_chart
-CHARTS_PYTHON = ROOT / ".venv-deploy" / "bin" / "python"  # has Helm, but lacks the packages that a service needs
+SUPPORT = ROOT / "tests" / "support"  # the folder of the module rendered_chart
+# This Python has Helm, but not the packages that a service needs.
+CHARTS_PYTHON = ROOT / ".venv-deploy" / "bin" / "python"
 RENDER = (
     "import json, sys, rendered_chart; json.dump(rendered_chart.render(json.load(sys.stdin), sys.argv[1]), sys.stdout)"
 )

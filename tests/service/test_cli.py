@@ -50,7 +50,7 @@ class Process:
         return any(text in line for line in list(self.lines))
 
     def exit_code(self) -> int:
-        """Waits for it."""
+        """Waits until the process ends; returns its exit code."""
         return self.popen.wait(PATIENCE_S)
 
 
@@ -84,7 +84,7 @@ def client_of(process: Process) -> Iterator[httpx2.Client]:
 
 @contextmanager
 def in_flight(client: httpx2.Client, body: bytes) -> Iterator[socket.socket]:
-    """A request that is admitted and waits for the last byte of its body, as long as the test wants."""
+    """A request that is admitted and waits until the test sends the last byte of its body."""
     with socket.create_connection((client.base_url.host, client.base_url.port or 0), PATIENCE_S) as caller:
         lines = ["POST /score HTTP/1.1", "Host: a", "Content-Type: application/json", f"Content-Length: {len(body)}"]
         caller.sendall("\r\n".join([*lines, "", ""]).encode() + body[:-1])
@@ -199,7 +199,7 @@ def test_a_signal_ends_a_service_that_is_still_loading_with_exit_code_0(pair: Pa
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """A new one at each call."""
+    """Writes a new certificate at each call."""
     certificate, private = folder / "certificate.pem", folder / "private.pem"
     made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "2"]
     made += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(private), "-out", str(certificate)]

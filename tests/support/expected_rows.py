@@ -1,4 +1,4 @@
-"""What two models give to every scored token of some trunks, by the engine's parts and by plain transformers."""
+"""Every quantity of every scored token of some trunks, computed by the engine's parts and by plain transformers."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,17 +16,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 ALL = Wants(kl=True, entropy=True, top_k=4)
-SMALL_TILES = Tiling(rows=5, words=100)
+SMALL_TILES = Tiling(rows=5, vocab=100)
 TRUNKS = (
     random_trunk(1, 9, (13, 0, 5, 8, 13), k=2),
     random_trunk(2, 3, (1, 17), masked=True, k=2),
     random_trunk(3, 1, (6, 6), k=2),
 )
-"""Prompts and branches on both sides of every window and border."""
+"""Prompts and branches on both sides of every window and rope length limit."""
 
 
 def batches_of(trunks: Sequence[Trunk], model: TorchModel, *, packed: bool, max_tokens: int = 100) -> list[Batch]:
-    """What the engine would compute, one after another."""
+    """The batches that the engine would compute, in order."""
     rope_length_limits = [] if model.rope_length_limit is None else [model.rope_length_limit]
     if packed:
         return [
@@ -47,8 +47,8 @@ def _packed_rows(model: TorchModel, row: Packed) -> Tensor:
 
 def rows_of(sft: TorchModel, reference: TorchModel, batch: Batch, tiling: Tiling | None = SMALL_TILES) -> ScoredRows:
     with torch.inference_mode():
-        sides = ModelRows(batch.rows(sft), sft.head), ModelRows(batch.rows(reference), reference.head)
-        return score_rows(*sides, _wanted_ids(batch), ALL, tiling=tiling)
+        models = ModelRows(batch.rows(sft), sft.head), ModelRows(batch.rows(reference), reference.head)
+        return score_rows(*models, _wanted_ids(batch), ALL, tiling=tiling)
 
 
 def scored(
@@ -66,7 +66,7 @@ def scored(
 
 
 def expected(sft: PreTrainedModel, reference: PreTrainedModel, batch: Batch) -> Mapping[str, Tensor]:
-    """The same from plain forwards of one sequence each, in float64 from the logits on."""
+    """The same, from plain forwards of one sequence each; in float64 from the logits on."""
     p, q = (
         torch.cat(
             [

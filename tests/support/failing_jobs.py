@@ -1,4 +1,4 @@
-"""Work for processes: one item fails, others start a process that sleeps."""
+"""Tasks for processes: one fails, the others start a child process that sleeps."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ SLEEPER = "import time; time.sleep(600)"
 
 
 def fail_beside(folder: Path) -> None:
-    """Where a process was noted in the folder beside it; a folder of another name starts one and notes it there."""
+    """In a folder `fails`: fails once the task in `sleeps` has a child. In others: starts a child and writes its id."""
     if folder.name == "fails":
         started_in(folder.parent / "sleeps")
         raise ValueError("this one fails")
@@ -25,7 +25,7 @@ def fail_beside(folder: Path) -> None:
 
 
 def started_in(folder: Path) -> int:
-    """The process that was noted there."""
+    """Id of the child process that was written to the folder. Waits for it."""
     deadline_s = time.monotonic() + PATIENCE_S
     while not (folder / "child").exists():
         assert time.monotonic() < deadline_s, "nothing was started"

@@ -31,12 +31,12 @@ def trunk(name: int, *lengths: int, prompt_tokens: int = 2, first: int = 0) -> T
 
 
 def unlike(count: int, name: int, length: int, prompt_tokens: int = 2) -> list[Trunk]:
-    """Trunks with the same prompt and one branch each, all of them different."""
+    """Trunks with the same prompt and one branch each; all branches differ."""
     return [trunk(name, length, prompt_tokens=prompt_tokens, first=place) for place in range(count)]
 
 
 def scores_of(prompt: Trunk, branch: Branch, wants: Wants) -> TokenScores:
-    """Log-probs that identify what was scored: of sft the prompt's name, of reference the branch's."""
+    """Log-probs that identify what was scored: sft gives the prompt's name, reference the branch's."""
     n, k = int(branch.scored_T.sum()), wants.top_k
     place = float(branch.ids_T[0]) if len(branch.ids_T) else -1.0
     ids_NK = np.tile(np.arange(k, dtype=np.int32), (n, 1))
@@ -123,7 +123,7 @@ class Gate:
 
 @dataclass(slots=True, eq=False)
 class Memory:
-    """Has room for so many tokens. `still_held`: a failed batch's tensor was alive when the next batch began."""
+    """Has room for `room_tokens` tokens. `still_held`: a failed batch's tensor was alive when the next batch began."""
 
     room_tokens: int
     lost: list["weakref.ref[_Tensor]"] = field(default_factory=list)
@@ -139,7 +139,7 @@ class Memory:
 
 @dataclass(slots=True, eq=False)
 class SmallDevice:
-    """Has room to compute so many tokens. A batch holds a tensor from when it is prepared until it is released.
+    """Has room to compute `room_tokens` tokens. A batch holds a tensor from when it is prepared until it is released.
 
     `still_held`: the tensor of a failed batch was alive while another batch was prepared.
     """

@@ -37,7 +37,7 @@ class Import:
 
     @property
     def late(self) -> bool:
-        """Not run by importing the module."""
+        """Whether this import does not run when its module is imported."""
         return self.typing or self.function is not None
 
 
@@ -94,7 +94,7 @@ def module_named(name: str) -> Module | None:
 
 @cache
 def known_to(name: str) -> frozenset[str]:
-    """All that importing a module brings in, transitively: modules of both packages, and names of other libraries.
+    """Everything that importing a module imports, transitively: modules of both packages, and names of other libraries.
 
     Imports inside functions are not counted, nor the `__init__` of a package around a module that is imported.
     """
@@ -112,7 +112,7 @@ def known_to(name: str) -> frozenset[str]:
 
 
 def room_of(name: str) -> str:
-    """The room of a module: its folder below the package, or the module itself where it is in none."""
+    """The room of a module: its folder below the package, or the module itself if it is in no folder."""
     parts = name.split(".")
     folder = SOURCES[parts[0]] / parts[0]
     depth = 1

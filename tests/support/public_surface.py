@@ -1,7 +1,7 @@
 """The names that users and their programs depend on, without texts: HTTP, command lines, environment, metrics, recipes.
 
-`python tests/support/public_surface.py` prints them as JSON. It asks running commands only, so that it also describes
-another checkout: put that one's service/ and trainer/ in PYTHONPATH.
+`python tests/support/public_surface.py` prints them as JSON. It only runs commands, so it can also describe another
+checkout: put the service/ and trainer/ of that one in PYTHONPATH.
 """
 
 import json
@@ -34,7 +34,6 @@ def public_surface() -> dict[str, Json]:
     openapi, metrics = served()
     return {
         "flags": {command: [*sorted(set(re.findall(r"--[a-z][a-z-]+", text)))] for command, text in helps.items()},
-        "choices": {command: [*sorted(set(re.findall(r"\{[\w,-]+\}", text)))] for command, text in helps.items()},
         "jobs": [*jobs],
         "environment": [*sorted(set(re.findall(r"DENSE_REWARD_[A-Z_]+", helps[f"{SERVICE} serve"])))],
         "metrics": [*sorted(re.findall(r"^# TYPE (.+)$", metrics, re.MULTILINE))],
@@ -43,7 +42,7 @@ def public_surface() -> dict[str, Json]:
 
 
 def help_of(module: str, command: str) -> str:
-    """What `--help` prints, unwrapped: argparse breaks lines at hyphens by the width of a terminal."""
+    """The output of `--help`, unwrapped: argparse also breaks lines at hyphens, by the width of a terminal."""
     environment = {**os.environ, "COLUMNS": "10000"}
     arguments = [sys.executable, "-m", module, *command.split(), "--help"]
     return subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment).stdout
@@ -77,7 +76,7 @@ def read(port: int, path: str) -> str:
 
 
 def without_texts(value: Json) -> Json:
-    """A document without what only people read; a property that is called "title" or the like stays."""
+    """A document without texts for people. A property whose name is one of TEXTS stays."""
     if isinstance(value, list):
         return [without_texts(item) for item in value]
     if not isinstance(value, dict):

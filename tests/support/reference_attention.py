@@ -1,4 +1,4 @@
-"""Attention over a packed row, written down in float64 with every score and one mask: what kernels are held against."""
+"""Attention over a packed row, materialised in float64 with every score and one mask, to compare kernels with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ Shape = tuple[int, tuple[int, ...]]
 def trees_of(*shapes: Shape) -> tuple[Tree, ...]:
     """A row with these prompts and branches; each branch is computed to its end."""
 
-    def ids(count: int, word: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-        return np.full(count, word, dtype=np.int32)
+    def ids(count: int, token: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+        return np.full(count, token, dtype=np.int32)
 
     trunks = [
         Trunk(ids(prompt, i), tuple(Branch(ids(n + 1), np.arange(n + 1) == n) for n in lengths or (0,)))
@@ -43,14 +43,14 @@ class Heads:
 
     @property
     def plain(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Without the batch."""
+        """Without the batch dimension."""
         return self.q[0], self.k[0], self.v[0]
 
 
 def random_heads(
     tokens: int, *, keys: int, group: int, size: int, value_size: int | None = None, dtype: torch.dtype, seed: int = 0
 ) -> Heads:
-    """Large enough that attention is no mere average."""
+    """Numbers large enough that attention is far from an average."""
     random = torch.Generator().manual_seed(seed)
 
     def some(heads: int, width: int) -> Tensor:
@@ -68,7 +68,7 @@ def attended(
     cap: float | None = None,
     sinks_H: Tensor | None = None,
 ) -> Tensor:
-    """[N, H, E] in float64."""
+    """Attention outputs, [N, H, E] in float64."""
     q, k, v = (x.double() for x in heads.plain)
     k, v = (x.repeat_interleave(len(q) // len(x), dim=0) for x in (k, v))
     scores_HNN = q @ k.transpose(1, 2) * scale
@@ -83,7 +83,7 @@ def attended(
 
 @cache
 def _seen(trees: tuple[Tree, ...], window: int | None) -> Tensor:
-    """[N, N]: whether a token sees another, token by token."""
+    """[N, N]: whether a token attends to another, set token by token."""
     segments: list[tuple[int, int, Tree]] = []
     for tree in trees:
         segments.append((tree.start, tree.tokens, tree))

@@ -56,7 +56,7 @@ def of_kind(objects: list[Object], kind: str) -> list[Object]:
 
 
 def the(objects: list[Object], kind: str) -> Object:
-    """The only object of a kind, or of a kind and an ending of its name: `ConfigMap/-pairs`."""
+    """The only object of a kind; `ConfigMap/-pairs` also gives the ending of its name."""
     kind, _, ending = kind.partition("/")
     (found,) = [made for made in of_kind(objects, kind) if not ending or made["metadata"]["name"].endswith(ending)]
     return found

@@ -27,7 +27,7 @@ TOKENIZER_SHA256 = "fake"
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A running service and a client of it. `failures` gets an entry when the service asks to be ended."""
+    """A running service and a client of it. `failures` gets an entry each time the service calls `on_failure`."""
 
     service: Service
     client: httpx2.Client
@@ -38,7 +38,7 @@ class Served:
 
 
 def loading(engine: Engine) -> LoadPair:
-    """A load that returns this engine immediately."""
+    """A load function that returns this engine immediately."""
 
     def load(_: Settings, report: Callable[[str], None], __: OnDevice) -> LoadedPair:
         report("loading")
@@ -85,7 +85,7 @@ def wait_until_ready(running: Served, patience_s: float = PATIENCE_S) -> None:
 
 
 def wait_until(reached: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
-    """Fails if `reached` stays false for that long."""
+    """Fails if `reached` stays false for `patience_s`."""
     end = time.monotonic() + patience_s
     while not reached():
         assert time.monotonic() < end, "the condition was not reached in time"

@@ -1,4 +1,4 @@
-"""A tiny pair on disk, as the trainer writes it, and the real service in a process of its own."""
+"""A tiny pair on disk, as the trainer writes it, and the real service in a separate process."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from dense_reward import Backoff, Client
 from dense_reward.checkpoints.probe import probe_of_texts
 from dense_reward.checkpoints.write_manifest import ManifestFacts
 from dense_reward.manifest import Role
-from dense_reward_trainer.configs.base import ScratchOptions
+from dense_reward_trainer.configs.sft import ScratchOptions
 from dense_reward_trainer.data.sources import DataSource, load, split
 from dense_reward_trainer.runs.checkpoint import write_checkpoint
 from dense_reward_trainer.sft.from_scratch import random_model, train_tokenizer
@@ -36,7 +36,7 @@ SIZES = ScratchOptions(
 
 
 def write_pair(folder: Path, vocab_size: int = SIZES.vocabulary, sizes: ScratchOptions = SIZES) -> None:
-    """sft, reference and held_out.jsonl in a folder; random weights, enlarged, that end their turn at times."""
+    """Writes sft, reference and held_out.jsonl; weights are random and enlarged; some samples end their turn."""
     source = DataSource.model_validate(DATA)
     parts = split(load(source).demonstrations, source.held_out_fraction, source.seed)
     tokenizer = train_tokenizer([d.messages[0].content + d.response for d in parts.train], vocab_size)
@@ -64,13 +64,13 @@ def free_port() -> int:
 
 
 def environment() -> dict[str, str]:
-    """Of child processes: one thread, so that sums are added up in one order."""
+    """Environment of child processes: one thread, so that the order of sums is always the same."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass(slots=True)
 class ServedPair:
-    """The pair of a folder behind `dense-reward serve`; it can be killed and started again on its port."""
+    """A pair behind `dense-reward serve`, which can be killed and started again on its port."""
 
     folder: Path
     port: int

@@ -1,7 +1,7 @@
-"""Tiny configurations of many architectures: those that are computed packed, and those that have to be padded.
+"""Tiny configurations of many architectures: those that are computed packed, and those that must be padded.
 
-Among them heads of 64, 128 and 256, values of another size than keys, windows, caps, sinks, experts, and every kind of
-output layer that needs care.
+They include heads of 64, 128 and 256, value heads of another size than key heads, windows, caps, sinks, experts, and
+every kind of post-processing after an output layer.
 """
 
 from collections.abc import Mapping
@@ -49,13 +49,13 @@ _SIZES = _IDS | {
     "max_position_embeddings": MAX_LENGTH_TOKENS,
 }
 _LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8}
-_STRETCHED = {
+_YARN = {
     "rope_type": "yarn",
     "rope_theta": 10_000.0,
     "factor": 8.0,
     "original_max_position_embeddings": MAX_LENGTH_TOKENS // 8,
 }
-_BORDER = {
+_LONGROPE = {
     "rope_type": "longrope",
     "rope_theta": 10_000.0,
     "factor": 8.0,
@@ -89,7 +89,7 @@ PACKED: Mapping[str, PreTrainedConfig] = {
     "olmo2": Olmo2Config(**_SIZES),
     "cohere": CohereConfig(**_SIZES, logit_scale=2.0),
     "gpt-oss": GptOssConfig(
-        **_SIZES, num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW_TOKENS, rope_parameters=_STRETCHED
+        **_SIZES, num_local_experts=4, num_experts_per_tok=2, sliding_window=WINDOW_TOKENS, rope_parameters=_YARN
     ),
     "mixtral": MixtralConfig(**_SIZES, num_local_experts=4, num_experts_per_tok=2),
     "granite": GraniteConfig(**_SIZES, logits_scaling=0.5),
@@ -107,7 +107,7 @@ PACKED: Mapping[str, PreTrainedConfig] = {
         **(_SIZES | {"num_key_value_heads": 4}), **_LATENT, v_head_dim=12, first_k_dense_replace=2
     ),
     "hyperclovax": HyperCLOVAXConfig(**_SIZES, logits_scaling=3.0),
-    "longrope": Phi3Config(**_SIZES, original_max_position_embeddings=LONG_TOKENS, rope_parameters=_BORDER),
+    "longrope": Phi3Config(**_SIZES, original_max_position_embeddings=LONG_TOKENS, rope_parameters=_LONGROPE),
 }
 PADDED: Mapping[str, PreTrainedConfig] = {
     "lfm2": Lfm2Config(**_SIZES, layer_types=["conv", "full_attention"]),

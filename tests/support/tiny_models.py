@@ -1,7 +1,7 @@
 """Tiny random models of many architectures, and whole checkpoints of them on disk.
 
-Weights are enlarged, so that log-probs spread over nats: a plainly initialised model gives nearly the same number to
-every token, and hides any mistake.
+Weights are enlarged, so that log-probs spread over nats: a model with default weights gives nearly the same log-prob to
+every token, which hides mistakes.
 """
 
 import shutil
@@ -24,7 +24,7 @@ CHAT = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-ENLARGED = 16.0
+ENLARGED = 16.0  # factor on all matrices
 ENLARGED_LESS = {"minicpm3": 10.0, "hyperclovax": 10.0}  # their logits grow faster, and so does rounding
 
 
@@ -41,7 +41,7 @@ def tiny_model(name: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch
 
 
 def plain_logprobs(model: PreTrainedModel, prompt: IdArray, response: IdArray) -> Tensor:
-    """[T, V] of the states before each token of the response: one forward of one sequence, and nothing else."""
+    """Log-probs over the vocabulary before each token of the response, [T, V], by one forward of one sequence."""
     ids_1L = torch.from_numpy(np.concatenate([prompt, response])).long()[None]
     with torch.inference_mode():
         logits_LV: Tensor = model(input_ids=ids_1L, use_cache=False).logits[0]
@@ -51,7 +51,7 @@ def plain_logprobs(model: PreTrainedModel, prompt: IdArray, response: IdArray) -
 def random_trunk(
     seed: int, prompt_tokens: int = 7, lengths: tuple[int, ...] = (5, 0, 11), *, masked: bool = False, k: int = 0
 ) -> Trunk:
-    """A prompt with a branch of each length; `masked` scores about half of their tokens, `k` candidates a token."""
+    """A prompt with a branch of each length and `k` candidates a token; `masked`: about half of them are scored."""
     random = np.random.default_rng(seed)
 
     def ids(*shape: int) -> IdArray:
@@ -65,7 +65,7 @@ def random_trunk(
 
 
 def write_tokenizer(folder: Path, *, specials: tuple[str, ...] = SPECIALS, template: str | None = None) -> None:
-    """One id per byte, and the special tokens after them."""
+    """Write a tokenizer with one id per byte, and the special tokens after them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -88,7 +88,7 @@ def write_checkpoint(
     specials: tuple[str, ...] = SPECIALS,
     renderer: RendererName = "plain",
 ) -> Manifest:
-    """Weights, tokenizer and manifest with a probe, as the trainer leaves them."""
+    """Write weights, tokenizer, and a manifest with a probe, as the trainer does."""
     folder.mkdir(parents=True)
     tiny_model(architecture, seed=seed, dtype=dtype).save_pretrained(folder)
     write_tokenizer(folder, specials=specials, template=CHAT if renderer == "chat" else None)
@@ -98,7 +98,7 @@ def write_checkpoint(
 
 
 def write_pair(folder: Path, architecture: str = "llama", dtype: torch.dtype = torch.float32) -> tuple[Path, Path]:
-    """An sft and an earlier reference of one run."""
+    """Write an sft checkpoint and an earlier reference of the same run."""
     sft, reference = folder / "sft", folder / "reference"
     write_checkpoint(sft, role="sft", step=20, seed=1, architecture=architecture, dtype=dtype)
     write_checkpoint(reference, role="reference", step=10, seed=2, architecture=architecture, dtype=dtype)
@@ -106,7 +106,7 @@ def write_pair(folder: Path, architecture: str = "llama", dtype: torch.dtype = t
 
 
 def copy_pair(pair: tuple[Path, Path], folder: Path) -> tuple[Path, Path]:
-    """A copy of a pair, to be broken by a test."""
+    """A copy of a pair that a test can break."""
     sft, reference = folder / "sft", folder / "reference"
     shutil.copytree(pair[0], sft)
     shutil.copytree(pair[1], reference)

@@ -1,4 +1,4 @@
-"""Tokenizers of the families in use, trained in memory on a few sentences, and texts whose characters split badly.
+"""Tokenizers of the families in use, trained in memory on a few sentences, and texts whose characters span tokens.
 
 Needs no files and no network. Each tokenizer is trained once per process.
 """
@@ -52,7 +52,7 @@ NOTHING_AFTER = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
-# Like Qwen3: the thoughts of earlier turns are dropped once the conversation goes on.
+# Like Qwen3: the thoughts of earlier turns are dropped once the conversation continues.
 FORGETS_THOUGHTS = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n"
     "{{ message.content if loop.last else message.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
@@ -167,7 +167,7 @@ def _train(
 
 
 def _without_added(backend: Backend, tokens: Sequence[str]) -> Backend:
-    """The tokenizer with these tokens only in the model's vocabulary: as added tokens they would be found in text."""
+    """The tokenizer without these added tokens, which would be matched in text; they stay in the model's vocabulary."""
     description = json.loads(backend.to_str())
     description["added_tokens"] = [t for t in description["added_tokens"] if t["content"] not in tokens]
     return Backend.from_str(json.dumps(description))

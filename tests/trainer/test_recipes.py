@@ -1,4 +1,4 @@
-"""Every recipe that ships is a valid configuration of its job, and every recipe for big machines has a tiny twin."""
+"""Every shipped recipe is a valid configuration of its job, and every recipe for large machines has a tiny version."""
 
 import importlib
 import re
@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 from dense_reward_trainer.cli import JOBS
-from dense_reward_trainer.configs.base import Config, JobConfig, SftConfig, config_path, load_config, recipe_names
+from dense_reward_trainer.configs.base import Config, JobConfig, config_path, load_config, recipe_names
 from dense_reward_trainer.configs.credit import CreditConfig
 from dense_reward_trainer.configs.dpr import DprConfig, EvaluateConfig
+from dense_reward_trainer.configs.sft import SftConfig
 
 
 def config_class(recipe: str) -> type[JobConfig]:
-    """A recipe's name holds its job's."""
+    """The configuration class of a recipe; its name contains that of its job."""
     (job,) = JOBS.keys() & set(recipe.split("_"))
     module, _, name = JOBS[job].config.partition(":")
     cls: type[JobConfig] = getattr(importlib.import_module(module), name)
@@ -26,11 +27,11 @@ def test_a_recipe_is_a_valid_configuration_of_its_job(recipe: str) -> None:
 
 @pytest.mark.parametrize("recipe", [name for name in recipe_names() if "sft" in name and not name.endswith("_tiny")])
 def test_a_recipe_of_sft_has_a_tiny_twin_with_the_same_kind_of_start(recipe: str) -> None:
-    big, twin = (load_config(SftConfig, config_path(name)) for name in (recipe, f"{recipe}_tiny"))
-    assert (twin.scratch is None) == (big.scratch is None)
-    assert (twin.lora is None) == (big.lora is None)
-    assert (twin.precision, twin.gradient_checkpointing) == (big.precision, big.gradient_checkpointing)
-    assert twin.device == "cpu"
+    full, tiny = (load_config(SftConfig, config_path(name)) for name in (recipe, f"{recipe}_tiny"))
+    assert (tiny.scratch is None) == (full.scratch is None)
+    assert (tiny.lora is None) == (full.lora is None)
+    assert (tiny.precision, tiny.gradient_checkpointing) == (full.precision, full.gradient_checkpointing)
+    assert tiny.device == "cpu"
 
 
 def test_no_two_recipes_share_a_run_folder() -> None:
@@ -52,7 +53,7 @@ def resolved(kind: type[Config]) -> dict[str, Config]:
 
 
 def written() -> set[Path]:
-    """Every checkpoint and every held-out file that the recipes leave behind."""
+    """All checkpoints and held-out files that the recipes write."""
     paths = {config.output_dir / "checkpoints" / "policy" for config in resolved(DprConfig).values()}
     for config in resolved(SftConfig).values():
         paths |= {config.output_dir / "checkpoints" / name for name in ("sft", *config.milestones)}
@@ -61,7 +62,7 @@ def written() -> set[Path]:
 
 
 def sft_run_of(path: Path) -> SftConfig:
-    """The SFT recipe in whose run folder a checkpoint or a held-out file lies."""
+    """The SFT recipe that writes this checkpoint or held-out file."""
     (config,) = (config for config in resolved(SftConfig).values() if path.is_relative_to(config.output_dir))
     return config
 

@@ -1,1 +1,1 @@
-"""Demonstrations -> checkpoints -> improved policy. Jobs meet through checkpoints and never import each other."""
+"""Demonstrations -> checkpoints -> improved policy. Jobs exchange checkpoints and never import each other."""

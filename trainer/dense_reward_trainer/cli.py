@@ -1,4 +1,4 @@
-"""The command `dense-reward-train JOB CONFIG [key.sub=value ...]`: parse first, heavy imports after."""
+"""The command `dense-reward-train JOB CONFIG [key.sub=value ...]`. It parses everything before any slow import."""
 
 import argparse
 import importlib
@@ -13,14 +13,14 @@ from dense_reward.errors import CheckpointError
 from dense_reward_trainer.configs.base import config_path, load_config, recipe_names
 from dense_reward_trainer.data.sources import DataError
 from dense_reward_trainer.errors import ConfigError, JobError
-from dense_reward_trainer.runs.processes import end_when_terminated
+from dense_reward_trainer.runs.processes import sigterm_exits
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """Where a job lives: `module` has run(config, report), `config` is module:Class and light to import.
+class JobSpec:
+    """Where to find a job: `module` has run(config, report); `config` is module:Class, without slow imports.
 
-    `data`: the key of its data source, where it has one.
+    `data`: the key of the job's data source, if it has one.
     """
 
     module: str
@@ -30,56 +30,56 @@ class Job:
 
 
 JOBS = {
-    "sft": Job(
+    "sft": JobSpec(
         "dense_reward_trainer.jobs.sft",
-        "dense_reward_trainer.configs.base:SftConfig",
-        "demonstrations -> an SFT checkpoint and its reference",
+        "dense_reward_trainer.configs.sft:SftConfig",
+        "train on demonstrations: an SFT checkpoint and its reference",
         data="data",
     ),
-    "credit": Job(
+    "credit": JobSpec(
         "dense_reward_trainer.jobs.credit",
         "dense_reward_trainer.configs.credit:CreditConfig",
-        "does the reward find a planted error, and rank right above wrong answers?",
+        "measure the reward: does it locate planted errors, and rank right above wrong answers?",
         data="data",
     ),
-    "dpr": Job(
+    "dpr": JobSpec(
         "dense_reward_trainer.jobs.dpr",
         "dense_reward_trainer.configs.dpr:DprConfig",
-        "a policy and a reward service -> an improved policy",
+        "improve a policy on the token rewards of a service (Dense-Path REINFORCE)",
         data="prompts",
     ),
-    "gradient": Job(
+    "gradient": JobSpec(
         "dense_reward_trainer.jobs.gradient",
         "dense_reward_trainer.configs.dpr:GradientConfig",
-        "would dpr with this reward make held-out answers likelier? Asked of its gradient, before any step",
+        "before a dpr run: would its gradient make held-out answers likelier?",
         data="prompts",
     ),
-    "estimators": Job(
+    "estimators": JobSpec(
         "dense_reward_trainer.studies.compare_options",
         "dense_reward_trainer.studies.compare_options_config:EstimatorsConfig",
-        "options of dpr compared on a task whose optimum is known exactly",
+        "compare options of dpr on a task whose optimum is known exactly",
     ),
-    "sweep": Job(
+    "sweep": JobSpec(
         "dense_reward_trainer.studies.regimes",
         "dense_reward_trainer.studies.regimes_config:SweepConfig",
-        "SFT under several regimes, what DPR makes of each, and its alternatives at matched KL and FLOPs",
+        "run SFT in several regimes, then DPR and its alternatives at matched KL and FLOPs",
     ),
-    "evaluate": Job(
+    "evaluate": JobSpec(
         "dense_reward_trainer.jobs.evaluate",
         "dense_reward_trainer.configs.dpr:EvaluateConfig",
-        "checkpoints -> accuracy, likelihood, length and KL on held-out prompts, side by side",
+        "compare checkpoints on held-out prompts: accuracy, likelihood, length and KL",
     ),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one job; its exit code. What a user can mend is one line on stderr, not a traceback."""
+    """Runs one job and returns its exit code. An error that a user can fix is one line on stderr, not a traceback."""
     options = _options(arguments)
-    end_when_terminated()
     job = JOBS[options.job]
     skip_bad = [f"{job.data}.skip_bad=true"] if options.skip_bad else []
     try:
-        _run(job, options.config, [*options.overrides, *skip_bad])
+        with sigterm_exits():
+            _run(job, options.config, [*options.overrides, *skip_bad])
     except (ConfigError, JobError, DataError, CheckpointError, ClientError) as error:
         _report(f"error: {error}")
         return 2
@@ -88,15 +88,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(job: Job, config: str, overrides: Sequence[str]) -> None:
-    """The configuration is read before anything slow is imported: a typing error shows at once."""
+def _run(job: JobSpec, config: str, overrides: Sequence[str]) -> None:
+    """Reads the configuration before it imports the job: a typo is reported immediately."""
     module, _, name = job.config.partition(":")
     resolved = load_config(getattr(importlib.import_module(module), name), config_path(config), overrides)
     importlib.import_module(job.module).run(resolved, _report)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; changes to the configuration may stand before and after --skip-bad."""
+    """The parsed command line. Overrides can come before and after --skip-bad; argparse alone would refuse that."""
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     unknown = [argument for argument in rest if argument.startswith("-")]
@@ -107,16 +107,23 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dense-reward-train", description="Demonstrations -> checkpoints -> policy.")
+    parser = argparse.ArgumentParser(
+        prog="dense-reward-train", description="Trains and measures models: demonstrations -> checkpoints -> policy."
+    )
     parser.add_argument("--version", action="version", version=version("dense-reward"))
     commands = parser.add_subparsers(dest="job", required=True, metavar="JOB")
     for name, job in JOBS.items():
         command = commands.add_parser(name, help=job.help, description=job.help)
         command.add_argument("config", help=f"YAML file, or a shipped recipe: {', '.join(recipe_names())}")
-        command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="changes to the configuration")
+        command.add_argument(
+            "overrides",
+            nargs="*",
+            metavar="key.sub=value",
+            help="overrides of keys of the configuration; values are YAML",
+        )
         command.set_defaults(skip_bad=False)
         if job.data is not None:
-            skip_bad = f"leave out and count lines that are no demonstrations ({job.data}.skip_bad=true)"
+            skip_bad = f"skip lines that are not demonstrations, and report how many ({job.data}.skip_bad=true)"
             command.add_argument("--skip-bad", action="store_true", help=skip_bad)
     return parser
 

@@ -1,9 +1,9 @@
-"""What a user of a job can mend; the command line prints these as one line."""
+"""Errors that a user can fix; the command line prints them as one line, without a traceback."""
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names the key and the cure."""
+    """A configuration cannot be used; the message names the key and the cure."""
 
 
 class JobError(RuntimeError):
-    """A job that cannot go on; the message says why and what cures it."""
+    """A job cannot continue; the message states the reason and the cure."""

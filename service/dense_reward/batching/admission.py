@@ -22,7 +22,7 @@ class Permit:
     def correct(self, tokens: int) -> None:
         """Replace the estimate by the count. Raises RequestError: queue_full, or too_long if the count can never fit.
 
-        A request that holds at least one token was admitted: it is not refused because its estimate was too low.
+        A request that holds at least one token was admitted: a too low estimate is no reason to refuse it.
         """
         admission = self.admission
         if tokens > admission.capacity_tokens:

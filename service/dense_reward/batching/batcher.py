@@ -1,17 +1,17 @@
 """The loop that feeds the device: takes batches from the scheduler, prepares and computes them, delivers the scores.
 
-While the device computes one batch the next one fills, and once it is full a second thread prepares it: there is no
+While the device computes one batch, the next batch fills. When that is full, a second thread prepares it. There is no
 polling and no timer. Does not import torch. The invariants:
 
 - One event loop, one device thread. All state here is read and changed only on the event loop. The device thread calls
   only prepared work (and `on_device` calls), one at a time; the host thread only prepares.
 - Every waiter gets an answer: `submit` returns scores or raises. A batch's scores or failure reach each of its jobs,
-  and when `run` ends, for whatever reason, all other jobs fail with `draining`. A waiter without an answer would hold
-  its permit, and with it queue capacity, for ever.
-- Parts of a failed batch are tried only after nothing refers to its tensors any more: they would lack that memory.
-  What can refer to them is the traceback of its exception, its preparation, and the thread that ran its work.
-- Preparing ahead takes at most one batch, and only a full one: units leave the scheduler when a batch is taken, and
-  then no shorter request can go ahead of them, nor any request join them.
+  and when `run` ends, for whatever reason, all other jobs fail with `draining`. Otherwise a waiter would hold its
+  permit, and thus queue capacity, for ever.
+- Parts of a failed batch are tried only when nothing refers to the tensors of that batch: they need this memory. The
+  traceback of its exception, its preparation and the thread that ran its work can refer to them.
+- Preparing ahead takes at most one batch, and only a full one: units leave the scheduler when a batch is taken. After
+  that, no shorter request can overtake them, and no request can join them.
 """
 
 import asyncio
@@ -78,8 +78,8 @@ class _Batch:
 
     def cancel_ahead(self) -> None:
         if self.ahead is not None:
-            # Also if it has failed: `cancel` marks the exception as retrieved, otherwise asyncio would log it. A thread
-            # that is still preparing goes on, and its result is dropped.
+            # Cancel it even if it has failed: `cancel` marks the exception as retrieved, otherwise asyncio would log
+            # it. A thread that is still preparing continues, and its result is dropped.
             self.ahead.cancel()
             self.ahead = None
 
@@ -117,7 +117,7 @@ class Batcher:
     def on_device(self, call: Callable[[], Result]) -> Result:
         """Return the result of a call on the device thread, where it runs between two batches.
 
-        Blocks, so it must not be called on the event loop. Raises LoadingStoppedError once `run` has ended.
+        It blocks, so it must not be called on the event loop. Raises LoadingStoppedError once `run` has ended.
         """
         try:
             future = self._device.submit(call)
@@ -151,9 +151,9 @@ class Batcher:
         return Computed(job.scores, started_at - job.queued_at, job.compute_s)
 
     async def run(self) -> None:
-        """Compute batches until closed and empty. However it ends, no request is admitted or left waiting after that.
+        """Compute batches until closed and empty. After it ends, for any reason, no request is admitted or waits.
 
-        Raises EngineLostError if the engine does.
+        Raises EngineLostError if the engine raises it.
         """
         try:
             await self._serve()
@@ -187,7 +187,7 @@ class Batcher:
     def _prepare_ahead(self) -> None:
         """Take and prepare the next batch while the device is busy, if it is full: otherwise it can still grow.
 
-        A failure to prepare rises when that batch is computed, so that it reaches only its own jobs.
+        If preparation fails, the error is raised when that batch is computed, so that it reaches only its own jobs.
         """
         if self._device_busy and self._next is None and self._scheduler.fills_a_batch:
             self._next = _Batch(self._scheduler.take())
@@ -200,8 +200,8 @@ class Batcher:
             return
         if failed.for_memory:
             self._metrics.out_of_memory()
-            # The exception can arrive here before the device thread has dropped the failed work and its tensors. It has
-            # dropped them once it has run another call. The host thread needs none: it prepares the halves.
+            # The exception can arrive here before the device thread has dropped the failed work and its tensors. After
+            # another call it has dropped them. The host thread needs no such call: it prepares the halves.
             await asyncio.get_running_loop().run_in_executor(self._device, _no_work)
         await self._compute_halves(batch.members, failed)
 
@@ -214,7 +214,7 @@ class Batcher:
                 _check_shape(batch.trunks, scores)
                 self._deliver(batch.members, scores, seconds)
         except (OutOfMemoryError, SequenceError) as error:
-            # Not retried inside this block: until it is left, the traceback keeps the batch's tensors alive.
+            # The retry is outside this block: inside it, the traceback would keep the batch's tensors alive.
             return _Failed(str(error), for_memory=isinstance(error, OutOfMemoryError))
         except Exception as error:  # any error: each job of the batch must get an answer
             for job, _ in batch.members:
@@ -224,7 +224,7 @@ class Batcher:
         return None
 
     async def _prepared(self, batch: _Batch) -> Work | None:
-        """Prepare the units whose callers still wait, again if one is cancelled meanwhile. None if all of them are."""
+        """Prepare the units of callers that still wait, again if one is cancelled meanwhile; None if none is left."""
         work = await self._prepared_ahead(batch)
         while batch.drop_done() or work is None:
             if not batch.members:
@@ -233,10 +233,10 @@ class Batcher:
         return work
 
     async def _prepared_ahead(self, batch: _Batch) -> Work | None:
-        """What was prepared ahead; None if the batch must be prepared now.
+        """The work that was prepared ahead; None if the batch must be prepared now.
 
-        That is so if it was not prepared, if a caller was cancelled, or if there was no memory for it in addition to
-        the batch that was being computed.
+        It must be prepared now if nothing was prepared, if a caller was cancelled, or if memory could not hold it in
+        addition to the batch that was being computed.
         """
         if batch.drop_done():
             batch.cancel_ahead()
@@ -282,10 +282,10 @@ class Batcher:
             if job.waiting == 0 and not job.done.done():
                 job.done.set_result(None)
         for job in {job for job, _ in members}:
-            job.compute_s += seconds  # before any waiter reads it: they resume only when the event loop is free again
+            job.compute_s += seconds  # waiters read it later: they resume only when the event loop is free
 
     async def _compute_halves(self, members: Sequence[Member], failed: _Failed) -> None:
-        """Compute a failed batch as two. Only a sequence that fails in a batch of its own fails its request."""
+        """Compute a failed batch as two. Only a sequence that fails as the only one in a batch fails its request."""
         if len(members) > 1:
             half = len(members) // 2
             await self._compute(_Batch([*members[:half]]))
@@ -329,23 +329,23 @@ def _timed(work: Work) -> tuple[Scores, float]:
 
 
 def _no_work() -> None:
-    """Does nothing: shows that a thread has finished with its work before."""
+    """Does nothing. When it returns, the thread has finished its previous work."""
 
 
 def _check_shape(trunks: Sequence[Trunk], results: Sequence[Sequence[TokenScores]]) -> None:
     """Raises RuntimeError if an engine lost or added a branch or a token: scores would reach the wrong request."""
     expected, found = [len(trunk.branches) for trunk in trunks], [len(scores) for scores in results]
     if expected != found:
-        raise RuntimeError(f"the engine answered {found} branches of {expected}")
+        raise RuntimeError(f"the engine returned scores of {found} branches instead of {expected}")
     for trunk, branches in zip(trunks, results, strict=True):
         tokens = [int(branch.scored_T.sum()) for branch in trunk.branches]
         answered = [len(scores.sft_logprob_S) for scores in branches]
         if tokens != answered:
-            raise RuntimeError(f"the engine answered {answered} tokens of {tokens}")
+            raise RuntimeError(f"the engine returned scores of {answered} tokens instead of {tokens}")
 
 
 def _wanted(scores: TokenScores, wants: Wants) -> TokenScores:
-    """The scores without what only other requests of the batch wanted, so that an answer depends on its own request."""
+    """The scores without the quantities that only other requests wanted: an answer depends only on its own request."""
     k = wants.top_k
     return TokenScores(
         scores.sft_logprob_S,

@@ -5,7 +5,7 @@ Sees engines only through the protocol. The invariants:
 - Requests of different groups never share work, so that response times reveal nothing about another group's requests.
 - Two trunks are equal only if every array that a score depends on is equal: prompt, ids, mask and candidates. All tasks
   of a batch get the same `wants`; the batcher then removes what a request did not want.
-- Tasks with equal trunks and the same engine get the very same score objects: nothing may change them.
+- Tasks with equal trunks and the same engine share their score objects, so nothing may change these.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -34,7 +34,7 @@ class _UniqueTrunk:
 
 @dataclass(slots=True)
 class _SubBatch:
-    """Trunks of one group that the same engines score, in one call of the device."""
+    """Trunks of one group that the same engines score in one call on the device."""
 
     engines: tuple[Engine, ...]
     unique: list[_UniqueTrunk] = field(default_factory=list)
@@ -52,7 +52,8 @@ class _SubBatch:
 def prepare_batch(tasks: Sequence[ScoringTask], wants: Wants) -> Work:
     """Prepare work that returns one list of scores per task, in order. Raises what the engines' `prepare` raises.
 
-    The work raises what the engines' work raises, and RuntimeError if an engine answers another number of trunks.
+    The work raises what the engines' work raises, and RuntimeError if an engine returns scores for a different number
+    of trunks.
     """
     sub_batches = _sub_batches(tasks)
     works = [sub_batch.prepare(wants) for sub_batch in sub_batches]
@@ -72,7 +73,7 @@ def prepare_batch(tasks: Sequence[ScoringTask], wants: Wants) -> Work:
 
 def _check_count(expected: int, found: int) -> None:
     if expected != found:
-        raise RuntimeError(f"the engine answered {found} trunks of {expected}")
+        raise RuntimeError(f"the engine returned scores of {found} trunks instead of {expected}")
 
 
 def _sub_batches(tasks: Sequence[ScoringTask]) -> list[_SubBatch]:
@@ -81,7 +82,7 @@ def _sub_batches(tasks: Sequence[ScoringTask]) -> list[_SubBatch]:
         unique = trunks.setdefault((task.group, _content(task.trunk)), _UniqueTrunk(task.trunk, task.group))
         unique.tasks.setdefault(task.engine, []).append(index)
     sub_batches: dict[Hashable, _SubBatch] = {}
-    # One order of the engines for all trunks: the same set in two orders would become two sub-batches.
+    # All trunks list their engines in one order: the same set in two orders would become two sub-batches.
     order = list(dict.fromkeys(task.engine for task in tasks))
     for unique in trunks.values():
         for engines in _families([engine for engine in order if engine in unique.tasks]):

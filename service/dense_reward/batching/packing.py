@@ -1,8 +1,8 @@
 """Trunks and branches -> rows of tokens without padding. A row is computed in one forward. Pure; no device, no model.
 
 A row holds trees one after another. A tree is a prompt, computed once, followed by the branches that continue it; a
-branch attends to its prompt and to itself, never to another branch. Equal prompts become one tree, whichever requests
-they are from. The invariants:
+branch attends to its prompt and to itself, never to another branch. Equal prompts become one tree, even if they are
+from different requests. The invariants:
 
 - Every scored token is predicted exactly once, by the token before it: the prompt's last one for a branch's first.
 - Nothing that no scored token attends to is computed: a branch ends before its last scored token (except at a RoPE
@@ -73,7 +73,7 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One row of N tokens. S scored ones are predicted at R <= S of its indices, as branches share their prompt's end.
+    """One row of N tokens. The S scored ones are predicted at R <= S indices: branches share the prompt's last.
 
     `positions_N`: RoPE positions, counted from 0 in each sequence. `rows_R`: the indices whose logits are needed.
     `row_S`: for each scored token, leaf by leaf, the entry of `rows_R` that predicts it.
@@ -88,10 +88,10 @@ class Packed:
 
 
 def computed_tokens(prompt_tokens: int, branch: Branch, rope_length_limits: Collection[int] = ()) -> int:
-    """Tokens of a branch that must be computed: those before its last scored one, as nothing later changes a score.
+    """Number of tokens of a branch that must be computed: those before its last scored one. Later ones change no score.
 
-    longrope models rotate a whole sequence differently once it exceeds a length limit, so a sequence that is over one
-    is computed in full if cutting it would bring it below.
+    longrope models rotate a whole sequence differently once it exceeds a length limit, so a sequence over a limit is
+    computed in full if the cut sequence would be below that limit.
     """
     if not branch.scored_T.any():
         return 0
@@ -128,7 +128,8 @@ def leaves(trunks: Sequence[Trunk], rope_length_limits: Collection[int] = ()) ->
         for b, branch in enumerate(trunk.branches)
         if branch.scored_T.any()
     ]
-    # Reversed, so that the first of equal prompts decides where their tree is: trees keep the order of the batch.
+    # Reversed, so that the first of equal prompts determines the place of their tree: trees keep the order of the
+    # batch.
     place = {key: i for i, key in reversed([*enumerate(map(_tree_key, unsorted))])}
     return sorted(unsorted, key=lambda leaf: (leaf.limits_passed, place[_tree_key(leaf)], leaf.computed_tokens))
 
@@ -145,7 +146,7 @@ def _rows(sequences: Sequence[Leaf], max_tokens: int) -> Iterator[list[Leaf]]:
         added = sequence.computed_tokens + (0 if same_tree else len(sequence.prompt_P))
         if row and (row[-1].limits_passed != sequence.limits_passed or tokens + added > max_tokens):
             yield row
-            # A tree that is cut by the end of a row has its prompt again in the next one.
+            # If a row ends inside a tree, the next row repeats the tree's prompt.
             row, tokens, added = [], 0, sequence.computed_tokens + len(sequence.prompt_P)
         row.append(sequence)
         tokens += added
@@ -179,7 +180,7 @@ def _packed(sequences: Sequence[Leaf]) -> Packed:
 
 
 def _tree(start: int, prompt_tokens: int, lengths: Sequence[int]) -> Tree:
-    """`lengths`: computed tokens of each branch, ascending. Those of length 0 only predict from the prompt's end."""
+    """`lengths`: computed tokens of each branch, ascending. One of length 0 is predicted by the prompt alone."""
     longer = [length for length in lengths if length]
     if len(longer) == 1:
         return Tree(start, prompt_tokens + longer[0], ())

@@ -25,7 +25,7 @@ class Padded:
 
     @property
     def row_S(self) -> Index:  # noqa: N802 - names carry shapes
-        """For each scored token, its row of logits: here no two tokens share one."""
+        """For each scored token, its row of logits. In a padded batch, no two tokens share a row."""
         return np.arange(sum(len(leaf.scored_S) for leaf in self.leaves))
 
 

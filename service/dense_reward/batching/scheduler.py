@@ -25,9 +25,9 @@ class SharedPrompt(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """The smallest piece of a request that is scheduled: some or all branches of one trunk, computed in one batch.
+    """The smallest part of a request that is scheduled: some or all branches of one trunk, computed in one batch.
 
-    `trunk_index`: the trunk's place in its request. `branch_tokens`: what all the branches cost, without the prompt.
+    `trunk_index`: the trunk's place in its request. `branch_tokens`: the cost of all its branches, without the prompt.
     """
 
     trunk_index: int
@@ -37,7 +37,7 @@ class Unit:
 
     @property
     def tokens_unshared(self) -> int:
-        """What the unit would cost if its prompt were computed again for each branch."""
+        """Tokens that the unit would cost if its prompt were computed again for each branch."""
         return self.branch_tokens + self.prompt.tokens * max(1, len(self.trunk.branches))
 
 
@@ -83,7 +83,7 @@ class BatchTokens:
     _prompts: Counter[SharedPrompt] = field(default_factory=Counter)
 
     def added_by(self, unit: Unit) -> int:
-        """What one more unit would add to `tokens`."""
+        """Tokens that one more unit would add to `tokens`."""
         return unit.branch_tokens + (0 if unit.prompt in self._prompts else unit.prompt.tokens)
 
     def add(self, unit: Unit) -> None:
@@ -91,7 +91,7 @@ class BatchTokens:
         self._prompts[unit.prompt] += 1
 
     def remove(self, unit: Unit) -> None:
-        # The prompt goes first: `added_by` then counts its tokens only if no other unit has it.
+        # Remove the prompt first: `added_by` then counts its tokens only if no other unit has this prompt.
         self._prompts[unit.prompt] -= 1
         if not self._prompts[unit.prompt]:
             del self._prompts[unit.prompt]
@@ -133,7 +133,7 @@ class _RoundRobin:
         return (self._unserved or self._served)[0].units[0]
 
     def take(self) -> Member:
-        """Take one unit of the first job, which goes behind all others."""
+        """Take one unit of the first job, and move this job behind all others."""
         job = (self._unserved or self._served).popleft()
         unit = job.units.popleft()
         if job.units:
@@ -144,9 +144,9 @@ class _RoundRobin:
 class Scheduler:
     """Round robin: a batch takes one unit of each job, then again one of each, up to the token budget.
 
-    A long request therefore cannot keep a new one out of the next batch, nor can new ones keep a long one waiting for
-    ever. Bulk jobs get the tokens that interactive ones leave in a batch; after BULK_PATIENCE batches that left none,
-    the next batch begins with a bulk unit.
+    So a long request cannot delay a new one beyond the next batch, and new ones cannot delay a long one for ever. Bulk
+    jobs get the tokens that interactive ones leave in a batch; after BULK_PATIENCE batches that left none, the next
+    batch begins with a bulk unit.
     """
 
     def __init__(self, max_batch_tokens: int) -> None:
@@ -184,7 +184,7 @@ class Scheduler:
             self._take(self._bulk, batch, tokens)
         while self._interactive and self._fits(self._interactive, batch, tokens):
             self._take(self._interactive, batch, tokens)
-        # Only once no interactive unit is left: one that did not fit has its turn first in the next batch.
+        # Bulk units are added only if no interactive unit is left: one that did not fit goes first in the next batch.
         while not self._interactive and self._bulk and self._fits(self._bulk, batch, tokens):
             self._take(self._bulk, batch, tokens)
         served_bulk = any(job.terms.bulk for job, _ in batch)
@@ -211,7 +211,7 @@ def tokens_together(units: Iterable[Unit]) -> int:
 
 
 def units_of(index: int, trunk: Trunk, cost: Cost, max_batch_tokens: int, sharers: Hashable) -> Iterator[Unit]:
-    """Cut a trunk into units that each fit into a batch, with consecutive branches; one larger branch is a unit alone.
+    """Cut a trunk into units that each fit into a batch, with consecutive branches. One larger branch is one unit.
 
     `index` is the trunk's place in its request. A trunk without branches is one unit.
     """

@@ -32,7 +32,7 @@ BACKOFF = Backoff()
 
 
 class Client:
-    """Synchronous. Threads can share one client. A context manager."""
+    """A synchronous client, which threads can share. It is a context manager."""
 
     def __init__(
         self,
@@ -47,8 +47,8 @@ class Client:
     ) -> None:
         """Does not connect yet. Raises ValueError for an invalid address or time.
 
-        `timeout_s` bounds each wait for the service (to connect, for the next bytes of an answer). No attempt starts
-        later than `retry_for_s` after the first one. `encoding`: how arrays of answers are sent.
+        `timeout_s` limits each wait for the service (to connect, or for the next bytes of an answer). No attempt starts
+        later than `retry_for_s` after the first one. `encoding`: how the service sends arrays.
         """
         http = http_settings(base_url, timeout_s, retry_for_s, api_key)
         self._http = httpx2.Client(
@@ -103,7 +103,7 @@ class Client:
         segments: Segments | None = None,
         options: ScoreOptions = DEFAULTS,
     ) -> Scored:
-        """Rewards of those tokens of one multi-turn stream whose `score_mask` is 1, in one result."""
+        """Rewards of the tokens of one multi-turn stream whose `score_mask` is 1, in one result."""
         item = requests.one_item(
             token_ids=token_ids, score_mask=score_mask, candidate_ids=candidate_ids, segments=segments
         )
@@ -123,13 +123,13 @@ class Client:
         return self._score(requests.score_one(item, options, self._encoding))
 
     def score_text(self, text: str, *, options: ScoreOptions = DEFAULTS) -> Scored:
-        """Rewards of every token of a text after the first."""
+        """Rewards of every token of a text except the first."""
         return self._score(requests.score_one({"text": text}, options, self._encoding))
 
     def score_items(
         self, items: Sequence[ItemToScore], *, on_error: requests.OnError = "fail", options: ScoreOptions = DEFAULTS
     ) -> Scored:
-        """Rewards of items of any form (see schemas.Item). With "per_item" a bad item is answered with an error."""
+        """Rewards of items of any form (see schemas.Item). With `on_error` "per_item", a bad item gets an error."""
         return self._score(requests.score_many(items, options, self._encoding, on_error))
 
     def heatmap(
@@ -188,7 +188,7 @@ class Client:
 
 
 class AsyncClient:
-    """Asynchronous. A client belongs to one event loop. An asynchronous context manager."""
+    """An asynchronous client, which belongs to one event loop. It is an asynchronous context manager."""
 
     def __init__(
         self,

@@ -51,7 +51,7 @@ class MismatchError(ScoringError):
 
 
 class ServiceUnavailableError(ClientError):
-    """The service could not be reached, or was too busy, until the time for retries had passed."""
+    """The service could not be reached, or was too busy, until the time for retries was over."""
 
     def __init__(self, last: str, attempts: int, waited_s: float) -> None:
         super().__init__(last, attempts, waited_s)
@@ -72,7 +72,7 @@ class AlignmentError(AnswerError):
 
 
 class TokenizerMismatchError(ClientError):
-    """The service has another tokenizer, so the caller's ids stand for other tokens there."""
+    """The service has a different tokenizer, so the caller's ids mean different tokens there."""
 
     def __init__(self, own_sha256: str, served_sha256: str, model: str) -> None:
         super().__init__(own_sha256, served_sha256, model)
@@ -83,5 +83,5 @@ class TokenizerMismatchError(ClientError):
     def __str__(self) -> str:
         return (
             f"your tokenizer has sha256 {self.own_sha256}, {self.model} was trained with {self.served_sha256}: "
-            "train the policy with the reward model's tokenizer, or send text in place of ids"
+            "train the policy with the reward model's tokenizer, or send text instead of ids"
         )

@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from dense_reward.client.errors import ItemError, MismatchError, ScoringError, ServiceUnavailableError
 
-# 502 comes from a proxy whose service does not answer; the service itself never sends it.
+# A proxy sends 502 if the service behind it does not answer; the service itself never does.
 RETRIED_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE})
 LONGEST_EXPONENT = 30
-# A request on a connection that the other side is closing costs an attempt, so idle ones are closed before any server
-# closes them: the service does after 75 s, uvicorn by default after 5 s, and a proxy on the way after its own time.
+# A request on a connection that the server is closing costs an attempt, so the client closes idle connections first.
+# The service closes them after 75 s, uvicorn by default after 5 s, and a proxy after its own time.
 LIMITS = httpx2.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=3.0)
 
 
@@ -35,7 +35,7 @@ def http_settings(base_url: str, timeout_s: float, retry_for_s: float, api_key: 
     try:
         url = httpx2.URL(base_url)
     except httpx2.InvalidURL as error:
-        raise ValueError(f"base_url {base_url!r} is no address ({error}): {example}") from None
+        raise ValueError(f"base_url {base_url!r} is not an address ({error}): {example}") from None
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError(f"base_url {base_url!r} has no http:// or https:// and host: {example}")
     if url.query or url.fragment or url.path.rstrip("/").endswith("/score"):
@@ -43,7 +43,7 @@ def http_settings(base_url: str, timeout_s: float, retry_for_s: float, api_key: 
     if not timeout_s > 0 or not retry_for_s >= 0:
         raise ValueError(f"timeout_s must be above 0 and retry_for_s at least 0, not {timeout_s} and {retry_for_s}")
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
-    # No limit for the pool: a call can wait for one of the client's connections as long as other calls use them.
+    # The pool has no time limit: a call waits for a connection as long as other calls use all of them.
     return HttpSettings(base_url, headers, httpx2.Timeout(timeout_s, pool=None))
 
 
@@ -97,7 +97,7 @@ class Patience:
 def unreachable(error: httpx2.TransportError) -> Failure:
     """A connection that was refused, reset, dropped or timed out. All are retried, because scoring is idempotent.
 
-    Raises `error` if the request itself was at fault.
+    Raises `error` if the request itself is invalid.
     """
     if isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError):
         raise error

@@ -16,7 +16,7 @@ OnError = Literal["fail", "per_item"]
 HeatmapFormat = Literal["html", "svg", "ansi", "json"]
 Ids = Sequence[int] | NDArray[np.integer]
 ItemToScore = Mapping[str, object]
-# The service can omit strings, and offsets in them, if ids were sent.
+# If ids were sent, the service can omit strings, and the offsets in them.
 REQUIRABLE = WIRE_DTYPES.keys() - {"offsets"}
 
 
@@ -39,7 +39,7 @@ class ScoreOptions:
     include: Sequence[ArrayName] | None = None
 
     def given(self) -> dict[str, object]:
-        """The options that differ from the defaults, by their JSON keys."""
+        """The options that differ from the defaults, named by JSON key."""
         chosen = {option.name: getattr(self, option.name) for option in fields(self)}
         return {name: value for name, value in chosen.items() if value != getattr(DEFAULTS, name)}
 
@@ -73,12 +73,12 @@ READY = Call("GET", "/ready")
 
 
 def one_item(**parts: object) -> dict[str, object]:
-    """An item of the parts that are not None."""
+    """An item with the parts that are not None."""
     return {name: part for name, part in parts.items() if part is not None}
 
 
 def score_one(item: ItemToScore, options: ScoreOptions, encoding: Encoding) -> ScoreCall:
-    """A request with a single item. Raises TypeError for ids that are no integers, ValueError for a wrong shape."""
+    """A request with a single item. Raises TypeError for ids that are not integers, ValueError for a wrong shape."""
     return _score_call(item, [item], options, encoding, may_fail=False)
 
 
@@ -110,9 +110,9 @@ def _score_call(
 
 
 def expected_of(index: int, item: ItemToScore) -> list[Expected]:
-    """What is known of an item's responses before it is scored.
+    """What the client knows of an item's responses before they are scored.
 
-    Raises TypeError or ValueError if ids are no integers or have the wrong depth. The service checks everything else.
+    Raises TypeError or ValueError if ids are not integers or have the wrong depth. The service checks everything else.
     """
     sent = _sent_ids(item)
     candidates = _widths(item.get("candidate_ids"), len(sent))
@@ -124,7 +124,7 @@ def expected_of(index: int, item: ItemToScore) -> list[Expected]:
 
 
 def id_array(value: object, name: str, dimensions: int = 1) -> SentIds:
-    """Ids as int64. Raises TypeError for anything but integers, ValueError for another number of dimensions."""
+    """Ids as int64. Raises TypeError if they are not integers, ValueError for a wrong number of dimensions."""
     try:
         array = np.asarray(value)
     except ValueError:
@@ -138,7 +138,7 @@ def id_array(value: object, name: str, dimensions: int = 1) -> SentIds:
 
 
 def json_bytes(body: Mapping[str, object]) -> bytes:
-    """The bytes of a body, with arrays and tensors as lists.
+    """A body as JSON bytes, with arrays and tensors as lists.
 
     Raises ValueError for NaN, infinity and lone surrogates, TypeError for a value that JSON cannot represent.
     """
@@ -146,7 +146,7 @@ def json_bytes(body: Mapping[str, object]) -> bytes:
         text = json.dumps(body, allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=_integers)
         return text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"text holds a lone surrogate, which is no Unicode character: {error}: remove it") from None
+        raise ValueError(f"text holds a lone surrogate, which is not a Unicode character: {error}: remove it") from None
     except ValueError as error:
         raise ValueError(f"JSON has no NaN and no infinity: {error}: remove them from the request") from None
 
@@ -156,7 +156,7 @@ def _integers(value: object) -> list[int] | int:
     if array.dtype.kind == "b":
         array = array.astype(np.int8)
     if array.size and array.dtype.kind not in "iu":
-        raise TypeError(f"{type(value).__name__} of {array.dtype} cannot be sent: arrays in a request are of integers")
+        raise TypeError(f"{type(value).__name__} of {array.dtype} cannot be sent: arrays in a request must be integers")
     integers: list[int] | int = array.tolist()
     return integers
 

@@ -19,7 +19,7 @@ from dense_reward.records import FloatArray, IdArray
 from dense_reward.schemas import ModelCard
 
 SentIds = NDArray[np.int64]
-# Every array that is base64 if encoding_format is "base64": row-major, little-endian.
+# All arrays that are sent as base64 if encoding_format is "base64": row-major, little-endian.
 WIRE_DTYPES: Mapping[str, str] = {
     "token_ids": "<i4",
     "offsets": "<i4",
@@ -39,7 +39,7 @@ CANDIDATE_SFT = "candidate_sft_logprob"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Expected:
-    """What is known of one response before it is scored. None: only the service knows it, or it was not sent."""
+    """What the client knows of a response before it is scored. None: only the service knows it, or it was not sent."""
 
     item: int
     response: int
@@ -99,7 +99,7 @@ class _WireAnswer(BaseModel):
 def parse_scored(body: bytes, expectation: Expectation) -> Scored:
     """The results of an answer, in either encoding.
 
-    Raises AlignmentError if they do not belong to the tokens that were sent, AnswerError if the body is no answer,
+    Raises AlignmentError if they do not belong to the tokens that were sent, AnswerError if the body is not an answer,
     lacks a requested array, or holds a number that is not finite.
     """
     try:
@@ -108,7 +108,7 @@ def parse_scored(body: bytes, expectation: Expectation) -> Scored:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise AnswerError(
-            f"this is no answer of a dense-reward service: {where}: {first['msg']} (it starts {body[:80]!r})"
+            f"this is not an answer of a dense-reward service: {where}: {first['msg']} (it starts {body[:80]!r})"
         ) from None
     failed = [_failed(row) for row in answer.results if row.error is not None]
     if failed and not expectation.may_fail:
@@ -129,7 +129,7 @@ def parse_cards(body: bytes) -> tuple[ModelCard, ...]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise AnswerError(
-            f"this is no list of models ({first['msg']}): check base_url; it starts {body[:80]!r}"
+            f"this is not a list of models ({first['msg']}): check base_url; it starts {body[:80]!r}"
         ) from None
 
 
@@ -152,8 +152,8 @@ def _still_expected(
     unknown = failed_items - {response.item for response in responses}
     if received != wanted or unknown:
         raise AlignmentError(
-            f"asked for {len(responses)} responses and got {len(received)} with {len(failed_items)} failed items, "
-            "or the same in another order (results are item by item, response by response)"
+            f"requested {len(responses)} responses and received {len(received)} with {len(failed_items)} failed items, "
+            "or the same ones in a different order (results are item by item, response by response)"
         )
     return expected
 
@@ -162,9 +162,9 @@ def _scored(row: _WireResult, expected: Expected, required: frozenset[str]) -> S
     where = f"item {expected.item}, response {expected.response}"
     length = row.length
     if length is None or row.sum is None:
-        raise AnswerError(f"{where}: no length or no sum in the answer")
+        raise AnswerError(f"{where}: the answer has no length or no sum")
     if expected.ids_T is not None and length != len(expected.ids_T):
-        raise AlignmentError(f"{where}: {len(expected.ids_T)} tokens were sent to be scored, {length} came back")
+        raise AlignmentError(f"{where}: {len(expected.ids_T)} tokens were sent to score, but {length} were returned")
     arrays = _Arrays(row, where, length, expected)
     result = ScoredResponse(
         item=expected.item,
@@ -215,7 +215,7 @@ class _Arrays:
         return array.astype(np.float32)
 
     def candidates(self, name: str) -> FloatArray | None:
-        """[T, K] if candidates were sent. If they were empty the answer has no such key: the array is empty."""
+        """[T, K] if candidates were sent. If they were empty, the answer has no such key, and the array is empty."""
         width = self.expected.candidates
         if width is None:
             return None
@@ -231,7 +231,7 @@ class _Arrays:
     def _required(self, name: str, *shape: int) -> FloatArray:
         array = self.floats(name, *shape)
         if array is None:
-            raise AnswerError(f"{self.where}: {name} was asked for and is not in the answer")
+            raise AnswerError(f"{self.where}: {name} was requested but is not in the answer")
         return array
 
     def _array(self, name: str, shape: tuple[int, ...]) -> NDArray[np.int32 | np.float32] | None:
@@ -248,7 +248,7 @@ class _Arrays:
 
 
 def _decoded(value: str | list[float], dtype: str) -> NDArray[np.int32 | np.float32]:
-    """Raises ValueError or OverflowError if the value is no array of this type."""
+    """Raises ValueError or OverflowError if the value is not an array of this type."""
     if isinstance(value, str):
         try:
             return np.frombuffer(base64.b64decode(value, validate=True), dtype=dtype)
@@ -261,7 +261,7 @@ def _decoded(value: str | list[float], dtype: str) -> NDArray[np.int32 | np.floa
 def _check(result: ScoredResponse, expected: Expected, required: frozenset[str], where: str) -> None:
     for name in sorted(required - {CANDIDATE_SFT}):
         if getattr(result, name) is None:
-            raise AnswerError(f"{where}: {name} was asked for and is not in the answer")
+            raise AnswerError(f"{where}: {name} was requested but is not in the answer")
     for name, listed in (("tokens", result.tokens), ("alternatives", result.alternatives)):
         if listed is not None and len(listed) != result.length:
             raise AlignmentError(f"{where}: {len(listed)} {name} for {result.length} scored tokens")
@@ -271,5 +271,5 @@ def _check(result: ScoredResponse, expected: Expected, required: frozenset[str],
     if len(different):
         at = int(different[0])
         raise AlignmentError(
-            f"{where}: token {at} was sent as {expected.ids_T[at]}, its reward came back for {result.token_ids[at]}"
+            f"{where}: token {at} was sent as {expected.ids_T[at]}, but its reward is for {result.token_ids[at]}"
         )

@@ -28,7 +28,7 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Numbers of tokens: in the prompts (one per item), in the responses, and of these the scored ones."""
+    """Token counts: of the prompts (one per item), of the responses, and of the scored tokens in them."""
 
     prompt_tokens: int
     response_tokens: int
@@ -37,7 +37,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where the service spent the time of a request, in seconds: every timing that it answers.
+    """Where the service spent the time of a request, in seconds. It holds every timing of the answer.
 
     `encode_s`: checks and tokenisation. `queue_s`: until its first batch began. `compute_s`: its batches. `describe_s`:
     building the rows of the answer.
@@ -123,5 +123,5 @@ def _present(result: ScoredResponse, name: FloatArrayName) -> FloatArray:
         raise ValueError(f"item {result.item} failed: {result.error.message}: leave it out before padding")
     array: FloatArray | None = getattr(result, name)
     if array is None:
-        raise ValueError(f"item {result.item} was answered without {name}: ask for it with include")
+        raise ValueError(f"item {result.item} was answered without {name}: request it with include")
     return array

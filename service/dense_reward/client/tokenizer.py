@@ -33,7 +33,7 @@ class _WithIds(Protocol):
 
 
 def sha256_of(tokenizer: CallersTokenizer) -> str:
-    """The hash of a tokenizer, as the service computes it of its own when a checkpoint is made."""
+    """The hash of a tokenizer, computed as for the manifest of a checkpoint."""
     if isinstance(tokenizer, _Truncating):
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.no_truncation()
@@ -53,7 +53,7 @@ def card_named(cards: Sequence[ModelCard], model: str | None) -> ModelCard:
 
 
 def agreed_sha256(tokenizer: CallersTokenizer, card: ModelCard) -> str:
-    """The hash that both sides have. Raises TokenizerMismatchError with both hashes if they differ."""
+    """The hash if it is equal on both sides. Raises TokenizerMismatchError with both hashes if they differ."""
     own = sha256_of(tokenizer)
     if own != card.tokenizer_sha256:
         raise TokenizerMismatchError(own, card.tokenizer_sha256, card.name)

@@ -99,7 +99,7 @@ def _stats(row: HeatmapRow) -> str:
 
 
 def _columned(row: HeatmapRow, labels: list[str], columns: int) -> Iterator[Box]:
-    """Boxes that are wide enough for the value below and a gap. Spaces are made visible: padding would hide them."""
+    """Boxes that are wide enough for the value below them and a gap. Spaces become visible: padding would hide them."""
     for box in boxes(row.pieces, columns - 1):
         text = box.text.replace(" ", "␣")
         width = 1 + max(box.cells, len(labels[box.index]) * box.first)

@@ -1,6 +1,6 @@
 """A heatmap as HTML: a document, or a fragment for notebooks. No scripts, external assets or style attributes.
 
-The look is only in style.py. Here are structure and text, and all text is made visible and escaped.
+Styles are in style.py. This module writes structure and text; all text is made visible and escaped.
 """
 
 import math

@@ -104,7 +104,7 @@ def _stops(hexes: str) -> tuple[Colour, ...]:
 _GREY = _stops("1c1c1c 848484 cccccc e6e6e6 ffffff")
 
 # The light blue-red and purple-green are ColorBrewer's RdBu and PRGn, which colour-blind readers can distinguish.
-# Grey is the same in light and dark surroundings (dark is low), so that a print and a screen agree.
+# Grey has the same colours in light and dark surroundings (dark is low), so that print and screen agree.
 PALETTES: Mapping[str, Palette] = MappingProxyType(
     {
         palette.name: palette

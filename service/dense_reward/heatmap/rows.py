@@ -110,13 +110,13 @@ def shared_scale(rows: Sequence[HeatmapRow]) -> float:
     """The value at which colour saturates, in the unit of the values; the same on both sides of zero and for all rows.
 
     It is the 99.5th percentile of |value| over all rows, to two significant digits: one wrong token is visible in a
-    short answer, and a few outliers do not make the rest of a long one pale. At least 0.01, so that identical
+    short answer, and a few outliers do not make the rest of a long answer pale. At least 0.01, so that identical
     checkpoints look alike.
     """
     sizes = np.abs(np.array([value for row in rows for value in row.values], dtype=np.float64))
     if not sizes.any():
         return 1.0
-    # If nearly all values are 0, so is the percentile; on a scale of 0 the few others would all saturate.
+    # If nearly all values are 0, the percentile is 0 too, and on a scale of 0 the few other values would all saturate.
     robust = float(np.percentile(sizes, SCALE_PERCENTILE)) or float(sizes.max())
     return max(float(f"{robust:.1e}"), SMALLEST_SCALE)
 

@@ -1,4 +1,4 @@
-"""The stylesheet of HTML heatmaps: one constant text per palette, so that a strict page can allow it by its hash.
+"""The stylesheet of HTML heatmaps: one constant text per palette, so that a security policy can allow its hash.
 
 Knows nothing of tokens. Colours are the classes c0 (lowest) to c64, numbered by `palette.level`.
 """

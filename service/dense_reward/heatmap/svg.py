@@ -67,7 +67,7 @@ _DARK = _Theme(page="#15181d", text="#e8ebef", dim="#9aa4b1", line="#343a43")
 
 
 def render_svg(heatmap: Heatmap, *, width_px: int = 900, dark: bool = False) -> str:
-    """A picture of that width, as high as its tokens need, on a white background, or a dark one if `dark`.
+    """A picture of this width, as high as its tokens need, on a white background (dark if `dark`).
 
     Raises ValueError for a width below 300 pixels.
     """
@@ -182,7 +182,7 @@ def _title(row: HeatmapRow, index: int, heatmap: Heatmap) -> str:
 
 
 def _mono(text: str, *, x: float, y: float, fill: Colour | None = None) -> str:
-    # A font with another advance is stretched to its box.
+    # `textLength` stretches a font with a different advance to its box.
     width = f' textLength="{cells(text) * _CELL:.2f}" lengthAdjust="spacingAndGlyphs"'
     ink = f' fill="{fill.hex}"' if fill else ""
     # Converters disagree on xml:space and on white-space; all of them keep no-break spaces.

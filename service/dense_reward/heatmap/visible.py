@@ -10,7 +10,7 @@ NEWLINE = "⏎"
 _SIGNS = {"\n": NEWLINE, "\t": "⇥", "\u00a0": "⍽"}
 _PLAIN_SPACES = " \u3000"
 # Invisible by the Unicode property Default_Ignorable_Code_Point, or by shape (the blank braille pattern), although
-# their general categories are those of letters, marks and symbols.
+# Unicode classes them as letters, marks or symbols.
 _BLANKS = frozenset(
     chr(code)
     for span in (

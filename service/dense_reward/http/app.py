@@ -39,9 +39,9 @@ from dense_reward.scoring.scorer import Answer, Scorer
 from dense_reward.serving.pair_sources import PairSource
 from dense_reward.serving.service import Service
 
-BYTES_PER_TOKEN = 4  # estimates the tokens of a body until they are counted
+BYTES_PER_TOKEN = 4  # estimated bytes per token, used until the tokens of a body are counted
 # Up to these sizes a request is parsed, and an answer serialised, on the event loop: a thread would cost more. Larger
-# ones go to a thread, because the loop answers no other request meanwhile.
+# ones use a thread, because they would block the event loop.
 SMALL_BODY_BYTES = 65_536
 SMALL_ANSWER_TOKENS = 10_000  # scored tokens times (1 + top_k)
 BODIES: tuple[type[BaseModel], ...] = (ScoreRequest, HeatmapRequest, PairSource)
@@ -90,7 +90,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
 
     @app.post("/heatmap", openapi_extra=_body_schema(HeatmapRequest))
     async def heatmap(request: Request) -> Response:
-        """Token rewards as a picture (html, svg or ansi), or as the json that it is drawn from."""
+        """Token rewards as a picture (html, svg or ansi), or as the data of the picture (json)."""
         async with _admitted(request, service) as (permit, body):
             parsed = await _parsed(body, HeatmapRequest, service.threads)
             scorer = service.scorer(parsed.model)
@@ -120,7 +120,7 @@ def _add_admin(app: FastAPI, service: Service) -> None:
     async def load(request: Request) -> Response:
         """Load a pair, verify its probes, and serve it. It replaces the pair of the same name, if there is one."""
         limits = BodyLimits(service.settings.max_body_bytes, service.settings.max_arrival_s)
-        body = await read_body(request, limits, lambda _: None)  # holds no room: a pair's source is not queued
+        body = await read_body(request, limits, lambda _: None)  # reserves no queue room: a source is not queued
         if is_compressed(request):
             body = await service.threads.run(inflate, body, limits.max_bytes)
         source = parse(body, PairSource)
@@ -141,7 +141,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     async def health() -> Response:
-        """200 unless the service has failed: then only a new process helps."""
+        """200; 503 if the service has failed. Then only a new process helps."""
         return json_response({"state": service.state}, 503 if service.state == "failed" else 200)
 
     @app.get("/ready")
@@ -149,7 +149,7 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         """200 once all pairs are loaded and their probes verified, and while every engine can compute."""
         unavailable_reason = service.unavailable_reason if service.state == "ready" else None
         body: dict[str, str] = {"state": service.state if unavailable_reason is None else "unavailable"}
-        if service.settings.api_keys_file is None:  # names folders and hosts, and this route never needs a key
+        if service.settings.api_keys_file is None:  # progress names folders and hosts, and this route needs no key
             body["progress"] = unavailable_reason or service.progress
         return json_response(body, 200 if body["state"] == "ready" else 503)
 
@@ -162,11 +162,11 @@ def _add_operations(app: FastAPI, service: Service) -> None:
 
 @asynccontextmanager
 async def _admitted(request: Request, service: Service) -> AsyncIterator[tuple[Permit, bytes]]:
-    """Admit a request and read its body. The permit is held until the block ends: until its answer is built.
+    """Admit a request and read its body. The permit is held until the block ends, when the answer is built.
 
-    Invariant: whatever a request still holds in memory is counted in its permit. `hold` counts the bytes that have
-    come (as estimated tokens), scoring replaces the estimate by the count. Raises RequestError as `permit`,
-    `check_wait`, `deadline` and `read_body` do.
+    Invariant: the permit counts everything that the request holds in memory. `hold` counts the received bytes (as
+    estimated tokens); scoring replaces the estimate by the number of tokens. Raises the RequestErrors of `permit`,
+    `check_wait`, `deadline` and `read_body`.
     """
     service.check_ready()
     admission, settings = service.batcher.admission, service.settings
@@ -194,7 +194,7 @@ async def _parsed(body: bytes, model: type[AnyScoreRequest], threads: WorkerThre
 async def _unless_disconnected(request: Request, answer: Coroutine[object, object, Answer]) -> Answer:
     """The answer. Cancels the work and raises ClientDisconnect if the caller disconnects first.
 
-    The work is cancelled too if this coroutine is, by its deadline or because the service stops.
+    The work is also cancelled if this coroutine is cancelled by its deadline or because the service stops.
     """
     work, disconnected = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnect(request))
     try:
@@ -208,7 +208,7 @@ async def _unless_disconnected(request: Request, answer: Coroutine[object, objec
 
 
 async def _disconnect(request: Request) -> None:
-    """Returns once the caller has disconnected. Call it only after the body was read: it drops what it receives."""
+    """Returns when the caller has disconnected. Call it only after the body was read: it drops received messages."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

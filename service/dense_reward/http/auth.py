@@ -1,4 +1,4 @@
-"""Authentication: which path needs which right, and which key has it.
+"""Authentication: which path needs which right, and which key gives it.
 
 Without a key only paths that reveal nothing are answered.
 """
@@ -20,7 +20,7 @@ ADMIN = "/admin"
 
 
 class Auth:
-    """Middleware that passes on requests whose key has the right. If `keys` is None, every path but /admin is open."""
+    """Middleware that passes on requests whose key has the right. If `keys` is None, only /admin is refused."""
 
     def __init__(self, app: ASGIApp, keys: Keys | None, *, open_metrics: bool) -> None:
         self._app = app
@@ -71,7 +71,7 @@ def _key(authorization: str) -> str | None:
         case "basic":
             try:
                 return base64.b64decode(rest, validate=True).decode().partition(":")[2] or None
-            except ValueError:  # not base64, not ASCII, not UTF-8
+            except ValueError:  # the header is not base64, ASCII or UTF-8
                 return None
     return None
 
@@ -92,7 +92,7 @@ def _is_admin(path: str) -> bool:
 def _challenge(headers: Mapping[str, str]) -> str:
     """The value of WWW-Authenticate. Basic makes a browser ask for a password.
 
-    That is right if it opens a page, but not for the requests of the page's own script: those get Bearer.
+    That is right when a browser opens a page, but not for requests of the page's own script: those get Bearer.
     """
     if "text/html" in headers.get("accept", ""):
         return 'Basic realm="dense-reward: any name, and a key as password"'

@@ -16,9 +16,9 @@ from dense_reward.errors import Fault, RequestError, refuse
 
 Model = TypeVar("Model", bound=BaseModel)
 MAX_FAULTS = 20
-"""The most faults of a request's JSON that are reported one by one."""
+"""Maximum number of faults in a request's JSON that are reported one by one."""
 MAX_NAME = 100
-"""The most characters of a name that the caller sent which an error repeats."""
+"""Maximum number of characters of a caller's name or type that an error repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class BodyLimits:
 
 
 async def read_body(request: Request, limits: BodyLimits, hold: Callable[[int], None]) -> bytes:
-    """The whole body, still compressed if it was sent so.
+    """The whole body, still compressed if it was sent compressed.
 
-    `hold(n)` reserves queue room for n bytes in place of what it reserved before; it can raise. It is called with
+    `hold(n)` reserves queue room for n bytes; this replaces its previous reservation. It can raise. It is called with
     Content-Length first, so that a full queue refuses early. That reservation is released again, and only received
     bytes are held: a caller that declares a large body and sends nothing takes no room from others.
 
@@ -44,7 +44,7 @@ async def read_body(request: Request, limits: BodyLimits, hold: Callable[[int], 
             return await _read(request, limits.max_bytes, hold)
     except TimeoutError:
         if not limit.expired():
-            raise  # not of this timeout: what `hold` or the connection raised
+            raise  # `hold` or the connection raised this, not our timeout
         message = (
             f"the body did not arrive within {limits.max_arrival_s:g} s (--max-arrival-s): send the items in parts"
         )
@@ -89,7 +89,7 @@ async def _read(request: Request, max_bytes: int, hold: Callable[[int], None]) -
         if int(declared) > max_bytes:
             raise _too_large(max_bytes)
         hold(int(declared))  # refuses early if the queue is full
-        hold(0)  # and then only what was received counts
+        hold(0)  # from now on only received bytes count
     chunks: list[bytes] = []
     size = 0
     async for chunk in request.stream():
@@ -123,7 +123,7 @@ def json_response(
 def fragment(content: Mapping[str, object]) -> orjson.Fragment:
     """A part of an answer, serialised by its own call.
 
-    orjson holds the GIL during a call. An answer that is made of many short calls lets the event loop run in between.
+    orjson holds the GIL during a call. If an answer is built by many short calls, the event loop can run between them.
     """
     return orjson.Fragment(_serialised(content))
 

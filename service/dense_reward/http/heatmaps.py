@@ -27,9 +27,9 @@ MEDIA_TYPES = {"html": "text/html", "svg": "image/svg+xml", "ansi": "text/plain"
 
 
 def with_arrays(request: HeatmapRequest, quantities: Collection[str]) -> HeatmapRequest:
-    """The request to score so that its answer can be drawn: with all arrays that an engine with `quantities` computes.
+    """The request with an `include` of all arrays for a heatmap, as far as the engine's `quantities` allow.
 
-    For format json a caller's own `include` stays. Raises RequestError for options that a picture cannot have.
+    For format json, the caller's `include` is not replaced. Raises RequestError for options that a picture cannot have.
     """
     if request.palette not in PALETTES:
         raise refuse(
@@ -50,7 +50,7 @@ def with_arrays(request: HeatmapRequest, quantities: Collection[str]) -> Heatmap
 
 
 def draw(request: HeatmapRequest, rows: Sequence[Row], tokenizer: Tokenizer) -> str:
-    """The picture of all responses, with one colour scale or, without `compare`, a separate one for each."""
+    """The picture of all responses: with `compare` on one colour scale, otherwise each on its own."""
     drawn = heatmap_rows(request, rows, tokenizer)
     groups = [drawn] if request.compare else [[row] for row in drawn]
     heatmaps = [build(group, signal=request.signal, palette=request.palette) for group in groups]
@@ -106,7 +106,7 @@ def _responses(item: Item) -> int:
 
 
 def _prompt(item: Item, tokenizer: Tokenizer) -> str:
-    """The text before the response, as people read it: messages are not rendered, ids are decoded."""
+    """The text before the response, for people: messages are not rendered, ids are decoded."""
     match item.form:
         case "prompt":
             return item.prompt or ""

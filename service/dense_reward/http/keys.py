@@ -52,7 +52,7 @@ ENTRIES = TypeAdapter(Annotated[list[KeyEntry], Field(min_length=1)])
 class Use:
     """The requests of a key: those in flight, and those that its rate limit still allows.
 
-    It is kept when the file changes. `allowance` is None before the first request.
+    It survives a change of the file. `allowance` is None before the first request.
     """
 
     in_flight: int = 0
@@ -85,7 +85,7 @@ class Caller:
             self.use.in_flight -= 1
 
     def _count(self, now_s: float) -> None:
-        """Token bucket: it holds one minute's requests and refills steadily, so a burst can use what was not used."""
+        """Token bucket: it holds one minute's requests and refills steadily, so a burst can use unused ones."""
         limit = self.requests_per_minute
         if limit is None:
             return
@@ -94,7 +94,7 @@ class Caller:
         use.allowance = min(limit, before + (now_s - use.counted_at_s) * limit / 60)
         use.counted_at_s = now_s
         if use.allowance < 1:
-            message = f"key {self.name} is limited to {limit} requests a minute (requests_per_minute)"
+            message = f"key {self.name} is limited to {limit} requests per minute (requests_per_minute)"
             raise refuse("rate_limited", f"{message}: try later", retry_after_s=(1 - use.allowance) * 60 / limit)
         use.allowance -= 1
 
@@ -138,7 +138,7 @@ class Keys:
     def _version(self) -> tuple[int, int, int] | None:
         """Changes when the file changes, also if the path is a symbolic link that gets another target.
 
-        Kubernetes updates a mounted secret like that.
+        Kubernetes updates a mounted secret in this way.
         """
         try:
             stat = self._file.stat()

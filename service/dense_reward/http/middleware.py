@@ -19,7 +19,7 @@ from dense_reward.telemetry.metrics import Metrics
 from dense_reward.telemetry.tracing import NANOSECONDS, Answered, Tracing
 
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-STATUS_DISCONNECTED = 499  # in log and metrics only: the caller disconnected before its answer
+STATUS_DISCONNECTED = 499  # only in the log and metrics: the caller disconnected before its answer
 SAFE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -36,7 +36,7 @@ log = logging.getLogger("dense_reward")
 class Identify:
     """Gives every request an id, answers exceptions with 500 or 503, and reports each answer to log, metrics, traces.
 
-    The id is the caller's X-Request-Id if that is safe to log, else a random one.
+    The id is the caller's X-Request-Id if that is safe to log, otherwise a random one.
     """
 
     def __init__(

@@ -41,7 +41,7 @@ def add_pages(app: FastAPI) -> None:
 
 
 def _docs() -> tuple[str, str]:
-    """Swagger UI and its policy: its inline script is allowed by its hash; it makes inline styles as it runs."""
+    """Swagger UI and its policy: its inline script is allowed by its hash; it adds inline styles at run time."""
     page = bytes(
         get_swagger_ui_html(
             openapi_url="/openapi.json",
@@ -49,7 +49,7 @@ def _docs() -> tuple[str, str]:
             swagger_js_url="/docs/assets/swagger-ui-bundle.js",
             swagger_css_url="/docs/assets/swagger-ui.css",
             swagger_favicon_url="data:,",
-            swagger_ui_parameters={"validatorUrl": None},  # else it sends the schema's URL to swagger.io
+            swagger_ui_parameters={"validatorUrl": None},  # otherwise Swagger UI sends the schema's URL to swagger.io
         ).body
     ).decode()
     scripts = " ".join(f"'sha256-{_hash(script)}'" for script in INLINE_SCRIPT.findall(page))

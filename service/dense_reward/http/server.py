@@ -16,9 +16,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 log = logging.getLogger("dense_reward")
 
 NOTICE_S = 1.0
-"""Seconds after the signal in which connections stay open: a request that still arrives on one is answered with 503."""
+"""Seconds for which connections stay open after the signal: a request that still arrives on one gets a 503."""
 CERTIFICATE_CHECK_TICKS = 50
-"""The certificate's files are checked for changes every so many ticks of uvicorn, 0.1 s each."""
+"""Number of uvicorn's ticks, 0.1 s each, between two checks of the certificate's files for changes."""
 
 
 class Server(uvicorn.Server):
@@ -61,7 +61,7 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     def _stamp(self) -> list[int]:
-        """When the certificate's files were written; empty if one is missing, as for a moment while it is replaced.
+        """Modification times of the certificate's files; empty if one is missing, for example while it is replaced.
 
         stat follows symbolic links: a secret that Kubernetes mounts is renewed by changing where its links point.
         """
@@ -74,7 +74,7 @@ class Server(uvicorn.Server):
     def _reload_certificate(self) -> None:
         """Use the files for new connections. If they are incomplete or do not match, wait for their next change.
 
-        They are tried in a context that no connection uses, because a load that fails halfway would leave the live
+        They are first loaded into a context that no connection uses: a load that fails halfway would leave the live
         context with a certificate that does not match its key.
         """
         certificate, key = self.config.ssl_certfile, self.config.ssl_keyfile
@@ -132,7 +132,7 @@ class Connection(H11Protocol):
     def _watch_receiving(self) -> None:
         """Start the timer if a head or the rest of a body is due, stop it if not.
 
-        It is not restarted by bytes that arrive: a caller that sends one byte at a time gets no more than patience_s.
+        Bytes that arrive do not restart it: a caller that sends one byte at a time gets no more than patience_s.
         """
         head_is_due = self.conn.their_state is h11.IDLE and self.timeout_keep_alive_task is None
         answered = self.cycle is not None and self.cycle.response_complete
@@ -143,7 +143,7 @@ class Connection(H11Protocol):
             self._receiving.set(self.patience_s, self.transport.close)
 
     def _watch_sending(self) -> None:
-        """Restart the timer if bytes of an answer are unsent. They leave the process as fast as the caller reads."""
+        """Restart the timer if bytes of an answer are unsent. They are sent as fast as the caller reads."""
         self._sending.stop()
         if unsent := self._unsent_bytes():
             self._sending.set(self.patience_s, lambda: self._abort_if_stalled(unsent))
@@ -185,5 +185,5 @@ class _Timer:
 
 
 def connection(patience_s: float) -> type[Connection]:
-    """A Connection class with its `patience_s`. uvicorn creates the connections, so they take no argument of ours."""
+    """A Connection class with its `patience_s`. uvicorn creates the connections, so we cannot pass them arguments."""
     return type("PatientConnection", (Connection,), {"patience_s": patience_s})

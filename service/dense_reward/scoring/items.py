@@ -16,7 +16,7 @@ from dense_reward.schemas import Item, Options
 from dense_reward.text.encode import Encoded, EncodedResponse, Encoder, as_ids
 
 MAX_TURNS = 256
-"""Limit on the scored turns of one chat: the chat is rendered again for each, so the work grows with their square."""
+"""Limit on the scored turns of one chat: each turn renders the chat again, so the work grows with their square."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def _stream(token_ids: Sequence[int], score_mask: Sequence[int], vocab_size: int
 
 
 def _check_known(encoded: Encoded, vocab_size: int) -> None:
-    """Raises RequestError for an id that the tokenizer has and the model lacks: only one of them was extended."""
+    """Raises RequestError for an id of the tokenizer that the model lacks: only the tokenizer was extended."""
     for ids in (encoded.prompt_P, *(response.ids_T for response in encoded.responses)):
         if ids.max(initial=0) >= vocab_size:
             message = f"the text has token id {ids.max()}, which the model lacks: its ids are [0, {vocab_size})"
@@ -178,7 +178,9 @@ def _candidates(item: Item, scored: Sequence[int], vocab_size: int) -> list[IdAr
     for index, (rows, count) in enumerate(zip(item.candidate_ids, scored, strict=True)):
         widths = {len(row) for row in rows}
         if len(rows) != count or len(widths) > 1:
-            message = f"candidate_ids[{index}] must be [{count}][K] with one K, it has {len(rows)} rows"
+            message = (
+                f"candidate_ids[{index}] must be [{count}][K] with the same K in every row, it has {len(rows)} rows"
+            )
             raise refuse("wrong_shape", f"{message} of lengths {sorted(widths)}", param="candidate_ids")
         width = widths.pop() if widths else 0
         if width > MAX_CANDIDATES:
@@ -208,5 +210,5 @@ def _check_count(given: int, responses: int, param: str) -> None:
 
 def _refuse_add_eos(options: Options) -> None:
     if options.add_eos is not None:
-        message = "add_eos is refused with ids: they are taken verbatim, append the id yourself"
+        message = "add_eos is refused with ids: they are scored unchanged, so append the id yourself"
         raise refuse("invalid_request", message, param="add_eos")

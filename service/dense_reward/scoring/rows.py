@@ -30,9 +30,9 @@ def wants(request: ScoreRequest) -> Wants:
 
 
 def included_arrays(request: ScoreRequest, *, from_text: bool) -> frozenset[str]:
-    """The arrays of an answer: those of `include`.
+    """The arrays of an answer: those in `include`.
 
-    Without it these are ids, reward and signal, with tokens and offsets if text was sent.
+    Without `include`: ids, reward and signal, and also tokens and offsets if text was sent.
     """
     if request.include is not None:
         return frozenset(request.include)

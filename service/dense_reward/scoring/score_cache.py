@@ -36,7 +36,7 @@ class _InFlight:
 
 
 class ScoreCache:
-    """For one event loop. With `max_bytes` 0 nothing is kept, but computations in flight are still shared."""
+    """For one event loop. With `max_bytes` 0 nothing is cached, but computations in flight are still shared."""
 
     def __init__(self, max_bytes: int, metrics: Metrics) -> None:
         self._max_bytes = max_bytes
@@ -52,9 +52,9 @@ class ScoreCache:
     async def get_or_compute(
         self, keys: Sequence[Key], trunks: Trunks, compute: Callable[[Trunks], Awaitable[Scores]], *, bulk: bool = False
     ) -> Scores:
-        """The scores of trunks: kept ones, ones in flight, and the rest from `compute`, whose errors it raises.
+        """The scores of trunks: cached ones, ones in flight, and the rest from `compute`. Raises its errors.
 
-        Joins an in-flight computation only if that request asks for a subset of our trunks and is not bulk (unless we
+        Joins an in-flight computation only if that request needs only a subset of our trunks and is not bulk (unless we
         are), so that joining never delays us. If it fails or is cancelled, we compute the scores ourselves.
         """
         found: dict[Key, list[TokenScores]] = {}
@@ -62,7 +62,8 @@ class ScoreCache:
             found |= {key: scores for key in missing if (scores := self._kept_scores(key, missing[key])) is not None}
             joined = {key: other for key in missing if key not in found and (other := self._joinable(key, keys, bulk))}
             own = {key: trunk for key, trunk in missing.items() if key not in found and key not in joined}
-            # Ours first, so that a request that waits for another one never makes a third one wait.
+            # Our own trunks are computed first, so that requests that joined us do not wait until the ones that we
+            # joined end.
             if own:
                 found |= await self._compute(own, compute, bulk)
             for key, other in joined.items():
@@ -89,9 +90,9 @@ class ScoreCache:
     async def _compute(
         self, own: dict[Key, Trunk], compute: Callable[[Trunks], Awaitable[Scores]], bulk: bool
     ) -> dict[Key, list[TokenScores]]:
-        """Compute trunks, which other requests can join meanwhile. If it fails, those compute for themselves."""
+        """Compute trunks; other requests can join meanwhile. If it fails, these compute their scores themselves."""
         loop = asyncio.get_running_loop()
-        # A key that is in flight already, but could not be joined, keeps its first computation.
+        # If a key is in flight but could not be joined, later requests join its first computation.
         new = [key for key in own if key not in self._in_flight]
         started = {key: _InFlight(frozenset(own), bulk, loop.create_future()) for key in new}
         self._in_flight |= started
@@ -119,7 +120,7 @@ class ScoreCache:
 
 
 def keys_of(trunks: Trunks, wants: Wants, scope: Scope) -> list[Key]:
-    """A key for each trunk: equal only if all its scores are. Hashes every token, so it blocks for large requests."""
+    """A key for each trunk; equal keys mean equal scores. Hashes every token, so it blocks for large requests."""
     return [_key(trunk, repr((astuple(wants), astuple(scope)))) for trunk in trunks]
 
 
@@ -128,7 +129,7 @@ def _key(trunk: Trunk, context: str) -> Key:
     for branch in (None, *trunk.branches):
         arrays = [trunk.prompt_P] if branch is None else [branch.ids_T, branch.scored_T, branch.candidates_SK]
         for array in arrays:
-            # Shapes too: arrays of other lengths can have the same bytes one after another.
+            # The shapes are hashed too: arrays of different lengths can give the same bytes in sequence.
             digest.update(repr(None if array is None else array.shape).encode())
             if array is not None:
                 digest.update(array.tobytes())

@@ -63,8 +63,8 @@ class Scorer:
 
         Work is shared only with requests of the same `group`; None is a group too.
 
-        `max_drawn_tokens` is set if the answer will be drawn as a heatmap: more tokens, a prompt counted once for each
-        of its responses, are refused as too_long.
+        `max_drawn_tokens` is set if the answer will be drawn as a heatmap: an answer with more tokens is refused as
+        too_long. A prompt counts once for each of its responses.
         """
         self._check(request)
         clock = time.perf_counter
@@ -93,7 +93,7 @@ class Scorer:
         return self._answer(rows, faults + broken, list(prepared.values()), timing_s)
 
     async def _scores(self, request: ScoreRequest, trunks: Sequence[Trunk], group: str | None) -> Computed:
-        """The scores from the cache or the batcher, with the times of what was computed for this request."""
+        """The scores from the cache or the batcher, and the times of the part that was computed for this request."""
         wanted, terms = wants(request), Terms(request.priority == "bulk", group)
         last = Computed([], 0.0, 0.0)
 
@@ -109,7 +109,7 @@ class Scorer:
             keys = await self.threads.run(keys_of, trunks, wanted, scope)
         before = time.perf_counter()
         scores = await self.score_cache.get_or_compute(keys, trunks, compute, bulk=terms.bulk)
-        if not last.scores:  # all were kept or in flight: the whole time was spent waiting
+        if not last.scores:  # all scores were cached or in flight, so the whole time was spent waiting
             return Computed(scores, time.perf_counter() - before, 0.0)
         return replace(last, scores=scores)
 
@@ -186,7 +186,7 @@ def _check_answer(request: ScoreRequest, items: Collection[PreparedItem], max_dr
     if max_drawn_tokens is not None and drawn > max_drawn_tokens:
         message = f"a heatmap of {drawn} tokens, prompts repeated; the limit is {max_drawn_tokens} "
         message += "(--max-heatmap-tokens)"
-        raise refuse("too_long", f"{message}: draw fewer responses at once, or ask for format json")
+        raise refuse("too_long", f"{message}: draw fewer responses in one request, or set format to json")
 
 
 def _of_item(error: RequestError, index: int) -> list[Fault]:

@@ -39,7 +39,7 @@ def first_pairs(settings: Settings) -> list[Settings]:
 def check_confined(settings: Settings) -> None:
     """Raises CheckpointError if a checkpoint, one of its files or its adapter's base is outside --checkpoints-folder.
 
-    Symbolic links are followed first, each file's too: a link inside the folder must not reach a file outside.
+    Symbolic links are resolved first, also those of files: a link inside the folder must not lead to a file outside.
     """
     root = settings.checkpoints_folder
     for folder in (settings.sft, settings.reference):

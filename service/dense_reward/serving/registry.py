@@ -27,8 +27,8 @@ class Registry:
     """The served pairs in order; the first answers requests that name no model. All share one batcher.
 
     All methods run on the event loop, so a lookup never sees a half-made change; only `load` runs on the loading
-    thread. A request keeps the Scorer that it looked up, and with it the models, so that it is answered by one revision
-    even if its pair is replaced or removed meanwhile. Models are freed with the last Scorer that uses them.
+    thread. A request keeps the Scorer that it looked up, and so the models: one revision answers it even if its pair is
+    replaced or removed meanwhile. Models are freed with the last Scorer that uses them.
 
     `loading` is the name of the pair that is being loaded over HTTP. `report` is called with each step of loading; it
     raises LoadingStoppedError to cancel it.
@@ -59,7 +59,7 @@ class Registry:
 
     @property
     def unavailable_reason(self) -> str | None:
-        """Why some pair cannot compute now, although it may recover; None if all can."""
+        """Why a pair cannot compute now, although it may recover; None if all can."""
         reasons = map(_unavailable_reason, self._pairs.values())
         return next((reason for reason in reasons if reason is not None), None)
 
@@ -89,7 +89,7 @@ class Registry:
     async def add(self, source: PairSource) -> ModelCard:
         """Load a pair while the others are served, verify its probes, and serve it from the next request on.
 
-        It replaces the pair of the same name, which still answers the requests that it has.
+        It replaces the pair of the same name, which still answers its current requests.
         Raises RequestError: forbidden, loading, load_failed or draining. Nothing has changed then.
         """
         if self.settings.engine in {"remote", "vllm"}:

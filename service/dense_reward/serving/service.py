@@ -60,7 +60,7 @@ class Service:
         self._tasks |= {asyncio.create_task(self._run()), asyncio.create_task(self._start())}
 
     def drain(self) -> None:
-        """Admit no more requests, and cancel loading at its next step. The time of --drain-s begins to run."""
+        """Admit no more requests, and cancel loading at its next step. The time of --drain-s starts now."""
         if self.state != "failed":
             self.state = "draining"
         self._stop_at_s = min(self._stop_at_s, time.monotonic() + self.settings.drain_s)
@@ -89,7 +89,7 @@ class Service:
 
     @property
     def unavailable_reason(self) -> str | None:
-        """Why some pair cannot compute now, although it may recover; None if all can."""
+        """Why a pair cannot compute now, although it may recover; None if all can."""
         return self._pairs.unavailable_reason
 
     def check_ready(self) -> None:
@@ -115,7 +115,7 @@ class Service:
         return self._pairs.cards
 
     def snapshot(self) -> MetricsSnapshot:
-        """The numbers that metrics report of this moment."""
+        """The current numbers for the metrics."""
         return MetricsSnapshot(
             ready=self.state == "ready" and self.unavailable_reason is None,
             queue_tokens=self.batcher.admission.held_tokens,
@@ -128,7 +128,7 @@ class Service:
     async def add(self, source: PairSource) -> ModelCard:
         """Load and serve a pair: see Registry.add. Raises RequestError.
 
-        Loading goes on if the caller disconnects: it is shielded from the cancellation of the request.
+        Loading continues if the caller disconnects: it is shielded from the cancellation of the request.
         """
         self.check_ready()
         adding = asyncio.create_task(self._pairs.add(source))
@@ -139,7 +139,8 @@ class Service:
     def _added(self, adding: "asyncio.Task[ModelCard]") -> None:
         self._tasks.discard(adding)
         if not adding.cancelled():
-            adding.exception()  # reads it, or asyncio would log it: the caller gets it, and the registry has logged it
+            # Marks the error as retrieved, or asyncio would log it: the caller gets it, and the registry logged it.
+            adding.exception()
 
     def remove(self, name: str) -> None:
         """Stop serving a pair: see Registry.remove. Raises RequestError."""
@@ -166,7 +167,7 @@ class Service:
                 log.info("ready: %s", card.model_dump_json())
 
     async def _run(self) -> None:
-        """Run the batcher's loop, and fail if it ends before the service drains: nothing would be answered then."""
+        """Run the batcher's loop, and fail if it ends before the service drains: requests would get no answer."""
         try:
             await self.batcher.run()
         except Exception as error:

@@ -19,7 +19,7 @@ FIELDS = ("method", "path", "route", "status", "seconds", "caller", "body")
 
 
 def configure(level: str, kind: LogFormat) -> None:
-    """Send all records of this process, those of libraries too, to stderr."""
+    """Send all records of this process, including those of libraries, to stderr."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if kind == "json" else TextLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -43,8 +43,8 @@ class Metrics:
         )
         self._batch_seconds = self._histogram("batch_seconds", "Seconds of a batch", _SECONDS)
         self._computed = self._counter("computed_tokens", "Tokens that went through the models")
-        self._shared = self._counter("shared_tokens", "Tokens that did not, because their prompt was shared")
-        self._reused = self._counter("reused_tokens", "Tokens whose scores were kept or in flight", "how")
+        self._shared = self._counter("shared_tokens", "Tokens not computed again, because their prompt was shared")
+        self._reused = self._counter("reused_tokens", "Tokens whose scores were cached or in flight", "how")
         self._out_of_memory = self._counter("out_of_memory", "Batches that were split because they did not fit")
         self._non_finite = self._counter("non_finite", "Items withheld because a number was not finite", "model")
         self._loads = self._counter("loads", "Pairs loaded over HTTP", "outcome")
@@ -56,7 +56,7 @@ class Metrics:
         self._rate = self._gauge("device_tokens_per_second", "Tokens per second of the latest batches")
         self._memory = self._gauge("device_memory_bytes", "Memory that the models and their batches hold", "device")
         self._pairs = self._gauge("pair_info", "1 for each served pair", "model", "revision")
-        self._results = self._gauge("results_bytes", "Memory of the kept scores (--results-bytes)")
+        self._results = self._gauge("results_bytes", "Memory of the cached scores (--results-bytes)")
         self._ready = self._gauge("ready", "1 while the service can score")
 
     def request(self, route: str, status: int, seconds: float) -> None:
@@ -98,7 +98,7 @@ class Metrics:
         self._rate.set(snapshot.tokens_per_s)
         self._results.set(snapshot.results_bytes)
         self._ready.set(snapshot.ready)
-        # A pair that is served no more must not keep its last values.
+        # Remove the last values of pairs that are no longer served.
         for gauge in (self._pairs, self._reward_mean, self._reward_std, self._reward_negative):
             gauge.clear()
         for model, revision in snapshot.revisions.items():

@@ -7,10 +7,10 @@ _MMAP_THRESHOLD, _TRIM_THRESHOLD, _ARENA_MAX = -3, -1, -8  # mallopt(3)
 
 
 def keep_freed_memory() -> None:
-    """Reuse large blocks. By default glibc returns them to the system, and every batch page-faults on new ones.
+    """Reuse large blocks. By default glibc returns them to the system, so every batch causes page faults on new ones.
 
-    Call it before the process has a second thread: all threads must share the main arena, because only that one can
-    hold large blocks, and a thread that has got another arena keeps it. Does nothing without glibc.
+    Call it before the process has a second thread: all threads must share the main arena, because only that arena can
+    hold large blocks, and a thread never changes its arena. Does nothing without glibc.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
@@ -24,7 +24,7 @@ def freeze_loaded_objects() -> None:
     """Collect garbage, then exclude all objects that exist now from later collections.
 
     Otherwise each full collection traverses millions of objects of libraries and models, and stops the whole process
-    meanwhile. Call it again after a load: frozen objects that became garbage since are freed only then.
+    meanwhile. Call it again after a load: frozen objects that have become garbage are freed only then.
     """
     gc.unfreeze()
     gc.collect()

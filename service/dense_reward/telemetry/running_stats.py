@@ -33,12 +33,12 @@ class RunningStats:
         )
 
     def faded(self, factor: float) -> "RunningStats":
-        """The same mean and standard deviation, with less weight against what is added next."""
+        """The same mean and standard deviation, with less weight relative to numbers that are added later."""
         return RunningStats(self.count * factor, self.total * factor, self.squares * factor, self.negative * factor)
 
     @property
     def mean(self) -> float:
-        """NaN if there are no numbers, as for `std` and `negative_ratio`."""
+        """NaN if there are no numbers; so are `std` and `negative_ratio`."""
         return self.total / self.count if self.count else math.nan
 
     @property

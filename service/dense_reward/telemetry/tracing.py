@@ -64,7 +64,8 @@ class Tracing:
             span.set_status(self._trace.StatusCode.ERROR)
         below = self._trace.set_span_in_context(span)
         known = [(name, int(answered.stages_s[name] * NANOSECONDS)) for name in STAGES if name in answered.stages_s]
-        # Stages have lengths but no start times: they are laid out back to back so that the last ends with the request.
+        # Stages have durations but no start times: they are placed back to back, and the last one ends with the
+        # request.
         at_ns = answered.ended_ns - sum(length_ns for _, length_ns in known)
         for name, length_ns in known:
             self._tracer.start_span(name, context=below, start_time=at_ns).end(at_ns + length_ns)

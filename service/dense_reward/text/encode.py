@@ -1,8 +1,9 @@
 """Text -> ids, by one rule for training and scoring. Pure; takes a tokenizer through a Protocol.
 
 ids = tokenise(rendered prompt) + tokenise(response) + end of turn. The parts are tokenised separately, never as one
-text, because a policy produces them so. What a template puts after the end of turn is not scored. Special-token strings
-inside text that is rendered here are plain text; in raw text they are the special tokens.
+text, because a policy generates its response after the ids of the prompt. Text that a template puts after the end of
+turn is not scored. Special-token strings inside text that is rendered here are plain text; in raw text they are the
+special tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ class Pieces:
 
 
 class Tokenizer(Protocol):
-    """What encoding needs from a tokenizer. `bos_id` is set only if the tokenizer itself puts it before a text."""
+    """What encoding needs from a tokenizer. `bos_id` is set only if the tokenizer itself adds it before a text."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -47,7 +48,7 @@ class Tokenizer(Protocol):
     def special_strings(self) -> tuple[str, ...]: ...
     @property
     def longest_token_bytes(self) -> int:
-        """An upper bound on the UTF-8 bytes of text that one token stands for: see Encoder.max_tokens."""
+        """An upper bound on the UTF-8 bytes of text that one token encodes: see Encoder.max_tokens."""
         ...
 
     def encode(self, text: str, *, special: bool) -> Pieces:
@@ -190,7 +191,7 @@ class Encoder:
     ) -> Encoded:
         """A chat that ends with the assistant. Its last response is scored; with `every_turn`, all of them.
 
-        Each response is scored in the state in which a policy would give it, or refused: see _TurnStream.context.
+        Each response is scored after the ids that a policy would see, or refused: see _TurnStream.context.
         """
         if not messages or messages[-1].get("role") != "assistant":
             raise refuse("invalid_request", "messages must end with the assistant's response", param="messages")
@@ -199,7 +200,7 @@ class Encoder:
         if scored[0] == 0:
             message = "messages hold nothing before the response to score: put the user's message before it"
             raise refuse("empty_prompt", message, param="messages")
-        # The longest prompt first: if it is too long, the others need not be rendered.
+        # Start with the longest prompt: if it is too long, the others need not be rendered.
         longest_P = self.chat_prompt(messages[: scored[-1]], tools, template_kwargs)
         stream = _TurnStream()
         for turn in scored:
@@ -286,14 +287,14 @@ class _TurnStream:
         return len(self._ids)
 
     def context(self, prompt: IdArray) -> None:
-        """Continue with the ids that a policy would get next. Raises RequestError unless they extend those so far."""
+        """Continue with the ids that a policy would see next. Raises RequestError unless they extend the ids so far."""
         ids = prompt.tolist()
         seen = len(self._ids)
         if ids[:seen] != self._ids:
             raise refuse(
                 "bad_template",
-                "a policy would get other ids for the earlier turns than those that it answered, because the chat "
-                "template or the tokenizer renders them differently once the conversation goes on, so all_assistant "
+                "a policy would get different ids for the earlier turns than those that it answered, because the chat "
+                "template or the tokenizer renders them differently once the conversation continues, so all_assistant "
                 'would score states that no policy sees: send each turn with score "last", or send ids',
                 param="score",
             )
@@ -308,7 +309,7 @@ class _TurnStream:
         self._spans.extend((start + shift, end + shift) for start, end in encoded.spans_S or ())
 
     def finish(self) -> Encoded:
-        """The encoded conversation. Everything before the first response is the prompt."""
+        """The encoded conversation. All ids before the first response are the prompt."""
         ids, scored = np.array(self._ids, dtype=np.int32), np.array(self._scored, dtype=bool)
         first = int(scored.argmax()) if scored.any() else len(ids)
         response = EncodedResponse(ids[first:], scored[first:], self._text, tuple(self._spans))
@@ -341,7 +342,7 @@ def _response_text(message: Message) -> str:
 
 
 def _escaped(message: Message, escaper: SpecialTokenEscaper) -> Message:
-    """The message for a template. A role that is a word stays as it is, because templates compare it."""
+    """The message for a template. A role that is a word is not escaped, because templates compare it."""
     kept = {"role"} if str(message.get("role")).isidentifier() else set()
     return {key: value if key in kept else escaper.escape(value) for key, value in message.items()}
 

@@ -7,16 +7,16 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise, takewhile
 
 Span = tuple[int, int]
-_REPLACEMENT = "\ufffd"  # decoded from bytes that are no character, or not yet a whole one
+_REPLACEMENT = "\ufffd"  # what bytes decode to if they are not a character, or not yet a complete one
 _LONGEST_CHARACTER_BYTES = 4
-_LONGEST_WINDOW_TOKENS = 64  # bounds the work on bytes whose text never agrees with that of the whole
+_LONGEST_WINDOW_TOKENS = 64  # limits the work on bytes whose text never agrees with the whole text
 
 
 def monotone_spans(offsets: Sequence[Span], length: int) -> tuple[Span, ...]:
     """Spans that cover [0, length), from the offsets of a tokenizer, which can overlap or leave gaps.
 
     A span ends where its token ends, or earlier if the next token starts inside the same character. Text that the
-    tokenizer skipped goes to the token after it.
+    tokenizer skipped belongs to the token after it.
     """
     spans: list[Span] = []
     start = 0
@@ -31,8 +31,9 @@ def monotone_spans(offsets: Sequence[Span], length: int) -> tuple[Span, ...]:
 def decoded_spans(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) -> tuple[str, tuple[Span, ...]]:
     """The text of some ids and the span of each id. `decode` returns U+FFFD for bytes that are not a whole character.
 
-    Decodes growing windows of ids. `position` is the end of the ids that have a span; `window` holds, for each id after
-    them, the text from `position` on once that id is decoded. A window is closed when its text agrees with `text`.
+    Decodes growing windows of ids. `position` is where the text of all earlier windows ends. `window` holds, for each
+    id of the current window, the text after `position` that is decoded up to this id. The window ends when its last
+    text agrees with `text`.
     """
     text = decode(ids)
     ends: list[int] = []
@@ -40,7 +41,7 @@ def decoded_spans(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) ->
     before = ""
     window: list[str] = []
     for count in range(1, len(ids) + 1):
-        # Decoded behind the ids of the window before, as a decoder can treat the first token of a text differently.
+        # Decoded after the ids of the previous window: a decoder can treat the first token of a text differently.
         window.append(decode(ids[anchor:count])[len(before) :])
         if _is_settled(window, text, position):
             ends.extend(position + end for end in _ends(window))
@@ -58,7 +59,8 @@ def decoded_spans(ids: Sequence[int], decode: Callable[[Sequence[int]], str]) ->
 def _is_settled(window: Sequence[str], text: str, position: int) -> bool:
     """Whether the window's last text agrees with the whole text.
 
-    A U+FFFD at its end can still become a character, but not after four tokens: no character has more bytes.
+    A U+FFFD at the end of that text can still become a character, but not after four tokens: a character has at most
+    four bytes.
     """
     last = window[-1]
     can_change = last.endswith(_REPLACEMENT) and len(window) < _LONGEST_CHARACTER_BYTES
@@ -69,7 +71,7 @@ def _ends(window: Sequence[str]) -> list[int]:
     """End offset of each token in the final decoded text.
 
     It is the length of the prefix that the decoded text keeps when the next token is appended. A U+FFFD at its end that
-    the next token leaves unchanged is an unfinished character: it belongs to the last token that leaves it so.
+    the next token leaves unchanged is an unfinished character: it belongs to the last token that leaves it unchanged.
     """
     ends = [len(window[-1])]
     for later, earlier in pairwise(reversed(window)):

@@ -1,4 +1,4 @@
-"""Escapes special-token strings inside users' text while a chat template renders, to tell them from the template's.
+"""Escapes special-token strings in users' text while a chat template renders, so that only the template's are special.
 
 Otherwise a user could end a turn or open a system message by writing its special tokens. Pure; knows no tokenizer.
 """
@@ -47,7 +47,7 @@ class SpecialTokenEscaper:
 
         A placeholder becomes the user's string again, with False.
         """
-        # With a group in the pattern, re.split returns text and the group's match in turn: odd parts are placeholders.
+        # The pattern has a group, so re.split returns text and placeholders alternately: odd parts are placeholders.
         parts = re.split(f"{self._mark}([0-9]+)E", rendered)
         return [
             (self._escaped[int(part)], False) if index % 2 else (part, True) for index, part in enumerate(parts) if part

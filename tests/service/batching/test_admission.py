@@ -21,7 +21,7 @@ def test_a_full_queue_says_when_there_will_be_room() -> None:
 
 
 def test_where_there_is_room_for_a_token_a_request_of_any_size_is_let_in() -> None:
-    """Otherwise small requests would keep the queue too full for large ones."""
+    """Otherwise small requests would always leave too little room for large ones."""
     admission = Admission(capacity_tokens=1000)
     with admission.permit(999), admission.permit(1000):
         assert admission.held_tokens == 1999

@@ -124,7 +124,7 @@ def test_a_batch_counts_a_shared_prompt_once_and_the_seconds_of_the_device_alone
     for computed in answers:
         assert computed.queue_s >= preparing_s
         assert computed.compute_s == pytest.approx(batch_s)
-    assert batch_s <= time.perf_counter() - prepared_at[0], "preparing is not the device's time"
+    assert batch_s <= time.perf_counter() - prepared_at[0], "preparation does not count as device time"
 
 
 def test_a_caller_that_goes_away_takes_its_waiting_work_with_it() -> None:

@@ -19,7 +19,7 @@ FULL = BUDGET_TOKENS - 2  # tokens of a branch that fills a batch with its promp
 
 @dataclass(slots=True)
 class Held:
-    """An engine whose device is held by the batch named 0. `seen` is set when the batch named 1 is prepared.
+    """An engine whose device stays busy with the batch named 0. `seen` is set when the batch named 1 is prepared.
 
     `fails` is raised if batch 1 is prepared while the device is held.
     """

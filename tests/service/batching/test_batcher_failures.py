@@ -90,7 +90,7 @@ LOSSES: dict[str, Callable[[Scores], Scores]] = {
 
 @dataclass(frozen=True, slots=True)
 class Forgetful:
-    """Loses part of every answer that has a trunk named 1 or 2."""
+    """An engine that omits part of every answer with a trunk named 1 or 2."""
 
     lost: str
     info: EngineInfo = INFO

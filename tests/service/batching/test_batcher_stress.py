@@ -19,7 +19,7 @@ SPOILED = 7
 
 
 class Trouble:
-    """Fails on the spoiled prompt, and for lack of memory: always above the room, at random below it."""
+    """Fails on the spoiled prompt, and runs out of memory: always above its capacity, at random below it."""
 
     def __init__(self, seed: int) -> None:
         self.draw = random.Random(seed)

@@ -154,8 +154,8 @@ class Rows:
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
 
-    def logits(self, rows_CV: Tensor, words: slice) -> Tensor:
-        return rows_CV[:, words].clone()
+    def logits(self, rows_CV: Tensor, tile: slice) -> Tensor:
+        return rows_CV[:, tile].clone()
 
 
 PAIRS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=6)

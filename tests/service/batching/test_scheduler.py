@@ -156,7 +156,7 @@ def taken(scheduler: Scheduler) -> list[str]:
 
 
 def scheduler_with(loop: asyncio.AbstractEventLoop, *requests: tuple[bool, int]) -> Scheduler:
-    """Batches of 100 tokens. A request is (whether it is bulk, its number of units of 50 tokens)."""
+    """Batches of 100 tokens. Each request is a pair: whether it is bulk, and its number of units of 50 tokens."""
     scheduler = Scheduler(100)
     for place, (bulk, count) in enumerate(requests):
         units = [u for i in range(count) for u in units_of(i, trunk(10 * place + i, 48), packed(trunk(0, 48)), 100, "")]

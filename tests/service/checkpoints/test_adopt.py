@@ -79,7 +79,7 @@ def test_the_manifest_says_what_the_files_say(tmp_path: Path) -> None:
     verify_files(folder, manifest)
     assert (manifest.role, manifest.renderer, manifest.dtype) == ("policy", "chat", "bfloat16")
     assert manifest.optimiser_step == 123
-    assert manifest.samples_processed is None, "it cannot be known"
+    assert manifest.samples_processed is None, "an adopted checkpoint does not record it"
     assert manifest.end_of_turn_id == 256
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= manifest.files.keys()
 
@@ -129,11 +129,11 @@ def test_a_hub_id_is_downloaded_and_left_alone(tmp_path: Path, monkeypatch: pyte
         return cached
 
     monkeypatch.chdir(tmp_path)
-    out = adopt("some-user/model@v2", role="sft", fetch=fetch)
-    assert asked == [("some-user/model", "v2")]
-    assert out == Path("adopted/some-user--model@v2")
+    out = adopt("organisation/model@v2", role="sft", fetch=fetch)
+    assert asked == [("organisation/model", "v2")]
+    assert out == Path("adopted/organisation--model@v2")
     manifest = load_manifest(out)
-    assert (manifest.source, manifest.base_model) == (str(cached.resolve()), "some-user/model@v2")
+    assert (manifest.source, manifest.base_model) == (str(cached.resolve()), "organisation/model@v2")
     assert not (cached / MANIFEST_NAME).exists()
 
 
@@ -151,7 +151,7 @@ def test_an_adapter_is_adopted_with_its_base(tmp_path: Path) -> None:
 @OLD_NAME_IN_PEFT
 def test_the_base_of_an_adapter_may_be_a_hub_id(tmp_path: Path) -> None:
     base = made(tmp_path / "base")
-    adapter = made_adapter(tmp_path / "adapter", Path("some-user/base"))
+    adapter = made_adapter(tmp_path / "adapter", Path("organisation/base"))
     manifest = load_manifest(adopt(str(adapter), role="sft", fetch=lambda _, __: base))
     assert manifest.adapter_base == str(base.resolve())
 
@@ -229,7 +229,7 @@ def test_what_reads_as_a_path_is_not_looked_for_on_the_hub(source: str) -> None:
 def test_without_a_network_a_hub_id_is_refused_in_plain_words() -> None:
     """The tests run offline."""
     with pytest.raises(CheckpointError, match=r"the model hub cannot be reached .*download it"):
-        download("some-user/a-model-that-is-not-here", None)
+        download("organisation/a-model-that-is-not-here", None)
 
 
 def test_a_probe_has_two_prompts_with_two_responses_at_least() -> None:

@@ -335,9 +335,9 @@ def garbage(handler: Handler) -> None:
 
 def test_garbage_is_no_answer(client: Client, service: FaultyService) -> None:
     service.tricks.extend([garbage, garbage])
-    with pytest.raises(AnswerError, match="no answer of a dense-reward service"):
+    with pytest.raises(AnswerError, match="not an answer of a dense-reward service"):
         client.score_text("a")
-    with pytest.raises(AnswerError, match="no list of models"):
+    with pytest.raises(AnswerError, match="not a list of models"):
         client.models()
 
 

@@ -28,7 +28,7 @@ jitters = st.floats(0, 1, exclude_max=True)
         ("", "has no http:// or https:// and host"),
         ("http://", "has no http:// or https:// and host"),
         ("ftp://host", "has no http:// or https:// and host"),
-        ("http://host:port", "is no address"),
+        ("http://host:port", "is not an address"),
         ("http://host/score", "address of one endpoint"),
         ("http://host/?model=a", "address of one endpoint"),
     ],

@@ -96,7 +96,7 @@ def test_text_is_sent_as_it_is() -> None:
     [
         ({"prompt_ids": [1], "response_ids": [[1.5]]}, r"response_ids\[0\] must hold integers; it holds float64"),
         ({"prompt_ids": [1], "response_ids": [[1, float("nan")]]}, "must hold integers"),
-        ({"prompt_ids": np.array([1.0]), "response_ids": [[1]]}, "arrays in a request are of integers"),
+        ({"prompt_ids": np.array([1.0]), "response_ids": [[1]]}, "arrays in a request must be integers"),
         ({"prompt_ids": [1], "response_ids": [["a"]]}, "must hold integers"),
         ({"prompt_ids": [1], "response_ids": "abc"}, "response_ids must be a list with one entry per response"),
         ({"prompt_ids": [1], "response_ids": [[2**70]]}, "must hold integers"),

@@ -110,8 +110,8 @@ def test_what_belongs_to_other_tokens_is_refused(wrong: Row) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (row(reward=None), "reward was asked for"),
-        (row(token_ids=None), "token_ids was asked for"),
+        (row(reward=None), "reward was requested"),
+        (row(token_ids=None), "token_ids was requested"),
         (row(reward=[1.0, float("nan")]), "not finite"),
         (row(reward=[1.0, float("-inf")]), "not finite"),
         (row(reward=[1.0, 1e300]), "not finite"),
@@ -122,7 +122,7 @@ def test_what_belongs_to_other_tokens_is_refused(wrong: Row) -> None:
         (row(token_ids=[5, 2**40]), "token_ids cannot be read"),
         (row(sum=None), "no sum"),
         (row(length=None), "no length"),
-        (row(reward=[1.0, None]), "no answer of a dense-reward service"),
+        (row(reward=[1.0, None]), "not an answer of a dense-reward service"),
     ],
 )
 def test_what_cannot_be_trusted_is_refused(wrong: Row, message: str) -> None:
@@ -138,13 +138,13 @@ def test_a_transposed_matrix_is_not_taken_for_the_right_one() -> None:
 
 @pytest.mark.parametrize("missing", [Expected(0, 0, candidates=1), Expected(0, 0, segments=1)])
 def test_candidates_and_segments_that_were_asked_for_must_come(missing: Expected) -> None:
-    with pytest.raises(AnswerError, match="was asked for and is not in the answer"):
+    with pytest.raises(AnswerError, match="was requested but is not in the answer"):
         parse([row()], [missing])
 
 
 def test_log_probs_of_candidates_must_come_for_those_who_named_some_and_asked() -> None:
     asked = ["reward", "candidate_sft_logprob"]
-    with pytest.raises(AnswerError, match="candidate_sft_logprob was asked for and is not in the answer"):
+    with pytest.raises(AnswerError, match="candidate_sft_logprob was requested but is not in the answer"):
         parse([row(candidate_reward=[[1.0], [2.0]])], [Expected(0, 0, candidates=1)], asked)
     (unnamed,) = parse([row()], [Expected(0, 0)], asked)
     assert unnamed.candidate_sft_logprob is None
@@ -152,7 +152,7 @@ def test_log_probs_of_candidates_must_come_for_those_who_named_some_and_asked() 
 
 @pytest.mark.parametrize("rows", [[], [row(), row(response=1)], [row(), row()]])
 def test_one_result_comes_for_each_response(rows: list[Row]) -> None:
-    with pytest.raises(AlignmentError, match="asked for 1 responses and got"):
+    with pytest.raises(AlignmentError, match="requested 1 responses and received"):
         parse(rows)
 
 
@@ -164,9 +164,9 @@ def test_an_error_of_an_item_that_was_not_sent_is_refused() -> None:
 
 
 def test_a_listing_without_models_is_no_listing() -> None:
-    with pytest.raises(AnswerError, match="no list of models"):
+    with pytest.raises(AnswerError, match="not a list of models"):
         parse_cards(b'{"data": []}')
-    with pytest.raises(AnswerError, match="no list of models"):
+    with pytest.raises(AnswerError, match="not a list of models"):
         parse_cards(b'{"models": [{"name": "lonely"}]}')
 
 

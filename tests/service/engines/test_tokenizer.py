@@ -63,7 +63,7 @@ def test_a_token_longer_than_others_have_is_counted_whole() -> None:
     assert TransformersTokenizer(wrap(small_backend("<unk>", "a"))).longest_token_bytes == 128
 
 
-# Repeated bytes of U+FFFD itself cannot be distinguished from bytes that are no character.
+# The bytes of U+FFFD itself, repeated, look like bytes that are no character.
 @families
 @given(text=TEXTS.filter(lambda text: "\ufffd\ufffd" not in text), special=st.booleans())
 @settings(deadline=None)

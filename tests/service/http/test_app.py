@@ -160,7 +160,7 @@ BAD = {
     "unknown candidate": Bad(IDS | {"candidate_ids": [[[1], [1], [999]], [], [[1]]]}, "unknown_token_id", "id 999"),
     "text and ids": Bad({"text": "a", **IDS}, "invalid_request", "exactly one input"),
     "no input": Bad({}, "invalid_request", "this has none"),
-    "half an input": Bad({"prompt_ids": [1]}, "invalid_request", "need each other"),
+    "half an input": Bad({"prompt_ids": [1]}, "invalid_request", "give prompt_ids and response_ids together"),
     "response and responses": Bad(TEXT | {"responses": ["5"]}, "invalid_request", "either response or responses"),
     "items and an input": Bad({"items": [TEXT], "text": "a"}, "invalid_request", "either items or one input"),
     "items in items": Bad({"items": [{"items": [TEXT]}]}, "invalid_request", "items.0.items", "items.0.items"),

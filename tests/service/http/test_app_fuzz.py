@@ -86,7 +86,7 @@ def assert_sound(status: int, text: str) -> None:
 
 
 def all_finite(value: object) -> bool:
-    """Whether no number is infinite, and nothing is null but the mean and min of a response without tokens."""
+    """Whether no number is infinite, and only the mean and min of a response without tokens are null."""
     if isinstance(value, dict):
         empty = value.get("length") == 0
         return all(

@@ -31,7 +31,7 @@ def refusal(answer: httpx2.Response) -> tuple[int, str, str]:
 
 @contextmanager
 def sending(running: Served, declared: int, body: bytes) -> Iterator[socket.socket]:
-    """A caller that declares so many bytes, and sends only `body`."""
+    """A caller that declares `declared` bytes, and sends only `body`."""
     with socket.create_connection((running.client.base_url.host, running.client.base_url.port or 0)) as caller:
         head = (
             f"POST /score HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {declared}\r\n\r\n"

@@ -45,7 +45,7 @@ def test_a_float32_is_written_with_the_digits_that_bring_it_back() -> None:
     ids=["ids", "responses", "mask", "candidates", "items", "empty items"],
 )
 def test_a_list_full_of_mistakes_is_refused_at_its_first_one(body: bytes) -> None:
-    """Floats in place of ids are an honest mistake. A message for each of 200,000 would hold up all other requests."""
+    """Floats instead of ids are an honest mistake. 200,000 messages would delay all other requests."""
     with pytest.raises(RequestError) as refused:
         parse(body, ScoreRequest)
     assert len(refused.value.faults) <= 2

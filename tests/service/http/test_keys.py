@@ -143,7 +143,7 @@ def test_requests_a_minute_come_in_a_burst_and_then_at_their_rate(tmp_path: Path
 
     for _ in range(30):
         asked()
-    with pytest.raises(RequestError, match="limited to 30 requests a minute") as refused:
+    with pytest.raises(RequestError, match="limited to 30 requests per minute") as refused:
         asked()
     assert (refused.value.status, refused.value.retry_after_s) == (429, 2.0)
     there.clock.now_s += 2

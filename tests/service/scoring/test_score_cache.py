@@ -1,4 +1,4 @@
-"""The cache of scores: entries that are kept, computations in flight, and who can share them."""
+"""The cache of scores: cached entries, computations in flight, and who can share them."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ SCOPE = Scope("revision", None)
 
 
 class Computing:
-    """Computes named scores, and records the prompts that it was asked for. `wait` delays or fails it."""
+    """Computes named scores, and records the prompts of its calls. `wait` delays or fails it."""
 
     def __init__(self, wait: Callable[[], Coroutine[object, object, object]] = lambda: asyncio.sleep(0)) -> None:
         self.asked: list[list[int]] = []

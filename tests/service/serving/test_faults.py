@@ -142,7 +142,7 @@ def test_a_short_request_does_not_wait_for_a_long_one_that_scores_the_same_and_m
         wait_until(lambda: admission.held_tokens == 31 * (len(items) + 1))
         allowed.release(
             3
-        )  # the batch that waits in the engine, the next one, which is prepared already, and the short one
+        )  # three batches: the one that waits in the engine, the next one, which is already prepared, and the short one
         assert short.result(PATIENCE_S).status_code == 200
         assert not long.done()
         allowed.release(len(items))

@@ -57,7 +57,7 @@ def serving(folder: Path, root: Path | None = None, load: LoadPair | None = None
 
 @pytest.fixture(scope="module")
 def service(folder: Path) -> Iterator[Served]:
-    """One for all tests that leave it as it was."""
+    """One service for all tests that do not change its pairs."""
     with serving(folder, root=folder.parent) as running:
         yield running
 
@@ -257,7 +257,7 @@ def test_a_pair_is_removed_but_not_the_one_that_nameless_requests_mean(service: 
 
 
 def test_every_answer_names_the_revision_that_it_is_of_while_pairs_change(folder: Path) -> None:
-    """Requests without pause over several switches, every second one to a broken pair."""
+    """Sends requests without pause during several switches; every second switch is to a broken pair."""
     steps = (5, 10, 15)
     with serving(folder) as running, ThreadPoolExecutor(4) as pool:
         expected = {}
@@ -276,7 +276,7 @@ def test_every_answer_names_the_revision_that_it_is_of_while_pairs_change(folder
         tasks = [pool.submit(keep_asking) for _ in range(4)]
         for turn in range(6):
             load(running, "half", folder / "sft", folder / ("nothing" if turn % 2 else f"step-{steps[turn % 3]}"))
-            enough = len(answers) + 2 * len(tasks)  # so that each task has sent one since the switch
+            enough = len(answers) + 2 * len(tasks)  # so that each task has sent a request since the switch
             wait_until(lambda enough=enough: len(answers) >= enough)  # type: ignore[misc]
         stop = True
         for task in tasks:

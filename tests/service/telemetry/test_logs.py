@@ -1,4 +1,4 @@
-"""Logs: a line per request with its id, without the callers' text, and none that a caller could forge."""
+"""Logs: one line per request with its id and without the caller's text; callers cannot forge lines."""
 
 import io
 import json
@@ -120,7 +120,7 @@ def test_a_request_is_one_line_with_its_id_and_without_its_text(tmp_path: Path) 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_of_logs_keeps_no_answer_back(tmp_path: Path) -> None:
-    host = "127.0.0.2"  # other tests that run now bind ports of 127.0.0.1
+    host = "127.0.0.2"  # tests in other processes bind ports of 127.0.0.1
     with socket.create_server((host, 0)) as free:
         port = free.getsockname()[1]
     with served_to(Path("/dev/full"), f"--host={host}", f"--port={port}", "--log-level=debug") as process:

@@ -143,7 +143,7 @@ def test_by_default_the_last_response_is_scored() -> None:
         ("nothing after", ("a", "b", "c", "d"), True),  # its EOS is scored, but is not in the next prompt
         ("nothing after", ("a", "the", "c", "d"), False),  # "assistant: " and "the" become other tokens together
         ("adds spaces", ("a", "b", "c", "d"), True),
-        ("ChatML", ("a", "\n\nb", "c", "d"), True),  # so do the newline of the header and these
+        ("ChatML", ("a", "\n\nb", "c", "d"), True),  # the newline of the header and "\n\n" become other tokens together
     ],
 )
 def test_states_that_no_policy_sees_are_refused(name: str, contents: tuple[str, ...], add_eos: bool) -> None:
@@ -263,7 +263,7 @@ class Counting(FakeTokenizer):
 
 @pytest.mark.parametrize(("said", "most"), [(200, 20_000), (2_000, 0)])
 def test_a_chat_that_is_too_long_costs_no_more_than_its_length(said: int, most: int) -> None:
-    """Not the square of its length: each turn is rendered and tokenised with all turns before it."""
+    """The cost must not be the square of the length, although each turn is tokenised with all turns before it."""
     tokenizer = Counting()
     encoder = Encoder(tokenizer, "chat", None, max_tokens=1_000)
     assert refusal(encoder, chat(*["a" * said] * 64), add_eos=False, every_turn=True) == ("too_long", "messages")

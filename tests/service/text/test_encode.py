@@ -127,7 +127,7 @@ def test_prompt_and_response_are_tokenised_apart(family: str, prompt: str, respo
     assert encoded.scored_T.all()
     assert encoded.text == response
     assert_spans_cover(encoded.spans_S, len(response))
-    assert (encoded.spans_S or [()])[-1] == (len(response), len(response)), "the end of turn is no part of the text"
+    assert (encoded.spans_S or [()])[-1] == (len(response), len(response)), "the end of turn is not part of the text"
     without = encoder.response(response, add_eos=False)
     assert without.ids_T.tolist() == list(alone)
     if alone:

@@ -29,7 +29,7 @@ def spans_of(*tokens: bytes) -> tuple[str, tuple[Span, ...]]:
         ([(0, 1), (0, 1), (0, 1)], 1, [(0, 0), (0, 0), (0, 1)]),  # a character split over three tokens
         ([(0, 2), (1, 2), (1, 3)], 3, [(0, 1), (1, 1), (1, 3)]),  # a character whose neighbours share its tokens
         ([(0, 1), (2, 3), (5, 6)], 8, [(0, 1), (1, 3), (3, 8)]),  # spaces that the tokenizer skipped
-        ([(0, 0), (0, 1)], 1, [(0, 0), (0, 1)]),  # a token that stands for nothing in the text
+        ([(0, 0), (0, 1)], 1, [(0, 0), (0, 1)]),  # a token without any text
         ([(0, 9)], 3, [(0, 3)]),
         ([], 0, []),
     ],
@@ -62,10 +62,10 @@ def test_spans_cover_the_text_whatever_a_tokenizer_says(offsets: list[Span], len
             [b"a", b"\xe2", b"\x98"],
             "a\ufffd",
             [(0, 1), (1, 1), (1, 2)],
-        ),  # bytes that never become a character: their last token
+        ),  # bytes that never become a character belong to their last token
         ([b"\xe2", b"\x98", b"a"], "\ufffda", [(0, 0), (0, 1), (1, 2)]),
         ([b"\xf0\x9f", b"\xff", b"\x98"], "\ufffd" * 3, [(0, 1), (1, 2), (2, 3)]),
-        (["\ufffd".encode(), b"a"], "\ufffda", [(0, 1), (1, 2)]),  # the character itself
+        (["\ufffd".encode(), b"a"], "\ufffda", [(0, 1), (1, 2)]),  # the replacement character itself
         ([b"\xef", b"\xbf", b"\xbd", *SPLIT_SNOWMAN], "\ufffd☃", [(0, 0), (0, 0), (0, 1), (1, 1), (1, 1), (1, 2)]),
         ([b"", b"a", b""], "a", [(0, 0), (0, 1), (1, 1)]),
         ([b"\xe2"], "\ufffd", [(0, 1)]),

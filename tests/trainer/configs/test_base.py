@@ -1,4 +1,4 @@
-"""Job configurations and the command line in front of them: what is refused, and with which words."""
+"""Job configurations and the command line: what they refuse, and the error messages."""
 
 import subprocess
 import sys
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from dense_reward_trainer.cli import main
-from dense_reward_trainer.configs.base import SftConfig, changed_keys, config_path, load_config, recipe_names
+from dense_reward_trainer.configs.base import changed_keys, config_path, load_config, recipe_names
+from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.errors import ConfigError
 from pydantic import ValidationError
 
@@ -74,8 +75,8 @@ def test_an_unknown_key_like_no_other_lists_what_is_known(tmp_path: Path) -> Non
         (MINIMAL, ["scratch=null"], "give either base_model or scratch"),
         (MINIMAL, ["lora.r=4"], "lora needs a base_model"),
         (MINIMAL, ["seed"], "'seed' is not of the form key.sub=value"),
-        (MINIMAL, ["seed=[1"], "the value is no YAML"),
-        (MINIMAL, ["output_dir.sub=1"], "output_dir is 'out', which has no keys of its own"),
+        (MINIMAL, ["seed=[1"], "the value is not valid YAML"),
+        (MINIMAL, ["output_dir.sub=1"], "output_dir is 'out', which has no keys"),
         (MINIMAL + "seed: 1\nseed: 2\n", [], "the key 'seed' is given twice"),
         ("- a list\n", [], "must hold a mapping"),
         ("a: [1\n", [], "cannot be read as YAML"),
@@ -93,7 +94,7 @@ def test_a_configuration_is_found_by_path_or_by_the_name_of_a_recipe(tmp_path: P
     path = written(tmp_path, MINIMAL)
     assert config_path(str(path)) == path
     assert config_path("arithmetic_sft").name == "arithmetic_sft.yaml"
-    with pytest.raises(ConfigError, match=r"no such file, and no recipe of that name: .*arithmetic_sft"):
+    with pytest.raises(ConfigError, match=r"no such file, and no recipe of that name. Recipes: .*arithmetic_sft"):
         config_path("no_such_recipe")
     assert "arithmetic_sft_tiny" in recipe_names()
 

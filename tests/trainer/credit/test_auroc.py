@@ -61,7 +61,7 @@ def test_the_interval_of_groups_that_are_apart_is_a_point() -> None:
 
 
 def test_scores_of_one_cluster_are_resampled_together() -> None:
-    """Four copies of each score in one cluster leave the interval as wide; as clusters of their own they narrow it."""
+    """Four copies of each score in one cluster leave the interval unchanged; in separate clusters they narrow it."""
     rng = np.random.default_rng(2)
     score_N, positive_N = rng.normal(size=120), rng.random(120) < 0.5
     four = np.repeat(score_N, 4).tolist(), np.repeat(positive_N, 4).tolist()

@@ -24,7 +24,7 @@ def test_the_fit_finds_the_probabilities_that_scores_were_drawn_with() -> None:
 
 
 def test_the_fit_is_the_likeliest_one() -> None:
-    """There the residuals add up to 0, and are uncorrelated with the scores."""
+    """At the maximum of the likelihood the residuals add up to 0, and are uncorrelated with the scores."""
     rng = np.random.default_rng(4)
     scores_N, label_N = rng.normal(-300.0, 50.0, 400), (rng.random(400) < 0.3).astype(np.float64)
     residual_N = logistic(scores_N, label_N, scores_N) - label_N

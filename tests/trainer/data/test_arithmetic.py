@@ -2,7 +2,7 @@ import random
 import re
 
 import pytest
-from dense_reward_trainer.data.arithmetic import ArithmeticOptions, Problem, generate, worked
+from dense_reward_trainer.data.arithmetic import ArithmeticOptions, Problem, generate, worked_addition
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -38,23 +38,26 @@ def assert_right(a: int, b: int, response: str, digits: int) -> None:
 
 
 def test_a_worked_addition_reads_column_by_column() -> None:
-    assert worked(478, 365, 3) == "8+5=13 write 3 carry 1\n7+6+1=14 write 4 carry 1\n4+3+1=8 write 8 carry 0\n#### 843"
+    assert (
+        worked_addition(478, 365, 3)
+        == "8+5=13 write 3 carry 1\n7+6+1=14 write 4 carry 1\n4+3+1=8 write 8 carry 0\n#### 843"
+    )
 
 
 def test_the_last_carry_becomes_the_leading_digit() -> None:
-    assert worked(95, 14, 2) == "5+4=9 write 9 carry 0\n9+1+0=10 write 0 carry 1\n#### 109"
+    assert worked_addition(95, 14, 2) == "5+4=9 write 9 carry 0\n9+1+0=10 write 0 carry 1\n#### 109"
 
 
 @given(additions)
 def test_every_column_and_the_sum_are_right(addition: tuple[int, int, int]) -> None:
     a, b, digits = addition
-    assert_right(a, b, worked(a, b, digits), digits)
+    assert_right(a, b, worked_addition(a, b, digits), digits)
 
 
 @pytest.mark.parametrize(("a", "b"), [(99, 500), (500, 1000), (-123, 456), (0, 100)])
 def test_an_addend_of_another_length_is_refused(a: int, b: int) -> None:
     with pytest.raises(ValueError, match="does not have exactly 3 digits"):
-        worked(a, b, 3)
+        worked_addition(a, b, 3)
 
 
 @given(st.integers(1, 4), st.integers(1, 81), st.integers())
@@ -74,7 +77,7 @@ def test_every_existing_problem_can_be_asked_for() -> None:
 
 
 def test_more_problems_than_exist_are_refused_with_the_number_available() -> None:
-    with pytest.raises(ValidationError, match="only 81 problems of 1-digit numbers are drawn: ask for at most 81"):
+    with pytest.raises(ValidationError, match="only 81 problems of 1-digit numbers are drawn: set at most 81"):
         ArithmeticOptions(demonstrations=82, digits=1)
 
 
@@ -83,7 +86,7 @@ def test_label_noise_spoils_the_stated_fraction_by_one_digit_each(count: int, no
     problems = generate(ArithmeticOptions(demonstrations=count, digits=2, label_noise=noise, seed=seed))
     assert sum(not problem.clean for problem in problems) == round(noise * count)
     for problem in problems:
-        right = worked(*addends_of(problem), 2)
+        right = worked_addition(*addends_of(problem), 2)
         wrong_places = sum(old != new for old, new in zip(right, problem.response, strict=True))
         assert wrong_places == (0 if problem.clean else 1)
 
@@ -133,12 +136,12 @@ def test_several_digit_counts_share_the_problems_evenly_and_are_mixed() -> None:
 @given(st.integers(1, 4), st.integers(0, 1000))
 def test_a_word_problem_tells_two_steps_and_its_solution_follows_them(digits: int, seed: int) -> None:
     (problem,) = generate(ArithmeticOptions(kind="two_step", demonstrations=1, digits=digits, seed=seed))
-    told = [int(number) for number in re.findall(r"\d+", problem.prompt)]
+    numbers = [int(number) for number in re.findall(r"\d+", problem.prompt)]
     *steps, last = problem.response.split("\n")
-    assert len(told) == 3
-    assert all(len(str(number)) == digits for number in told)
-    now = told[0]
-    for line, change in zip(steps, told[1:], strict=True):
+    assert len(numbers) == 3
+    assert all(len(str(number)) == digits for number in numbers)
+    now = numbers[0]
+    for line, change in zip(steps, numbers[1:], strict=True):
         equation = re.fullmatch(r"(\d+)([+-])(\d+)=(\d+)", line)
         assert equation is not None, line
         assert (int(equation[1]), int(equation[3])) == (now, change)

@@ -2,7 +2,7 @@ import random
 import re
 
 import pytest
-from dense_reward_trainer.data.corruption import Corrupter, Kind, corrupt, number_corruption
+from dense_reward_trainer.data.corruption import Corrupter, ErrorKind, digit_corruption, number_corruption
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,7 +14,7 @@ seeds = st.integers(0, 2**32)
 
 @given(texts.filter(lambda text: re.search("[0-9]", text) is not None), seeds)
 def test_corrupt_changes_exactly_one_digit_into_another_digit_and_keeps_the_length(text: str, seed: int) -> None:
-    corruption = corrupt(text, random.Random(seed))
+    corruption = digit_corruption(text, random.Random(seed))
     changed = [place for place, pair in enumerate(zip(text, corruption.text, strict=True)) if pair[0] != pair[1]]
     assert changed == [corruption.start]
     assert corruption.end == corruption.start + 1
@@ -25,14 +25,14 @@ def test_corrupt_changes_exactly_one_digit_into_another_digit_and_keeps_the_leng
 @given(st.text(alphabet="abc ٣²#"), seeds)
 def test_corrupt_refuses_a_response_without_an_ascii_digit(text: str, seed: int) -> None:
     with pytest.raises(ValueError, match="no digit to replace"):
-        corrupt(text, random.Random(seed))
+        digit_corruption(text, random.Random(seed))
 
 
 def test_corrupt_reaches_every_digit_and_every_wrong_value_equally_often() -> None:
     rng = random.Random(0)
     seen: dict[str, int] = {}
     for _ in range(3600):
-        text = corrupt("a1b2", rng).text
+        text = digit_corruption("a1b2", rng).text
         seen[text] = seen.get(text, 0) + 1
     assert seen.keys() == {f"a{x}b2" for x in "023456789"} | {f"a1b{x}" for x in "013456789"}
     assert all(130 <= count <= 270 for count in seen.values())
@@ -80,7 +80,7 @@ def test_number_corruption_takes_numbers_longer_than_python_turns_into_integers(
 
 def test_the_same_seed_plants_the_same_error() -> None:
     text = "3*14 = 42, so 42 jars"
-    assert corrupt(text, random.Random(5)) == corrupt(text, random.Random(5))
+    assert digit_corruption(text, random.Random(5)) == digit_corruption(text, random.Random(5))
     assert number_corruption(text, random.Random(5)) == number_corruption(text, random.Random(5))
 
 
@@ -88,7 +88,7 @@ ANSWERS = ("Ada buys 12 pens\n12+3=15\n#### 15", "Eva sells 40 cups\n40-9=31\n##
 
 
 @given(st.sampled_from(["digit", "number", "word", "step"]), st.sampled_from(ANSWERS), seeds)
-def test_every_kind_of_error_stays_within_its_span_and_is_as_long(kind: Kind, text: str, seed: int) -> None:
+def test_every_kind_of_error_stays_within_its_span_and_is_as_long(kind: ErrorKind, text: str, seed: int) -> None:
     corruption = Corrupter.of(kind, ANSWERS)(text, random.Random(seed))
     if corruption is None:
         assert text == "nothing here"

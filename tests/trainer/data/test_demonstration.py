@@ -1,37 +1,37 @@
 import pytest
-from dense_reward_trainer.data.demonstration import Demonstration, LineError, Message, Row, parse_line, read_row
+from dense_reward_trainer.data.demonstration import ChatMessage, Demonstration, LineError, RawRow, parse_line, read_row
 
-ASKED = Message("user", "What is 2+3?")
-ANSWERED = Message("assistant", "5")
-ASKED_ROW = {"role": "user", "content": "What is 2+3?"}
-ANSWERED_ROW = {"role": "assistant", "content": "5"}
+QUESTION = ChatMessage("user", "What is 2+3?")
+ANSWER = ChatMessage("assistant", "5")
+QUESTION_ROW = {"role": "user", "content": "What is 2+3?"}
+ANSWER_ROW = {"role": "assistant", "content": "5"}
 
 
 @pytest.mark.parametrize(
     "row",
     [
-        {"messages": [ASKED_ROW, ANSWERED_ROW]},
+        {"messages": [QUESTION_ROW, ANSWER_ROW]},
         {"prompt": "What is 2+3?", "response": "5"},
         {"prompt": "What is 2+3?", "completion": "5"},
-        {"prompt": [ASKED_ROW], "completion": [ANSWERED_ROW]},
-        {"prompt": [ASKED_ROW], "response": [ANSWERED_ROW]},
+        {"prompt": [QUESTION_ROW], "completion": [ANSWER_ROW]},
+        {"prompt": [QUESTION_ROW], "response": [ANSWER_ROW]},
         {"instruction": "What is 2+3?", "output": "5"},
         {"instruction": "What is 2+3?", "input": "", "output": "5"},
         {"instruction": "What is 2+3?", "input": None, "output": "5"},
         {"question": "What is 2+3?", "answer": "5"},
     ],
 )
-def test_every_format_gives_the_same_demonstration(row: Row) -> None:
-    assert read_row(row, "here:1") == Demonstration((ASKED, ANSWERED), None, "here:1")
+def test_every_format_gives_the_same_demonstration(row: RawRow) -> None:
+    assert read_row(row, "here:1") == Demonstration((QUESTION, ANSWER), None, "here:1")
 
 
 def test_a_chat_keeps_all_turns_and_its_last_message_is_the_response() -> None:
     chat = [
         {"role": "system", "content": "Be brief."},
-        ASKED_ROW,
+        QUESTION_ROW,
         {"role": "assistant", "content": "Let me ask."},
         {"role": "tool", "content": "5"},
-        ANSWERED_ROW,
+        ANSWER_ROW,
     ]
     demonstration = read_row({"messages": chat}, "here:1")
     assert [message.role for message in demonstration.prompt_messages] == ["system", "user", "assistant", "tool"]
@@ -40,7 +40,7 @@ def test_a_chat_keeps_all_turns_and_its_last_message_is_the_response() -> None:
 
 def test_a_non_empty_input_is_joined_to_the_instruction_with_a_blank_line() -> None:
     demonstration = read_row({"instruction": "Sum these.", "input": "2, 3", "output": "5"}, "here:1")
-    assert demonstration.prompt_messages == (Message("user", "Sum these.\n\n2, 3"),)
+    assert demonstration.prompt_messages == (ChatMessage("user", "Sum these.\n\n2, 3"),)
 
 
 def test_texts_are_kept_verbatim() -> None:
@@ -54,8 +54,8 @@ def test_extra_columns_and_null_columns_are_no_matter() -> None:
 
 
 def test_a_prompt_column_beside_messages_is_an_extra_column() -> None:
-    row = {"prompt": "What is 2+3?", "prompt_id": "7", "messages": [ASKED_ROW, ANSWERED_ROW]}
-    assert read_row(row, "here:1").messages == (ASKED, ANSWERED)
+    row = {"prompt": "What is 2+3?", "prompt_id": "7", "messages": [QUESTION_ROW, ANSWER_ROW]}
+    assert read_row(row, "here:1").messages == (QUESTION, ANSWER)
 
 
 @pytest.mark.parametrize("column", ["system", "history", "tools", "images", "chat_template_kwargs"])

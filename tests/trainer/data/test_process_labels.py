@@ -66,7 +66,7 @@ def test_prm800k_is_followed_along_the_chosen_steps_to_the_first_wrong_one(tmp_p
 )
 def test_a_line_of_neither_is_refused_by_its_place(tmp_path: Path, line: object) -> None:
     good = {"problem": "P", "steps": ["a"], "label": -1}
-    with pytest.raises(DataError, match=r"solutions\.jsonl:2 is no line of ProcessBench or PRM800K"):
+    with pytest.raises(DataError, match=r"solutions\.jsonl:2 is not a line of ProcessBench or PRM800K"):
         read_solutions(written(tmp_path, good, line))
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from dense_reward_trainer.data.sources import (
     ArithmeticOptions,
+    ChatMessage,
     DataError,
     DataSource,
     Demonstration,
-    Message,
     data_sha256,
     load,
     open_dataset,
@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 WORD_PROBLEMS = Path(__file__).parents[2] / "data" / "word_problems.jsonl"
 GOOD = b'{"prompt": "a", "response": "b"}'
+PACKED = gzip.compress(GOOD, mtime=0)
 BAD = b'{"prompt": "a"}'
 
 
@@ -62,7 +63,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
     (b'{"prompt": "a\xff"}', "not UTF-8: byte 0xff at byte 14 of the line"),
     (b'{"prompt": ', "not JSON: Expecting value"),
     (b'{"prompt": "a", "response": "b"} {}', "not JSON: Extra data"),
-    (b'{"prompt": "a", "response": "b", "x": NaN}', "not JSON: NaN is no JSON number"),
+    (b'{"prompt": "a", "response": "b", "x": NaN}', "not JSON: NaN is not a JSON number"),
     (b'{"prompt": "a", "response": "b", "response": "c"}', "not JSON: an object has the same key twice: 'response'"),
     (b"[" * 100_000, "not JSON: "),
     (b'["a", "b"]', "wrong type: the line is a list, an object is needed"),
@@ -123,7 +124,9 @@ def test_a_bad_line_is_refused_with_its_file_its_number_and_the_reason(line: byt
     (bad,) = refusal.value.bad_lines
     assert (bad.file, bad.line) == (source.source, 3)
     assert fault in str(bad)
-    assert f"1 of 3 lines are no demonstrations:\n  {source.source}:3: {bad.reason}: {bad.detail}" in str(refusal.value)
+    assert f"1 of 3 lines are not demonstrations:\n  {source.source}:3: {bad.reason}: {bad.detail}" in str(
+        refusal.value
+    )
     str(refusal.value).encode()
 
 
@@ -132,7 +135,7 @@ def test_the_first_ten_bad_lines_are_listed_with_the_total_and_the_cure(tmp_path
     with pytest.raises(DataError) as refusal:
         load(source)
     first, *listed, more, cure = str(refusal.value).split("\n")
-    assert first == f"{source.source}: 13 of 14 lines are no demonstrations:"
+    assert first == f"{source.source}: 13 of 14 lines are not demonstrations:"
     assert [line.split(": ")[0] for line in listed] == [f"  {source.source}:{number}" for number in range(2, 12)]
     assert more == "  and 3 more"
     assert cure == "Correct them, or leave them out: add --skip-bad to the command."
@@ -149,7 +152,7 @@ def test_skipped_bad_lines_are_counted_by_reason(tmp_path: Path) -> None:
 
 def test_nothing_left_is_an_error_even_when_bad_lines_may_be_skipped(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", BAD, BAD)
-    with pytest.raises(DataError, match=r"nothing to learn from: .* leave 2 of 2 lines\n.*2 of 2 lines are no demons"):
+    with pytest.raises(DataError, match=r"nothing to learn from: .* leave 2 of 2 lines\n.*2 of 2 lines are not demons"):
         load(source.model_copy(update={"skip_bad": True}))
     with pytest.raises(DataError, match="limit None and skip_last 5 leave 0 of 2 lines"):
         load(source.model_copy(update={"skip_last": 5}))
@@ -180,18 +183,18 @@ def test_bad_lines_outside_the_asked_range_are_no_matter(tmp_path: Path) -> None
 
 
 class RecordingOpener:
-    """Stands in for the hub: two rows for any name, and the names it was asked for."""
+    """A fake hub: two rows for any name; it records the names that were opened."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, str | None, str]] = []
+        self.opened: list[tuple[str, str | None, str]] = []
 
     def __call__(self, name: str, config: str | None, split: str) -> list[Mapping[str, object]]:
-        self.asked.append((name, config, split))
+        self.opened.append((name, config, split))
         return [{"question": "a", "answer": "#### 1"}, {"question": "b", "answer": "#### 2"}]
 
 
 @pytest.mark.parametrize(
-    ("source", "asked"),
+    ("source", "opened"),
     [
         ("gsm8k", ("gsm8k", None, "train")),
         ("openai/gsm8k:main", ("openai/gsm8k", "main", "train")),
@@ -201,17 +204,17 @@ class RecordingOpener:
     ],
 )
 def test_what_is_no_file_is_a_data_set_with_a_configuration_and_a_split(
-    source: str, asked: tuple[str, str | None, str]
+    source: str, opened: tuple[str, str | None, str]
 ) -> None:
     opener = RecordingOpener()
     loaded = load(DataSource(source=source), opener)
-    assert opener.asked == [asked]
+    assert opener.opened == [opened]
     assert [(d.source, d.answer) for d in loaded.demonstrations] == [(f"{source}:1", "1"), (f"{source}:2", "2")]
 
 
 @pytest.mark.parametrize("source", ["@train", "name@", "name:@test", ":main"])
 def test_an_incomplete_data_set_name_is_refused(source: str) -> None:
-    with pytest.raises(DataError, match=r"names no data set: write name\[:config\]\[@split\]"):
+    with pytest.raises(DataError, match=r"does not name a data set: write name\[:config\]\[@split\]"):
         load(DataSource(source=source), RecordingOpener())
 
 
@@ -220,7 +223,7 @@ def test_an_existing_file_wins_over_a_data_set_of_that_name(tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     opener = RecordingOpener()
     assert len(load(DataSource(source="org@train.jsonl"), opener).demonstrations) == 1
-    assert opener.asked == []
+    assert opener.opened == []
 
 
 @pytest.mark.parametrize("source", ["a.jsonl", "a@b.jsonl.gz", "./a", "/nowhere/a", "~/no-such-file", "folder/a"])
@@ -232,7 +235,7 @@ def test_a_missing_file_is_not_looked_for_as_a_data_set(
     opener = RecordingOpener()
     with pytest.raises(DataError, match=r"no such file.*data set such as openai/gsm8k:main@train.*generator"):
         load(DataSource(source=source), opener)
-    assert opener.asked == []
+    assert opener.opened == []
 
 
 def test_a_folder_is_refused_with_both_ways_out(tmp_path: Path) -> None:
@@ -245,11 +248,13 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         load(write(tmp_path / "a.json", b"[]"))
 
 
-@pytest.mark.parametrize("content", [GOOD, gzip.compress(GOOD)[:-4], gzip.compress(GOOD)[:-12] + b"\xff" * 12])
+@pytest.mark.parametrize(
+    "content", [GOOD, gzip.compress(GOOD, mtime=0)[:-4], gzip.compress(GOOD, mtime=0)[:-12] + b"\xff" * 12]
+)
 def test_a_damaged_gzip_file_is_refused(content: bytes, tmp_path: Path) -> None:
     packed = tmp_path / "a.jsonl.gz"
     packed.write_bytes(content)
-    with pytest.raises(DataError, match="not a whole gzip file"):
+    with pytest.raises(DataError, match="not a complete gzip file"):
         load(DataSource(source=str(packed)))
 
 
@@ -269,7 +274,7 @@ def test_the_datasets_library_reads_a_folder_and_its_null_columns_are_missing_on
     assert [str(bad) for bad in loaded.skipped] == [
         f"{folder}@train:1: unknown keys: `messages`[0] has 'name', only role and content are understood"
     ]
-    expected = Demonstration((Message("user", "c"), Message("assistant", "#### 4")), "5", f"{folder}@train:2")
+    expected = Demonstration((ChatMessage("user", "c"), ChatMessage("assistant", "#### 4")), "5", f"{folder}@train:2")
     assert loaded.demonstrations == (expected,)
     with pytest.raises(DataError, match=r"configuration default, split test\) it could not be loaded: .*test"):
         open_dataset(str(folder), None, "test")

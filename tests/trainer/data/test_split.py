@@ -1,13 +1,13 @@
 import hashlib
 
 import pytest
-from dense_reward_trainer.data.sources import Demonstration, Message, data_sha256, split
+from dense_reward_trainer.data.sources import ChatMessage, Demonstration, data_sha256, split
 from hypothesis import given
 from hypothesis import strategies as st
 
-messages = st.builds(Message, st.sampled_from(["system", "user", "assistant", "tool"]), st.text("ab", max_size=2))
+messages = st.builds(ChatMessage, st.sampled_from(["system", "user", "assistant", "tool"]), st.text("ab", max_size=2))
 demonstrations_of_few_prompts = st.builds(
-    lambda prompt, response, source: Demonstration((*prompt, Message("assistant", response)), None, source),
+    lambda prompt, response, source: Demonstration((*prompt, ChatMessage("assistant", response)), None, source),
     st.lists(messages, min_size=1, max_size=2),
     st.text("xy", min_size=1, max_size=3),
     st.text("pq", max_size=3),
@@ -47,7 +47,10 @@ def test_a_larger_fraction_only_moves_prompts_to_the_held_out_side(
 
 
 def numbered_prompts(count: int) -> list[Demonstration]:
-    return [Demonstration((Message("user", f"{n}?"), Message("assistant", "x")), None, f"f:{n}") for n in range(count)]
+    return [
+        Demonstration((ChatMessage("user", f"{n}?"), ChatMessage("assistant", "x")), None, f"f:{n}")
+        for n in range(count)
+    ]
 
 
 @pytest.mark.parametrize(("fraction", "fewest", "most"), [(0.0, 0, 0), (0.1, 150, 250), (0.5, 900, 1100)])
@@ -68,12 +71,12 @@ def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
         split([], fraction, 0)
 
 
-ONE = Demonstration((Message("user", "a"), Message("assistant", "b")), None, "f:1")
+ONE = Demonstration((ChatMessage("user", "a"), ChatMessage("assistant", "b")), None, "f:1")
 OTHERS = [
-    Demonstration((Message("user", "a"), Message("assistant", "c")), None, "f:1"),
-    Demonstration((Message("system", "a"), Message("assistant", "b")), None, "f:1"),
-    Demonstration((Message("user", "a"), Message("assistant", "b")), "b", "f:1"),
-    Demonstration((Message("user", "a"), Message("user", "b"), Message("assistant", "b")), None, "f:1"),
+    Demonstration((ChatMessage("user", "a"), ChatMessage("assistant", "c")), None, "f:1"),
+    Demonstration((ChatMessage("system", "a"), ChatMessage("assistant", "b")), None, "f:1"),
+    Demonstration((ChatMessage("user", "a"), ChatMessage("assistant", "b")), "b", "f:1"),
+    Demonstration((ChatMessage("user", "a"), ChatMessage("user", "b"), ChatMessage("assistant", "b")), None, "f:1"),
 ]
 
 

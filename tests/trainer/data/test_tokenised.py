@@ -1,10 +1,10 @@
-"""What is trained on is what the service scores: the same ids, and labels on the scored tokens alone."""
+"""Training uses the ids that the service scores, with labels only on the scored tokens."""
 
 import pytest
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.text.encode import Encoder, RendererName
-from dense_reward_trainer.data.sources import DataError, Demonstration, Message
-from dense_reward_trainer.data.tokenised import IGNORED, Row, encode_demonstrations
+from dense_reward_trainer.data.sources import ChatMessage, DataError, Demonstration
+from dense_reward_trainer.data.tokenised import IGNORED, TokenisedRow, encode_demonstrations
 from dense_reward_trainer.sft.from_scratch import train_tokenizer
 
 TOKENIZER = TransformersTokenizer(train_tokenizer(["Add 12 and 34.", "12+34=46"], 280))
@@ -12,19 +12,19 @@ END = TOKENIZER.eos_id
 
 
 def demonstration(*contents: str) -> Demonstration:
-    messages = [Message("assistant" if i % 2 else "user", content) for i, content in enumerate(contents)]
+    messages = [ChatMessage("assistant" if i % 2 else "user", content) for i, content in enumerate(contents)]
     return Demonstration(tuple(messages), None, f"file.jsonl:{len(contents[0])}")
 
 
 def rows(
     *demonstrations: Demonstration, renderer: RendererName = "plain", limit: int = 200, every_turn: bool = False
-) -> list[Row]:
+) -> list[TokenisedRow]:
     encoder = Encoder.of(TOKENIZER, renderer)
     encoded = encode_demonstrations(demonstrations, encoder, every_turn=every_turn, limit_tokens=limit, skip_bad=False)
     return list(encoded.rows)
 
 
-def learnt(row: Row) -> str:
+def learnt(row: TokenisedRow) -> str:
     return "".join(TOKENIZER.pieces([label for label in row.labels if label != IGNORED]))
 
 
@@ -36,7 +36,7 @@ def test_the_ids_are_those_of_a_scored_prompt_and_response(renderer: RendererNam
     response_T = encoder.response("46 <|im_end|>", add_eos=True).ids_T
     assert row.input_ids == [*prompt_P, *response_T]
     assert row.labels == [IGNORED] * len(prompt_P) + list(response_T)
-    assert row.labels.count(END or -1) == 1, "the end of turn alone is special, not what the text spells"
+    assert row.labels.count(END or -1) == 1, "only the end of turn is special, not the same text in a message"
     assert row.length == len(row.input_ids)
 
 

@@ -1,9 +1,9 @@
-"""The credit job: where an error is planted, which tokens it stands against, and the job over a real service."""
+"""The credit job: planted errors, the tokens that they are compared with, and the job with a real service."""
 
 import json
 import random
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,19 +25,21 @@ from dense_reward_trainer.credit.error_localisation import (
     planted_errors,
     proposals,
 )
-from dense_reward_trainer.data.corruption import Corrupter, Corruption, Kind, number_corruption
-from dense_reward_trainer.data.sources import DataSource, Demonstration, Message, load
+from dense_reward_trainer.data.corruption import Corrupter, Corruption, ErrorKind, number_corruption
+from dense_reward_trainer.data.sources import ChatMessage, DataSource, Demonstration, load
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.policy import load_policy
 from dense_reward_trainer.rl.reward_service import PinnedPair, ServiceAddress, pinned_pair
 from dense_reward_trainer.rl.sampling import Sampling, sample
 from hypothesis import given
 from hypothesis import strategies as st
-from served_pair import ServedPair, free_port, write_pair
+from served_pair import ServedPair
+
+pytestmark = pytest.mark.xdist_group("served pair")
 
 
 def answer(response: str) -> Demonstration:
-    return Demonstration((Message("user", "?"), Message("assistant", response)), None, "here:1")
+    return Demonstration((ChatMessage("user", "?"), ChatMessage("assistant", response)), None, "here:1")
 
 
 def planted(right: str, wrong: str, start: int, end: int) -> PlantedError:
@@ -45,7 +47,7 @@ def planted(right: str, wrong: str, start: int, end: int) -> PlantedError:
 
 
 def one_by_one(text: str) -> list[tuple[int, int]]:
-    """A token for each character, and an end of turn."""
+    """A scored text with a token for each character, and an end of turn."""
     return [*((i, i + 1) for i in range(len(text))), (len(text), len(text))]
 
 
@@ -99,21 +101,15 @@ def test_an_error_hits_where_it_is_lowest_and_shares_a_tie() -> None:
     assert [ErrorScores(error, others).auroc for error in (-3.0, -1.0, 1.0)] == [1.0, 0.375, 0.0]
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedPair]:
-    folder = tmp_path_factory.mktemp("pair")
-    write_pair(folder)
-    served = ServedPair(folder, free_port())
-    served.start()
-    served.wait_until_ready()
-    yield served
-    served.kill()
-
-
-def credit(pair: ServedPair, run: Path, *overrides: str) -> int:
-    """The command's exit code; without a policy where no override gives one."""
-    data = [f"data.source={pair.folder / 'held_out.jsonl'}", "answers=3", "policy=null", "corruptions=[digit, number]"]
-    return main(["credit", "arithmetic_credit", f"output_dir={run}", f"service_url={pair.url}", *data, *overrides])
+def credit(served: ServedPair, run: Path, *overrides: str) -> int:
+    """Runs the command and returns its exit code; without a policy, unless an override names one."""
+    data = [
+        f"data.source={served.folder / 'held_out.jsonl'}",
+        "answers=3",
+        "policy=null",
+        "corruptions=[digit, number]",
+    ]
+    return main(["credit", "arithmetic_credit", f"output_dir={run}", f"service_url={served.url}", *data, *overrides])
 
 
 def last_line(capsys: pytest.CaptureFixture[str]) -> str:
@@ -121,9 +117,9 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_without_a_policy_the_job_measures_planted_errors_and_leaves_the_table_in_its_folder(
-    pair: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    served: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert credit(pair, tmp_path / "run") == 0
+    assert credit(served, tmp_path / "run") == 0
     result = json.loads((tmp_path / "run" / "credit.json").read_text())["result"]
     assert set(result["localisation"]) == {"digit", "number"}
     for found in result["localisation"].values():
@@ -132,45 +128,45 @@ def test_without_a_policy_the_job_measures_planted_errors_and_leaves_the_table_i
             assert all(0 <= x["low"] <= x["value"] <= x["high"] <= 1 for x in (one["auroc"], one["hit"]))
     assert result["ranking"] is None
     assert (tmp_path / "run" / "credit.png").stat().st_size > 10_000
-    said = capsys.readouterr().err
-    assert f"waiting for {pair.url}, up to 300 s" in said
-    assert "corrupted digit against the other tokens of its answer, 3 answers" in said
+    reported = capsys.readouterr().err
+    assert f"waiting for {served.url}, up to 300 s" in reported
+    assert "corrupted digit against the other tokens of its answer, 3 answers" in reported
 
 
 @pytest.mark.parametrize("request_tokens", [1, 100, 100_000])
 def test_answers_are_asked_in_requests_of_the_size_that_is_configured(
-    pair: ServedPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request_tokens: int
+    served: ServedPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request_tokens: int
 ) -> None:
-    demonstrations = load(DataSource(source=str(pair.folder / "held_out.jsonl"))).demonstrations
+    demonstrations = load(DataSource(source=str(served.folder / "held_out.jsonl"))).demonstrations
     chats = [messages_of(demonstration) for demonstration in demonstrations]
-    asked: list[int] = []
+    requested: list[int] = []
     settings = config(output_dir=tmp_path, service_request_tokens=request_tokens)
-    with pinned_pair(ServiceAddress.of(pair.url, settings), said_to_nobody) as pinned:
+    with pinned_pair(ServiceAddress.of(served.url, settings), ignore) as pinned:
         whole = pinned.score([{"messages": chat} for chat in chats], ["reward"]).results
         score = PinnedPair.score
 
         def counted(pair: PinnedPair, items: Sequence[ItemToScore], include: Collection[ArrayName]) -> Scored:
-            asked.append(len(items))
+            requested.append(len(items))
             return score(pair, items, include)
 
         monkeypatch.setattr(PinnedPair, "score", counted)
         found = list(pinned.score_chats(chats, ["reward"]))
     assert [one.length for one in found] == [one.length for one in whole]
-    assert sum(asked) == len(chats)
-    assert len(asked) == len(chats) if request_tokens == 1 else len(asked) < len(chats)
-    assert (len(asked) == 1) == (request_tokens == 100_000)
+    assert sum(requested) == len(chats)
+    assert len(requested) == len(chats) if request_tokens == 1 else len(requested) < len(chats)
+    assert (len(requested) == 1) == (request_tokens == 100_000)
 
 
 @pytest.mark.parametrize("kind", ["digit", "number", "word", "step"])
 def test_a_corrupted_answer_has_as_many_tokens_as_the_right_one_and_differs_in_its_span_alone(
-    pair: ServedPair, tmp_path: Path, kind: Kind
+    served: ServedPair, tmp_path: Path, kind: ErrorKind
 ) -> None:
-    demonstrations = load(DataSource(source=str(pair.folder / "held_out.jsonl"))).demonstrations
+    demonstrations = load(DataSource(source=str(served.folder / "held_out.jsonl"))).demonstrations
     corrupter = Corrupter.of(kind, [one.response for one in demonstrations])
-    with pinned_pair(ServiceAddress.of(pair.url, config(output_dir=tmp_path)), said_to_nobody) as pinned:
+    with pinned_pair(ServiceAddress.of(served.url, config(output_dir=tmp_path)), ignore) as pinned:
         found = list(planted_errors(pinned, demonstrations, corrupter, seed=0))
     assert found
-    with Client(pair.url) as client:
+    with Client(served.url) as client:
         for planted_one, scored in found:
             right, corruption = planted_one.demonstration.response, planted_one.corruption
             prompt = planted_one.demonstration.messages[0].content
@@ -180,23 +176,23 @@ def test_a_corrupted_answer_has_as_many_tokens_as_the_right_one_and_differs_in_i
             assert corruption.text[corruption.end :] == right[corruption.end :]
 
 
-def test_more_answers_than_hold_such_an_error_are_refused(pair: ServedPair, tmp_path: Path) -> None:
+def test_more_answers_than_hold_such_an_error_are_refused(served: ServedPair, tmp_path: Path) -> None:
     demonstrations = [answer("none at all"), answer("one 1")]
     with (
-        pinned_pair(ServiceAddress.of(pair.url, config(output_dir=tmp_path)), said_to_nobody) as pinned,
+        pinned_pair(ServiceAddress.of(served.url, config(output_dir=tmp_path)), ignore) as pinned,
         pytest.raises(ConfigError, match="only 1 answers can hold an error of kind digit, but answers is 2"),
     ):
         localise(pinned, demonstrations, Corrupter.of("digit", []), count=2, against="tokens", seed=0)
 
 
-def test_labelled_solutions_are_measured_step_against_step(pair: ServedPair, tmp_path: Path) -> None:
+def test_labelled_solutions_are_measured_step_against_step(served: ServedPair, tmp_path: Path) -> None:
     lines = [{"problem": "Add 1 and 2.", "steps": ["1+2=3", "3+1=5", "#### 5"], "label": 1}] * 3
     lines.append({"problem": "Add 1 and 2.", "steps": ["1+2=3"], "label": -1})
     (tmp_path / "solutions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert credit(pair, tmp_path / "run", f"solutions={tmp_path / 'solutions.jsonl'}") == 0
+    assert credit(served, tmp_path / "run", f"solutions={tmp_path / 'solutions.jsonl'}") == 0
     result = json.loads((tmp_path / "run" / "credit.json").read_text())["result"]
     assert result["solutions"] == 3
-    with Client(pair.url) as client:
+    with Client(served.url) as client:
         text = "1+2=3\n\n3+1=5\n\n#### 5"
         (scored,) = client.score(prompt="Add 1 and 2.", response=text).results
     assert scored.offsets is not None
@@ -207,29 +203,29 @@ def test_labelled_solutions_are_measured_step_against_step(pair: ServedPair, tmp
 
 
 def test_right_and_wrong_samples_are_told_apart_and_summed_as_the_service_pays_them(
-    pair: ServedPair, tmp_path: Path
+    served: ServedPair, tmp_path: Path
 ) -> None:
-    """Nothing that random weights say is right, so a text of even length shall be."""
+    """A random model gives no right answers, so a text of even length counts as right."""
     settings = config(output_dir=tmp_path, service_request_tokens=200)
-    checkpoint = load_policy(pair.folder / "sft", precision="float32", device="cpu")
-    demonstrations = load(DataSource(source=str(pair.folder / "held_out.jsonl"))).demonstrations
-    with pinned_pair(ServiceAddress.of(pair.url, settings), said_to_nobody) as pinned:
+    checkpoint = load_policy(served.folder / "sft", precision="float32", device="cpu")
+    demonstrations = load(DataSource(source=str(served.folder / "held_out.jsonl"))).demonstrations
+    with pinned_pair(ServiceAddress.of(served.url, settings), ignore) as pinned:
         sums = rank(
             pinned,
             checkpoint,
             demonstrations,
             Sampling(40, batch_size=256),
-            samples=240,
+            samples=120,
             seed=0,
-            report=said_to_nobody,
+            report=ignore,
             is_right=is_even,
         )
 
-    each = -(-240 // len(demonstrations))
+    each = -(-120 // len(demonstrations))
     prompts = [checkpoint.encoder.prompt(one.messages[0].content) for one in demonstrations]
-    rollouts = sample(checkpoint.policy, prompts, Sampling(40, each, batch_size=256), seed=0)[:240]
+    rollouts = sample(checkpoint.policy, prompts, Sampling(40, each, batch_size=256), seed=0)[:120]
     expected: list[tuple[bool, float]] = []
-    with Client(pair.url) as client:
+    with Client(served.url) as client:
         for rollout in rollouts:
             body = [int(i) for i in rollout.response_T[: len(rollout.response_T) - rollout.finished]]
             right = rollout.finished and len(checkpoint.encoder.tokenizer.text_and_spans(body)[0]) % 2 == 0
@@ -237,10 +233,10 @@ def test_right_and_wrong_samples_are_told_apart_and_summed_as_the_service_pays_t
             assert scored.reward is not None
             expected.append((right, float(scored.reward.sum())))
     assert sums.right == [right for right, _ in expected]
-    assert sums.counts == (sum(sums.right), 240 - sum(sums.right))
+    assert sums.counts == (sum(sums.right), 120 - sum(sums.right))
     assert min(sums.counts) > 0
     assert sums.nats["reward"] == pytest.approx([nats for _, nats in expected], abs=1e-3)
-    assert sums.prompt == [index // each for index in range(240)]
+    assert sums.prompt == [index // each for index in range(120)]
     for one in sums.ranking(0).values():
         assert 0 <= one.auroc.low <= one.auroc.value <= one.auroc.high <= 1
         assert one.calibration is not None
@@ -250,16 +246,16 @@ def is_even(_: Demonstration, text: str) -> bool:
     return len(text) % 2 == 0
 
 
-def said_to_nobody(_: str) -> None:
-    """A report that nobody reads."""
+def ignore(_: str) -> None:
+    """A report that is not checked."""
 
 
 def test_solutions_without_a_right_step_before_a_wrong_one_are_refused(
-    pair: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    served: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = [{"problem": "P", "steps": ["a", "b"], "label": label} for label in (-1, 0)]
     (tmp_path / "solutions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert credit(pair, tmp_path / "run", f"solutions={tmp_path / 'solutions.jsonl'}") == 2
+    assert credit(served, tmp_path / "run", f"solutions={tmp_path / 'solutions.jsonl'}") == 2
     assert "none of 2 has right steps before a wrong one" in last_line(capsys)
 
 
@@ -284,10 +280,10 @@ def test_samples_that_are_all_right_or_all_wrong_cannot_be_ranked(right: int, wr
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(
-    pair: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], complaint: str
+    served: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str], overrides: list[str], complaint: str
 ) -> None:
-    chosen = [override.format(sft=pair.folder / "sft") for override in overrides]
-    assert credit(pair, tmp_path / "run", *chosen) == 2
+    chosen = [override.format(sft=served.folder / "sft") for override in overrides]
+    assert credit(served, tmp_path / "run", *chosen) == 2
     last = last_line(capsys)
     assert last.startswith("error: ")
     assert re.search(complaint, last), last

@@ -1,4 +1,4 @@
-"""Where DPR's gradient points: its cosines, what they say of signal and noise, and that it is the run's own."""
+"""The direction of DPR's gradient: cosines, the estimate of signal and noise, and that it is the run's gradient."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ import torch
 from dense_reward.records import IdArray
 from dense_reward_trainer.configs.dpr import GradientConfig
 from dense_reward_trainer.errors import JobError
-from dense_reward_trainer.jobs.gradient import alignment, descents, described, likelihood_gradient
+from dense_reward_trainer.jobs.gradient import alignment, alignment_summary, descent_directions, likelihood_gradient
 from dense_reward_trainer.rl.advantages import action_advantages
 from dense_reward_trainer.rl.learner import Learner
 from dense_reward_trainer.rl.policy import policy_logprobs
@@ -36,7 +36,7 @@ def test_noise_around_a_direction_hides_it_from_one_batch_and_not_from_the_estim
     assert found.cosine_standard_error == pytest.approx(float(cosines.std()) / 40**0.5, rel=1e-4)
     pairs = cosine_similarity(directions[:, None], directions[None], dim=2)
     assert found.agreement == pytest.approx(float((pairs.sum() - 40) / (40 * 39)), abs=1e-5)
-    assert f"of the expected gradient {found.expected_cosine:.2f} ± 0.01" in described(found)
+    assert f"of the expected gradient: {found.expected_cosine:.2f} ± 0.01" in alignment_summary(found)
 
 
 def test_the_error_of_the_estimate_is_its_spread() -> None:
@@ -59,7 +59,7 @@ def test_of_noise_next_to_nothing_is_claimed(dimension: int) -> None:
     spread = float(torch.tensor([one.agreement for one in found]).std())
     errors = torch.tensor([one.agreement_standard_error for one in found])
     assert float(errors.mean()) == pytest.approx(spread, rel=0.2)
-    assert "more batches" in described(next(one for one in found if one.expected_cosine is None))
+    assert "raise batches" in alignment_summary(next(one for one in found if one.expected_cosine is None))
     with pytest.raises(ValueError, match="at least 3"):
         alignment([torch.ones(2)] * 2, torch.ones(2))
 
@@ -67,8 +67,12 @@ def test_of_noise_next_to_nothing_is_claimed(dimension: int) -> None:
 def test_a_batch_in_which_every_action_is_paid_the_same_has_no_direction() -> None:
     options = {"candidates": 3, "returns": "immediate", "kl_coefficient": 0.0, "baseline": "none"}
     config = GradientConfig.model_validate(config_of(**options).model_dump() | {"batches": 3})
-    with pytest.raises(JobError, match=r"batch 1 has norm 0: .* paid the same"):
-        list(descents(config, tiny_policy(), PROMPTS, Demonstrated(dict.fromkeys(map(bytes, PROMPTS), -1), 1.0)))
+    with pytest.raises(JobError, match=r"batch 1 has norm 0, .* get the same reward"):
+        list(
+            descent_directions(
+                config, tiny_policy(), PROMPTS, Demonstrated(dict.fromkeys(map(bytes, PROMPTS), -1), 1.0)
+            )
+        )
 
 
 @pytest.mark.parametrize("options", [{}, {"candidates": 3, "returns": "immediate"}], ids=["plain", "candidates"])
@@ -85,7 +89,7 @@ def test_it_is_the_gradient_of_the_runs_own_step(options: dict[str, object]) -> 
 
 def test_batches_are_those_that_the_run_would_draw() -> None:
     policy, config = tiny_policy(), GradientConfig.model_validate(config_of().model_dump() | {"batches": 3})
-    first, second, _ = descents(config, policy, PROMPTS, EngineRewards())
+    first, second, _ = descent_directions(config, policy, PROMPTS, EngineRewards())
     learner = Learner.of(config, policy)
     again = [-learner.gradient(learner.sample_batch(n, PROMPTS, EngineRewards(), Timer())) for n in (1, 2)]
     torch.testing.assert_close(first, again[0])
@@ -95,7 +99,7 @@ def test_batches_are_those_that_the_run_would_draw() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Demonstrated:
-    """Pays so much for the one token that was demonstrated after a prompt, and nothing for any other."""
+    """Rewards that are `price` for the token that was demonstrated after a prompt, and 0 for any other."""
 
     wanted: dict[bytes, int]
     price: float
@@ -117,7 +121,7 @@ def test_a_reward_for_what_was_demonstrated_points_there_and_its_opposite_away(p
     options = {"candidates": 64, "returns": "immediate", "baseline": "none", "max_new_tokens": 1, "kl_coefficient": 0}
     config = GradientConfig.model_validate(config_of(prompts_per_step=3, **options).model_dump() | {"batches": 3})
     target = likelihood_gradient(policy, PROMPTS, [ids_of(wanted[prompt.tobytes()]) for prompt in PROMPTS], 24)
-    found = alignment(descents(config, policy, PROMPTS, Demonstrated(wanted, price)), target)
+    found = alignment(descent_directions(config, policy, PROMPTS, Demonstrated(wanted, price)), target)
     assert found.cosine * price > 0.2
 
 

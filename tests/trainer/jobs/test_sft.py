@@ -1,22 +1,22 @@
-"""Real, short SFT runs: the pair that they leave, how they refuse, and how they go on after a kill."""
+"""Real, short SFT runs: the pair that they write, what they refuse, and how they resume."""
 
 import json
 import os
 import re
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
+import killed_job
 import pytest
 from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pair
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, load_manifest, verify_files
 from dense_reward_trainer.cli import main
 from dense_reward_trainer.data.sources import DataSource, data_sha256, load, split
+from served_pair import environment
 
+STEPS = 22  # of a run that is hard to resume
 PROBLEMS = [(a, b) for a in range(3, 18) for b in range(4, 60, 11)]
 
 
@@ -34,7 +34,7 @@ def manifests(folder: Path) -> tuple[Manifest, Manifest]:
 
 
 def served(folder: Path) -> bool:
-    """Whether the pair loads, proves itself, and is of one run."""
+    """Whether the pair loads, passes its probe, and comes from one run."""
     engine, _, _ = load_pair(
         folder / "checkpoints" / "sft",
         folder / "checkpoints" / "reference",
@@ -46,7 +46,7 @@ def served(folder: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny twin of the demonstration's recipe, run to its end."""
+    """A finished run of arithmetic_sft_tiny."""
     return trained("arithmetic_sft_tiny", tmp_path_factory.mktemp("tiny") / "run")
 
 
@@ -76,10 +76,10 @@ def test_the_reference_is_the_first_step_at_or_past_half_of_the_samples(tiny: Pa
 def test_the_run_folder_tells_what_happened(tiny: Path) -> None:
     lines = [json.loads(line) for line in (tiny / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
-    assert losses[-1] < losses[0] - 1.0, "a model that learns"
+    assert losses[-1] < losses[0] - 1.0, "the loss falls"
     assert [line["step"] for line in lines if "eval_loss" in line] == [10, 20]
     assert (tiny / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert not (tiny / "resume").exists(), "optimiser states are of no use to a finished run"
+    assert not (tiny / "resume").exists(), "a finished run needs no optimiser states"
 
 
 def test_the_held_out_demonstrations_are_kept_for_later_jobs(tiny: Path) -> None:
@@ -167,7 +167,7 @@ def test_so_is_the_one_for_demonstrations_that_are_too_long(tmp_path: Path, caps
 
 
 def varied(folder: Path) -> Path:
-    """Demonstrations of very different lengths, whose number no batch size divides."""
+    """Demonstrations of very different lengths; their number is not a multiple of a batch size."""
     path = folder / "varied.jsonl"
     rows = ({"prompt": f"{a} times {b}?", "response": f"{'so ' * (a % 9)}it is {a * b}"} for a, b in PROBLEMS)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -175,10 +175,10 @@ def varied(folder: Path) -> Path:
 
 
 def hard_to_resume(source: Path) -> list[str]:
-    """Three epochs, accumulation, batches by length, a last step that is short, states saved at odd places."""
+    """Two epochs, accumulation, batches by length, a short last step, states saved within epochs."""
     return [
         f"data={{source: {source}, held_out_fraction: 0.1}}",
-        "epochs=3",
+        "epochs=2",
         "batch_size=4",
         "gradient_accumulation=2",
         "group_by_length=true",
@@ -189,86 +189,73 @@ def hard_to_resume(source: Path) -> list[str]:
     ]
 
 
-def command(folder: Path, *overrides: str) -> list[str]:
+def ended_at_step(number: int, signal_number: signal.Signals, folder: Path, overrides: list[str]) -> tuple[int, str]:
+    """Exit code and stderr of a run that got the signal when it logged that step."""
     arguments = ["sft", "arithmetic_sft_tiny", f"output_dir={folder}", "threads=1", *overrides]
-    return [sys.executable, "-m", "dense_reward_trainer.cli", *arguments]
-
-
-def started(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(command(folder, *overrides), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def wait_until(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline_s = time.monotonic() + 120
-    while not ready():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline_s
-        time.sleep(0.01)
+    command = killed_job.command(signal_number, number, *arguments)
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert not (folder / "checkpoints" / "sft").exists(), "ended in the middle"
+    return ended.returncode, ended.stderr
 
 
 def logged_losses(folder: Path) -> list[tuple[int, float]]:
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    logged = [json.loads(line) for line in lines if '"loss"' in line and line.endswith("}")]
-    return [(line["step"], line["loss"]) for line in logged]
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
-@pytest.mark.parametrize("group_by_length", ["true", "false"])
-def test_a_killed_run_goes_on_to_bitwise_the_same_weights(
-    group_by_length: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    overrides = [*hard_to_resume(varied(tmp_path)), f"group_by_length={group_by_length}"]
+def assert_same_outcome(resumed: Path, unbroken: Path) -> None:
+    """The same checkpoints to the bit, and the same losses, each step once."""
+    for expected, found in zip(manifests(unbroken), manifests(resumed), strict=True):
+        assert found.files == expected.files
+        assert found.probe == expected.probe
+        assert found.run_id == json.loads((resumed / "run.json").read_text())["run_id"]
+    assert [step for step, _ in logged_losses(resumed)] == list(range(1, STEPS + 1))
+    assert logged_losses(resumed) == logged_losses(unbroken)
+
+
+def test_a_killed_run_goes_on_to_bitwise_the_same_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = [*hard_to_resume(varied(tmp_path)), "milestones={reference: 0.75}"]
     unbroken = trained("arithmetic_sft_tiny", tmp_path / "unbroken", *overrides)
     killed = tmp_path / "killed"
-    process = started(killed, *overrides)
-    wait_until(lambda: len(logged_losses(killed)) >= 14, process)
-    process.kill()
-    process.communicate()
-    assert not (killed / "checkpoints" / "sft").exists(), "killed in the middle"
+    code, stderr = ended_at_step(14, signal.SIGKILL, killed, overrides)
+    assert code == -signal.SIGKILL, stderr
     run_id = json.loads((killed / "run.json").read_text())["run_id"]
     (killed / "resume" / "checkpoint-999").mkdir()
 
     capsys.readouterr()
     trained("arithmetic_sft_tiny", killed, *overrides)
-    told = capsys.readouterr().err
-    assert "checkpoint-999: a kill had left it incomplete" in told
-    assert "resumed at step" in told
-    for expected, found in zip(manifests(unbroken), manifests(killed), strict=True):
-        assert found.files == expected.files
-        assert found.probe == expected.probe
-        assert found.run_id == run_id
-    assert [step for step, _ in logged_losses(killed)] == list(range(1, 34))
-    assert logged_losses(killed) == logged_losses(unbroken)
+    reported = capsys.readouterr().err
+    assert "checkpoint-999: a kill had left it incomplete" in reported
+    assert "resumed at step 12" in reported
+    assert_same_outcome(killed, unbroken)
+    assert manifests(killed)[0].run_id == run_id
 
 
-def test_an_interrupted_run_stops_quietly_and_refuses_other_data(
+def test_an_interrupted_run_stops_quietly_refuses_other_data_and_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = varied(tmp_path)
-    overrides = [*hard_to_resume(source), "epochs=300"]
-    folder = tmp_path / "run"
-    process = started(folder, *overrides)
-    wait_until(lambda: len(logged_losses(folder)) >= 1, process)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 130, told
-    assert "Traceback" not in told
+    overrides = [*hard_to_resume(source), "group_by_length=false"]
+    unbroken = trained("arithmetic_sft_tiny", tmp_path / "unbroken", *overrides)
+    interrupted = tmp_path / "interrupted"
+    code, stderr = ended_at_step(14, signal.SIGINT, interrupted, overrides)
+    assert code == 130, stderr
+    assert "Traceback" not in stderr
 
-    source.write_text("".join(source.read_text().splitlines(keepends=True)[:-1]))
-    assert sft("arithmetic_sft_tiny", folder, *overrides) == 2
-    assert "started with another data" in capsys.readouterr().err
+    demonstrations = source.read_text()
+    source.write_text("".join(demonstrations.splitlines(keepends=True)[:-1]))
+    assert sft("arithmetic_sft_tiny", interrupted, *overrides) == 2
+    assert "started with a different data" in capsys.readouterr().err
+    source.write_text(demonstrations)
 
-
-def test_a_milestone_that_is_gone_is_not_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = tmp_path / "run"
-    overrides = [*hard_to_resume(varied(tmp_path)), "epochs=300"]
-    process = started(folder, *overrides, "milestones={reference: 0.001}")
-    wait_until((folder / "resume" / "checkpoint-4" / "trainer_state.json").exists, process)
-    process.kill()
-    process.communicate()
-    (folder / "checkpoints" / "reference").rename(tmp_path / "moved")
-    assert sft("arithmetic_sft_tiny", folder, *overrides, "milestones={reference: 0.001}") == 2
+    reference = interrupted / "checkpoints" / "reference"
+    reference.rename(tmp_path / "moved")
+    assert sft("arithmetic_sft_tiny", interrupted, *overrides) == 2
     assert "reference is gone" in capsys.readouterr().err
+    (tmp_path / "moved").rename(reference)
+
+    trained("arithmetic_sft_tiny", interrupted, *overrides)
+    assert_same_outcome(interrupted, unbroken)
 
 
 # peft 0.21 asks transformers 5.23 for an attribute by its old name

@@ -1,4 +1,4 @@
-"""The options of DPR on a batch: advantages of known numbers, and expected gradients by enumeration."""
+"""The options of DPR on a batch: advantages of hand-made batches, and expected gradients by enumeration."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -108,7 +108,8 @@ def test_immediate_rewards_follow_each_state_by_itself(world: World) -> None:
 def test_candidates_leave_the_objective_as_it_is(world: World, count: int, size: int, baseline: str) -> None:
     found_SV = expected(world, size, candidates=count, baseline=baseline, kl_coefficient=COEFFICIENT)
     sampled_SV = expected(world, size, baseline=baseline, kl_coefficient=COEFFICIENT)
-    if baseline != "batch":  # its mean scales the sampled terms by 1 - 1/B, and not those that are summed
+    # The batch mean scales sampled terms by 1 - 1/B, but not terms that are summed over candidates.
+    if baseline != "batch":
         assert_same(sampled_SV, exact(world, world.reward_SV, COEFFICIENT))
         assert_same(found_SV, sampled_SV)
     assert torch.cosine_similarity(found_SV.flatten(), sampled_SV.flatten(), dim=0) > 0.9
@@ -208,9 +209,9 @@ def test_a_step_is_described_by_means_over_tokens_and_responses() -> None:
         ({"candidates": 2, "temperature": 0.7}, "candidates need temperature 1"),
         ({"candidates": 2, "returns": "total"}, "candidates need returns reward_to_go or immediate"),
         ({"candidates": 2, "baseline": "kl"}, "candidates need another baseline than kl"),
-        ({"gamma": 0.9, "returns": "total"}, "gamma discounts"),
+        ({"gamma": 0.9, "returns": "total"}, "gamma only discounts"),
         ({"kl_penalty": "loss_k2", "temperature": 0.7}, "set temperature to 1"),
-        ({"kl_target": 1.0, "kl_coefficient": 0.0}, "start it above 0"),
+        ({"kl_target": 1.0, "kl_coefficient": 0.0}, "set kl_coefficient above 0"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(changes: dict[str, object], complaint: str) -> None:

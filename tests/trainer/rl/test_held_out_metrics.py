@@ -8,8 +8,8 @@ import pytest
 import torch
 from dense_reward.engines.fake import EOS_ID
 from dense_reward_trainer.configs.dpr import HeldOutOptions
-from dense_reward_trainer.data.sources import Demonstration, Message
-from dense_reward_trainer.data.tokenised import Row, encode_demonstrations
+from dense_reward_trainer.data.sources import ChatMessage, Demonstration
+from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrations
 from dense_reward_trainer.rl.held_out_metrics import estimate, measure_held_out
 from dense_reward_trainer.rl.policy import PolicyCheckpoint, frozen_logprobs, policy_logprobs
 from dense_reward_trainer.rl.records import ResponseRewards, Rollout
@@ -21,10 +21,10 @@ ANSWERS = {"1+1": "#### 2", "2+2": "#### 4"}
 OPTIONS = HeldOutOptions(max_new_tokens=12, samples_per_prompt=3)
 
 
-def rows_of(checkpoint: PolicyCheckpoint, answers: dict[str, str | None]) -> list[Row]:
+def rows_of(checkpoint: PolicyCheckpoint, answers: dict[str, str | None]) -> list[TokenisedRow]:
     """The prompts with the responses of ANSWERS as demonstrations; `answers` are the right final answers."""
     demonstrations = [
-        Demonstration((Message("user", prompt), Message("assistant", ANSWERS[prompt])), answer, f"here:{line}")
+        Demonstration((ChatMessage("user", prompt), ChatMessage("assistant", ANSWERS[prompt])), answer, f"here:{line}")
         for line, (prompt, answer) in enumerate(answers.items(), 1)
     ]
     encoder = checkpoint.encoder
@@ -33,7 +33,7 @@ def rows_of(checkpoint: PolicyCheckpoint, answers: dict[str, str | None]) -> lis
 
 @pytest.fixture(scope="module")
 def taught() -> PolicyCheckpoint:
-    """A policy that was trained until it gives both answers."""
+    """A policy that was trained until it gives both of ANSWERS."""
     checkpoint = tiny_checkpoint()
     rows = rows_of(checkpoint, dict.fromkeys(ANSWERS))
     prompts, responses = [row.encoded.prompt_P for row in rows], [row.encoded.responses[0].ids_T for row in rows]

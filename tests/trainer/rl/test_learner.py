@@ -59,7 +59,7 @@ def test_rewards_and_the_penalty_are_at_temperature_1_whatever_is_sampled_at() -
 
 
 def test_before_the_first_step_the_kl_to_the_sft_model_is_0_also_where_its_output_rows_are_padded() -> None:
-    """Half of the output rows are no ids of the tokenizer: the policy and the service both normalise over them."""
+    """Half of the output rows have no id in the tokenizer; the policy and the service both normalise over them."""
     model, sft, reference = (tiny_llama(seed=seed, vocab_size=2 * VOCABULARY) for seed in (0, 0, 1))
     info = EngineInfo("sft", "reference", "r", "float32", "cpu", VOCABULARY, 128, QUANTITIES, related=True)
     service = PairEngine(TorchModel(sft), TorchModel(reference), info, ComputeOptions(1000))

@@ -1,4 +1,4 @@
-"""Checkpoints appear whole or not at all, prove themselves, and survive kills at any point."""
+"""Checkpoints appear complete or not at all, pass their probe, and survive kills at any point."""
 
 import json
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pa
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, files_folder, load_manifest, verify_files
 from dense_reward.text.encode import Encoder
-from dense_reward_trainer.configs.base import ScratchOptions
+from dense_reward_trainer.configs.sft import ScratchOptions
 from dense_reward_trainer.runs.checkpoint import (
     is_complete,
     newest_training_state,
@@ -31,7 +31,7 @@ FACTS = ManifestFacts(role="sft", run_id="run", renderer="plain", optimiser_step
 
 
 def model(seed: int = 0) -> PreTrainedModel:
-    """Weights enlarged, so that log-probs are far from uniform."""
+    """A model with enlarged weights, so that log-probs are far from uniform."""
     made = random_model(OPTIONS, TOKENIZER, seed)
     with torch.no_grad():
         for parameter in made.parameters():
@@ -159,12 +159,12 @@ def test_the_newest_complete_training_state_is_taken_and_incomplete_ones_are_rem
     training_state(tmp_path, 20, '{"global_st')
     (tmp_path / "checkpoint-30").mkdir()
     (tmp_path / "README.md").write_text("")
-    told: list[str] = []
-    assert newest_training_state(tmp_path, told.append) == newest
+    reported: list[str] = []
+    assert newest_training_state(tmp_path, reported.append) == newest
     assert training_step(newest) == 10
     assert entries(tmp_path) == ["README.md", "checkpoint-10", "checkpoint-9"]
-    assert len(told) == 2
-    assert all("incomplete" in line for line in told)
+    assert len(reported) == 2
+    assert all("incomplete" in line for line in reported)
 
 
 def test_without_training_states_there_is_nothing_to_resume(tmp_path: Path) -> None:

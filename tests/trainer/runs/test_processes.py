@@ -1,4 +1,4 @@
-"""Work side by side: results as they come, and processes that end together."""
+"""Parallel tasks: results in the order of completion, and processes that end together."""
 
 import os
 import signal
@@ -37,7 +37,7 @@ def test_a_failure_ends_the_others_and_what_they_started_and_begins_nothing_new(
     with pytest.raises(ValueError, match="this one fails"):
         list(in_processes(2, fail_beside, [tmp_path / name for name in names]))
     assert ends(started_in(tmp_path / "sleeps"))
-    for begun in tmp_path.glob("queued*/child"):  # by the worker that failed, before anyone was told
+    for begun in tmp_path.glob("queued*/child"):  # started by the failed worker, before the pool was shut down
         assert ends(int(begun.read_text()))
 
 
@@ -46,10 +46,10 @@ def test_a_job_that_is_terminated_ends_what_it_started(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(failing_jobs.__file__).parent)!r})
-from dense_reward_trainer.runs.processes import end_when_terminated, in_processes
+from dense_reward_trainer.runs.processes import exit_on_sigterm, in_processes
 from failing_jobs import fail_beside
 if __name__ == "__main__":
-    end_when_terminated()
+    exit_on_sigterm()
     list(in_processes(1, fail_beside, [Path({str(tmp_path)!r}) / name for name in ("sleeps", "queued", "queued_too")]))
 """
     (tmp_path / "script.py").write_text(script)

@@ -1,4 +1,4 @@
-"""The run folder: what is kept of a run, what is redacted, and which second start is refused."""
+"""The run folder: what it records, what it redacts, and which second start it refuses."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import yaml
 from dense_reward_trainer.configs.base import JobConfig, JobOptions
 from dense_reward_trainer.errors import ConfigError, JobError
-from dense_reward_trainer.runs.run_folder import MetricsLog, command_line, open_run, pin, plot, redacted
+from dense_reward_trainer.runs.run_folder import MetricsLog, command_line, open_run, pin, plot_metrics, redacted
 
 
 class ServiceOptions(JobOptions):
@@ -46,7 +46,7 @@ def test_two_folders_are_two_runs(tmp_path: Path) -> None:
 def test_a_changed_configuration_is_refused_with_its_keys_and_the_cure(tmp_path: Path) -> None:
     open_run("example", ExampleConfig(output_dir=tmp_path))
     changed = ExampleConfig(output_dir=tmp_path, seed=1, service=ServiceOptions(url="http://elsewhere"))
-    with pytest.raises(ConfigError, match=r"another configuration \(seed, service.url\): use another output_dir"):
+    with pytest.raises(ConfigError, match=r"a different configuration \(seed, service.url\): use another output_dir"):
         open_run("example", changed)
 
 
@@ -60,7 +60,7 @@ def test_a_resumed_run_must_find_what_it_was_started_with(tmp_path: Path) -> Non
     run = open_run("example", ExampleConfig(output_dir=tmp_path))
     pin(run, {"data": "a", "tokenizer": "b"})
     pin(run, {"data": "a", "tokenizer": "b"})
-    with pytest.raises(ConfigError, match="started with another data: put back"):
+    with pytest.raises(ConfigError, match="started with a different data: restore"):
         pin(run, {"data": "c", "tokenizer": "b"})
 
 
@@ -104,9 +104,9 @@ def test_a_loss_that_is_no_number_stops_the_job(tmp_path: Path, value: float) ->
 
 def test_the_plot_is_a_png_even_of_nothing(tmp_path: Path) -> None:
     log = MetricsLog(tmp_path / "metrics.jsonl")
-    plot(log, ("loss",), tmp_path / "empty.png", ylabel="nats")
+    plot_metrics(log, ("loss",), tmp_path / "empty.png", ylabel="nats")
     log.append(1, {"loss": 2.0})
     log.append(2, {"eval_loss": 1.0})
-    plot(log, ("loss", "eval_loss"), tmp_path / "loss.png", ylabel="nats")
+    plot_metrics(log, ("loss", "eval_loss"), tmp_path / "loss.png", ylabel="nats")
     for name in ("empty.png", "loss.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

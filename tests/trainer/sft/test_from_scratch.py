@@ -1,9 +1,9 @@
-"""From scratch: the tokenizer and the model follow from demonstrations, options and seed alone."""
+"""From scratch: only demonstrations, options and seed determine the tokenizer and the model."""
 
 import torch
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.text.encode import Encoder
-from dense_reward_trainer.configs.base import ScratchOptions
+from dense_reward_trainer.configs.sft import ScratchOptions
 from dense_reward_trainer.sft.from_scratch import SPECIAL_TOKENS, random_model, train_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -61,7 +61,7 @@ def test_the_chat_template_ends_each_turn_with_the_end_of_sequence() -> None:
 
 @given(st.text())
 def test_any_text_comes_back_from_its_ids(text: str) -> None:
-    """Also what the tokenizer has never seen: every byte has an id."""
+    """This also holds for texts unlike the training data: every byte has an id."""
     ids = TransformersTokenizer(TOKENIZER).encode(text, special=False).ids
     assert TOKENIZER.decode(ids) == text
 

@@ -1,4 +1,4 @@
-"""Samples processed after each step, and the steps at which milestones fall, against counting them one by one."""
+"""Samples processed after each step, and the steps of milestones, compared with counting one by one."""
 
 import pytest
 from dense_reward_trainer.sft.milestones import MilestoneSchedule
@@ -29,8 +29,8 @@ SIZES = st.integers(1, 7)
 def test_samples_processed_is_what_counting_gives(
     samples: int, batch: int, accumulation: int, processes: int, steps: int
 ) -> None:
-    course = MilestoneSchedule(samples, batch * accumulation * processes, steps)
-    assert [course.samples_processed(step) for step in range(steps + 1)] == counted(
+    schedule = MilestoneSchedule(samples, batch * accumulation * processes, steps)
+    assert [schedule.samples_processed(step) for step in range(steps + 1)] == counted(
         samples, batch, accumulation, processes, steps
     )
 
@@ -39,18 +39,18 @@ def test_samples_processed_is_what_counting_gives(
 def test_a_milestone_is_the_first_step_at_or_past_its_fraction(
     samples: int, per_step: int, steps: int, percent: int
 ) -> None:
-    course = MilestoneSchedule(samples, per_step, steps)
+    schedule = MilestoneSchedule(samples, per_step, steps)
     totals = counted(samples, per_step, 1, 1, steps)
     wanted = next(step for step in range(1, steps + 1) if 100 * totals[step] >= percent * totals[-1])
-    assert course.step_at(percent / 100) == wanted
+    assert schedule.step_at(percent / 100) == wanted
 
 
 def test_half_of_several_epochs_lies_in_the_middle_of_them_and_not_of_the_first() -> None:
-    course = MilestoneSchedule(samples=64, samples_per_step=5, total_steps=3 * 13)
-    assert course.samples_total == 192
-    assert course.step_at(0.5) == 20
-    assert [course.samples_processed(step) for step in (12, 13, 14, 19, 20)] == [60, 64, 69, 94, 99]
-    assert (course.unique_samples(12), course.unique_samples(20)) == (60, 64)
+    schedule = MilestoneSchedule(samples=64, samples_per_step=5, total_steps=3 * 13)
+    assert schedule.samples_total == 192
+    assert schedule.step_at(0.5) == 20
+    assert [schedule.samples_processed(step) for step in (12, 13, 14, 19, 20)] == [60, 64, 69, 94, 99]
+    assert (schedule.unique_samples(12), schedule.unique_samples(20)) == (60, 64)
 
 
 @pytest.mark.parametrize(("fraction", "step"), [(0.1, 1), (0.3, 3), (0.7, 7), (0.29, 3), (0.31, 4)])

@@ -165,7 +165,7 @@ def test_a_study_leaves_figures_curves_and_a_picture_and_goes_on_where_it_was(
 def test_other_options_under_an_old_name_are_refused_instead_of_taking_its_runs(tmp_path: Path) -> None:
     open_run("estimators", study(tmp_path))
     changed = study(tmp_path, estimators={"paper": {"baseline": "batch"}, "named": {"candidates": 4}})
-    with pytest.raises(ConfigError, match="started with another configuration"):
+    with pytest.raises(ConfigError, match="started with a different configuration"):
         compare_options.run(changed, print)
 
 

@@ -1,7 +1,6 @@
 """The regimes study: what is matched to what, intervals over seeds, and the whole study on tiny models."""
 
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -130,15 +129,12 @@ def serving_here(sft: Path, reference: Path, _: int, __: int | None) -> Iterator
 
 
 @pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Jobs and services of a study without processes; the command line's signal handler is removed again."""
-    handler = signal.getsignal(signal.SIGTERM)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs and services of a study without processes."""
     monkeypatch.setattr(regimes_cell, "subprocess", SimpleNamespace(run=run_here))
     monkeypatch.setattr(regimes_cell, "serving", serving_here)
-    for plot in ("jobs.dpr.plot_run", "jobs.sft.plot"):  # half of the time of these jobs
+    for plot in ("jobs.dpr.plot_run", "jobs.sft.plot_metrics"):  # half of the time of these jobs
         monkeypatch.setattr(f"dense_reward_trainer.{plot}", lambda *_, **__: None)
-    yield
-    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.mark.usefixtures("in_this_process")

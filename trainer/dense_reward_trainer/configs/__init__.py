@@ -1,1 +1,1 @@
-"""What a user can set: one schema a job."""
+"""What a user can set: a configuration class for each job."""

@@ -1,7 +1,6 @@
-"""Job configurations: a YAML file and `key.sub=value` overrides -> one frozen object; unknown keys are refused.
+"""Loads a job's configuration: a YAML file and `key.sub=value` overrides -> one frozen object. Refuses unknown keys.
 
-Every knob of a job is here or in a class that is named here. Must not import torch: the command line parses before it
-loads anything heavy.
+Must not import torch: the command line checks a configuration before it imports anything slow.
 """
 
 import difflib
@@ -9,129 +8,32 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, ClassVar, TypeVar, Union, get_args, get_origin
 
 import yaml
-from dense_reward.text.encode import RendererName
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dense_reward_trainer.data.sources import DataSource
 from dense_reward_trainer.errors import ConfigError
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
-# Names become folders.
-MilestoneName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+# A name that becomes part of a path, so it cannot hold a slash or start with a dot.
+SafeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
 class JobOptions(BaseModel):
-    """A part of a configuration."""
+    """Base of a configuration and of its nested parts: frozen, no unknown keys, no values in error messages."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class JobConfig(JobOptions):
-    """What every job has. `resume_may_change` names the keys that leave the result as it is."""
+    """Base of every job's configuration. `resume_may_change`: keys that do not change the result of a run."""
 
     resume_may_change: ClassVar[frozenset[str]] = frozenset({"output_dir"})
 
-    output_dir: Path = Field(description="The run folder: log, plot and checkpoints. The same folder again resumes.")
-
-
-class ScratchOptions(JobOptions):
-    """A small Llama with random weights and a byte-level BPE tokenizer of its own, digits apart."""
-
-    vocabulary: int = Field(default=512, ge=260, description="At most this many ids: 4 special, 256 bytes, merges.")
-    hidden_size: int = Field(default=128, ge=8)
-    layers: int = Field(default=4, ge=1)
-    heads: int = Field(default=4, ge=1)
-    kv_heads: int | None = Field(default=None, ge=1, description="Key and value heads; null: as many as heads.")
-    intermediate_size: int = Field(default=384, ge=8)
-    max_position_embeddings: int = Field(default=256, ge=8, description="The longest sequence, in tokens.")
-    tie_embeddings: bool = True
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.hidden_size % (2 * self.heads):
-            raise ValueError(f"hidden_size {self.hidden_size} must be a multiple of twice the {self.heads} heads")
-        if self.heads % (self.kv_heads or self.heads):
-            raise ValueError(f"{self.heads} heads cannot share {self.kv_heads} kv_heads evenly")
-        return self
-
-
-class LoraOptions(JobOptions):
-    """Low-rank adapters on a frozen base model (arXiv 2106.09685)."""
-
-    r: int = Field(default=16, ge=1, description="Rank.")
-    alpha: int = Field(default=32, ge=1, description="The adapter's output is scaled by alpha / r.")
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    target_modules: str | tuple[str, ...] = Field(
-        default="all-linear", description="`all-linear`, or names of the layers that get an adapter."
+    output_dir: Path = Field(
+        description="The run folder: log, plot and checkpoints. A job with the same folder resumes the run."
     )
-
-
-class SftConfig(JobConfig):
-    """Supervised fine-tuning: which demonstrations, which model, and when checkpoints are written."""
-
-    resume_may_change: ClassVar[frozenset[str]] = frozenset(
-        {"output_dir", "save_every_steps", "log_every_steps", "threads"}
-    )
-
-    data: DataSource
-    base_model: str | None = Field(default=None, description="Folder or hub id[@revision] to start from.")
-    scratch: ScratchOptions | None = Field(default=None, description="Start from nothing instead of a base model.")
-    lora: LoraOptions | None = Field(default=None, description="Train adapters; null: train every weight.")
-    renderer: RendererName | None = Field(
-        default=None, description="chat, plain or instruction; null: chat for a base model, plain from scratch."
-    )
-    train_on: Literal["response", "all_assistant"] = Field(
-        default="response", description="Learn the last response, or every turn of the assistant."
-    )
-    milestones: dict[MilestoneName, Fraction] = Field(
-        default={"reference": 0.5},
-        description="Checkpoints on the way: name -> fraction of the samples that the whole run processes.",
-    )
-
-    epochs: int = Field(default=1, ge=1)
-    max_steps: int | None = Field(default=None, ge=1, description="Stop after this many optimiser steps; null: epochs.")
-    batch_size: int = Field(default=32, ge=1, description="Sequences per device and forward pass.")
-    gradient_accumulation: int = Field(default=1, ge=1, description="Forward passes per optimiser step.")
-    learning_rate: float = Field(default=2e-5, gt=0.0)
-    schedule: Literal["linear", "cosine", "constant_with_warmup"] = "linear"
-    warmup_steps: int = Field(default=0, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0.0)
-    adam_beta2: float = Field(default=0.999, gt=0.0, lt=1.0)
-    max_grad_norm: float = Field(default=1.0, gt=0.0)
-    max_length_tokens: int | None = Field(
-        default=None,
-        ge=2,
-        description="Longer demonstrations are refused, or left out with data.skip_bad; null: the model's own limit.",
-    )
-    group_by_length: bool = Field(default=False, description="Batches of similar lengths: less padding.")
-    seed: int = Field(default=0, ge=0, description="Of the initial weights and of the order of the samples.")
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32",
-        description="bfloat16 computes in it; weights that are trained stay float32, the base of an adapter does not.",
-    )
-    gradient_checkpointing: bool = Field(default=False, description="Less memory for about a fifth more time.")
-    threads: int | None = Field(default=None, ge=1, description="CPU threads; null: torch's choice.")
-
-    save_every_steps: int = Field(default=100, ge=1, description="How often a killed run can be taken up again.")
-    log_every_steps: int = Field(default=10, ge=1)
-    eval_every_steps: int | None = Field(
-        default=None, ge=1, description="Loss on the held-out demonstrations, and at the end; null: never."
-    )
-
-    @model_validator(mode="after")
-    def _one_start(self) -> Self:
-        if (self.base_model is None) == (self.scratch is None):
-            raise ValueError("give either base_model or scratch: what training starts from")
-        if self.lora is not None and self.scratch is not None:
-            raise ValueError("lora needs a base_model: a model from scratch has nothing to adapt")
-        if "sft" in self.milestones:
-            raise ValueError("a milestone cannot be called sft: that is the finished checkpoint's name")
-        return self
 
 
 Config = TypeVar("Config", bound=JobConfig)
@@ -140,7 +42,7 @@ Config = TypeVar("Config", bound=JobConfig)
 def load_config(cls: type[Config], path: Path, overrides: Sequence[str] = ()) -> Config:
     """The configuration in a YAML file, with `key.sub=value` overrides (values are YAML) applied in order.
 
-    Raises ConfigError, naming the key, for a file that is no YAML mapping, an unknown key or a value out of range.
+    Raises ConfigError if the file is not a YAML mapping, a key is unknown or a value is out of range; it names the key.
     """
     values = _read(path)
     for override in overrides:
@@ -153,23 +55,23 @@ def load_config(cls: type[Config], path: Path, overrides: Sequence[str] = ()) ->
 
 
 def recipe_names() -> list[str]:
-    """The recipes that ship with the package."""
+    """Names of the recipes that ship with the package."""
     folder = resources.files("dense_reward_trainer") / "recipes"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def config_path(name_or_path: str) -> Path:
-    """A configuration file by path, or a shipped recipe by its bare name. Raises ConfigError where there is neither."""
+    """The configuration file at a path, or the shipped recipe of that name. Raises ConfigError if there is neither."""
     path = Path(name_or_path)
     if path.is_file():
         return path
     if name_or_path in recipe_names():
         return Path(str(resources.files("dense_reward_trainer") / "recipes" / f"{name_or_path}.yaml"))
-    raise ConfigError(f"{name_or_path}: no such file, and no recipe of that name: {', '.join(recipe_names())}")
+    raise ConfigError(f"{name_or_path}: no such file, and no recipe of that name. Recipes: {', '.join(recipe_names())}")
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML's safe subset; a key given twice is an error, not the last one's silent win."""
+    """YAML's safe subset. A repeated key is an error; PyYAML would silently use its last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[object, object]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -202,20 +104,22 @@ def _override(values: dict[str, object], override: str) -> None:
     try:
         value = _parse(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is no YAML: {' '.join(str(error).split())}") from None
-    place = values
+        raise ConfigError(
+            f"override {override!r}: the value is not valid YAML: {' '.join(str(error).split())}"
+        ) from None
+    mapping = values
     for name in names[:-1]:
-        inner = place.get(name)
+        inner = mapping.get(name)
         if inner is None:
-            inner = place[name] = {}
+            inner = mapping[name] = {}
         if not isinstance(inner, dict):
-            raise ConfigError(f"override {override!r}: {name} is {inner!r}, which has no keys of its own")
-        place = inner
-    place[names[-1]] = value
+            raise ConfigError(f"override {override!r}: {name} is {inner!r}, which has no keys")
+        mapping = inner
+    mapping[names[-1]] = value
 
 
 def _explain(cls: type[BaseModel], location: tuple[int | str, ...], kind: str, message: str) -> str:
-    """One fault of a configuration in words; an unknown key with the nearest known one."""
+    """One line for one pydantic error; for an unknown key, it suggests the nearest known key."""
     key = ".".join(map(str, location))
     if kind != "extra_forbidden":
         return f"{key}: {message}" if key else message.removeprefix("Value error, ")
@@ -227,6 +131,7 @@ def _explain(cls: type[BaseModel], location: tuple[int | str, ...], kind: str, m
 
 
 def _known_keys(cls: type[BaseModel], location: Iterable[int | str]) -> list[str]:
+    """Keys of the nested configuration at `location`; none if it is not a configuration."""
     for name in location:
         field = cls.model_fields.get(str(name))
         inner = None if field is None else _model_in(field.annotation)
@@ -246,7 +151,7 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
 
 
 def changed_keys(started: Mapping[str, object], now: Mapping[str, object], may_change: frozenset[str]) -> list[str]:
-    """Dotted names of the keys whose values differ between two dumped configurations, but for those of `may_change`."""
+    """Dotted names of the keys whose values differ between two dumped configurations, except those in `may_change`."""
     changed = []
     for key in sorted({*started, *now} - may_change):
         before, after = started.get(key), now.get(key)

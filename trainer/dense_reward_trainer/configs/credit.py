@@ -1,4 +1,4 @@
-"""The configuration of the credit job. Must not import torch."""
+"""Configuration of the `credit` job. Must not import torch: the command line parses before it imports anything slow."""
 
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -7,35 +7,47 @@ from pydantic import Field
 
 from dense_reward_trainer.configs.dpr import Device
 from dense_reward_trainer.configs.service import SERVICE_KEYS, ServiceJobConfig
-from dense_reward_trainer.data.corruption import Kind
+from dense_reward_trainer.data.corruption import ErrorKind
 from dense_reward_trainer.data.sources import DataSource
 
 
 class CreditConfig(ServiceJobConfig):
-    """Error localisation, and ranking of right against wrong answers, through a running service."""
+    """Measures a served pair: does its reward locate planted errors, and rank right above wrong answers?"""
 
     resume_may_change: ClassVar[frozenset[str]] = SERVICE_KEYS | {"output_dir", "device"}
 
-    service_url: str = Field(default="http://127.0.0.1:8000", description="Where the pair is served.")
-    data: DataSource = Field(description="Right answers that the pair was not trained on, such as held_out.jsonl.")
-    corruptions: tuple[Kind, ...] = Field(
+    service_url: str = Field(
+        default="http://127.0.0.1:8000", description="Address of the reward service, without a path."
+    )
+    data: DataSource = Field(description="Right answers that the pair was not trained on, for example held_out.jsonl.")
+    corruptions: tuple[ErrorKind, ...] = Field(
         default=("digit",),
         min_length=1,
-        description="Kinds of planted errors: one digit; one number by another with as many digits; one word, or one "
-        "line but the last, by another of the data as long. The answer keeps the number of its tokens.",
+        description="Kinds of planted errors. digit: one digit. number: one number. word: one word. step: one line "
+        "except the last. Digits and numbers are drawn at random, words and lines from the data. Every "
+        "replacement has the same length, and the answer keeps its number of tokens.",
     )
     against: Literal["tokens", "digit_tokens"] = Field(
-        default="tokens", description="Which other tokens of its answer the planted error must stand out from."
+        default="tokens",
+        description="Tokens of the answer that the error is compared with: all others, or only those with a digit.",
     )
-    answers: int = Field(default=200, ge=1, description="Answers that get an error, for each kind.")
+    answers: int = Field(default=200, ge=1, description="Number of answers that get an error, for each kind.")
     solutions: Path | None = Field(
         default=None,
-        description="File of ProcessBench or PRM800K: is the first wrong step lower than those before? null: none.",
+        description="File of ProcessBench or PRM800K: is the reward of the first wrong step lower than those of the "
+        "steps before it? null: not measured.",
     )
     policy: Path | None = Field(
-        default=None, description="Checkpoint whose sampled answers are ranked, right against wrong; null: none."
+        default=None,
+        description="Checkpoint whose sampled answers are ranked, right against wrong; null: not measured.",
     )
-    samples: int = Field(default=1000, ge=1, description="Answers sampled at temperature 1, one to a prompt at first.")
-    max_new_tokens: int = Field(default=256, ge=1, description="Longer samples are cut off and count as wrong.")
-    device: Device = Field(default="cpu", description="Where the policy samples.")
-    seed: int = Field(default=0, ge=0, description="Of the errors, the samples and the bootstrap.")
+    samples: int = Field(
+        default=1000, ge=1, description="Answers to sample, at temperature 1: ceil(samples / prompts) for each prompt."
+    )
+    max_new_tokens: int = Field(
+        default=256,
+        ge=1,
+        description="Maximum length in tokens. Longer samples are cut off and count as wrong.",
+    )
+    device: Device = Field(default="cpu", description="Device on which the policy samples.")
+    seed: int = Field(default=0, ge=0, description="Seed of the errors, the samples and the bootstrap.")

@@ -35,7 +35,7 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class AnswerSums:
-    """Of each sampled answer: whether it is right, its prompt's number, and by signal its sum over tokens, in nats."""
+    """For each sampled answer: whether it is right, its prompt's index, and the sum of each signal over it, in nats."""
 
     right: list[bool]
     prompt: list[int]

@@ -31,7 +31,7 @@ def auroc(positives: ArrayLike, negatives: ArrayLike) -> float:
 
 
 def mean_interval(values: Sequence[float], seed: int, resamples: int = 2000) -> Interval:
-    """The mean with a percentile bootstrap interval over the values (Efron, 1979); a point if there is one value."""
+    """The mean with a percentile bootstrap interval over the values (Efron, 1979); one value gives a point."""
     mean = float(np.mean(values))
     if len(values) == 1:
         return Interval(mean, mean, mean)

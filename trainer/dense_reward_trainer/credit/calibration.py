@@ -1,4 +1,4 @@
-"""Are the probabilities that a logistic fit reads off a score true? Expected calibration error (ECE)."""
+"""Are the probabilities that a logistic fit derives from a score right? Expected calibration error (ECE)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _RIDGE = 1e-6  # keeps the weights finite if the scores separate the labels perf
 class Calibration:
     """`expected_error`: mean over equally filled bins of |share that is right - mean probability| (ECE).
 
-    `probability` and `share` hold one value a bin, from the least to the most probable.
+    `probability` and `share` hold one value per bin, from the least to the most probable.
     """
 
     expected_error: float

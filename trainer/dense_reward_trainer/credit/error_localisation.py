@@ -141,7 +141,7 @@ def error_and_others(
 ) -> tuple[int, list[int]]:
     """The index of the first wrong token, and the indices of the tokens that it is compared with.
 
-    Later tokens of an error of several tokens are in neither group.
+    If an error has several tokens, all except its first are in neither group.
     """
     text, right = planted.corruption.text, planted.demonstration.response
     span = range(planted.corruption.start, planted.corruption.end)

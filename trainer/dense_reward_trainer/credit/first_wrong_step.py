@@ -1,4 +1,4 @@
-"""Does a signal find the first wrong step of a solution? The steps were labelled by people."""
+"""Does a signal find the first wrong step of a solution? People labelled the steps."""
 
 from collections.abc import Sequence
 

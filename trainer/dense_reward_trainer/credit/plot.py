@@ -38,7 +38,7 @@ def plot_credit(
             reliability.plot(*points, marker="o", color=COLOURS.get(name), label=label)
     reliability.set_xlabel("P(right), from the sum over the answer")
     reliability.set_ylabel("share that is right")
-    reliability.set_title("calibration on answers that it was not fitted on")
+    reliability.set_title("calibration on answers that were not used to fit it")
     if reliability.get_legend_handles_labels()[0]:
         reliability.legend()
     figure.savefig(path, dpi=120)

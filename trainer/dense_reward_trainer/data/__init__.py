@@ -1,1 +1,1 @@
-"""Demonstrations: sources, splits, generators, corruption, tokenised examples."""
+"""Demonstrations: sources, splits, generators, corruption, tokenised rows."""

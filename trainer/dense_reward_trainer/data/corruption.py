@@ -1,6 +1,6 @@
-"""One planted error in a text, and where it stands: the known truth of error localisation and of label noise.
+"""Plants one error in a text and records its span: the ground truth of error localisation, and label noise.
 
-Pure functions of a text and a random generator. Must not know tokens, models, or where the text comes from.
+Pure functions of a text and a random generator. Must not import files, tokenizers or models.
 """
 
 import random
@@ -11,38 +11,38 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 DIGITS = "0123456789"
-Kind = Literal["digit", "number", "word", "step"]
+ErrorKind = Literal["digit", "number", "word", "step"]
 _NUMBER = re.compile(r"[0-9]+")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 
 
 @dataclass(frozen=True, slots=True)
 class Corruption:
-    """A text with one error in it; `start` and `end` are the error's code-point span, the same in the original."""
+    """A text with one error. `start` and `end`: code-point span of the error, the same in the original text."""
 
     text: str
     start: int
     end: int
 
 
-def corrupt(response: str, rng: random.Random) -> Corruption:
-    """Replaces one digit, uniform over the ASCII digits of `response`, by one of the nine others, uniformly.
+def digit_corruption(text: str, rng: random.Random) -> Corruption:
+    """Replaces one ASCII digit of the text, drawn uniformly, by one of the nine others, drawn uniformly.
 
-    Raises ValueError when the response has no digit.
+    Raises ValueError if the text has no digit.
     """
-    positions = [position for position, character in enumerate(response) if character in DIGITS]
+    positions = [position for position, character in enumerate(text) if character in DIGITS]
     if not positions:
-        raise ValueError(f"no digit to replace in the response {response[:80]!r}: give a response with a number in it")
+        raise ValueError(f"no digit to replace in {text[:80]!r}: give a text with a number in it")
     start = rng.choice(positions)
-    wrong = rng.choice(DIGITS.replace(response[start], ""))
-    return Corruption(response[:start] + wrong + response[start + 1 :], start, start + 1)
+    wrong = rng.choice(DIGITS.replace(text[start], ""))
+    return Corruption(text[:start] + wrong + text[start + 1 :], start, start + 1)
 
 
 def number_corruption(text: str, rng: random.Random) -> Corruption | None:
-    """Replaces one number, uniform over the maximal runs of ASCII digits, by another with as many digits.
+    """Replaces one number, drawn uniformly from the maximal runs of ASCII digits, by another of the same length.
 
-    Each other number of that length is as likely; it starts with 0 only where the original did. None when the text
-    has no number.
+    All other numbers of that length are equally likely, but the new one starts with 0 only if the old one does. None if
+    the text has no number.
     """
     numbers = list(_NUMBER.finditer(text))
     if not numbers:
@@ -54,15 +54,15 @@ def number_corruption(text: str, rng: random.Random) -> Corruption | None:
 
 @dataclass(frozen=True, slots=True)
 class Corrupter:
-    """Plants errors of one kind. Other words and steps are those of the texts that it was made of."""
+    """Plants errors of one kind. Replacement words and steps come from the texts given to `of`."""
 
-    kind: Kind
+    kind: ErrorKind
     words: dict[tuple[int, bool], list[str]]
     steps: dict[int, list[str]]
 
     @classmethod
-    def of(cls, kind: Kind, texts: Iterable[str]) -> Self:
-        """From the right answers of a task."""
+    def of(cls, kind: ErrorKind, texts: Iterable[str]) -> Self:
+        """A corrupter whose replacements come from `texts`, the right answers of a task."""
         words: dict[tuple[int, bool], set[str]] = defaultdict(set)
         steps: dict[int, set[str]] = defaultdict(set)
         for text in texts:
@@ -72,15 +72,15 @@ class Corrupter:
                 steps[len(step)].add(step)
         return cls(
             kind,
-            {shape: sorted(found) for shape, found in words.items()},
-            {length: sorted(found) for length, found in steps.items()},
+            {shape: sorted(same_shape) for shape, same_shape in words.items()},
+            {length: sorted(same_length) for length, same_length in steps.items()},
         )
 
     def __call__(self, text: str, rng: random.Random) -> Corruption | None:
-        """An error in a text of the same length; None where it has nothing of the kind, or nothing to put there."""
+        """The text with an error of the same length; None if it has nothing of the kind, or no replacement for it."""
         match self.kind:
             case "digit":
-                return corrupt(text, rng) if any(character in DIGITS for character in text) else None
+                return digit_corruption(text, rng) if any(character in DIGITS for character in text) else None
             case "number":
                 return number_corruption(text, rng)
             case "word":
@@ -91,12 +91,12 @@ class Corrupter:
 
 
 def _shape(word: str) -> tuple[int, bool]:
-    """Words are exchanged for others of their length that begin alike, in upper or lower case."""
+    """Length, and whether the first letter is a capital: a word is replaced by another of the same shape."""
     return len(word), word[0].isupper()
 
 
 def _step_spans(text: str) -> list[tuple[int, int]]:
-    """Each line but the last, which states the final answer."""
+    """Spans of the lines, without empty ones and without the last, which states the final answer."""
     spans, start = [], 0
     for line in text.split("\n")[:-1]:
         if line:
@@ -108,18 +108,20 @@ def _step_spans(text: str) -> list[tuple[int, int]]:
 def _replaced(
     text: str, spans: list[tuple[int, int]], others: Callable[[str], list[str]], rng: random.Random
 ) -> Corruption | None:
-    """One span, uniform over those that something else of their length can stand in for."""
-    choices = [
-        (span, found) for span in spans if (found := [o for o in others(text[slice(*span)]) if o != text[slice(*span)]])
-    ]
+    """Replaces one span, drawn uniformly from those that have a replacement; None if none has."""
+    choices = []
+    for start, end in spans:
+        replacements = [other for other in others(text[start:end]) if other != text[start:end]]
+        if replacements:
+            choices.append((start, end, replacements))
     if not choices:
         return None
-    (start, end), found = rng.choice(choices)
-    return Corruption(text[:start] + rng.choice(found) + text[end:], start, end)
+    start, end, replacements = rng.choice(choices)
+    return Corruption(text[:start] + rng.choice(replacements) + text[end:], start, end)
 
 
 def _other_number(number: str, rng: random.Random) -> str:
-    # Digits are drawn one by one because Python refuses to turn very long strings into integers.
+    # Draws digit by digit: Python refuses to convert integers of more than 4300 digits to and from text.
     first = DIGITS if number.startswith("0") else DIGITS[1:]
     other = number
     while other == number:

@@ -1,6 +1,6 @@
-"""Final answers: where a response states one, and one spelling for each number, so that answers compare as strings.
+"""Finds the final answer of a response, and spells each number in one way, so that answers compare as strings.
 
-Pure functions of text. Must not know demonstrations, samples or who is compared with whom.
+Pure functions of text. Must not import files, tokenizers or models.
 """
 
 import re
@@ -15,11 +15,11 @@ _NUMBER = re.compile(
 
 
 def normalise_number(text: str) -> str:
-    """One spelling for each number: `$1,080.50.` is `1080.5`, `5.0` is `5`.
+    """One spelling for each number: `$1,080.50.` becomes `1080.5`, `5.0` becomes `5`.
 
-    Removes white space around, trailing periods, `$`, thousands commas, a plus sign, leading and trailing zeros.
-    What is no number (`12%`, `x = 3`, `1,2`) keeps its text but for white space around and trailing periods.
-    Exact for any length; idempotent.
+    Removes surrounding white space, trailing periods, `$`, thousands commas, a plus sign, leading and trailing zeros.
+    Any other text (`12%`, `x = 3`, `1,2`) only loses surrounding white space and trailing periods. Exact for numbers of
+    any length; idempotent.
     """
     trimmed = text.strip().rstrip(". \t\r\n")
     number = _NUMBER.fullmatch(trimmed)
@@ -31,6 +31,6 @@ def normalise_number(text: str) -> str:
 
 
 def final_answer(text: str) -> str | None:
-    """What the last line that starts with `#### ` states (GSM8K's convention), normalised; None where there is none."""
+    """The normalised answer in the last line that starts with `#### ` (GSM8K's convention); None without one."""
     lines = _ANSWER_LINE.findall(text)
     return (normalise_number(lines[-1]) or None) if lines else None

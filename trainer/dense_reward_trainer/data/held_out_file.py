@@ -1,4 +1,4 @@
-"""The file of held-out demonstrations: what later jobs evaluate on, as a data source in the `messages` format."""
+"""Writes the held-out demonstrations, on which later jobs evaluate, as a data source in the `messages` format."""
 
 import json
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from dense_reward_trainer.data.demonstration import Demonstration
 
 
 def write_held_out(path: Path, demonstrations: Iterable[Demonstration]) -> None:
-    """Whole or not at all."""
+    """Writes the file, completely or not at all."""
     lines = [
         json.dumps(
             {

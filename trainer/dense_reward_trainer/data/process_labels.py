@@ -1,8 +1,8 @@
-"""Solutions whose first wrong step people have marked: lines of ProcessBench and of PRM800K.
+"""Reads solutions in which people marked the first wrong step: lines of ProcessBench and of PRM800K.
 
 ProcessBench (arXiv 2412.06559): {"problem", "steps": [str], "label": index of the first wrong step, -1 for none}.
 PRM800K (arXiv 2305.20050): {"question": {"problem"}, "label": {"steps": [{"completions": [{"text", "rating"}],
-"human_completion", "chosen_completion"}], "finish_reason"}}; a rating of -1 is wrong. Must not know jobs or models.
+"human_completion", "chosen_completion"}], "finish_reason"}}; a rating of -1 is wrong.
 """
 
 import json
@@ -17,7 +17,7 @@ SEPARATOR = "\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Steps of which `first_wrong` is the index of the first wrong one; None where all are right."""
+    """A solution in steps. `first_wrong`: index of the first wrong step, None if all are right."""
 
     problem: str
     steps: tuple[str, ...]
@@ -31,7 +31,7 @@ class Solution:
 
     @property
     def spans(self) -> list[tuple[int, int]]:
-        """Code points of each step in `text`, what comes between steps belonging to the one before."""
+        """Code-point span of each step in `text`; the separator belongs to the step before it."""
         starts = [0]
         for step in self.steps[:-1]:
             starts.append(starts[-1] + len(step) + len(SEPARATOR))
@@ -39,9 +39,9 @@ class Solution:
 
 
 def read_solutions(path: Path) -> list[Solution]:
-    """All labelled solutions of a file; those of PRM800K that nobody finished labelling are left out.
+    """All labelled solutions of a file; skips those of PRM800K whose labelling is unfinished.
 
-    Raises DataError, naming the line, for one of neither format.
+    Raises DataError, naming the line, if one has neither format.
     """
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
@@ -50,8 +50,8 @@ def read_solutions(path: Path) -> list[Solution]:
     solutions: list[Solution] = []
     for number, line in enumerate(lines, 1):
         if line.strip():
-            found = _solution(line, f"{path}:{number}")
-            solutions += [] if found is None else [found]
+            solution = _solution(line, f"{path}:{number}")
+            solutions += [] if solution is None else [solution]
     if not solutions:
         raise DataError(f"{path} holds no labelled solution")
     return solutions
@@ -62,21 +62,21 @@ def _solution(line: str, source: str) -> Solution | None:
         row = json.loads(line)
         return _process_bench(row, source) if "steps" in row else _prm800k(row, source)
     except (ValueError, TypeError, KeyError, IndexError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise DataError(f"{source} is no line of ProcessBench or PRM800K ({what})") from None
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{source} is not a line of ProcessBench or PRM800K ({reason})") from None
 
 
 def _process_bench(row: Mapping[str, object], source: str) -> Solution:
     problem, steps, label = row["problem"], row["steps"], row["label"]
     if not isinstance(problem, str) or not isinstance(steps, list) or not isinstance(label, int):
-        raise TypeError("problem must be text, steps a list and label a number")
+        raise TypeError("problem must be text, steps must be a list and label must be a number")
     if not steps or not all(isinstance(step, str) and step for step in steps) or not -1 <= label < len(steps):
-        raise ValueError(f"label {label} of {len(steps)} steps")
+        raise ValueError(f"steps must be texts, and label {label} an index of the {len(steps)} steps or -1")
     return Solution(problem, tuple(steps), None if label == -1 else label, source)
 
 
 def _prm800k(row: Mapping[str, dict], source: str) -> Solution | None:  # type: ignore[type-arg]
-    """The path that the labeller took: up to the first wrong completion, or to the end."""
+    """The steps that the labeller chose, up to the first wrong completion or to the end; None if unfinished."""
     steps: list[str] = []
     if row["label"]["finish_reason"] not in ("solution", "found_error"):
         return None

@@ -1,7 +1,4 @@
-"""Demonstrations -> the ids that are trained on: exactly those that the service will score.
-
-Must not know models, files or jobs.
-"""
+"""Tokenises demonstrations for training, into exactly the ids that the service will score."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +12,8 @@ IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """One demonstration as training takes it: `labels` are the ids where they are learnt, else IGNORED."""
+class TokenisedRow:
+    """One tokenised demonstration. `labels`: the id at each position in the loss, IGNORED elsewhere."""
 
     demonstration: Demonstration
     encoded: Encoded
@@ -33,15 +30,15 @@ class Row:
 
     @property
     def length(self) -> int:
-        """Tokens of prompt and response."""
+        """Number of tokens in prompt and response."""
         return len(self.encoded.prompt_P) + len(self.encoded.responses[0].ids_T)
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
-    """Encoded demonstrations in their order, and the complaints about those that were left out."""
+class TokenisedRows:
+    """Tokenised demonstrations in order. `dropped`: for each one left out, its place and the reason."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[TokenisedRow, ...]
     dropped: tuple[str, ...]
 
 
@@ -53,13 +50,13 @@ def encode_demonstrations(
     limit_tokens: int,
     skip_bad: bool,
     cure: str = SKIP_BAD,
-) -> Rows:
-    """Rows of at most `limit_tokens`, each with its end of turn; nothing is ever cut.
+) -> TokenisedRows:
+    """Rows of at most `limit_tokens`, each with its end of turn; never truncates.
 
-    Raises DataError, naming file and line, for a demonstration that is longer or that the template refuses, unless
-    `skip_bad` leaves it out. `cure`: what the job at hand can do about such demonstrations.
+    Raises DataError, naming file and line, if a demonstration is longer or the template refuses it; with `skip_bad`
+    such demonstrations are left out. `cure`: the last sentence of that error, which depends on the job.
     """
-    rows: list[Row] = []
+    rows: list[TokenisedRow] = []
     dropped: list[str] = []
     for demonstration in demonstrations:
         try:
@@ -69,22 +66,22 @@ def encode_demonstrations(
     if dropped and not skip_bad:
         more = f" (and {len(dropped) - 1} more)" if len(dropped) > 1 else ""
         raise DataError(f"{dropped[0]}{more}. {cure}")
-    return Rows(tuple(rows), tuple(dropped))
+    return TokenisedRows(tuple(rows), tuple(dropped))
 
 
 class _BadDemonstrationError(Exception):
-    """One demonstration cannot be trained on."""
+    """A demonstration that cannot be trained on."""
 
 
-def _row(demonstration: Demonstration, encoder: Encoder, every_turn: bool, limit_tokens: int) -> Row:
+def _row(demonstration: Demonstration, encoder: Encoder, every_turn: bool, limit_tokens: int) -> TokenisedRow:
     messages = [{"role": message.role, "content": message.content} for message in demonstration.messages]
     try:
         encoded = encoder.conversation(messages, add_eos=True, every_turn=every_turn)
     except RequestError as error:
         raise _BadDemonstrationError(str(error)) from None
-    row = Row(demonstration, encoded)
+    row = TokenisedRow(demonstration, encoded)
     if row.length > limit_tokens:
         raise _BadDemonstrationError(
-            f"{row.length} tokens, at most {limit_tokens} (max_length_tokens or the model's own)"
+            f"{row.length} tokens, at most {limit_tokens} (max_length_tokens or the model's own limit)"
         )
     return row

@@ -1,6 +1,6 @@
-"""Two-step word problems with worked solutions: what happens is told in words, every number of the solution follows.
+"""Generates two-step word problems with worked solutions; every number of a solution follows from the prompt.
 
-Pure functions of a random generator. Must not know files, tokenizers or models.
+Pure functions of a random generator. Must not import files, tokenizers or models.
 """
 
 import random
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gia", "Hugo")
 THINGS = ("apples", "books", "coins", "marbles", "pens", "shells", "stamps", "tickets")
-# what happens, and whether there are more or fewer afterwards
+# an event in words, and its sign: +1 adds things, -1 removes them
 EVENTS = (
     ("buys {n} more", 1),
     ("finds {n} more", 1),
@@ -21,7 +21,7 @@ EVENTS = (
 
 @dataclass(frozen=True, slots=True)
 class WordProblem:
-    """`response` is right, one line for each step and then `#### answer`."""
+    """A word problem and its right response: one line for each step, then `#### answer`."""
 
     prompt: str
     response: str
@@ -29,19 +29,19 @@ class WordProblem:
 
 
 def two_step(digits: int, rng: random.Random) -> WordProblem:
-    """A number of things, of which two events make more or fewer; each number has exactly `digits` digits.
+    """A number of things and two events that change it; each number in the prompt has exactly `digits` digits.
 
-    Nobody gives away more than there is.
+    No event removes more things than there are.
     """
     numbers = range(10 ** (digits - 1), 10**digits)
     held = rng.choice(numbers)
     name, things = rng.choice(NAMES), rng.choice(THINGS)
-    told, steps, now = [], [], held
+    events, steps, now = [], [], held
     for _ in range(2):
         change = rng.choice(numbers)
         text, sign = rng.choice([event for event in EVENTS if now + event[1] * change >= 0])
-        told.append(text.format(n=change))
+        events.append(text.format(n=change))
         steps.append(f"{now}{'+' if sign > 0 else '-'}{change}={now + sign * change}")
         now += sign * change
-    prompt = f"{name} has {held} {things}, {told[0]} and then {told[1]}. How many are there now?"
+    prompt = f"{name} has {held} {things}, {events[0]} and then {events[1]}. How many are there now?"
     return WordProblem(prompt, "\n".join([*steps, f"#### {now}"]), now)

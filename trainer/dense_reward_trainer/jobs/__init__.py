@@ -1,1 +1,1 @@
-"""What a user can run: one file a job."""
+"""What a user can run: a module for each job."""

@@ -1,6 +1,6 @@
-"""Does the reward point at the error? Plants some in right answers, ranks right against wrong samples.
+"""The `credit` job: does the reward locate errors planted in right answers, and rank right above wrong samples?
 
-Every figure stands beside that of the SFT model's plain log-prob: a comparison without it proves nothing.
+Every figure is also measured for the plain log-prob of the SFT model, the baseline that the reward must beat.
 """
 
 import json
@@ -26,9 +26,9 @@ from dense_reward_trainer.runs.run_folder import check_run, open_run
 
 @dataclass(frozen=True, slots=True)
 class CreditResult:
-    """By signal, with 95 % bootstrap intervals. `localisation` by kind of planted error.
+    """Figures by signal, with 95 % bootstrap intervals; `localisation` also by kind of planted error.
 
-    `ranking` is null where no policy was sampled, `steps` where no labelled solutions were given.
+    `ranking` is null without a policy to sample from, `steps` without labelled solutions.
     """
 
     localisation: dict[str, dict[str, Localisation]]
@@ -41,10 +41,10 @@ class CreditResult:
 
 
 def run(config: CreditConfig, report: Report) -> CreditResult:
-    """Measure, print a table, and leave credit.json and credit.png in the run folder.
+    """Measures, reports a table, and writes credit.json and credit.png to the run folder.
 
-    Raises ConfigError where the data hold too few answers or the samples too few kinds, DataError, CheckpointError or
-    JobError, naming the cure.
+    Raises ConfigError if too few answers can hold an error, or if the samples are all right or all wrong; also
+    DataError, CheckpointError or JobError. The message states the cure.
     """
     check_run("credit", config)
     demonstrations = load(config.data).demonstrations
@@ -66,7 +66,7 @@ def run(config: CreditConfig, report: Report) -> CreditResult:
     right, wrong = (0, 0) if sums is None else sums.counts
     ranking = None if sums is None else sums.ranking(config.seed)
     result = CreditResult(localisation, config.answers, ranking, right, wrong, steps, len(solutions))
-    report(table(result, config))
+    report(credit_table(result, config))
     folder = open_run("credit", config).folder
     record = {"result": asdict(result), "config": config.model_dump(mode="json"), "model": pair.card.model_dump()}
     (folder / "credit.json").write_text(json.dumps(record, indent=2) + "\n")
@@ -80,33 +80,35 @@ def _policy(config: CreditConfig) -> PolicyCheckpoint | None:
     return load_policy(config.policy, precision="float32", device=chosen_device(config.device))
 
 
-def table(result: CreditResult, config: CreditConfig) -> str:
-    """The result for people."""
+def credit_table(result: CreditResult, config: CreditConfig) -> str:
+    """The result as text, one line for each signal."""
     lines: list[str] = []
     others = config.against.replace("_", " ")
-    for kind, found in result.localisation.items():
+    for kind, by_signal in result.localisation.items():
         lines.append(
             f"corrupted {kind} against the other {others} of its answer, {result.answers} answers: AUROC, hit@1"
         )
-        lines += [_row(name, one.auroc, one.hit) for name, one in found.items()]
+        lines += [_line(name, one.auroc, one.hit) for name, one in by_signal.items()]
     if result.ranking is not None:
         lines.append(f"{result.right} right against {result.wrong} wrong samples, summed: AUROC, calibration error")
         for name, ranked in result.ranking.items():
             error = "-" if ranked.calibration is None else f"{ranked.calibration.expected_error:.3f}"
-            lines.append(f"{_row(name, ranked.auroc)}  {error}")
+            lines.append(f"{_line(name, ranked.auroc)}  {error}")
     if result.steps is not None:
         lines.append(f"first wrong step against those before it, {result.solutions} solutions: AUROC, hit@1")
-        lines += [_row(name, one.auroc, one.hit) for name, one in result.steps.items()]
+        lines += [_line(name, one.auroc, one.hit) for name, one in result.steps.items()]
     return "\n".join(lines)
 
 
-def _row(name: str, *intervals: Interval) -> str:
+def _line(name: str, *intervals: Interval) -> str:
     return "  ".join([f"  {name:12}", *(f"{x.value:.3f} [{x.low:.3f}, {x.high:.3f}]" for x in intervals)])
 
 
 def _with_an_error(solutions: list[Solution]) -> tuple[Solution, ...]:
-    """Those whose first wrong step has steps before it to stand out from. Raises ConfigError where there is none."""
-    found = tuple(solution for solution in solutions if solution.first_wrong)
-    if not found:
-        raise ConfigError(f"solutions: none of {len(solutions)} has right steps before a wrong one")
-    return found
+    """The solutions that have right steps before their first wrong one. Raises ConfigError if there are none."""
+    comparable = tuple(solution for solution in solutions if solution.first_wrong)
+    if not comparable:
+        raise ConfigError(
+            f"solutions: none of {len(solutions)} has right steps before a wrong one: give another file, or set null"
+        )
+    return comparable

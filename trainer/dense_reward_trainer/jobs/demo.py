@@ -1,6 +1,6 @@
-"""`make demo`: train a tiny pair, serve it, show a right and a corrupted answer as heatmaps, and keep serving.
+"""`make demo`: trains a tiny pair, serves it, shows a right and a corrupted answer as heatmaps, and keeps serving.
 
-Training and serving are the commands that a user would type, in processes of their own.
+It trains and serves in separate processes, with the commands that a user would type.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dense_reward import Client, ClientError
 
-from dense_reward_trainer.data.arithmetic import worked
+from dense_reward_trainer.data.arithmetic import worked_addition
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.runs.local_service import free_port, serving
 
@@ -21,20 +21,22 @@ RIGHT, WRONG = "8+5=13", "8+5=15"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 once everything was shown and, without --once, serving was ended by Ctrl-C."""
+    """Runs the demo; returns its exit code, 0 also after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="dense-reward-demo", description=__doc__)
     parser.add_argument("--once", action="store_true", help="stop after showing the heatmaps")
-    parser.add_argument("--port", type=int, default=8000, help="port of the service; a free one if it is taken")
+    parser.add_argument(
+        "--port", type=int, default=8000, help="port of the service; another free port if this one is taken"
+    )
     options = parser.parse_args(arguments)
     try:
-        train()
+        train_pair()
         port = free_port(options.port)
         _step(f"2/3  serving it at http://127.0.0.1:{port}")
         with serving(CHECKPOINTS / "sft", CHECKPOINTS / "reference", port) as (server, url):
             _step("3/3  scoring a right and a corrupted answer")
             _show(url)
             if not options.once:
-                print(f"\nThe page: {url}/   API: {url}/docs   Ctrl-C ends the service.", flush=True)
+                print(f"\nThe page: {url}/   API: {url}/docs   Ctrl-C stops the service.", flush=True)
                 server.wait()
     except subprocess.CalledProcessError as error:
         return error.returncode
@@ -46,15 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train() -> None:
-    """The demo's pair; a finished run is taken as it is, a broken one goes on. Raises CalledProcessError."""
-    _step("1/3  training a pair from scratch on worked additions (a run that is there already is taken as it is)")
+def train_pair() -> None:
+    """Trains the pair; keeps a finished run, resumes an unfinished one. Raises CalledProcessError if it fails."""
+    _step("1/3  training a pair from scratch on worked additions (a finished run is kept)")
     subprocess.run([sys.executable, "-m", "dense_reward_trainer.cli", "sft", "arithmetic_sft"], check=True)
 
 
 def example() -> tuple[str, list[str]]:
-    """A prompt, its right answer, and the same answer with one digit corrupted."""
-    right = worked(*ADDENDS, 3)
+    """A prompt and two responses: the right one, and the same with one digit corrupted."""
+    right = worked_addition(*ADDENDS, 3)
     return f"Add {ADDENDS[0]} and {ADDENDS[1]}.", [right, right.replace(RIGHT, WRONG, 1)]
 
 

@@ -1,8 +1,8 @@
-"""Dense-Path REINFORCE (arXiv 2510.02493): a policy improved on token rewards, as a client of the reward service.
+"""The `dpr` job: Dense-Path REINFORCE (arXiv 2510.02493), which improves a policy on token rewards from a service.
 
-Every step (learner.py) samples G responses to each of its prompts, asks the service for the reward of every token, pays
-it less b (log pi - log pi_sft), and takes one REINFORCE step on the reward-to-go less a baseline (estimator.py).
-No critic, no reference model, no SFT model is loaded here. What the paper leaves open is an option of DprConfig.
+Every step (rl/learner.py) samples G responses to each of its prompts and requests the reward of every token. It
+subtracts b (log pi - log pi_sft) and takes a REINFORCE step on the reward-to-go minus a baseline (rl/advantages.py).
+It loads no critic, no reference model and no SFT model. DprConfig has an option for each choice the paper leaves open.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from dense_reward_trainer.configs.dpr import DprConfig
-from dense_reward_trainer.data.tokenised import Row
+from dense_reward_trainer.data.tokenised import TokenisedRow
 from dense_reward_trainer.rl.held_out_metrics import measure_held_out
 from dense_reward_trainer.rl.learner import Learner
 from dense_reward_trainer.rl.optimiser import learning_rate
@@ -33,13 +33,13 @@ from dense_reward_trainer.runs.training_state import TrainingStates
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Training:
-    """All that a run works on. The learner changes from step to step, nothing else does."""
+    """Everything that a run uses. Only the learner changes from step to step."""
 
     config: DprConfig
     checkpoint: PolicyCheckpoint
     learner: Learner
     prompts: Sequence[IdArray]
-    held_out: Sequence[Row]
+    held_out: Sequence[TokenisedRow]
     run: Run
 
     @property
@@ -52,9 +52,9 @@ class Training:
 
 
 def run(config: DprConfig, report: Report) -> None:
-    """Train, and leave `checkpoints/policy` in `config.output_dir`; a finished run is left alone, a killed one goes on.
+    """Trains, and writes `checkpoints/policy` to `config.output_dir`. Resumes a killed run, keeps a finished one.
 
-    Raises ConfigError, DataError, CheckpointError or JobError, naming the cure.
+    Raises ConfigError, DataError, CheckpointError or JobError; the message states the cure.
     """
     check_run("dpr", config)
     finished = config.output_dir / "checkpoints" / "policy"
@@ -70,50 +70,50 @@ def run(config: DprConfig, report: Report) -> None:
     address, sha256 = ServiceAddress.of(config.service_url, config), checkpoint.manifest.tokenizer_sha256
     with connected(address, sha256, report, signal=config.signal, with_kl=config.baseline == "kl") as rewards:
         check_room_at_service(rewards.card.max_length_tokens, prompts, config.max_new_tokens)
-        started = open_run("dpr", config)
+        opened = open_run("dpr", config)
         identity = {"policy": checkpoint.manifest.weights_sha256, "prompts": prompts_sha256(prompts)}
-        pin(started, {**identity, "reward model": rewards.card.revision})
-        report(f"{len(prompts)} prompts, {len(held_out)} held out; rewards of {rewards.card.sft}")
-        training = Training(config, checkpoint, Learner.of(config, checkpoint.policy), prompts, held_out, started)
-        train(training, rewards, report)
+        pin(opened, {**identity, "reward model": rewards.card.revision})
+        report(f"{len(prompts)} prompts, {len(held_out)} held out; rewards from {rewards.card.sft}")
+        training = Training(config, checkpoint, Learner.of(config, checkpoint.policy), prompts, held_out, opened)
+        train_policy(training, rewards, report)
     write_policy(training)
     training.states.remove()
     report(f"finished: {finished}")
 
 
-def train(training: Training, rewards: TokenRewards, report: Report) -> None:
-    """The steps of `training.config` that are not done yet, each on fresh samples of the policy as it is."""
+def train_policy(training: Training, rewards: TokenRewards, report: Report) -> None:
+    """Runs the steps that are not done yet, each on new samples of the current policy."""
     config, learner = training.config, training.learner
     newest = training.states.newest()
     done = 0 if newest is None else newest[0]
-    # the evaluation before the first step has no state of its own
+    # Step 0 is the evaluation before the first step. No state is saved after it, so without a state it runs again.
     training.metrics.drop_after(done or -1)
     if newest is not None:
         learner.restore(newest[1])
         report(f"resuming after step {done}")
     else:
-        evaluate(training, rewards, 0)
+        log_held_out_metrics(training, rewards, 0)
     with tqdm(total=config.steps, initial=done, unit="step", dynamic_ncols=True) as bar:
         for step in range(done + 1, config.steps + 1):
-            described = learner.step(step, training.prompts, rewards)
-            training.metrics.append(step, described)
+            metrics = learner.step(step, training.prompts, rewards)
+            training.metrics.append(step, metrics)
             if due(step, config.evaluate_every, config.steps):
-                evaluate(training, rewards, step)
+                log_held_out_metrics(training, rewards, step)
             if due(step, config.save_every, config.steps):
                 training.states.save(step, learner.state())
             bar.set_postfix_str(
-                f"reward {described['reward_sum']:.2f} kl {described['kl_to_sft']:.2f} "
-                f"length {described['length_mean']:.0f}"
+                f"reward {metrics['reward_sum']:.2f} kl {metrics['kl_to_sft']:.2f} length {metrics['length_mean']:.0f}"
             )
             bar.update()
 
 
 def due(step: int, every: int, last: int) -> bool:
+    """Whether something done every `every` steps, and after the last one, is due after `step`."""
     return step % every == 0 or step == last
 
 
-def evaluate(training: Training, rewards: TokenRewards, step: int) -> None:
-    """Held-out figures of the policy as it is after `step`, into the metrics; and the plot anew."""
+def log_held_out_metrics(training: Training, rewards: TokenRewards, step: int) -> None:
+    """Adds the held-out figures of the policy after `step` to the metrics, and redraws the plot."""
     if training.held_out:
         options = training.config.held_out_options
         result, _ = measure_held_out(
@@ -125,7 +125,7 @@ def evaluate(training: Training, rewards: TokenRewards, step: int) -> None:
 
 
 def write_policy(training: Training) -> None:
-    """The final policy as a checkpoint that a service or another job takes, probed as the one that it came from."""
+    """Writes the final policy as a checkpoint, with the probe sequences of the checkpoint that it started from."""
     config, manifest = training.config, training.checkpoint.manifest
     probe = [ProbeIds(s.prompt_ids, tuple(response.ids for response in s.responses)) for s in manifest.probe]
     facts = ManifestFacts(

@@ -1,4 +1,4 @@
-"""Checkpoints measured side by side on held-out prompts: a table, the figures as JSON, and every response to read.
+"""The `evaluate` job: measures checkpoints on held-out prompts; writes a table, the figures as JSON and every response.
 
 Read from `run` downwards. All checkpoints answer the same prompts, with the same seed.
 """
@@ -21,7 +21,7 @@ from dense_reward_trainer.rl.records import TokenRewards
 from dense_reward_trainer.rl.reward_service import ServiceAddress, connected
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 
-# title of a column -> what it shows
+# title of a column -> its value
 COLUMNS: Mapping[str, Callable[[HeldOutResult], Estimate | float | None]] = {
     "greedy accuracy": lambda result: result.greedy_accuracy,
     "sampled accuracy": lambda result: result.sampled_accuracy,
@@ -33,9 +33,9 @@ COLUMNS: Mapping[str, Callable[[HeldOutResult], Estimate | float | None]] = {
 
 
 def run(config: EvaluateConfig, report: Report) -> None:
-    """Leave `evaluation.json` and `samples-NAME.jsonl` in `config.output_dir`, and report a table.
+    """Writes `evaluation.json` and `samples-NAME.jsonl` to `config.output_dir`, and reports a table.
 
-    Raises ConfigError, DataError, CheckpointError or JobError, naming the cure.
+    Raises ConfigError, DataError, CheckpointError or JobError; the message states the cure.
     """
     check_run("evaluate", config)
     if config.threads is not None:
@@ -46,29 +46,31 @@ def run(config: EvaluateConfig, report: Report) -> None:
         report(f"measuring {name} ({folder})")
         checkpoint = load_policy(folder, precision=config.precision, device=chosen_device(config.device))
         temperature = config.temperatures.get(name, 1.0)
-        results[name], samples[name] = measure_one(config, checkpoint, temperature, report)
+        results[name], samples[name] = measure_checkpoint(config, checkpoint, temperature, report)
     started = open_run("evaluate", config)
     for name, records in samples.items():
         write_samples(started.folder / f"samples-{name}.jsonl", records)
     figures = {name: asdict(result) for name, result in results.items()}
     write_whole(started.folder / "evaluation.json", json.dumps(figures, indent=2, allow_nan=False).encode() + b"\n")
-    report(table(results))
+    report(evaluation_table(results))
     report(f"figures and samples: {started.folder}")
 
 
-def measure_one(
+def measure_checkpoint(
     config: EvaluateConfig, checkpoint: PolicyCheckpoint, temperature: float, report: Report
 ) -> tuple[HeldOutResult, list[SampledResponse]]:
-    """One checkpoint on the prompts, rendered as it was trained."""
+    """Measures one checkpoint on the held-out prompts, rendered as in its training."""
     options = config.held_out_options
     rows = held_out_rows(config.held_out, checkpoint.encoder, checkpoint.policy.limit_tokens, options.max_new_tokens)
-    with sft_model(config, checkpoint, report) as rewards:
+    with sft_model_rewards(config, checkpoint, report) as rewards:
         return measure_held_out(checkpoint, rows, options, rewards, temperature)
 
 
 @contextmanager
-def sft_model(config: EvaluateConfig, checkpoint: PolicyCheckpoint, report: Report) -> Iterator[TokenRewards | None]:
-    """The service's SFT model, where the configuration names a service."""
+def sft_model_rewards(
+    config: EvaluateConfig, checkpoint: PolicyCheckpoint, report: Report
+) -> Iterator[TokenRewards | None]:
+    """Log-probs of the service's SFT model; None if the configuration names no service."""
     if config.service_url is None:
         yield None
         return
@@ -82,8 +84,8 @@ def write_samples(path: Path, samples: Sequence[SampledResponse]) -> None:
     write_whole(path, "".join(f"{line}\n" for line in lines).encode())
 
 
-def table(results: Mapping[str, HeldOutResult]) -> str:
-    """One line for each checkpoint, aligned; a mean is followed by its standard error."""
+def evaluation_table(results: Mapping[str, HeldOutResult]) -> str:
+    """One aligned line for each checkpoint: each mean with its standard error."""
     rows = [["checkpoint", *COLUMNS]]
     rows += [[name, *(_cell(column(result)) for column in COLUMNS.values())] for name, result in results.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

@@ -1,9 +1,8 @@
-"""Where the gradient of a DPR run points before its first step: `dense-reward-train gradient RECIPE_OF_DPR`.
+"""The `gradient` job: where does the gradient of a DPR run point before its first step?
 
 Samples, rewards and estimator are those of the run. The gradient of its first update, before AdamW scales it, is
-compared with the one that makes held-out demonstrations likelier: minutes that tell whether hours of training with this
-reward, reference and estimator can help.
-Read from `run` downwards.
+compared with the gradient that makes held-out demonstrations likelier. This takes minutes, and shows whether hours of
+training with this reward, reference and estimator can help. Read from `run` downwards.
 """
 
 import json
@@ -32,12 +31,12 @@ from dense_reward_trainer.runs.timer import Timer
 
 @dataclass(frozen=True, slots=True)
 class Alignment:
-    """Directions of N batches of samples, compared with a target direction.
+    """Gradient directions of N batches of samples, compared with a target direction.
 
-    `cosine`: of one batch with the target, mean over batches. `agreement`: cosine between two batches, mean over pairs;
-    1 where batches bring no noise, and its error is that of batches which bring nothing else. `expected_cosine`: of the
-    expected gradient with the target, cosine over the square root of the agreement, for a gradient that is the expected
-    one and noise of its own; null where the agreement is within two errors of none.
+    `cosine`: between the direction of a batch and the target, mean over batches. `agreement`: cosine between two
+    batches, mean over pairs; 1 if batches are noise-free; its standard error is computed under pure noise.
+    `expected_cosine`: between the expected gradient and the target, cosine / sqrt(agreement), if each batch is the
+    expected gradient plus independent noise; null if the agreement is within two standard errors of 0.
     """
 
     cosine: float
@@ -49,13 +48,13 @@ class Alignment:
 
 
 def run(config: GradientConfig, report: Report) -> Alignment:
-    """Leave `gradient.json` in `config.output_dir` and report it.
+    """Writes `gradient.json` to `config.output_dir` and reports it.
 
-    Raises ConfigError, DataError, CheckpointError or JobError, naming the cure.
+    Raises ConfigError, DataError, CheckpointError or JobError; the message states the cure.
     """
     check_run("gradient", config)
     if config.held_out is None:
-        raise ConfigError("held_out is null: name held_out.jsonl of the SFT run, whose answers are to become likelier")
+        raise ConfigError("held_out is null: set it to held_out.jsonl of the SFT run, whose responses are the target")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     checkpoint = load_policy(config.policy, precision=config.precision, device=chosen_device(config.device))
@@ -65,22 +64,23 @@ def run(config: GradientConfig, report: Report) -> Alignment:
     with connected(address, sha256, report, signal=config.signal, with_kl=config.baseline == "kl") as rewards:
         check_room_at_service(rewards.card.max_length_tokens, prompts, config.max_new_tokens)
         folder = open_run("gradient", config).folder
-        asked, right = [row.encoded.prompt_P for row in rows], [row.encoded.responses[0].ids_T for row in rows]
-        target = likelihood_gradient(checkpoint.policy, asked, right, config.microbatch_tokens)
-        found = alignment(descents(config, checkpoint.policy, prompts, rewards), target)
+        held_out_prompts = [row.encoded.prompt_P for row in rows]
+        held_out_responses = [row.encoded.responses[0].ids_T for row in rows]
+        target = likelihood_gradient(checkpoint.policy, held_out_prompts, held_out_responses, config.microbatch_tokens)
+        found = alignment(descent_directions(config, checkpoint.policy, prompts, rewards), target)
         identity = {"sft": rewards.card.sft, "reference": rewards.card.reference, "revision": rewards.card.revision}
     record = {"alignment": asdict(found), "held_out": len(rows), "rewards": identity}
     write_whole(folder / "gradient.json", json.dumps(record, indent=2).encode() + b"\n")
-    report(described(found))
+    report(alignment_summary(found))
     return found
 
 
-def descents(
+def descent_directions(
     config: GradientConfig, policy: Policy, prompts: Sequence[IdArray], rewards: TokenRewards
 ) -> Iterator[Tensor]:
-    """Of each batch of samples minus the gradient of its first update, all weights in one row; the policy stays.
+    """For each batch of samples, minus the gradient of its first update, flattened. The policy does not change.
 
-    Raises JobError where that is 0 or not finite.
+    Raises JobError if a gradient is 0 or not finite.
     """
     learner = Learner.of(config, policy)
     for step in tqdm(range(1, config.batches + 1), unit="batch", dynamic_ncols=True):
@@ -88,8 +88,8 @@ def descents(
         size = float(direction.norm())
         if not 0 < size < inf:
             raise JobError(
-                f"the gradient of batch {step} has norm {size:g}: there is no direction where every action of a "
-                "batch is paid the same; raise prompts_per_step or group_size, or look at the rewards"
+                f"the gradient of batch {step} has norm {size:g}, so it has no direction: it is 0 if all actions of a "
+                "batch get the same reward. Raise prompts_per_step or group_size, or inspect the rewards"
             )
         yield direction
 
@@ -97,7 +97,7 @@ def descents(
 def likelihood_gradient(
     policy: Policy, prompts: Sequence[IdArray], responses: Sequence[IdArray], microbatch_tokens: int
 ) -> Tensor:
-    """Gradient of the log-likelihood of given responses, summed, all weights in one row."""
+    """Gradient of the summed log-likelihood of given responses, flattened."""
     policy.model.zero_grad(set_to_none=True)
     lengths = [len(prompt) + len(ids) for prompt, ids in zip(prompts, responses, strict=True)]
     for part in microbatches(lengths, microbatch_tokens):
@@ -107,27 +107,29 @@ def likelihood_gradient(
 
 
 def alignment(directions: Iterable[Tensor], target: Tensor) -> Alignment:
-    """Of three directions or more with a target, none of them 0; two directions are held at a time.
+    """Compares three or more directions with a target; none of them is 0. Holds two directions in memory at a time.
 
-    Raises ValueError for fewer than three.
+    Raises ValueError for fewer than three directions.
     """
     unit = normalize(target, dim=0)
     total = torch.zeros_like(unit)
     cosines: list[float] = []
     neighbours: list[float] = []
-    before = torch.zeros_like(unit)
+    previous = torch.zeros_like(unit)
     for direction in directions:
-        found = normalize(direction, dim=0)
-        cosines.append(float(found @ unit))
-        neighbours.append(float(found @ before))
-        total += found
-        before = found
+        current = normalize(direction, dim=0)
+        cosines.append(float(current @ unit))
+        neighbours.append(float(current @ previous))
+        total += current
+        previous = current
     count = len(cosines)
     if count < 3:
-        raise ValueError(f"agreement is between batches, and there is {count}: at least 3 are needed")
+        raise ValueError(f"agreement needs at least 3 batches, but there are {count}")
     cosine, error = mean(cosines), stdev(cosines) / sqrt(count)
+    # |sum of unit vectors|^2 = count + sum of the cosines of all ordered pairs
     agreement = (float(total.double().square().sum()) - count) / (count * (count - 1))
-    # cosines of independent directions are uncorrelated, also of pairs that share one
+    # Under pure noise the cosines of two pairs of batches are uncorrelated, even if both pairs share a batch. So the
+    # standard error over all pairs is the spread over neighbouring batches / sqrt(number of pairs).
     noise = stdev(neighbours[1:]) / sqrt(count * (count - 1) / 2)
     if agreement <= 2 * noise:
         return Alignment(cosine, error, agreement, noise, None, None)
@@ -136,13 +138,12 @@ def alignment(directions: Iterable[Tensor], target: Tensor) -> Alignment:
     return Alignment(cosine, error, agreement, noise, expected, spread)
 
 
-def described(found: Alignment) -> str:
-    """For people."""
+def alignment_summary(found: Alignment) -> str:
+    """The alignment as one line of text."""
     expected, error = found.expected_cosine, found.expected_cosine_standard_error
-    known = "it cannot be told from the noise: more batches" if expected is None else f"{expected:.2f} ± {error:.2f}"
+    known = "unknown, the noise hides it: raise batches" if expected is None else f"{expected:.2f} ± {error:.2f}"
     return (
         f"cosine with the gradient of the held-out log-likelihood: {found.cosine:.3f} ± "
         f"{found.cosine_standard_error:.3f} for one batch, whose cosine with another is {found.agreement:.3f} ± "
-        f"{found.agreement_standard_error:.3f}; "
-        f"of the expected gradient {known}"
+        f"{found.agreement_standard_error:.3f}; of the expected gradient: {known}"
     )

@@ -1,7 +1,7 @@
-"""Supervised fine-tuning: demonstrations -> the finished SFT checkpoint and the milestones on the way to it.
+"""The `sft` job: supervised fine-tuning on demonstrations -> the finished SFT checkpoint and its milestones.
 
-data -> ids -> TRL's SFTTrainer -> checkpoints; read from `run` downwards. A run that was killed goes on when it is
-started again, to weights that are bitwise those of an unbroken run (on a CPU).
+Data -> ids -> TRL's SFTTrainer -> checkpoints; read from `run` downwards. A killed run resumes if it is started again,
+and on a CPU ends with bitwise the weights of an uninterrupted run.
 """
 
 import shutil
@@ -23,10 +23,10 @@ from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
-from dense_reward_trainer.configs.base import LoraOptions, SftConfig
+from dense_reward_trainer.configs.sft import LoraOptions, SftConfig
 from dense_reward_trainer.data.held_out_file import write_held_out
 from dense_reward_trainer.data.sources import DataError, Split, data_sha256, load, split
-from dense_reward_trainer.data.tokenised import Row, encode_demonstrations
+from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrations
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.checkpoint import (
     is_complete,
@@ -35,23 +35,23 @@ from dense_reward_trainer.runs.checkpoint import (
     training_step,
     write_checkpoint,
 )
-from dense_reward_trainer.runs.run_folder import METRICS_NAME, MetricsLog, check_run, open_run, pin, plot
+from dense_reward_trainer.runs.run_folder import METRICS_NAME, MetricsLog, check_run, open_run, pin, plot_metrics
 from dense_reward_trainer.sft.callbacks import EvaluateAtEnd, LogToFile, QuietProgress
-from dense_reward_trainer.sft.initial_model import StartingPoint, starting_point
-from dense_reward_trainer.sft.length_sampler import LengthOrderedTrainer
+from dense_reward_trainer.sft.initial_model import InitialModel, initial_model_of
+from dense_reward_trainer.sft.length_sampler import LengthGroupedTrainer
 from dense_reward_trainer.sft.milestones import MilestoneSchedule
 
 SFT: Role = "sft"
-# Newer versions of transformers warn about the older name.
+# Newer versions of transformers renamed the argument, and warn about the older name.
 CHECKPOINTING = next(
     name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(TrlConfig, name)
 )
 
 
 def run(config: SftConfig, report: Report) -> None:
-    """Train, and leave `checkpoints/sft` and the milestones in `config.output_dir`; a finished run is left alone.
+    """Trains, and writes `checkpoints/sft` and the milestones to `config.output_dir`. Keeps a finished run.
 
-    Raises ConfigError, DataError or CheckpointError, naming the cure; JobError where training diverges.
+    Raises ConfigError, DataError or CheckpointError, whose message states the cure; JobError if training diverges.
     """
     disable_progress_bar()
     arguments = training_arguments(config)
@@ -69,40 +69,41 @@ def run(config: SftConfig, report: Report) -> None:
         shutil.rmtree(config.output_dir / "resume", ignore_errors=True)
         report(f"{config.output_dir} holds a finished run, so there is nothing to do: {checkpoints / SFT}")
         return
-    demonstrations = load_demonstrations(config, report)
-    start = starting_point(config, demonstrations.train)
-    train, held_out = encode_split(config, start, demonstrations, report)
-    course = course_of(config, arguments, len(train))
+    demonstrations = load_split(config, report)
+    initial = initial_model_of(config, demonstrations.train)
+    train, held_out = encode_split(config, initial, demonstrations, report)
+    schedule = milestone_schedule(config, arguments, len(train))
     done = 0 if state is None else training_step(state)
-    steps = milestone_steps(config.milestones, course)
+    steps = milestone_steps(config.milestones, schedule)
     check_milestones(steps, checkpoints, done)
-    trainer = make_trainer(config, arguments, start, train, held_out)
-    report(describe(trainer, course, steps, (len(train), len(held_out)), done))
+    trainer = make_trainer(config, arguments, initial, train, held_out)
+    report(run_summary(trainer, schedule, steps, (len(train), len(held_out)), done))
     if not first:
         trainer.train(resume_from_checkpoint=None if state is None else str(state))
         return
     data = data_sha256(row.demonstration for row in train)
-    started = open_run("sft", config)
-    pin(started, {"data": data, "tokenizer": start.tokenizer_sha256})
+    opened = open_run("sft", config)
+    pin(opened, {"data": data, "tokenizer": initial.tokenizer_sha256})
     write_held_out(config.output_dir / "held_out.jsonl", [row.demonstration for row in held_out])
     metrics = MetricsLog(config.output_dir / METRICS_NAME)
     metrics.drop_after(done)
-    saving = Saving(checkpoints, trainer, start, course, base_facts(config, started.run_id, data, start), train)
+    facts = base_facts(config, opened.run_id, data, initial)
+    writer = CheckpointWriter(checkpoints, trainer, initial, schedule, facts, train)
     trainer.add_callback(LogToFile(metrics))
-    trainer.add_callback(SaveMilestones(saving, steps, report))
+    trainer.add_callback(SaveMilestones(writer, steps, report))
     trainer.train(resume_from_checkpoint=None if state is None else str(state))
-    plot(metrics, ("loss", "eval_loss"), config.output_dir / "loss.png", ylabel="loss (nats per token)")
-    saving.write(SFT, SFT, course.total_steps, float(trainer.lr_scheduler.get_last_lr()[0]))
+    plot_metrics(metrics, ("loss", "eval_loss"), config.output_dir / "loss.png", ylabel="loss (nats per token)")
+    writer.write(SFT, SFT, schedule.total_steps, float(trainer.lr_scheduler.get_last_lr()[0]))
     shutil.rmtree(config.output_dir / "resume")
     report(f"finished: {checkpoints / SFT}")
 
 
 def silent(_: str) -> None:
-    """One of several processes reports."""
+    """Report of all processes except the first: with torchrun, only one process reports."""
 
 
 def training_arguments(config: SftConfig) -> TrlConfig:
-    """transformers' arguments. Data are prepared here and not by TRL, which would truncate."""
+    """The trainer's arguments. TRL must not prepare the data: it would truncate long demonstrations."""
     on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch sees no GPU: set device=cpu, or install a CUDA build of torch")
@@ -128,7 +129,7 @@ def training_arguments(config: SftConfig) -> TrlConfig:
         max_grad_norm=config.max_grad_norm,
         logging_steps=config.log_every_steps,
         logging_first_step=True,
-        # the filter would hide a loss that is not a number
+        # The filter would replace a nan loss by an average, and MetricsLog could not detect divergence.
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=config.save_every_steps,
@@ -140,8 +141,8 @@ def training_arguments(config: SftConfig) -> TrlConfig:
     )
 
 
-def load_demonstrations(config: SftConfig, report: Report) -> Split:
-    """Both sides of the data. Raises DataError where nothing is left to train on."""
+def load_split(config: SftConfig, report: Report) -> Split:
+    """Training and held-out demonstrations. Raises DataError if none is left to train on."""
     loaded = load(config.data)
     if loaded.skipped:
         report(f"left out {len(loaded.skipped)} bad lines: {loaded.skipped_by_reason}")
@@ -154,16 +155,16 @@ def load_demonstrations(config: SftConfig, report: Report) -> Split:
 
 
 def encode_split(
-    config: SftConfig, start: StartingPoint, parts: Split, report: Report
-) -> tuple[Sequence[Row], Sequence[Row]]:
-    """Rows to train on and to evaluate on. Raises DataError, naming file and line."""
+    config: SftConfig, initial: InitialModel, parts: Split, report: Report
+) -> tuple[Sequence[TokenisedRow], Sequence[TokenisedRow]]:
+    """Tokenised rows to train on and to evaluate on. Raises DataError, naming file and line."""
     sides = []
     for demonstrations in (parts.train, parts.held_out):
         encoded = encode_demonstrations(
             demonstrations,
-            start.encoder,
+            initial.encoder,
             every_turn=config.train_on == "all_assistant",
-            limit_tokens=start.limit_tokens,
+            limit_tokens=initial.limit_tokens,
             skip_bad=config.data.skip_bad,
         )
         if encoded.dropped:
@@ -175,23 +176,27 @@ def encode_split(
 
 
 def make_trainer(
-    config: SftConfig, arguments: TrlConfig, start: StartingPoint, train: Sequence[Row], held_out: Sequence[Row]
+    config: SftConfig,
+    arguments: TrlConfig,
+    initial: InitialModel,
+    train: Sequence[TokenisedRow],
+    held_out: Sequence[TokenisedRow],
 ) -> SFTTrainer:
-    """TRL's trainer on rows that it takes as they are."""
-    use_cache = start.model.config.use_cache
-    trainer = (LengthOrderedTrainer if config.group_by_length else SFTTrainer)(
-        model=start.model,
+    """TRL's trainer on rows that are tokenised already."""
+    use_cache = initial.model.config.use_cache
+    trainer = (LengthGroupedTrainer if config.group_by_length else SFTTrainer)(
+        model=initial.model,
         args=arguments,
         train_dataset=as_dataset(train),
         eval_dataset=as_dataset(held_out) if config.eval_every_steps is not None else None,
-        processing_class=start.tokenizer,
+        processing_class=initial.tokenizer,
         peft_config=None if config.lora is None else adapter(config.lora),
         callbacks=[EvaluateAtEnd()],
     )
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise ConfigError("sft shards no weights: start it with torchrun (data parallel), without FSDP or DeepSpeed")
-    # turned off for training by TRL, it would be saved so, and slow down whoever samples from the checkpoint
-    start.model.config.use_cache = use_cache
+    # TRL turns the KV cache off for training. Without this, the checkpoint keeps that and sampling from it is slow.
+    initial.model.config.use_cache = use_cache
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(QuietProgress())
     return trainer
@@ -204,21 +209,21 @@ def adapter(lora: LoraOptions) -> LoraConfig:
     )
 
 
-def as_dataset(rows: Sequence[Row]) -> Dataset:
+def as_dataset(rows: Sequence[TokenisedRow]) -> Dataset:
     return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
 
 
-def course_of(config: SftConfig, arguments: TrainingArguments, samples: int) -> MilestoneSchedule:
-    """How many samples the run has processed when."""
+def milestone_schedule(config: SftConfig, arguments: TrainingArguments, samples: int) -> MilestoneSchedule:
+    """Samples processed by each step of the run."""
     per_step = config.batch_size * config.gradient_accumulation * arguments.world_size
     return MilestoneSchedule(samples, per_step, config.max_steps or config.epochs * -(-samples // per_step))
 
 
-def milestone_steps(milestones: Mapping[str, float], course: MilestoneSchedule) -> dict[str, int]:
-    """The step of each milestone. Raises ConfigError where one falls on the last step, which is the SFT model's own."""
-    steps = {name: course.step_at(fraction) for name, fraction in milestones.items()}
+def milestone_steps(milestones: Mapping[str, float], schedule: MilestoneSchedule) -> dict[str, int]:
+    """The step of each milestone. Raises ConfigError if one falls on the last step, which is the sft checkpoint's."""
+    steps = {name: schedule.step_at(fraction) for name, fraction in milestones.items()}
     for name, step in steps.items():
-        if step == course.total_steps:
+        if step == schedule.total_steps:
             raise ConfigError(
                 f"milestone {name} at {milestones[name]} of the samples falls on the last step ({step}): "
                 "lower it, or train for more steps"
@@ -227,85 +232,87 @@ def milestone_steps(milestones: Mapping[str, float], course: MilestoneSchedule) 
 
 
 def check_milestones(steps: Mapping[str, int], checkpoints: Path, done: int) -> None:
-    """Raises ConfigError where a resumed run is past a milestone whose checkpoint is gone."""
+    """Raises ConfigError if a resumed run is past the step of a milestone whose checkpoint is missing."""
     for name, step in steps.items():
         if step <= done and not is_complete(checkpoints / name):
             raise ConfigError(
-                f"{checkpoints / name} is gone, and the run is past its step {step}: start in another output_dir"
+                f"{checkpoints / name} is gone, and the run is past its step {step}: use another output_dir"
             )
 
 
-def describe(
-    trainer: SFTTrainer, course: MilestoneSchedule, steps: Mapping[str, int], counts: tuple[int, int], done: int
+def run_summary(
+    trainer: SFTTrainer, schedule: MilestoneSchedule, steps: Mapping[str, int], counts: tuple[int, int], done: int
 ) -> str:
-    """The run in a sentence."""
+    """One line about the run: sizes, steps and milestones."""
     trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     at = ", ".join(f"{name} at step {step}" for name, step in steps.items())
-    where = f"; resumed at step {done}" if done else ""
+    resumed = f"; resumed at step {done}" if done else ""
     return (
         f"{trained / 1e6:.2f}M parameters to train, {counts[0]} demonstrations ({counts[1]} held out), "
-        f"{course.total_steps} steps of {course.samples_per_step} samples; {at}{where}"
+        f"{schedule.total_steps} steps of {schedule.samples_per_step} samples; {at}{resumed}"
     )
 
 
-def base_facts(config: SftConfig, run_id: str, data: str, start: StartingPoint) -> ManifestFacts:
-    """What all checkpoints of the run share."""
+def base_facts(config: SftConfig, run_id: str, data: str, initial: InitialModel) -> ManifestFacts:
+    """The manifest entries that all checkpoints of the run share."""
     return ManifestFacts(
         role=SFT,
         run_id=run_id,
-        renderer=start.encoder.renderer,
-        end_of_turn_id=start.encoder.end_of_turn_id,
+        renderer=initial.encoder.renderer,
+        end_of_turn_id=initial.encoder.end_of_turn_id,
         base_model=config.base_model,
         data_sha256=data,
         seed=config.seed,
-        dtype=str(start.model.dtype).removeprefix("torch."),
-        adapter_base=start.base if config.lora is not None else None,
+        dtype=str(initial.model.dtype).removeprefix("torch."),
+        adapter_base=initial.base if config.lora is not None else None,
     )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Saving:
+class CheckpointWriter:
     """Writes the run's checkpoints."""
 
     folder: Path
     trainer: SFTTrainer
-    start: StartingPoint
-    course: MilestoneSchedule
+    initial: InitialModel
+    schedule: MilestoneSchedule
     facts: ManifestFacts
-    train: Sequence[Row]
+    train: Sequence[TokenisedRow]
 
     def write(self, name: str, role: Role, step: int, learning_rate: float) -> None:
-        """The model as it is now, after `step` optimiser steps. Leaves the generators of random numbers alone."""
+        """Writes the current model, after `step` optimiser steps. Does not advance the random number generators."""
         facts = replace(
             self.facts,
             role=role,
             optimiser_step=step,
-            samples_processed=self.course.samples_processed(step),
-            samples_total=self.course.samples_total,
-            unique_samples=self.course.unique_samples(step),
+            samples_processed=self.schedule.samples_processed(step),
+            samples_total=self.schedule.samples_total,
+            unique_samples=self.schedule.unique_samples(step),
             learning_rate=learning_rate,
         )
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         with torch.random.fork_rng():
-            write_checkpoint(self.folder / name, model, self.start.tokenizer, facts, self.choose_probe)
+            write_checkpoint(self.folder / name, model, self.initial.tokenizer, facts, self.choose_probe)
 
     def choose_probe(self, encoder: Encoder, limit_tokens: int) -> Sequence[ProbeIds]:
-        """Demonstrations, where there are two different prompts."""
+        """Probe sequences from the demonstrations; fixed texts if fewer than two prompts differ."""
         encoded = [row.encoded for row in self.train]
         return probe_of_demonstrations(encoded, limit_tokens) or probe_of_texts(encoder, limit_tokens)
 
 
 class SaveMilestones(TrainerCallback):  # type: ignore[misc]
-    """Writes each milestone at its step, before the state from which the run would be resumed there."""
+    """Writes each milestone at its step, before the training state of that step: a resumed run skips none."""
 
-    def __init__(self, saving: Saving, steps: Mapping[str, int], report: Report) -> None:
-        self._saving, self._steps, self._report = saving, steps, report
+    def __init__(self, writer: CheckpointWriter, steps: Mapping[str, int], report: Report) -> None:
+        self._writer, self._steps, self._report = writer, steps, report
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        if state.max_steps != self._saving.course.total_steps:
-            raise JobError(f"the trainer plans {state.max_steps} steps, not {self._saving.course.total_steps}")
+        if state.max_steps != self._writer.schedule.total_steps:
+            raise JobError(
+                f"transformers plans {state.max_steps} steps, milestones are for {self._writer.schedule.total_steps}"
+            )
 
     def on_step_end(
         self,
@@ -317,5 +324,5 @@ class SaveMilestones(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         for name, step in self._steps.items():
             if state.global_step == step:
-                self._saving.write(name, "reference", step, float(lr_scheduler.get_last_lr()[0]))
-                self._report(f"milestone: {self._saving.folder / name} at step {step}")
+                self._writer.write(name, "reference", step, float(lr_scheduler.get_last_lr()[0]))
+                self._report(f"milestone: {self._writer.folder / name} at step {step}")

@@ -69,7 +69,7 @@ def make_batch(
 ) -> Batch:
     """A batch from rollouts, the ids and log-probs of their actions (sampled, then candidates), and their rewards.
 
-    A response that was cut off has no end of turn, so it gets no reward for one: each of its ids has one reward.
+    A response that was cut off contains no end of turn, so only its own ids get rewards, one each.
     """
     kl_rows = [rewards.kl_T for rewards in scored if rewards.kl_T is not None]
     signal_rows = [rewards.candidate_signal_TK for rewards in scored if rewards.candidate_signal_TK is not None]
@@ -89,17 +89,17 @@ def make_batch(
 
 
 def shaped_rewards(batch: Batch, config: DprConfig, coefficient: float) -> Tensor:
-    """The signal of every token, [B, T]: clipped to `reward_clip`, less the KL penalty if `kl_penalty` is "reward"."""
+    """The signal of every token, [B, T]: clipped to `reward_clip`, minus the KL penalty if `kl_penalty` is "reward"."""
     return _shaped(batch.signal_BT, batch.policy_logprob_BT, batch.sft_logprob_BT, config, coefficient)
 
 
 def token_returns(batch: Batch, config: DprConfig, coefficient: float) -> Tensor:
-    """The return that each sampled token is credited with, [B, T] float64."""
+    """The return that credits each sampled token, [B, T] float64."""
     return _returns(shaped_rewards(batch, config, coefficient), batch.mask_BT, config)
 
 
 def action_advantages(batch: Batch, config: DprConfig, coefficient: float) -> Actions:
-    """Advantages and weights of all actions: returns less a baseline, [B, T, 1 + K], 0 on padding.
+    """Advantages and weights of all actions: returns minus a baseline, [B, T, 1 + K], 0 on padding.
 
     With candidates C, the gradient of the immediate reward f is summed over C; the sample a_t adds its own term only if
     it is not in C:

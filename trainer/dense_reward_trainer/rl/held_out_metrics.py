@@ -9,7 +9,7 @@ from dense_reward.text.encode import Encoder
 
 from dense_reward_trainer.configs.dpr import HeldOutOptions
 from dense_reward_trainer.data.sources import final_answer
-from dense_reward_trainer.data.tokenised import Row
+from dense_reward_trainer.data.tokenised import TokenisedRow
 from dense_reward_trainer.rl.policy import Policy, PolicyCheckpoint, frozen_logprobs
 from dense_reward_trainer.rl.records import Rollout, TokenRewards
 from dense_reward_trainer.rl.sampling import Sampling, sample
@@ -73,15 +73,16 @@ class HeldOutResult:
 
 def measure_held_out(
     checkpoint: PolicyCheckpoint,
-    rows: Sequence[Row],
+    rows: Sequence[TokenisedRow],
     options: HeldOutOptions,
     rewards: TokenRewards | None = None,
     temperature: float = 1.0,
 ) -> tuple[HeldOutResult, list[SampledResponse]]:
     """Metrics from one greedy response and several samples for every prompt, and the responses.
 
-    `rewards` gives the SFT model's log-probs. All is at `temperature`, except the likelihood of the demonstrations,
-    which is at 1. Raises ValueError if there is no prompt, ConfigError if one leaves no room for `max_new_tokens`.
+    `rewards` gives the SFT model's log-probs. All metrics are at `temperature`, except the likelihood of the
+    demonstrations, which is at 1. Raises ValueError if there is no prompt, ConfigError if one leaves no room for
+    `max_new_tokens`.
     """
     if not rows:
         raise ValueError("there is nothing to measure: no held-out prompt was given")
@@ -113,7 +114,7 @@ def estimate(values: Sequence[float], group_size: int) -> Estimate:
     return Estimate(float(mean_P.mean()), float(mean_P.std()) / sqrt(len(mean_P)), len(mean_P))
 
 
-def _record(row: Row, rollout: Rollout, encoder: Encoder, *, greedy: bool) -> SampledResponse:
+def _record(row: TokenisedRow, rollout: Rollout, encoder: Encoder, *, greedy: bool) -> SampledResponse:
     """A response that was cut off has no answer: its last line may be half a number."""
     body_T = rollout.response_T[:-1] if rollout.finished else rollout.response_T
     text = encoder.tokenizer.text_and_spans([int(i) for i in body_T])[0]
@@ -129,7 +130,7 @@ def _accuracy(records: Sequence[SampledResponse], group_size: int) -> Estimate |
     return estimate(known, group_size) if known else None
 
 
-def _nll_per_token(policy: Policy, rows: Sequence[Row], microbatch_tokens: int) -> float:
+def _nll_per_token(policy: Policy, rows: Sequence[TokenisedRow], microbatch_tokens: int) -> float:
     prompts, responses = [row.encoded.prompt_P for row in rows], [row.encoded.responses[0].ids_T for row in rows]
     logprob_BT = frozen_logprobs(policy, prompts, responses, microbatch_tokens)
     return -float(logprob_BT.double().sum()) / sum(len(ids) for ids in responses)

@@ -28,7 +28,7 @@ from dense_reward_trainer.rl.records import TokenRewards
 from dense_reward_trainer.rl.sampling import Sampling, sample
 from dense_reward_trainer.runs.timer import Timer
 
-KL_ERROR_LIMIT = 0.2  # Ziegler et al. clip the relative error of the KL to this
+KL_ERROR_LIMIT = 0.2  # limit of the relative error of the KL, from Ziegler et al.
 
 
 class LearnerState(TypedDict):
@@ -42,7 +42,7 @@ class LearnerState(TypedDict):
 
 @dataclass(slots=True, eq=False)
 class Learner:
-    """A policy in training. Every field but `config` changes from step to step."""
+    """A policy in training. Every field except `config` changes from step to step."""
 
     config: DprConfig
     policy: Policy
@@ -117,7 +117,8 @@ class Learner:
     def update(self, batch: Batch, actions: Actions) -> dict[str, float]:
         """Take `updates_per_batch` optimiser steps on a batch; return loss and unclipped gradient norm of the last one.
 
-        In the first step the policy is still the one that sampled: its log-probs are kept for the ratios of the others.
+        In the first step the policy is still the one that sampled. Its log-probs are kept for the ratios of later
+        steps.
         """
         old_BTM = self._zero_logprobs(actions)
         loss = norm = 0.0
@@ -139,7 +140,7 @@ class Learner:
         return torch.zeros(actions.ids_BTM.shape, dtype=torch.promote_types(self.policy.model.dtype, torch.float32))
 
     def _backward(self, batch: Batch, actions: Actions, old_BTM: Tensor, *, first: bool) -> float:
-        """Adds the gradient of the loss on the whole batch, microbatch by microbatch; returns the loss.
+        """Accumulates the gradient of the loss on the whole batch over microbatches; returns the loss.
 
         If `first`, writes the policy's log-probs into `old_BTM` before they are used: all ratios are then 1.
         """

@@ -1,7 +1,7 @@
 """A policy: a causal language model that is sampled from and trained, and its log-probs with gradient.
 
 B responses, right-padded to T tokens; N response tokens of a batch; M actions at each; V ids. Dropout is always off,
-because the gradient must be of the distribution that was sampled from. Must not know rewards or jobs.
+because the gradient must be that of the distribution that was sampled from. Must not know rewards or jobs.
 """
 
 from collections.abc import Iterator, Sequence

@@ -10,14 +10,14 @@ from dense_reward.text.encode import Encoder
 
 from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.data.sources import NO_SKIP, DataError, DataSource, load, split
-from dense_reward_trainer.data.tokenised import Row, encode_demonstrations
+from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrations
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.rl.policy import PolicyCheckpoint
 
 
 def prompts_and_held_out(
     config: DprConfig, checkpoint: PolicyCheckpoint, report: Report
-) -> tuple[Sequence[IdArray], Sequence[Row]]:
+) -> tuple[Sequence[IdArray], Sequence[TokenisedRow]]:
     """Prompts to train on, and rows to measure on. Raises DataError, also if they share a prompt."""
     encoder, limit_tokens = checkpoint.encoder, checkpoint.policy.limit_tokens
     prompts = training_prompts(config.prompts, encoder, limit_tokens, config.max_new_tokens, report)
@@ -45,14 +45,14 @@ def training_prompts(
         check_room(encoded.rows, limit_tokens, max_new_tokens, "max_new_tokens", "or add --skip-bad to the command")
     left_out = len(loaded.skipped) + len(encoded.dropped) + len(encoded.rows) - len(fitting)
     if left_out:
-        report(f"{source.source}: left out {left_out} lines that are no demonstrations, or too long")
+        report(f"{source.source}: left out {left_out} lines that are not demonstrations, or too long")
     prompts = {row.encoded.prompt_P.tobytes(): row.encoded.prompt_P for row in fitting}
     if not prompts:
         raise DataError(f"{source.source}: no prompt is left to train on")
     return list(prompts.values())
 
 
-def held_out_rows(path: Path, encoder: Encoder, limit_tokens: int, max_new_tokens: int) -> Sequence[Row]:
+def held_out_rows(path: Path, encoder: Encoder, limit_tokens: int, max_new_tokens: int) -> Sequence[TokenisedRow]:
     """All demonstrations of a file. Raises DataError if one is bad or leaves no room for `max_new_tokens`."""
     loaded = load(DataSource(source=str(path), held_out_fraction=0.0), cure=NO_SKIP)
     rows = encode_demonstrations(
@@ -62,7 +62,7 @@ def held_out_rows(path: Path, encoder: Encoder, limit_tokens: int, max_new_token
     return rows
 
 
-def check_room(rows: Sequence[Row], limit_tokens: int, max_new_tokens: int, name: str, cure: str) -> None:
+def check_room(rows: Sequence[TokenisedRow], limit_tokens: int, max_new_tokens: int, name: str, cure: str) -> None:
     """Raises DataError, naming the longest prompt, if it leaves no room for `max_new_tokens` below `limit_tokens`.
 
     `name`: the option that sets `max_new_tokens`. `cure`: what else the user can do.
@@ -86,7 +86,7 @@ def check_room_at_service(limit_tokens: int, prompts: Sequence[IdArray], max_new
         )
 
 
-def check_disjoint(prompts: Sequence[IdArray], held_out: Sequence[Row]) -> None:
+def check_disjoint(prompts: Sequence[IdArray], held_out: Sequence[TokenisedRow]) -> None:
     """Raises DataError if a held-out prompt is trained on."""
     trained = {prompt.tobytes() for prompt in prompts}
     shared = [row for row in held_out if row.encoded.prompt_P.tobytes() in trained]

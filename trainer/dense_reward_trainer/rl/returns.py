@@ -3,7 +3,7 @@
 Pure tensors of B responses, padded on the right to T tokens; `mask_BT` is 1 on a response's tokens and 0 after them.
 Must not know models, prompts or services.
 
-A response that has ended counts with return 0 at every later position: it earns nothing more there. An average over
+A response that has ended counts with return 0 at every later position: it gets no more reward there. An average over
 only the unfinished responses would compare late tokens with long responses only, and would subtract a growing share of
 a response's own return: all of it from the longest response, whose last tokens would then teach nothing.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dense_reward_trainer.configs.dpr import BaselineName
 
-ROUNDING = 1e-12  # of float64 sums, relative
+ROUNDING = 1e-12  # relative rounding error of float64 sums
 
 
 def pad(rows: Sequence[NDArray[np.floating] | NDArray[np.integer]], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -60,7 +60,7 @@ def immediate(reward_BT: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 def total(reward_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """R = sum over all k of r_k, [B, T] float64 at every position, padding included: as if it were all paid at the end.
+    """R = sum over all k of r_k, [B, T] float64 at every position, padding included: as if all reward came at the end.
 
     So a baseline compares whole responses at every position, also responses of different lengths.
     """
@@ -80,7 +80,7 @@ def leave_one_out(return_BT: Tensor, group_size: int) -> Tensor:
     """b_t = 1/(G-1) sum of G_t over the other responses to the same prompt, [B, T]; ended responses count with 0.
 
     Rows are in the order of the prompts, `group_size` rows for each. The expected gradient is unchanged.
-    Raises ValueError if B is no multiple of `group_size`, or `group_size` is below 2.
+    Raises ValueError if B is not a multiple of `group_size`, or `group_size` is below 2.
     """
     if group_size < 2:
         raise ValueError(
@@ -97,7 +97,7 @@ def baseline(name: BaselineName, return_BT: Tensor, group_size: int, kl_BT: Tens
     """The baseline that is subtracted from the returns, [B, T].
 
     `kl` is KL(pi_sft(.|s_t) || pi_ref(.|s_t)), the expected reward at s_t under the SFT model. It depends only on the
-    state and is subtracted after summing, so the objective is unchanged; centred rewards are another objective.
+    state and is subtracted after summing, so the objective is unchanged; centred rewards are a different objective.
     Raises ValueError if the baseline is `kl` and `kl_BT` is None.
     """
     match name:
@@ -114,7 +114,7 @@ def baseline(name: BaselineName, return_BT: Tensor, group_size: int, kl_BT: Tens
 
 
 def whitened(advantage_BT: Tensor, mask_BT: Tensor, return_BT: Tensor) -> Tensor:
-    """Advantages less their mean, divided by their standard deviation, both over all tokens, [B, T].
+    """Advantages minus their mean, divided by their standard deviation, both over all tokens, [B, T].
 
     If all advantages are equal up to the rounding of the returns that they were computed from, all become 0. Whitening
     makes the scale of the gradient depend on the batch: its expectation is no longer the gradient of the objective, and

@@ -56,14 +56,14 @@ class ServiceAddress:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PinnedPair:
-    """One pair of a service. Requests name its tokenizer and revision, so the service refuses another pair (409)."""
+    """One pair of a service. Requests name its tokenizer and revision: the service refuses them (409) if it changed."""
 
     client: Client
     card: ModelCard
     request_tokens: int
 
     def check_tokenizer(self, tokenizer_sha256: str) -> None:
-        """Raises JobError if the pair has another tokenizer, to which our ids would mean other text."""
+        """Raises JobError if the pair has a different tokenizer, in which our ids would mean different text."""
         if self.card.tokenizer_sha256 != tokenizer_sha256:
             mismatch = TokenizerMismatchError(tokenizer_sha256, self.card.tokenizer_sha256, self.card.name)
             raise JobError(f"the reward service cannot be used: {mismatch}")

@@ -52,7 +52,7 @@ def sample(policy: Policy, prompts: Sequence[IdArray], sampling: Sampling, seed:
 def generation_config(policy: Policy, sampling: Sampling) -> GenerationConfig:
     """The policy's own distribution at a temperature: no top-k, no top-p, no penalty."""
     options = {} if sampling.greedy else {"temperature": sampling.temperature, "top_p": 1.0, "top_k": 0}
-    # output rows beyond the tokenizer: ids that no text has
+    # suppress output rows beyond the tokenizer: their ids have no text
     unknown = list(range(policy.vocab_size, policy.model.config.get_text_config().vocab_size))
     return GenerationConfig(
         do_sample=not sampling.greedy,
@@ -79,8 +79,8 @@ def left_padded(prompts: Sequence[IdArray], device: torch.device) -> tuple[Tenso
 def plain_generation(model: PreTrainedModel) -> Iterator[None]:
     """Replaces the checkpoint's own generation settings by the defaults while sampling.
 
-    `generate` takes every option that a call does not set from them. With a shipped top_k or repetition penalty, the
-    samples would come from another distribution than the one whose log-probs are differentiated.
+    `generate` uses them for every option that a call does not set. With a shipped top_k or repetition penalty, the
+    samples would come from a different distribution than the one whose log-probs are differentiated.
     """
     own = model.generation_config
     model.generation_config = GenerationConfig()

@@ -1,1 +1,1 @@
-"""What a run leaves on disk, and the processes that it starts."""
+"""The files that a run writes, and the processes that it starts."""

@@ -1,7 +1,4 @@
-"""Checkpoints on disk: weights first, manifest last, atomic; and which half-written state a killed run left behind.
-
-Must not know how a model is trained.
-"""
+"""Atomic checkpoints: weights first, manifest last. Also finds and removes the incomplete states of a killed run."""
 
 import json
 import os
@@ -26,10 +23,10 @@ def write_checkpoint(
     *,
     device: str = "cpu",
 ) -> Manifest:
-    """Write a model (or a LoRA adapter), its tokenizer and its manifest; `folder` appears whole or not at all.
+    """Writes a model (or a LoRA adapter), its tokenizer and its manifest; `folder` appears complete or not at all.
 
-    A complete checkpoint that is already there is replaced, and kept until the new one is on the disk. The probe is
-    measured on `device` from the weights as written. Raises CheckpointError where they could not be served.
+    Replaces a complete checkpoint in `folder`, but keeps it until the new one is on disk. Measures the probe on
+    `device`, from the weights as written. Raises CheckpointError if they could not be served.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     recover(folder)
@@ -49,7 +46,7 @@ def write_checkpoint(
 
 
 def recover(folder: Path) -> None:
-    """Undo what a kill between two renames of `write_checkpoint` leaves: the checkpoint under another name."""
+    """Restores the old checkpoint after a kill between the two renames of `write_checkpoint`."""
     replaced = _replaced(folder)
     if replaced.is_dir() and not folder.exists():
         replaced.rename(folder)
@@ -57,14 +54,14 @@ def recover(folder: Path) -> None:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a checkpoint is there: the manifest is written last."""
+    """Whether `folder` holds a complete checkpoint: the manifest is written last."""
     return (folder / MANIFEST_NAME).is_file()
 
 
 def newest_training_state(folder: Path, report: Report) -> Path | None:
-    """The newest complete `checkpoint-N` that transformers' trainer left; incomplete ones are removed.
+    """The newest complete `checkpoint-N` of transformers' trainer; removes incomplete ones.
 
-    `trainer_state.json` is the last file that it writes.
+    The trainer writes `trainer_state.json` last, so a folder without it is incomplete.
     """
     states: dict[int, Path] = {}
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -80,13 +77,13 @@ def newest_training_state(folder: Path, report: Report) -> Path | None:
 
 
 def training_step(state: Path) -> int:
-    """The optimiser step of a `checkpoint-N`."""
+    """N, the optimiser step, of a `checkpoint-N`."""
     return int(state.name.removeprefix("checkpoint-"))
 
 
 def _save_model(model: PreTrainedModel, folder: Path, *, adapter: bool) -> None:
     if adapter:
-        # left to itself, peft asks the hub whether the base model's embedding has been resized
+        # By default peft queries the hub to find out whether the base model's embedding was resized.
         model.save_pretrained(folder, save_embedding_layers=False)
     else:
         model.save_pretrained(folder)
@@ -116,7 +113,7 @@ def _parses(path: Path) -> bool:
 def _flush(folder: Path) -> None:
     readable = folder.stat().st_mode & 0o666
     for path in folder.iterdir():
-        # safetensors gives its files to their owner alone; a service often runs as somebody else
+        # safetensors makes its files readable only by their owner; a service often runs as another user.
         path.chmod(readable)
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""A pair served in a process of its own, for jobs that need one for a while."""
+"""Serves a pair in a separate process, for jobs that need a service for a while."""
 
 import os
 import socket
@@ -21,15 +21,16 @@ PATIENCE_S, BETWEEN_S = 120.0, 0.2
 def serving(
     sft: Path, reference: Path, port: int, threads: int | None = None
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """The process and its address, ready to score; ended when the block is left. All cores, where threads is None.
+    """Starts a service and yields its process and its URL once it can score; stops it at the end of the block.
 
-    Raises JobError where it ends, as soon as it does, or does not become ready; it says why on stderr.
+    `threads` None: all cores. Raises JobError as soon as the process exits, or if it is not ready in time. The service
+    prints the reason to stderr.
     """
     pair = ("--sft", str(sft), "--reference", str(reference))
     command = [sys.executable, "-m", "dense_reward.cli", "serve", *pair, "--port", str(port), "--log-level", "warning"]
     command += [] if threads is None else ["--threads", str(threads)]
     url = f"http://{HOST}:{port}"
-    # the bars of loading weights would only mix with those of the job
+    # Its progress bars for loading weights would mix with those of the job.
     with subprocess.Popen(command, env={**os.environ, "TQDM_DISABLE": "1"}) as server:
         try:
             _wait_until_ready(server, url)
@@ -48,22 +49,26 @@ def _wait_until_ready(server: "subprocess.Popen[bytes]", url: str) -> None:
             except subprocess.TimeoutExpired:
                 pass
             else:
-                raise JobError(f"the service ended with exit code {code} before it could score: it says why above")
+                raise JobError(
+                    f"the service ended with exit code {code} before it could score: it printed the reason above"
+                )
             if time.monotonic() > deadline_s:
-                raise JobError(f"the service at {url} cannot score after {PATIENCE_S:g} s")
+                raise JobError(f"the service at {url} is not ready after {PATIENCE_S:g} s")
 
 
 def _check_identity(server: "subprocess.Popen[bytes]", url: str, sft: Path, reference: Path) -> None:
-    """Another service may have taken the port between looking for a free one and serving."""
+    """Raises JobError if another process has opened the port since `free_port` found it free."""
     with Client(url, timeout_s=10.0) as client:
         card = client.models()[0]
     if server.poll() is not None or (card.sft, card.reference) != (str(sft), str(reference)):
-        raise JobError(f"{url} is answered by a service of {card.sft} and {card.reference}, not of {sft}: try again")
+        raise JobError(
+            f"{url} is a service of {card.sft} and {card.reference}, not of {sft} and {reference}: try again"
+        )
 
 
-def free_port(wanted: int = 0) -> int:
-    """The port that was asked for, or another one where it is taken."""
-    for port in (wanted, 0):
+def free_port(preferred: int = 0) -> int:
+    """`preferred`, or another free port if it is taken."""
+    for port in (preferred, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

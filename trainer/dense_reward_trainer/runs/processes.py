@@ -1,4 +1,4 @@
-"""Work in processes side by side, and processes that end when they are told to. Must not know jobs."""
+"""Runs tasks in parallel processes, and makes SIGTERM end a process together with its children."""
 
 import multiprocessing
 import os
@@ -6,28 +6,40 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import TypeVar
 
 from dense_reward.records import Result
 
-Item = TypeVar("Item")
+Task = TypeVar("Task")
 TERMINATED = 128 + signal.SIGTERM
 
 
-def end_when_terminated() -> None:
-    """Make SIGTERM an exit that is unwound, so that processes which this one has started are ended with it."""
-    signal.signal(signal.SIGTERM, _leave)
+def exit_on_sigterm() -> None:
+    """On SIGTERM, exit by SystemExit: `finally` and `with` blocks run, and stop the processes that they started."""
+    signal.signal(signal.SIGTERM, _exit)
 
 
-def in_processes(processes: int, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """Results of a function of a module as they come, whatever their order.
+@contextmanager
+def sigterm_exits() -> Iterator[None]:
+    """`exit_on_sigterm` within the block; the previous handler is restored after it."""
+    before = signal.getsignal(signal.SIGTERM)
+    exit_on_sigterm()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
-    The first error, or leaving the iterator early, ends the other processes too.
+
+def in_processes(processes: int, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
+    """Results of a module-level function for all tasks, in the order of completion.
+
+    The first error ends the other processes too; so does closing the iterator early.
     """
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), end_when_terminated) as pool:
-        waiting = [pool.submit(_only, function, item) for item in items]
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), exit_on_sigterm) as pool:
+        futures = [pool.submit(_run_task, function, task) for task in tasks]
         try:
-            for done in as_completed(waiting):
+            for done in as_completed(futures):
                 yield done.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -36,13 +48,13 @@ def in_processes(processes: int, function: Callable[[Item], Result], items: Sequ
             raise
 
 
-def _only(function: Callable[[Item], Result], item: Item) -> Result:
-    """A worker would take an exit for a failure of this item alone, and go on with the next that is queued."""
+def _run_task(function: Callable[[Task], Result], task: Task) -> Result:
+    """Runs a task. On SystemExit it ends the worker: the pool would treat it as a failed task and start the next."""
     try:
-        return function(item)
+        return function(task)
     except SystemExit:
         os._exit(TERMINATED)
 
 
-def _leave(signal_number: int, frame: object) -> None:
+def _exit(signal_number: int, frame: object) -> None:
     sys.exit(TERMINATED)

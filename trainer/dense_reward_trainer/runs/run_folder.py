@@ -1,6 +1,6 @@
 """The run folder: resolved configuration, versions, commit, command lines, metrics.jsonl and its plot.
 
-Secrets are redacted. Must not know models, data or what a job does.
+Secrets are redacted.
 """
 
 import json
@@ -31,7 +31,7 @@ _URL_SECRET = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
 class RunRecord(BaseModel):
-    """What `run.json` holds. `identity` is what a resumed run must find as it was, by name."""
+    """Content of `run.json`. `identity`: hashes (data, tokenizer, policy) that must be equal when a run is resumed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,7 +46,7 @@ class RunRecord(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """An open run folder. `resumed` says that the run had been started before."""
+    """An open run folder. `resumed`: the run was started earlier."""
 
     folder: Path
     run_id: str
@@ -54,23 +54,22 @@ class Run:
 
 
 def check_run(job: str, config: JobConfig) -> None:
-    """Whether `config.output_dir` can be used; writes nothing, so that a job that fails early leaves no run behind.
+    """Checks that `config.output_dir` can be used. Writes nothing, so a job that fails early leaves no run folder.
 
-    Raises ConfigError where the folder holds another job's run, or one whose configuration differs in anything that
-    changes the result.
+    Raises ConfigError if the folder holds a run of another job, or of a configuration that gives a different result.
     """
     folder = config.output_dir
-    record = _record(folder)
+    record = _read_record(folder)
     if record is not None:
         _check_job(folder, record, job)
         _check_config(folder, redacted(config.model_dump(mode="json")), config.resume_may_change)
 
 
 def open_run(job: str, config: JobConfig) -> Run:
-    """Start a run in `config.output_dir`, or take up the one that is there. Raises ConfigError as `check_run` does."""
+    """Starts a run in `config.output_dir`, or resumes the run in it. Raises ConfigError like `check_run`."""
     check_run(job, config)
     folder = config.output_dir
-    record = _record(folder)
+    record = _read_record(folder)
     now = RunRecord(
         job=job,
         run_id=f"{job}-{uuid.uuid4().hex[:12]}" if record is None else record.run_id,
@@ -83,29 +82,29 @@ def open_run(job: str, config: JobConfig) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
     values = redacted(config.model_dump(mode="json"))
     write_whole(folder / CONFIG_NAME, yaml.safe_dump(values, sort_keys=False, allow_unicode=True).encode())
-    _write(folder, now)
+    _write_record(folder, now)
     return Run(folder, now.run_id, resumed=record is not None)
 
 
 def pin(run: Run, identity: Mapping[str, str]) -> None:
-    """Note what the run was started with beside its configuration (data, tokenizer: name -> hash).
+    """Records the hashes of a run's inputs (data, tokenizer ...: name -> hash) in `run.json`.
 
-    Raises ConfigError, naming what differs, where a resumed run finds something else.
+    Raises ConfigError if the hashes of a resumed run differ; it names the inputs that differ.
     """
-    record = _record(run.folder)
+    record = _read_record(run.folder)
     if record is None:
         raise ConfigError(f"{run.folder / RECORD_NAME} is gone: use another output_dir")
-    differing = [name for name, noted in record.identity.items() if identity.get(name) != noted]
+    differing = [name for name, recorded in record.identity.items() if identity.get(name) != recorded]
     if differing:
         raise ConfigError(
-            f"{run.folder} holds a run that was started with another {' and '.join(differing)}: "
-            "put back what it was started with, or use another output_dir"
+            f"{run.folder} holds a run that was started with a different {' and '.join(differing)}: "
+            "restore what it was started with, or use another output_dir"
         )
-    _write(run.folder, record.model_copy(update={"identity": dict(identity)}))
+    _write_record(run.folder, record.model_copy(update={"identity": dict(identity)}))
 
 
 def redacted(values: Mapping[str, object]) -> dict[str, object]:
-    """The values without secrets: those under a name such as `api_key`, and user names and passwords in URLs."""
+    """The values with secrets replaced: values of names such as `api_key`, and credentials in URLs."""
     safe: dict[str, object] = {}
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -118,7 +117,7 @@ def redacted(values: Mapping[str, object]) -> dict[str, object]:
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """The command as a shell would take it, secrets redacted."""
+    """The command, quoted for a shell, with secrets redacted."""
     safe = []
     for argument in arguments:
         name, equals, _ = argument.partition("=")
@@ -129,12 +128,12 @@ def command_line(arguments: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MetricsLog:
-    """One JSON object for each logged step, appended."""
+    """metrics.jsonl: one JSON object for each logged step."""
 
     path: Path
 
     def append(self, step: int, values: Mapping[str, float | None]) -> None:
-        """Raises JobError for a number that is not finite: training has diverged."""
+        """Appends a line. Raises JobError if a value is not finite: training has diverged."""
         for name, value in values.items():
             if value is not None and not math.isfinite(value):
                 raise JobError(
@@ -145,20 +144,20 @@ class MetricsLog:
             file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
 
     def read(self) -> list[dict[str, float | None]]:
-        """All whole lines; a last one that was cut off by a kill is left out."""
+        """All complete lines; skips a last line that a kill cut off."""
         if not self.path.is_file():
             return []
         lines = self.path.read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines[:-1]]
 
     def drop_after(self, step: int) -> None:
-        """Forget the lines of later steps: a resumed run computes them again."""
+        """Removes the lines of later steps: a resumed run computes them again."""
         kept = [line for line in self.read() if (line["step"] or 0) <= step]
         write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
-def plot(metrics: MetricsLog, keys: Sequence[str], path: Path, *, ylabel: str) -> None:
-    """Each key over the steps as a PNG; keys that were never logged are left out."""
+def plot_metrics(metrics: MetricsLog, keys: Sequence[str], path: Path, *, ylabel: str) -> None:
+    """Plots each key over the steps as a PNG; skips keys that were never logged."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     lines = metrics.read()
@@ -175,12 +174,12 @@ def plot(metrics: MetricsLog, keys: Sequence[str], path: Path, *, ylabel: str) -
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the libraries that compute."""
+    """Versions of Python and of the libraries that compute."""
     return {"python": sys.version.split()[0], **library_versions()}
 
 
 def commit() -> str | None:
-    """The commit of this program, where it runs from a git checkout; with -dirty where files were changed."""
+    """The commit of this program, with -dirty if files were changed; None outside a git checkout."""
     command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
     try:
         done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
@@ -189,7 +188,7 @@ def commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _record(folder: Path) -> RunRecord | None:
+def _read_record(folder: Path) -> RunRecord | None:
     path = folder / RECORD_NAME
     if not path.is_file():
         return None
@@ -197,10 +196,10 @@ def _record(folder: Path) -> RunRecord | None:
         return RunRecord.model_validate_json(path.read_bytes())
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
-        raise ConfigError(f"{path} is not a run's record ({reason}): use another output_dir") from None
+        raise ConfigError(f"{path} is not the record of a run ({reason}): use another output_dir") from None
 
 
-def _write(folder: Path, record: RunRecord) -> None:
+def _write_record(folder: Path, record: RunRecord) -> None:
     write_whole(folder / RECORD_NAME, record.model_dump_json(indent=2).encode() + b"\n")
 
 
@@ -214,6 +213,6 @@ def _check_config(folder: Path, values: Mapping[str, object], may_change: frozen
     changed = changed_keys(started, values, may_change)
     if changed:
         raise ConfigError(
-            f"{folder} holds a run that was started with another configuration ({', '.join(changed)}): "
+            f"{folder} holds a run that was started with a different configuration ({', '.join(changed)}): "
             "use another output_dir, or the configuration that it was started with"
         )

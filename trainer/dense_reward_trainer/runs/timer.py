@@ -1,16 +1,17 @@
-"""Where the time of a step goes."""
+"""Measures how long the parts of a step take."""
 
 from time import perf_counter
 
 
 class Timer:
-    """Seconds since the last lap, by name."""
+    """Durations of named laps, in seconds; a lap starts where the previous one ended."""
 
     def __init__(self) -> None:
         self._started = self._last = perf_counter()
         self._laps: dict[str, float] = {}
 
     def lap(self, name: str) -> None:
+        """Ends the current lap under this name."""
         now = perf_counter()
         self._laps[name], self._last = now - self._last, now
 

@@ -1,7 +1,6 @@
-"""What a killed training run needs to go on: its state after a step in one file that is whole or absent.
+"""The states from which a killed training run resumes: one file after a step, complete or absent.
 
-Everything random in a run follows from its seed and the step, so no random state is kept. Must not know what a step
-does.
+All random numbers of a run follow from its seed and the step, so a state holds no random generators.
 """
 
 import os
@@ -20,12 +19,12 @@ _NAME = re.compile(r"step-([0-9]+)\.pt")
 
 @dataclass(frozen=True, slots=True)
 class TrainingStates:
-    """A folder of states, of which the newest two are kept."""
+    """A folder of states; only the newest two are kept."""
 
     folder: Path
 
     def save(self, step: int, state: Mapping[str, object]) -> None:
-        """Writes the state after `step`, plain values and tensors, and then removes the older ones."""
+        """Writes the state after `step` (plain values and tensors), then removes the oldest ones."""
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / ".partial"
         with partial.open("wb") as file:
@@ -37,14 +36,14 @@ class TrainingStates:
             old.unlink()
 
     def newest(self) -> tuple[int, Any] | None:
-        """The newest step and the state after it; None where there is none."""
+        """The newest step and the state after it; None without states."""
         for path in self._newest_first()[:1]:
             saved = torch.load(path, map_location="cpu", weights_only=True)
             return int(saved["step"]), saved["state"]
         return None
 
     def remove(self) -> None:
-        """Forgets all states: a finished run is not taken up again, and each state is three times its weights."""
+        """Removes all states: a finished run needs none, and each is three times as large as the weights."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _newest_first(self) -> list[Path]:

@@ -1,1 +1,1 @@
-"""Parts of the SFT job: the initial model, batches by length, milestones."""
+"""Parts of the SFT job: initial model, length-grouped batches, callbacks, milestones."""

@@ -1,7 +1,4 @@
-"""What goes on beside transformers' trainer: its log as a file, its progress bar, an evaluation at the end.
-
-Must not know jobs or checkpoints.
-"""
+"""Callbacks of transformers' trainer: log to a file, progress bar, evaluation after the last step."""
 
 from collections.abc import Mapping
 
@@ -9,12 +6,12 @@ from transformers import ProgressCallback, TrainerCallback, TrainerControl, Trai
 
 from dense_reward_trainer.runs.run_folder import MetricsLog
 
-# What transformers' trainer sums up at its end; it has no step of its own.
+# Keys of the summary that transformers' trainer logs at its end; it belongs to no step.
 SUMMARY = frozenset({"total_flos", "train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"})
 
 
 class EvaluateAtEnd(TrainerCallback):  # type: ignore[misc]
-    """The last step is evaluated too, whatever its number."""
+    """Also evaluates after the last step, even if it is not a multiple of eval_steps."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         if state.global_step == state.max_steps and args.eval_strategy != "no":
@@ -22,7 +19,7 @@ class EvaluateAtEnd(TrainerCallback):  # type: ignore[misc]
 
 
 class LogToFile(TrainerCallback):  # type: ignore[misc]
-    """What the trainer logs, as lines of metrics.jsonl."""
+    """Writes what the trainer logs to metrics.jsonl."""
 
     def __init__(self, metrics: MetricsLog) -> None:
         self._metrics = metrics
@@ -41,7 +38,7 @@ class LogToFile(TrainerCallback):  # type: ignore[misc]
 
 
 class QuietProgress(ProgressCallback):  # type: ignore[misc]
-    """transformers' progress bar with the loss in it, instead of a line for each log."""
+    """transformers' progress bar, with the loss in it instead of a printed line for each log."""
 
     def on_log(
         self,

@@ -1,6 +1,6 @@
 """A small Llama with random weights and a byte-level BPE tokenizer trained on the demonstrations.
 
-Both depend on the demonstrations, the options and the seed alone. Must not know files or jobs.
+Both depend only on the demonstrations, the options and the seed.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dense_reward_trainer.configs.base import ScratchOptions
+from dense_reward_trainer.configs.sft import ScratchOptions
 
 PAD, BOS, TURN_START, TURN_END = SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|im_start|>", "<|im_end|>")
 CHATML = (
@@ -22,10 +22,10 @@ CHATML = (
 )
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most `vocabulary` ids that knows every byte and keeps digits apart.
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of at most `vocab_size` ids. Every byte has an id, and each digit is a token.
 
-    It adds nothing to a text by itself; the end of a turn is its EOS; its chat template is ChatML.
+    It adds no special tokens to a text. Its EOS is the end of a turn; its chat template is ChatML.
     """
     backend = Tokenizer(BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -33,7 +33,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
     )
     backend.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
-        vocab_size=vocabulary,
+        vocab_size=vocab_size,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -52,7 +52,7 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def random_model(options: ScratchOptions, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
-    """A Llama with one output row for each id of the tokenizer; the same weights for the same seed, in float32."""
+    """A float32 Llama with one output row for each id of the tokenizer. The seed determines its weights."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=options.hidden_size,
@@ -62,7 +62,7 @@ def random_model(options: ScratchOptions, tokenizer: PreTrainedTokenizerFast, se
         num_key_value_heads=options.kv_heads or options.heads,
         max_position_embeddings=options.max_position_embeddings,
         tie_word_embeddings=options.tie_embeddings,
-        # In training mode Llama's dropout would also reach log-probs that are meant to be exact.
+        # No dropout, so that log-probs in training mode are those that the service computes.
         attention_dropout=0.0,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,

@@ -1,7 +1,4 @@
-"""What training starts from: a base model with its own tokenizer, or random weights and a tokenizer made for the data.
-
-Must not know how training goes on.
-"""
+"""The model that training starts from: a base model with its tokenizer, or random weights and a new tokenizer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,15 +13,15 @@ from dense_reward.errors import CheckpointError
 from dense_reward.text.encode import Encoder
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from dense_reward_trainer.configs.base import SftConfig
+from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.data.sources import Demonstration
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.sft.from_scratch import random_model, train_tokenizer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class StartingPoint:
-    """A model to train, and how text becomes its ids. `base` is the folder of a base model."""
+class InitialModel:
+    """A model to train, its tokenizer and its encoder. `base`: the folder of a base model, None for random weights."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -34,17 +31,17 @@ class StartingPoint:
     limit_tokens: int
 
 
-def starting_point(config: SftConfig, train: Sequence[Demonstration]) -> StartingPoint:
-    """Load or make the model that `config` names. Raises CheckpointError or ConfigError, naming the cure."""
+def initial_model_of(config: SftConfig, train: Sequence[Demonstration]) -> InitialModel:
+    """Loads or creates the model that `config` names. Raises CheckpointError or ConfigError, naming the cure."""
     if config.scratch is not None:
         tokenizer = train_tokenizer(_texts(train), config.scratch.vocabulary)
         model, base = random_model(config.scratch, tokenizer, config.seed), None
     else:
         base = locate(str(config.base_model)).folder
-        model, tokenizer = _load(base, _weights_dtype(config))
+        model, tokenizer = _load_base_model(base, _weights_dtype(config))
     text_to_ids = TransformersTokenizer(tokenizer)
     renderer = config.renderer or ("plain" if base is None else default_renderer(text_to_ids, base))
-    return StartingPoint(
+    return InitialModel(
         model,
         tokenizer,
         Encoder.of(text_to_ids, renderer),
@@ -55,13 +52,13 @@ def starting_point(config: SftConfig, train: Sequence[Demonstration]) -> Startin
 
 
 def _weights_dtype(config: SftConfig) -> torch.dtype:
-    """Steps as small as a fine-tuning run's round to nothing in bfloat16: only frozen weights are held in it."""
+    """bfloat16 only for frozen weights: a small fine-tuning step rounds to nothing in bfloat16."""
     return torch.bfloat16 if config.lora is not None and config.precision == "bfloat16" else torch.float32
 
 
-def _load(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_base_model(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if (folder / "adapter_config.json").is_file():
-        raise CheckpointError(f"{folder} is an adapter: merge it into its base model to train on from it")
+        raise CheckpointError(f"{folder} is an adapter: merge it into its base model, and start from the merged model")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

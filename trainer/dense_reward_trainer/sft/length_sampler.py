@@ -1,7 +1,7 @@
-"""Batches of similar lengths, in an order that depends on the seed and the epoch alone, so that a resumed run keeps it.
+"""Batches of similar lengths, in an order that depends only on the seed and the epoch, so a resumed run has the same.
 
-transformers' own sampler draws from the global generator: a run that was killed within an epoch would go on in another
-order. Must not know jobs.
+transformers' own length-grouped sampler draws from the global random generator, so a run that was killed within an
+epoch would resume in a different order.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,10 +12,10 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTTrainer
 
 
-class LengthOrder(Sampler[int]):
-    """Indices of all samples, the longest first; neighbours within `batch_size` have similar lengths.
+class LengthGroupedSampler(Sampler[int]):
+    """Indices of all samples; the samples of a batch have similar lengths, and the longest sample comes first.
 
-    `epoch` is asked when an epoch begins, or is taken up again in its middle.
+    `epoch()` returns the current epoch. It is called at the start of an epoch and when a run resumes within one.
     """
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int, epoch: Callable[[], int]) -> None:
@@ -32,11 +32,13 @@ class LengthOrder(Sampler[int]):
         return iter(get_length_grouped_indices(self._lengths, self._batch_size, generator=generator))
 
 
-class LengthOrderedTrainer(SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer with that order."""
+class LengthGroupedTrainer(SFTTrainer):  # type: ignore[misc]
+    """TRL's trainer with the length-grouped sampler."""
 
-    def _get_train_sampler(self, train_dataset: object = None) -> LengthOrder:
+    def _get_train_sampler(self, train_dataset: object = None) -> LengthGroupedSampler:
         lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
         per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         steps_per_epoch = -(-len(lengths) // per_step)
-        return LengthOrder(lengths, per_step, self.args.seed, lambda: self.state.global_step // steps_per_epoch)
+        return LengthGroupedSampler(
+            lengths, per_step, self.args.seed, lambda: self.state.global_step // steps_per_epoch
+        )

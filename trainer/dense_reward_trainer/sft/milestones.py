@@ -1,4 +1,4 @@
-"""How many samples a run has processed after a step, and at which step a fraction of them is reached. Pure."""
+"""Samples processed after each step of a run, and the step that reaches a fraction of them. Pure functions."""
 
 from bisect import bisect_left
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from math import ceil
 
 @dataclass(frozen=True, slots=True)
 class MilestoneSchedule:
-    """A run over `samples` demonstrations that takes up to `samples_per_step` of them in each optimiser step.
+    """A run over `samples` demonstrations that processes up to `samples_per_step` of them in each optimiser step.
 
-    `samples_per_step` = batch x gradient accumulation x processes. The last step of an epoch takes what is left of it;
-    an epoch starts with all samples anew.
+    `samples_per_step` = batch size x gradient accumulation x processes. The last step of an epoch processes the rest of
+    its samples; the next epoch starts with all samples again.
     """
 
     samples: int
@@ -28,21 +28,21 @@ class MilestoneSchedule:
         return self.samples_processed(self.total_steps)
 
     def samples_processed(self, step: int) -> int:
-        """Samples processed once `step` optimiser steps are done, repeats counted.
+        """Samples processed after `step` optimiser steps, repeats counted.
 
-        What a sampler repeats to give each process as many batches as the others does not count.
+        Samples that a distributed sampler repeats, to give all processes equally many batches, do not count.
         """
         epochs, steps = divmod(step, self.steps_per_epoch)
         return epochs * self.samples + min(steps * self.samples_per_step, self.samples)
 
     def unique_samples(self, step: int) -> int:
-        """Different demonstrations seen once `step` optimiser steps are done."""
+        """Different demonstrations processed after `step` optimiser steps."""
         return min(self.samples_processed(step), self.samples)
 
     def step_at(self, fraction: float) -> int:
         """The first step at or past `fraction` of the samples that the whole run processes; at least 1.
 
-        The fraction is taken as the decimal number that it was written as: 0.1 is one tenth.
+        The fraction is read as the decimal number that the user wrote: 0.1 is exactly one tenth.
         """
         target = ceil(Fraction(str(fraction)) * self.samples_total)
         return 1 + bisect_left(range(1, self.total_steps), target, key=self.samples_processed)

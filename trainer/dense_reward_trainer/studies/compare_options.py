@@ -1,8 +1,8 @@
 """Compares options of DPR on a task whose optimum is known: `dense-reward-train estimators CONFIG`.
 
 Every run is the learner of the DPR job; its rewards come from a table instead of a service. Each estimator's learning
-rate is chosen on a separate task, by the gap closed at the end; the tasks that are reported have other seeds. Runs are
-written as they end, so that a stopped study can be resumed.
+rate is chosen on a separate task, by the gap closed at the end; the reported tasks have different seeds. Every finished
+run is written, so that a stopped study can be resumed.
 """
 
 import copy
@@ -142,7 +142,7 @@ def best_rate(curves: Sequence[Curve]) -> float:
 
 
 def by_rate(curves: Iterable[Curve]) -> dict[str, dict[str, float | None]]:
-    """What each learning rate reached on the tuning seed."""
+    """Gap closed by each learning rate on the tuning seed, and the tokens to half of it."""
     return {
         f"{curve.learning_rate:g}": {"gap_closed": curve.gap_closed[-1], "tokens_to_half": tokens_to(0.5, curve)}
         for curve in curves

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from dense_reward_trainer.configs.base import Fraction, JobConfig, JobOptions, MilestoneName
+from dense_reward_trainer.configs.base import Fraction, JobConfig, JobOptions, SafeName
 from dense_reward_trainer.configs.dpr import DprConfig
 
 Rate = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
@@ -15,7 +15,7 @@ SHARED = frozenset({"steps", "prompts_per_step", "group_size", "kl_coefficient",
 
 
 class TaskOptions(JobOptions):
-    """A task so small that every response can be enumerated, and an SFT pair that learnt it.
+    """A task that is small enough to enumerate every response, and an SFT pair that learnt it.
 
     The expert is a Llama with large random weights. A Llama of the same size learns from its demonstrations: it is the
     reference after the fraction `reference` of the samples, and the SFT model after all of them.
@@ -23,13 +23,15 @@ class TaskOptions(JobOptions):
 
     symbols: int = Field(default=5, ge=2, le=16, description="Ids besides the end of turn.")
     horizon: int = Field(default=4, ge=1, le=8, description="Tokens after which responses are cut off.")
-    prompts: int = Field(default=4, ge=1, description="Each two symbols long.")
+    prompts: int = Field(default=4, ge=1, description="Number of prompts, each two symbols long.")
     hidden_size: int = Field(default=32, ge=8, multiple_of=4)
     layers: int = Field(default=2, ge=1)
     sharpness: float = Field(default=8.0, gt=0.0, description="Factor on the expert's random weights.")
-    demonstrations: int = Field(default=2000, ge=1, description="Sampled from the expert; each is seen once.")
-    batch_size: int = Field(default=20, ge=1, description="Demonstrations to an optimiser step.")
-    learning_rate: Rate = Field(default=5e-3, description="Of AdamW in SFT; falls to 0 at the end.")
+    demonstrations: int = Field(
+        default=2000, ge=1, description="Number of responses sampled from the expert; each is seen once."
+    )
+    batch_size: int = Field(default=20, ge=1, description="Demonstrations per optimiser step.")
+    learning_rate: Rate = Field(default=5e-3, description="Learning rate of AdamW in SFT; falls to 0 at the end.")
     reference: Fraction = Field(default=0.5, description="Fraction of the samples after which the reference is taken.")
 
     @model_validator(mode="after")
@@ -48,7 +50,7 @@ class EstimatorsConfig(JobConfig):
 
     task: TaskOptions = TaskOptions()
     kl_coefficient: float = Field(default=0.5, gt=0.0, description="b of the objective E[sum r] - b KL(pi || pi_sft).")
-    estimators: dict[MilestoneName, dict[str, Override]] = Field(
+    estimators: dict[SafeName, dict[str, Override]] = Field(
         min_length=1, description="Name -> its options of the DPR job; all others keep their defaults."
     )
     steps: int = Field(default=400, ge=1, description="Batches of samples.")
@@ -57,13 +59,13 @@ class EstimatorsConfig(JobConfig):
     learning_rates: tuple[Rate, ...] = Field(
         default=(1e-3, 3e-3, 1e-2), min_length=1, description="Each estimator gets the best of these."
     )
-    tuning_seed: int = Field(default=1000, ge=0, description="Of the task on which learning rates are chosen.")
+    tuning_seed: int = Field(default=1000, ge=0, description="Seed of the task on which learning rates are chosen.")
     seeds: tuple[int, ...] = Field(
-        default=(0, 1, 2), min_length=1, description="Of the reported tasks: expert, demonstrations, samples."
+        default=(0, 1, 2), min_length=1, description="Seeds of the reported tasks: expert, demonstrations, samples."
     )
     evaluate_first: int = Field(default=50, ge=0, description="The first steps, each of which is evaluated exactly.")
     evaluate_every: int = Field(
-        default=10, ge=1, description="After those, steps between evaluations; the last step is evaluated too."
+        default=10, ge=1, description="Steps between later evaluations; the last step is evaluated too."
     )
     processes: int = Field(default=1, ge=1, description="Runs in parallel, one thread each.")
 
@@ -107,7 +109,7 @@ class Curve(JobOptions):
     """One run of one estimator: the gap closed, evaluated exactly, after each of `steps`.
 
     `gap_closed` is (J(pi) - J(pi_sft)) / (J* - J(pi_sft)), where J is the objective and J* its maximum. `scored_tokens`
-    counts the sampled tokens and candidates that were scored until then.
+    counts the sampled tokens and candidates that were scored up to that step.
     """
 
     estimator: str

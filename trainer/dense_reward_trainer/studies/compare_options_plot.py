@@ -16,7 +16,7 @@ FLOOR, CEILING = 1e-3, 1.5
 
 
 def plot_study(curves: Mapping[str, Sequence[Curve]], path: Path) -> None:
-    """Write a line for each estimator, its mean over the seeds, as a PNG. The legend starts with the best."""
+    """Write a PNG with one line per estimator, its mean over the seeds. The legend starts with the best."""
     figure = Figure(figsize=(13, 6.5), layout="constrained")
     by_step, by_tokens = figure.subplots(1, 2, sharey=True)
     regrets = {name: 1 - np.mean([curve.gap_closed for curve in found], axis=0) for name, found in curves.items()}

@@ -157,13 +157,13 @@ def state_logprobs(policy: Policy, prompts: Sequence[IdArray], tree: Tree) -> Te
     ids_NL = torch.tensor([[*prompt, *state] for prompt in prompts for state in tree.states(longest)], dtype=torch.long)
     logits_NLV = policy.model(input_ids=ids_NL).logits[:, -tree.horizon :, : policy.vocab_size]
     logits_PNLV = torch.log_softmax(logits_NLV.double(), -1).reshape(len(prompts), -1, tree.horizon, policy.vocab_size)
-    # states that start alike have the same logits there: read them from the first one
+    # states with the same first tokens have the same logits there: read them from the first such state
     levels = [logits_PNLV[:, :: tree.symbols ** (longest - length), length] for length in range(tree.horizon)]
     return torch.cat(levels, dim=1)
 
 
 class TableRewards:
-    """TokenRewards from the tables of a task: the same that a service of its pair would return."""
+    """TokenRewards from the tables of a task: equal to those that a service of its pair would return."""
 
     def __init__(self, task: Task, signal: SignalName) -> None:
         self._tree, self._prompt_index = task.tree, {prompt.tobytes(): p for p, prompt in enumerate(task.prompts)}

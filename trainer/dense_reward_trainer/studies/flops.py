@@ -1,4 +1,4 @@
-"""Matched cost: how many steps of SFT cost as many FLOPs as a DPR run.
+"""Matched cost: the number of SFT steps with the same FLOPs as a DPR run.
 
 A forward pass costs 2 FLOPs per weight and token, a training pass 6 (Kaplan et al., arXiv 2001.08361, section 2.1);
 attention is left out on both sides.

@@ -15,7 +15,8 @@ from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.records import Report
 from tqdm import tqdm
 
-from dense_reward_trainer.configs.base import SftConfig, config_path, load_config
+from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.processes import in_processes
 from dense_reward_trainer.runs.run_folder import check_run, open_run
@@ -65,7 +66,7 @@ def run_cells(cells: Sequence[Cell], processes: int, report: Report) -> None:
 
 
 def cell_figures_logged(cell: Cell) -> dict[str, Figures]:
-    """`cell_figures` in a worker process; from here on, its output and that of its jobs goes to the cell's log."""
+    """`cell_figures` in a worker process; output of this process and its jobs goes to the cell's log from now on."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     with cell.log.open("ab") as file:
         for output in (sys.stdout, sys.stderr):
@@ -78,7 +79,7 @@ def cell_figures_logged(cell: Cell) -> dict[str, Figures]:
 
 
 def check_references(cells: Sequence[Cell]) -> None:
-    """Raise ConfigError if the reference of a column is no milestone of its SFT run."""
+    """Raise ConfigError if the reference of a column is not a milestone of its SFT run."""
     for cell in cells:
         resolved = load_config(SftConfig, config_path("arithmetic_sft"), arguments(sft_overrides(cell)))
         for name, column in cell.config.columns.items():

@@ -228,7 +228,7 @@ def arguments(overrides: Overrides) -> list[str]:
 
 
 def sft_overrides(cell: Cell) -> Overrides:
-    """What the cell changes in the recipe `arithmetic_sft`."""
+    """The overrides of the recipe `arithmetic_sft` for this cell."""
     demonstrations = cell.config.problems.model_copy(update={"seed": cell.seed})
     return _data("data", demonstrations, cell.config) | cell.config.sft | cell.settings.sft
 

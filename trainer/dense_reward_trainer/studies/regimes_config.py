@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Self
 
 from pydantic import Field, JsonValue, model_validator
 
-from dense_reward_trainer.configs.base import JobConfig, JobOptions, MilestoneName
+from dense_reward_trainer.configs.base import JobConfig, JobOptions, SafeName
 from dense_reward_trainer.data.arithmetic import ArithmeticOptions
 
 Overrides = dict[str, JsonValue]
@@ -17,7 +17,8 @@ class Regime(JobOptions):
 
     sft: Overrides = Field(default={}, description="key.sub -> value, over the sweep's `sft`.")
     problems: ArithmeticOptions | None = Field(
-        default=None, description="What policies are trained and measured on; null: the problems of the demonstrations."
+        default=None,
+        description="Problems that policies are trained and measured on; null: the problems of the demonstrations.",
     )
 
 
@@ -25,7 +26,7 @@ class Column(JobOptions):
     """One DPR run: a recipe, options that differ from it, and the checkpoint of the SFT run that is the reference."""
 
     recipe: str = Field(default="arithmetic_dpr", description="A shipped recipe of the job dpr, or a file.")
-    reference: MilestoneName = Field(default="reference", description="A milestone of the SFT run.")
+    reference: SafeName = Field(default="reference", description="A milestone of the SFT run.")
     dpr: Overrides = Field(default={}, description="key.sub -> value, over the sweep's `dpr`.")
 
 
@@ -39,21 +40,25 @@ class SweepConfig(JobConfig):
 
     resume_may_change: ClassVar[frozenset[str]] = frozenset({"output_dir", "processes", "seeds", "threads"})
 
-    regimes: dict[MilestoneName, Regime] = Field(min_length=1)
+    regimes: dict[SafeName, Regime] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(
-        default=(0, 1, 2), min_length=2, description="Of data, training and samples: intervals are over the seeds."
+        default=(0, 1, 2),
+        min_length=2,
+        description="Seeds of data, training and samples; intervals are over the seeds.",
     )
-    problems: ArithmeticOptions = Field(description="Of demonstrations and prompts, unless a regime has its own.")
+    problems: ArithmeticOptions = Field(
+        description="Problems of demonstrations and prompts, unless a regime sets its own."
+    )
     held_out_fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
     sft: Overrides = Field(default={}, description="key.sub -> value, over recipe `arithmetic_sft`.")
-    continued: Overrides = Field(default={}, description="The same, for SFT that continues from the SFT model.")
+    continued: Overrides = Field(default={}, description="key.sub -> value, for SFT that continues from the SFT model.")
     dpr: Overrides = Field(default={}, description="key.sub -> value, over the recipes of all columns.")
-    columns: dict[MilestoneName, Column] = Field(min_length=1, description="Name -> what this DPR run changes.")
-    matched: MilestoneName = Field(description="The column whose KL and FLOPs the alternatives get.")
+    columns: dict[SafeName, Column] = Field(min_length=1, description="Name -> what this DPR run changes.")
+    matched: SafeName = Field(description="The column whose KL and FLOPs the alternatives get.")
     temperatures: tuple[Temperature, ...] = Field(
         default=(1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2),
         min_length=2,
-        description="At which the SFT model is sampled; between them, figures are interpolated in its KL.",
+        description="Temperatures at which the SFT model is sampled; between them, figures are interpolated in its KL.",
     )
     evaluate: Overrides = Field(default={}, description="key.sub -> value, over recipe `arithmetic_evaluate`.")
     processes: int = Field(
@@ -76,8 +81,10 @@ class SweepConfig(JobConfig):
             )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(
-                f"seeds {list(self.seeds)} has one twice, so intervals would be too narrow: list each seed once"
+                f"seeds {list(self.seeds)} repeats a seed, so intervals would be too narrow: list each seed once"
             )
         if list(self.temperatures) != sorted(set(self.temperatures), reverse=True):
-            raise ValueError("temperatures must fall, so that the KL rises from each to the next: sort them, each once")
+            raise ValueError(
+                "temperatures must fall, so that the KL rises from each to the next: list each once, the highest first"
+            )
         return self

@@ -50,7 +50,7 @@ Cells = Sequence[Mapping[str, Figures]]
 def at_matched_kl(curve: Sequence[Figures], kl: float) -> Figures:
     """The figures that the SFT model would have at a temperature where its KL is `kl`, by linear interpolation.
 
-    `curve`: its figures at falling temperatures, so with rising KL. Beyond the last KL, the last figures.
+    `curve`: its figures at falling temperatures, so with rising KL. Beyond the last KL, it returns the last figures.
     """
     values = np.array([[getattr(one, field.name) for field in fields(Figures)] for one in curve])
     # measured KLs are noisy, and np.interp needs them to rise

@@ -1,11 +1,11 @@
-"""Attention over a packed row, registered with transformers under NAME: no token sees another tree or another branch.
+"""Attention over a packed row, registered with transformers under NAME: no token attends to another tree or branch.
 
-A branch's keys are its trunk's, followed by its own. The plan of the row travels as an argument of the model's forward;
-transformers hands it to every layer. Windows, soft caps, sinks and value heads of another size are honoured; what is
-not known raises, so that a model that needs it is computed otherwise.
+The keys of a branch are its trunk's, followed by its own. The plan of the row is an argument of the model's forward,
+which transformers passes on to every layer. Sliding windows, soft caps, sinks and value heads of another size are
+computed; anything else raises, so that a model that needs it is computed padded.
 
 Shapes: N tokens of the row, H query heads, J key heads, F = H / J queries for each key head, D their size, E the size
-of the value heads.
+of the value heads, C branches of one length, T queries, S keys.
 """
 
 from collections.abc import Iterator
@@ -19,18 +19,21 @@ from dense_reward.batching.packing import Stretch, Tree
 from dense_reward.engines.torch.varlen import Varlen, varlen_attention
 
 NAME = "dense_reward_packed"
-QUERY_BLOCK = 256  # queries whose scores are written down at once where no kernel keeps them in cache
-SCORES = 1 << 24  # of the numbers that are written down at once
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+QUERY_BLOCK = 256  # queries whose score matrix is materialised at once on the slow path
+SCORES = 1 << 24  # bound on the numbers of one materialised tensor: a score matrix, or copied keys or values
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # unlike the public function, returns log-sum-exp
 
 
 class PackedAttentionError(Exception):
-    """A model asks for something that packed attention does not know: it must be computed otherwise."""
+    """A model needs something that packed attention cannot compute: compute it padded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where the trees of a row lie, on the host, and for CUDA's kernels on the device. `layers` records who asked."""
+    """The trees of a row, and their index tensors for CUDA's kernels.
+
+    `layers` collects the layers that called packed attention: a layer that attends some other way is missing in it.
+    """
 
     trees: tuple[Tree, ...]
     varlen: Varlen | None = None
@@ -39,7 +42,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a layer asks for beyond causal attention; scores are multiplied by `scale`, then capped."""
+    """What a layer needs beyond causal attention; scores are multiplied by `scale`, then capped."""
 
     scale: float
     window: int | None
@@ -47,17 +50,17 @@ class Rules:
     sinks_H: Tensor | None
 
     def binds(self, tree: Tree) -> bool:
-        """Whether a query of this tree is further from its first key than the window reaches."""
+        """Whether the window is shorter than the tree's longest sequence, so that it hides some key."""
         return self.window is not None and tree.longest_tokens > self.window
 
     def reach(self, keys: int) -> int:
-        """How many of so many keys a block of queries sees at most."""
+        """How many of so many keys one block of queries attends to at most."""
         return keys if self.window is None else min(keys, self.window + QUERY_BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One layer's share of a row: what goes into attention, and where its result is written."""
+    """One layer's tensors of a row: the inputs of attention, and `out_NHE`, which is written in place."""
 
     q_HND: Tensor
     k_JND: Tensor
@@ -66,7 +69,7 @@ class Row:
 
 
 def register() -> None:
-    """Make NAME known to transformers. Masks are not made for it: the plan says who sees whom."""
+    """Register NAME with transformers. No mask is made for it: the plan says which tokens attend to which."""
     AttentionInterface.register(NAME, packed_attention)
 
 
@@ -87,17 +90,19 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """query [1, H, N, D], key [1, J, N, D], value [1, J, N, E] -> ([1, N, H, E], None).
 
-    Raises PackedAttentionError where the plan was lost on the way, or something unknown is asked for.
+    Raises PackedAttentionError if the plan did not arrive, or the layer needs something unknown.
     """
     if plan is None:
-        raise PackedAttentionError("the model does not hand its forward's arguments to its attention")
+        raise PackedAttentionError("the model does not pass its forward's arguments to its attention")
     if attention_mask is not None or position_bias is not None:
-        raise PackedAttentionError("the model's attention needs a mask or a bias of its own")
+        raise PackedAttentionError("the model's attention needs its own mask or bias")
     plan.layers.add(int(getattr(module, "layer_idx", -1)))
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    rules = Rules(scale, sliding_window or None, softcap or None, s_aux)
+    rules = Rules(scale, sliding_window or None, softcap or None, s_aux)  # 0 means none
     q_HND, k_JND, v_JNE = query[0], key[0], value[0]
+    # What no kernel computes: soft caps, sinks, value heads of another size. (A window only for trees that it binds.)
     kernel = rules.cap is None and rules.sinks_H is None and k_JND.shape[-1] == v_JNE.shape[-1]
+    # The kernels of CUDA take the row as a whole, so one tree that the window binds rules them out for all.
     if kernel and plan.varlen is not None and not any(map(rules.binds, plan.trees)):
         found = varlen_attention((q_HND, k_JND, v_JNE), plan.varlen, scale=scale)
         if found is not None:
@@ -106,30 +111,39 @@ def packed_attention(
     row = Row(q_HND, k_JND, v_JNE, out_NHE)
     for tree in plan.trees:
         flash = kernel and q_HND.device.type == "cpu" and not rules.binds(tree)
-        (_flash_tree if flash else _written_tree)(row, tree, rules)
+        (_flash_tree if flash else _materialised_tree)(row, tree, rules)
     return out_NHE[None], None
 
 
 def _flash_tree(row: Row, tree: Tree, rules: Rules) -> None:
-    """The trunk by itself; then what all branches see of it in one call, merged with what each sees of itself."""
+    """Three kinds of kernel call: the trunk causally, each branch causally to itself, all branches to their trunk.
+
+    A branch needs the causal mask of the bottom right corner: its first query sees the whole trunk. The kernel aligns
+    its causal mask at the top left, so the two parts of a branch's keys are computed apart, the trunk's without a
+    mask, and merged. The trunk's keys are not copied for its branches.
+    """
     heads = row.k_JND.shape[0]
     q_JFND = torch.unflatten(row.q_HND, 0, (heads, -1))
     trunk = slice(tree.start, tree.start + tree.tokens)
     context = row.k_JND[:, trunk], row.v_JNE[:, trunk]
-    out_JFND = torch.unflatten(row.out_NHE, 1, (heads, -1)).permute(1, 2, 0, 3)
-    out_JFND[:, :, trunk] = _of_heads(q_JFND[:, :, trunk], *context, causal=True, scale=rules.scale)[0]
+    out_JFND = torch.unflatten(row.out_NHE, 1, (heads, -1)).permute(1, 2, 0, 3)  # a view: writes go to row.out_NHE
+    out_JFND[:, :, trunk] = _grouped_flash(q_JFND[:, :, trunk], *context, causal=True, scale=rules.scale)[0]
     if not tree.branches:
         return
     own = [_own(q_JFND, row.k_JND, row.v_JNE, stretch, rules.scale) for stretch in tree.branches]
+    # All stretches of a tree follow the trunk without a gap: one slice.
     branches = slice(trunk.stop, trunk.stop + sum(s.count * s.length for s in tree.branches))
-    seen = _of_heads(q_JFND[:, :, branches], *context, causal=False, scale=rules.scale)
+    seen = _grouped_flash(q_JFND[:, :, branches], *context, causal=False, scale=rules.scale)
     out_JFND[:, :, branches] = _merged(seen, (_joined([o for o, _ in own]), _joined([lse for _, lse in own])))
 
 
-def _of_heads(q_JFTD: Tensor, k_JSD: Tensor, v_JSD: Tensor, *, causal: bool, scale: float) -> tuple[Tensor, Tensor]:
-    """Attention of F query heads to each key head, and its log-sum-exp, [J, F, T, D] and [J, F, T].
+def _grouped_flash(
+    q_JFTD: Tensor, k_JSD: Tensor, v_JSD: Tensor, *, causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention of F query heads to each key head, and its log-sum-exp: [J, F, T, D] and [J, F, T].
 
-    The key heads are the kernel's batch, so that no key is copied for the queries that share it.
+    The key heads are the kernel's batch dimension and `expand` has stride 0, so no key is copied for the queries that
+    share it.
     """
     shape = -1, q_JFTD.shape[1], -1, -1
     keys, values = k_JSD[:, None].expand(shape), v_JSD[:, None].expand(shape)
@@ -140,13 +154,13 @@ def _of_heads(q_JFTD: Tensor, k_JSD: Tensor, v_JSD: Tensor, *, causal: bool, sca
 def _own(q_JFND: Tensor, k_JND: Tensor, v_JND: Tensor, stretch: Stretch, scale: float) -> tuple[Tensor, Tensor]:
     """Each branch of a stretch to itself, causally, all in one call; [J, F, count * length, D] and its log-sum-exp."""
     part, shape = slice(stretch.start, stretch.start + stretch.count * stretch.length), (stretch.count, -1)
+    # The branches become part of the batch: [J * count, F, length, D].
     q = torch.unflatten(q_JFND[:, :, part], 2, shape).transpose(1, 2).flatten(0, 1)
     k, v = (torch.unflatten(x[:, part], 1, shape).flatten(0, 1) for x in (k_JND, v_JND))
-    out, lse = _of_heads(q, k, v, causal=True, scale=scale)
+    out, lse = _grouped_flash(q, k, v, causal=True, scale=scale)
     back = (k_JND.shape[0], stretch.count)
-    return torch.unflatten(out, 0, back).transpose(1, 2).flatten(2, 3), torch.unflatten(lse, 0, back).transpose(
-        1, 2
-    ).flatten(2, 3)
+    out, lse = (torch.unflatten(x, 0, back).transpose(1, 2).flatten(2, 3) for x in (out, lse))
+    return out, lse
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
@@ -154,33 +168,45 @@ def _joined(parts: list[Tensor]) -> Tensor:
 
 
 def _merged(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
-    """Attention over two sets of keys from that over each, weighted by their shares of the softmax's denominator."""
+    """Attention over two sets of keys from that over each, weighted by their shares of the softmax's denominator.
+
+    first's share is exp(lse1) / (exp(lse1) + exp(lse2)) = sigmoid(lse1 - lse2), which cannot overflow. The log-sum-exp
+    is at least float32, and the merge is computed in its dtype: rounded only where the caller writes it.
+    """
     share = torch.sigmoid(first[1] - second[1])[..., None]
     return torch.lerp(second[0].to(share.dtype), first[0].to(share.dtype), share)
 
 
-def _written_tree(row: Row, tree: Tree, rules: Rules) -> None:
-    """What the kernels lack, in float32 with the scores written down, a block of queries at a time."""
+def _materialised_tree(row: Row, tree: Tree, rules: Rules) -> None:
+    """The slow path for what the kernels lack: materialised scores in float32, one block of queries at a time."""
     for part, length, context in _segments(tree, row, rules):
         shape = (-1, length)
-        seen = tree.tokens if context else 0
+        seen = tree.tokens if context else 0  # keys of the trunk, before the segment's own
         trunk = slice(tree.start, tree.start + seen)
         keys, values = (
             _with_context(x[:, trunk], torch.unflatten(x[:, part], 1, shape)) for x in (row.k_JND, row.v_JNE)
         )
         q = torch.unflatten(row.q_HND[:, part], 1, shape)
-        out = torch.unflatten(row.out_NHE[part], 0, shape)
+        out = torch.unflatten(row.out_NHE[part], 0, shape)  # a view: writes go to row.out_NHE
         queries = max(1, min(QUERY_BLOCK, SCORES // (len(q) * rules.reach(seen + length))))
         for start in range(0, length, queries):
             stop = min(start + queries, length)
+            # Query `start` is at position seen + start: leave out the keys that its window hides from all that follow,
+            # and those after the block's last query.
             first = 0 if rules.window is None else max(0, seen + start - rules.window + 1)
             block = slice(first, seen + stop)
-            written = _written(q[:, :, start:stop], keys[:, :, block], values[:, :, block], seen + start - first, rules)
-            out[:, start:stop] = written.permute(1, 2, 0, 3)
+            attended = _materialised(
+                q[:, :, start:stop], keys[:, :, block], values[:, :, block], seen + start - first, rules
+            )
+            out[:, start:stop] = attended.permute(1, 2, 0, 3)
 
 
 def _segments(tree: Tree, row: Row, rules: Rules) -> Iterator[tuple[slice, int, bool]]:
-    """The trunk, then branches, as many of one length at once as keep few what is written: scores, keys and values."""
+    """Tokens computed at once, the length of each sequence in them, and whether they follow the trunk.
+
+    First the trunk, then the branches: as many of one length at once as keep the scores of a block, and the keys and
+    values, which are copied for each branch here, within SCORES numbers each.
+    """
     yield slice(tree.start, tree.start + tree.tokens), tree.tokens, False
     width = max(row.k_JND.shape[-1], row.v_JNE.shape[-1])
     for stretch in tree.branches:
@@ -197,24 +223,26 @@ def _with_context(context_JSD: Tensor, own_JCTD: Tensor) -> Tensor:
     if not context_JSD.shape[1]:
         return own_JCTD
     shape = (-1, own_JCTD.shape[1], -1, -1)
-    return torch.cat([context_JSD[:, None].expand(shape), own_JCTD], dim=2)
+    return torch.cat([context_JSD[:, None].expand(shape), own_JCTD], dim=2)  # a copy, unlike expand alone
 
 
-def _written(q_HCTD: Tensor, k_JCSD: Tensor, v_JCSE: Tensor, before: int, rules: Rules) -> Tensor:
-    """Softmax attention [H, C, T, E] at least in float32; the first query stands behind `before` of the keys."""
+def _materialised(q_HCTD: Tensor, k_JCSD: Tensor, v_JCSE: Tensor, before: int, rules: Rules) -> Tensor:
+    """Softmax attention, [H, C, T, E], at least in float32. `before`: keys that precede the first query's own."""
     accumulate = torch.promote_types(q_HCTD.dtype, torch.float32)
     group = q_HCTD.shape[0] // k_JCSD.shape[0]
     k, v = (x.to(accumulate).repeat_interleave(group, dim=0) for x in (k_JCSD, v_JCSE))
     scores = torch.matmul(q_HCTD.to(accumulate), k.transpose(2, 3)) * rules.scale
     if rules.cap is not None:
-        scores = torch.tanh(scores / rules.cap) * rules.cap
+        scores = torch.tanh(scores / rules.cap) * rules.cap  # before the mask: a capped -inf would be -cap
+    # Causal mask aligned at the bottom right: query t is at key position before + t, and the last query sees all keys.
     distance_TS = before + torch.arange(q_HCTD.shape[2], device=q_HCTD.device)[:, None]
     distance_TS = distance_TS - torch.arange(k.shape[2], device=q_HCTD.device)
     hidden_TS = distance_TS < 0
     if rules.window is not None:
-        hidden_TS |= distance_TS >= rules.window
-    scores.masked_fill_(hidden_TS, -torch.inf)
+        hidden_TS |= distance_TS >= rules.window  # a window of W keys includes the query's own
+    scores.masked_fill_(hidden_TS, -torch.inf)  # no row is all -inf, which would be NaN: distance 0 is never hidden
     if rules.sinks_H is not None:
+        # One more column that has no value: it only takes its share of the softmax.
         sinks = rules.sinks_H.to(accumulate).reshape(-1, 1, 1, 1).expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, sinks], dim=3)
     weights = torch.softmax(scores, dim=3)[..., : k.shape[2]]

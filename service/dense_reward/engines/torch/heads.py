@@ -1,7 +1,9 @@
-"""A model's output layer, taken apart: the inputs that it gets in a forward, and the logits of some words from them.
+"""A model's output layer, separated from it: its inputs in a forward, and from them the logits of a vocabulary tile.
 
-What a model does to its output layer's result (Cohere and Falcon-H1 multiply, Granite divides, Gemma caps) is found in
-its configuration and held against the model's own logits; where nothing fits, the rows are the model's own logits.
+What a model does to the result of its output layer (Cohere and Falcon-H1 multiply, Granite divides, Gemma caps) is read
+from its configuration and verified against the model's own logits. If nothing matches, the rows are those logits.
+
+Shapes: B sequences of L tokens, D hidden size, V vocabulary size, C rows, W token ids of a vocabulary tile.
 """
 
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 @dataclass(frozen=True, slots=True)
 class PostProcessing:
-    """What a model does to its output layer's result: divide by `divisor`, multiply by `factor`, then soft-cap."""
+    """What a model does to the result of its output layer: divide by `divisor`, multiply by `factor`, then soft-cap."""
 
     factor: float = 1.0
     divisor: float = 1.0
@@ -31,7 +33,7 @@ class PostProcessing:
 
 @dataclass(frozen=True, slots=True)
 class LinearHead:
-    """An output layer that is one matrix: the logits of some words cost no more than those."""
+    """An output layer that is one matrix, so that a tile of the vocabulary costs only its share."""
 
     weight_VD: Tensor
     bias_V: Tensor | None
@@ -42,44 +44,52 @@ class LinearHead:
     def vocab_size(self) -> int:
         return len(self.weight_VD)
 
-    def logits(self, rows_CD: Tensor, words: slice) -> Tensor:
-        bias = None if self.bias_V is None else self.bias_V[words]
-        return self.post(functional.linear(rows_CD.to(self.weight_VD.dtype), self.weight_VD[words], bias))
+    def logits(self, rows_CD: Tensor, tile: slice) -> Tensor:
+        """[C, W], in the dtype of the weights."""
+        bias = None if self.bias_V is None else self.bias_V[tile]
+        return self.post(functional.linear(rows_CD.to(self.weight_VD.dtype), self.weight_VD[tile], bias))
 
     def at(self, device: torch.device, dtype: torch.dtype | None = None) -> "LinearHead":
-        """The same on a device, in a dtype."""
+        """The same head on a device, in a dtype (None: its own)."""
         bias = None if self.bias_V is None else self.bias_V.to(device, dtype)
         return LinearHead(self.weight_VD.to(device, dtype), bias, self.post)
 
 
 @dataclass(frozen=True, slots=True)
 class OwnLogits:
-    """For models whose output layer cannot be taken apart: the rows are the logits already."""
+    """For models whose output layer cannot be separated from them: the rows already are the model's logits."""
 
     vocab_size: int
     tiled: bool = True
 
-    def logits(self, rows_CV: Tensor, words: slice) -> Tensor:
-        return rows_CV[:, words].clone()
+    def logits(self, rows_CV: Tensor, tile: slice) -> Tensor:
+        """[C, W]. A copy, because the caller overwrites it."""
+        return rows_CV[:, tile].clone()
 
 
 class CapturedHead:
-    """Runs a model's forward and keeps what its output layer gets; the layer itself sees two rows only."""
+    """Runs a model's forward and captures the input of its output layer, which computes only two rows of it.
+
+    Two, because the logits of all rows would be the largest tensor of a batch, and `linear_head` needs some to compare.
+    """
 
     def __init__(self, output: nn.Module | None) -> None:
         self._output = output
         self._captured: Tensor | None = None
 
     def inputs(self, model: PreTrainedModel, **forward: object) -> tuple[Tensor, Tensor]:
-        """The output layer's input at every position, [B, L, D], and the model's own logits of the first two."""
+        """The output layer's input at every position, [B, L, D], and the model's logits of the first two, [1, 2, V].
+
+        Raises RuntimeError if the model has no output layer or does not call it.
+        """
         if self._output is None:
-            raise RuntimeError("the model names no output layer")
+            raise RuntimeError("the model has no output layer: get_output_embeddings() returns None")
         hook = self._output.register_forward_pre_hook(self._capture)
         try:
             logits: Tensor = model(**forward, use_cache=False).logits
         finally:
             hook.remove()
-        captured, self._captured = self._captured, None
+        captured, self._captured = self._captured, None  # this object lives as long as the model: keep no batch alive
         if captured is None:
             raise RuntimeError("the model did not call its output layer")
         return captured, logits
@@ -90,9 +100,10 @@ class CapturedHead:
 
 
 def linear_head(model: PreTrainedModel, captured: CapturedHead) -> LinearHead | None:
-    """The output layer with the post-processing that gives the model's own logits, where there is one.
+    """The output layer with the post-processing that gives the model's own logits; None if no candidate does.
 
-    Bound to rounding: a soft cap that is far above these logits would move them by less than a per cent.
+    Compared at rounding tolerance: a missed soft cap far above these logits would change them by less than 1 %, so a
+    looser test would not notice.
     """
     output = model.get_output_embeddings()
     if not isinstance(output, nn.Linear):
@@ -115,7 +126,7 @@ def linear_head(model: PreTrainedModel, captured: CapturedHead) -> LinearHead | 
 
 
 def _candidates(config: PreTrainedConfig) -> Iterator[PostProcessing]:
-    """By name the same entry means different things: Granite divides by logits_scaling, HyperCLOVA X multiplies."""
+    """Post-processings to try. Names are ambiguous: Granite divides by logits_scaling, HyperCLOVA X multiplies."""
     scaling = float(getattr(config, "logits_scaling", None) or 1.0)
     factor = float(getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)

@@ -1,6 +1,6 @@
-"""Two checkpoints on disk -> a pair that was proven to be one and to be computed right."""
+"""Two checkpoints on disk -> a verified PairEngine: they belong together, and it reproduces their probes."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -20,10 +20,13 @@ from dense_reward.records import OnDevice, Report, Result, Wants
 from dense_reward.settings import Settings
 from dense_reward.text.encode import Encoder
 
+CPU_CAPABILITIES = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp16", "amx_fp16")}
+"""Instruction sets of x86 that compute in a short dtype, by the names of `torch.cpu.get_capabilities`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingOptions:
-    """How a pair is to be served. `dtype` None: the checkpoint's own, or float32 where the processor lacks that."""
+    """How to serve a pair. `dtype` None: the checkpoint's own, or float32 if the processor does not compute in it."""
 
     dtype: str | None = None
     head_dtype: str | None = None
@@ -36,43 +39,47 @@ class ServingOptions:
 
 
 class LoadedModels:
-    """The models that are in use, by all that their rows and logits depend on; forgotten with their last pair."""
+    """The models in use, keyed by all that their rows and logits depend on.
+
+    The references are weak: a model is freed with the last pair that uses it.
+    """
 
     def __init__(self) -> None:
         self._models: WeakValueDictionary[Hashable, TorchModel] = WeakValueDictionary()
 
     def get(self, key: Hashable, load: Callable[[], TorchModel]) -> TorchModel:
+        """The model of a key, loaded if no pair uses it now."""
         model = self._models.get(key)
         if model is None:
             model = self._models[key] = load()
         return model
 
 
-def _at_once(call: Callable[[], Result]) -> Result:
+def _call_directly(call: Callable[[], Result]) -> Result:
     return call()
 
 
 @dataclass(frozen=True, slots=True)
 class LoadContext:
-    """What loading needs besides the checkpoints: who is told of each step, the device, and what is loaded already."""
+    """What loading needs in addition to the checkpoints: where steps are reported, the device, the loaded models."""
 
     report: Report
-    on_device: OnDevice = _at_once
+    on_device: OnDevice = _call_directly
     models: LoadedModels = field(default_factory=LoadedModels)
 
 
 def load_pair(
-    sft: Path, reference: Path, serving: ServingOptions, loading: LoadContext
+    sft: Path, reference: Path, serving: ServingOptions, context: LoadContext
 ) -> tuple[PairEngine, TransformersTokenizer, Manifest]:
-    """Load two checkpoints, prove them, and return engine, tokenizer and the sft manifest.
+    """Load two checkpoints, verify them, and return engine, tokenizer and the sft manifest.
 
-    Raises CheckpointError, naming the cure, for anything that would make an answer wrong.
+    Raises CheckpointError, with the cure, for anything that would make a score wrong.
     """
-    report = loading.report
+    report = context.report
     manifests = load_manifest(sft), load_manifest(reference)
     related = check_pair(*manifests, allow_unrelated=serving.allow_unrelated)
     models = [
-        _model(role, folder, manifest, serving, loading)
+        _model(role, folder, manifest, serving, context)
         for role, folder, manifest in zip(ROLES, (sft, reference), manifests, strict=True)
     ]
     checkpoints = [
@@ -80,7 +87,7 @@ def load_pair(
         for role, folder, manifest, model in zip(ROLES, (sft, reference), manifests, models, strict=True)
     ]
     tokenizer = tokenizer_of(checkpoints[0])
-    how = loading.on_device(lambda: _compute_options(models, serving, report))
+    options = context.on_device(lambda: _compute_options(models, serving, report))
     info = pair_info(
         checkpoints,
         options=[serving.head_dtype, serving.norm_dtype, serving.deterministic],
@@ -90,8 +97,8 @@ def load_pair(
         quantities=QUANTITIES,
         related=related,
     )
-    engine = PairEngine(models[0], models[1], info, how)
-    loading.on_device(lambda: _verify_probes(engine, checkpoints, report))
+    engine = PairEngine(models[0], models[1], info, options)
+    context.on_device(lambda: _verify_probes(engine, checkpoints, report))
     return engine, tokenizer, manifests[0]
 
 
@@ -103,30 +110,40 @@ def _verify_probes(engine: PairEngine, checkpoints: Sequence[Checkpoint], report
             for branches in engine.score(probe_trunks(checkpoint.manifest), Wants())
             for scores in branches
         ]
-        cure = "serve it with --dtype float32 to tell rounding from a wrong path"
+        cure = "serve it with --dtype float32; if it still differs, the cause is not rounding"
         verify_probe(checkpoint.role, np.concatenate(served), checkpoint, cure=cure, report=report)
 
 
+def _computes_in(dtype: str) -> bool:
+    """Whether this processor has arithmetic for a short dtype.
+
+    On x86 oneDNN's answer is not enough: it is yes for every AVX-512, also if bfloat16 is emulated there, five times
+    slower than float32 (oneDNN of torch 2.13).
+    """
+    found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in torch 2.10
+    if found.get("architecture") == "x86_64":
+        return any(found.get(name) for name in CPU_CAPABILITIES[dtype])
+    if dtype == "bfloat16":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
 def _dtype(manifest: Manifest, serving: ServingOptions, report: Report) -> str:
-    """The dtype to serve in: a short one only where the processor computes in it, because it is emulated elsewhere."""
+    """The dtype to serve in. The checkpoint's own, except on a CPU that would emulate its arithmetic."""
     if serving.dtype is not None or serving.device != "cpu":
         return serving.dtype or manifest.dtype
-    supported = {
-        "bfloat16": torch.ops.mkldnn._is_mkldnn_bf16_supported,
-        "float16": torch.ops.mkldnn._is_mkldnn_fp16_supported,
-    }.get(manifest.dtype)
-    if supported is None or supported():
+    if manifest.dtype not in CPU_CAPABILITIES or _computes_in(manifest.dtype):
         return manifest.dtype
     report(
         f"the {manifest.dtype} weights of {manifest.role} are served in float32, which holds them exactly: this "
-        f"processor has no {manifest.dtype} arithmetic and emulates it slowly (--dtype {manifest.dtype} to have it so)"
+        f"processor has no {manifest.dtype} arithmetic and emulates it slowly (to do so: --dtype {manifest.dtype})"
     )
     return "float32"
 
 
-def _model(role: str, folder: Path, manifest: Manifest, serving: ServingOptions, loading: LoadContext) -> TorchModel:
-    """A checkpoint's model, as it is to be served, its output layer on the sft model's device, where logits meet."""
-    report = loading.report
+def _model(role: str, folder: Path, manifest: Manifest, serving: ServingOptions, context: LoadContext) -> TorchModel:
+    """A checkpoint's model as `serving` requires, with its output layer on the sft model's device."""
+    report = context.report
     report(f"verifying the files of {role} ({folder})")
     verify_files(folder, manifest)
     dtype = _dtype(manifest, serving, report)
@@ -138,22 +155,24 @@ def _model(role: str, folder: Path, manifest: Manifest, serving: ServingOptions,
         if serving.norm_dtype is not None:
             model.use_norms(DTYPES[serving.norm_dtype])
         head_dtype = None if serving.head_dtype is None else DTYPES[serving.head_dtype]
+        # The logits of both models are compared tile by tile, so both heads must be on one device.
         if head_dtype is not None or device != serving.device:
             model.use_head(device=torch.device(serving.device), dtype=head_dtype)
         return model
 
+    # All that changes the loaded model: pairs that differ in one of these must not share it.
     served_as = dtype, device, serving.device, serving.head_dtype, serving.norm_dtype
-    return loading.models.get((manifest.content_sha256, served_as), load)
+    return context.models.get((manifest.content_sha256, served_as), load)
 
 
 def _compute_options(models: Sequence[TorchModel], serving: ServingOptions, report: Report) -> ComputeOptions:
-    """Packed where both models allow it, and what a batch then needs; both are reported."""
+    """How to compute the pair: packed if both models can be. Reports the path and the memory of a batch."""
     devices = serving.device, serving.reference_device or serving.device
     reasons = [
         unsupported_reason(model.transformers_model, device=device, dtype=model.dtype)
         for model, device in zip(models, devices, strict=True)
     ]
-    reason = next((found for found in reasons if found is not None), None)
+    reason = next((reason for reason in reasons if reason is not None), None)
     report("path: packed" if reason is None else f"path: padded, several times slower, because {reason}")
     if serving.deterministic:
         report("deterministic: each sequence is computed alone, its prompt too")
@@ -175,7 +194,7 @@ def _compute_options(models: Sequence[TorchModel], serving: ServingOptions, repo
 
 
 def _max_length_tokens(models: Sequence[TorchModel], serving: ServingOptions, report: Report) -> int:
-    """What the models take and a batch holds: a longer sequence is refused at the door, so that memory is bounded."""
+    """The longest sequence that both models accept and a batch holds. Longer ones are refused, which bounds memory."""
     longest = min(model.max_length_tokens for model in models)
     if longest > serving.max_batch_tokens:
         report(f"sequences of up to {serving.max_batch_tokens} of the models' {longest} tokens (--max-batch-tokens)")
@@ -183,27 +202,30 @@ def _max_length_tokens(models: Sequence[TorchModel], serving: ServingOptions, re
 
 
 class DeviceLoader:
-    """Loads pairs one after another; checkpoints that are in use already are not loaded twice."""
+    """Loads pairs one after another. A checkpoint that is already in use is not loaded again."""
 
     def __init__(self) -> None:
         self._models = LoadedModels()
 
     def load(self, settings: Settings, report: Report, on_device: OnDevice) -> tuple[PairEngine, Encoder, str]:
-        """Engine, encoder and tokenizer hash. Raises CheckpointError, naming the cure."""
+        """Engine, encoder and tokenizer hash of the pair in the settings. Raises CheckpointError with the cure."""
         if settings.sft is None or settings.reference is None:
             raise CheckpointError("give both checkpoints: --sft DIR --reference DIR")
-        loading = LoadContext(report, on_device, self._models)
-        engine, tokenizer, manifest = load_pair(settings.sft, settings.reference, serving_options(settings), loading)
+        context = LoadContext(report, on_device, self._models)
+        engine, tokenizer, manifest = load_pair(settings.sft, settings.reference, serving_options(settings), context)
         return engine, Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id), manifest.tokenizer_sha256
 
 
 def gpu_bytes() -> dict[str, int]:
-    """What torch holds on each GPU, what it keeps for later batches included."""
+    """Bytes that torch holds on each GPU, including the cache that it keeps for later batches."""
     return {f"cuda:{at}": torch.cuda.memory_reserved(at) for at in range(torch.cuda.device_count())}
 
 
 def serving_options(settings: Settings) -> ServingOptions:
-    """How to serve, with the device found; and the process made ready for it."""
+    """How to serve, with `auto` resolved to a device. Sets torch's threads and determinism for the whole process.
+
+    Raises CheckpointError if torch sees no such device.
+    """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     device = _device(settings.device)
@@ -225,6 +247,6 @@ def _device(name: str) -> str:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise CheckpointError(
-            f"device {name} is not there: torch sees no GPU (use --device cpu, or a CUDA build of torch)"
+            f"device {name} is not available: torch sees no GPU (use --device cpu, or a CUDA build of torch)"
         )
     return name

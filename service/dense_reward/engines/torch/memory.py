@@ -1,4 +1,4 @@
-"""What a batch needs beside the weights, told before the first one."""
+"""Prediction of the memory that a batch needs in addition to the weights, reported before the first batch."""
 
 from transformers import PreTrainedConfig
 
@@ -10,11 +10,14 @@ SLACK = 1.25  # what allocators lose between blocks of different sizes
 
 
 def peak_bytes(config: PreTrainedConfig, *, tokens: int, itemsize: int, cuda: bool) -> int:
-    """An upper bound of what a batch of so many tokens needs at once in a model of this configuration.
+    """An upper bound of what a batch of so many tokens needs at one time in a model of this configuration.
 
-    Counts the tensors that live together in the widest moment of a layer (norm, attention or feed-forward), the output
-    layer's inputs of both models, and a tile of both models' logits. Kernels of the device keep the scores of attention
-    to themselves; where they lack something, what is written down instead is bounded by itself.
+    Counts the tensors that live at the same time in the widest moment of a layer (norm, attention or feed-forward), the
+    output layer's inputs of both models, and a tile of both models' logits. Kernels of the device keep attention scores
+    to themselves; what is materialised if they lack something has its own bound.
+
+    This bounds the live tensors of one batch. glibc keeps freed blocks in its heap, so the resident set of a process
+    that computed batches of many shapes can be larger.
     """
     text = config.get_text_config()
     hidden, heads = int(text.hidden_size), int(text.num_attention_heads)
@@ -25,27 +28,31 @@ def peak_bytes(config: PreTrainedConfig, *, tokens: int, itemsize: int, cuda: bo
     experts = int(getattr(text, "num_experts_per_tok", None) or 0)
     expert = int(getattr(text, "moe_intermediate_size", None) or wide // 3)
     wide = max(wide, experts * (2 * hidden + 3 * expert))
+    # Numbers of 4 bytes are in float32 whatever the dtype of the weights: norms, rotary embeddings, merged attention.
     norm = itemsize * 2 * hidden + 3 * 4 * hidden
     attention = itemsize * (2 * hidden + 8 * query + 2 * keys) + 3 * 4 * query
     feedforward = itemsize * 4 * hidden
     lasting = itemsize * 2 * hidden + 4 * 4 * head_size + 64
     rows = tokens * (max(norm, attention, feedforward) + lasting)
     tiling = CUDA_TILING if cuda else CPU_TILING
-    logits = 2 * (itemsize + 8) * tiling.rows * tiling.words
-    written = 4 * (4 * SCORES + 2 * max(SCORES, tokens * query)) if _written(text, tokens) else 0
-    return int(SLACK * (rows + min(tokens, ROWS) * itemsize * wide + logits + written))
+    logits = 2 * (itemsize + 8) * tiling.rows * tiling.vocab
+    materialised = 4 * (4 * SCORES + 2 * max(SCORES, tokens * query)) if _may_materialise(text, tokens) else 0
+    return int(SLACK * (rows + min(tokens, ROWS) * itemsize * wide + logits + materialised))
 
 
 def _head_size(text: PreTrainedConfig) -> int:
-    """Of keys; where they have a part that is turned and one that is not, of both together."""
+    """Size of a key head: the sum of both parts if only one part of it gets rotary embeddings."""
     parts = getattr(text, "qk_nope_head_dim", None), getattr(text, "qk_rope_head_dim", None)
     if parts[0] and parts[1]:
         return int(parts[0] + parts[1])
     return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
-def _written(text: PreTrainedConfig, tokens: int) -> bool:
-    """Whether a batch may need attention that kernels lack: caps, windows that bind, values of another size."""
+def _may_materialise(text: PreTrainedConfig, tokens: int) -> bool:
+    """Whether a batch may need the materialised attention path.
+
+    That is with soft caps, a sliding window shorter than the batch, or value heads of another size.
+    """
     window = getattr(text, "sliding_window", None) or tokens
     values = getattr(text, "v_head_dim", None) or _head_size(text)
     return bool(getattr(text, "attn_logit_softcapping", None)) or window < tokens or values != _head_size(text)

@@ -1,6 +1,7 @@
 """One decoder-only transformers model on one device: ids -> inputs of its output layer at the rows that predict.
 
-By the packed path, where the model allows it (packable.py), else padded on the right, where a causal model never looks.
+Uses the packed path if the model supports it (see packing_check.py); otherwise pads on the right, which a causal model
+never attends to.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 @dataclass(frozen=True, slots=True)
 class DeviceRow:
-    """A packed row on a device, and who sees whom in it."""
+    """A packed row on a device: N tokens, R of them predict. `plan` says which tokens attend to which."""
 
     ids_1N: Tensor
     positions_1N: Tensor
@@ -42,27 +43,27 @@ class DeviceRow:
 
 
 def device_row(packed: Packed, device: torch.device) -> DeviceRow:
-    """Copies a row to a device; where kernels for sequences of different lengths run, with the indices they take."""
+    """Copy a row to a device; to a CUDA device with the index tensors for its variable-length kernels."""
 
-    def there(array: IdArray | Index) -> Tensor:
+    def copied(array: IdArray | Index) -> Tensor:
         return torch.from_numpy(array.astype(np.int64)).to(device, non_blocking=True)
 
     varlen = varlen_of(packed.trees, device) if device.type == "cuda" else None
     plan = attention.Plan(packed.trees, varlen)
-    return DeviceRow(there(packed.ids_N)[None], there(packed.positions_N)[None], there(packed.rows_R), plan)
+    return DeviceRow(copied(packed.ids_N)[None], copied(packed.positions_N)[None], copied(packed.rows_R), plan)
 
 
 class TorchModel:
-    """A frozen causal language model. `head` turns the rows that it gives into logits as the model itself does.
+    """A frozen causal language model. `head` computes the model's own logits from the rows that it returns.
 
-    Where the output layer cannot be taken apart that way, the rows are its own logits and `head` passes them on.
+    If the output layer cannot be separated from the model, the rows are the model's logits and `head` returns them.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         attention.register()
         self._model = model.eval().requires_grad_(False)
         self._own_attention: str = model.config._attn_implementation
-        bound_feedforward(model)
+        bound_feedforward(model)  # before the first forward, which `linear_head` runs
         self._captured = CapturedHead(model.get_output_embeddings())
         with torch.inference_mode():
             self._linear = linear_head(model, self._captured)
@@ -80,7 +81,7 @@ class TorchModel:
 
     @property
     def weights_bytes(self) -> int:
-        """Of all parameters, and of an output layer that was copied."""
+        """Bytes of all parameters, and of a copied output layer; shared storage counts once."""
         storages = {tensor.data_ptr(): tensor.nbytes for tensor in self._model.parameters()}
         if isinstance(self.head, LinearHead):
             storages[self.head.weight_VD.data_ptr()] = self.head.weight_VD.nbytes
@@ -92,14 +93,14 @@ class TorchModel:
 
     @property
     def max_length_tokens(self) -> int:
-        """The longest sequence with exact positions: dynamic rope changes them beyond its original length."""
+        """The longest sequence with exact positions: dynamic rope changes them above its original length."""
         config = self._model.config.get_text_config()
         limits = [getattr(config, "max_position_embeddings", None) or 1 << 20, *_original_lengths(config, "dynamic")]
         return int(min(limits))
 
     @property
     def rope_length_limit(self) -> int | None:
-        """Sequences longer than this must not share a batch with shorter ones: longrope turns all by the longest."""
+        """Sequences longer than this must not share a batch with shorter ones: longrope rotates all by the longest."""
         return min(_original_lengths(self._model.config.get_text_config(), "longrope"), default=None)
 
     @property
@@ -107,17 +108,21 @@ class TorchModel:
         return self._model
 
     def use_head(self, *, device: torch.device, dtype: torch.dtype | None) -> None:
-        """Compute logits on a device, in a dtype: a copy of the output layer, where it can be taken apart.
+        """Compute logits on a device, in a dtype, with a copy of the output layer.
 
-        Raises CheckpointError where it cannot.
+        Raises CheckpointError if the output layer cannot be separated from the model.
         """
         if self._linear is None:
-            raise CheckpointError("this model's output layer cannot be taken apart: leave its head as it is")
+            raise CheckpointError(
+                "this model's output layer cannot be separated from it: serve both models on one device, without "
+                "--head-dtype"
+            )
         self.head = self._linear.at(device, dtype)
 
     def use_norms(self, dtype: torch.dtype) -> None:
-        """Compute the norms in a dtype, and round what they give once."""
-        served = self.dtype  # not self: a model that its own hooks hold is not freed with its last pair
+        """Compute the norms in a dtype, and round their results once to the model's own."""
+        # A local, because a hook that refers to self makes a cycle, and the model is not freed with its last pair.
+        served = self.dtype
         for module in self._model.modules():
             if type(module).__name__.endswith("Norm"):
                 module.to(dtype)
@@ -126,30 +131,32 @@ class TorchModel:
 
     @torch.inference_mode()
     def packed_rows(self, row: DeviceRow) -> Tensor:
-        """[R, X]: what the output layer gets at the rows that predict. Raises PackedAttentionError."""
+        """[R, X]: the inputs of the output layer at the rows that predict. Raises PackedAttentionError."""
         self._attend_by(attention.NAME)
+        # No attention mask: the plan replaces it. transformers passes `plan` through to packed_attention.
         forward = {"input_ids": row.ids_1N, "position_ids": row.positions_1N, "plan": row.plan}
         if self._linear is None:
+            # the model's own logits at the rows that predict only: [R, V] and not [N, V]
             logits: Tensor = self._model(**forward, use_cache=False, logits_to_keep=row.rows_R).logits
             return logits[0]
         return self._captured.inputs(self._model, **forward)[0][0, row.rows_R]
 
     @torch.inference_mode()
     def padded_rows(self, sequences: Sequence[IdArray], positions: Sequence[IdArray]) -> Tensor:
-        """The same for `positions`, indices into their sequence, in order."""
+        """The same, [R, X], for `positions`, indices into their sequence, in order."""
         self._attend_by(self._own_attention)
         ids_BL = _padded(sequences).to(self.device)
         row_R = torch.from_numpy(np.repeat(np.arange(len(positions)), [len(p) for p in positions])).to(self.device)
         column_R = torch.from_numpy(np.concatenate(positions)).long().to(self.device)
         if self._linear is None:
             return self._logits(ids_BL)[row_R, column_R]
-        return self._captured.inputs(self._model, **_unmasked(ids_BL))[0][row_R, column_R]
+        return self._captured.inputs(self._model, **_all_visible(ids_BL))[0][row_R, column_R]
 
     @torch.inference_mode()
     def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
-        """Log-probs of a response by the plainest path there is: one sequence, no padding, the model's own logits.
+        """Log-probs of a response by the plainest path: one sequence, no padding, the model's own logits.
 
-        What probes are made of; the engine is proven against it.
+        Probes are computed by it, and the engine is verified against them.
         """
         self._attend_by(self._own_attention)
         ids_1L = torch.tensor([[*prompt_ids, *response_ids]], device=self.device)
@@ -162,30 +169,31 @@ class TorchModel:
             self._model.set_attn_implementation(name)
 
     def _logits(self, ids_BL: Tensor) -> Tensor:
-        logits: Tensor = self._model(**_unmasked(ids_BL), use_cache=False).logits
+        logits: Tensor = self._model(**_all_visible(ids_BL), use_cache=False).logits
         return logits
 
 
 def load_model(folder: Path, manifest: Manifest, *, dtype: str | None, device: str) -> TorchModel:
-    """A checkpoint's model in `dtype` (the checkpoint's own where None). safetensors only, no remote code.
+    """A checkpoint's model in `dtype` (None: the checkpoint's own). safetensors only, no remote code.
 
-    Raises CheckpointError where it cannot be loaded or its vocabulary is not the manifest's.
+    Raises CheckpointError if it cannot be loaded or its vocabulary is not the manifest's.
     """
     chosen = DTYPES.get(dtype or manifest.dtype)
     if chosen is None:
         raise CheckpointError(
-            f"{folder}: dtype {dtype or manifest.dtype!r} cannot be served: choose one of {sorted(DTYPES)}"
+            f"{folder}: cannot be served in dtype {dtype or manifest.dtype!r}: choose one of {sorted(DTYPES)}"
         )
     model = TorchModel(load_weights(*weight_folders(folder, manifest), chosen).to(device))
     if model.vocab_size != manifest.vocabulary:
         raise CheckpointError(
-            f"{folder}: the model has {model.vocab_size} output rows, its manifest says {manifest.vocabulary}"
+            f"{folder}: the model has {model.vocab_size} output rows, but its manifest states {manifest.vocabulary}: "
+            "adopt the checkpoint again"
         )
     return model
 
 
 def _original_lengths(config: PreTrainedConfig, rope_type: str) -> list[int]:
-    """The lengths that models with this kind of rope were first trained for."""
+    """The original training lengths in a configuration with this kind of rope; empty without it."""
     parameters = getattr(config, "rope_parameters", None) or {}
     layers = [parameters, *(entry for entry in parameters.values() if isinstance(entry, dict))]
     found = [p for p in layers if p.get("rope_type") == rope_type]
@@ -193,17 +201,17 @@ def _original_lengths(config: PreTrainedConfig, rope_type: str) -> list[int]:
     return [int(length) for length in lengths]
 
 
-def _unmasked(ids_BL: Tensor) -> dict[str, Tensor]:
-    """The mask hides nothing: padding comes after all that counts, where a causal model does not look.
+def _all_visible(ids_BL: Tensor) -> dict[str, Tensor]:
+    """The ids with a mask of ones. It need not hide padding, which is on the right of every token that counts.
 
-    A mask that hid it would leave padding beyond a sliding window without anything to attend to: NaN in some
-    implementations, which spreads to every token of its row.
+    A mask that hid padding would leave padding tokens beyond a sliding window with nothing to attend to: NaN in some
+    implementations, which spreads to every token of the row.
     """
     return {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
 
 
 def _padded(sequences: Sequence[IdArray]) -> Tensor:
-    """Ids, [B, L], padded on the right."""
+    """Ids, [B, L], padded on the right with 0."""
     ids_BL = torch.zeros((len(sequences), max(len(ids) for ids in sequences)), dtype=torch.long)
     for row, ids in enumerate(sequences):
         ids_BL[row, : len(ids)] = torch.from_numpy(ids)

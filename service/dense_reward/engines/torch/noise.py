@@ -1,7 +1,7 @@
-"""How much of a reward is rounding: the running configuration, and what lowers it, against float32.
+"""How much of a reward is rounding: the configuration that is served, and others that lower it, compared with float32.
 
-A reward is the difference of two log-probs that are nearly equal, so the rounding of short dtypes weighs more in it
-than in either of them.
+A reward is the difference of two nearly equal log-probs, so the rounding of 16-bit dtypes weighs more in it than in
+either of them.
 """
 
 import gc
@@ -30,7 +30,7 @@ TIMED_SHAPE = (64, 8, 64)  # prompt tokens, responses, tokens of each
 class Noise:
     """One configuration: rms(reward - float32 reward) / std(float32 reward), seconds of a batch, bytes of weights.
 
-    `refused` tells why there are none.
+    They are None if the pair cannot be loaded in it; `refused` is the reason.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """What the others are held against: float32 rewards of the probe, [S] nats."""
+    """The baseline of the comparison: the float32 rewards of both probes, [S] nats."""
 
     trunks: tuple[Trunk, ...]
     reward_S: FloatArray
@@ -53,18 +53,20 @@ class Exact:
 
 
 def exact_rewards(sft: Path, reference: Path, serving: ServingOptions, report: Report) -> Exact:
-    """Both probes' sequences, scored in float32. Raises CheckpointError where a pair gives every token one reward."""
+    """Both probes' sequences, scored in float32. Raises CheckpointError if every token has the same reward."""
     trunks = (*probe_trunks(load_manifest(sft)), *probe_trunks(load_manifest(reference)))
     plain = replace(serving, dtype="float32", head_dtype=None, norm_dtype=None)
     engine = load_pair(sft, reference, plain, LoadContext(report))[0]
     exact = Exact(trunks, _rewards(engine, trunks))
     if exact.std == 0:
-        raise CheckpointError("every token of the probe has the same reward: the two checkpoints are the same")
+        raise CheckpointError(
+            "every token of the probe has the same reward: the two checkpoints are the same; choose another reference"
+        )
     return exact
 
 
 def configurations(serving: ServingOptions) -> dict[str, ServingOptions]:
-    """As served, and what may lower the noise, one change at a time."""
+    """As served, and changes that can lower the noise, one configuration each."""
     changes: dict[str, dict[str, str]] = {
         "float32 head": {"head_dtype": "float32"},
         "float32 norms": {"norm_dtype": "float32"},
@@ -77,23 +79,23 @@ def configurations(serving: ServingOptions) -> dict[str, ServingOptions]:
 
 
 def measure_noise(sft: Path, reference: Path, serving: ServingOptions, exact: Exact, report: Report) -> Iterator[Noise]:
-    """The noise of each configuration and what it costs, one after another: never two pairs in memory at once.
+    """The noise of each configuration and its cost, one after another: never two pairs in memory at a time.
 
-    Where the pair is served in float32 already, that one alone: nothing lowers its noise.
+    If the pair is already served in float32 or float64, only that one, because nothing lowers its noise.
     """
     for name, configuration in configurations(serving).items():
         try:
             engine = load_pair(sft, reference, configuration, LoadContext(report))[0]
-        except (CheckpointError, RuntimeError) as error:
+        except (CheckpointError, RuntimeError) as error:  # RuntimeError: a dtype that the device lacks
             yield Noise(name, refused=str(error))
             continue
         difference_S = _rewards(engine, exact.trunks) - exact.reward_S
         noise = float(np.sqrt(np.mean(difference_S.astype(np.float64) ** 2))) / exact.std
         yield Noise(name, noise, _seconds(engine), engine.weights_bytes)
-        exactly = name == AS_SERVED and engine.info.dtype in {"float32", "float64"}
+        is_exact = name == AS_SERVED and engine.info.dtype in {"float32", "float64"}
         del engine
-        gc.collect()
-        if exactly:
+        gc.collect()  # reference cycles would keep its weights while the next pair is loaded
+        if is_exact:
             return
 
 

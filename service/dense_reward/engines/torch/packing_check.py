@@ -1,9 +1,10 @@
-"""Which models may be computed packed: found out before anything is served, never assumed.
+"""Which models can be computed packed: tested before a pair is served, never assumed.
 
-First what the model says of itself, then an experiment on a twin: the same architecture with few layers, few words, a
-short window and large random weights, in float32, where every mistake shows as nats. The checks and the traps that made
-them (a mask made from positions, positions that start elsewhere, recurrent layers, attention that is never asked) pass
-for one response to a prompt; the twin is given several, longer than its window.
+First come the reasons that the model's class and configuration declare. Then an experiment on a proxy model: the same
+architecture with few layers, a small vocabulary, a short window and large random weights, in float32, so that every
+mistake changes log-probs by nats. The mistakes that were seen (a mask made from positions, positions that do not start
+at 0, recurrent layers, layers that do not call the replaced attention) do not show with one response to a prompt. So
+the proxy gets several, longer than its window.
 """
 
 from collections.abc import Sequence
@@ -22,39 +23,43 @@ from dense_reward.records import Branch, IdArray, Trunk
 
 Logprobs = NDArray[np.float64]
 LAYER_TYPES = {"full_attention", "sliding_attention"}
-VOCABULARY = 512
-WIDTH = 128
-"""Of the feed-forward layers, which no check is about."""
+VOCAB_SIZE = 512
+FEEDFORWARD_WIDTH = 128
+"""No check depends on it."""
 WINDOW_TOKENS = 8
 TOLERANCE_NATS = 2e-3
-"""Greatest difference that rounding makes on the twin; the mistakes that were seen make 0.08 and more."""
+"""The largest difference that rounding makes on the proxy model; the mistakes that were seen make 0.08 and more."""
 KERNEL_TOLERANCE_NATS = 0.3
-"""Median, between a device in a short dtype and the CPU: rounding makes 0.12 at most, but moves a few
-tokens of a mixture of experts by nats."""
+"""Limit on the median difference between a device in a 16-bit dtype and the CPU in float32; rounding makes up to 0.12.
+Not the largest: rounding sends a few tokens of a mixture of experts to another expert, which changes them by nats."""
 
 
 def unsupported_reason(
     model: PreTrainedModel, *, device: str = "cpu", dtype: torch.dtype = torch.float32
 ) -> str | None:
-    """Why a model cannot be computed packed, or None. On another device its kernels are tried too, in their dtype."""
-    stated = _stated(model)
-    if stated is not None:
-        return stated
+    """Why a model cannot be computed packed, or None if it can.
+
+    On another device than the CPU, its kernels are tested too, in `dtype`.
+    """
+    reason = _declared_reason(model)
+    if reason is not None:
+        return reason
     try:
-        twin = _proxy_model(model.config)
-    except Exception as error:  # whatever a foreign configuration breaks: such a model is served padded
-        return f"no small twin of it can be made ({type(error).__name__}: {error})"
+        proxy = _proxy_model(model.config)
+    except Exception as error:  # a configuration can break anything here; such a model is served padded
+        return f"no small proxy model of it can be built ({type(error).__name__}: {error})"
     try:
-        here = TorchModel(twin)
-        found = _measured(here, _layers(model.config))
-        if found is not None or device == "cpu":  # whose kernels were tried just now
-            return found
-        return _kernels(here, TorchModel(_proxy_model(model.config).to(device, dtype)))
+        on_cpu = TorchModel(proxy)
+        reason = _measured_reason(on_cpu, _layers(model.config))
+        if reason is not None or device == "cpu":  # the experiment has tested the CPU's kernels
+            return reason
+        return _kernel_reason(on_cpu, TorchModel(_proxy_model(model.config).to(device, dtype)))
     except (attention.PackedAttentionError, RuntimeError, TypeError, ValueError) as error:
-        return " ".join(str(error).split())
+        return " ".join(str(error).split())  # in one line
 
 
-def _stated(model: PreTrainedModel) -> str | None:
+def _declared_reason(model: PreTrainedModel) -> str | None:
+    """A reason in what the model's class and configuration declare."""
     config = model.config.get_text_config()
     if not model._can_set_attn_implementation() or not model._supports_attention_backend:
         return "its attention cannot be replaced"
@@ -67,7 +72,7 @@ def _stated(model: PreTrainedModel) -> str | None:
 
 
 def _layers(config: PreTrainedConfig) -> int:
-    """As many layers as show each kind once, and at least two."""
+    """The number of first layers that include each kind once, and at least two."""
     text = config.get_text_config()
     kinds = list(getattr(text, "layer_types", None) or ())
     first = [kinds.index(kind) + 1 for kind in set(kinds)]
@@ -75,36 +80,40 @@ def _layers(config: PreTrainedConfig) -> int:
 
 
 def _proxy_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """A small model of the architecture with large random weights, in float32, on the CPU. Always the same weights."""
     small = deepcopy(config.get_text_config())
     layers, whole = _layers(small), small.num_hidden_layers
+    # A list with one entry per layer, such as layer_types, must have the new number of layers.
     for name, entry in vars(small).items():
         if isinstance(entry, list) and len(entry) == whole:
             setattr(small, name, entry[:layers])
     small.num_hidden_layers = layers
-    small.vocab_size = min(small.vocab_size, VOCABULARY)
+    small.vocab_size = min(small.vocab_size, VOCAB_SIZE)
     for name in ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"):
         if isinstance(getattr(small, name, None), int):
-            setattr(small, name, min(getattr(small, name), WIDTH))
+            setattr(small, name, min(getattr(small, name), FEEDFORWARD_WIDTH))
     if getattr(small, "sliding_window", None):
         small.sliding_window = WINDOW_TOKENS
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):  # some count positions from the padding's id on
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        # RoBERTa counts positions from pad_token_id + 1, so an id that is still valid stays.
         entry = getattr(small, name, None)
         if not isinstance(entry, int) or entry >= small.vocab_size:
             setattr(small, name, None)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # the caller's random state stays as it is
         torch.manual_seed(0)
-        twin: PreTrainedModel = AutoModelForCausalLM.from_config(
+        proxy: PreTrainedModel = AutoModelForCausalLM.from_config(
             small, dtype=torch.float32, attn_implementation=plain_attention(small)
         )
         with torch.no_grad():
-            for parameter in twin.parameters():
+            for parameter in proxy.parameters():
                 if parameter.ndim > 1:
+                    # Twice the usual size: small weights give almost the same log-prob to every id and hide mistakes.
                     parameter.normal_(std=2 * parameter.shape[-1] ** -0.5)
-    return twin
+    return proxy
 
 
 def _trunks(vocab_size: int) -> list[Trunk]:
-    """Two prompts, several branches to each, some as long as each other, some of one token, most beyond the window."""
+    """Two prompts with several branches each: some of equal length, some of one token, most longer than the window."""
     random = np.random.default_rng(0)
 
     def ids(count: int) -> IdArray:
@@ -114,25 +123,26 @@ def _trunks(vocab_size: int) -> list[Trunk]:
     return [Trunk(ids(p), tuple(Branch(ids(n), np.ones(n, dtype=bool)) for n in of)) for p, of in lengths]
 
 
-def _measured(model: TorchModel, layers: int) -> str | None:
+def _measured_reason(model: TorchModel, layers: int) -> str | None:
+    """A reason in the packed log-probs of a proxy model, compared with those of one plain forward per sequence."""
     trunks = _trunks(model.vocab_size)
     plain = [
         np.array(model.logprobs(trunk.prompt_P.tolist(), branch.ids_T.tolist()))
         for trunk in trunks
         for branch in trunk.branches
     ]
-    packed, asked = _packed_logprobs(model, trunks)
-    if asked != set(range(layers)):
-        return f"only its layers {sorted(asked)} of {layers} ask for the attention that they were given"
+    packed, called = _packed_logprobs(model, trunks)
+    if called != set(range(layers)):
+        return f"only layers {sorted(called)} of {layers} call the attention that replaces their own"
     difference = max(float(np.abs(a - b).max()) for a, b in zip(plain, packed, strict=True))
-    if not difference <= TOLERANCE_NATS:
+    if not difference <= TOLERANCE_NATS:  # also if it is NaN
         return f"packed, its log-probs differ by {difference:.2g} nats"
     leaked = _leak(model, trunks, packed)
     return f"tokens of one response change another's log-probs by {leaked:.2g} nats" if leaked else None
 
 
 def _packed_logprobs(model: TorchModel, trunks: Sequence[Trunk]) -> tuple[list[Logprobs], set[int]]:
-    """Log-probs of every branch, as many in one row as may be, and the layers that asked for attention."""
+    """Log-probs of every branch, packed into as few rows as possible, and the layers that called packed attention."""
     rope_length_limits = [] if model.rope_length_limit is None else [model.rope_length_limit]
     found: dict[tuple[int, int], Logprobs] = {}
     layers: set[int] = set()
@@ -151,7 +161,7 @@ def _packed_logprobs(model: TorchModel, trunks: Sequence[Trunk]) -> tuple[list[L
 
 
 def _leak(model: TorchModel, trunks: Sequence[Trunk], before: Sequence[Logprobs]) -> float:
-    """By how much the row's first branch, or its last, moves when all other branches change; 0 for rounding."""
+    """How many nats the row's first branch or its last changes by if all other branches change; 0 for rounding."""
     moved = 0.0
     for kept, place in (((0, 0), 0), ((1, 0), len(trunks[0].branches))):
         changed = [
@@ -161,16 +171,18 @@ def _leak(model: TorchModel, trunks: Sequence[Trunk], before: Sequence[Logprobs]
         ]
         after, _ = _packed_logprobs(model, changed)
         moved = max(moved, float(np.abs(after[place] - before[place]).max()))
-    return moved if not moved <= TOLERANCE_NATS else 0.0
+    return moved if not moved <= TOLERANCE_NATS else 0.0  # NaN is a leak too
 
 
 def _changed(branch: Branch, vocab_size: int) -> Branch:
     return Branch((branch.ids_T + 1) % vocab_size, branch.scored_T)
 
 
-def _kernels(here: TorchModel, there: TorchModel) -> str | None:
-    """Whether the kernels of a twin's device give what is computed on the CPU, where it was found to be right."""
-    trunks = _trunks(here.vocab_size)
-    written, found = (np.concatenate(_packed_logprobs(model, trunks)[0]) for model in (here, there))
-    off = float(np.median(np.abs(found - written)))
-    return None if off <= KERNEL_TOLERANCE_NATS else f"the kernels of {there.device} are off by {off:.2g} nats (median)"
+def _kernel_reason(on_cpu: TorchModel, on_device: TorchModel) -> str | None:
+    """A reason in the device's kernels: they differ from the CPU, whose result is already verified."""
+    trunks = _trunks(on_cpu.vocab_size)
+    expected, found = (np.concatenate(_packed_logprobs(model, trunks)[0]) for model in (on_cpu, on_device))
+    off = float(np.median(np.abs(found - expected)))
+    if off <= KERNEL_TOLERANCE_NATS:
+        return None
+    return f"the kernels of {on_device.device} are off by {off:.2g} nats (median, at most {KERNEL_TOLERANCE_NATS})"

@@ -31,19 +31,19 @@ from dense_reward.records import (
 )
 
 QUANTITIES = frozenset({"kl", "centred", "entropy", "candidate_reward", "alternatives"})
-# torch's own class for it covers what its allocator of a GPU's memory refuses, and nothing else.
+# torch.OutOfMemoryError covers only torch's allocator of GPU memory; the rest is a RuntimeError with one of these.
 OUT_OF_MEMORY = ("DefaultCPUAllocator: ", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 DEVICE_LOST = ("CUDA error", "device-side assert")  # after one of these every later call fails too
 
 
 CANDIDATES_PER_TOKEN = 512
-"""Candidates that count like one computed token more: they cost memory, not time."""
+"""So many candidate ids count as one more computed token: they cost memory, not time."""
 Array = TypeVar("Array", FloatArray, IdArray)
 
 
 @dataclass(frozen=True, slots=True)
 class ComputeOptions:
-    """The way in which a pair is computed. `alone`: no sequence shares a forward with another."""
+    """How a pair is computed. `alone`: no sequence shares a forward with another."""
 
     max_batch_tokens: int
     packed: bool = True
@@ -52,7 +52,7 @@ class ComputeOptions:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one forward of each model computes: `rows` gives a model's R rows, `row_S` that of each scored token."""
+    """One forward of each model: `rows` computes a model's R rows, `row_S` is the row of each scored token."""
 
     rows: Callable[[TorchModel], Tensor]
     leaves: tuple[Leaf, ...]
@@ -60,13 +60,13 @@ class Batch:
 
 
 class PairEngine:
-    """Two models of one vocabulary, each on its device; the output layers of both work on that of the sft model."""
+    """Two models of one vocabulary, each on its device; both output layers run on the sft model's device."""
 
-    def __init__(self, sft: TorchModel, reference: TorchModel, info: EngineInfo, how: ComputeOptions) -> None:
+    def __init__(self, sft: TorchModel, reference: TorchModel, info: EngineInfo, options: ComputeOptions) -> None:
         self._sft = sft
         self._reference = reference
         self._info = info
-        self._compute_options = how
+        self._compute_options = options
         self._rope_length_limits = frozenset(
             n for n in (sft.rope_length_limit, reference.rope_length_limit) if n is not None
         )
@@ -77,7 +77,7 @@ class PairEngine:
 
     @property
     def models(self) -> tuple[TorchModel, TorchModel]:
-        """sft and reference; another pair may have the same."""
+        """sft and reference; other pairs can share them."""
         return self._sft, self._reference
 
     @property
@@ -85,7 +85,7 @@ class PairEngine:
         return sum(model.weights_bytes for model in {*self.models})
 
     def cost(self, trunk: Trunk) -> Cost:
-        """Packed, the prompt is computed once; else, and where each sequence is alone, for each of its branches."""
+        """The prompt counts once if rows are packed; else, or if sequences are computed alone, for each branch."""
         prompt_tokens = len(trunk.prompt_P)
         scored = [bool(branch.scored_T.any()) for branch in trunk.branches]
         own = [
@@ -98,7 +98,7 @@ class PairEngine:
         return Cost(0, tuple(prompt_tokens + tokens if s else 0 for s, tokens in zip(scored, own, strict=True)))
 
     def score(self, trunks: Sequence[Trunk], wants: Wants) -> Scores:
-        """`prepare` and its work at once."""
+        """Prepare a batch and compute it."""
         return self.prepare(trunks, wants)()
 
     def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
@@ -106,7 +106,7 @@ class PairEngine:
         return lambda: work()[0]
 
     def shares_with(self, other: Engine) -> bool:
-        """A model in common, and nothing that would make the two compute it differently."""
+        """Whether they have a model in common and would compute it in the same way."""
         return (
             isinstance(other, PairEngine)
             and not {*self.models}.isdisjoint(other.models)
@@ -119,60 +119,60 @@ class PairEngine:
     ) -> Callable[[], list[Scores]]:
         pairs = [engine for engine in engines if isinstance(engine, PairEngine)]
         if len(pairs) < len(engines):
-            raise TypeError("a pair shares its models with pairs alone")
-        together = _Together(pairs, wants)
-        batches: list[Batch] = _on_device(lambda: list(self._batches(trunks, together.devices)))
-        return partial(_on_device, partial(together.score, trunks, batches))
+            raise TypeError("a PairEngine shares models only with other PairEngines")
+        sharing = _SharedModels(pairs, wants)
+        batches: list[Batch] = _on_device(lambda: list(self._batches(trunks, sharing.devices)))
+        return partial(_on_device, partial(sharing.score, trunks, batches))
 
     def _batches(self, trunks: Sequence[Trunk], devices: Set[torch.device]) -> Iterator[Batch]:
-        how = self._compute_options
-        if how.packed:
+        options, limits = self._compute_options, self._rope_length_limits
+        if options.packed:
             for packed in pack(
-                trunks, max_tokens=how.max_batch_tokens, rope_length_limits=self._rope_length_limits, alone=how.alone
+                trunks, max_tokens=options.max_batch_tokens, rope_length_limits=limits, alone=options.alone
             ):
                 yield Batch(_packed_rows(packed, devices), packed.leaves, packed.row_S)
             return
-        max_tokens = 1 if how.alone else how.max_batch_tokens
-        for padded in padded_batches(
-            leaves(trunks, self._rope_length_limits), max_tokens=max_tokens, rope_length_limits=self._rope_length_limits
-        ):
+        # A batch holds at least one sequence, so with a budget of one token it holds exactly one.
+        max_tokens = 1 if options.alone else options.max_batch_tokens
+        for padded in padded_batches(leaves(trunks, limits), max_tokens=max_tokens, rope_length_limits=limits):
             rows = partial(TorchModel.padded_rows, sequences=padded.ids, positions=padded.positions)
             yield Batch(rows, padded.leaves, padded.row_S)
 
 
-class _Together:
-    """Pairs with models in common: each model runs once on a batch; the output layers meet on the first's device."""
+class _SharedModels:
+    """Pairs with models in common: each model runs once on a batch; all output layers run on the first's device."""
 
     def __init__(self, pairs: Sequence[PairEngine], wants: Wants) -> None:
         self._wants = wants
         self._models = list(dict.fromkeys(model for pair in pairs for model in pair.models))
-        at = self._models.index
-        self._pairs = [(at(sft), at(reference)) for sft, reference in (pair.models for pair in pairs)]
+        index = self._models.index
+        self._pairs = [(index(sft), index(reference)) for sft, reference in (pair.models for pair in pairs)]
 
     @property
     def devices(self) -> Set[torch.device]:
         return {model.device for model in self._models}
 
     def score(self, trunks: Sequence[Trunk], batches: Sequence[Batch]) -> list[Scores]:
-        found = [
+        # Branches without a scored token are in no batch and keep their empty scores.
+        of_pairs = [
             [[no_scores(branch, self._wants) for branch in trunk.branches] for trunk in trunks] for _ in self._pairs
         ]
         for batch in batches:
-            for results, scored in zip(found, self._score_batch(batch), strict=True):
+            for results, scored in zip(of_pairs, self._score_batch(batch), strict=True):
                 for leaf, scores in zip(batch.leaves, _per_leaf(scored, batch), strict=True):
                     results[leaf.trunk][leaf.branch] = scores
-        return found
+        return of_pairs
 
     @torch.inference_mode()
     def _score_batch(self, batch: Batch) -> list[ScoredRows]:
         device = self._models[0].device
-        sides = [ModelRows(batch.rows(model).to(device), model.head) for model in self._models]
-        return score_pairs(sides, self._pairs, _wanted_ids(batch), self._wants)
+        rows = [ModelRows(batch.rows(model).to(device), model.head) for model in self._models]
+        return score_pairs(rows, self._pairs, _wanted_ids(batch), self._wants)
 
 
 def _packed_rows(packed: Packed, devices: Set[torch.device]) -> Callable[[TorchModel], Tensor]:
-    there = {device: device_row(packed, device) for device in devices}
-    return lambda model: model.packed_rows(there[model.device])
+    copies = {device: device_row(packed, device) for device in devices}
+    return lambda model: model.packed_rows(copies[model.device])
 
 
 def _candidates(branch: Branch) -> int:
@@ -180,19 +180,22 @@ def _candidates(branch: Branch) -> int:
 
 
 def _wanted_ids(batch: Batch) -> WantedIds:
-    """The words whose log-probs are wanted: all targets, one sequence's after another's, then all candidates."""
+    """The ids whose log-probs are wanted: the targets of all sequences, then the candidates of all sequences.
+
+    `_per_leaf` cuts the results in the same order.
+    """
     targets = [leaf.source.ids_T[leaf.scored_S] for leaf in batch.leaves]
     candidates = [leaf.source.candidates_SK for leaf in batch.leaves]
     rows_of = np.split(batch.row_S, np.cumsum([len(ids) for ids in targets])[:-1])
-    named = [(ids_SK, rows) for ids_SK, rows in zip(candidates, rows_of, strict=True) if ids_SK is not None]
+    wanted = [(ids_SK, rows) for ids_SK, rows in zip(candidates, rows_of, strict=True) if ids_SK is not None]
     return WantedIds(
-        np.concatenate([batch.row_S, *(np.repeat(rows, ids_SK.shape[1]) for ids_SK, rows in named)]),
-        np.concatenate([*targets, *(ids_SK.ravel() for ids_SK, _ in named)]),
+        np.concatenate([batch.row_S, *(np.repeat(rows, ids_SK.shape[1]) for ids_SK, rows in wanted)]),
+        np.concatenate([*targets, *(ids_SK.ravel() for ids_SK, _ in wanted)]),
     )
 
 
 def _per_leaf(scored: ScoredRows, batch: Batch) -> Iterator[TokenScores]:
-    """Cut the rows of a batch at its sequences; float32 and int32 on the host, copied from the device once."""
+    """The scores of each sequence of a batch: float32 and int32 on the host, copied from the device once."""
     sft_J, reference_J = _floats(scored.sft_logprob_J), _floats(scored.reference_logprob_J)
     kl, entropy = map(_floats_or_none, (scored.kl_R, scored.entropy_R))
     top_sft, top_reference = map(_floats_or_none, (scored.top_sft_logprob_RK, scored.top_reference_logprob_RK))
@@ -203,10 +206,10 @@ def _per_leaf(scored: ScoredRows, batch: Batch) -> Iterator[TokenScores]:
         rows, at = batch.row_S[part], part.stop
         candidate_sft_SK = candidate_reference_SK = None
         if candidates_SK is not None and candidates_SK.shape[1]:
-            named = slice(candidate_at, candidate_at + candidates_SK.size)
-            candidate_at = named.stop
-            candidate_sft_SK = sft_J[named].reshape(candidates_SK.shape)
-            candidate_reference_SK = reference_J[named].reshape(candidates_SK.shape)
+            own = slice(candidate_at, candidate_at + candidates_SK.size)
+            candidate_at = own.stop
+            candidate_sft_SK = sft_J[own].reshape(candidates_SK.shape)
+            candidate_reference_SK = reference_J[own].reshape(candidates_SK.shape)
         yield TokenScores(
             sft_J[part],
             reference_J[part],
@@ -221,7 +224,7 @@ def _per_leaf(scored: ScoredRows, batch: Batch) -> Iterator[TokenScores]:
 
 
 def _on_device(call: Callable[[], Result]) -> Result:
-    """Calls what uses a device, and names its failures: OutOfMemoryError, EngineLostError."""
+    """Call something that uses a device. Raises OutOfMemoryError or EngineLostError for the device's own failures."""
     try:
         return call()
     except RuntimeError as error:
@@ -230,7 +233,7 @@ def _on_device(call: Callable[[], Result]) -> Result:
             if isinstance(error, torch.AcceleratorError) or any(mark in reason for mark in DEVICE_LOST):
                 raise EngineLostError(reason) from error
             raise
-    # Not from within `except`: the traceback there keeps every tensor of the batch alive.
+    # Outside `except`: as its context, torch's error would keep every tensor of the batch alive by its traceback.
     raise OutOfMemoryError(reason)
 
 

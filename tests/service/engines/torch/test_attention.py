@@ -1,4 +1,4 @@
-"""Packed attention against attention written down in float64, and what it refuses rather than to compute it wrong."""
+"""Packed attention against materialised attention in float64, and what it refuses instead of computing it wrong."""
 
 import pytest
 import torch
@@ -141,38 +141,38 @@ def test_a_row_longer_than_a_block_of_queries_is_right_with_a_window_and_without
     [(6, 4, {"cap": 3.0}), (1, 4, {"cap": 3.0}), (6, 1, {"window": 3}), (300, 1, {"cap": 3.0})],
     ids=["scores", "keys of short branches", "behind a window", "fewer queries at once"],
 )
-def test_no_more_scores_keys_and_values_are_written_down_at_once_than_the_bound(
+def test_no_more_scores_keys_and_values_are_materialised_at_once_than_the_bound(
     length: int, size: int, rules: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written: list[int] = []
-    ours = attention._written
+    sizes: list[int] = []
+    ours = attention._materialised
 
     def noted(q: Tensor, k: Tensor, v: Tensor, before: int, rules: attention.Rules) -> Tensor:
-        written.append(k.shape[2] * len(q) * q.shape[1] * max(q.shape[2], q.shape[3]))
+        sizes.append(k.shape[2] * len(q) * q.shape[1] * max(q.shape[2], q.shape[3]))
         return ours(q, k, v, before, rules)
 
-    monkeypatch.setattr(attention, "_written", noted)
+    monkeypatch.setattr(attention, "_materialised", noted)
     monkeypatch.setattr(attention, "SCORES", 2000)
     trees = trees_of((10, (length,) * (240 // length or 2)))
     heads = random_heads(tokens_of(trees), keys=1, group=2, size=size, dtype=torch.float64)
     assert_right(heads, trees, **rules)  # type: ignore[arg-type]
-    assert max(written) <= 2000
-    assert len(written) <= 4 * sum(written) / 2000 + 2, "and not many times less"
+    assert max(sizes) <= 2000
+    assert len(sizes) <= 4 * sum(sizes) / 2000 + 2, "and not many times less"
 
 
-def test_only_the_trees_that_a_window_binds_are_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    written: list[int] = []
-    ours = attention._written_tree
+def test_only_the_trees_that_a_window_binds_are_materialised(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    ours = attention._materialised_tree
 
     def noted(row: attention.Row, tree: Tree, rules: attention.Rules) -> None:
-        written.append(tree.longest_tokens)
+        lengths.append(tree.longest_tokens)
         ours(row, tree, rules)
 
-    monkeypatch.setattr(attention, "_written_tree", noted)
+    monkeypatch.setattr(attention, "_materialised_tree", noted)
     trees = trees_of((9, (4, 5)), (8, (4, 5)), (8, (4, 6)))
     heads = random_heads(tokens_of(trees), keys=1, group=1, size=8, dtype=torch.float64)
     assert_right(heads, trees, window=13)
-    assert written == [14, 14]
+    assert lengths == [14, 14]
 
 
 def test_layers_that_ask_are_remembered_by_the_plan() -> None:
@@ -186,7 +186,7 @@ def test_layers_that_ask_are_remembered_by_the_plan() -> None:
 
 def test_without_a_plan_nothing_is_computed() -> None:
     heads = random_heads(3, keys=1, group=1, size=4, dtype=torch.float32)
-    with pytest.raises(PackedAttentionError, match="does not hand its forward's arguments to its attention"):
+    with pytest.raises(PackedAttentionError, match="does not pass its forward's arguments to its attention"):
         packed_attention(nn.Identity(), heads.q, heads.k, heads.v, None)
     model = tiny_model()
     TorchModel(model)
@@ -199,5 +199,5 @@ def test_without_a_plan_nothing_is_computed() -> None:
 def test_a_mask_or_a_bias_is_refused_and_not_dropped(given_as: str) -> None:
     heads, plan = random_heads(3, keys=1, group=1, size=4, dtype=torch.float32), Plan(trees_of((3, ())))
     given_ = {"attention_mask": None, given_as: torch.zeros(1, 1, 3, 3)}
-    with pytest.raises(PackedAttentionError, match="a mask or a bias of its own"):
+    with pytest.raises(PackedAttentionError, match="its own mask or bias"):
         packed_attention(nn.Identity(), heads.q, heads.k, heads.v, plan=plan, **given_)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Feed-forward layers see so many rows at a time, and nobody notices but the memory."""
+"""Feed-forward layers compute a limited number of rows at a time: only the memory changes, never the result."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_no_wide_layer_sees_more_rows_than_the_bound(name: str) -> None:
 
 
 class Layer(nn.Module):
-    """Remembers the rows it was given; `mlp` is what the layers of most architectures are called."""
+    """A feed-forward layer that records the rows of each call. Most architectures name these layers `mlp`."""
 
     def __init__(self, answers_with_more: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Output layers taken apart: only where that gives the model's own logits, and never at the price of them."""
+"""Output layers are separated from their models only if that gives the models' own logits; else the logits are used."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ POST_PROCESSED = {
 
 
 def hidden_change(model: PreTrainedModel, change: Callable[[Tensor], Tensor]) -> PreTrainedModel:
-    """A model that changes its logits after its output layer, and says so nowhere."""
+    """A model that changes its logits after its output layer, which its configuration does not declare."""
 
     def hook(_: nn.Module, __: object, output: dict[str, Tensor]) -> dict[str, Tensor]:
         output["logits"] = change(output["logits"])
@@ -59,8 +59,8 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "a cap": lambda x: 30 * torch.tanh(x / 30),
     "a cap far above the logits": lambda x: 4_000 * torch.tanh(x / 4_000),
     "a factor": lambda x: 1.01 * x,
-    "a shift of some words": lambda x: x + 0.1 * (torch.arange(x.shape[-1]) % 2),
-    "more words": lambda x: torch.cat([x, x[..., :8]], dim=-1),
+    "a shift of some ids": lambda x: x + 0.1 * (torch.arange(x.shape[-1]) % 2),
+    "more ids": lambda x: torch.cat([x, x[..., :8]], dim=-1),
 }
 
 
@@ -74,7 +74,7 @@ def test_what_happens_to_logits_unsaid_is_noticed_and_the_rows_are_the_models_ow
 
 @pytest.mark.parametrize("path", ["packed", "padded"])
 def test_own_logits_score_as_an_output_layer_that_could_be_taken_apart(path: str) -> None:
-    """The change is one that softmax forgets, so that both give the same, by different heads."""
+    """Softmax ignores the added constant, so both heads must give the same scores."""
     apart = [TorchModel(tiny_model("llama", seed=seed)) for seed in (1, 2)]
     whole = [TorchModel(hidden_change(tiny_model("llama", seed=seed), lambda x: x + 1.0)) for seed in (1, 2)]
     assert [type(model.head) for model in (*apart, *whole)] == [LinearHead, LinearHead, OwnLogits, OwnLogits]
@@ -110,9 +110,9 @@ def test_the_output_layer_of_a_forward_sees_two_rows_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "message"), [(None, "names no output layer"), (nn.Linear(2, 2), "did not call its output layer")]
+    ("output", "message"), [(None, "has no output layer"), (nn.Linear(2, 2), "did not call its output layer")]
 )
-def test_an_output_layer_that_is_not_there_or_not_called_is_told_of(output: nn.Module | None, message: str) -> None:
+def test_an_output_layer_that_is_not_there_or_not_called_is_an_error(output: nn.Module | None, message: str) -> None:
     model = tiny_model("llama")
     with pytest.raises(RuntimeError, match=message):
         CapturedHead(output).inputs(model, input_ids=torch.arange(3)[None])
@@ -132,7 +132,7 @@ def test_a_float32_head_of_a_bfloat16_model_computes_in_float32(name: str) -> No
 
 def test_a_head_that_cannot_be_taken_apart_cannot_be_moved() -> None:
     model = TorchModel(hidden_change(tiny_model("llama"), CHANGES["a cap"]))
-    with pytest.raises(CheckpointError, match="this model's output layer cannot be taken apart"):
+    with pytest.raises(CheckpointError, match="this model's output layer cannot be separated from it"):
         model.use_head(device=torch.device("cpu"), dtype=torch.float32)
 
 

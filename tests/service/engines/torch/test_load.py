@@ -1,4 +1,4 @@
-"""Two checkpoints on disk become a pair only where they are proven to be one and to be computed right."""
+"""Two checkpoints become a pair only if they belong together and their stored probes are reproduced."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import pytest
 import torch
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.engines.torch import load, packing_check
-from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pair
+from dense_reward.engines.torch.load import CPU_CAPABILITIES, LoadContext, ServingOptions, load_pair
 from dense_reward.engines.torch.pair import QUANTITIES, PairEngine
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import MANIFEST_NAME, Manifest, hash_files
@@ -177,7 +177,7 @@ def test_another_template_in_the_reference_is_refused(pair: Pair, tmp_path: Path
     [
         ({"tokenizer_sha256": "0" * 64}, "its tokenizer is not the one of its manifest"),
         ({"template_sha256": "0" * 64}, "its chat template is not the one of its manifest"),
-        ({"vocabulary": VOCABULARY + 8}, "output rows, its manifest says"),
+        ({"vocabulary": VOCABULARY + 8}, "output rows, but its manifest states"),
     ],
 )
 def test_manifests_that_agree_with_each_other_but_not_with_the_files_are_refused(
@@ -205,8 +205,8 @@ def test_a_pair_is_proven_by_the_path_that_its_architecture_allows_and_the_path_
 ) -> None:
     reports: list[str] = []
     engine, _, _ = loaded(write_pair(tmp_path, architecture), reports=reports)
-    (told,) = [line for line in reports if line.startswith("path: ")]
-    assert told.startswith("path: packed" if path == "packed" else "path: padded, several times slower, because ")
+    (reported,) = [line for line in reports if line.startswith("path: ")]
+    assert reported.startswith("path: packed" if path == "packed" else "path: padded, several times slower, because ")
     assert engine._compute_options.packed == (path == "packed")
     assert reports[-1].startswith("probe of reference: ")
 
@@ -230,20 +230,20 @@ def test_a_path_that_computes_something_else_is_refused_by_the_probe_though_nobo
 def test_both_models_are_asked_on_the_device_and_in_the_dtype_that_serves_them(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    calls = []
 
     def noted(*_: object, device: str, dtype: torch.dtype) -> None:
-        asked.append((device, dtype))
+        calls.append((device, dtype))
 
     monkeypatch.setattr(load, "unsupported_reason", noted)
     loaded(pair, dtype="bfloat16", reference_device="cpu:0")
-    assert asked == [("cpu", torch.bfloat16), ("cpu:0", torch.bfloat16)]
+    assert calls == [("cpu", torch.bfloat16), ("cpu:0", torch.bfloat16)]
 
 
 def test_a_kernel_that_is_wrong_on_its_device_alone_has_the_pair_padded(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing_check, "_kernels", lambda *_: "the kernels of it are off")
+    monkeypatch.setattr(packing_check, "_kernel_reason", lambda *_: "the kernels of it are off")
     reports: list[str] = []
     loaded(pair, device="cpu:0", reports=reports)
     assert "path: padded, several times slower, because the kernels of it are off" in reports
@@ -251,16 +251,20 @@ def test_a_kernel_that_is_wrong_on_its_device_alone_has_the_pair_padded(
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("has_it", [True, False])
+@pytest.mark.parametrize("architecture", ["x86_64", "arm64"])
 def test_short_weights_are_served_in_float32_where_the_processor_lacks_their_arithmetic(
-    dtype: str, has_it: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dtype: str, has_it: bool, architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = write_pair(tmp_path, dtype=getattr(torch, dtype))
+    one_dnn = {"x86_64": True, "arm64": has_it}  # on x86 it also answers yes for AVX-512 that only emulates bfloat16
+    found = {"architecture": architecture, "avx512_f": True, CPU_CAPABILITIES[dtype][0]: has_it}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
     for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
-        monkeypatch.setattr(torch.ops.mkldnn, name, lambda: has_it)
+        monkeypatch.setattr(torch.ops.mkldnn, name, lambda: one_dnn[architecture])
     reports: list[str] = []
     assert loaded(pair, reports=reports)[0].info.dtype == (dtype if has_it else "float32")
-    told = f"the {dtype} weights of sft are served in float32, which holds them exactly"
-    assert any(line.startswith(told) for line in reports) != has_it
+    reported = f"the {dtype} weights of sft are served in float32, which holds them exactly"
+    assert any(line.startswith(reported) for line in reports) != has_it
     assert loaded(pair, dtype=dtype)[0].info.dtype == dtype
 
 

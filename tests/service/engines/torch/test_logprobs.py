@@ -20,39 +20,39 @@ seeds = st.integers(0, 2**32)
 
 @dataclass(slots=True)
 class Given:
-    """A head whose rows are its logits; it remembers the shapes of what it was asked for."""
+    """A head whose rows are its logits; it records the shape of every tile that it computes."""
 
     vocab_size: int
     tiled: bool = True
-    asked: list[tuple[int, int]] = field(default_factory=list)
+    shapes: list[tuple[int, int]] = field(default_factory=list)
 
-    def logits(self, rows_CV: Tensor, words: slice) -> Tensor:
-        found = rows_CV[:, words].clone()
-        self.asked.append((found.shape[0], found.shape[1]))
+    def logits(self, rows_CV: Tensor, tile: slice) -> Tensor:
+        found = rows_CV[:, tile].clone()
+        self.shapes.append((found.shape[0], found.shape[1]))
         return found
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Logits of both models for R states over V words, and J named words with their rows."""
+    """Logits of both models for R states over V token ids, and J wanted ids with their rows."""
 
     sft_RV: Tensor
     reference_RV: Tensor
-    named: WantedIds
+    wanted: WantedIds
 
     def scored(self, wants: Wants = ALL, tiling: Tiling | None = WHOLE, *, tiled: bool = True) -> ScoredRows:
         head = Given(self.sft_RV.shape[1], tiled)
         return score_rows(
-            ModelRows(self.sft_RV, head), ModelRows(self.reference_RV, head), self.named, wants, tiling=tiling
+            ModelRows(self.sft_RV, head), ModelRows(self.reference_RV, head), self.wanted, wants, tiling=tiling
         )
 
 
-def named(rows: list[int], ids: list[int]) -> WantedIds:
+def wanted_ids(rows: list[int], ids: list[int]) -> WantedIds:
     return WantedIds(np.array(rows, dtype=np.int64), np.array(ids, dtype=np.int32))
 
 
 def case(seed: int, r: int, v: int, j: int, dtype: torch.dtype = torch.float64) -> Case:
-    """The named words are anywhere, many of one row and none of another."""
+    """The wanted ids are anywhere, many of one row and none of another."""
     random = torch.Generator().manual_seed(seed)
 
     def logits() -> Tensor:
@@ -62,15 +62,15 @@ def case(seed: int, r: int, v: int, j: int, dtype: torch.dtype = torch.float64) 
         found: list[int] = torch.randint(0, limit, (j,), generator=random).tolist()
         return found
 
-    return Case(logits(), logits(), named(some(r) if r else [], some(v) if r else []))
+    return Case(logits(), logits(), wanted_ids(some(r) if r else [], some(v) if r else []))
 
 
 def pair_of_rows(sft: list[float], reference: list[float]) -> Case:
-    return Case(torch.tensor([sft]), torch.tensor([reference]), named([0], [0]))
+    return Case(torch.tensor([sft]), torch.tensor([reference]), wanted_ids([0], [0]))
 
 
 def probabilities(logits_V: Tensor) -> list[float]:
-    """Softmax, one word at a time, in Python's own arithmetic."""
+    """Softmax, one token id at a time, in Python's own arithmetic."""
     largest = float(logits_V.max())
     weights = [torch.exp(torch.tensor(float(x) - largest, dtype=torch.float64)).item() for x in logits_V]
     return [weight / sum(weights) for weight in weights]
@@ -97,16 +97,16 @@ def test_every_quantity_is_its_definition_summed_over_the_whole_vocabulary(
     made = case(seed, r, v, j)
     found = made.scored(tiling=tiling)
     p, q = ([probabilities(row) for row in logits] for logits in (made.sft_RV, made.reference_RV))
-    words = list(zip(made.named.row_J.tolist(), made.named.id_J.tolist(), strict=True))
-    assert_close(found.sft_logprob_J, [log(p[row][word]) for row, word in words])
-    assert_close(found.reference_logprob_J, [log(q[row][word]) for row, word in words])
+    wanted = list(zip(made.wanted.row_J.tolist(), made.wanted.id_J.tolist(), strict=True))
+    assert_close(found.sft_logprob_J, [log(p[row][token]) for row, token in wanted])
+    assert_close(found.reference_logprob_J, [log(q[row][token]) for row, token in wanted])
     pairs = [list(zip(a, b, strict=True)) for a, b in zip(p, q, strict=True)]
     assert_close(found.kl_R, [sum(a * (log(a) - log(b)) for a, b in row) for row in pairs])
     assert_close(found.entropy_R, [-sum(a * log(a) for a in row) for row in p])
     for i, top in enumerate(given_tensor(found.top_ids_RK).tolist()):
         assert_close(given_tensor(found.top_sft_logprob_RK)[i], sorted(map(log, p[i]), reverse=True)[:3])
-        assert_close(given_tensor(found.top_sft_logprob_RK)[i], [log(p[i][word]) for word in top])
-        assert_close(given_tensor(found.top_reference_logprob_RK)[i], [log(q[i][word]) for word in top])
+        assert_close(given_tensor(found.top_sft_logprob_RK)[i], [log(p[i][token]) for token in top])
+        assert_close(given_tensor(found.top_reference_logprob_RK)[i], [log(q[i][token]) for token in top])
 
 
 @settings(deadline=None)
@@ -121,59 +121,59 @@ def test_the_size_of_chunks_and_tiles_changes_nothing(seed: int, r: int, j: int,
 
 @settings(deadline=None)
 @given(seeds, st.integers(1, 40), st.integers(1, 60), st.integers(1, 50), st.integers(1, 20))
-def test_the_size_of_a_chunk_changes_no_bit(seed: int, r: int, j: int, rows: int, words: int) -> None:
+def test_the_size_of_a_chunk_changes_no_bit(seed: int, r: int, j: int, rows: int, vocab: int) -> None:
     made = case(seed, r, 17, j)
-    one, other = made.scored(tiling=Tiling(1000, words)), made.scored(tiling=Tiling(rows, words))
+    one, other = made.scored(tiling=Tiling(1000, vocab)), made.scored(tiling=Tiling(rows, vocab))
     for column in fields(ScoredRows):
         assert torch.equal(getattr(one, column.name), getattr(other, column.name)), column.name
 
 
 @settings(deadline=None)
 @given(seeds, st.lists(st.integers(0, 5), min_size=1, max_size=20), tilings, st.randoms(use_true_random=False))
-def test_every_word_gets_its_own_row_in_whatever_order_and_number_they_are_named(
+def test_every_id_gets_its_own_row_in_whatever_order_and_number_they_are_named(
     seed: int, counts: list[int], tiling: Tiling, random: Random
 ) -> None:
-    """Many for one row and none for another, the same word twice, shuffled."""
+    """Many for one row and none for another, the same id twice, shuffled."""
     made = case(seed, len(counts), 13, 0)
     rows = [row for row, count in enumerate(counts) for _ in range(count)] * 2
     random.shuffle(rows)
-    words = named(rows, [(7 * i) % 13 for i in range(len(rows))])
-    found = replace(made, named=words).scored(Wants(), tiling)
+    wanted = wanted_ids(rows, [(7 * i) % 13 for i in range(len(rows))])
+    found = replace(made, wanted=wanted).scored(Wants(), tiling)
     for logits_RV, logprob_J in ((made.sft_RV, found.sft_logprob_J), (made.reference_RV, found.reference_logprob_J)):
-        expected_J = torch.log_softmax(logits_RV, 1)[words.row_J, words.id_J]
+        expected_J = torch.log_softmax(logits_RV, 1)[wanted.row_J, wanted.id_J]
         torch.testing.assert_close(logprob_J, expected_J, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("wants", [Wants(), ALL], ids=["log-probs", "everything"])
 def test_the_heads_are_never_asked_for_more_than_a_tile_and_once_for_each(wants: Wants) -> None:
-    """The logits of all rows over all words are never made, however many were named."""
+    """The logits of all rows over the whole vocabulary are never computed, however many ids are wanted."""
     made, heads = case(0, 10, 50, 300), (Given(50), Given(50))
     score_rows(
         ModelRows(made.sft_RV, heads[0]),
         ModelRows(made.reference_RV, heads[1]),
-        made.named,
+        made.wanted,
         wants,
         tiling=Tiling(4, 20),
     )
     for head in heads:
-        assert head.asked == [(rows, words) for rows in (4, 4, 2) for words in (20, 20, 10)]
+        assert head.shapes == [(rows, vocab) for rows in (4, 4, 2) for vocab in (20, 20, 10)]
 
 
 def test_a_head_that_cannot_be_tiled_is_asked_for_whole_rows_and_as_many_logits_at_once() -> None:
     made = case(0, 10, 50, 30)
     for tiled in ((True, False), (False, True), (False, False)):
         heads = [Given(50, each) for each in tiled]
-        sides = ModelRows(made.sft_RV, heads[0]), ModelRows(made.reference_RV, heads[1])
-        found = score_rows(*sides, made.named, ALL, tiling=Tiling(8, 20))
-        assert [head.asked for head in heads] == [[(3, 50), (3, 50), (3, 50), (1, 50)]] * 2
+        models = ModelRows(made.sft_RV, heads[0]), ModelRows(made.reference_RV, heads[1])
+        found = score_rows(*models, made.wanted, ALL, tiling=Tiling(8, 20))
+        assert [head.shapes for head in heads] == [[(3, 50), (3, 50), (3, 50), (1, 50)]] * 2
         for column in fields(ScoredRows):
             torch.testing.assert_close(getattr(found, column.name), getattr(made.scored(), column.name))
 
 
 def test_a_head_that_cannot_be_tiled_is_asked_for_at_least_a_row() -> None:
     made, head = case(0, 3, 50, 3), Given(50, tiled=False)
-    score_rows(ModelRows(made.sft_RV, head), ModelRows(made.reference_RV, head), made.named, tiling=Tiling(2, 4))
-    assert head.asked == [(1, 50)] * 6
+    score_rows(ModelRows(made.sft_RV, head), ModelRows(made.reference_RV, head), made.wanted, tiling=Tiling(2, 4))
+    assert head.shapes == [(1, 50)] * 6
 
 
 @pytest.mark.parametrize("tiling", [WHOLE, Tiling(7, 90), None], ids=["whole", "tiled", "the device's own"])
@@ -190,7 +190,7 @@ def test_identical_models_give_a_reward_and_a_kl_of_exactly_0(dtype: torch.dtype
 def test_kl_is_never_negative_where_two_models_differ_by_rounding_alone(tiling: Tiling) -> None:
     logits_RV = torch.randn(2000, 50, generator=torch.Generator().manual_seed(0)) * 6
     noise_RV = 1e-7 * torch.randn(2000, 50, generator=torch.Generator().manual_seed(1))
-    kl_R = given_tensor(Case(logits_RV, logits_RV + noise_RV, named([], [])).scored(tiling=tiling).kl_R)
+    kl_R = given_tensor(Case(logits_RV, logits_RV + noise_RV, wanted_ids([], [])).scored(tiling=tiling).kl_R)
     assert kl_R.min() >= 0
     assert kl_R.max() < 1e-6
 
@@ -199,8 +199,8 @@ def test_kl_is_never_negative_where_two_models_differ_by_rounding_alone(tiling: 
 @given(seeds, tilings)
 def test_the_reward_that_the_sft_model_itself_expects_is_kl(seed: int, tiling: Tiling) -> None:
     made = case(seed, 6, 11, 0)
-    every_word = named([row for row in range(6) for _ in range(11)], list(range(11)) * 6)
-    rows = replace(made, named=every_word).scored(tiling=tiling)
+    every_id = wanted_ids([row for row in range(6) for _ in range(11)], list(range(11)) * 6)
+    rows = replace(made, wanted=every_id).scored(tiling=tiling)
     reward_RV = (rows.sft_logprob_J - rows.reference_logprob_J).reshape(6, 11)
     expected_R = (torch.softmax(made.sft_RV, dim=1) * reward_RV).sum(1)
     torch.testing.assert_close(given_tensor(rows.kl_R), expected_R, atol=1e-12, rtol=1e-12)
@@ -211,7 +211,7 @@ def test_the_reward_that_the_sft_model_itself_expects_is_kl(seed: int, tiling: T
 def test_short_dtypes_are_reduced_in_float32(dtype: torch.dtype, tiling: Tiling) -> None:
     made = case(5, 20, 3000, 60, dtype)
     rows = made.scored(tiling=tiling)
-    exact = Case(made.sft_RV.double(), made.reference_RV.double(), made.named).scored()
+    exact = Case(made.sft_RV.double(), made.reference_RV.double(), made.wanted).scored()
     for column in fields(ScoredRows):
         if column.name not in {"top_ids_RK", "top_reference_logprob_RK"}:  # equal logits may be listed in any order
             found, expected = given_tensor(getattr(rows, column.name)), given_tensor(getattr(exact, column.name))

@@ -18,14 +18,14 @@ from expected_rows import TRUNKS, batches_of, expected, scored
 from tiny_configs import CONFIGS, LONG_TOKENS, PACKED, VOCABULARY
 from tiny_models import plain_logprobs, random_trunk, tiny_model, write_checkpoint
 
-# float32 inside whatever the weights are: the softmax of eager attention, and ALiBi's biases.
+# These compute in float32 inside, whatever the dtype of the weights: the softmax of eager attention, ALiBi's biases.
 FLOAT32_INSIDE = {"gemma2", "bloom", "mpt"}
 PATHS = [(name, "packed") for name in PACKED] + [(name, "padded") for name in CONFIGS]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_models_of_these_tests_spread_over_nats(name: str) -> None:
-    """Without that every test below would pass with wrong numbers."""
+    """Else every test below would pass with wrong numbers."""
     sft, reference = tiny_model(name, seed=1), tiny_model(name, seed=2)
     (batch,) = batches_of(TRUNKS[:2], TorchModel(sft), packed=False, max_tokens=1 << 20)[-1:]
     values = expected(sft, reference, batch)
@@ -48,7 +48,7 @@ def test_every_quantity_is_that_of_plain_transformers(name: str, path: str, dtyp
 
 
 def test_capped_heads_are_exact_where_attention_computes_the_very_same() -> None:
-    """One padded sequence goes through the very attention of the plain forward, so what is left is the head."""
+    """One padded sequence uses the same attention as the plain forward, so only the head can differ."""
     sft, reference = tiny_model("gemma2", seed=1), tiny_model("gemma2", seed=2)
     models = TorchModel(tiny_model("gemma2", seed=1)), TorchModel(tiny_model("gemma2", seed=2))
     for seed in range(4):
@@ -70,7 +70,7 @@ def test_identical_models_give_a_reward_and_a_kl_of_exactly_0(name: str, path: s
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "longrope"])
 def test_padding_reaches_no_other_sequence_however_long_the_longest_is(name: str) -> None:
-    """Far beyond any window, so that padded rows see nothing but padding."""
+    """90 tokens are far more than any window, so the last padded rows have only padding in their windows."""
     model = TorchModel(tiny_model(name, dtype=torch.float32))
     short, long = random_trunk(1, 4, (6, 3), k=1), random_trunk(2, 4, (90,), k=1)
     (alone,), (together,) = (
@@ -82,7 +82,7 @@ def test_padding_reaches_no_other_sequence_however_long_the_longest_is(name: str
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "lfm2"])
 def test_a_model_computes_either_way_in_any_order_and_its_probes_always_plainly(name: str) -> None:
-    """Attention is exchanged for each path; a leftover would be wrong or raise."""
+    """Each path sets its own attention; the other path's would be wrong or raise."""
     model = TorchModel(tiny_model(name, dtype=torch.float32))
     trunk = random_trunk(0, 6, (20, 9), k=1)
     prompt, response = trunk.prompt_P.tolist(), trunk.branches[0].ids_T.tolist()
@@ -96,7 +96,7 @@ def test_a_model_computes_either_way_in_any_order_and_its_probes_always_plainly(
 def test_a_model_that_drops_the_plan_says_so_where_it_is_computed_packed_all_the_same() -> None:
     model = TorchModel(tiny_model("nemotron"))
     (packed,) = pack(TRUNKS[:1], max_tokens=1000)
-    with pytest.raises(PackedAttentionError, match="does not hand its forward's arguments"):
+    with pytest.raises(PackedAttentionError, match="does not pass its forward's arguments"):
         model.packed_rows(device_row(packed, model.device))
 
 
@@ -142,12 +142,12 @@ def test_capped_attention_is_loaded_with_the_implementation_that_caps(checkpoint
     assert model._model.config._attn_implementation == "eager"
 
 
-@pytest.mark.parametrize(("asked", "served"), [(None, torch.bfloat16), ("float32", torch.float32)])
+@pytest.mark.parametrize(("requested", "served"), [(None, torch.bfloat16), ("float32", torch.float32)])
 def test_weights_are_loaded_in_their_own_dtype_unless_another_is_asked_for(
-    checkpoint: Path, asked: str | None, served: torch.dtype
+    checkpoint: Path, requested: str | None, served: torch.dtype
 ) -> None:
     assert stored_dtype(checkpoint) == "bfloat16"
-    model = load_model(checkpoint, manifest_of(checkpoint), dtype=asked, device="cpu")
+    model = load_model(checkpoint, manifest_of(checkpoint), dtype=requested, device="cpu")
     assert {parameter.dtype for parameter in model._model.parameters()} == {served}
 
 
@@ -165,7 +165,7 @@ def test_a_dtype_that_cannot_be_served_is_refused_with_those_that_can(checkpoint
 
 
 def test_a_model_without_the_rows_that_its_manifest_promises_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match=rf"{VOCABULARY} output rows, its manifest says 1000"):
+    with pytest.raises(CheckpointError, match=rf"{VOCABULARY} output rows, but its manifest states 1000"):
         load_model(checkpoint, manifest_of(checkpoint, vocabulary=1000), dtype=None, device="cpu")
 
 

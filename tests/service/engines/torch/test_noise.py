@@ -1,16 +1,19 @@
 """`dense-reward check`: how much of a reward is rounding, and what lowers it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from dense_reward.cli import main
+from dense_reward.engines.torch import noise
 from dense_reward.engines.torch.load import ServingOptions
 from dense_reward.engines.torch.noise import AS_SERVED, Noise, exact_rewards, measure_noise
 from dense_reward.errors import CheckpointError
 from tiny_models import write_pair
 
 Pair = tuple[Path, Path]
+pytestmark = pytest.mark.xdist_group("noise")  # one process, because `found` takes seconds
 
 
 @pytest.fixture(scope="module")
@@ -18,31 +21,44 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return write_pair(tmp_path_factory.mktemp("noisy"), dtype=torch.bfloat16)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def short_timing() -> Iterator[None]:
+    """The batches whose time is measured are small here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(noise, "TIMED_SHAPE", (8, 2, 8))
+        patch.setattr(noise, "TIMED_RUNS", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def found(pair: Pair) -> dict[str, Noise]:
+    """What `measure_noise` finds for a pair that is served in bfloat16."""
+    return measured(pair, ServingOptions(dtype="bfloat16", max_batch_tokens=1000))
+
+
 def measured(pair: Pair, serving: ServingOptions) -> dict[str, Noise]:
     exact = exact_rewards(*pair, serving, lambda _: None)
-    return {found.name: found for found in measure_noise(*pair, serving, exact, lambda _: None)}
+    return {each.name: each for each in measure_noise(*pair, serving, exact, lambda _: None)}
 
 
 def noise_of(found: dict[str, Noise], name: str) -> float:
-    noise = found[name].noise
-    assert noise is not None
-    return noise
+    value = found[name].noise
+    assert value is not None
+    return value
 
 
-def test_short_weights_make_noise_that_more_bits_lower_and_float32_has_none(pair: Pair) -> None:
-    found = measured(pair, ServingOptions(dtype="bfloat16", max_batch_tokens=1000))
+def test_short_weights_make_noise_that_more_bits_lower_and_float32_has_none(found: dict[str, Noise]) -> None:
     assert noise_of(found, "float32 weights") < 1e-5
     assert noise_of(found, "float16 weights") < noise_of(found, AS_SERVED) / 3
     assert 0 < noise_of(found, "float32 head") < noise_of(found, AS_SERVED)
     assert noise_of(found, "float32 head and norms") < noise_of(found, AS_SERVED)
 
 
-def test_a_float32_head_costs_memory_and_every_configuration_tells_its_time(pair: Pair) -> None:
-    found = measured(pair, ServingOptions(dtype="bfloat16", max_batch_tokens=1000))
-    weights = {name: noise.weights_bytes or 0 for name, noise in found.items()}
+def test_a_float32_head_costs_memory_and_every_configuration_has_its_time(found: dict[str, Noise]) -> None:
+    weights = {name: each.weights_bytes or 0 for name, each in found.items()}
     assert weights["float32 head"] > weights[AS_SERVED]
     assert weights["float32 weights"] == 2 * weights[AS_SERVED]
-    assert all(noise.seconds and noise.seconds > 0 for noise in found.values())
+    assert all(each.seconds and each.seconds > 0 for each in found.values())
 
 
 def test_nothing_lowers_the_noise_of_what_is_served_in_float32(pair: Pair) -> None:

@@ -1,4 +1,4 @@
-"""Which models may be packed: all that can, no other, and each for a reason that is told."""
+"""Which models are packed: all that can be and no others. Each other model has a reason, which is reported."""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -24,13 +24,13 @@ REASONS = {
     "mpt": "its attention cannot be replaced",
     "roberta": "packed, its log-probs differ by",
     "stablelm": "its attention cannot be replaced",
-    "nemotron": "the model does not hand its forward's arguments to its attention",
+    "nemotron": "the model does not pass its forward's arguments to its attention",
 }
 
 
 @pytest.fixture
 def broken() -> Iterator[Callable[[Break], None]]:
-    """Puts another attention in place of the packed one, until the test is over."""
+    """Replaces packed attention with a changed one until the end of the test."""
     patch = pytest.MonkeyPatch()
     yield lambda change: patch.setattr(attention, "packed_attention", change(attention.packed_attention))
     patch.undo()
@@ -38,7 +38,7 @@ def broken() -> Iterator[Callable[[Break], None]]:
 
 
 def with_proxy(patch: pytest.MonkeyPatch, change: Callable[[PreTrainedModel], object]) -> None:
-    """Changes the twins on which the experiment is made."""
+    """Changes every proxy model of the experiment."""
     plain = packing_check._proxy_model
 
     def changed(config: PreTrainedConfig) -> PreTrainedModel:
@@ -104,15 +104,15 @@ def test_a_state_that_the_class_admits_is_believed(monkeypatch: pytest.MonkeyPat
     assert unsupported_reason(model) == "it carries a state from token to token"
 
 
-def test_a_configuration_of_which_no_twin_can_be_made_is_no_reason_to_fail() -> None:
+def test_a_configuration_of_which_no_proxy_can_be_built_is_no_reason_to_fail() -> None:
     model = tiny_model("llama")
     model.config.hidden_act = "no such function"
     found = unsupported_reason(model)
     assert found is not None
-    assert found.startswith("no small twin of it can be made (KeyError: ")
+    assert found.startswith("no small proxy model of it can be built (KeyError: ")
 
 
-# One mistake each, of those that attention functions make.
+# One mistake each, as attention functions make them.
 
 
 def _without(argument: str) -> Break:
@@ -123,7 +123,7 @@ def _without(argument: str) -> Break:
 
 
 def _with_plan(change_plan: Callable[[Plan], Plan], calls_before: int = 0) -> Break:
-    """Another plan than the row's, from a certain call on."""
+    """Attention with another plan than the row's, after `calls_before` right calls."""
 
     def change(ours: Attention) -> Attention:
         calls = [0]
@@ -138,14 +138,14 @@ def _with_plan(change_plan: Callable[[Plan], Plan], calls_before: int = 0) -> Br
 
 
 def _one_sequence(plan: Plan) -> Plan:
-    """Everybody sees all that stands before it in the row."""
+    """Every token attends to all that precede it in the row."""
     last = plan.trees[-1]
     end = last.start + last.tokens + sum(s.count * s.length for s in last.branches)
     return Plan((Tree(0, end, ()),), layers=plan.layers)
 
 
 def _branches_see_siblings(plan: Plan) -> Plan:
-    """The branches of one length are one long branch."""
+    """All branches of one length become one long branch."""
     trees = tuple(
         Tree(t.start, t.tokens, tuple(Stretch(s.start, 1, s.count * s.length) for s in t.branches)) for t in plan.trees
     )
@@ -190,22 +190,22 @@ def test_a_window_is_tried_however_long_it_is_and_a_kind_of_layer_however_late_i
 
 
 def test_a_leak_that_the_first_forward_does_not_show_is_found(broken: Callable[[Break], None]) -> None:
-    """The two layers of the twin attend once each in it; after that every token sees all that stand before it."""
+    """The first forward calls attention twice, once per layer. After it, every token attends to all that precede it."""
     broken(_with_plan(_one_sequence, calls_before=2))
     assert reason().startswith("tokens of one response change another's log-probs by ")
 
 
-def test_a_layer_that_never_asks_is_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_that_never_calls_the_attention_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def own_way(proxy: PreTrainedModel) -> None:
         layer = proxy.model.layers[1].self_attn
         layer.config = deepcopy(layer.config)
 
     with_proxy(monkeypatch, own_way)
-    assert reason() == "only its layers [0] of 2 ask for the attention that they were given"
+    assert reason() == "only layers [0] of 2 call the attention that replaces their own"
 
 
 def _before_forward(model: PreTrainedModel, change: Callable[[dict[str, Tensor]], object]) -> None:
-    """Changes the arguments of a packed forward, which is the one that is given positions."""
+    """Changes the arguments of a packed forward. Only a packed one has positions."""
 
     def hook(_: nn.Module, args: tuple[object, ...], kwargs: dict[str, Tensor]) -> tuple[object, object]:
         if "position_ids" in kwargs:
@@ -225,7 +225,7 @@ FORWARDS: dict[str, tuple[str, Callable[[dict[str, Tensor]], object]]] = {
         lambda kwargs: kwargs.update(position_ids=torch.arange(kwargs["position_ids"].shape[1])[None]),
     ),
     "that loses the plan": (
-        "the model does not hand its forward's arguments to its attention",
+        "the model does not pass its forward's arguments to its attention",
         lambda kwargs: kwargs.pop("plan"),
     ),
 }
@@ -246,7 +246,7 @@ def test_layers_that_make_a_mask_of_their_own_are_refused(monkeypatch: pytest.Mo
         monkeypatch,
         lambda proxy: proxy.model.layers[1].self_attn.register_forward_pre_hook(masked, with_kwargs=True),
     )
-    assert reason() == "the model's attention needs a mask or a bias of its own"
+    assert reason() == "the model's attention needs its own mask or bias"
 
 
 @pytest.mark.parametrize("name", PACKED)
@@ -257,7 +257,7 @@ def test_rounding_to_bfloat16_is_not_taken_for_a_wrong_kernel(name: str) -> None
 def test_kernels_of_a_device_are_tried_in_their_dtype_and_those_that_are_wrong_are_refused(
     broken: Callable[[Break], None],
 ) -> None:
-    """cpu:0 stands for a device whose kernels are others than those of the experiment."""
+    """cpu:0 plays a device with other kernels than the CPU's, which the experiment has tested."""
 
     def wrong_if_short(ours: Attention) -> Attention:
         def attend(module: nn.Module, q: Tensor, *args: Tensor, **kwargs: object) -> tuple[Tensor, None]:

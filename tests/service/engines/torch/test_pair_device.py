@@ -1,4 +1,4 @@
-"""What a pair computes of what it is given, and what it says where the device cannot."""
+"""What a pair computes of a batch, its cost, and the errors of a device that cannot."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -22,20 +22,20 @@ TOLERANCE_NATS = 5e-5
 
 
 def computed_by(model: PreTrainedModel) -> list[tuple[int, int]]:
-    """The shape, padding and all, of each forward that follows."""
+    """The shape of each forward that follows, padding included."""
     shapes: list[tuple[int, int]] = []
     model.get_input_embeddings().register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
     return shapes
 
 
-def counted_engine(how: ComputeOptions, name: str = "llama") -> tuple[PairEngine, list[tuple[int, int]]]:
+def counted_engine(options: ComputeOptions, name: str = "llama") -> tuple[PairEngine, list[tuple[int, int]]]:
     sft, reference = (TorchModel(tiny_model(name, seed=seed, dtype=torch.float32)) for seed in (1, 2))
-    return PairEngine(sft, reference, INFO, how), computed_by(sft.transformers_model)
+    return PairEngine(sft, reference, INFO, options), computed_by(sft.transformers_model)
 
 
 PACKED, PADDED = ComputeOptions(1000), ComputeOptions(1000, packed=False)
 ALONE, PADDED_ALONE = ComputeOptions(1000, alone=True), ComputeOptions(1000, packed=False, alone=True)
-in_every_way = pytest.mark.parametrize("how", [PACKED, PADDED, ALONE, PADDED_ALONE], ids=str)
+in_every_way = pytest.mark.parametrize("options", [PACKED, PADDED, ALONE, PADDED_ALONE], ids=str)
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
@@ -49,9 +49,9 @@ def test_no_more_tokens_than_the_budget_are_computed_at_once_but_for_a_longer_se
 
 @in_every_way
 def test_branches_without_a_scored_token_cost_nothing_and_get_empty_scores_of_the_right_shape(
-    how: ComputeOptions,
+    options: ComputeOptions,
 ) -> None:
-    engine, shapes = counted_engine(how)
+    engine, shapes = counted_engine(options)
     empty = random_trunk(0, 50, (0,) * 20, k=2)
     masked = Trunk(empty.prompt_P, (Branch(np.arange(9, dtype=np.int32), np.zeros(9, dtype=bool)),))
     answered = engine.score([empty, masked], Wants(kl=True, entropy=True, top_k=3))
@@ -66,8 +66,8 @@ def test_branches_without_a_scored_token_cost_nothing_and_get_empty_scores_of_th
 
 
 @in_every_way
-def test_what_comes_after_the_last_scored_token_is_not_computed_and_changes_nothing(how: ComputeOptions) -> None:
-    engine, shapes = counted_engine(how)
+def test_what_comes_after_the_last_scored_token_is_not_computed_and_changes_nothing(options: ComputeOptions) -> None:
+    engine, shapes = counted_engine(options)
     whole = random_trunk(0, 5, (30,))
     scored_T = np.zeros(30, dtype=bool)
     scored_T[[1, 3]] = True
@@ -80,7 +80,7 @@ def test_what_comes_after_the_last_scored_token_is_not_computed_and_changes_noth
 
 
 @pytest.mark.parametrize(
-    ("how", "cost"),
+    ("options", "cost"),
     [
         (PACKED, Cost(40, (5, 0, 0, 3, 5))),
         (ALONE, Cost(0, (45, 40, 0, 43, 45))),
@@ -89,14 +89,14 @@ def test_what_comes_after_the_last_scored_token_is_not_computed_and_changes_noth
     ],
     ids=str,
 )
-def test_the_cost_of_a_trunk_is_what_is_computed_before_padding(how: ComputeOptions, cost: Cost) -> None:
-    engine, shapes = counted_engine(how)
+def test_the_cost_of_a_trunk_is_what_is_computed_before_padding(options: ComputeOptions, cost: Cost) -> None:
+    engine, shapes = counted_engine(options)
     trunk = random_trunk(0, 40, (6, 1, 0, 4, 6))
     engine.score([trunk], Wants())
     assert engine.cost(trunk) == cost
-    padding = 7 if how == PADDED else 0
+    padding = 7 if options == PADDED else 0
     assert sum(rows * length for rows, length in shapes) == cost.tokens + padding
-    assert len(shapes) == (4 if how.alone else 1)
+    assert len(shapes) == (4 if options.alone else 1)
 
 
 def test_equal_prompts_of_a_batch_cost_the_device_one() -> None:
@@ -115,12 +115,12 @@ def test_candidates_cost_something_too() -> None:
 
 @in_every_way
 def test_a_sequence_that_reaches_beyond_a_longrope_border_is_turned_as_a_long_one_where_only_its_start_is_scored(
-    how: ComputeOptions,
+    options: ComputeOptions,
 ) -> None:
     whole = random_trunk(0, 5, (LONG_TOKENS,))
     scored_T = np.arange(LONG_TOKENS) < 3
     partly = Trunk(whole.prompt_P, (Branch(whole.branches[0].ids_T, scored_T),))
-    engine, shapes = counted_engine(how, "longrope")
+    engine, shapes = counted_engine(options, "longrope")
     found, every = (engine.score([trunk], Wants())[0][0] for trunk in (partly, whole))
     np.testing.assert_allclose(found.sft_logprob_S, every.sft_logprob_S[:3], atol=TOLERANCE_NATS)
     assert shapes == [(1, 5 + LONG_TOKENS), (1, 5 + LONG_TOKENS - 1)]
@@ -153,7 +153,7 @@ OUT_OF_MEMORY = (
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("place", ["model.embed_tokens", "lm_head"])
-def test_memory_that_runs_out_in_the_model_or_its_head_is_told_as_such(error: Exception, place: str) -> None:
+def test_memory_that_runs_out_in_the_model_or_its_head_is_reported_as_such(error: Exception, place: str) -> None:
     model = tiny_model("llama", dtype=torch.float32)
     engine = PairEngine(TorchModel(model), TorchModel(model), INFO, PACKED)
     model.get_submodule(place).register_forward_pre_hook(refuse(error))
@@ -162,7 +162,7 @@ def test_memory_that_runs_out_in_the_model_or_its_head_is_told_as_such(error: Ex
     assert caught.value.__context__ is None, "a traceback would keep the tensors of the batch alive"
 
 
-def test_memory_that_runs_out_while_a_batch_is_prepared_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_that_runs_out_while_a_batch_is_prepared_is_reported_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OUT_OF_MEMORY[0]
 
@@ -181,7 +181,7 @@ def test_the_errors_of_torch_itself_for_want_of_memory_are_recognised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told_as"),
+    ("error", "raised_as"),
     [
         (RuntimeError("CUDA error: an illegal memory access was encountered"), EngineLostError),
         (RuntimeError("Triton: device-side assert triggered"), EngineLostError),
@@ -189,12 +189,12 @@ def test_the_errors_of_torch_itself_for_want_of_memory_are_recognised() -> None:
     ],
 )
 def test_a_device_that_is_lost_is_told_apart_from_a_call_that_failed(
-    error: Exception, told_as: type[Exception]
+    error: Exception, raised_as: type[Exception]
 ) -> None:
     model = tiny_model("llama", dtype=torch.float32)
     engine = PairEngine(TorchModel(model), TorchModel(model), INFO, PACKED)
     model.lm_head.register_forward_pre_hook(refuse(error))
-    with pytest.raises(told_as, match=str(error)):
+    with pytest.raises(raised_as, match=str(error)):
         engine.score([random_trunk(0, 3, (4, 4))], Wants())
 
 
@@ -209,29 +209,29 @@ def on(device: str, name: str, dtype: torch.dtype, reference_device: str | None 
 GPU_TRUNKS = [random_trunk(1, 90, (5, 40, 1, 40, 17)), random_trunk(2, 3, (1, 17)), random_trunk(3, 1, (6, 6))]
 
 
-def rewards(models: Sequence[TorchModel], how: ComputeOptions) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    scores = PairEngine(models[0], models[1], INFO, how).score(GPU_TRUNKS, Wants(kl=True))
+def rewards(models: Sequence[TorchModel], options: ComputeOptions) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    scores = PairEngine(models[0], models[1], INFO, options).score(GPU_TRUNKS, Wants(kl=True))
     return np.concatenate([s.sft_logprob_S - s.reference_logprob_S for of_trunk in scores for s in of_trunk])
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", PACKED_ARCHITECTURES)
 def test_packed_on_a_gpu_is_padded_on_a_gpu_within_rounding(name: str) -> None:
-    """In float32 by the written path, in bfloat16 by the kernels; both paths round, so each is held to float32's."""
+    """float32 takes the materialised path, bfloat16 the kernels. Both round: each is held to float32 on the CPU."""
     exact = rewards(on("cpu", name, torch.float32), PADDED)
     np.testing.assert_allclose(rewards(on("cuda", name, torch.float32), PACKED), exact, atol=5e-3)
     rounding = {
-        how.packed: float(np.median(np.abs(rewards(on("cuda", name, torch.bfloat16), how) - exact)))
-        for how in (PACKED, PADDED)
+        options.packed: float(np.median(np.abs(rewards(on("cuda", name, torch.bfloat16), options) - exact)))
+        for options in (PACKED, PADDED)
     }
     assert rounding[True] < 1.5 * rounding[False] + 1e-3
 
 
 @pytest.mark.gpu
-def test_a_reference_on_another_device_gives_what_it_gives_beside_the_sft_model() -> None:
-    beside = rewards(on("cuda", "llama", torch.float32), PACKED)
+def test_a_reference_on_another_device_gives_what_it_gives_on_the_sft_models() -> None:
+    together = rewards(on("cuda", "llama", torch.float32), PACKED)
     apart = rewards(on("cuda", "llama", torch.float32, reference_device="cpu"), PACKED)
-    np.testing.assert_allclose(apart, beside, atol=5e-3)
+    np.testing.assert_allclose(apart, together, atol=5e-3)
 
 
 @pytest.mark.gpu

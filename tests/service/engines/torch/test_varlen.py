@@ -1,4 +1,4 @@
-"""Kernels for sequences of different lengths: what is asked of them, and how their two answers become one."""
+"""Kernels for sequences of variable length: their arguments, and how their two results are merged."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ ROWS: dict[str, tuple[Shape, ...]] = {
 
 
 def kernel(heads: varlen.Heads, ends: tuple[Ends, Ends], scale: float, causal: bool) -> tuple[Tensor, Tensor]:
-    """What flash-attn's and torch's do, written down: sequences by their ends, log-sum-exp by token."""
+    """flash-attn's and torch's kernel in plain torch: sequences by their ends, log-sum-exp by token."""
     q, k, v = heads
     queries, keys = (end.ends.tolist() for end in ends)
     for end in ends:
@@ -42,13 +42,13 @@ def kernel(heads: varlen.Heads, ends: tuple[Ends, Ends], scale: float, causal: b
 
 
 @pytest.fixture
-def written_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def reference_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(varlen, "_kernel", lambda: kernel)
 
 
 @pytest.fixture
-def found_anew() -> Iterator[None]:
-    """The kernel is looked for once a process."""
+def looked_up_again() -> Iterator[None]:
+    """The installed kernel is looked up again: the lookup is cached for the process."""
     varlen._kernel.cache_clear()
     yield
     varlen._kernel.cache_clear()
@@ -59,7 +59,7 @@ def plans_output(heads: Heads, trees: tuple[Tree, ...], **rules: float) -> Tenso
     return packed_attention(nn.Identity(), heads.q, heads.k, heads.v, None, plan=plan, **rules)[0][0]  # type: ignore[arg-type]
 
 
-@pytest.mark.usefixtures("written_kernel")
+@pytest.mark.usefixtures("reference_kernel")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("group", [1, 4])
 @pytest.mark.parametrize("name", ROWS)
@@ -72,7 +72,7 @@ def test_two_calls_for_a_row_are_attention_over_trunk_and_branch(name: str, grou
     torch.testing.assert_close(found.double(), attended(heads, trees, scale=0.2), atol=TOLERANCE[dtype], rtol=0)
 
 
-@pytest.mark.usefixtures("written_kernel")
+@pytest.mark.usefixtures("reference_kernel")
 @pytest.mark.parametrize("name", ROWS)
 def test_the_kernels_of_a_device_give_what_those_of_the_cpu_give(name: str) -> None:
     trees = trees_of(*ROWS[name])
@@ -82,7 +82,7 @@ def test_the_kernels_of_a_device_give_what_those_of_the_cpu_give(name: str) -> N
     torch.testing.assert_close(theirs, ours, atol=TOLERANCE[torch.float16], rtol=0)
 
 
-def test_a_row_is_told_by_where_its_sequences_end_and_who_looks_back_on_whom() -> None:
+def test_a_row_is_described_by_the_ends_of_its_sequences_and_by_the_trunk_of_each_branch() -> None:
     row = varlen_of(trees_of((2, ()), (3, (2, 1, 2)), (1, (1, 4))), CPU)
     assert row.segments.ends.tolist() == [0, 2, 5, 6, 8, 10, 11, 12, 16]
     assert row.segments.longest == 4
@@ -96,7 +96,7 @@ def test_a_row_is_told_by_where_its_sequences_end_and_who_looks_back_on_whom() -
     assert (row.trunks.ends.tolist(), row.trunks.longest) == ([0, 3, 4], 3)
 
 
-@pytest.mark.usefixtures("written_kernel")
+@pytest.mark.usefixtures("reference_kernel")
 @pytest.mark.parametrize(("size", "dtype"), [(8, torch.float32), (8, torch.float64), (264, torch.float16)], ids=str)
 def test_what_no_kernel_computes_is_left_to_others(size: int, dtype: torch.dtype) -> None:
     trees = trees_of((4, (3, 2)))
@@ -140,7 +140,7 @@ def test_without_a_kernel_the_row_is_computed_all_the_same(monkeypatch: pytest.M
     torch.testing.assert_close(plans_output(heads, trees).double(), expected, atol=5e-3, rtol=0)
 
 
-@pytest.mark.usefixtures("found_anew")
+@pytest.mark.usefixtures("looked_up_again")
 def test_a_log_sum_exp_given_by_head_is_turned_to_tokens_also_where_there_are_as_many_of_both() -> None:
     for tokens in (3, 4):
         lse_HN, out = torch.arange(4.0 * tokens).reshape(4, tokens), torch.empty(tokens, 4, 8)
@@ -148,7 +148,7 @@ def test_a_log_sum_exp_given_by_head_is_turned_to_tokens_also_where_there_are_as
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("found_anew")
+@pytest.mark.usefixtures("looked_up_again")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(("group", "size"), [(1, 64), (2, 128), (7, 64), (4, 256)])
 @pytest.mark.parametrize("name", ROWS)
