@@ -82,7 +82,7 @@ def run(config: SftConfig, report: Report) -> None:
     if not first:
         trainer.train(resume_from_checkpoint=resume_from)
         return
-    writer = start_run(config, trainer, initial, schedule, train, held_out)
+    writer = start_run(config, trainer, initial, schedule, train=train, held_out=held_out)
     metrics = MetricsLog(config.output_dir / METRICS_NAME)
     metrics.drop_after(done)
     trainer.add_callback(LogToFile(metrics))
@@ -254,10 +254,11 @@ def start_run(
     trainer: SFTTrainer,
     initial: InitialModel,
     schedule: MilestoneSchedule,
+    *,
     train: Sequence[TokenisedRow],
     held_out: Sequence[TokenisedRow],
 ) -> "CheckpointWriter":
-    """Opens the run folder and writes held_out.jsonl. Raises ConfigError if a resumed run has other data or tokenizer."""
+    """Opens the run folder and writes held_out.jsonl. Raises ConfigError if a resumed run has other inputs."""
     data = data_sha256(row.demonstration for row in train)
     opened = open_run("sft", config)
     pin(opened, {"data": data, "tokenizer": initial.tokenizer_sha256})
