@@ -78,20 +78,16 @@ def run(config: SftConfig, report: Report) -> None:
     check_milestones(steps, checkpoints, done)
     trainer = make_trainer(config, arguments, initial, train, held_out)
     report(run_summary(trainer, schedule, steps, (len(train), len(held_out)), done))
+    resume_from = None if state is None else str(state)
     if not first:
-        trainer.train(resume_from_checkpoint=None if state is None else str(state))
+        trainer.train(resume_from_checkpoint=resume_from)
         return
-    data = data_sha256(row.demonstration for row in train)
-    opened = open_run("sft", config)
-    pin(opened, {"data": data, "tokenizer": initial.tokenizer_sha256})
-    write_held_out(config.output_dir / "held_out.jsonl", [row.demonstration for row in held_out])
+    writer = start_run(config, trainer, initial, schedule, train=train, held_out=held_out)
     metrics = MetricsLog(config.output_dir / METRICS_NAME)
     metrics.drop_after(done)
-    facts = base_facts(config, opened.run_id, data, initial)
-    writer = CheckpointWriter(checkpoints, trainer, initial, schedule, facts, train)
     trainer.add_callback(LogToFile(metrics))
     trainer.add_callback(SaveMilestones(writer, steps, report))
-    trainer.train(resume_from_checkpoint=None if state is None else str(state))
+    trainer.train(resume_from_checkpoint=resume_from)
     plot_metrics(metrics, ("loss", "eval_loss"), config.output_dir / "loss.png", ylabel="loss (nats per token)")
     writer.write(SFT, SFT, schedule.total_steps, float(trainer.lr_scheduler.get_last_lr()[0]))
     shutil.rmtree(config.output_dir / "resume")
@@ -251,6 +247,24 @@ def run_summary(
         f"{trained / 1e6:.2f}M parameters to train, {counts[0]} demonstrations ({counts[1]} held out), "
         f"{schedule.total_steps} steps of {schedule.samples_per_step} samples; {at}{resumed}"
     )
+
+
+def start_run(
+    config: SftConfig,
+    trainer: SFTTrainer,
+    initial: InitialModel,
+    schedule: MilestoneSchedule,
+    *,
+    train: Sequence[TokenisedRow],
+    held_out: Sequence[TokenisedRow],
+) -> "CheckpointWriter":
+    """Opens the run folder and writes held_out.jsonl. Raises ConfigError if a resumed run has other inputs."""
+    data = data_sha256(row.demonstration for row in train)
+    opened = open_run("sft", config)
+    pin(opened, {"data": data, "tokenizer": initial.tokenizer_sha256})
+    write_held_out(config.output_dir / "held_out.jsonl", [row.demonstration for row in held_out])
+    facts = base_facts(config, opened.run_id, data, initial)
+    return CheckpointWriter(config.output_dir / "checkpoints", trainer, initial, schedule, facts, train)
 
 
 def base_facts(config: SftConfig, run_id: str, data: str, initial: InitialModel) -> ManifestFacts:
