@@ -3,7 +3,6 @@
 `python killed_job.py SIGNAL STEP JOB CONFIG [key.sub=value ...]`.
 """
 
-import os
 import signal
 import sys
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ def send_at(signal_number: signal.Signals, step: int) -> None:
     def append_and_signal(log: MetricsLog, logged_step: int, values: Mapping[str, float | None]) -> None:
         append(log, logged_step, values)
         if logged_step == step:
-            os.kill(os.getpid(), signal_number)
+            signal.raise_signal(signal_number)  # os.kill could interrupt any thread, at a later moment
 
     MetricsLog.append = append_and_signal  # type: ignore[assignment, method-assign]
 

@@ -29,7 +29,7 @@ class PackedAttentionError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RowPlan:
     """The trees of a row, and their index tensors for CUDA's kernels.
 
     `layers` collects the layers that called packed attention: a layer that attends some other way is missing in it.
@@ -41,7 +41,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class LayerRules:
     """What a layer needs beyond causal attention; scores are multiplied by `scale`, then capped."""
 
     scale: float
@@ -59,7 +59,7 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LayerTensors:
     """One layer's tensors of a row: the inputs of attention, and `out_NHE`, which is written in place."""
 
     q_HND: Tensor
@@ -81,7 +81,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     scaling: float | None = None,
-    plan: Plan | None = None,
+    plan: RowPlan | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
@@ -98,7 +98,7 @@ def packed_attention(
         raise PackedAttentionError("the model's attention needs its own mask or bias")
     plan.layers.add(int(getattr(module, "layer_idx", -1)))
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    rules = Rules(scale, sliding_window or None, softcap or None, s_aux)  # 0 means none
+    rules = LayerRules(scale, sliding_window or None, softcap or None, s_aux)  # 0 means none
     q_HND, k_JND, v_JNE = query[0], key[0], value[0]
     # What no kernel computes: soft caps, sinks, value heads of another size. (A window only for trees that it binds.)
     kernel = rules.cap is None and rules.sinks_H is None and k_JND.shape[-1] == v_JNE.shape[-1]
@@ -108,14 +108,14 @@ def packed_attention(
         if found is not None:
             return found[None], None
     out_NHE = torch.empty((*q_HND.shape[1::-1], v_JNE.shape[-1]), dtype=q_HND.dtype, device=q_HND.device)
-    row = Row(q_HND, k_JND, v_JNE, out_NHE)
+    row = LayerTensors(q_HND, k_JND, v_JNE, out_NHE)
     for tree in plan.trees:
         flash = kernel and q_HND.device.type == "cpu" and not rules.binds(tree)
         (_flash_tree if flash else _materialised_tree)(row, tree, rules)
     return out_NHE[None], None
 
 
-def _flash_tree(row: Row, tree: Tree, rules: Rules) -> None:
+def _flash_tree(row: LayerTensors, tree: Tree, rules: LayerRules) -> None:
     """Three kinds of kernel call: the trunk causally, each branch causally to itself, all branches to their trunk.
 
     A branch needs the causal mask of the bottom right corner: its first query sees the whole trunk. The kernel aligns
@@ -177,7 +177,7 @@ def _merged(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tens
     return torch.lerp(second[0].to(share.dtype), first[0].to(share.dtype), share)
 
 
-def _materialised_tree(row: Row, tree: Tree, rules: Rules) -> None:
+def _materialised_tree(row: LayerTensors, tree: Tree, rules: LayerRules) -> None:
     """The slow path for what the kernels lack: materialised scores in float32, one block of queries at a time."""
     for part, length, context in _segments(tree, row, rules):
         shape = (-1, length)
@@ -201,7 +201,7 @@ def _materialised_tree(row: Row, tree: Tree, rules: Rules) -> None:
             out[:, start:stop] = attended.permute(1, 2, 0, 3)
 
 
-def _segments(tree: Tree, row: Row, rules: Rules) -> Iterator[tuple[slice, int, bool]]:
+def _segments(tree: Tree, row: LayerTensors, rules: LayerRules) -> Iterator[tuple[slice, int, bool]]:
     """Tokens computed at once, the length of each sequence in them, and whether they follow the trunk.
 
     First the trunk, then the branches: as many of one length at once as keep the scores of a block, and the keys and
@@ -226,7 +226,7 @@ def _with_context(context_JSD: Tensor, own_JCTD: Tensor) -> Tensor:
     return torch.cat([context_JSD[:, None].expand(shape), own_JCTD], dim=2)  # a copy, unlike expand alone
 
 
-def _materialised(q_HCTD: Tensor, k_JCSD: Tensor, v_JCSE: Tensor, before: int, rules: Rules) -> Tensor:
+def _materialised(q_HCTD: Tensor, k_JCSD: Tensor, v_JCSE: Tensor, before: int, rules: LayerRules) -> Tensor:
     """Softmax attention, [H, C, T, E], at least in float32. `before`: keys that precede the first query's own."""
     accumulate = torch.promote_types(q_HCTD.dtype, torch.float32)
     group = q_HCTD.shape[0] // k_JCSD.shape[0]

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from dense_reward.records import IdArray, Wants
 
-Index = NDArray[np.int64]
 Pair = tuple[int, int]
 """Indices of the sft model and of the reference among the models."""
 _Top = tuple[Tensor, Tensor, Tensor]
@@ -71,7 +70,7 @@ CUDA_TILING = Tiling(4096, 16_384)
 class WantedIds:
     """Token ids whose log-probs are wanted, each with its row. On the host, so that no call waits for the device."""
 
-    row_J: Index
+    row_J: NDArray[np.int64]
     id_J: IdArray
 
 

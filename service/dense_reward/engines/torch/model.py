@@ -39,7 +39,7 @@ class DeviceRow:
     ids_1N: Tensor
     positions_1N: Tensor
     rows_R: Tensor
-    plan: attention.Plan
+    plan: attention.RowPlan
 
 
 def device_row(packed: Packed, device: torch.device) -> DeviceRow:
@@ -49,7 +49,7 @@ def device_row(packed: Packed, device: torch.device) -> DeviceRow:
         return torch.from_numpy(array.astype(np.int64)).to(device, non_blocking=True)
 
     varlen = varlen_of(packed.trees, device) if device.type == "cuda" else None
-    plan = attention.Plan(packed.trees, varlen)
+    plan = attention.RowPlan(packed.trees, varlen)
     return DeviceRow(copied(packed.ids_N)[None], copied(packed.positions_N)[None], copied(packed.rows_R), plan)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from dense_reward.batching.packing import Tree
 from dense_reward.engines.torch import attention
-from dense_reward.engines.torch.attention import PackedAttentionError, Plan, packed_attention
+from dense_reward.engines.torch.attention import PackedAttentionError, RowPlan, packed_attention
 from dense_reward.engines.torch.model import TorchModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,7 +33,7 @@ def assert_right(
         heads.v,
         None,
         scaling=scaling,
-        plan=Plan(trees),
+        plan=RowPlan(trees),
         sliding_window=window,
         softcap=cap,
         s_aux=sinks,
@@ -147,7 +147,7 @@ def test_no_more_scores_keys_and_values_are_materialised_at_once_than_the_bound(
     sizes: list[int] = []
     ours = attention._materialised
 
-    def noted(q: Tensor, k: Tensor, v: Tensor, before: int, rules: attention.Rules) -> Tensor:
+    def noted(q: Tensor, k: Tensor, v: Tensor, before: int, rules: attention.LayerRules) -> Tensor:
         sizes.append(k.shape[2] * len(q) * q.shape[1] * max(q.shape[2], q.shape[3]))
         return ours(q, k, v, before, rules)
 
@@ -164,7 +164,7 @@ def test_only_the_trees_that_a_window_binds_are_materialised(monkeypatch: pytest
     lengths: list[int] = []
     ours = attention._materialised_tree
 
-    def noted(row: attention.Row, tree: Tree, rules: attention.Rules) -> None:
+    def noted(row: attention.LayerTensors, tree: Tree, rules: attention.LayerRules) -> None:
         lengths.append(tree.longest_tokens)
         ours(row, tree, rules)
 
@@ -176,7 +176,7 @@ def test_only_the_trees_that_a_window_binds_are_materialised(monkeypatch: pytest
 
 
 def test_layers_that_ask_are_remembered_by_the_plan() -> None:
-    plan, heads = Plan(trees_of((2, (1,)))), random_heads(3, keys=1, group=1, size=4, dtype=torch.float32)
+    plan, heads = RowPlan(trees_of((2, (1,)))), random_heads(3, keys=1, group=1, size=4, dtype=torch.float32)
     module = nn.Identity()
     for layer in (0, 5):
         module.layer_idx = layer  # type: ignore[assignment]
@@ -197,7 +197,7 @@ def test_without_a_plan_nothing_is_computed() -> None:
 
 @pytest.mark.parametrize("given_as", ["attention_mask", "position_bias"])
 def test_a_mask_or_a_bias_is_refused_and_not_dropped(given_as: str) -> None:
-    heads, plan = random_heads(3, keys=1, group=1, size=4, dtype=torch.float32), Plan(trees_of((3, ())))
+    heads, plan = random_heads(3, keys=1, group=1, size=4, dtype=torch.float32), RowPlan(trees_of((3, ())))
     given_ = {"attention_mask": None, given_as: torch.zeros(1, 1, 3, 3)}
     with pytest.raises(PackedAttentionError, match="its own mask or bias"):
         packed_attention(nn.Identity(), heads.q, heads.k, heads.v, plan=plan, **given_)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from dense_reward.batching.packing import Stretch, Tree
 from dense_reward.engines.torch import attention, packing_check
-from dense_reward.engines.torch.attention import Plan
+from dense_reward.engines.torch.attention import RowPlan
 from dense_reward.engines.torch.packing_check import unsupported_reason
 from tiny_configs import CONFIGS, PACKED, PADDED
 from tiny_models import tiny_model
@@ -122,13 +122,13 @@ def _without(argument: str) -> Break:
     return change
 
 
-def _with_plan(change_plan: Callable[[Plan], Plan], calls_before: int = 0) -> Break:
+def _with_plan(change_plan: Callable[[RowPlan], RowPlan], calls_before: int = 0) -> Break:
     """Attention with another plan than the row's, after `calls_before` right calls."""
 
     def change(ours: Attention) -> Attention:
         calls = [0]
 
-        def attend(*args: object, plan: Plan, **kwargs: object) -> tuple[Tensor, None]:
+        def attend(*args: object, plan: RowPlan, **kwargs: object) -> tuple[Tensor, None]:
             calls[0] += 1
             return ours(*args, plan=change_plan(plan) if calls[0] > calls_before else plan, **kwargs)
 
@@ -137,19 +137,19 @@ def _with_plan(change_plan: Callable[[Plan], Plan], calls_before: int = 0) -> Br
     return change
 
 
-def _one_sequence(plan: Plan) -> Plan:
+def _one_sequence(plan: RowPlan) -> RowPlan:
     """Every token attends to all that precede it in the row."""
     last = plan.trees[-1]
     end = last.start + last.tokens + sum(s.count * s.length for s in last.branches)
-    return Plan((Tree(0, end, ()),), layers=plan.layers)
+    return RowPlan((Tree(0, end, ()),), layers=plan.layers)
 
 
-def _branches_see_siblings(plan: Plan) -> Plan:
+def _branches_see_siblings(plan: RowPlan) -> RowPlan:
     """All branches of one length become one long branch."""
     trees = tuple(
         Tree(t.start, t.tokens, tuple(Stretch(s.start, 1, s.count * s.length) for s in t.branches)) for t in plan.trees
     )
-    return Plan(trees, layers=plan.layers)
+    return RowPlan(trees, layers=plan.layers)
 
 
 def _no_numbers(ours: Attention) -> Attention:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from dense_reward.batching.packing import Tree
 from dense_reward.engines.torch import varlen
-from dense_reward.engines.torch.attention import Plan, packed_attention
+from dense_reward.engines.torch.attention import RowPlan, packed_attention
 from dense_reward.engines.torch.varlen import Ends, varlen_attention, varlen_of
 from reference_attention import TOLERANCE, Heads, Shape, attended, random_heads, tokens_of, trees_of
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ def looked_up_again() -> Iterator[None]:
 
 
 def plans_output(heads: Heads, trees: tuple[Tree, ...], **rules: float) -> Tensor:
-    plan = Plan(trees, varlen_of(trees, CPU))
+    plan = RowPlan(trees, varlen_of(trees, CPU))
     return packed_attention(nn.Identity(), heads.q, heads.k, heads.v, None, plan=plan, **rules)[0][0]  # type: ignore[arg-type]
 
 
@@ -78,7 +78,7 @@ def test_the_kernels_of_a_device_give_what_those_of_the_cpu_give(name: str) -> N
     trees = trees_of(*ROWS[name])
     heads = random_heads(tokens_of(trees), keys=2, group=2, size=16, dtype=torch.float16)
     theirs = plans_output(heads, trees)
-    ours = packed_attention(nn.Identity(), heads.q, heads.k, heads.v, None, plan=Plan(trees))[0][0]
+    ours = packed_attention(nn.Identity(), heads.q, heads.k, heads.v, None, plan=RowPlan(trees))[0][0]
     torch.testing.assert_close(theirs, ours, atol=TOLERANCE[torch.float16], rtol=0)
 
 
