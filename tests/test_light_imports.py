@@ -15,7 +15,19 @@ CORE = {"httpx2", "numpy", "pydantic"}
 MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "tokenizers", "vllm", "accelerate", "peft", "flash_attn"}
 HEAVY = MODEL_LIBRARIES | {"fastapi", "starlette", "uvicorn"} | {"trl", "datasets", "matplotlib", "tqdm", "scipy"}
 LIGHT = {
-    *("batching.packing", "cli", "client", "errors", "records", "reward", "schemas", "settings", "telemetry.metrics"),
+    *(
+        "batching.packing",
+        "checkpoints.atomic_file",
+        "checkpoints.versions",
+        "cli",
+        "client",
+        "errors",
+        "records",
+        "reward",
+        "schemas",
+        "settings",
+        "telemetry.metrics",
+    ),
 }
 
 

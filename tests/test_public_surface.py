@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
 from public_surface import public_surface
+
+pytestmark = pytest.mark.slow
 
 KEPT = Path(__file__).parent / "data" / "public_surface.json"
 

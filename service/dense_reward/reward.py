@@ -2,7 +2,7 @@
 
 The reward is equation (5) of "Beyond Imitation: Recovering Dense Rewards from Demonstrations" (arXiv 2510.02493):
 r_t = log pi_sft(a_t | s_t) - log pi_ref(a_t | s_t), undiscounted and unscaled. Every reward in an answer comes from
-`log_ratio`, every centred reward from `less_kl`.
+`log_ratio`, every centred reward from `minus_kl`.
 
 Shapes are those of records.py: S scored tokens of one response, K ids at each of them.
 """
@@ -34,7 +34,7 @@ def log_ratio(sft_logprob: FloatArray, reference_logprob: FloatArray) -> FloatAr
     return sft_logprob - reference_logprob
 
 
-def less_kl(reward: FloatArray, kl: FloatArray) -> FloatArray:
+def minus_kl(reward: FloatArray, kl: FloatArray) -> FloatArray:
     """reward - kl, in nats, elementwise: the centred reward of any token, sampled or not."""
     return reward - kl
 
@@ -61,7 +61,7 @@ def centred(scores: TokenScores) -> FloatArray:
     """
     if scores.kl_S is None:
         raise ValueError("centred rewards need kl: set kl in the Wants of the engine")
-    return less_kl(reward(scores), scores.kl_S)
+    return minus_kl(reward(scores), scores.kl_S)
 
 
 def signal(name: Signal, scores: TokenScores) -> FloatArray:

@@ -17,6 +17,8 @@ from dense_reward.manifest import MANIFEST_NAME, load_manifest
 from running_service import Served, served
 from tiny_models import CHAT, tiny_model, write_tokenizer
 
+pytestmark = pytest.mark.slow
+
 FILES = Path(__file__).resolve().parents[2] / "helm" / "dense-reward" / "files"
 KEY = "a-key-of-the-test-of-the-chart"
 

@@ -26,6 +26,8 @@ from running_service import wait_until
 from tiny_models import copy_pair, plain_logprobs, random_trunk, write_pair
 from transformers import AutoModelForCausalLM
 
+pytestmark = pytest.mark.slow
+
 PATIENCE_S = 60.0
 ADDRESS = re.compile(r"running on (https?://127\.0\.0\.1:\d+)")
 MAIN = "import sys; from dense_reward.cli import main; sys.exit(main())"

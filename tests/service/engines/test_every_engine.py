@@ -16,6 +16,8 @@ from model_server import ModelServer, WireFormat
 from running_service import Served, served, wait_until_ready
 from served_pair import SIZES, environment, free_port, write_pair
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE_NATS = 1e-4  # float32 against float32
 START_S = 600.0
 """Two engines of vLLM take a minute to start on a CPU."""

@@ -23,6 +23,8 @@ from faulty_engines import INFO, Gate, Recorder
 from running_service import PATIENCE_S, Served, loading, served, wait_until
 from tiny_models import copy_pair, write_checkpoint
 
+pytestmark = pytest.mark.slow
+
 KEY = "key-of-the-operator"
 ENTRY = {"name": "operator", "key": KEY, "rights": ["score", "admin"]}
 IDS = {"prompt_ids": [1, 2, 3], "response_ids": [[4, 5], [6]]}

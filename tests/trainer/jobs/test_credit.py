@@ -35,7 +35,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from served_pair import ServedPair
 
-pytestmark = pytest.mark.xdist_group("served pair")
+pytestmark = pytest.mark.slow
 
 
 def answer(response: str) -> Demonstration:

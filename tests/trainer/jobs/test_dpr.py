@@ -21,6 +21,8 @@ from pydantic import ValidationError
 from tiny_policy import EngineRewards, PolicyRewards, tiny_checkpoint
 from tiny_training import PROMPTS, config_of, weights_of
 
+pytestmark = pytest.mark.slow
+
 DURATIONS = frozenset({"rollout_s", "logprob_s", "score_s", "update_s", "tokens_per_s"})
 
 

@@ -25,7 +25,7 @@ from dense_reward_trainer.rl.sampling import Sampling, sample
 from dense_reward_trainer.runs.run_folder import MetricsLog
 from served_pair import DATA, ServedPair, environment, write_pair
 
-pytestmark = pytest.mark.xdist_group("served pair")
+pytestmark = pytest.mark.slow
 STEPS = 3
 
 

@@ -16,6 +16,8 @@ from dense_reward_trainer.cli import main
 from dense_reward_trainer.data.sources import DataSource, data_sha256, load, split
 from served_pair import environment
 
+pytestmark = pytest.mark.slow
+
 STEPS = 22  # of a run that is hard to resume
 PROBLEMS = [(a, b) for a in range(3, 18) for b in range(4, 60, 11)]
 

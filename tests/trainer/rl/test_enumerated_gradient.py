@@ -7,7 +7,7 @@ import pytest
 import torch
 from dense_reward_trainer.configs.dpr import BaselineName
 from dense_reward_trainer.rl.losses import policy_gradient
-from dense_reward_trainer.rl.returns import baseline, less_kl_penalty, mask_of, pad, reward_to_go
+from dense_reward_trainer.rl.returns import baseline, mask_of, minus_kl_penalty, pad, reward_to_go
 from enumerated_task import (
     HORIZON,
     LENGTHS,
@@ -37,7 +37,7 @@ def estimated(world: World, name: BaselineName, reward_SV: Tensor, size: int = 1
     """Expected gradient of the estimator: its sum over every group of `size` responses, weighted by probability."""
     logprob_BT, sft_BT, kl_BT = gathered(world.policy_SV), gathered(world.sft_SV), along(world.kl_S)
     mask_BT = mask_of(LENGTHS).double()
-    return_BT = reward_to_go(less_kl_penalty(gathered(reward_SV), logprob_BT, sft_BT, coefficient), mask_BT)
+    return_BT = reward_to_go(minus_kl_penalty(gathered(reward_SV), logprob_BT, sft_BT, coefficient), mask_BT)
     probability_B = world.probability_B().detach()
     losses = []
     for group in product(range(len(RESPONSES)), repeat=size):

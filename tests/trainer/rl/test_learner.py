@@ -23,6 +23,8 @@ from hypothesis import strategies as st
 from tiny_policy import EngineRewards, PolicyRewards, tiny_llama, tiny_policy
 from tiny_training import PROMPTS, batch_of, config_of, weights_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_the_update_follows_the_gradient_at_the_sampling_temperature(temperature: float) -> None:

@@ -11,8 +11,8 @@ from dense_reward_trainer.rl.returns import (
     baseline,
     batch_mean,
     leave_one_out,
-    less_kl_penalty,
     mask_of,
+    minus_kl_penalty,
     pad,
     reward_to_go,
     whitened,
@@ -130,7 +130,7 @@ def test_no_baseline_subtracts_nothing() -> None:
 
 def test_the_kl_penalty_is_paid_per_token_and_carries_no_gradient() -> None:
     policy_BT = torch.tensor([[-1.0, -2.0]], requires_grad=True)
-    shaped_BT = less_kl_penalty(torch.tensor([[1.0, 1.0]]), policy_BT, torch.tensor([[-3.0, -1.0]]), 0.5)
+    shaped_BT = minus_kl_penalty(torch.tensor([[1.0, 1.0]]), policy_BT, torch.tensor([[-3.0, -1.0]]), 0.5)
     assert shaped_BT.tolist() == [[0.0, 1.5]]
     assert not shaped_BT.requires_grad
 

@@ -8,7 +8,7 @@ from dense_reward import Client
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.runs.local_service import free_port, serving
 
-pytestmark = pytest.mark.xdist_group("served pair")
+pytestmark = pytest.mark.slow
 
 
 def test_a_pair_can_be_asked_inside_the_block_and_is_gone_after_it(pair_folder: Path) -> None:

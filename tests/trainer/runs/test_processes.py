@@ -12,6 +12,8 @@ import pytest
 from dense_reward_trainer.runs.processes import TERMINATED, in_processes
 from failing_jobs import PATIENCE_S, fail_beside, started_in
 
+pytestmark = pytest.mark.slow
+
 
 def square(number: int) -> int:
     return number * number

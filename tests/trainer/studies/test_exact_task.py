@@ -22,6 +22,8 @@ from dense_reward_trainer.studies.exact_task import END, TableRewards, Task, Tre
 from pydantic import ValidationError
 from torch import Tensor
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = TaskOptions(symbols=3, horizon=3, prompts=2, demonstrations=300)
 COEFFICIENT = 0.5
 

@@ -31,6 +31,8 @@ from pydantic import ValidationError
 from running_service import served
 from served_pair import SIZES
 
+pytestmark = pytest.mark.slow
+
 PROBLEMS = {"demonstrations": 40, "digits": 1}
 MILESTONES = {"reference": 0.5, "early": 0.2}
 BUSY = "import time\nwhile time.process_time() < 0.3: pass"

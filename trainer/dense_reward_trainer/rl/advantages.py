@@ -15,8 +15,8 @@ from dense_reward_trainer.rl.records import ResponseRewards, Rollout
 from dense_reward_trainer.rl.returns import (
     baseline,
     immediate,
-    less_kl_penalty,
     mask_of,
+    minus_kl_penalty,
     pad,
     reward_to_go,
     total,
@@ -148,7 +148,7 @@ def _shaped(
 ) -> Tensor:
     if config.reward_clip is not None:
         signal = signal.clamp(-config.reward_clip, config.reward_clip)
-    return less_kl_penalty(signal, policy_logprob, sft_logprob, coefficient if config.kl_penalty == "reward" else 0.0)
+    return minus_kl_penalty(signal, policy_logprob, sft_logprob, coefficient if config.kl_penalty == "reward" else 0.0)
 
 
 def _returns(shaped_BT: Tensor, mask_BT: Tensor, config: DprConfig) -> Tensor:

@@ -34,7 +34,9 @@ def mask_of(lengths: Sequence[int]) -> Tensor:
     return pad([np.ones(length, dtype=np.float32) for length in lengths])
 
 
-def less_kl_penalty(reward_BT: Tensor, policy_logprob_BT: Tensor, sft_logprob_BT: Tensor, coefficient: float) -> Tensor:
+def minus_kl_penalty(
+    reward_BT: Tensor, policy_logprob_BT: Tensor, sft_logprob_BT: Tensor, coefficient: float
+) -> Tensor:
     """r_t - b (log pi(a_t|s_t) - log pi_sft(a_t|s_t)), [B, T]: k1, an estimate of KL(pi || pi_sft), in the reward.
 
     Both log-probs at temperature 1. With samples from pi itself, the expected gradient of REINFORCE on the sum of these

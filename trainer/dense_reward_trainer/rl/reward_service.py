@@ -18,7 +18,7 @@ from dense_reward import (
 from dense_reward.client.requests import ItemToScore
 from dense_reward.client.tokenizer import card_named
 from dense_reward.records import FloatArray, IdArray, Report
-from dense_reward.reward import less_kl
+from dense_reward.reward import minus_kl
 from dense_reward.schemas import ArrayName, ModelCard, SignalName
 
 from dense_reward_trainer.configs.service import ServiceJobConfig
@@ -145,7 +145,7 @@ def candidate_signal(
         case "sft_logprob":
             return sft_logprob_TK
         case "centred":
-            return None if reward_TK is None or kl_T is None else less_kl(reward_TK, kl_T[:, None])
+            return None if reward_TK is None or kl_T is None else minus_kl(reward_TK, kl_T[:, None])
 
 
 @contextmanager

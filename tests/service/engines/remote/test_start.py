@@ -12,6 +12,8 @@ from remote_service import IDS, hold, servers, serving
 from running_service import Served, wait_until
 from served_pair import free_port, write_pair
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _short_intervals() -> Iterator[None]:

@@ -13,6 +13,8 @@ from dense_reward.telemetry.process_memory import keep_freed_memory
 from peak_memory import CONFIGS, SHAPES, TOKENS
 from transformers import LlamaConfig
 
+pytestmark = pytest.mark.slow
+
 Case = tuple[str, str, str]
 CASES: tuple[Case, ...] = (
     *(("plain", shape, "float32") for shape in SHAPES),
@@ -36,7 +38,6 @@ def measured() -> dict[Case, tuple[int, int]]:
     return {case: (line["peak"], line["bound"]) for case, line in zip(CASES, lines, strict=True)}
 
 
-@pytest.mark.xdist_group("peak_memory")
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux reports the peak of a process")
 @pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_a_batch_takes_no_more_than_was_said_and_not_many_times_less(

@@ -13,7 +13,7 @@ from dense_reward.errors import CheckpointError
 from tiny_models import write_pair
 
 Pair = tuple[Path, Path]
-pytestmark = pytest.mark.xdist_group("noise")  # one process, because `found` takes seconds
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
