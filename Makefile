@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/deploy/test_operations.py tests/deploy/test_release_scripts.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types fast test-deploy chart heatmap-picture bench bench-gpu estimators reliability soak scale rolling test-vllm engines constraints programs package images push-images push-chart try-image version clean
+.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture bench bench-gpu estimators reliability soak scale rolling test-vllm engines constraints programs package images push-images push-chart try-image version clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -33,7 +33,9 @@ demo: install ## train a tiny pair, serve it, show two heatmaps and keep serving
 
 test: install ## everything that CI runs: lint, types and every test that this machine can run
 	$(MAKE) --no-print-directory lint
-	$(MAKE) --no-print-directory types
+	$(MAKE) --no-print-directory --jobs 2 types suite
+
+suite: install ## run every test that this machine can run
 	$(PYTEST)
 
 lint: install ## check style and format (changes nothing)
