@@ -11,6 +11,8 @@ from import_graph import SERVICE, modules
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+pytestmark = pytest.mark.slow
+
 CORE = {"httpx2", "numpy", "pydantic"}
 MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "tokenizers", "vllm", "accelerate", "peft", "flash_attn"}
 HEAVY = MODEL_LIBRARIES | {"fastapi", "starlette", "uvicorn"} | {"trl", "datasets", "matplotlib", "tqdm", "scipy"}

@@ -16,6 +16,8 @@ from bench.scale.replica import EventQueue, Machine, Replica, Request
 from bench.scale.validation import Cell, Overload, closed_loop, measured_machine, open_loop, overload_measured
 from bench.tables import block_of
 
+pytestmark = pytest.mark.slow
+
 MACHINE = Machine(1000.0, jitter=0.05, max_batch_tokens=2000)
 BURSTS = Bursts(8, 4, prompt_tokens=100, response_tokens=(50, 150), away_s=20.0, steps=6)
 ONE_BY_ONE = Machine(1000.0, max_batch_tokens=1000)

@@ -10,6 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from running_service import Served, served
 
+pytestmark = pytest.mark.slow
+
 REFUSALS = {400, 404, 409, 413, 415, 422}
 
 

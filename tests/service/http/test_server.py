@@ -12,6 +12,8 @@ import pytest
 from faulty_engines import Gate, Recorder
 from running_service import PATIENCE_S, Served, loading, served, wait_until
 
+pytestmark = pytest.mark.slow
+
 IDS = {"prompt_ids": [1], "response_ids": [[2]]}
 DEADLINE = "X-Request-Timeout"
 JSON = {"Content-Type": "application/json"}

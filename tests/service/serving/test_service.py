@@ -22,6 +22,8 @@ from dense_reward.text.encode import Encoder
 from faulty_engines import INFO, Gate, Recorder, packed
 from running_service import PATIENCE_S, Served, loading, served, wait_until
 
+pytestmark = pytest.mark.slow
+
 Report = Callable[[str], None]
 IDS = {"prompt_ids": [1, 2], "response_ids": [[3, 4], [5]]}
 

@@ -18,6 +18,8 @@ from dense_reward.records import EngineInfo, TokenScores, Wants
 from tiny_configs import MAX_LENGTH_TOKENS, VOCABULARY
 from tiny_models import copy_pair, random_trunk, write_checkpoint, write_pair
 
+pytestmark = pytest.mark.slow
+
 Pair = tuple[Path, Path]
 ALL = Wants(kl=True, entropy=True, top_k=3)
 SERVING = ServingOptions(max_batch_tokens=1000)

@@ -12,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+pytestmark = pytest.mark.slow
+
 ALL = Wants(kl=True, entropy=True, top_k=3)
 WHOLE = Tiling(1 << 20, 1 << 20)
 tilings = st.builds(Tiling, st.integers(1, 50), st.integers(1, 20))

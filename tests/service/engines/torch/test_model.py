@@ -18,6 +18,8 @@ from expected_rows import TRUNKS, batches_of, expected, scored
 from tiny_configs import CONFIGS, LONG_TOKENS, PACKED, VOCABULARY
 from tiny_models import plain_logprobs, random_trunk, tiny_model, write_checkpoint
 
+pytestmark = pytest.mark.slow
+
 # These compute in float32 inside, whatever the dtype of the weights: the softmax of eager attention, ALiBi's biases.
 FLOAT32_INSIDE = {"gemma2", "bloom", "mpt"}
 PATHS = [(name, "packed") for name in PACKED] + [(name, "padded") for name in CONFIGS]

@@ -14,6 +14,8 @@ from tiny_models import tiny_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+pytestmark = pytest.mark.slow
+
 Attention = Callable[..., tuple[Tensor, None]]
 Break = Callable[[Attention], Attention]
 

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from tiny_configs import LONG_TOKENS, PADDED
 from tiny_models import plain_logprobs, random_trunk, tiny_model
 
+pytestmark = pytest.mark.slow
+
 ALL = Wants(kl=True, entropy=True, top_k=3)
 TOLERANCE_NATS = 5e-5
 """Rounding between a sequence alone and in any batch, in float32, on models whose log-probs spread over nats."""
