@@ -105,7 +105,7 @@ KINDS: Mapping[str, Callable[[Drawn, random.Random], Any]] = {
 
 
 def completed(values: Drawn) -> Drawn:
-    """The values, plus everything that their switches need: follows the rules of templates/definitions/_refusals.tpl."""
+    """The values, plus everything that their switches need, by the rules of definitions/_refusals.tpl of the chart."""
     defaults = yaml.safe_load((CHART / "values.yaml").read_text("utf-8"))
     made: Drawn = merged(defaults, values)
     _complete_trainer(made)
