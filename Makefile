@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/deploy/test_operations.py tests/deploy/test_release_scripts.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture bench bench-gpu estimators reliability soak scale rolling test-vllm engines constraints programs package images push-images push-chart try-image version clean
+.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture bench bench-gpu gpu-day estimators reliability soak scale rolling test-vllm engines constraints programs package images push-images push-chart try-image version clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -43,7 +43,7 @@ lint: install ## check style and format (changes nothing)
 	$(BIN)/ruff format --check
 
 types: install ## check types of all code with mypy (strict)
-	$(BIN)/mypy service trainer tests constraints $(wildcard helm/*.py helm/dense-reward/files/*.py bench/*.py bench/speed/*.py bench/reliability/*.py bench/scale/*.py docs/pictures/*.py docker/*.py)
+	$(BIN)/mypy service trainer tests constraints $(wildcard helm/*.py helm/dense-reward/files/*.py bench/*.py bench/gpu/*.py bench/speed/*.py bench/reliability/*.py bench/scale/*.py docs/pictures/*.py docker/*.py)
 
 fast: install ## run the tests without those that train or run models, start processes or wait (marked `slow` or `story`): under 2 minutes
 	$(PYTEST) -m "not story and not slow"
@@ -73,6 +73,9 @@ bench: install .venv-vllm/tried ## measure speed against transformers and vLLM w
 bench-gpu: install .venv-vllm-gpu/tried ## measure the same on a GPU
 	$(BIN)/python -m bench.speed gpu $(if $(ONLY),--only $(ONLY))
 	$(BIN)/python -m bench.speed report
+
+gpu-day: install ## test and measure the engine on a GPU, stage by stage: under an hour (STAGE=...: one stage)
+	$(BIN)/python -m bench.gpu $(if $(STAGE),--stage $(STAGE))
 
 estimators: install ## compare DPR's options and its alternatives by the reward that they collect: hours
 	$(BIN)/python -m bench.estimators

@@ -10,8 +10,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+
+if not any(Path("/dev").glob("nvidia*")):
+    os.environ["TRITON_INTERPRET"] = "1"  # without a GPU its kernels run in Python; read when a kernel is defined
 
 NO_VLLM = "needs vLLM, which is not installed here: make test-vllm"
 NO_CUDA = "needs a CUDA device, and torch.cuda.is_available() is False"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from dense_reward.checkpoints.probe import probe_of_texts
 from dense_reward.checkpoints.write_manifest import ManifestFacts, write_manifest
+from dense_reward.engines.torch.weights import plain_attention
 from dense_reward.manifest import Manifest, Role
 from dense_reward.records import Branch, IdArray, Trunk
 from dense_reward.text.encode import RendererName
@@ -32,7 +33,9 @@ def tiny_model(name: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch
     """A model whose log-probs spread over nats."""
     torch.manual_seed(seed)
     exact = {"experts_implementation": "eager"} if dtype is torch.float64 else {}
-    model = AutoModelForCausalLM.from_config(deepcopy(CONFIGS[name]), dtype=dtype, **exact).eval()
+    config = deepcopy(CONFIGS[name])
+    attention = plain_attention(config)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention, **exact).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

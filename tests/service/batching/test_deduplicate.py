@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 from dense_reward.batching.deduplicate import ScoringTask, prepare_batch
-from dense_reward.engines.torch.logprobs import ModelRows, ScoredRows, Tiling, WantedIds, score_pairs, score_rows
+from dense_reward.engines.torch.logprobs import (
+    ModelRows,
+    ScoredRows,
+    Tiling,
+    WantedIds,
+    WantedLogits,
+    score_pairs,
+    score_rows,
+)
 from dense_reward.engines.torch.model import TorchModel
 from dense_reward.engines.torch.pair import ComputeOptions, PairEngine
 from dense_reward.records import TokenScores, Trunk, Wants
@@ -168,7 +176,9 @@ def test_pairs_scored_together_are_those_scored_alone(pairs: list[tuple[int, int
     models = [ModelRows(torch.randn(5, 17, generator=random, dtype=torch.float64), Rows(17)) for _ in range(4)]
     wanted = WantedIds(np.array([0, 4, 4, 2]), np.array([3, 16, 0, 3], dtype=np.int32))
     tiling = Tiling(2, 6)
-    together = score_pairs(models, pairs, wanted, wants, tiling=tiling)
+    heads = [model.head for model in models]
+    wanted_logits = WantedLogits(wanted, heads, models[0].rows_RX.device, tiling=tiling)
+    together = score_pairs(models, pairs, wanted_logits, wants)
     for (sft, reference), found in zip(pairs, together, strict=True):
         alone = score_rows(models[sft], models[reference], wanted, wants, tiling=tiling)
         for column in fields(ScoredRows):

@@ -196,8 +196,9 @@ def test_a_gpu_gives_the_log_probs_of_the_cpu_and_samples_by_seed(policy: Policy
     responses = [r.response_T for r in sample(policy, PROMPTS, Sampling(7), seed=4)]
     expected_BT = policy_logprobs(policy, PROMPTS, responses).detach()
     policy.model.to("cuda")
+    # Llama's norms compute in float32 whatever the dtype.
     torch.testing.assert_close(
-        policy_logprobs(policy, PROMPTS, responses).detach().cpu(), expected_BT, rtol=0, atol=1e-9
+        policy_logprobs(policy, PROMPTS, responses).detach().cpu(), expected_BT, rtol=0, atol=1e-5
     )
     first, again = (ids_and_ends(sample(policy, PROMPTS, Sampling(7, group_size=2), seed=4)) for _ in range(2))
     assert first == again

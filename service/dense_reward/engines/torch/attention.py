@@ -100,17 +100,18 @@ def packed_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     rules = LayerRules(scale, sliding_window or None, softcap or None, s_aux)  # 0 means none
     q_HND, k_JND, v_JNE = query[0], key[0], value[0]
-    # What no kernel computes: soft caps, sinks, value heads of another size. (A window only for trees that it binds.)
-    kernel = rules.cap is None and rules.sinks_H is None and k_JND.shape[-1] == v_JNE.shape[-1]
-    # The kernels of CUDA take the row as a whole, so one tree that the window binds rules them out for all.
-    if kernel and plan.varlen is not None and not any(map(rules.binds, plan.trees)):
-        found = varlen_attention((q_HND, k_JND, v_JNE), plan.varlen, scale=scale)
+    kernel = rules.cap is None and k_JND.shape[-1] == v_JNE.shape[-1]  # what no kernel computes
+    if kernel and plan.varlen is not None:
+        found = varlen_attention((q_HND, k_JND, v_JNE), plan.varlen, scale=scale, window=rules.window, sinks_H=s_aux)
         if found is not None:
             return found[None], None
+    if not plan.trees:
+        raise PackedAttentionError("no kernel of the GPU computes its attention, which a recorded row needs")
     out_NHE = torch.empty((*q_HND.shape[1::-1], v_JNE.shape[-1]), dtype=q_HND.dtype, device=q_HND.device)
     row = LayerTensors(q_HND, k_JND, v_JNE, out_NHE)
     for tree in plan.trees:
-        flash = kernel and q_HND.device.type == "cpu" and not rules.binds(tree)
+        # The CPU's kernel knows no sinks, and no window: it computes trees that the window does not bind.
+        flash = kernel and q_HND.device.type == "cpu" and s_aux is None and not rules.binds(tree)
         (_flash_tree if flash else _materialised_tree)(row, tree, rules)
     return out_NHE[None], None
 

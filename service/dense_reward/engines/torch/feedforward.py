@@ -11,11 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 ROWS = 2048
+GPU_ROWS = 16_384
+"""On a GPU memory is less scarce, and a matmul of few rows leaves it partly idle."""
 _NAMES = frozenset({"mlp", "feed_forward", "ffn"})
 
 
-def bound_feedforward(model: PreTrainedModel, rows: int = ROWS) -> None:
+def bound_feedforward(model: PreTrainedModel, rows: int | None = None) -> None:
     """Replace the forward of every feed-forward layer with one that computes at most `rows` rows at a time.
+
+    None: as many as its device should.
 
     A layer is recognised by its name, because its classes have no base class in common.
     """
@@ -25,8 +29,9 @@ def bound_feedforward(model: PreTrainedModel, rows: int = ROWS) -> None:
             module.forward = _in_parts(module.forward, rows)
 
 
-def _in_parts(forward: Callable[..., object], rows: int) -> Callable[..., object]:
+def _in_parts(forward: Callable[..., object], limit: int | None) -> Callable[..., object]:
     def bounded(states_BLD: Tensor, *args: object, **kwargs: object) -> object:
+        rows = limit or rows_at_once(cuda=states_BLD.is_cuda)
         if args or kwargs or states_BLD.ndim != 3 or states_BLD.shape[0] != 1 or states_BLD.shape[1] <= rows:
             return forward(states_BLD, *args, **kwargs)
         # Split without the batch dimension: a slice of [1, L, D] has strides that send the matmuls to a slower kernel.
@@ -36,3 +41,8 @@ def _in_parts(forward: Callable[..., object], rows: int) -> Callable[..., object
         return torch.cat(tensors, dim=1) if len(tensors) == len(parts) else forward(states_BLD)
 
     return bounded
+
+
+def rows_at_once(*, cuda: bool) -> int:
+    """The most rows that a feed-forward layer computes at a time."""
+    return GPU_ROWS if cuda else ROWS

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
+SHORT = (torch.bfloat16, torch.float16)
+
 
 @dataclass(frozen=True, slots=True)
 class PostProcessing:
@@ -45,9 +47,13 @@ class LinearHead:
         return len(self.weight_VD)
 
     def logits(self, rows_CD: Tensor, tile: slice) -> Tensor:
-        """[C, W], in the dtype of the weights."""
-        bias = None if self.bias_V is None else self.bias_V[tile]
-        return self.post(functional.linear(rows_CD.to(self.weight_VD.dtype), self.weight_VD[tile], bias))
+        """[C, W], in the dtype of the weights; on a GPU float32, which its matmul sums in anyway."""
+        rows_CD, weight_WD = rows_CD.to(self.weight_VD.dtype), self.weight_VD[tile]
+        bias_W = None if self.bias_V is None else self.bias_V[tile]
+        if rows_CD.is_cuda and rows_CD.dtype in SHORT:
+            logits_CW = torch.mm(rows_CD, weight_WD.T, out_dtype=torch.float32)
+            return self.post(logits_CW if bias_W is None else logits_CW + bias_W)
+        return self.post(functional.linear(rows_CD, weight_WD, bias_W))
 
     def at(self, device: torch.device, dtype: torch.dtype | None = None) -> "LinearHead":
         """The same head on a device, in a dtype (None: its own)."""
@@ -96,7 +102,8 @@ class CapturedHead:
 
     def _capture(self, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         self._captured = args[0]
-        return (args[0][:1, :2], *args[1:])
+        # Without the strides of [B, L, D], which would send the matmul to a kernel that copies the whole matrix.
+        return (args[0][0, :2][None], *args[1:])
 
 
 def linear_head(model: PreTrainedModel, captured: CapturedHead) -> LinearHead | None:
@@ -119,7 +126,7 @@ def linear_head(model: PreTrainedModel, captured: CapturedHead) -> LinearHead | 
         ours_CV = head.logits(rows_CD, slice(None))
         if ours_CV.shape != native_CV.shape:
             return None
-        tolerance = 4 * torch.finfo(ours_CV.dtype).eps * native_CV.abs().max()
+        tolerance = 4 * torch.finfo(native_CV.dtype).eps * native_CV.abs().max()
         if ((ours_CV - native_CV).abs() <= tolerance).all():
             return head
     return None

@@ -176,6 +176,8 @@ def _compute_options(models: Sequence[TorchModel], serving: ServingOptions, repo
     report("path: packed" if reason is None else f"path: padded, several times slower, because {reason}")
     if serving.deterministic:
         report("deterministic: each sequence is computed alone, its prompt too")
+    if reason is None and not serving.deterministic:
+        _record_graphs(models, report)
     sizes = [
         peak_bytes(
             model.transformers_model.config,
@@ -191,6 +193,13 @@ def _compute_options(models: Sequence[TorchModel], serving: ServingOptions, repo
         f"{'up to' if reason is None else 'more than'} {max(sizes) / 1e6:,.0f} MB more (--max-batch-tokens)"
     )
     return ComputeOptions(serving.max_batch_tokens, packed=reason is None, alone=serving.deterministic)
+
+
+def _record_graphs(models: Sequence[TorchModel], report: Report) -> None:
+    for model in dict.fromkeys(models):
+        if model.device.type == "cuda":
+            reason = model.record_graphs()
+            report("CUDA graphs: " + ("small batches" if reason is None else f"none, because {reason}"))
 
 
 def _max_length_tokens(models: Sequence[TorchModel], serving: ServingOptions, report: Report) -> int:

@@ -3,8 +3,9 @@
 from transformers import PreTrainedConfig
 
 from dense_reward.engines.torch.attention import SCORES
-from dense_reward.engines.torch.feedforward import ROWS
+from dense_reward.engines.torch.feedforward import rows_at_once
 from dense_reward.engines.torch.logprobs import CPU_TILING, CUDA_TILING
+from dense_reward.engines.torch.varlen import KEYS
 
 SLACK = 1.25  # what allocators lose between blocks of different sizes
 
@@ -37,7 +38,10 @@ def peak_bytes(config: PreTrainedConfig, *, tokens: int, itemsize: int, cuda: bo
     tiling = CUDA_TILING if cuda else CPU_TILING
     logits = 2 * (itemsize + 8) * tiling.rows * tiling.vocab
     materialised = 4 * (4 * SCORES + 2 * max(SCORES, tokens * query)) if _may_materialise(text, tokens) else 0
-    return int(SLACK * (rows + min(tokens, ROWS) * itemsize * wide + logits + materialised))
+    # Each of n branches gathers its prompt of p tokens and itself: with n branches of one token, p + n = tokens.
+    gathered = itemsize * keys * min(KEYS, tokens + tokens * tokens // 4) if cuda else 0
+    inner = min(tokens, rows_at_once(cuda=cuda)) * itemsize * wide
+    return int(SLACK * (rows + inner + logits + materialised + gathered))
 
 
 def _head_size(text: PreTrainedConfig) -> int:

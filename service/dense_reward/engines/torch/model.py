@@ -5,7 +5,6 @@ never attends to.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from dense_reward.batching.packing import Index, Packed
 from dense_reward.engines.torch import attention
+from dense_reward.engines.torch.device_row import DeviceRow
 from dense_reward.engines.torch.feedforward import bound_feedforward
+from dense_reward.engines.torch.fused_layers import fuse_layers
+from dense_reward.engines.torch.graphs import RowGraphs
 from dense_reward.engines.torch.heads import CapturedHead, LinearHead, OwnLogits, linear_head
 from dense_reward.engines.torch.logprobs import Head
-from dense_reward.engines.torch.varlen import varlen_of
 from dense_reward.engines.torch.weights import load_weights, weight_folders
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest
@@ -32,27 +32,6 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceRow:
-    """A packed row on a device: N tokens, R of them predict. `plan` says which tokens attend to which."""
-
-    ids_1N: Tensor
-    positions_1N: Tensor
-    rows_R: Tensor
-    plan: attention.RowPlan
-
-
-def device_row(packed: Packed, device: torch.device) -> DeviceRow:
-    """Copy a row to a device; to a CUDA device with the index tensors for its variable-length kernels."""
-
-    def copied(array: IdArray | Index) -> Tensor:
-        return torch.from_numpy(array.astype(np.int64)).to(device, non_blocking=True)
-
-    varlen = varlen_of(packed.trees, device) if device.type == "cuda" else None
-    plan = attention.RowPlan(packed.trees, varlen)
-    return DeviceRow(copied(packed.ids_N)[None], copied(packed.positions_N)[None], copied(packed.rows_R), plan)
-
-
 class TorchModel:
     """A frozen causal language model. `head` computes the model's own logits from the rows that it returns.
 
@@ -63,10 +42,12 @@ class TorchModel:
         attention.register()
         self._model = model.eval().requires_grad_(False)
         self._own_attention: str = model.config._attn_implementation
+        self.fused = fuse_layers(model)
         bound_feedforward(model)  # before the first forward, which `linear_head` runs
         self._captured = CapturedHead(model.get_output_embeddings())
         with torch.inference_mode():
             self._linear = linear_head(model, self._captured)
+        self._graphs: RowGraphs | None = None
         self.head: Head = self._linear or OwnLogits(self.vocab_size)
 
     @property
@@ -130,16 +111,37 @@ class TorchModel:
                 module.register_forward_hook(lambda _, __, out: out.to(served))
 
     @torch.inference_mode()
+    def record_graphs(self) -> str | None:
+        """Record the launches of small rows, so that a row costs the host one. Returns why that is not possible."""
+        if self._linear is None:
+            return "its output layer cannot be separated from it"
+        self._attend_by(attention.NAME)
+        try:
+            self._graphs = RowGraphs(self._states, self.device)
+        except (RuntimeError, attention.PackedAttentionError) as error:
+            return str(error).partition("\n")[0]
+        return None
+
+    def _states(self, row: DeviceRow) -> Tensor:
+        """[N, D]: the inputs of the output layer at every token of a row."""
+        forward = {"input_ids": row.ids_1N, "position_ids": row.positions_1N, "plan": row.plan}
+        return self._captured.inputs(self._model, **forward)[0][0]
+
+    @torch.inference_mode()
     def packed_rows(self, row: DeviceRow) -> Tensor:
         """[R, X]: the inputs of the output layer at the rows that predict. Raises PackedAttentionError."""
         self._attend_by(attention.NAME)
+        if self._graphs is not None and self._linear is not None:
+            states_ND = self._graphs.states(row)
+            if states_ND is not None:
+                return states_ND[row.rows_R]
         # No attention mask: the plan replaces it. transformers passes `plan` through to packed_attention.
         forward = {"input_ids": row.ids_1N, "position_ids": row.positions_1N, "plan": row.plan}
         if self._linear is None:
             # the model's own logits at the rows that predict only: [R, V] and not [N, V]
             logits: Tensor = self._model(**forward, use_cache=False, logits_to_keep=row.rows_R).logits
             return logits[0]
-        return self._captured.inputs(self._model, **forward)[0][0, row.rows_R]
+        return self._states(row)[row.rows_R]
 
     @torch.inference_mode()
     def padded_rows(self, sequences: Sequence[IdArray], positions: Sequence[IdArray]) -> Tensor:

@@ -1,7 +1,7 @@
 """Both checkpoints together: trunks -> forwards of both models -> scores of every branch."""
 
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import TypeVar
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from dense_reward.batching.packing import Index, Leaf, Packed, computed_tokens, leaves, pack
 from dense_reward.batching.padding import padded_batches
-from dense_reward.engines.torch.logprobs import ModelRows, ScoredRows, WantedIds, score_pairs
-from dense_reward.engines.torch.model import TorchModel, device_row
+from dense_reward.engines.torch.device_row import device_row
+from dense_reward.engines.torch.logprobs import ModelRows, ScoredRows, WantedIds, WantedLogits, score_pairs
+from dense_reward.engines.torch.model import TorchModel
 from dense_reward.errors import EngineLostError, OutOfMemoryError
 from dense_reward.records import (
     Branch,
@@ -57,6 +58,19 @@ class Batch:
     rows: Callable[[TorchModel], Tensor]
     leaves: tuple[Leaf, ...]
     row_S: Index
+
+
+@dataclass(frozen=True, slots=True)
+class HostRows:
+    """ScoredRows on the host: float32, ids int32."""
+
+    sft_logprob_J: FloatArray
+    reference_logprob_J: FloatArray
+    kl_R: FloatArray | None
+    entropy_R: FloatArray | None
+    top_ids_RK: IdArray | None
+    top_sft_logprob_RK: FloatArray | None
+    top_reference_logprob_RK: FloatArray | None
 
 
 class PairEngine:
@@ -166,8 +180,9 @@ class _SharedModels:
     @torch.inference_mode()
     def _score_batch(self, batch: Batch) -> list[ScoredRows]:
         device = self._models[0].device
+        wanted = WantedLogits(_wanted_ids(batch), [model.head for model in self._models], device)
         rows = [ModelRows(batch.rows(model).to(device), model.head) for model in self._models]
-        return score_pairs(rows, self._pairs, _wanted_ids(batch), self._wants)
+        return score_pairs(rows, self._pairs, wanted, self._wants)
 
 
 def _packed_rows(packed: Packed, devices: Set[torch.device]) -> Callable[[TorchModel], Tensor]:
@@ -196,10 +211,8 @@ def _wanted_ids(batch: Batch) -> WantedIds:
 
 def _per_leaf(scored: ScoredRows, batch: Batch) -> Iterator[TokenScores]:
     """The scores of each sequence of a batch: float32 and int32 on the host, copied from the device once."""
-    sft_J, reference_J = _floats(scored.sft_logprob_J), _floats(scored.reference_logprob_J)
-    kl, entropy = map(_floats_or_none, (scored.kl_R, scored.entropy_R))
-    top_sft, top_reference = map(_floats_or_none, (scored.top_sft_logprob_RK, scored.top_reference_logprob_RK))
-    top_ids: IdArray | None = None if scored.top_ids_RK is None else scored.top_ids_RK.int().cpu().numpy()
+    found = _on_host(scored)
+    sft_J, reference_J = found.sft_logprob_J, found.reference_logprob_J
     at, candidate_at = 0, len(batch.row_S)
     for leaf in batch.leaves:
         part, candidates_SK = slice(at, at + len(leaf.scored_S)), leaf.source.candidates_SK
@@ -213,13 +226,13 @@ def _per_leaf(scored: ScoredRows, batch: Batch) -> Iterator[TokenScores]:
         yield TokenScores(
             sft_J[part],
             reference_J[part],
-            kl_S=_taken(kl, rows),
-            entropy_S=_taken(entropy, rows),
+            kl_S=_taken(found.kl_R, rows),
+            entropy_S=_taken(found.entropy_R, rows),
             candidate_sft_logprob_SK=candidate_sft_SK,
             candidate_reference_logprob_SK=candidate_reference_SK,
-            top_ids_SK=_taken(top_ids, rows),
-            top_sft_logprob_SK=_taken(top_sft, rows),
-            top_reference_logprob_SK=_taken(top_reference, rows),
+            top_ids_SK=_taken(found.top_ids_RK, rows),
+            top_sft_logprob_SK=_taken(found.top_sft_logprob_RK, rows),
+            top_reference_logprob_SK=_taken(found.top_reference_logprob_RK, rows),
         )
 
 
@@ -237,13 +250,19 @@ def _on_device(call: Callable[[], Result]) -> Result:
     raise OutOfMemoryError(reason)
 
 
-def _floats(values: Tensor) -> FloatArray:
-    floats: FloatArray = values.float().cpu().numpy()
-    return floats
-
-
-def _floats_or_none(values: Tensor | None) -> FloatArray | None:
-    return None if values is None else _floats(values)
+def _on_host(scored: ScoredRows) -> HostRows:
+    """Copy results from the device, all of them at once: each copy would wait for the device."""
+    given = {field.name: getattr(scored, field.name) for field in fields(scored)}
+    tensors = {name: values for name, values in given.items() if values is not None}
+    # Integers as the bits of floats: one tensor has one dtype.
+    bits = {name: v.float() if v.is_floating_point() else v.int().view(torch.float32) for name, v in tensors.items()}
+    host = torch.cat([values.flatten() for values in bits.values()]).cpu().numpy()
+    parts = np.split(host, np.cumsum([values.numel() for values in bits.values()])[:-1])
+    found = {
+        name: (part if values.is_floating_point() else part.view(np.int32)).reshape(values.shape)
+        for (name, values), part in zip(tensors.items(), parts, strict=True)
+    }
+    return HostRows(**{name: found.get(name) for name in given})  # type: ignore[arg-type]
 
 
 def _taken(values: Array | None, rows: Index) -> Array | None:

@@ -1,17 +1,16 @@
 """CUDA kernels for sequences of variable length: flash-attn's if it is installed, else torch's.
 
-A row takes two calls: first every trunk and every branch causally to itself, then the branches of each tree to their
-trunk. The two results are merged by their log-sum-exp. The keys of a trunk are not copied for its branches.
+The queries of a branch are its own tokens; its keys are those of its trunk and its own, gathered into one sequence. The
+kernels align their causal mask at the bottom right, so the first query of a branch sees its whole trunk. Therefore one
+call computes a row, with sliding windows too. Gathering copies key heads only, which are few where queries share them.
 
-Shapes: N tokens of the row, H heads, D their size, M tokens of branches, L tokens of trunks that have branches.
+Shapes: N tokens of the row, Q queries of a call, K keys of a call, H query heads, J key heads, D their size.
 """
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,10 @@ from dense_reward.batching.packing import Tree
 
 MAX_HEAD_SIZE = 256
 KERNEL_DTYPES = (torch.float16, torch.bfloat16)
+OLDEST_GPU = (8, 0)
+"""Compute capability from which the kernels run."""
+KEYS = 1 << 17
+"""Keys that one call gathers at most, unless one sequence has more: bounds the memory of their copies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,118 +39,132 @@ class Ends:
 
 
 @dataclass(frozen=True, slots=True)
-class Varlen:
-    """The index tensors of a row. The last four are None if no tree has branches.
+class Call:
+    """One call of the kernel: consecutive sequences of the row, and the tokens whose keys they attend to.
 
-    `segments`: every trunk and every branch. `branches`: all branches of one tree are one sequence of queries, whose
-    keys are the sequence of `trunks` at the same index. `branch_rows_M`, `trunk_rows_L`: their tokens in the row.
+    `part`: their tokens. `key_K`: for each key its token in the row; None if the keys are `part` too.
     """
 
-    segments: Ends
-    branch_rows_M: Tensor | None
-    branches: Ends | None
-    trunk_rows_L: Tensor | None
-    trunks: Ends | None
+    part: slice
+    queries: Ends
+    keys: Ends
+    key_K: Tensor | None
 
 
+Varlen = tuple[Call, ...]
+"""The calls that compute a row: one, unless its sequences have more than KEYS keys together."""
 Heads = tuple[Tensor, Tensor, Tensor]
-Kernel = Callable[[Heads, tuple[Ends, Ends], float, bool], tuple[Tensor, Tensor]]
-"""Queries, keys and values [tokens, heads, D]; ends of queries and of keys; scale; causal.
-Returns the result and its log-sum-exp, float32 [tokens, H]."""
+Kernel = Callable[[Heads, Call, float, int | None], tuple[Tensor, Tensor]]
+"""Queries [Q, H, D], keys and values [K, J, D]; the call; scale; window (None: unlimited).
+Returns causal attention, [Q, H, D], and its log-sum-exp, float32 [H, Q]."""
+_Sequence = tuple[int, int, int, int]
+"""Start and length of a trunk's part of the keys, then start and length of the sequence's own tokens."""
 
 
 def varlen_of(trees: Sequence[Tree], device: torch.device) -> Varlen:
-    """The index tensors of a row's trees, on the device."""
-    segments = [n for t in trees for n in (t.tokens, *(s.length for s in t.branches for _ in range(s.count)))]
-    branched = [tree for tree in trees if tree.branches]
-    if not branched:
-        return Varlen(_ends(segments, device), None, None, None, None)
-    blocks = [sum(s.count * s.length for s in tree.branches) for tree in branched]
-    trunks = [np.arange(tree.start, tree.start + tree.tokens) for tree in branched]
-    branches = [  # a tree's branches follow its trunk without a gap
-        np.arange(tree.start + tree.tokens, tree.start + tree.tokens + block)
-        for tree, block in zip(branched, blocks, strict=True)
-    ]
-    return Varlen(
-        _ends(segments, device),
-        _index(branches, device),
-        _ends(blocks, device),
-        _index(trunks, device),
-        _ends([tree.tokens for tree in branched], device),
-    )
+    """The calls for a row's trees, with their index tensors on the device."""
+    return tuple(_call(sequences, device) for sequences in _groups([s for tree in trees for s in _sequences(tree)]))
 
 
-def varlen_attention(heads_HND: Heads, row: Varlen, *, scale: float) -> Tensor | None:
-    """Attention of a row, [N, H, D]; None if no installed kernel supports its dtype and head size."""
-    kernel = _kernel()
-    if kernel is None or heads_HND[0].shape[-1] > MAX_HEAD_SIZE or heads_HND[0].dtype not in KERNEL_DTYPES:
+def varlen_attention(
+    heads_HND: Heads, row: Varlen, *, scale: float, window: int | None = None, sinks_H: Tensor | None = None
+) -> Tensor | None:
+    """Attention of a row, [N, H, D]; None if no installed kernel supports its dtype and head size.
+
+    A window of W keys includes the query's own. Sinks take their share of each softmax and have no value.
+    """
+    kernel, size, dtype = _kernel(), heads_HND[0].shape[-1], heads_HND[0].dtype
+    if kernel is None or size > MAX_HEAD_SIZE or size % 8 or dtype not in KERNEL_DTYPES:
         return None
-    q, k, v = (x.transpose(0, 1).contiguous() for x in heads_HND)
-    out, lse = kernel((q, k, v), (row.segments, row.segments), scale, True)
-    if row.branch_rows_M is None or row.branches is None or row.trunk_rows_L is None or row.trunks is None:
-        return out
-    # Not causal: a branch follows its whole trunk, so each of its tokens attends to every key of it.
-    heads = q[row.branch_rows_M], k[row.trunk_rows_L], v[row.trunk_rows_L]
-    seen, seen_lse = kernel(heads, (row.branches, row.trunks), scale, False)
-    own, own_lse = out[row.branch_rows_M], lse[row.branch_rows_M]
-    # The trunk's share of the softmax's denominator: exp(seen) / (exp(seen) + exp(own)), without overflow.
-    share = torch.sigmoid(seen_lse - own_lse)[..., None]
-    out[row.branch_rows_M] = torch.lerp(own.float(), seen.float(), share).to(out.dtype)
-    return out
+    q, k, v = (x.transpose(0, 1) for x in heads_HND)  # views: the kernels need only the last dimension to be dense
+    parts = []
+    for call in row:
+        keys, values = (x[call.part] if call.key_K is None else x.index_select(0, call.key_K) for x in (k, v))
+        out, lse_HQ = kernel((q[call.part], keys, values), call, scale, window)
+        if sinks_H is not None:
+            # exp(lse) / (exp(lse) + exp(sink)), without overflow: what the sink leaves to the keys.
+            out = (out * torch.sigmoid(lse_HQ - sinks_H.float()[:, None]).T[..., None]).to(dtype)
+        parts.append(out)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _sequences(tree: Tree) -> Iterator[_Sequence]:
+    yield tree.start, 0, tree.start, tree.tokens
+    for stretch in tree.branches:
+        for i in range(stretch.count):
+            yield tree.start, tree.tokens, stretch.start + i * stretch.length, stretch.length
+
+
+def _groups(sequences: Sequence[_Sequence]) -> Iterator[Sequence[_Sequence]]:
+    """Consecutive sequences with at most KEYS keys together, or one that has more."""
+    first = keys = 0
+    for i, (_, trunk, _, own) in enumerate(sequences):
+        if i > first and keys + trunk + own > KEYS:
+            yield sequences[first:i]
+            first, keys = i, 0
+        keys += trunk + own
+    yield sequences[first:]
+
+
+def _call(sequences: Sequence[_Sequence], device: torch.device) -> Call:
+    last = sequences[-1]
+    part = slice(sequences[0][2], last[2] + last[3])  # the sequences of a row follow each other without a gap
+    queries, keys = [own for *_, own in sequences], [trunk + own for _, trunk, _, own in sequences]
+    key_K = None
+    if queries != keys:
+        rows = [np.arange(start, start + length) for s in sequences for start, length in (s[:2], s[2:])]
+        key_K = on_device(np.concatenate(rows), device)
+    return Call(part, _ends(queries, device), _ends(keys, device), key_K)
 
 
 @cache
 def _kernel() -> Kernel | None:
+    """The kernel of this machine's GPU; None if it is too old for both."""
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < OLDEST_GPU:
+        return None
     try:
         from flash_attn import flash_attn_varlen_func  # noqa: PLC0415 - optional
     except ImportError:
-        return _torch_kernel()
+        return _torch_kernel
 
-    def flash(heads: Heads, ends: tuple[Ends, Ends], scale: float, causal: bool) -> tuple[Tensor, Tensor]:
-        lengths = ends[0].ends, ends[1].ends, ends[0].longest, ends[1].longest
+    def flash(heads: Heads, call: Call, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
+        lengths = call.queries.ends, call.keys.ends, call.queries.longest, call.keys.longest
         # return_attn_probs is how flash-attn returns log-sum-exp; it does not compute probabilities for it
-        options = {"softmax_scale": scale, "causal": causal, "return_attn_probs": True}
-        out, lse, _ = flash_attn_varlen_func(*heads, *lengths, **options)
-        return out, _by_token(lse, out)
+        options = {"softmax_scale": scale, "causal": True, "return_attn_probs": True}
+        out, lse_HQ, _ = flash_attn_varlen_func(*heads, *lengths, window_size=_window(window), **options)
+        return out, lse_HQ
 
     return flash
 
 
-def _torch_kernel() -> Kernel | None:
-    """torch's kernel, called by the parameter names of the installed version: they differ between versions."""
-    try:
-        from torch.nn.attention.varlen import AuxRequest, varlen_attn  # noqa: PLC0415 - not in every torch
-    except ImportError:
-        return None
-    known = inspect.signature(varlen_attn).parameters
-    call: Callable[..., Any] = varlen_attn
-    if not {"scale", "return_aux"} <= known.keys():
-        return None
-
-    def attend(heads: Heads, ends: tuple[Ends, Ends], scale: float, causal: bool) -> tuple[Tensor, Tensor]:
-        q, k, v = heads
-        options: dict[str, object] = {"scale": scale, "return_aux": AuxRequest(lse=True)}
-        # (-1, 0): any key to the left, none to the right; that is causal
-        options |= {"window_size": (-1, 0 if causal else -1)} if "window_size" in known else {"is_causal": causal}
-        if "enable_gqa" in known:
-            options["enable_gqa"] = q.shape[1] != k.shape[1]
-        else:
-            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-        out, lse = call(q, k, v, ends[0].ends, ends[1].ends, ends[0].longest, ends[1].longest, **options)
-        return out, _by_token(lse, out)
-
-    return attend
+def _torch_kernel(heads: Heads, call: Call, scale: float, window: int | None) -> tuple[Tensor, Tensor]:
+    left, right = _window(window)
+    out, lse_HQ, *_ = torch.ops.aten._flash_attention_forward(
+        *heads,
+        call.queries.ends,
+        call.keys.ends,
+        call.queries.longest,
+        call.keys.longest,
+        dropout_p=0.0,
+        is_causal=True,
+        return_debug_mask=False,
+        scale=scale,
+        window_size_left=left,
+        window_size_right=right,
+    )
+    return out, lse_HQ
 
 
-def _by_token(lse: Tensor, out: Tensor) -> Tensor:
-    """Log-sum-exp as [tokens, H], float32. Kernels return [H, tokens]; a square one is therefore transposed."""
-    return (lse if lse.shape == out.shape[:2] and lse.shape[0] != lse.shape[1] else lse.transpose(0, 1)).float()
+def _window(window: int | None) -> tuple[int, int]:
+    """Keys to the left of a query's own (-1: all) and to the right of it."""
+    return (-1 if window is None else window - 1, 0)
 
 
 def _ends(lengths: Sequence[int], device: torch.device) -> Ends:
-    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-    return Ends(ends.to(device, non_blocking=True), max(lengths))
+    return Ends(on_device(np.array([0, *accumulate(lengths)], dtype=np.int32), device), max(lengths))
 
 
-def _index(parts: Sequence[NDArray[np.int64]], device: torch.device) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True)
+def on_device(array: NDArray[np.int32] | NDArray[np.int64], device: torch.device) -> Tensor:
+    """A copy of an array on a device. To a GPU from pinned memory, so that the host waits for no queued kernel."""
+    host = torch.from_numpy(array)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)

@@ -1,0 +1,1 @@
+"""An hour with a GPU: correctness and speed of the engine, stage by stage."""

@@ -1,0 +1,37 @@
+"""The stages of a day with a GPU, on a CPU with tiny models: each runs and writes its figures."""
+
+import json
+from pathlib import Path
+
+import pytest
+from bench.gpu.__main__ import main
+from bench.gpu.stages import STAGES
+
+pytestmark = pytest.mark.slow
+# Those that measure nothing else than these on a CPU, and `tests`, which is this suite.
+RUN = ("attention", "heads", "pairs", "speed_15b", "memory")
+
+
+def test_the_stages_run_and_keep_what_others_wrote(tmp_path: Path) -> None:
+    file = tmp_path / "gpu_day.json"
+    file.write_text(json.dumps({"earlier": {"state": "done"}}))
+    assert main(["--device", "cpu", "--tiny", "--out", str(file), *(f"--stage={name}" for name in RUN)]) == 0
+    found = json.loads(file.read_text())
+    assert {name: of_stage["state"] for name, of_stage in found.items()} == dict.fromkeys(("earlier", *RUN), "done")
+    assert all(found[name]["device"] == "cpu" and found[name]["versions"]["torch"] for name in RUN)
+    assert set(found["speed_15b"]["d: 1 x (128 + 128)"]["milliseconds"]) > {"reward", "transformers plain"}
+
+
+def test_a_stage_that_fails_or_hangs_costs_only_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "gpu_day.json"
+    assert main(["--device", "nonsense", "--out", str(file), "--stage=heads"]) == 1
+    assert main(["--device", "cpu", "--tiny", "--limit-s", "0.01", "--out", str(file), "--stage=memory"]) == 1
+    found = json.loads(file.read_text())
+    assert found["heads"]["state"] == "failed"
+    assert "nonsense" in found["heads"]["log"]
+    assert found["memory"]["state"] == "too long"
+    assert "not done: memory" in capsys.readouterr().out
+
+
+def test_every_stage_has_a_line_that_says_what_it_does() -> None:
+    assert all(stage.__doc__ for stage in STAGES.values())

@@ -1,0 +1,101 @@
+"""The GPU's kernel for the sums over the vocabulary, against float64; without a GPU by Triton's interpreter."""
+
+import pytest
+import torch
+from dense_reward.engines.torch.fused_sums import FusedSums, cannot_fuse
+from dense_reward.records import Wants
+from torch import Tensor
+
+pytest.importorskip("triton")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ALL = Wants(kl=True, entropy=True, top_k=3)
+LENGTHS = (1, 5, 100, 1000)
+
+
+def logits(seed: int, words: int, dtype: torch.dtype = torch.float32, rows: int = 5) -> list[Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    return [(4 * torch.randn(rows, words, generator=random)).to(DEVICE, dtype) for _ in range(2)]
+
+
+def summed(tensors: list[Tensor], tile: int, wants: Wants, pairs: tuple[tuple[int, int], ...] = ((0, 1),)) -> FusedSums:
+    sums = FusedSums(len(tensors), pairs, wants)
+    for start in range(0, tensors[0].shape[1], tile):
+        sums.add([each[:, start : start + tile].contiguous() for each in tensors], start)
+    return sums
+
+
+def assert_exact(sums: FusedSums, tensors: list[Tensor], at: int = 0, pair: tuple[int, int] = (0, 1)) -> None:
+    """Within 3e-6 nats of float64 over all ids."""
+    sft, reference = (tensors[model].double().log_softmax(1) for model in pair)
+    kl, entropy, ids, top_sft, top_reference = sums.quantities(at)
+    expected = {
+        "log sum exp": (sums.log_totals()[pair[0]], tensors[pair[0]].double().logsumexp(1)),
+        "of the reference": (sums.log_totals()[pair[1]], tensors[pair[1]].double().logsumexp(1)),
+        "kl": (kl, (sft.exp() * (sft - reference)).sum(1)),
+        "entropy": (entropy, -(sft.exp() * sft).sum(1)),
+        "alternatives": (top_sft, sft.topk(min(3, sft.shape[1]), 1).values),
+    }
+    for name, (found, exact) in expected.items():
+        assert found is not None
+        assert (found.double() - exact).abs().max() <= 5e-6 + 1e-6 * exact.abs().max(), name
+    assert ids is not None
+    assert top_reference is not None
+    torch.testing.assert_close(top_reference.double(), reference.gather(1, ids), atol=5e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("words", "tile"), [(1, 1), (3, 2), (100, 100), (1000, 333), (5000, 4500)])
+def test_the_sums_are_those_over_the_whole_vocabulary(words: int, tile: int, dtype: torch.dtype) -> None:
+    tensors = logits(words, words, dtype)
+    assert_exact(summed(tensors, tile, ALL), tensors)
+
+
+def test_several_pairs_share_models() -> None:
+    tensors = [*logits(1, 70), logits(2, 70)[0]]
+    pairs = ((0, 1), (2, 1), (0, 2))
+    sums = summed(tensors, 32, ALL, pairs)
+    for at, pair in enumerate(pairs):
+        assert_exact(sums, tensors, at, pair)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # 0 * inf, which is then left out
+def test_ids_that_a_model_rules_out_add_nothing() -> None:
+    tensors = logits(3, 40)
+    tensors[0][:, ::2] = -torch.inf
+    tensors[1][:, ::2] = -torch.inf
+    sums = summed(tensors, 16, Wants(kl=True, entropy=True))
+    sft, reference = (each[:, 1::2].double().log_softmax(1) for each in tensors)
+    kl, entropy, *_ = sums.quantities(0)
+    assert kl is not None
+    assert entropy is not None
+    torch.testing.assert_close(kl.double(), (sft.exp() * (sft - reference)).sum(1), atol=5e-6, rtol=0)
+    torch.testing.assert_close(entropy.double(), -(sft.exp() * sft).sum(1), atol=5e-6, rtol=0)
+
+
+def test_large_logits_do_not_overflow_and_equal_models_have_no_kl() -> None:
+    tensors = [each * 100 for each in logits(4, 300)]
+    kl, *_ = summed([tensors[0], tensors[0]], 128, ALL).quantities(0)
+    assert kl is not None
+    assert torch.equal(kl, torch.zeros_like(kl))
+    assert torch.isfinite(torch.stack(summed(tensors, 128, ALL).log_totals())).all()
+
+
+def test_a_nan_stays_in_its_row() -> None:
+    tensors = logits(5, 50)
+    tensors[0][2, 7] = torch.nan
+    total = summed(tensors, 50, Wants()).log_totals()[0]
+    assert torch.isnan(total).tolist() == [False, False, True, False, False]
+
+
+def test_no_rows_are_no_sums() -> None:
+    sums = summed(logits(6, 10, rows=0), 10, Wants(kl=True))
+    assert [len(total) for total in sums.log_totals()] == [0, 0]
+
+
+def test_it_runs_on_gpus_only_and_says_so() -> None:
+    assert cannot_fuse(torch.device("cpu")) == "it runs on GPUs, not on cpu"
+
+
+@pytest.mark.gpu
+def test_it_compiles() -> None:
+    assert cannot_fuse(torch.device("cuda")) is None
