@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from dense_reward.engines.weight_files import check_tokenizer_files
 from dense_reward.errors import CheckpointError, refuse
 from dense_reward.manifest import TOKENIZER_PROBE_TEXT, sha256_of_text, tokenizer_sha256
 from dense_reward.text.encode import Pieces, RendererName
@@ -153,6 +154,7 @@ class TransformersTokenizer:
 
 def load_tokenizer(folder: Path) -> TransformersTokenizer:
     """The tokenizer of a checkpoint folder. Runs no code of the folder. Raises CheckpointError if it cannot be read."""
+    check_tokenizer_files(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return TransformersTokenizer(tokenizer)

@@ -9,6 +9,7 @@ from dense_reward.checkpoints.adopt import locate
 from dense_reward.checkpoints.write_manifest import default_renderer
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.engines.torch.weights import load_weights
+from dense_reward.engines.weight_files import check_tokenizer_files
 from dense_reward.errors import CheckpointError
 from dense_reward.text.encode import Encoder
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -59,6 +60,7 @@ def _weights_dtype(config: SftConfig) -> torch.dtype:
 def _load_base_model(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(f"{folder} is an adapter: merge it into its base model, and start from the merged model")
+    check_tokenizer_files(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
