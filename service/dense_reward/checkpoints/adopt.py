@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Offl
 from dense_reward.checkpoints.probe import PROBE_TEXTS, ProbeText, probe_of_texts
 from dense_reward.checkpoints.write_manifest import ManifestFacts, default_renderer, write_manifest
 from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
+from dense_reward.engines.torch.architecture import load_config
 from dense_reward.engines.weight_files import ADAPTER_CONFIG, check_files, check_weights_exist, read_json
 from dense_reward.errors import CheckpointError, RequestError
 from dense_reward.manifest import Role
@@ -57,6 +58,7 @@ def adopt(
     check_weights_exist(files)
     check_files(files)
     adapter_base = _adapter_base(files, fetch or download)
+    load_config(adapter_base or files)  # before the tokenizer, which reads config.json too
     tokenizer = load_tokenizer(files)
     folder = out or (files if located.own and os.access(files, os.W_OK) else _side_folder(source))
     _make_folder(folder)
