@@ -213,7 +213,7 @@ def test_an_unlikely_pair_is_served_only_where_that_is_asked_for(sft: Manifest, 
 @pytest.mark.parametrize("allow_unrelated", [False, True])
 @pytest.mark.parametrize("run_id", ["run", "another"])
 def test_exchanged_checkpoints_are_told_to_be_swapped(allow_unrelated: bool, run_id: str) -> None:
-    """Their rewards would have the wrong sign, which nobody wants."""
+    """Their rewards would have the wrong sign."""
     with pytest.raises(CheckpointError, match=r"sft is a reference, .* a sft: swap the two") as caught:
         check_pair(reference(), manifest(run_id=run_id), allow_unrelated=allow_unrelated)
     assert "--allow-unrelated" not in str(caught.value)

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 Tensors = dict[str, torch.Tensor]
-Change = Callable[[Path], None]
+Change = Callable[[Path], object]
 LFS_POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 548118077\n"
 SIZES: Mapping[str, int] = {
     "vocab_size": VOCABULARY,
@@ -97,7 +97,7 @@ def without(part: str) -> Change:
 
 
 def content(name: str, text: str | bytes) -> Change:
-    return lambda folder: (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode()) and None
+    return lambda folder: (folder / name).write_bytes(text if isinstance(text, bytes) else text.encode())
 
 
 def removed(*patterns: str) -> Change:
@@ -120,7 +120,7 @@ def config(**entries: object) -> Change:
 
 
 def cut(file: str, end: int) -> Change:
-    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:end]) and None
+    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:end])
 
 
 def both(*changes: Change) -> Change:
@@ -226,7 +226,7 @@ DAMAGED: Mapping[str, Damage] = {
     "missing shard": Damage(both(shards, lambda f: _first_shard(f).unlink()), "is missing, but .* names it: copy"),
     "shard of another split": Damage(_shard_of_another, "the shard is of another model or was split differently"),
     "shard not in the index": Damage(
-        both(shards, lambda f: _first_shard(f).rename(f / "model-00009-of-00009.safetensors") and None),
+        both(shards, lambda f: _first_shard(f).rename(f / "model-00009-of-00009.safetensors")),
         "is missing, but",
     ),
     "shards without an index": Damage(
@@ -235,7 +235,7 @@ DAMAGED: Mapping[str, Damage] = {
     "weights twice": Damage(_stale_weights, "model.safetensors is not in .*: remove the one of them"),
     "broken index": Damage(both(shards, content("model.safetensors.index.json", "{}")), "has no weight_map: copy"),
     "only pickled weights": Damage(
-        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin") and None, "only safetensors are loaded"
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "only safetensors are loaded"
     ),
     "no configuration": Damage(removed("config.json"), "has no usable config.json: copy it"),
     "configuration that is no JSON": Damage(content("config.json", "{'a': 1}"), r"config.json is not JSON .*: copy"),
@@ -288,7 +288,7 @@ HEALTHY: Mapping[str, tuple[Callable[[], PreTrainedModel], Change]] = {
     ),
     "tied, saved as a backbone": (tiny_qwen, renamed(lambda name: name.removeprefix("model."))),
     "masks of old files": (tiny_gpt2, weights(_as_gpt2_saves)),
-    "another format beside": (tiny_llama, lambda f: (f / "pytorch_model.bin").write_bytes(b"PK") and None),
+    "another format beside": (tiny_llama, lambda f: (f / "pytorch_model.bin").write_bytes(b"PK")),
     "the original format beside": (
         tiny_llama,
         lambda f: save_file({"layers.0.w": torch.ones(1)}, f / "consolidated.safetensors"),

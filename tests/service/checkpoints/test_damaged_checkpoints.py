@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -118,13 +119,15 @@ def test_an_odd_but_healthy_checkpoint_loads_with_its_own_weights(tmp_path: Path
         torch.testing.assert_close(loaded(ids_1L).logits, model(ids_1L).logits)
 
 
-def adapter_on(base: Path, folder: Path, *, seed: int = 0, rows: int | None = None, **options: object) -> Path:
+def adapter_on(
+    base: Path, folder: Path, *, seed: int = 0, rows: int | None = None, options: Mapping[str, object] = {}
+) -> Path:
     """An adapter of every linear layer with weights that matter; `rows`: after resizing the vocabulary to these."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base)
     if rows is not None:
         model.resize_token_embeddings(rows)
-    adapter = get_peft_model(model, LoraConfig(**({"r": 2, "target_modules": "all-linear"} | options)))
+    adapter = get_peft_model(model, LoraConfig(**({"r": 2, "target_modules": "all-linear"} | dict(options))))
     with torch.no_grad():
         for parameter in adapter.parameters():
             if parameter.requires_grad:
@@ -164,14 +167,14 @@ DAMAGED_ADAPTERS = {
         "trained on a model of other sizes .*: name its own base",
     ),
     "base elsewhere": (
-        named_base("/home/somebody/llama"),
-        "names the base model /home/somebody/llama, which is not here",
+        named_base("/home/trainer/llama"),
+        "names the base model /home/trainer/llama, which is not here",
     ),
     "no base named": (named_base(""), "has no base_model_name_or_path: add"),
     "pointer": (content(ADAPTER_WEIGHTS, LFS_POINTER), "is a git-lfs pointer"),
     "cut": (cut(ADAPTER_WEIGHTS, -100), "it is cut off or overwritten"),
     "pickled": (
-        lambda folder: (folder / ADAPTER_WEIGHTS).rename(folder / "adapter_model.bin") and None,
+        lambda folder: (folder / ADAPTER_WEIGHTS).rename(folder / "adapter_model.bin"),
         "only safetensors are loaded",
     ),
     "configuration that is no JSON": (content("adapter_config.json", "{"), "adapter_config.json is not JSON"),
@@ -214,7 +217,7 @@ def test_loading_refuses_an_adapter_whose_manifest_was_made_on_the_damage(
 def test_an_adapter_with_added_tokens_is_refused_with_the_cure(
     healthy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], target: str | list[str]
 ) -> None:
-    folder = adapter_on(healthy / "reference", tmp_path / "adapter", rows=261, target_modules=target)
+    folder = adapter_on(healthy / "reference", tmp_path / "adapter", rows=261, options={"target_modules": target})
     assert cli.main(["adopt", str(folder), "--role", "sft"]) == 2
     message = in_words(capsys, "dense-reward: ")
     assert "the adapter was trained on a resized vocabulary (" in message
@@ -250,7 +253,7 @@ def test_a_healthy_adapter_loads_and_its_rewards_are_those_of_peft(
 ) -> None:
     base = tmp_path / "base"
     shutil.copytree(healthy / "reference", base)
-    folder = adapter_on(base, tmp_path / "adapter", seed=3, **options)
+    folder = adapter_on(base, tmp_path / "adapter", seed=3, options=options)
     if named == "relative":
         named_base("../base")(folder)
     adopt(str(folder), role="sft", run_id="mine")

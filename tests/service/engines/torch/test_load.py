@@ -138,7 +138,7 @@ def test_a_copy_of_a_model_is_refused_however_it_is_saved(tmp_path: Path, saved_
     (reference / "model.safetensors").unlink()
     model.save_pretrained(reference, max_shard_size="10KB" if saved_as == "shards" else "1GB")
     facts = ManifestFacts(role="reference", run_id="run", renderer="plain", optimiser_step=10)
-    other = write_manifest(reference, facts, lambda *given: probe_of_texts(*given, PROBE_TEXTS[:2]))
+    other = write_manifest(reference, facts, lambda encoder, limit: probe_of_texts(encoder, limit, PROBE_TEXTS[:2]))
     assert (other.weights_sha256, other.probe) != (made.weights_sha256, made.probe)
     with pytest.raises(CheckpointError, match="every reward would be 0: name an earlier checkpoint"):
         loaded((sft, reference), allow_unrelated=True)
