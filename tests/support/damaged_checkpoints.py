@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_configs import VOCABULARY
-from tiny_models import CHAT, ENLARGED, write_tokenizer
+from tiny_models import CHAT, ENLARGED, tiny_model, write_tokenizer
 from transformers import (
     AutoModel,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -59,6 +61,16 @@ def tiny_qwen(seed: int = 0, **options: object) -> PreTrainedModel:
 def tiny_gpt2(seed: int = 0) -> PreTrainedModel:
     config = GPT2Config(vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=256, **_IDS)
     return _enlarged(GPT2LMHeadModel, config, seed)
+
+
+def tiny_gemma3(seed: int = 0) -> PreTrainedModel:
+    """The multimodal form, with a vision tower that text does not use."""
+    text = {**SIZES, **_IDS, "head_dim": 8, "query_pre_attn_scalar": 8}
+    vision = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    torch.manual_seed(seed)
+    return Gemma3ForConditionalGeneration(config).eval()
 
 
 def write_model(folder: Path, model: PreTrainedModel) -> Path:
@@ -288,6 +300,11 @@ HEALTHY: Mapping[str, tuple[Callable[[], PreTrainedModel], Change]] = {
     ),
     "tied, saved as a backbone": (tiny_qwen, renamed(lambda name: name.removeprefix("model."))),
     "masks of old files": (tiny_gpt2, weights(_as_gpt2_saves)),
+    "multimodal": (tiny_gemma3, lambda _: None),
+    "layers for several tokens at once": (
+        lambda: tiny_model("qwen3-next", dtype=torch.float32),
+        weights(lambda old: old | {"mtp.fc.weight": torch.ones(3, 3)}),
+    ),
     "another format beside": (tiny_llama, lambda f: (f / "pytorch_model.bin").write_bytes(b"PK")),
     "the original format beside": (
         tiny_llama,
