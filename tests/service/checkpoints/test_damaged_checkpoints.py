@@ -35,7 +35,7 @@ from dense_reward.records import Wants
 from dense_reward_trainer import cli as trainer_cli
 from dense_reward_trainer.rl.policy import load_policy
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_models import CHAT, random_trunk, write_tokenizer
+from tiny_models import CHAT, random_trunk, tiny_model, write_tokenizer
 from transformers import AutoModelForCausalLM
 
 pytestmark = pytest.mark.slow
@@ -293,3 +293,10 @@ def test_a_full_disk_is_told(
     monkeypatch.setattr(write_manifest_module, "write_whole", full)
     assert cli.main(["adopt", str(folder), "--role", "sft"]) == 2
     assert "manifest.json cannot be written (No space left on device): make space" in in_words(capsys, "dense-reward: ")
+
+
+def test_an_expert_with_a_missing_part_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_model(tmp_path / "a", tiny_model("mixtral", dtype=torch.float32))
+    without("experts.1.w1")(folder)
+    assert cli.main(["adopt", str(folder), "--role", "sft"]) == 2
+    assert "as those of a layer's experts, are incomplete or differ in shape" in in_words(capsys, "dense-reward: ")
