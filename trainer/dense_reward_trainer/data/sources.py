@@ -51,6 +51,7 @@ __all__ = [
     "split",
 ]
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _FILE_SUFFIXES = frozenset((".jsonl", ".json", ".gz", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".zst", ".zip"))
 _SOURCES = "a .jsonl or .jsonl.gz file, a data set such as openai/gsm8k:main@train, or the generator `arithmetic`"
 _LISTED_BAD_LINES = 10
@@ -248,6 +249,11 @@ def _file_lines(path: Path) -> list[tuple[int, bytes]]:
     if not path.name.endswith((".jsonl", ".jsonl.gz")):
         raise DataError(f"{path}: only .jsonl and .jsonl.gz files are read: convert it to one JSON object per line")
     content = path.read_bytes()
+    if content.startswith(_LFS_POINTER):
+        raise DataError(
+            f"{path} is a git-lfs pointer, not the data: run `git lfs pull` in its repository, or download the file "
+            "again"
+        )
     if path.suffix == ".gz":
         try:
             content = gzip.decompress(content)
