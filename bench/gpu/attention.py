@@ -2,8 +2,8 @@
 
 import torch
 from dense_reward.batching.packing import Tree, pack
+from dense_reward.engines.kernels.varlen import varlen_of
 from dense_reward.engines.torch.attention import RowPlan, packed_attention
-from dense_reward.engines.torch.varlen import varlen_of
 from torch import Tensor, nn
 
 from bench.gpu.machine import TINY_LENGTHS, Machine, Record, trunks_of

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from dense_reward.engines.torch.graphs import RowGraphs
+from dense_reward.engines.kernels.graphs import RowGraphs
 from dense_reward.records import Scores, Wants
 from numpy.typing import NDArray
 
@@ -11,7 +11,7 @@ from bench.speed.workload import SHAPES, Lengths
 
 BATCHES: dict[str, Lengths] = {
     "128 + 128": ((128, (128,)),),
-    "3 + 2": ((3, (2,)),),
+    "3 + 30": ((3, (30,)),),
     "128 + 8 x 128": ((128, (128,) * 8),),
     "four trees": ((100, (7, 300, 1)), (5, ()), (250, (40, 40)), (1, (600,))),
     "100 short answers": ((200, (9,) * 100),),
@@ -41,8 +41,8 @@ def stage(machine: Machine, record: Record) -> None:
         trunks = trunks_of(lengths, shape.vocab_size)
         calls: list[bool] = []
 
-        def counted(graphs: RowGraphs, row: object, calls: list[bool] = calls) -> torch.Tensor | None:
-            found = states(graphs, row)  # type: ignore[arg-type]
+        def counted(graphs: RowGraphs, *row: object, calls: list[bool] = calls) -> torch.Tensor | None:
+            found = states(graphs, *row)  # type: ignore[arg-type]
             calls.append(found is not None)
             return found
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from dense_reward.engines.torch.fused_sums import FusedSums, cannot_fuse
+from dense_reward.engines.kernels.fused_sums import FusedSums, cannot_fuse
+from dense_reward.engines.kernels.row_sums import RowSums, TorchSums
 from dense_reward.engines.torch.heads import LinearHead, PostProcessing
-from dense_reward.engines.torch.row_sums import RowSums, TorchSums
 from dense_reward.records import Wants
 from torch import Tensor
 

@@ -8,9 +8,9 @@ from types import ModuleType
 from unittest.mock import patch
 
 import torch
+from dense_reward.engines.kernels.graphs import RowGraphs
 from dense_reward.engines.torch import feedforward, heads, logprobs
 from dense_reward.engines.torch import model as model_module
-from dense_reward.engines.torch.graphs import RowGraphs
 from dense_reward.engines.torch.pair import PairEngine
 from dense_reward.records import Trunk, Wants
 from transformers import PreTrainedModel

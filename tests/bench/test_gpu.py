@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from bench.gpu.__main__ import main
 from bench.gpu.stages import STAGES
 

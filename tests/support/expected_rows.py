@@ -7,9 +7,8 @@ import numpy as np
 import torch
 from dense_reward.batching.packing import Packed, leaves, pack
 from dense_reward.batching.padding import padded_batches
-from dense_reward.engines.torch.device_row import device_row
 from dense_reward.engines.torch.logprobs import ModelRows, ScoredRows, Tiling, score_rows
-from dense_reward.engines.torch.model import TorchModel
+from dense_reward.engines.torch.model import TorchModel, device_row
 from dense_reward.engines.torch.pair import Batch, _wanted_ids
 from dense_reward.records import Trunk, Wants
 from tiny_models import plain_logprobs, random_trunk

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from dense_reward.batching.packing import Stretch, Tree
-from dense_reward.engines.torch.varlen import Varlen, varlen_attention
+from dense_reward.engines.kernels.varlen import Varlen, varlen_attention
 
 NAME = "dense_reward_packed"
 QUERY_BLOCK = 256  # queries whose score matrix is materialised at once on the slow path

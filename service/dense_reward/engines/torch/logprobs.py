@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dense_reward.engines.torch.fused_sums import FusedSums, cannot_fuse
-from dense_reward.engines.torch.row_sums import Pair, RowSums, TorchSums
-from dense_reward.engines.torch.varlen import on_device
+from dense_reward.engines.kernels.fused_sums import FusedSums, cannot_fuse
+from dense_reward.engines.kernels.row_sums import Pair, RowSums, TorchSums
+from dense_reward.engines.kernels.varlen import on_device
 from dense_reward.records import IdArray, Wants
 
 NOTHING_MORE = Wants()

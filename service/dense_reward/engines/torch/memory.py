@@ -2,10 +2,10 @@
 
 from transformers import PreTrainedConfig
 
+from dense_reward.engines.kernels.varlen import KEYS
 from dense_reward.engines.torch.attention import SCORES
 from dense_reward.engines.torch.feedforward import rows_at_once
 from dense_reward.engines.torch.logprobs import CPU_TILING, CUDA_TILING
-from dense_reward.engines.torch.varlen import KEYS
 
 SLACK = 1.25  # what allocators lose between blocks of different sizes
 

@@ -5,6 +5,7 @@ never attends to.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from dense_reward.batching.packing import Index, Packed
+from dense_reward.engines.kernels.fused_layers import fuse_layers
+from dense_reward.engines.kernels.graphs import RowGraphs
+from dense_reward.engines.kernels.varlen import Varlen, on_device, varlen_of
 from dense_reward.engines.torch import attention
-from dense_reward.engines.torch.device_row import DeviceRow
 from dense_reward.engines.torch.feedforward import bound_feedforward
-from dense_reward.engines.torch.fused_layers import fuse_layers
-from dense_reward.engines.torch.graphs import RowGraphs
 from dense_reward.engines.torch.heads import CapturedHead, LinearHead, OwnLogits, linear_head
 from dense_reward.engines.torch.logprobs import Head
 from dense_reward.engines.torch.weights import load_weights, weight_folders
@@ -30,6 +32,27 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRow:
+    """A packed row on a device: N tokens, R of them predict. `plan` says which tokens attend to which."""
+
+    ids_1N: Tensor
+    positions_1N: Tensor
+    rows_R: Tensor
+    plan: attention.RowPlan
+
+
+def device_row(packed: Packed, device: torch.device) -> DeviceRow:
+    """Copy a row to a device; to a CUDA device with the index tensors for its variable-length kernels."""
+
+    def copied(array: IdArray | Index) -> Tensor:
+        return on_device(array.astype(np.int64), device)
+
+    varlen = varlen_of(packed.trees, device) if device.type == "cuda" else None
+    plan = attention.RowPlan(packed.trees, varlen)
+    return DeviceRow(copied(packed.ids_N)[None], copied(packed.positions_N)[None], copied(packed.rows_R), plan)
 
 
 class TorchModel:
@@ -117,10 +140,14 @@ class TorchModel:
             return "its output layer cannot be separated from it"
         self._attend_by(attention.NAME)
         try:
-            self._graphs = RowGraphs(self._states, self.device)
+            self._graphs = RowGraphs(self._recorded, self.device)
         except (RuntimeError, attention.PackedAttentionError) as error:
             return str(error).partition("\n")[0]
         return None
+
+    def _recorded(self, ids_1N: Tensor, positions_1N: Tensor, varlen: Varlen) -> Tensor:
+        """[N, D], in the way that graphs record it: no kernel is chosen by the row's trees."""
+        return self._states(DeviceRow(ids_1N, positions_1N, ids_1N[0, :0], attention.RowPlan((), varlen)))
 
     def _states(self, row: DeviceRow) -> Tensor:
         """[N, D]: the inputs of the output layer at every token of a row."""
@@ -132,7 +159,7 @@ class TorchModel:
         """[R, X]: the inputs of the output layer at the rows that predict. Raises PackedAttentionError."""
         self._attend_by(attention.NAME)
         if self._graphs is not None and self._linear is not None:
-            states_ND = self._graphs.states(row)
+            states_ND = self._graphs.states(row.ids_1N, row.positions_1N, row.plan.varlen)
             if states_ND is not None:
                 return states_ND[row.rows_R]
         # No attention mask: the plan replaces it. transformers passes `plan` through to packed_attention.

@@ -17,8 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from dense_reward.batching.packing import pack
 from dense_reward.engines.torch import attention
-from dense_reward.engines.torch.device_row import device_row
-from dense_reward.engines.torch.model import TorchModel
+from dense_reward.engines.torch.model import TorchModel, device_row
 from dense_reward.engines.torch.weights import plain_attention
 from dense_reward.records import Branch, IdArray, Trunk
 

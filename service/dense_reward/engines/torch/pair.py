@@ -11,9 +11,8 @@ from torch import Tensor
 
 from dense_reward.batching.packing import Index, Leaf, Packed, computed_tokens, leaves, pack
 from dense_reward.batching.padding import padded_batches
-from dense_reward.engines.torch.device_row import device_row
 from dense_reward.engines.torch.logprobs import ModelRows, ScoredRows, WantedIds, WantedLogits, score_pairs
-from dense_reward.engines.torch.model import TorchModel
+from dense_reward.engines.torch.model import TorchModel, device_row
 from dense_reward.errors import EngineLostError, OutOfMemoryError
 from dense_reward.records import (
     Branch,

@@ -10,8 +10,7 @@ import pytest
 import torch
 from dense_reward.batching.packing import pack
 from dense_reward.engines.torch.attention import PackedAttentionError
-from dense_reward.engines.torch.device_row import device_row
-from dense_reward.engines.torch.model import TorchModel, load_model
+from dense_reward.engines.torch.model import TorchModel, device_row, load_model
 from dense_reward.engines.torch.weights import stored_dtype
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, load_manifest

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from dense_reward.batching.packing import Tree
-from dense_reward.engines.torch import varlen
+from dense_reward.engines.kernels import varlen
+from dense_reward.engines.kernels.varlen import Call, varlen_attention, varlen_of
 from dense_reward.engines.torch.attention import RowPlan, packed_attention
-from dense_reward.engines.torch.varlen import Call, varlen_attention, varlen_of
 from reference_attention import TOLERANCE, Heads, Shape, attended, random_heads, tokens_of, trees_of
 from torch import Tensor, nn
 

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from dense_reward.engines.torch.row_sums import Pair, Quantities, Top, likeliest
+from dense_reward.engines.kernels.row_sums import Pair, Quantities, Top, likeliest
 from dense_reward.records import Wants
 
 try:

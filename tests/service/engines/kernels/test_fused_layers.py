@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from dense_reward.engines.torch import fused_layers
-from dense_reward.engines.torch.fused_layers import fuse_layers, gated, norm, rotated
+from dense_reward.engines.kernels import fused_layers
+from dense_reward.engines.kernels.fused_layers import fuse_layers, gated, norm, rotated
 from tiny_models import tiny_model
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb

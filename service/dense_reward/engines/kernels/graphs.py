@@ -12,15 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dense_reward.engines.torch.attention import RowPlan
-from dense_reward.engines.torch.device_row import DeviceRow
-from dense_reward.engines.torch.varlen import Call, Ends
+from dense_reward.engines.kernels.varlen import Call, Ends, Varlen
 
 STEP, LARGEST = 256, 2048
 """Graphs are recorded for the multiples of STEP tokens up to LARGEST."""
 SEQUENCES, KEYS_PER_TOKEN = 128, 4
 """Rows with more sequences, or more gathered keys for each token of the graph, are launched one by one."""
-States = Callable[[DeviceRow], Tensor]
+States = Callable[[Tensor, Tensor, Varlen], Tensor]
+"""Ids and positions of a row, [1, N], and its attention -> hidden states, [N, D]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,8 @@ class RowGraph:
     """One recorded graph: its inputs, which `states` overwrites, and its output [L, D], which the next call does."""
 
     graph: torch.cuda.CUDAGraph
-    row: DeviceRow
+    ids_1L: Tensor
+    positions_1L: Tensor
     call: Call
     key_K: Tensor
     states_LD: Tensor
@@ -43,9 +43,9 @@ class RowGraphs:
         lengths = range(LARGEST, 0, -STEP)
         self._graphs = {length: _recorded(states, length, device, self._pool) for length in lengths}
 
-    def states(self, row: DeviceRow) -> Tensor | None:
+    def states(self, ids_1N: Tensor, positions_1N: Tensor, varlen: Varlen | None) -> Tensor | None:
         """[L, D] with L >= N, valid until the next call; None if no graph fits the row."""
-        tokens, varlen = row.ids_1N.shape[1], row.plan.varlen
+        tokens = ids_1N.shape[1]
         length = -(-tokens // STEP) * STEP
         if varlen is None or len(varlen) != 1 or length not in self._graphs:
             return None
@@ -54,8 +54,8 @@ class RowGraphs:
         sequences = len(call.queries.ends) - 1
         if sequences > SEQUENCES or keys > len(graph.key_K):
             return None
-        graph.row.ids_1N[0, :tokens] = row.ids_1N[0]
-        graph.row.positions_1N[0, :tokens] = row.positions_1N[0]
+        graph.ids_1L[0, :tokens] = ids_1N[0]
+        graph.positions_1L[0, :tokens] = positions_1N[0]
         for mine, theirs in ((graph.call.queries.ends, call.queries.ends), (graph.call.keys.ends, call.keys.ends)):
             mine[: sequences + 1] = theirs
             mine[sequences + 1 :] = theirs[-1]  # sequences without tokens
@@ -77,13 +77,12 @@ def _recorded(states: States, length: int, device: torch.device, pool: tuple[int
         each[0] = 0
     call = Call(slice(0, length), Ends(ends[0], length), Ends(ends[1], length), key_K)
     ids, positions = zeros(1, length, dtype=torch.int64), zeros(1, length, dtype=torch.int64)
-    row = DeviceRow(ids, positions, zeros(0, dtype=torch.int64), RowPlan((), (call,)))
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):  # compiles and allocates what a recording must not
-        states(row)
+        states(ids, positions, (call,))
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # type: ignore[arg-type]
-        found = states(row)
-    return RowGraph(graph, row, call, key_K, found)
+        found = states(ids, positions, (call,))
+    return RowGraph(graph, ids, positions, call, key_K, found)

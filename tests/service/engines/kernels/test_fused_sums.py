@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dense_reward.engines.torch.fused_sums import FusedSums, cannot_fuse
+from dense_reward.engines.kernels.fused_sums import FusedSums, cannot_fuse
 from dense_reward.records import Wants
 from torch import Tensor
 

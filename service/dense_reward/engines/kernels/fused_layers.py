@@ -89,6 +89,7 @@ if triton is not None:
         tl.store(to + HALF, (second * cos_2 + first * sin_2).to(out.dtype.element_ty), mask=inside)
 
 
+@torch.inference_mode()
 def fuse_layers(model: PreTrainedModel) -> tuple[str, ...]:
     """Replace what can be, and return the kinds: norms, gates, rotations. Nothing on a CPU or without Triton."""
     if triton is None or model.device.type != "cuda" or model.dtype not in SHORT:
@@ -203,10 +204,9 @@ def _fuse_rotation(model: PreTrainedModel) -> bool:
     q, k = (torch.randn(1, 5, heads, 64, device=model.device).to(model.dtype).transpose(1, 2) for heads in (4, 2))
     cos, sin = (torch.randn(1, 5, 64, device=model.device).to(model.dtype) for _ in range(2))
     try:
-        with torch.inference_mode():
-            pairs = zip(rotate(q, k, cos, sin), original(q, k, cos, sin), strict=True)  # type: ignore[call-overload]
-            if not all(_difference(*pair) <= 2 * TOLERANCE for pair in pairs):
-                return False
+        pairs = zip(rotate(q, k, cos, sin), original(q, k, cos, sin), strict=True)  # type: ignore[call-overload]
+        if not all(_difference(*pair) <= 2 * TOLERANCE for pair in pairs):
+            return False
     except (TypeError, ValueError, RuntimeError):
         return False
     setattr(code, _ROTATE, rotate)
