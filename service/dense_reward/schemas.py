@@ -201,6 +201,16 @@ class ModelCard(Strictly):
     tokenizer_sha256: str
     renderer: str
     end_of_turn_id: int | None
+    template_kwargs: dict[str, JsonValue] = Field(
+        default_factory=dict, description="variables that the chat template always gets"
+    )
+    response_prefix: str | None = Field(
+        None, description="text between the generation prompt and a response, not scored; null: not decided"
+    )
+    template_date: str | None = Field(None, description="the day that the chat template writes")
+    text_refused: str | None = Field(
+        None, description="why texts and chats are refused (undecided_template), with the cure; null: they are served"
+    )
     dtype: str
     device: str
     vocabulary: int

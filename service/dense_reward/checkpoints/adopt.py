@@ -4,25 +4,32 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from pydantic import JsonValue
 
+from dense_reward.checkpoints.chat_choices import check_end_of_turn, checked_choices, encoder_with, template_lines
 from dense_reward.checkpoints.probe import PROBE_TEXTS, ProbeText, probe_of_texts
 from dense_reward.checkpoints.write_manifest import ManifestFacts, default_renderer, write_manifest
-from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
+from dense_reward.engines.tokenizer import load_tokenizer
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Role
-from dense_reward.text.encode import RendererName
+from dense_reward.records import Report
+from dense_reward.text.tokenizer import RendererName
 
 Fetch = Callable[[str, str | None], Path]
 """Takes a hub id and a revision, and returns the folder of the downloaded files."""
 ADAPTER_CONFIG = "adapter_config.json"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _NEEDED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+def _silent(_: str) -> None:
+    """The report of a caller that wants none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +51,19 @@ def adopt(
     out: Path | None = None,
     texts: Sequence[ProbeText] = PROBE_TEXTS,
     device: str = "cpu",
+    template_kwargs: Mapping[str, JsonValue] | None = None,
+    response_prefix: str | None = None,
+    template_date: str | None = None,
     fetch: Fetch | None = None,
+    report: Report = _silent,
 ) -> Path:
     """Write the manifest of a checkpoint, and return the folder that holds it: the one to start a service with.
 
     `source` is a folder (a LoRA adapter's too) or a hub id[@revision]. The manifest is written next to the files,
     or into a side folder that refers to them: `out`, or adopted/NAME if the files are in the hub's cache or read-only.
     Checkpoints adopted with the same `run_id` count as one run. `end_of_turn` is a token, by default the template's.
+    `template_kwargs`, `response_prefix` and `template_date` (by default today, if the template writes the date) are
+    fields of Manifest; as long as it is undecided what a response stands after, a service refuses texts and chats.
     Raises CheckpointError, which names the cure.
     """
     located = locate(source, fetch or download)
@@ -60,18 +73,33 @@ def adopt(
     folder = out or (files if located.own and os.access(files, os.W_OK) else _side_folder(source))
     folder.mkdir(parents=True, exist_ok=True)
     same_folder = folder.resolve() == files.resolve()
+    base = _adapter_base(files, fetch or download)
+    renderer = renderer or default_renderer(tokenizer, files)
+    choices = checked_choices(
+        tokenizer,
+        renderer,
+        template_kwargs=template_kwargs,
+        response_prefix=response_prefix,
+        template_date=template_date,
+    )
+    encoder = encoder_with(tokenizer, renderer, choices, end_of_turn=end_of_turn, place=files)
+    if end_of_turn is None:
+        check_end_of_turn(encoder, base or files, files, "--end-of-turn TOKEN")
     facts = ManifestFacts(
         role=role,
         run_id=run_id or f"adopted-{uuid.uuid4().hex[:12]}",
-        renderer=renderer or default_renderer(tokenizer, files),
-        end_of_turn_id=None if end_of_turn is None else _token_id(tokenizer, end_of_turn),
+        renderer=renderer,
+        end_of_turn_id=encoder.end_of_turn_id,
+        choices=choices,
         optimiser_step=_optimiser_step(files),
         base_model=None if located.own else source,
         dtype=dtype,
         source=None if same_folder else files,
-        adapter_base=_adapter_base(files, fetch or download),
+        adapter_base=base,
     )
     write_manifest(folder, facts, lambda encoder, limit: probe_of_texts(encoder, limit, texts), device=device)
+    for line in template_lines(encoder):
+        report(line)
     return folder
 
 
@@ -133,13 +161,6 @@ def _adapter_base(files: Path, fetch: Fetch) -> Path | None:
     except (ValueError, KeyError) as error:
         raise CheckpointError(f"{path} has no base_model_name_or_path: add the base model's folder") from error
     return locate(str(base), fetch).folder
-
-
-def _token_id(tokenizer: TransformersTokenizer, token: str) -> int:
-    ids = tokenizer.encode(token, special=True).ids
-    if len(ids) != 1:
-        raise CheckpointError(f"the end of turn must be one token, but {token!r} is {len(ids)}")
-    return ids[0]
 
 
 def _optimiser_step(files: Path) -> int | None:

@@ -16,8 +16,9 @@ from dense_reward.records import OnDevice
 from dense_reward.serving.loaders import LoadedPair
 from dense_reward.serving.service import Service
 from dense_reward.settings import Settings
-from dense_reward.text.encode import Encoder, Pieces
+from dense_reward.text.encode import Encoder
 from dense_reward.text.offsets import Span
+from dense_reward.text.tokenizer import Pieces
 from faulty_engines import Gate, Recorder
 from running_service import PATIENCE_S, Served, loading, served, wait_until
 

@@ -2,7 +2,8 @@
 
 import pytest
 from dense_reward.engines.tokenizer import TransformersTokenizer
-from dense_reward.text.encode import Encoder, RendererName
+from dense_reward.text.encode import Encoder
+from dense_reward.text.tokenizer import RendererName
 from dense_reward_trainer.data.sources import ChatMessage, DataError, Demonstration
 from dense_reward_trainer.data.tokenised import IGNORED, TokenisedRow, encode_demonstrations
 from dense_reward_trainer.sft.from_scratch import train_tokenizer

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal, Self
 
-from dense_reward.text.encode import RendererName
+from dense_reward.text.tokenizer import RendererName
 from pydantic import Field, model_validator
 
 from dense_reward_trainer.configs.base import Fraction, JobConfig, JobOptions, SafeName

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dense_reward.errors import RequestError
-from dense_reward.text.encode import Encoded, Encoder
+from dense_reward.text.encode import Encoder
+from dense_reward.text.encoded import Encoded
 
 from dense_reward_trainer.data.sources import SKIP_BAD, DataError, Demonstration
 

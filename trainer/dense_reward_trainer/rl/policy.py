@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from dense_reward.engines.proof import encoder_of
 from dense_reward.engines.tokenizer import load_tokenizer
 from dense_reward.engines.torch.weights import load_weights, weight_folders
 from dense_reward.errors import CheckpointError
@@ -91,7 +92,7 @@ def load_policy(folder: Path, *, precision: Precision, device: str) -> PolicyChe
     model = load_weights(*weight_folders(folder, manifest), dtype).requires_grad_(True)
     vocab_size = min(tokenizer.vocab_size, manifest.vocabulary)
     policy = Policy(model.eval().to(device), manifest.end_of_turn_id, vocab_size, precision == "bfloat16")
-    return PolicyCheckpoint(policy, Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id), manifest)
+    return PolicyCheckpoint(policy, encoder_of(tokenizer, manifest, folder), manifest)
 
 
 def policy_logprobs(

@@ -8,7 +8,16 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
-from dense_reward.engines.proof import ROLES, Checkpoint, pair_info, probe_trunks, tokenizer_of, verify_probe
+from dense_reward.engines.proof import (
+    ROLES,
+    Checkpoint,
+    encoder_of,
+    pair_info,
+    probe_trunks,
+    report_template,
+    tokenizer_of,
+    verify_probe,
+)
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.engines.torch.memory import peak_bytes
 from dense_reward.engines.torch.model import DTYPES, TorchModel, load_model
@@ -213,7 +222,9 @@ class DeviceLoader:
             raise CheckpointError("give both checkpoints: --sft DIR --reference DIR")
         context = LoadContext(report, on_device, self._models)
         engine, tokenizer, manifest = load_pair(settings.sft, settings.reference, serving_options(settings), context)
-        return engine, Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id), manifest.tokenizer_sha256
+        encoder = encoder_of(tokenizer, manifest, settings.sft)
+        report_template(encoder, tokenizer, report)
+        return engine, encoder, manifest.tokenizer_sha256
 
 
 def gpu_bytes() -> dict[str, int]:
