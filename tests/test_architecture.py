@@ -26,7 +26,7 @@ SERVICE_ROOMS = {
     "engines": "errors manifest records text",
     "engines.torch": "batching engines errors manifest records reward settings text",
     "engines.remote": "engines errors manifest records settings text",
-    "checkpoints": "engines engines.torch errors manifest text",
+    "checkpoints": "engines engines.torch errors manifest records text",
     "scoring": "batching errors records reward schemas telemetry text",
     "serving": "batching engines engines.remote engines.torch errors manifest records "
     "schemas scoring settings telemetry text",

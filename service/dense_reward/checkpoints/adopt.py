@@ -12,7 +12,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from pydantic import JsonValue
 
-from dense_reward.checkpoints.chat_choices import check_end_of_turn, checked_choices, encoder_with, template_lines
+from dense_reward.checkpoints.chat_choices import check_end_of_turn, checked_choices, encoder_with, report_chat
 from dense_reward.checkpoints.probe import PROBE_TEXTS, ProbeText, probe_of_texts
 from dense_reward.checkpoints.write_manifest import ManifestFacts, default_renderer, write_manifest
 from dense_reward.engines.tokenizer import load_tokenizer
@@ -72,19 +72,11 @@ def adopt(
     tokenizer = load_tokenizer(files)
     folder = out or (files if located.own and os.access(files, os.W_OK) else _side_folder(source))
     folder.mkdir(parents=True, exist_ok=True)
-    same_folder = folder.resolve() == files.resolve()
     base = _adapter_base(files, fetch or download)
     renderer = renderer or default_renderer(tokenizer, files)
-    choices = checked_choices(
-        tokenizer,
-        renderer,
-        template_kwargs=template_kwargs,
-        response_prefix=response_prefix,
-        template_date=template_date,
-    )
+    choices = checked_choices(tokenizer, renderer, template_kwargs, response_prefix, template_date)
     encoder = encoder_with(tokenizer, renderer, choices, end_of_turn=end_of_turn, place=files)
-    if end_of_turn is None:
-        check_end_of_turn(encoder, base or files, files, "--end-of-turn TOKEN")
+    check_end_of_turn(encoder, base or files, files, named=end_of_turn is not None)
     facts = ManifestFacts(
         role=role,
         run_id=run_id or f"adopted-{uuid.uuid4().hex[:12]}",
@@ -94,12 +86,11 @@ def adopt(
         optimiser_step=_optimiser_step(files),
         base_model=None if located.own else source,
         dtype=dtype,
-        source=None if same_folder else files,
+        source=None if folder.resolve() == files.resolve() else files,
         adapter_base=base,
     )
     write_manifest(folder, facts, lambda encoder, limit: probe_of_texts(encoder, limit, texts), device=device)
-    for line in template_lines(encoder):
-        report(line)
+    report_chat(encoder, report)
     return folder
 
 

@@ -9,6 +9,7 @@ from pydantic import JsonValue
 from dense_reward.checkpoints.turn_ends import turn_ends, unclear_end
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.errors import CheckpointError, RequestError
+from dense_reward.records import Report
 from dense_reward.text.encode import Encoder
 from dense_reward.text.template import TemplateChoices
 from dense_reward.text.tokenizer import RendererName
@@ -17,7 +18,6 @@ from dense_reward.text.tokenizer import RendererName
 def checked_choices(
     tokenizer: TransformersTokenizer,
     renderer: RendererName,
-    *,
     template_kwargs: Mapping[str, JsonValue] | None,
     response_prefix: str | None,
     template_date: str | None,
@@ -70,31 +70,32 @@ def encoder_with(
     return Encoder(tokenizer, renderer, _token_id(tokenizer, end_of_turn), choices=choices)
 
 
-def check_end_of_turn(encoder: Encoder, weights: Path, place: Path, cure: str) -> None:
-    """Raises CheckpointError, with `cure`, if template, tokenizer and generation_config.json name different ends."""
-    if encoder.renderer == "chat":
+def check_end_of_turn(encoder: Encoder, weights: Path, place: Path, *, named: bool) -> None:
+    """`named`: the user has named the end of turn.
+
+    Raises CheckpointError if it is not named, and template, tokenizer and generation_config.json disagree.
+    """
+    if encoder.renderer == "chat" and not named:
         ends = turn_ends(encoder, weights)
         if not ends.agree:
-            raise unclear_end(ends, encoder, str(place), cure)
+            raise unclear_end(ends, encoder, str(place), "--end-of-turn TOKEN")
 
 
-def template_lines(encoder: Encoder) -> list[str]:
-    """What is known of a chat template, for the user who adopts the checkpoint or trains on it."""
+def report_chat(encoder: Encoder, report: Report) -> None:
+    """Report what is known of a chat template, for the user who adopts the checkpoint."""
     if encoder.renderer != "chat":
-        return []
-    lines = []
+        return
     if encoder.end_of_turn_id is not None:
-        lines.append(f"end of turn: {encoder.tokenizer.pieces([encoder.end_of_turn_id])[0]!r}")
+        report(f"end of turn: {encoder.tokenizer.pieces([encoder.end_of_turn_id])[0]!r}")
     if encoder.choices.template_date is not None:
-        lines.append(f"the chat template writes the date: always {encoder.choices.template_date} (template_date)")
+        report(f"the chat template writes the date: always {encoder.choices.template_date} (template_date)")
     undecided = encoder.undecided("flags")
     if undecided is not None:
-        lines += [f"texts and chats will be refused until this is decided: {undecided}"]
+        report(f"texts and chats will be refused until this is decided: {undecided}")
     elif encoder.chat.place().agrees:
-        lines.append("chat template: prompt, response and end of turn have the ids of its own rendering")
+        report("chat template: prompt, response and end of turn have the ids of its own rendering")
     else:
-        lines.append("chat template: a response stands where response_prefix says")
-    return lines
+        report("chat template: a response stands where response_prefix says")
 
 
 def _check_date(text: str) -> None:

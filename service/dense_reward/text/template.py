@@ -35,13 +35,15 @@ class TemplateChoices:
 class ResponsePlace:
     """What stands around a response, for one set of template variables.
 
-    `agrees`: prompt, response and end of turn have the ids of the template's own rendering. `continues`: the response
+    `agrees`: prompt, response and end of turn have the ids of the template's own rendering; `starts_alike`: prompt and
+    response have, whatever comes after them. `continues`: the response
     is tokenised as the continuation of a text. `prompt` and `own`: a prompt with its response, as it is laid out here
     and as the template renders the whole turn. `before` and `own_before`: the same, from the user's text to the
     response. `opening`: what the prompt opens for the response, such as a thought.
     """
 
     agrees: bool
+    starts_alike: bool
     continues: bool
     prompt: str
     own: str
@@ -238,6 +240,7 @@ class ChatTemplate:
         before = prompts[0].rpartition(USERS[0])[2]
         return ResponsePlace(
             agrees=all(whole for _, whole in rules[continues]),
+            starts_alike=all(start for start, _ in rules[continues]),
             continues=continues,
             prompt=prompts[0] + MARK + end,
             own=own_turn + MARK + (own_after.partition(end)[0] + end if end and end in own_after else ""),

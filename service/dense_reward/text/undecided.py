@@ -3,6 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Literal
 
 from dense_reward.errors import RequestError
@@ -39,20 +40,35 @@ def explanation(template: ChatTemplate, style: Style, template_kwargs: Mapping[s
 
 
 def _choices(template: ChatTemplate, place: ResponsePlace, style: Style) -> Iterator[str]:
-    for variables in _agreeing_variables(template):
+    agreeing = [variables for variables in _variables(template) if template.place(variables).agrees]
+    for variables in agreeing:
         merged = {**template.choices.template_kwargs, **variables}
         yield f"{_argument('template_kwargs', merged, style)}   (both renderings then agree)"
-    between = _between(template, place)
+    between = _between(template, {})
     if between is not None:
         yield f"{_argument('response_prefix', between, style)}   (this text is context, and is not scored)"
-    yield (
-        f"{_argument('response_prefix', '', style)}   (as the generation prompt has it: a response then holds all "
-        "that the model writes)"
-    )
+    if not agreeing and between is None:
+        yield from _pairs_of_choices(template, style)
+    note = "as the generation prompt has it: a response then holds all that the model writes"
+    blank = _text_between(place)
+    if blank and blank.isspace():
+        note += f", with {_shown(blank)} at its start"
+    yield f"{_argument('response_prefix', '', style)}   ({note})"
 
 
-def _agreeing_variables(template: ChatTemplate) -> Iterator[dict[str, JsonValue]]:
-    """Variables of the template, each with the first value that makes both renderings agree."""
+def _pairs_of_choices(template: ChatTemplate, style: Style) -> Iterator[str]:
+    """Variables with which the template's own rendering continues its generation prompt, and the text between."""
+    for variables in _variables(template):
+        between = _between(template, variables)
+        if between is not None:
+            merged = {**template.choices.template_kwargs, **variables}
+            both = f"{_argument('template_kwargs', merged, style)} {_argument('response_prefix', between, style)}"
+            yield f"{both}   (that text is context, and is not scored)"
+            return
+
+
+def _variables(template: ChatTemplate) -> Iterator[dict[str, JsonValue]]:
+    """For each variable of the template the first value that makes its rendering agree or continue its prompt."""
     tried = 0
     for name in sorted(template.tokenizer.template_variables - template.choices.template_kwargs.keys()):
         values: tuple[JsonValue, ...] = (False, True, *KNOWN_VALUES.get(name, ()))
@@ -60,22 +76,33 @@ def _agreeing_variables(template: ChatTemplate) -> Iterator[dict[str, JsonValue]
             tried += 1
             if tried > MAX_TRIED:
                 return
+            variables = {name: value}
             try:
-                agrees = template.place({name: value}).agrees
+                useful = template.place(variables).agrees or _between(template, variables) is not None
             except RequestError:
                 continue
-            if agrees:
-                yield {name: value}
+            if useful:
+                yield variables
                 break
 
 
-def _between(template: ChatTemplate, place: ResponsePlace) -> str | None:
-    """The text that the template itself puts between its generation prompt and a response; None if there is none."""
-    prompt = place.prompt.rpartition(MARK)[0]
-    own = place.own.rpartition(MARK)[0]
-    if not own.startswith(prompt) or len(own) == len(prompt):
+def _between(template: ChatTemplate, variables: Mapping[str, JsonValue]) -> str | None:
+    """The text that the template itself puts between its generation prompt and a response.
+
+    None if there is none, or if a prompt with it does not have the ids of the template's own rendering.
+    """
+    text = _text_between(template.place(variables))
+    if text is None:
         return None
-    return (template.choices.response_prefix or "") + own[len(prompt) :]
+    prefix = (template.choices.response_prefix or "") + text
+    choices = replace(template.choices, response_prefix=prefix)
+    decided = ChatTemplate(template.tokenizer, choices, template.end_of_turn_id)
+    return prefix if decided.place(variables).starts_alike else None
+
+
+def _text_between(place: ResponsePlace) -> str | None:
+    prompt, own = place.prompt.rpartition(MARK)[0], place.own.rpartition(MARK)[0]
+    return own[len(prompt) :] if own.startswith(prompt) and len(own) > len(prompt) else None
 
 
 def _argument(name: str, value: JsonValue, style: Style) -> str:

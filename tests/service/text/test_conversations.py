@@ -84,7 +84,9 @@ def test_every_turn_is_scored_in_the_state_in_which_a_policy_gives_it(name: str,
 @given(contents=st.lists(TEXTS, min_size=2, max_size=6).filter(lambda c: len(c) % 2 == 0), add_eos=st.booleans())
 @settings(deadline=None, max_examples=50)
 def test_a_conversation_is_scored_as_a_policy_sees_it_or_refused(name: str, contents: list[str], add_eos: bool) -> None:
-    encoder, messages = ENCODERS[name], chat(*contents)
+    encoder = ENCODERS[name]
+    contents = [encoder.without_repetition(content) for content in contents]
+    messages = chat(*contents)
     try:
         encoded = encoder.conversation(messages, add_eos=add_eos, every_turn=True)
     except RequestError:
