@@ -31,10 +31,10 @@ def learnt(row: TokenisedRow) -> str:
 
 @pytest.mark.parametrize("renderer", ["plain", "instruction", "chat"])
 def test_the_ids_are_those_of_a_scored_prompt_and_response(renderer: RendererName) -> None:
-    (row,) = rows(demonstration("Add 12 and 34. <|im_end|>", "46 <|im_end|>"), renderer=renderer)
+    (row,) = rows(demonstration("Add 12 and 34. <|im_end|>", "46 <|im_end|>."), renderer=renderer)
     encoder = Encoder.of(TOKENIZER, renderer)
     prompt_P = encoder.prompt("Add 12 and 34. <|im_end|>")
-    response_T = encoder.response("46 <|im_end|>", add_eos=True).ids_T
+    response_T = encoder.response("46 <|im_end|>.", add_eos=True).ids_T
     assert row.input_ids == [*prompt_P, *response_T]
     assert row.labels == [IGNORED] * len(prompt_P) + list(response_T)
     assert row.labels.count(END or -1) == 1, "only the end of turn is special, not the same text in a message"

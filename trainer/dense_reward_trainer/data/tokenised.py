@@ -1,11 +1,14 @@
 """Tokenises demonstrations for training, into exactly the ids that the service will score."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dense_reward.errors import RequestError
 from dense_reward.text.encode import Encoder
 from dense_reward.text.encoded import Encoded
+from dense_reward.text.special_tokens import Message
 
 from dense_reward_trainer.data.sources import SKIP_BAD, DataError, Demonstration
 
@@ -37,10 +40,14 @@ class TokenisedRow:
 
 @dataclass(frozen=True, slots=True)
 class TokenisedRows:
-    """Tokenised demonstrations in order. `dropped`: for each one left out, its place and the reason."""
+    """Tokenised demonstrations in order. `dropped`: for each one left out, its place and the reason.
+
+    `shortened`: number of rows in which a response repeated a part of its prompt or its end of turn, see _responses.
+    """
 
     rows: tuple[TokenisedRow, ...]
     dropped: tuple[str, ...]
+    shortened: int
 
 
 def encode_demonstrations(
@@ -59,23 +66,52 @@ def encode_demonstrations(
     """
     rows: list[TokenisedRow] = []
     dropped: list[str] = []
+    shortened = 0
     for demonstration in demonstrations:
         try:
-            rows.append(_row(demonstration, encoder, every_turn, limit_tokens))
+            given = [{"role": message.role, "content": message.content} for message in demonstration.messages]
+            messages = _without_repetition(given, encoder, every_turn)
+            rows.append(_row(demonstration, messages, encoder, every_turn, limit_tokens))
+            shortened += messages != given
         except _BadDemonstrationError as error:
             dropped.append(f"{demonstration.source}: {error}")
     if dropped and not skip_bad:
         more = f" (and {len(dropped) - 1} more)" if len(dropped) > 1 else ""
         raise DataError(f"{dropped[0]}{more}. {cure}")
-    return TokenisedRows(tuple(rows), tuple(dropped))
+    return TokenisedRows(tuple(rows), tuple(dropped), shortened)
+
+
+def rows_sha256(rows: Sequence[TokenisedRow]) -> str:
+    """Hash of the ids and labels of all rows, in order: it changes if a template or a tokenizer does."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([row.input_ids, row.labels]).encode())
+    return digest.hexdigest()
 
 
 class _BadDemonstrationError(Exception):
     """A demonstration that cannot be trained on."""
 
 
-def _row(demonstration: Demonstration, encoder: Encoder, every_turn: bool, limit_tokens: int) -> TokenisedRow:
-    messages = [{"role": message.role, "content": message.content} for message in demonstration.messages]
+def _without_repetition(messages: Sequence[Message], encoder: Encoder, every_turn: bool) -> list[Message]:
+    """The chat; its learnt responses do not repeat what their prompt ends with, or end in the end of turn.
+
+    Data sets often hold responses with both, and the encoder adds them itself.
+    """
+    learnt = {i for i, message in enumerate(messages) if message["role"] == "assistant"}
+    learnt = learnt if every_turn else {len(messages) - 1}
+    try:
+        return [
+            {**message, "content": encoder.without_repetition(str(message["content"]))} if i in learnt else message
+            for i, message in enumerate(messages)
+        ]
+    except RequestError as error:
+        raise _BadDemonstrationError(str(error)) from None
+
+
+def _row(
+    demonstration: Demonstration, messages: Sequence[Message], encoder: Encoder, every_turn: bool, limit_tokens: int
+) -> TokenisedRow:
     try:
         encoded = encoder.conversation(messages, add_eos=True, every_turn=every_turn)
     except RequestError as error:

@@ -133,6 +133,7 @@ def write_policy(training: Training) -> None:
         run_id=training.run.run_id,
         renderer=manifest.renderer,
         end_of_turn_id=manifest.end_of_turn_id,
+        choices=manifest.choices,
         optimiser_step=config.steps,
         learning_rate=learning_rate(config, config.steps),
         base_model=str(config.policy),

@@ -6,6 +6,7 @@ and on a CPU ends with bitwise the weights of an uninterrupted run.
 
 import shutil
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from trl import SFTTrainer
 from dense_reward_trainer.configs.sft import LoraOptions, SftConfig
 from dense_reward_trainer.data.held_out_file import write_held_out
 from dense_reward_trainer.data.sources import DataError, Split, data_sha256, load, split
-from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrations
+from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrations, rows_sha256
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.checkpoint import (
     is_complete,
@@ -35,8 +36,17 @@ from dense_reward_trainer.runs.checkpoint import (
     training_step,
     write_checkpoint,
 )
-from dense_reward_trainer.runs.run_folder import METRICS_NAME, MetricsLog, check_run, open_run, pin, plot_metrics
+from dense_reward_trainer.runs.run_folder import (
+    METRICS_NAME,
+    MetricsLog,
+    check_run,
+    open_run,
+    pin,
+    pinned,
+    plot_metrics,
+)
 from dense_reward_trainer.sft.callbacks import EvaluateAtEnd, LogToFile, QuietProgress
+from dense_reward_trainer.sft.chat import TEMPLATE_DATE
 from dense_reward_trainer.sft.initial_model import InitialModel, initial_model_of
 from dense_reward_trainer.sft.length_sampler import LengthGroupedTrainer
 from dense_reward_trainer.sft.milestones import MilestoneSchedule
@@ -70,7 +80,9 @@ def run(config: SftConfig, report: Report) -> None:
         report(f"{config.output_dir} holds a finished run, so there is nothing to do: {checkpoints / SFT}")
         return
     demonstrations = load_split(config, report)
-    initial = initial_model_of(config, demonstrations.train)
+    initial = initial_model_of(config, demonstrations.train, pinned(config.output_dir))
+    for note in initial.notes:
+        report(note)
     train, held_out = encode_split(config, initial, demonstrations, report)
     schedule = milestone_schedule(config, arguments, len(train))
     done = 0 if state is None else training_step(state)
@@ -163,6 +175,11 @@ def encode_split(
             limit_tokens=initial.limit_tokens,
             skip_bad=config.data.skip_bad,
         )
+        if encoded.shortened:
+            report(
+                f"{encoded.shortened} of {len(encoded.rows)} responses repeated the end of their prompt, or had an end "
+                "of turn, which is added to each: that was left out of them"
+            )
         if encoded.dropped:
             report(f"left out {len(encoded.dropped)} demonstrations, the first is {encoded.dropped[0]}")
         sides.append(encoded.rows)
@@ -185,7 +202,8 @@ def make_trainer(
         args=arguments,
         train_dataset=as_dataset(train),
         eval_dataset=as_dataset(held_out) if config.eval_every_steps is not None else None,
-        processing_class=initial.tokenizer,
+        # A copy: TRL makes the EOS the padding of a tokenizer that has none, and checkpoints must not keep that.
+        processing_class=deepcopy(initial.tokenizer),
         peft_config=None if config.lora is None else adapter(config.lora),
         callbacks=[EvaluateAtEnd()],
     )
@@ -261,7 +279,9 @@ def start_run(
     """Opens the run folder and writes held_out.jsonl. Raises ConfigError if a resumed run has other inputs."""
     data = data_sha256(row.demonstration for row in train)
     opened = open_run("sft", config)
-    pin(opened, {"data": data, "tokenizer": initial.tokenizer_sha256})
+    identity = {"data": data, "tokenizer": initial.tokenizer_sha256, "encoded rows": rows_sha256(train)}
+    template_date = initial.encoder.choices.template_date
+    pin(opened, identity if template_date is None else {**identity, TEMPLATE_DATE: template_date})
     write_held_out(config.output_dir / "held_out.jsonl", [row.demonstration for row in held_out])
     facts = base_facts(config, opened.run_id, data, initial)
     return CheckpointWriter(config.output_dir / "checkpoints", trainer, initial, schedule, facts, train)
@@ -274,6 +294,7 @@ def base_facts(config: SftConfig, run_id: str, data: str, initial: InitialModel)
         run_id=run_id,
         renderer=initial.encoder.renderer,
         end_of_turn_id=initial.encoder.end_of_turn_id,
+        choices=initial.encoder.choices,
         base_model=config.base_model,
         data_sha256=data,
         seed=config.seed,

@@ -103,6 +103,12 @@ def pin(run: Run, identity: Mapping[str, str]) -> None:
     _write_record(run.folder, record.model_copy(update={"identity": dict(identity)}))
 
 
+def pinned(folder: Path) -> Mapping[str, str]:
+    """What `pin` has recorded for the run in a folder; nothing if there is none."""
+    record = _read_record(folder)
+    return {} if record is None else record.identity
+
+
 def redacted(values: Mapping[str, object]) -> dict[str, object]:
     """The values with secrets replaced: values of names such as `api_key`, and credentials in URLs."""
     safe: dict[str, object] = {}
