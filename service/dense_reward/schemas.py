@@ -205,11 +205,12 @@ class ModelCard(Strictly):
         default_factory=dict, description="variables that the chat template always gets"
     )
     response_prefix: str | None = Field(
-        None, description="text between the generation prompt and a response, not scored; null: not decided"
+        default=None, description="text between the generation prompt and a response, not scored; null: not decided"
     )
-    template_date: str | None = Field(None, description="the day that the chat template writes")
+    template_date: str | None = Field(default=None, description="the day that the chat template writes")
     text_refused: str | None = Field(
-        None, description="why texts and chats are refused (undecided_template), with the cure; null: they are served"
+        default=None,
+        description="why texts and chats are refused (undecided_template), with the cure; null: they are served",
     )
     dtype: str
     device: str

@@ -1,5 +1,6 @@
 """Adapts a transformers tokenizer to the Tokenizer protocol of text/encode. Only this module reads chat templates."""
 
+import ast
 import copy
 import inspect
 import json
@@ -29,6 +30,10 @@ _RESERVED = frozenset(
 _GENERATION_TAG = re.compile(r"{%-?\+?\s*(end)?generation\s*-?\+?%}")
 """Tags of transformers' own that mark the assistant's text, and render nothing."""
 _WORD = re.compile(r"\w+")
+_DATE_CALL = re.compile(r"\bstrftime_now\s*\(")
+_DATE_FORMAT = re.compile(r"""\bstrftime_now\s*\(\s*("[^"\n]*"|'[^'\n]*')\s*\)""")
+# The line break after the block is not rendered (trim_blocks); it lets the template begin on a line of its own.
+_LOOKED_UP_DATE = "{% macro strftime_now(format) %}{{ dense_reward_dates[format] }}{% endmacro %}\n"
 # What a template finds in its environment, and what renders a chat.
 _NOT_OF_USERS = frozenset(
     {*Environment().globals, "messages", "tools", "documents", "add_generation_prompt", "raise_exception"}
@@ -191,8 +196,8 @@ class TransformersTokenizer:
                 f"template_kwargs sets {reserved[0]}, which is reserved: set only variables of the template itself"
             )
             raise refuse("bad_template", message, param="template_kwargs")
-        pinned = {} if date is None else {"strftime_now": day.fromisoformat(date).strftime}
         try:
+            pinned = {} if date is None else self._pinned(date, tools)
             rendered: str = self._tokenizer.apply_chat_template(
                 [dict(message) for message in messages],
                 tools=None if tools is None else list(tools),
@@ -206,6 +211,22 @@ class TransformersTokenizer:
                 "bad_template", f"the chat template refuses these messages: {error}", param="messages"
             ) from None
         return rendered
+
+    def _pinned(self, date: str, tools: Sequence[JsonValue] | None) -> dict[str, JsonValue]:
+        """Arguments of apply_chat_template with which a template that asks for the date gets this one.
+
+        A template can be given only data, no function, so its own `strftime_now` looks up the formats that it uses.
+        """
+        source = str(self._tokenizer.get_chat_template(tools=tools))
+        formats = [_text(text) for text in _DATE_FORMAT.findall(source)]
+        if len(formats) != len(_DATE_CALL.findall(source)):
+            message = "the chat template computes the format of its date, so the date cannot be kept: write the format"
+            raise refuse("bad_template", f"{message} as a string in the template", param="messages")
+        if not formats:
+            return {}
+        on = day.fromisoformat(date)
+        dates: dict[str, JsonValue] = {text: on.strftime(text) for text in formats}
+        return {"chat_template": _LOOKED_UP_DATE + source, "dense_reward_dates": dates}
 
     def text_and_spans(self, ids: Sequence[int]) -> tuple[str, tuple[Span, ...]]:
         return decoded_spans(ids, self._decode)
@@ -253,6 +274,11 @@ def _remove_dummy_prefix(part: object) -> bool:
         case "ByteLevel" if part.get("add_prefix_space"):
             found, part["add_prefix_space"] = True, False
     return found
+
+
+def _text(literal: str) -> str:
+    """The text of a string literal of a template."""
+    return str(ast.literal_eval(literal))
 
 
 def _bos_that_is_added(tokenizer: PreTrainedTokenizerBase) -> int | None:

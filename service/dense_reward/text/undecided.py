@@ -30,6 +30,8 @@ def explanation(template: ChatTemplate, style: Style, template_kwargs: Mapping[s
         f"  generation prompt + response: {_shown(place.prompt)}",
         f"  the template's own rendering: {_shown(place.own)}",
     ]
+    if place.prompt == place.own:
+        lines.append("Both are the same text, but tokenised as one text it has other ids where the response begins.")
     if template_kwargs and template.choices.response_prefix is not None:
         lines.append(f"The checkpoint decides this for other template_kwargs than {json.dumps(template_kwargs)}.")
     cure = "Adopt both checkpoints again with" if style == "flags" else "Add to the command"
@@ -40,10 +42,12 @@ def explanation(template: ChatTemplate, style: Style, template_kwargs: Mapping[s
 
 
 def _choices(template: ChatTemplate, place: ResponsePlace, style: Style) -> Iterator[str]:
-    agreeing = [variables for variables in _variables(template) if template.place(variables).agrees]
+    agreeing = [variables for variables in _variables(template) if _same_text(template, variables)]
     for variables in agreeing:
-        merged = {**template.choices.template_kwargs, **variables}
-        yield f"{_argument('template_kwargs', merged, style)}   (both renderings then agree)"
+        choice = _argument("template_kwargs", {**template.choices.template_kwargs, **variables}, style)
+        if not template.place(variables).agrees:
+            choice += f" {_argument('response_prefix', '', style)}"
+        yield f"{choice}   (both renderings are then the same)"
     between = _between(template, {})
     if between is not None:
         yield f"{_argument('response_prefix', between, style)}   (this text is context, and is not scored)"
@@ -78,7 +82,7 @@ def _variables(template: ChatTemplate) -> Iterator[dict[str, JsonValue]]:
                 return
             variables = {name: value}
             try:
-                useful = template.place(variables).agrees or _between(template, variables) is not None
+                useful = _same_text(template, variables) or _between(template, variables) is not None
             except RequestError:
                 continue
             if useful:
@@ -86,10 +90,16 @@ def _variables(template: ChatTemplate) -> Iterator[dict[str, JsonValue]]:
                 break
 
 
+def _same_text(template: ChatTemplate, variables: Mapping[str, JsonValue]) -> bool:
+    place = template.place(variables)
+    return place.agrees or place.prompt == place.own
+
+
 def _between(template: ChatTemplate, variables: Mapping[str, JsonValue]) -> str | None:
     """The text that the template itself puts between its generation prompt and a response.
 
-    None if there is none, or if a prompt with it does not have the ids of the template's own rendering.
+    None if there is none, or if it is a blank that the tokenizer joins with the response: as a part of the prompt it
+    would give other ids.
     """
     text = _text_between(template.place(variables))
     if text is None:
@@ -97,7 +107,7 @@ def _between(template: ChatTemplate, variables: Mapping[str, JsonValue]) -> str 
     prefix = (template.choices.response_prefix or "") + text
     choices = replace(template.choices, response_prefix=prefix)
     decided = ChatTemplate(template.tokenizer, choices, template.end_of_turn_id)
-    return prefix if decided.place(variables).starts_alike else None
+    return prefix if not text.isspace() or decided.place(variables).starts_alike else None
 
 
 def _text_between(place: ResponsePlace) -> str | None:

@@ -102,7 +102,7 @@ class QueueObserver(FakeTokenizer):
         self.seen: list[int] = []
         self._prompt = prompt
 
-    def encode(self, text: str, *, special: bool) -> Pieces:
+    def encode(self, text: str, *, special: bool, continues: bool = False) -> Pieces:
         assert len(text) < 10_000
         return super().encode(text, special=special)
 
