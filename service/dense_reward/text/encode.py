@@ -14,8 +14,12 @@ import numpy as np
 
 from dense_reward.errors import refuse
 from dense_reward.records import BoolArray, IdArray
+from dense_reward.text.marks import refuse_lost
+from dense_reward.text.messages import canonical, text_of
 from dense_reward.text.offsets import Span, monotone_spans
-from dense_reward.text.special_tokens import JsonValue, Message, SpecialTokenEscaper
+from dense_reward.text.rendering import EscapedChat
+from dense_reward.text.special_tokens import JsonValue, Message
+from dense_reward.text.turns import written_turn
 
 RendererName = Literal["chat", "plain", "instruction"]
 PLAIN_FORMATS: Mapping[str, str] = {
@@ -142,13 +146,16 @@ class Encoder:
         tools: Sequence[JsonValue] | None = None,
         template_kwargs: Mapping[str, JsonValue] | None = None,
     ) -> IdArray:
-        """Ids of a chat up to the point where the assistant answers."""
+        """Ids of a chat up to the point where the assistant answers. Raises RequestError if a message would be lost."""
+        messages = canonical(messages)
         if self.renderer != "chat":
             if tools or template_kwargs:
                 message = f"the {self.renderer} renderer has no place for tools and template_kwargs: omit them"
                 raise refuse("bad_template", message, param="tools" if tools else "template_kwargs")
             return self.prompt(_single_user_turn(messages, self.renderer))
-        return self._chat(messages, tools, template_kwargs, "messages")
+        ids = self._chat(messages, tools, template_kwargs, "messages")
+        refuse_lost(self.tokenizer, messages, tools, template_kwargs)
+        return ids
 
     def _chat(
         self,
@@ -157,14 +164,8 @@ class Encoder:
         template_kwargs: Mapping[str, JsonValue] | None,
         param: str,
     ) -> IdArray:
-        escaper = SpecialTokenEscaper(self.tokenizer.special_strings, (messages, tools, template_kwargs))
-        rendered = self.tokenizer.render_chat(
-            [_escaped(message, escaper) for message in messages],
-            generation_prompt=True,
-            tools=None if tools is None else [escaper.escape(tool) for tool in tools],
-            template_kwargs={name: escaper.escape(value) for name, value in (template_kwargs or {}).items()},
-        )
-        parts = escaper.split(rendered)
+        chat = EscapedChat.of(self.tokenizer, messages, tools, template_kwargs)
+        parts = chat.escaper.split(chat.render(generation_prompt=True))
         self._check_bytes([text for text, _ in parts], param)
         ids = [i for text, special in parts for i in self.tokenizer.encode(text, special=special).ids]
         self._check_tokens(len(ids), param)
@@ -195,6 +196,7 @@ class Encoder:
         """
         if not messages or messages[-1].get("role") != "assistant":
             raise refuse("invalid_request", "messages must end with the assistant's response", param="messages")
+        messages = canonical(messages)
         turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
         scored = turns if every_turn else turns[-1:]
         if scored[0] == 0:
@@ -206,9 +208,28 @@ class Encoder:
         for turn in scored:
             last = turn == scored[-1]
             stream.context(longest_P if last else self.chat_prompt(messages[:turn], tools, template_kwargs))
-            stream.response(self.response(_response_text(messages[turn]), add_eos=add_eos))
+            stream.response(self._turn(messages[: turn + 1], tools, template_kwargs, add_eos=add_eos))
             self._check_tokens(stream.length, "messages")
         return stream.finish()
+
+    def _turn(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[JsonValue] | None,
+        template_kwargs: Mapping[str, JsonValue] | None,
+        *,
+        add_eos: bool,
+    ) -> EncodedResponse:
+        """The last message as a policy writes it: its text, or with tool calls the template's rendering of it."""
+        if "tool_calls" not in messages[-1]:
+            return self.response(_response_text(messages[-1]), add_eos=add_eos)
+        if self.renderer != "chat":
+            message = f"the {self.renderer} renderer has no place for tool_calls: send what the policy wrote as content"
+            raise refuse("bad_template", message, param="messages")
+        turn = written_turn(EscapedChat.of(self.tokenizer, messages, tools, template_kwargs), with_end=add_eos)
+        return EncodedResponse(
+            np.array(turn.ids, dtype=np.int32), np.ones(len(turn.ids), dtype=bool), turn.text, turn.spans
+        )
 
     def text(self, text: str, *, add_eos: bool, raw: bool) -> Encoded:
         """A whole text: every token after the first is scored. The first is BOS if the tokenizer has one."""
@@ -322,10 +343,11 @@ def _from_zero(spans: Sequence[Span]) -> tuple[Span, ...]:
 
 
 def _content(message: Message) -> str:
+    """The text of a canonical message. Raises RequestError for several parts: a response's text has no joints."""
     content = message.get("content")
-    if not isinstance(content, str):
-        raise refuse("invalid_request", "message content must be a string", param="messages")
-    return content
+    if not isinstance(content, str) and not (isinstance(content, Sequence) and len(content) == 1):
+        raise refuse("invalid_request", "message content must be a string or a single text part", param="messages")
+    return text_of(message)
 
 
 def _response_text(message: Message) -> str:
@@ -339,12 +361,6 @@ def _response_text(message: Message) -> str:
             param="messages",
         )
     return _content(message)
-
-
-def _escaped(message: Message, escaper: SpecialTokenEscaper) -> Message:
-    """The message for a template. A role that is a word is not escaped, because templates compare it."""
-    kept = {"role"} if str(message.get("role")).isidentifier() else set()
-    return {key: value if key in kept else escaper.escape(value) for key, value in message.items()}
 
 
 def _single_user_turn(messages: Sequence[Message], renderer: str) -> str:
