@@ -82,6 +82,10 @@ class TransformersTokenizer:
         return tuple(self._special.values())
 
     @property
+    def transformers_tokenizer(self) -> PreTrainedTokenizerFast:
+        return self._tokenizer
+
+    @property
     def has_chat_template(self) -> bool:
         return self._tokenizer.chat_template is not None
 

@@ -4,7 +4,7 @@ For turns that are more than text, such as tool calls. The template's own render
 with that of the chat before it, and what follows is the turn.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from dense_reward.errors import RequestError, refuse
 from dense_reward.text.messages import text_of
 from dense_reward.text.offsets import Span, monotone_spans
 from dense_reward.text.rendering import EscapedChat
-from dense_reward.text.special_tokens import Message
+from dense_reward.text.special_tokens import JsonValue, Message
 
 if TYPE_CHECKING:
     from dense_reward.text.encode import Tokenizer
@@ -94,9 +94,8 @@ def _refuse_unwritten(message: Message, turn: str) -> None:
     texts = {"content": text_of(message), "reasoning_content": thought if isinstance(thought, str) else ""}
     missing = [name for name, text in texts.items() if text.strip() not in turn]
     calls = message.get("tool_calls")
-    for call in calls if isinstance(calls, Sequence) else ():
-        if not any(isinstance(name, str) and name in turn for name in _names(call)):
-            missing.append("tool_calls")
+    if isinstance(calls, Sequence) and not all(_is_written(call, turn) for call in calls):
+        missing.append("tool_calls")
     if missing:
         raise refuse(
             "bad_template",
@@ -106,11 +105,12 @@ def _refuse_unwritten(message: Message, turn: str) -> None:
         )
 
 
-def _names(call: object) -> tuple[object, ...]:
-    """What a template names a call by."""
-    if not isinstance(call, dict):
-        return ()
-    return call["function"].get("name"), call.get("id")
+def _is_written(call: JsonValue, turn: str) -> bool:
+    """Whether the turn has the call's name. Some templates write its id instead."""
+    assert isinstance(call, Mapping)
+    function = call["function"]
+    assert isinstance(function, Mapping)
+    return any(isinstance(name, str) and name in turn for name in (function["name"], call.get("id")))
 
 
 def _ends_turns(chat: EscapedChat) -> bool:

@@ -206,7 +206,7 @@ def test_tools_and_variables_reach_the_template() -> None:
         ([{"role": "assistant", "content": "b"}], "empty_prompt"),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": None}], "invalid_request"),
         ([{"role": "user", "content": "a"}, {"role": "assistant"}], "invalid_request"),
-        ([*chat("a"), {"role": "assistant", "content": "b", "tool_calls": [{"name": "f"}]}], "invalid_request"),
+        ([*chat("a"), {"role": "assistant", "content": "b", "tool_calls": [{"name": "f"}]}], "bad_template"),
     ],
 )
 def test_messages_without_a_response_that_can_be_scored_are_refused(messages: list[Message], code: str) -> None:
@@ -246,8 +246,8 @@ def test_plain_renderers_do_not_drop_tools_or_variables_in_silence(
     assert (refused.value.code, refused.value.faults[0].param) == ("bad_template", param)
 
 
-def test_a_template_that_gives_no_token_leaves_nothing_to_score_after() -> None:
-    assert refusal(Encoder.of(chatml("{{ '' }}"), "chat"), chat("a", "b"))[0] == "empty_prompt"
+def test_a_template_that_gives_no_token_loses_the_prompt() -> None:
+    assert refusal(Encoder.of(chatml("{{ '' }}"), "chat"), chat("a", "b")) == ("bad_template", "messages")
 
 
 class Counting(FakeTokenizer):
