@@ -216,11 +216,11 @@ class DeviceLoader:
             raise CheckpointError("give both checkpoints: --sft DIR --reference DIR")
         context = LoadContext(report, on_device, self._models)
         serving = serving_options(settings)
-        self._warn_of_cpu(serving.device, settings.device)
+        self.warn_of_cpu(serving.device, settings.device)
         engine, tokenizer, manifest = load_pair(settings.sft, settings.reference, serving, context)
         return engine, Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id), manifest.tokenizer_sha256
 
-    def _warn_of_cpu(self, device: str, setting: str) -> None:
+    def warn_of_cpu(self, device: str, setting: str) -> None:
         """Once in the life of a service."""
         if device == "cpu" and not self._warned:
             why = "--device auto found no GPU" if setting == "auto" else "--device cpu"
