@@ -112,6 +112,7 @@ def _arguments(arguments: JsonValue, place: str) -> JsonValue:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments, parse_constant=_not_json)
+            json.dumps(arguments, allow_nan=False, ensure_ascii=False).encode()  # 1e999 and lone surrogates
         except (ValueError, RecursionError) as error:
             reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
             _refuse(f"{place} is not valid JSON ({reason}): send a JSON object, as a string or as it is")

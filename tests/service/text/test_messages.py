@@ -52,6 +52,8 @@ def test_the_order_of_keys_stays() -> None:
         (calling(call("3")), "must be a JSON object"),
         (calling(call([1])), "must be a JSON object"),
         (calling(call('{"a": NaN}')), "NaN is not JSON"),
+        (calling(call('{"a": 1e999}')), "is not valid JSON"),
+        (calling(call('{"a": "\\ud800"}')), "is not valid JSON"),
         (calling(call("[" * 100_000)), "nested too deeply"),
         (calling(call('{"a":' * 99 + "1" + "}" * 99)), f"more than {MAX_ARGUMENTS_DEPTH} levels"),
         (calling(call(), 1), "tool_calls.1 must be an object"),
