@@ -55,6 +55,7 @@ def written_turn(chat: EscapedChat, *, with_end: bool) -> WrittenTurn:
     whole = chat.render(generation_prompt=False)
     turn = after_prompt(chat.render(generation_prompt=True, messages=chat.messages[:-1]), whole)
     _refuse_unwritten(chat.messages[-1], turn)
+    _refuse_second_prompt(chat, whole)
     text, ids, spans, last_special = _encoded(chat.escaper.split(turn), chat.tokenizer)
     end_id = None
     if last_special is not None and not text[spans[last_special][1] :].strip() and _ends_turns(chat):
@@ -105,6 +106,23 @@ def _refuse_unwritten(message: Message, turn: str) -> None:
         )
 
 
+def _refuse_second_prompt(chat: EscapedChat, whole: str) -> None:
+    """Raise RequestError(bad_template) if the template writes the same generation prompt, or none, in every case.
+
+    Then all renderings end alike, whoever spoke last, and nothing tells where the turn begins and ends (Cohere).
+    """
+    if chat.render(generation_prompt=True) != whole:
+        return
+    user, assistant = _after_mark(chat, "user").strip(), _after_mark(chat, "assistant").strip()
+    if user and assistant.endswith(user):
+        raise refuse(
+            "bad_template",
+            "the chat template ignores add_generation_prompt, so where this response begins and ends is not known: "
+            "send what the policy generated as content, verbatim, or send ids",
+            param="messages",
+        )
+
+
 def _is_written(call: JsonValue, turn: str) -> bool:
     """Whether the turn has the call's name. Some templates write its id instead."""
     assert isinstance(call, Mapping)
@@ -115,10 +133,16 @@ def _is_written(call: JsonValue, turn: str) -> bool:
 
 def _ends_turns(chat: EscapedChat) -> bool:
     """Whether the template ends a turn of plain text with a special token. Then the last one of any turn is its end."""
+    return _first_special(_after_mark(chat, "assistant"), chat.tokenizer) is not None
+
+
+def _after_mark(chat: EscapedChat, speaker: str) -> str:
+    """What the template writes after the text of the last message, with that of the user or of the assistant."""
+    turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
+    turns = turns[: 1 if speaker == "user" else 2]
     mark = "DenseRewardMark"
-    turns: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
-    after = chat.render(generation_prompt=False, messages=turns).partition(mark)[2]
-    return _first_special(after, chat.tokenizer) is not None
+    marked = [*turns[:-1], {**turns[-1], "content": mark}]
+    return chat.render(generation_prompt=False, messages=marked).partition(mark)[2]
 
 
 def _next_header(chat: EscapedChat, whole: str) -> int | None:

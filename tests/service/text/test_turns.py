@@ -118,6 +118,13 @@ def test_a_turn_that_does_not_begin_with_the_generation_prompt_is_refused() -> N
     assert "'<think>\\n' before a response" in refusal(Encoder.of(chatml(template), "chat"), USER, calling(content="a"))
 
 
+@pytest.mark.parametrize("prompt", ["<|im_start|>assistant\n", ""], ids=["always", "never"])
+def test_a_template_that_ignores_add_generation_prompt_does_not_tell_where_a_turn_ends(prompt: str) -> None:
+    template = TAGS.source.partition("{%- if add_generation_prompt %}")[0] + prompt
+    encoder = Encoder.of(chatml(template), "chat")
+    assert "ignores add_generation_prompt" in refusal(encoder, USER, calling())
+
+
 def test_a_call_without_an_end_needs_add_eos_false() -> None:
     template = (
         "{% for m in messages %}{{ m.role }}: {{ m.content }}{% for c in m.tool_calls or [] %}"
