@@ -67,6 +67,7 @@ MUST_NOT_IMPORT = {
         "errors": HEAVY | FILES,
         "records": HEAVY | NETWORK | FILES | {"pydantic"},
         "reward": HEAVY | NETWORK | FILES,
+        "text.messages": MODEL_LIBRARIES,
         "text.offsets": MODEL_LIBRARIES,
         "text.special_tokens": MODEL_LIBRARIES,
         "batching.admission": HEAVY | QUEUE,

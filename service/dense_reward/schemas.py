@@ -46,10 +46,16 @@ class Strictly(BaseModel):
 
 class ChatMessage(Strictly):
     role: Annotated[str, StringConstraints(min_length=1)]
-    content: str
+    content: str | list[JsonValue] | None = Field(
+        None, description="a text, a list of text parts, or null beside tool_calls"
+    )
     name: str | None = None
     tool_calls: list[JsonValue] | None = None
     tool_call_id: str | None = None
+    refusal: JsonValue = Field(None, description="only null: OpenAI's clients send it")
+    audio: JsonValue = Field(None, description="only null")
+    function_call: JsonValue = Field(None, description="only null: send tool_calls")
+    annotations: JsonValue = Field(None, description="only null or empty")
 
 
 class Item(Strictly):

@@ -1,6 +1,9 @@
 """Small chat templates, one for each kind of what real ones put around a response. All are our own."""
 
 from dense_reward.engines.tokenizer import TransformersTokenizer
+from dense_reward.text.encode import Encoder
+from dense_reward.text.template import TemplateChoices
+from dense_reward.text.tokenizer import Tokenizer
 from tiny_tokenizers import CHATML, chatml
 
 _USER = "<|im_start|>user\n{{ m.content }}<|im_end|>\n"
@@ -54,3 +57,8 @@ DIFFER = ("an empty thought", "an opened thought", "a channel", "a blank of diff
 
 def tokenizer_of(kind: str, eos: str = "<|im_end|>") -> TransformersTokenizer:
     return chatml(KINDS[kind], eos, ("<|channel|>", "<|text|>", "<|stop|>"))
+
+
+def decided(tokenizer: Tokenizer) -> Encoder:
+    """An encoder whose responses follow the generation prompt, whatever the template's own rendering is."""
+    return Encoder.of(tokenizer, "chat", TemplateChoices(response_prefix=""))

@@ -15,8 +15,10 @@ from jinja2.meta import find_undeclared_variables
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from dense_reward.engines.template_form import template_form
 from dense_reward.errors import CheckpointError, refuse
 from dense_reward.manifest import TOKENIZER_PROBE_TEXT, sha256_of_text, tokenizer_sha256
+from dense_reward.text.messages import for_template
 from dense_reward.text.offsets import Span, decoded_spans
 from dense_reward.text.special_tokens import JsonValue, Message
 from dense_reward.text.tokenizer import Pieces, RendererName
@@ -105,6 +107,10 @@ class TransformersTokenizer:
     @property
     def special_strings(self) -> tuple[str, ...]:
         return tuple(self._special.values())
+
+    @property
+    def transformers_tokenizer(self) -> PreTrainedTokenizerFast:
+        return self._tokenizer
 
     @property
     def has_chat_template(self) -> bool:
@@ -198,8 +204,10 @@ class TransformersTokenizer:
             raise refuse("bad_template", message, param="template_kwargs")
         try:
             pinned = {} if date is None else self._pinned(date, tools)
+            form = template_form(self._tokenizer.get_chat_template(tools=None if tools is None else list(tools)))
+            taken = for_template(messages, parts=form.parts, developer=form.developer)
             rendered: str = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
+                [dict(message) for message in taken],
                 tools=None if tools is None else list(tools),
                 tokenize=False,
                 add_generation_prompt=generation_prompt,

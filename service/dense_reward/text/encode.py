@@ -15,11 +15,15 @@ import numpy as np
 from dense_reward.errors import refuse
 from dense_reward.records import IdArray
 from dense_reward.text.encoded import Encoded, EncodedResponse, TurnStream
+from dense_reward.text.marks import refuse_lost
+from dense_reward.text.messages import canonical, text_of
 from dense_reward.text.offsets import Span, monotone_spans
+from dense_reward.text.rendering import EscapedChat
 from dense_reward.text.repetition import Repetition, repetition_of
 from dense_reward.text.special_tokens import JsonValue, Message
 from dense_reward.text.template import MARK, ChatTemplate, ResponsePlace, TemplateChoices
 from dense_reward.text.tokenizer import Pieces, RendererName, Tokenizer
+from dense_reward.text.turns import thought_and_answer, written_turn
 from dense_reward.text.undecided import Style, explanation
 
 PLAIN_FORMATS: Mapping[str, str] = {
@@ -27,7 +31,7 @@ PLAIN_FORMATS: Mapping[str, str] = {
     # The template of SPIN (arXiv 2401.01335, appendix B).
     "instruction": "### Instruction: {prompt}\n\n### Response: ",
 }
-THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking")
+THOUGHT_KEYS = ("reasoning_content", "thinking")
 """Keys of a message under which templates and servers keep what the model thought before its answer."""
 Variables = Mapping[str, JsonValue]
 
@@ -93,13 +97,16 @@ class Encoder:
         tools: Sequence[JsonValue] | None = None,
         template_kwargs: Variables | None = None,
     ) -> IdArray:
-        """Ids of a chat up to the point where the assistant answers."""
+        """Ids of a chat up to the point where the assistant answers. Raises RequestError if a message would be lost."""
+        messages = canonical(messages)
         if self.renderer != "chat":
             if tools or template_kwargs:
                 message = f"the {self.renderer} renderer has no place for tools and template_kwargs: omit them"
                 raise refuse("bad_template", message, param="tools" if tools else "template_kwargs")
             return self.prompt(_single_user_turn(messages, self.renderer))
-        return self._chat(messages, tools, template_kwargs, "messages")
+        ids = self._chat(messages, tools, template_kwargs, "messages")
+        refuse_lost(self.chat, messages, tools, template_kwargs)
+        return ids
 
     def _chat(
         self,
@@ -109,8 +116,8 @@ class Encoder:
         param: str,
     ) -> IdArray:
         self._place(template_kwargs, param)
-        self.chat.check_roles(messages)
-        parts = self.chat.prompt_parts(messages, tools, template_kwargs)
+        chat = EscapedChat.of(self.chat, messages, tools, template_kwargs)
+        parts = chat.escaper.split(chat.render(generation_prompt=True))
         return np.array(self._encode_parts(parts, param, continues=False).ids, dtype=np.int32)
 
     def _place(self, template_kwargs: Variables | None, param: str) -> ResponsePlace:
@@ -202,6 +209,7 @@ class Encoder:
         """
         if not messages or messages[-1].get("role") != "assistant":
             raise refuse("invalid_request", "messages must end with the assistant's response", param="messages")
+        messages = canonical(messages)
         turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
         scored = turns if every_turn else turns[-1:]
         if scored[0] == 0:
@@ -213,32 +221,36 @@ class Encoder:
         for turn in scored:
             last = turn == scored[-1]
             stream.context(longest_P if last else self.chat_prompt(messages[:turn], tools, template_kwargs))
-            stream.response(self._turn_response(messages[: turn + 1], add_eos, tools, template_kwargs))
+            stream.response(self._turn(messages[: turn + 1], tools, template_kwargs, add_eos=add_eos))
             self._check_tokens(stream.length, "messages")
         return stream.finish()
 
-    def _turn_response(
+    def _turn(
         self,
         messages: Sequence[Message],
-        add_eos: bool,
         tools: Sequence[JsonValue] | None,
         template_kwargs: Variables | None,
+        *,
+        add_eos: bool,
     ) -> EncodedResponse:
-        """The last message as a policy writes it: its content, or with a thought what the template makes of both."""
-        message = messages[-1]
-        if self.renderer != "chat" or not any(message.get(key) for key in THOUGHT_KEYS):
-            return self.response(_response_text(message), add_eos=add_eos, template_kwargs=template_kwargs)
-        _response_text({key: value for key, value in message.items() if key not in THOUGHT_KEYS})
-        parts = self.chat.response_parts(messages, tools, template_kwargs)
-        text = "".join(part for part, _ in parts)
-        thoughts = [str(message[key]).strip() for key in THOUGHT_KEYS if message.get(key)]
-        for lost in (*thoughts, _content(message).strip()):
-            if lost not in text:
-                reason = "the chat template does not render this message's thought and content: put everything that "
-                reason += "the model generated into content, verbatim, or send ids"
-                raise refuse("bad_template", reason, param="messages")
-        pieces = self._encode_parts(parts, "response", continues=self._continues("", False, template_kwargs))
-        return self._response_of(text, pieces, add_eos=add_eos)
+        """The last message as a policy writes it: its text, or the template's rendering of thoughts and tool calls."""
+        thinks = any(messages[-1].get(key) for key in THOUGHT_KEYS)
+        if not thinks and "tool_calls" not in messages[-1]:
+            return self.response(_response_text(messages[-1]), add_eos=add_eos, template_kwargs=template_kwargs)
+        if self.renderer != "chat":
+            what = "tool_calls" if "tool_calls" in messages[-1] else "thoughts"
+            message = f"the {self.renderer} renderer has no place for {what}: send what the policy wrote as content"
+            raise refuse("bad_template", message, param="messages")
+        chat = EscapedChat.of(self.chat, messages, tools, template_kwargs)
+        continues = self._continues("", False, template_kwargs)
+        if "tool_calls" not in messages[-1]:
+            parts = thought_and_answer(chat, self.chat.end_string)
+            pieces = self._encode_parts(parts, "messages", continues=continues)
+            return self._response_of("".join(part for part, _ in parts), pieces, add_eos=add_eos)
+        turn = written_turn(chat, with_end=add_eos, continues=continues)
+        return EncodedResponse(
+            np.array(turn.ids, dtype=np.int32), np.ones(len(turn.ids), dtype=bool), turn.text, turn.spans
+        )
 
     def text(self, text: str, *, add_eos: bool, raw: bool) -> Encoded:
         """A whole text: every token after the first is scored. The first is BOS if the tokenizer has one."""
@@ -318,10 +330,11 @@ def _from_zero(spans: Sequence[Span]) -> tuple[Span, ...]:
 
 
 def _content(message: Message) -> str:
+    """The text of a canonical message. Raises RequestError for several parts: a response's text has no joints."""
     content = message.get("content")
-    if not isinstance(content, str):
-        raise refuse("invalid_request", "message content must be a string", param="messages")
-    return content
+    if not isinstance(content, str) and not (isinstance(content, Sequence) and len(content) == 1):
+        raise refuse("invalid_request", "message content must be a string or a single text part", param="messages")
+    return text_of(message)
 
 
 def _response_text(message: Message) -> str:

@@ -209,7 +209,7 @@ def test_tools_and_variables_reach_the_template() -> None:
         ([{"role": "assistant", "content": "b"}], "empty_prompt"),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": None}], "invalid_request"),
         ([{"role": "user", "content": "a"}, {"role": "assistant"}], "invalid_request"),
-        ([*chat("a"), {"role": "assistant", "content": "b", "tool_calls": [{"name": "f"}]}], "invalid_request"),
+        ([*chat("a"), {"role": "assistant", "content": "b", "tool_calls": [{"name": "f"}]}], "bad_template"),
     ],
 )
 def test_messages_without_a_response_that_can_be_scored_are_refused(messages: list[Message], code: str) -> None:

@@ -123,7 +123,7 @@ def test_milestones_do_not_change_where_training_ends(tiny: Path, tmp_path: Path
         (["milestones.reference=0.99"], "milestone reference at 0.99 of the samples falls on the last step (20)"),
         (["data.held_out_fraction=0"], "nothing is held out"),
         (["scratch=null", "base_model=./no_such_folder"], "./no_such_folder: no such folder"),
-        (["device=cuda"], "torch sees no GPU"),
+        (["device=cuda"], "device cuda: torch can use no GPU"),
     ],
 )
 def test_a_run_that_cannot_be_done_is_refused_in_one_line(

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 from dense_reward.checkpoints.atomic_file import write_whole
+from dense_reward.engines.torch.device import chosen_device
 from dense_reward.records import Report
 
 from dense_reward_trainer.configs.dpr import EvaluateConfig
 from dense_reward_trainer.rl.held_out_metrics import Estimate, HeldOutResult, SampledResponse, measure_held_out
-from dense_reward_trainer.rl.policy import PolicyCheckpoint, chosen_device, load_policy
+from dense_reward_trainer.rl.policy import PolicyCheckpoint, load_policy
 from dense_reward_trainer.rl.prompts import held_out_rows
 from dense_reward_trainer.rl.records import TokenRewards
 from dense_reward_trainer.rl.reward_service import ServiceAddress, connected

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from dense_reward.checkpoints.probe import ProbeIds, probe_of_demonstrations, probe_of_texts
 from dense_reward.checkpoints.write_manifest import ManifestFacts
+from dense_reward.engines.torch.device import chosen_device
 from dense_reward.manifest import Role
 from dense_reward.records import Report
 from dense_reward.text.encode import Encoder
@@ -112,12 +113,9 @@ def silent(_: str) -> None:
 
 def training_arguments(config: SftConfig) -> TrlConfig:
     """The trainer's arguments. TRL must not prepare the data: it would truncate long demonstrations."""
-    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is cuda, but torch sees no GPU: set device=cpu, or install a CUDA build of torch")
     return TrlConfig(
         output_dir=str(config.output_dir / "resume"),
-        use_cpu=on_cpu,
+        use_cpu=chosen_device(config.device) == "cpu",
         bf16=config.precision == "bfloat16",
         seed=config.seed,
         max_length=None,

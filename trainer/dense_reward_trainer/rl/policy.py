@@ -23,7 +23,6 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from dense_reward_trainer.configs.dpr import Precision
-from dense_reward_trainer.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,13 +63,6 @@ class PolicyCheckpoint:
     policy: Policy
     encoder: Encoder
     manifest: Manifest
-
-
-def chosen_device(name: str) -> str:
-    """The torch device for `auto`, `cpu` or `cuda`. Raises ConfigError if there is no CUDA device for `cuda`."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is cuda, but torch sees no GPU: set device=cpu, or install a CUDA build of torch")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def load_policy(folder: Path, *, precision: Precision, device: str) -> PolicyCheckpoint:
