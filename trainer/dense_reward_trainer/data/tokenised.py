@@ -1,14 +1,23 @@
 """Tokenises demonstrations for training, into exactly the ids that the service will score."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from dense_reward.errors import RequestError
 from dense_reward.text.encode import Encoded, Encoder
 
-from dense_reward_trainer.data.sources import SKIP_BAD, DataError, Demonstration
+from dense_reward_trainer.data.records import DataError, Demonstration
+from dense_reward_trainer.data.sources import SKIP_BAD
 
 IGNORED = -100
+_ONE_RESPONSE = (
+    "the chat template or the tokenizer writes earlier turns differently once the conversation continues, so "
+    "train_on=all_assistant would learn states that no policy sees: set train_on=response"
+)
+_WEIGHTS = "an earlier turn has weight 0, but train_on=all_assistant learns every turn: set train_on=response"
+_ALL_BAD = "Every demonstration is refused, so leaving such ones out would leave nothing."
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +74,18 @@ def encode_demonstrations(
             dropped.append(f"{demonstration.source}: {error}")
     if dropped and not skip_bad:
         more = f" (and {len(dropped) - 1} more)" if len(dropped) > 1 else ""
-        raise DataError(f"{dropped[0]}{more}. {cure}")
+        raise DataError(f"{dropped[0]}{more}. {cure if rows else _ALL_BAD}")
     return TokenisedRows(tuple(rows), tuple(dropped))
+
+
+def rows_sha256(rows: Iterable[TokenisedRow]) -> str:
+    """Hex hash of the ids and labels of all rows in order: equal if and only if the same tokens are learnt."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(row.length.to_bytes(8, "little"))
+        for values in (row.input_ids, row.labels):
+            digest.update(np.array(values, dtype="<i4").tobytes())
+    return digest.hexdigest()
 
 
 class _BadDemonstrationError(Exception):
@@ -74,11 +93,15 @@ class _BadDemonstrationError(Exception):
 
 
 def _row(demonstration: Demonstration, encoder: Encoder, every_turn: bool, limit_tokens: int) -> TokenisedRow:
-    messages = [{"role": message.role, "content": message.content} for message in demonstration.messages]
+    messages = [message.as_mapping() for message in demonstration.messages]
+    if every_turn and any(message.weight == 0 for message in demonstration.messages):
+        raise _BadDemonstrationError(_WEIGHTS)
     try:
-        encoded = encoder.conversation(messages, add_eos=True, every_turn=every_turn)
+        encoded = encoder.conversation(messages, add_eos=True, every_turn=every_turn, tools=demonstration.tools or None)
     except RequestError as error:
-        raise _BadDemonstrationError(str(error)) from None
+        # The encoder names the cure of a request over HTTP, where `score` chooses the turns.
+        chooses_turns = any(fault.param == "score" for fault in error.faults)
+        raise _BadDemonstrationError(_ONE_RESPONSE if every_turn and chooses_turns else str(error)) from None
     row = TokenisedRow(demonstration, encoded)
     if row.length > limit_tokens:
         raise _BadDemonstrationError(
