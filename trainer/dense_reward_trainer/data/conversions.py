@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from dense_reward_trainer.data.layouts import Layout
+from dense_reward_trainer.data.layouts import Layout, matching
 from dense_reward_trainer.data.records import ChatMessage, LineError, RawRow
 from dense_reward_trainer.data.row_values import is_empty, quoted_keys, texts_in
 
@@ -77,7 +77,7 @@ def _renamed(key: str) -> KnownLayout:
 KNOWN_LAYOUTS: tuple[KnownLayout, ...] = (
     KnownLayout(
         "OASST, one message in a row",
-        _has("message_id", "parent_id", "text", "role"),
+        _has("message_id", "text", "role"),
         "a row is one message of a tree, not a chat; the conversion takes each best ranked answer with all before it",
         '(m := {r["message_id"]: r for r in rows}) and (f := lambda r: (f(m[r["parent_id"]]) if r["parent_id"] else '
         '[]) + [{"role": {"prompter": "user"}.get(r["role"], r["role"]), "content": r["text"]}]) and '
@@ -153,6 +153,12 @@ _RENAMED: tuple[KnownLayout, ...] = (
 )
 
 
+def is_layout(row: RawRow) -> bool:
+    """Whether the keys of an object are those of a row, read or recognised; those of a message are not."""
+    known = any(known.applies(row) for known in (*KNOWN_LAYOUTS, *_RENAMED))
+    return bool(matching(row)) or (known and row.keys().isdisjoint(("role", "from")))
+
+
 def refuse_known_layout(row: RawRow, *, prompts_only: bool) -> None:
     """Raises LineError, with the conversion, for a layout that is recognised but not read."""
     for known in KNOWN_LAYOUTS:
@@ -198,20 +204,15 @@ def refuse_lost_columns(
 def _joined(row: RawRow, lost: Sequence[str], layouts: Sequence[Layout]) -> str:
     """The conversion that writes the columns before the task, or after it for choices; "" if they are no texts."""
     task = layouts[0].keys[0]
-    texts = (str, list, tuple)
-    if not isinstance(row[task], str) or not all(isinstance(row[name], texts) and _flat(row[name]) for name in lost):
+    if not isinstance(row[task], str) or not all(_is_text(row[name]) for name in lost):
         return ""
     after = [name for name in lost if name in _AFTER_THE_TASK]
     order = [*(name for name in lost if name not in after), task, *after]
-    # A column can be null, a text, or a list of texts, from row to row.
-    parts = f"*(t for k in {_names(order)} for t in ([r.get(k)] if isinstance(r.get(k), str) else r.get(k) or []) if t)"
+    # A column can be null in another row.
+    parts = [f'r.get("{k}")' if isinstance(row[k], str) else f'*(r.get("{k}") or ())' for k in order]
     nulls = ", ".join(f'"{name}": None' for name in lost)
-    return f'[{{**r, "{task}": "\\n\\n".join([{parts}]), {nulls}}} for r in rows]'
+    return f'[{{**r, "{task}": "\\n\\n".join(filter(None, ({", ".join(parts)}))), {nulls}}} for r in rows]'
 
 
-def _flat(value: object) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str) or (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value))
-
-
-def _names(names: Sequence[str]) -> str:
-    return "(" + ", ".join(f'"{name}"' for name in names) + ",)"

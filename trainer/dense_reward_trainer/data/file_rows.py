@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dense_reward_trainer.data.layouts import matching
+from dense_reward_trainer.data.conversions import is_layout
 from dense_reward_trainer.data.records import DataError
 
 OUT = "converted.jsonl"
@@ -89,7 +89,7 @@ class FileRows:
     def conversion(self, python: str) -> str:
         """A shell command that writes OUT from the rows; `python` is a Python expression over `rows`."""
         file = shlex.quote(str(self.path))
-        program = f"import json; rows = {self.python}; [print(json.dumps(r)) for r in {python}]"
+        program = f"import json; rows = {self.python}; new = {python}; [print(json.dumps(r)) for r in new]"
         if self.path.suffix == ".gz":
             return f"gzip -dc {file} | python -c {shlex.quote(program)} > {OUT}"
         return f"python -c {shlex.quote(program)} < {file} > {OUT}"
@@ -253,12 +253,8 @@ def _next(text: str, at: int) -> int:
 def _of_one_object(path: Path, content: bytes) -> _Whole | None:
     """The rows in {"data": [...]}; None if the object is a row. Raises DataError if rows are in it somewhere else."""
     value = json.loads(content)
-    lists = [
-        key
-        for key, part in (value.items() if isinstance(value, dict) else ())
-        if isinstance(part, list) and part and all(isinstance(row, dict) for row in part)
-    ]
-    if not lists or matching(value):
+    lists = [key for key, part in value.items() if _holds_rows(key, part)] if isinstance(value, dict) else []
+    if not lists or is_layout(value):
         return None
     if list(value) == ["data"]:
         array = content.decode().strip().removeprefix("{").partition(":")[2].removesuffix("}")
@@ -268,6 +264,13 @@ def _of_one_object(path: Path, content: bytes) -> _Whole | None:
         f'{path} is one JSON object with rows in {", ".join(map(ascii, lists))}: {{"data": [...]}} alone is read. '
         f"Write the rows that you mean: {cure} > {OUT}"
     )
+
+
+def _holds_rows(key: str, value: object) -> bool:
+    """Whether a value is a list of rows, and not a chat or another part of one row."""
+    if not isinstance(value, list) or not value or not all(isinstance(row, dict) for row in value):
+        return False
+    return key == "data" or is_layout(value[0])
 
 
 def _encoding_note(path: Path, lines: Sequence[tuple[int, bytes]]) -> str:

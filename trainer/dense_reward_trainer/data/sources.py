@@ -281,7 +281,7 @@ def _dataset_conversion(name: str, config: str | None, part: str, python: str) -
     """A shell command that writes OUT from a data set; `python` is a Python expression over `rows`."""
     program = (
         f"import datasets, json; rows = list(datasets.load_dataset({name!r}, {config!r}, split={part!r})); "
-        f"[print(json.dumps(r)) for r in {python}]"
+        f"new = {python}; [print(json.dumps(r)) for r in new]"
     )
     return f"python -c {shlex.quote(program)} > {OUT}"
 
