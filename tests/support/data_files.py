@@ -23,7 +23,7 @@ TREE = {
         {"role": "assistant", "text": ANSWER, "rank": 0, "replies": []},
     ],
 }
-FLAT = [
+FLAT: list[JsonRow] = [
     {"message_id": "a", "parent_id": None, "text": ASK, "role": "prompter", "rank": None},
     {"message_id": "b", "parent_id": "a", "text": ANSWER, "role": "assistant", "rank": 0},
     {"message_id": "c", "parent_id": "a", "text": "No idea.", "role": "assistant", "rank": 1},

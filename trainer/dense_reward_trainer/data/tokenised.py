@@ -1,14 +1,15 @@
 """Tokenises demonstrations for training, into exactly the ids that the service will score."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from dense_reward.errors import RequestError
 from dense_reward.text.encode import Encoded, Encoder
 
-from dense_reward_trainer.data.records import DataError, Demonstration
+from dense_reward_trainer.data.records import DataError, Demonstration, JsonValue
 from dense_reward_trainer.data.sources import SKIP_BAD
 
 IGNORED = -100
@@ -102,9 +103,24 @@ def _row(demonstration: Demonstration, encoder: Encoder, every_turn: bool, limit
         # The encoder names the cure of a request over HTTP, where `score` chooses the turns.
         chooses_turns = any(fault.param == "score" for fault in error.faults)
         raise _BadDemonstrationError(_ONE_RESPONSE if every_turn and chooses_turns else str(error)) from None
+    _check_tools(demonstration, encoder, encoded)
     row = TokenisedRow(demonstration, encoded)
     if row.length > limit_tokens:
         raise _BadDemonstrationError(
             f"{row.length} tokens, at most {limit_tokens} (max_length_tokens or the model's own limit)"
         )
     return row
+
+
+def _check_tools(demonstration: Demonstration, encoder: Encoder, encoded: Encoded) -> None:
+    """Raises _BadDemonstrationError if the ids of the prompt lack a tool, or a call in an earlier turn."""
+    calls = [call for message in demonstration.prompt_messages for call in message.tool_calls]
+    names = {str(cast(Mapping[str, JsonValue], tool["function"])["name"]) for tool in (*demonstration.tools, *calls)}
+    if not names:
+        return
+    ids = [*encoded.prompt_P, *encoded.responses[0].ids_T]
+    text = encoder.tokenizer.text_and_spans([int(i) for i in ids])[0]
+    lost = sorted(name for name in names if name not in text)
+    if lost:
+        listed = ", ".join(map(ascii, lost))
+        raise _BadDemonstrationError(f"the chat template does not write the tool {listed}: a policy would not see it")
