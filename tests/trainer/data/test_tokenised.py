@@ -3,6 +3,7 @@
 import pytest
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.text.encode import Encoder, RendererName
+from dense_reward_trainer.data.records import JsonValue
 from dense_reward_trainer.data.sources import ChatMessage, DataError, Demonstration
 from dense_reward_trainer.data.tokenised import IGNORED, TokenisedRow, encode_demonstrations, rows_sha256
 from dense_reward_trainer.sft.from_scratch import train_tokenizer
@@ -25,7 +26,7 @@ CALLS = (
     ChatMessage("tool", "106"),
     ChatMessage("assistant", "106 metres."),
 )
-TOOL = {"type": "function", "function": {"name": "depth"}}
+TOOL: dict[str, JsonValue] = {"type": "function", "function": {"name": "depth"}}
 
 
 def encoder_with(template: str) -> Encoder:
