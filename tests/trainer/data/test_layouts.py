@@ -1,12 +1,14 @@
 """Layouts, messages and columns: nothing of a prompt is lost, and what is ambiguous is refused."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from dense_reward_trainer.data.conversions import is_prompt_column
 from dense_reward_trainer.data.demonstration import read_row
 from dense_reward_trainer.data.held_out_file import write_held_out
+from dense_reward_trainer.data.layouts import LAYOUTS
 from dense_reward_trainer.data.records import ChatMessage, LineError, RawRow
 from dense_reward_trainer.data.row_values import is_empty, texts_in
 from dense_reward_trainer.data.sources import DataError, DataSource, data_sha256, load
@@ -158,3 +160,13 @@ def test_held_out_demonstrations_keep_tools_and_calls(tmp_path: Path) -> None:
     assert data_sha256(kept) == data_sha256([demonstration])
     others = [read_row(chat(*row["messages"]), "here:1").demonstration]  # type: ignore[misc]
     assert data_sha256(others) != data_sha256(kept), "tools belong to the prompt"
+
+
+def test_the_examples_of_the_documentation_are_read_and_every_layout_has_one() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
+    examples = [json.loads(found) for found in re.findall(r"\| `(\{.*?\})` \|", page) if "..." not in found]
+    readings = [read_row(example, "here:1", prompts_only=True) for example in examples]
+    assert all(reading.demonstration.prompt_messages[-1].content in ("2+3?", "Add.\n\n2, 3") for reading in readings)
+    named = {name for name in re.findall(r"`(\w+)`", page)}
+    assert {key for layout in LAYOUTS for key in layout.keys} <= named
+    assert len(examples) >= 9

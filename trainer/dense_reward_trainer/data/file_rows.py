@@ -105,7 +105,7 @@ def file_rows(path: Path) -> FileRows:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    _refuse_other_kinds(path, content)
+    refuse_other_kinds(path, content)
     content = _decompressed(path, content)
     if not path.name.endswith(_SUFFIXES):
         raise DataError(f"{path}: only .jsonl and .json files, plain or .gz, are read: rename it, or convert it")
@@ -122,7 +122,7 @@ def file_rows(path: Path) -> FileRows:
     return FileRows(path, [*enumerate(whole.rows, 1)], python=whole.python)
 
 
-def _refuse_other_kinds(path: Path, content: bytes) -> None:
+def refuse_other_kinds(path: Path, content: bytes) -> None:
     """Raises DataError if the first bytes are those of another kind of file."""
     head, file = content[:_HEAD_BYTES], shlex.quote(str(path))
     for magic, kind, cure in _MAGIC:
@@ -160,7 +160,7 @@ def _decompressed(path: Path, content: bytes) -> bytes:
         inner = gzip.decompress(content)
     except (EOFError, OSError, zlib.error) as error:
         raise DataError(f"{path}: not a complete gzip file ({error}): copy or compress it again") from error
-    _refuse_other_kinds(path, inner)
+    refuse_other_kinds(path, inner)
     return inner
 
 
