@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -167,6 +168,36 @@ def test_the_examples_of_the_documentation_are_read_and_every_layout_has_one() -
     examples = [json.loads(found) for found in re.findall(r"\| `(\{.*?\})` \|", page) if "..." not in found]
     readings = [read_row(example, "here:1", prompts_only=True) for example in examples]
     assert all(reading.demonstration.prompt_messages[-1].content in ("2+3?", "Add.\n\n2, 3") for reading in readings)
-    named = {name for name in re.findall(r"`(\w+)`", page)}
+    named = set(re.findall(r"`(\w+)`", page))
     assert {key for layout in LAYOUTS for key in layout.keys} <= named
     assert len(examples) >= 9
+
+
+class Dataset(list[RawRow]):
+    """A data set as `datasets` gives it: every object has the keys of all others, with nulls."""
+
+
+def test_nulls_with_which_arrow_fills_objects_are_no_arguments_and_no_parameters() -> None:
+    arguments, others = {"lake": "Como", "river": None}, {"tool_call_id": None, "name": None, "tool_calls": None}
+    parameters = {"type": "object", "properties": {"lake": {"type": "string"}, "river": None}}
+    messages = [
+        {"role": "user", "content": "a", **others},
+        {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]},
+    ]
+    tools = [{"type": "function", "function": {"name": "f", "parameters": parameters}}]
+    rows = Dataset([{"messages": messages, "tools": tools, "id": None}])
+    loaded = load(DataSource(source="own/data"), lambda *_: rows)
+    (one,) = loaded.demonstrations
+    assert one.messages[1].tool_calls[0]["function"] == {"name": "f", "arguments": {"lake": "Como"}}
+    assert json.loads(json.dumps(one.tools))[0]["function"]["parameters"]["properties"] == {"lake": {"type": "string"}}
+    assert loaded.not_read == {}
+
+
+def test_a_data_set_is_converted_by_a_command_that_names_it() -> None:
+    rows = Dataset([{"input": "a", "output": "b"}])
+    with pytest.raises(DataError) as refusal:
+        load(DataSource(source="own/data:small@test"), lambda *_: rows)
+    command = next(line for line in str(refusal.value).split("\n") if line.startswith("To convert them: "))
+    program = shlex.split(command.removeprefix("To convert them: "))[2]
+    assert "load_dataset('own/data', 'small', split='test')" in program
+    compile(program, "converts", "exec")

@@ -96,6 +96,12 @@ KNOWN_LAYOUTS: tuple[KnownLayout, ...] = (
         "a column `response`",
     ),
     KnownLayout(
+        "KTO",
+        lambda row: row.keys() >= {"prompt", "completion"} and isinstance(row.get("label"), bool),
+        "`label` says whether a completion is wanted; the conversion keeps those that are",
+        '[{**r, "label": None} for r in rows if r["label"]]',
+    ),
+    KnownLayout(
         "UltraFeedback, all completions in a row",
         lambda row: "instruction" in row and isinstance(row.get("completions"), list | tuple),
         "a row has several responses; the conversion takes the one with the highest `overall_score`",

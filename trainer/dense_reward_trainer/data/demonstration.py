@@ -41,6 +41,8 @@ def parse_line(line: bytes) -> RawRow:
         text = line.decode()
     except UnicodeDecodeError as error:
         raise LineError("not UTF-8", f"byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line") from error
+    if text.lstrip().startswith("{'"):
+        raise LineError("not JSON", "single quotes are Python's notation: write each row with json.dumps(row)")
     value = strict_json(text)
     if not isinstance(value, dict):
         raise LineError("wrong type", f"the line is {json_type(value)}, an object is needed")

@@ -18,7 +18,7 @@ from dense_reward_trainer.data.records import DataError
 
 OUT = "converted.jsonl"
 _SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
-_HEAD_BYTES, _FIRST_LINES = 4096, 20
+_HEAD_BYTES = 4096
 _JSON_LINES = "write it as JSON Lines, one object in a line"
 _TO_JSON = f".to_json(sys.argv[2])' {{file}} {OUT}"
 # The first bytes of a file, what it is, and the cure; {file} is quoted for a shell.
@@ -68,7 +68,12 @@ _ONE_AFTER_ANOTHER = (
     "(d := json.JSONDecoder().raw_decode) and (t := [open(0).read().strip()]) and "
     '[v for v, end in iter(lambda: t[0] and d(t[0]), "") if [t.__setitem__(0, t[0][end:].strip())]]'
 )
-_CSV = "python -c 'import csv, json, sys; [print(json.dumps(r)) for r in csv.DictReader(sys.stdin{tabs})]' < {file}"
+# A delimiter: the name of the table, and the argument of csv.DictReader.
+_TABLES = {b",": ("CSV", ""), b"\t": ("TSV", ', delimiter="\\t"'), b";": ("CSV", ', delimiter=";"')}
+_CSV = (
+    "python -c 'import csv, json; [print(json.dumps(r)) for r in "
+    'csv.DictReader(open(0, encoding="utf-8-sig"){argument})]\' < {file}'
+)
 _INNER = (
     "python -c 'import json, sys; [print(json.dumps(r)) for r in json.load(sys.stdin)[sys.argv[1]]]' {key} < {file}"
 )
@@ -169,10 +174,11 @@ def _refuse_text(path: Path, lines: Sequence[tuple[int, bytes]]) -> None:
     if any(line.lstrip().startswith((b"{", b"[")) for _, line in lines) or _parses(lines[0][1]):
         return
     first, file = lines[0][1].rstrip(), shlex.quote(str(path))
-    for mark, name, tabs in ((b"\t", "TSV", ', delimiter="\\t"'), (b",", "CSV", "")):
-        if mark in first and len(lines) > 1:
-            cure = _CSV.format(tabs=tabs, file=file)
-            raise DataError(f"{path} is {name}, a table of texts, not JSON: {cure} > {OUT}")
+    mark = max(_TABLES, key=first.count)
+    if mark in first and len(lines) > 1:
+        name, argument = _TABLES[mark]
+        cure = _CSV.format(argument=argument, file=file)
+        raise DataError(f"{path} is {name}, a table of texts, not JSON: {cure} > {OUT}")
     raise DataError(f"{path} is text, not JSON: no line begins with {{ or [: {_JSON_LINES}")
 
 
@@ -198,17 +204,18 @@ def _over_several_lines(path: Path, content: bytes, lines: Sequence[tuple[int, b
     is_array = first.lstrip().startswith(b"[") and not (len(lines) > 1 and _parses(first))
     if not is_array and _parses(first):
         return _of_one_object(path, content) if len(lines) == 1 else None
-    if not is_array and (len(lines) == 1 or any(_parses(line) for _, line in lines[:_FIRST_LINES] if b"{" in line)):
-        return None
     kind = "a JSON array" if is_array else "JSON over several lines"
     try:
         text = content.decode()
-    except UnicodeDecodeError:
-        raise DataError(_encoding_note(path, lines) or f"{path} is {kind}, but not UTF-8: convert it") from None
-    try:
         values = _elements(text) if is_array else _values(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is {kind} that is damaged or incomplete ({error}): copy it again") from None
+        if not is_array and (len(lines) == 1 or any(line.startswith(b"{") and _parses(line) for _, line in lines)):
+            return None
+        if isinstance(error, UnicodeDecodeError):
+            raise DataError(_encoding_note(path, lines) or f"{path} is {kind}, but not UTF-8: convert it") from None
+        raise DataError(
+            f"{path} is {kind} that is damaged or incomplete ({error}): correct it, or copy it again"
+        ) from None
     if is_array:
         return _Whole(values, "json.load(open(0))")
     inner = _of_one_object(path, values[0]) if len(values) == 1 else None

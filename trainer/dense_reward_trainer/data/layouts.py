@@ -46,7 +46,7 @@ def _from_texts(row: RawRow, prompt_key: str, response_key: str) -> tuple[ChatMe
         return ChatMessage("user", prompt), ChatMessage("assistant", response)
     before = transcript_turns(prompt)
     if before[-1].role != "assistant" or before[-1].content.strip():
-        detail = f"`{prompt_key}` is a transcript of turns, but it does not end with `Assistant:`, before the response"
+        detail = f"`{prompt_key}` is a transcript of turns, but it does not end with `Assistant:`: write `messages`"
         raise LineError("wrong type", detail)
     return *before[:-1], ChatMessage("assistant", response.removeprefix(" "))
 

@@ -57,11 +57,12 @@ def alternating(texts: list[str] | tuple[str, ...], name: str) -> tuple[ChatMess
 
 def is_transcript(text: str) -> bool:
     """Whether a text is a transcript in which paragraphs that start with Human: and Assistant: are turns (HH-RLHF)."""
-    return text.startswith(("\n\nHuman:", "\n\nAssistant:"))
+    return text.startswith(("\n\nHuman:", "\n\nAssistant:")) or (text.startswith("Human:") and "\n\nAssistant:" in text)
 
 
 def transcript_turns(text: str) -> tuple[ChatMessage, ...]:
     """The turns of a transcript, in order. One space after a mark belongs to the mark; all else is content."""
+    text = f"\n\n{text}" if text.startswith("Human:") else text
     marks = list(_TURN.finditer(text))
     ends = [mark.start() for mark in marks[1:]] + [len(text)]
     return tuple(
@@ -72,14 +73,14 @@ def transcript_turns(text: str) -> tuple[ChatMessage, ...]:
 
 def tools_of(value: object, name: str) -> tuple[Mapping[str, JsonValue], ...]:
     """Definitions of tools in OpenAI's form; bare functions are wrapped, and a JSON text is parsed first."""
-    listed = strict_json(value) if isinstance(value, str) else value
+    listed = strict_json(value, f"`{name}`") if isinstance(value, str) else value
     if not isinstance(listed, list | tuple):
         raise LineError("wrong type", f"`{name}` is {json_type(listed)}, a list of tool definitions is needed")
     return tuple(_tool(item, f"`{name}`[{index}]") for index, item in enumerate(listed))
 
 
 def _tool(value: object, name: str) -> Mapping[str, JsonValue]:
-    tool = _filled(strict_json(value) if isinstance(value, str) else value)
+    tool = _filled(strict_json(value, name) if isinstance(value, str) else value)
     if isinstance(tool, dict) and isinstance(tool.get("name"), str) and "function" not in tool:
         tool = {"type": "function", "function": {key: part for key, part in tool.items() if key != "type"}}
     if not isinstance(tool, dict) or not isinstance(tool.get("function"), dict):
@@ -100,6 +101,8 @@ def _message(value: object, name: str, column: str) -> ChatMessage:
     extra = [key for key, part in value.items() if key not in _FIELDS and not is_empty(part)]
     if extra:
         detail = f"{name} has {quoted_keys(extra)}, only {', '.join(_FIELDS)} are understood"
+        if not {"reasoning", "thinking"}.isdisjoint(extra):
+            raise LineError("unknown keys", f"{detail}: write the thoughts as reasoning_content")
         keeps = column == "messages" and isinstance(value.get("role"), str)
         raise LineError("unknown keys", detail, _rows(_KEEP_TEXT) if keeps else "")
     given = string(value.get("role"), f"{name}.role")
@@ -140,7 +143,7 @@ def _sharegpt_message(value: Mapping[str, object], name: str) -> ChatMessage:
     weight = _weight(value.get("weight"), name)
     if given != "function_call":
         return ChatMessage(role, text, weight=weight)
-    called = strict_json(text)
+    called = strict_json(text, f"{name}.value")
     calls = tuple(_call(call, f"{name}.value") for call in (called if isinstance(called, list) else [called]))
     return ChatMessage(role, "", calls, weight=weight)
 
@@ -187,7 +190,7 @@ def _call(value: object, name: str) -> Mapping[str, JsonValue]:
         raise LineError("wrong type", f'{name} is no call: write {{"function": {{"name": ..., "arguments": ...}}}}')
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
-        arguments = strict_json(arguments) if arguments.strip() else {}
+        arguments = strict_json(arguments, f"{name}.arguments") if arguments.strip() else {}
     if not isinstance(arguments, dict):
         raise LineError("wrong type", f"{name}: arguments are {json_type(arguments)}, an object is needed")
     whole = {"type": "function", **call, "function": {**function, "arguments": arguments}}

@@ -11,12 +11,15 @@ from dense_reward_trainer.data.records import LineError
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def strict_json(text: str) -> object:
-    """The value of a JSON text. Raises LineError for anything else, NaN and repeated keys included."""
+def strict_json(text: str, name: str = "") -> object:
+    """The value of a JSON text. Raises LineError for anything else, NaN and repeated keys included.
+
+    `name`: what the text is, for the message, if it is not the whole line.
+    """
     try:
         return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise LineError("not JSON", str(error)) from error
+        raise LineError("not JSON", f"{name}: {error}" if name else str(error)) from error
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
