@@ -103,7 +103,17 @@ MUST_NOT_IMPORT = {
         ),
         "data.arithmetic": MODEL_LIBRARIES | FILES,
         "data.corruption": MODEL_LIBRARIES | FILES | TEXT,
-        "data.demonstration": MODEL_LIBRARIES | FILES | TEXT | {"datasets"},
+        **dict.fromkeys(
+            (
+                "data.conversions",
+                "data.demonstration",
+                "data.layouts",
+                "data.messages",
+                "data.records",
+                "data.row_values",
+            ),
+            MODEL_LIBRARIES | FILES | TEXT | {"datasets"},
+        ),
         "data.final_answers": MODEL_LIBRARIES | FILES | TEXT,
         "data.process_labels": MODEL_LIBRARIES | TRAINER_JOBS,
         "data.sources": MODEL_LIBRARIES | TEXT | TRAINER_JOBS,

@@ -244,6 +244,8 @@ class Encoder:
         chat = EscapedChat.of(self.chat, messages, tools, template_kwargs)
         continues = self._continues("", False, template_kwargs)
         if "tool_calls" not in messages[-1]:
+            said = _content(messages[-1])
+            self._refuse_repetition(self._repetition(said, add_eos=add_eos, raw=False, template_kwargs=template_kwargs))
             parts = thought_and_answer(chat, self.chat.end_string)
             pieces = self._encode_parts(parts, "messages", continues=continues)
             return self._response_of("".join(part for part, _ in parts), pieces, add_eos=add_eos)

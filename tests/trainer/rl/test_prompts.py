@@ -53,7 +53,7 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_its_line_or_left_out_and_c
     reports: list[str] = []
     prompts = training_prompts(source_in(tmp_path, "a", LONG, skip_bad=True), ENCODER, 128, 64, reports.append)
     assert len(prompts) == 1
-    assert "left out 1 lines" in reports[0]
+    assert "left out 1 lines" in reports[1]
 
 
 def test_nothing_left_to_train_on_is_refused(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_nothing_left_to_train_on_is_refused(tmp_path: Path) -> None:
 
 def test_held_out_prompts_that_are_trained_on_are_refused(tmp_path: Path) -> None:
     prompts = training_prompts(source_in(tmp_path, "a", "b"), ENCODER, 128, 16, ignore)
-    held_out = held_out_rows(Path(source_in(tmp_path, "b", "c").source), ENCODER, 128, 16)
+    held_out = held_out_rows(Path(source_in(tmp_path, "b", "c").source), ENCODER, 128, 16, ignore)
     with pytest.raises(DataError, match=r"1 of 2 held-out prompts are also trained on, .*:1"):
         check_disjoint(prompts, held_out)
     check_disjoint(prompts, held_out[1:])
@@ -71,7 +71,7 @@ def test_held_out_prompts_that_are_trained_on_are_refused(tmp_path: Path) -> Non
 
 def test_a_held_out_prompt_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"set held_out_options.max_new_tokens to at most 36"):
-        held_out_rows(Path(source_in(tmp_path, LONG).source), ENCODER, 128, 64)
+        held_out_rows(Path(source_in(tmp_path, LONG).source), ENCODER, 128, 64, ignore)
 
 
 def test_rollouts_longer_than_the_service_takes_are_refused() -> None:

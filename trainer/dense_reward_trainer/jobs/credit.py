@@ -48,7 +48,9 @@ def run(config: CreditConfig, report: Report) -> CreditResult:
     DataError, CheckpointError or JobError. The message states the cure.
     """
     check_run("credit", config)
-    demonstrations = load(config.data).demonstrations
+    loaded = load(config.data)
+    report(loaded.summary)
+    demonstrations = loaded.demonstrations
     texts = [demonstration.response for demonstration in demonstrations]
     solutions = () if config.solutions is None else _with_an_error(read_solutions(config.solutions))
     policy = _policy(config)

@@ -62,7 +62,8 @@ def measure_checkpoint(
 ) -> tuple[HeldOutResult, list[SampledResponse]]:
     """Measures one checkpoint on the held-out prompts, rendered as in its training."""
     options = config.held_out_options
-    rows = held_out_rows(config.held_out, checkpoint.encoder, checkpoint.policy.limit_tokens, options.max_new_tokens)
+    limit_tokens = checkpoint.policy.limit_tokens
+    rows = held_out_rows(config.held_out, checkpoint.encoder, limit_tokens, options.max_new_tokens, report)
     with sft_model_rewards(config, checkpoint, report) as rewards:
         return measure_held_out(checkpoint, rows, options, rewards, temperature)
 

@@ -28,7 +28,7 @@ from trl import SFTTrainer
 from dense_reward_trainer.configs.sft import LoraOptions, SftConfig
 from dense_reward_trainer.data.held_out_file import write_held_out
 from dense_reward_trainer.data.sources import DataError, Split, data_sha256, load, split
-from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrations, rows_sha256
+from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrations
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.checkpoint import (
     is_complete,
@@ -37,20 +37,12 @@ from dense_reward_trainer.runs.checkpoint import (
     training_step,
     write_checkpoint,
 )
-from dense_reward_trainer.runs.run_folder import (
-    METRICS_NAME,
-    MetricsLog,
-    check_run,
-    open_run,
-    pin,
-    pinned,
-    plot_metrics,
-)
+from dense_reward_trainer.runs.run_folder import METRICS_NAME, MetricsLog, check_run, pinned, plot_metrics
 from dense_reward_trainer.sft.callbacks import EvaluateAtEnd, LogToFile, QuietProgress
-from dense_reward_trainer.sft.chat import TEMPLATE_DATE
 from dense_reward_trainer.sft.initial_model import InitialModel, initial_model_of
 from dense_reward_trainer.sft.length_sampler import LengthGroupedTrainer
 from dense_reward_trainer.sft.milestones import MilestoneSchedule
+from dense_reward_trainer.sft.pinned_inputs import open_pinned_run
 
 SFT: Role = "sft"
 # Newer versions of transformers renamed the argument, and warn about the older name.
@@ -150,8 +142,7 @@ def training_arguments(config: SftConfig) -> TrlConfig:
 def load_split(config: SftConfig, report: Report) -> Split:
     """Training and held-out demonstrations. Raises DataError if none is left to train on."""
     loaded = load(config.data)
-    if loaded.skipped:
-        report(f"left out {len(loaded.skipped)} bad lines: {loaded.skipped_by_reason}")
+    report(loaded.summary)
     parts = split(loaded.demonstrations, config.data.held_out_fraction, config.data.seed)
     if not parts.train:
         raise DataError(f"{config.data.source}: every demonstration is held out: lower data.held_out_fraction")
@@ -276,10 +267,7 @@ def start_run(
 ) -> "CheckpointWriter":
     """Opens the run folder and writes held_out.jsonl. Raises ConfigError if a resumed run has other inputs."""
     data = data_sha256(row.demonstration for row in train)
-    opened = open_run("sft", config)
-    identity = {"data": data, "tokenizer": initial.tokenizer_sha256, "encoded rows": rows_sha256(train)}
-    template_date = initial.encoder.choices.template_date
-    pin(opened, identity if template_date is None else {**identity, TEMPLATE_DATE: template_date})
+    opened = open_pinned_run(config, initial, data, [*train, *held_out])
     write_held_out(config.output_dir / "held_out.jsonl", [row.demonstration for row in held_out])
     facts = base_facts(config, opened.run_id, data, initial)
     return CheckpointWriter(config.output_dir / "checkpoints", trainer, initial, schedule, facts, train)
