@@ -12,8 +12,8 @@ from dense_reward_trainer.sft.from_scratch import train_tokenizer
 TOKENIZER = TransformersTokenizer(train_tokenizer(["Add 12 and 34.", "12+34=46"], 280))
 END = TOKENIZER.eos_id
 FORGETS = (
-    "{% for m in messages %}{% if not loop.last or m.role == 'user' %}[{{ m.role }}]"
-    "{{ m.content if m.role == 'user' else 'forgotten' }}{% endif %}{% endfor %}"
+    "{% for m in messages %}[{{ m.role }}]"
+    "{{ m.content if m.role == 'user' or loop.last else m.content[1:] }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 WRITES_TOOLS = (
@@ -105,9 +105,9 @@ def test_tools_and_their_calls_are_written_by_the_template_or_refused() -> None:
     chat = Demonstration(CALLS, None, "file.jsonl:1", (TOOL,))
     text = encoded_by(encoder_with(WRITES_TOOLS), chat)
     assert text.startswith("<depth>[user]How deep?[assistant](depth Como)[tool]106[assistant]106 metres.")
-    with pytest.raises(DataError, match=r"file.jsonl:1: the chat template does not write the tool 'depth'"):
+    with pytest.raises(DataError, match=r"file.jsonl:1: .*does not render all of its tool_calls"):
         rows(chat, renderer="chat")
-    with pytest.raises(DataError, match=r"does not write the tool 'depth'"):
+    with pytest.raises(DataError, match=r"does not render all of its tool_calls"):
         rows(Demonstration(CALLS, None, "file.jsonl:1"), renderer="chat")
 
 
@@ -117,7 +117,7 @@ def test_a_template_that_forgets_earlier_answers_is_refused_with_the_cure_of_thi
         encoded_by(encoder, chat, every_turn=True)
     assert "set train_on=response" in str(refusal.value)
     assert 'score "last"' not in str(refusal.value)
-    assert encoded_by(encoder, chat).startswith("[user]one[assistant]forgotten[user]two[assistant]TWO")
+    assert encoded_by(encoder, chat).startswith("[user]one[assistant]NE[user]two[assistant]TWO")
 
 
 def test_every_turn_is_not_learnt_if_one_of_them_has_weight_0() -> None:

@@ -71,7 +71,7 @@ def test_the_same_inputs_go_on_and_are_recorded(tmp_path: Path) -> None:
 
 def test_a_changed_template_is_named_with_its_cure_and_nothing_is_written(tmp_path: Path) -> None:
     opened(tmp_path, start())
-    message, kept = refusal(tmp_path, start(CHATML.replace("|>assistant", "|>assistant:")))
+    message, kept = refusal(tmp_path, start("Hello. " + CHATML))
     assert "started with a different chat template: restore it, or name the hub's older revision" in message
     assert "another output_dir. The run so far is kept" in message
     assert kept
