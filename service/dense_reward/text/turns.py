@@ -121,7 +121,7 @@ def _refuse_unwritten(message: Message, turn: str) -> None:
 def _refuse_second_prompt(chat: EscapedChat, whole: str) -> None:
     """Raise RequestError(bad_template) if the template writes the same generation prompt, or none, in every case.
 
-    Then all renderings end alike, whoever spoke last, and nothing tells where the turn begins and ends (Cohere).
+    Then a chat ends alike after the user and after the assistant, and nothing tells where the turn ends (Cohere).
     """
     if chat.render(generation_prompt=True) != whole:
         return
