@@ -202,6 +202,7 @@ FILES = [
              refused="not names that are read", converted=CHAT, suffix=".jsonl.gz"),
     DataFile("an array that breaks off", json.dumps([ROW, ROW]).encode()[:-9], refused="damaged or incomplete"),
     DataFile("an array that ends early", b'[{"a": 1}] {"a": 2}', refused="ends early"),
+    DataFile("an array with a comma too many", b'[{"a": 1},\n]', refused="a comma follows the last element"),
     DataFile("an object that breaks off", PRETTY[:-3], refused="damaged or incomplete"),
     DataFile("an empty array", b"[]", refused="an empty JSON array"),
     DataFile("nothing", b"", refused="is empty"),

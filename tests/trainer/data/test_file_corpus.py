@@ -3,11 +3,17 @@
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from data_files import CORPUS, FILES, READ_LAYOUTS, REFUSED_LAYOUTS, DataFile
+from dense_reward_trainer.data.demonstration import read_row
+from dense_reward_trainer.data.records import LineError
 from dense_reward_trainer.data.sources import DataError, DataSource, Demonstration, load
+from hypothesis import given
+from hypothesis import strategies as st
 
 CONVERTED = [file for file in CORPUS if file.converted]
 COMMAND = re.compile(r"(?:To convert them: |: )((?:gzip -dc|python -c|iconv) .*> converted\.jsonl)$", re.MULTILINE)
@@ -70,3 +76,29 @@ def test_the_command_that_is_printed_converts_the_file(file: DataFile, tmp_path:
 def test_the_corpus_has_files_of_every_kind() -> None:
     assert min(len(READ_LAYOUTS), len(REFUSED_LAYOUTS), len(FILES)) >= 20
     assert len(set(names(CORPUS))) == len(CORPUS)
+
+
+@given(st.sampled_from(CORPUS), st.integers(0, 400), st.integers(0, 40), st.binary(max_size=4))
+def test_a_damaged_file_is_read_or_refused_in_words(file: DataFile, at: int, gone: int, new: bytes) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / f"a{file.suffix}"
+        path.write_bytes(file.content[:at] + new + file.content[at + gone :])
+        with suppress(DataError):
+            assert load(DataSource(source=str(path))).demonstrations
+
+
+KEYS = st.sampled_from(
+    [
+        *("messages", "conversations", "prompt", "response", "completion", "chosen", "question", "answer", "text"),
+        *("role", "content", "from", "value", "tool_calls", "function", "name", "arguments", "tools", "functions"),
+        *("replies", "choices", "completions", "answers", "context", "instruction", "label", "output", "weight"),
+    ]
+)
+SCALARS = st.none() | st.booleans() | st.integers(-2, 2) | st.text("a ", max_size=2)
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=3))
+
+
+@given(st.dictionaries(KEYS, JSON, max_size=5), st.booleans())
+def test_a_row_of_any_values_is_read_or_refused(row: dict[str, object], prompts_only: bool) -> None:
+    with suppress(LineError):
+        assert read_row(row, "here:1", prompts_only=prompts_only).demonstration.messages

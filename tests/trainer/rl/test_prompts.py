@@ -56,6 +56,25 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_its_line_or_left_out_and_c
     assert "left out 1 lines" in reports[1]
 
 
+def test_what_was_read_and_what_was_not_is_reported_for_prompts_and_for_what_is_measured_on(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "response": "b", "id": 7}) + "\n")
+    reports: list[str] = []
+    training_prompts(DataSource(source=str(path), held_out_fraction=0.0), ENCODER, 128, 16, reports.append)
+    held_out_rows(path, ENCODER, 128, 16, reports.append)
+    assert reports == 2 * [f"{path}: 1 rows read as prompt+response\ncolumns not read: id"]
+
+
+def test_prompts_need_no_response(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    ask = [{"role": "user", "content": "a"}]
+    path.write_text(json.dumps({"prompt": ask, "reward_model": {"ground_truth": "1"}}) + "\n")
+    (prompt_P,) = training_prompts(DataSource(source=str(path), held_out_fraction=0.0), ENCODER, 128, 16, ignore)
+    assert prompt_P.tolist() == ENCODER.prompt("a").tolist()
+    with pytest.raises(DataError, match="no response to learn"):
+        held_out_rows(path, ENCODER, 128, 16, ignore)
+
+
 def test_nothing_left_to_train_on_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no prompt is left"):
         training_prompts(source_in(tmp_path, LONG, skip_bad=True), ENCODER, 128, 64, ignore)

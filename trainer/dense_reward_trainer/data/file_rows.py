@@ -184,7 +184,7 @@ def _refuse_text(path: Path, lines: Sequence[tuple[int, bytes]]) -> None:
 
 def _parses(line: bytes) -> bool:
     try:
-        json.loads(line)
+        json.loads(line.decode())
     except (ValueError, RecursionError):
         return False
     return True
@@ -203,7 +203,7 @@ def _over_several_lines(path: Path, content: bytes, lines: Sequence[tuple[int, b
     first = lines[0][1]
     is_array = first.lstrip().startswith(b"[") and not (len(lines) > 1 and _parses(first))
     if not is_array and _parses(first):
-        return _of_one_object(path, content) if len(lines) == 1 else None
+        return _of_one_object(path, first) if len(lines) == 1 else None
     kind = "a JSON array" if is_array else "JSON over several lines"
     try:
         text = content.decode()
@@ -241,6 +241,8 @@ def _elements(text: str) -> list[bytes]:
         at = _next(text, end)
         if at < len(text) and text[at] == ",":
             at = _next(text, at + 1)
+            if text[at : at + 1] == "]":
+                raise ValueError(f"a comma follows the last element, {len(values)}")
         elif at < len(text) and text[at] != "]":
             raise ValueError(f"a comma is missing after element {len(values)}")
     if _next(text, at + 1) < len(text) or at >= len(text):
@@ -259,7 +261,7 @@ def _next(text: str, at: int) -> int:
 
 def _of_one_object(path: Path, content: bytes) -> _Whole | None:
     """The rows in {"data": [...]}; None if the object is a row. Raises DataError if rows are in it somewhere else."""
-    value = json.loads(content)
+    value = json.loads(content.decode())
     lists = [key for key, part in value.items() if _holds_rows(key, part)] if isinstance(value, dict) else []
     if not lists or is_layout(value):
         return None

@@ -53,7 +53,9 @@ __all__ = [
 ]
 
 _FILE_SUFFIXES = frozenset((".jsonl", ".json", ".gz", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".zst", ".zip"))
-_SOURCES = "a .jsonl or .jsonl.gz file, a data set such as openai/gsm8k:main@train, or the generator `arithmetic`"
+_SOURCES = (
+    "a .jsonl or .json file (or .gz of one), a data set such as openai/gsm8k:main@train, or the generator `arithmetic`"
+)
 _LISTED_BAD_LINES, _LISTED_CONVERSIONS = 10, 3
 _PAGE = "docs/data.md"
 # --skip-bad exists for every job that has a data source. A file to evaluate on is not a data source.
@@ -111,8 +113,8 @@ class DataSource(BaseModel):
 
     source: str = Field(
         min_length=1,
-        description="`arithmetic`, the path of a .jsonl or .jsonl.gz file, or a data set as name[:config][@split] (the "
-        "split is `train` by default).",
+        description="`arithmetic`, the path of a .jsonl or .json file (plain or .gz), or a data set as "
+        "name[:config][@split] (the split is `train` by default).",
     )
     limit: int | None = Field(default=None, ge=1, description="Use only the first `limit` lines; null: all.")
     skip_last: int = Field(
@@ -217,7 +219,7 @@ def load(
             bad.append(BadLine(source.source, number, error.reason, error.detail, error.conversion))
     report = _bad_line_report(source.source, bad, kept, numbered)
     if bad and not source.skip_bad:
-        raise DataError(f"{report}\n{cure if readings else _ALL_BAD}", bad)
+        raise DataError(f"{report}\n{_ALL_BAD if cure == SKIP_BAD and not readings else cure}", bad)
     if not readings:
         within = f"limit {source.limit} and skip_last {source.skip_last} leave {kept} of {total} lines"
         raise DataError(f"{source.source}: nothing to learn from: {within}\n{report}", bad)

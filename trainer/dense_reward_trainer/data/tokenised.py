@@ -85,7 +85,7 @@ def encode_demonstrations(
             dropped.append(f"{demonstration.source}: {error}")
     if dropped and not skip_bad:
         more = f" (and {len(dropped) - 1} more)" if len(dropped) > 1 else ""
-        raise DataError(f"{dropped[0]}{more}. {cure if rows else _ALL_BAD}")
+        raise DataError(f"{dropped[0]}{more}. {_ALL_BAD if cure == SKIP_BAD and not rows else cure}")
     return TokenisedRows(tuple(rows), tuple(dropped), shortened)
 
 

@@ -12,7 +12,7 @@ from dense_reward_trainer.sft.chat import TEMPLATE_DATE
 from dense_reward_trainer.sft.initial_model import InitialModel
 
 _ROWS = "encoded rows"
-_DATE_CALLS = ("strftime_now", "now(", "date_string", "today")
+_DATE_CALLS = ("strftime_now", "now(", "date_string")
 # What changed, in the order in which one change explains the others, and the cure.
 _CAUSES: Mapping[str, str] = {
     "data": "a different data (the demonstrations): restore the source",
