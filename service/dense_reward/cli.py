@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic import JsonValue
 
-from dense_reward.errors import CheckpointError, SettingsError
+from dense_reward.errors import CheckpointError, RequestError, SettingsError
 from dense_reward.serving.pair_sources import first_pairs
 from dense_reward.settings import Settings, env_name, flag, read_settings
 from dense_reward.telemetry.logs import configure
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code: int = options.run(options)
-    except (CheckpointError, SettingsError) as error:
+    except (CheckpointError, SettingsError, RequestError) as error:
         for line in str(error).splitlines():
             print(f"dense-reward: {line}", file=sys.stderr)
         return 2

@@ -6,6 +6,8 @@ attacker: one who can change the files can change the manifest. Imports no torch
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -20,6 +22,14 @@ from dense_reward.text.tokenizer import RendererName
 
 MANIFEST_NAME = "manifest.json"
 HASHED_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+CONFIGURATIONS = ("config.json", "adapter_config.json")
+EQUAL_MODELS = (
+    "sft and reference are the same model, so every reward would be 0: name an earlier checkpoint of the run as the "
+    "reference"
+)
+NEAR_FOLDERS = 4
+"""Folders to go up at most from a manifest to one that also holds the base model, for a relative path to it."""
+_IN_HUB_CACHE = re.compile(r"/models--(?P<name>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})$")
 Role = Literal["sft", "reference", "policy", "token_head"]
 
 # Never change this text: clients hash it with their own tokenizers, and the hashes must agree.
@@ -79,7 +89,11 @@ class Manifest(_Strict):
     seed: int | None = None
     dtype: str = Field(description="dtype of the weights on disk")
     source: str | None = Field(None, description="folder of the files, if it is not the manifest's folder")
-    adapter_base: str | None = Field(None, description="folder of the base model, for a LoRA adapter")
+    adapter_base: str | None = Field(
+        None,
+        description="base model of a LoRA adapter: a folder, relative to the manifest's (./ or ../) or absolute, or a "
+        "hub id@revision",
+    )
     files: dict[str, str] = Field(description="file name -> sha256")
     adapter_base_files: dict[str, str] = Field(default_factory=dict)
     probe: tuple[ProbeSequence, ...]
@@ -162,14 +176,76 @@ def files_folder(folder: Path, manifest: Manifest) -> Path:
     return folder if manifest.source is None else Path(manifest.source)
 
 
+def adapter_base_name(folder: Path, base: Path) -> str:
+    """How the manifest in `folder` names an adapter's base model, so that it is found after a move.
+
+    A hub id@revision if the base is in the hub's cache; a relative path if both are below one folder near the manifest;
+    else the absolute path.
+    """
+    folder, base = folder.resolve(), base.resolve()
+    if in_cache := _IN_HUB_CACHE.search(base.as_posix()):
+        return f"{in_cache['name'].replace('--', '/', 1)}@{in_cache['revision']}"
+    relative = Path(os.path.relpath(base, folder)).as_posix()
+    above = relative.split("/").count("..")
+    if above > NEAR_FOLDERS or above >= len(folder.parts) - 1:
+        return str(base)
+    return relative if relative.startswith(".") else f"./{relative}"
+
+
+def adapter_base_folder(folder: Path, manifest: Manifest) -> Path | None:
+    """The folder of an adapter's base model; None if the checkpoint is no adapter.
+
+    If it is not where the manifest says, it is where adapter_config.json says: the hashes tell whether it is the same.
+    Raises CheckpointError if it is in neither place.
+    """
+    name = manifest.adapter_base
+    if name is None:
+        return None
+    if Path(name).is_absolute():
+        places = [Path(name)]
+    elif name.startswith("."):
+        places = [Path(os.path.normpath(folder.resolve() / name))]
+    else:
+        places = _in_hub_cache(name)
+    places += _base_of_adapter_config(files_folder(folder, manifest))
+    found = next((place for place in places if place.is_dir()), None)
+    if found is None:
+        raise CheckpointError(
+            f"{folder}: its base model {name} is not there: move or download it there, or name its folder in "
+            "adapter_config.json (base_model_name_or_path) and adopt the adapter again"
+        )
+    return found
+
+
+def _in_hub_cache(name: str) -> list[Path]:
+    """The folder of a hub id@revision, if the hub's cache on this machine holds it."""
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - clients import this module, and need no hub
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
+
+    repository, _, revision = name.partition("@")
+    try:
+        return [Path(snapshot_download(repository, revision=revision or None, local_files_only=True))]
+    except (LocalEntryNotFoundError, HFValidationError, OSError):
+        return []
+
+
+def _base_of_adapter_config(files: Path) -> list[Path]:
+    try:
+        named = json.loads((files / "adapter_config.json").read_bytes())["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [files / str(named)] if isinstance(named, str) and named else []
+
+
 def verify_files(folder: Path, manifest: Manifest) -> None:
     """Verify the hashes of all files, also those of an adapter's base model.
 
     Raises CheckpointError, naming the file, if one is missing or has changed, or if weights were added.
     """
     _verify(files_folder(folder, manifest), manifest.files)
-    if manifest.adapter_base is not None:
-        _verify(Path(manifest.adapter_base), manifest.adapter_base_files)
+    base = adapter_base_folder(folder, manifest)
+    if base is not None:
+        _verify(base, manifest.adapter_base_files)
 
 
 def check_pair(sft: Manifest, reference: Manifest, *, allow_unrelated: bool) -> bool:
@@ -190,6 +266,13 @@ def check_pair(sft: Manifest, reference: Manifest, *, allow_unrelated: bool) -> 
         )
     if sft.renderer == "chat":
         _check_choices(sft, reference)
+    if _equal(sft, reference):
+        raise CheckpointError(EQUAL_MODELS)
+    if (sft.role, reference.role) == ("reference", "sft"):
+        raise CheckpointError(
+            "the checkpoint given as sft is a reference, the one given as reference a sft: swap the two (--sft and "
+            "--reference)"
+        )
     reason = _unrelated(sft, reference)
     if reason is not None and not allow_unrelated:
         raise CheckpointError(f"{reason}: pass --allow-unrelated if this pair is what you want")
@@ -206,6 +289,13 @@ def _check_choices(sft: Manifest, reference: Manifest) -> None:
                 f"sft and reference differ in {name} ({one} and {other}), so they would score different texts: adopt "
                 f"both again with one --{name.replace('_', '-')}"
             )
+
+
+def _equal(sft: Manifest, reference: Manifest) -> bool:
+    """Whether both compute the same: equal weights and configurations, or bitwise equal log-probs of one probe."""
+    configurations = [[each.files.get(name) for name in CONFIGURATIONS] for each in (sft, reference)]
+    same_files = sft.weights_sha256 == reference.weights_sha256 and configurations[0] == configurations[1]
+    return same_files or (sft.probe == reference.probe and bool(sft.probe))
 
 
 def _unrelated(sft: Manifest, reference: Manifest) -> str | None:

@@ -9,6 +9,8 @@ from dense_reward.errors import CheckpointError
 from dense_reward.manifest import (
     MANIFEST_NAME,
     Manifest,
+    adapter_base_folder,
+    adapter_base_name,
     check_pair,
     files_folder,
     hash_files,
@@ -41,7 +43,9 @@ def manifest(**changes: object) -> Manifest:
 
 
 def reference(**changes: object) -> Manifest:
-    return manifest(**({"role": "reference", "optimiser_step": 10} | changes))
+    probe = [{"prompt_ids": [1], "responses": [{"ids": [2, 3], "logprobs": [-0.75, -2.5]}]}]
+    other = {"files": {WEIGHTS: "earlier"}, "probe": probe}
+    return manifest(**({"role": "reference", "optimiser_step": 10} | other | changes))
 
 
 @pytest.fixture
@@ -194,13 +198,8 @@ def test_what_can_never_make_a_pair_is_refused(changes: dict[str, object], messa
     ("sft", "other", "message"),
     [
         (manifest(), reference(run_id="b"), r"different runs \(run and b\)"),
-        (
-            manifest(role="reference"),
-            reference(role="sft"),
-            "given as sft is a reference, the one given as reference a sft",
-        ),
         (manifest(role="policy"), reference(), "given as sft is a policy"),
-        (manifest(), manifest(), "the one given as reference a sft"),
+        (manifest(), reference(role="sft"), "the one given as reference a sft"),
         (manifest(optimiser_step=10), reference(), r"\(step 10\) is not later than the reference \(step 10\)"),
         (manifest(optimiser_step=9), reference(), r"\(step 9\) is not later"),
     ],
@@ -209,6 +208,83 @@ def test_an_unlikely_pair_is_served_only_where_that_is_asked_for(sft: Manifest, 
     with pytest.raises(CheckpointError, match=rf"{message}.*: pass --allow-unrelated"):
         check_pair(sft, other, allow_unrelated=False)
     assert not check_pair(sft, other, allow_unrelated=True)
+
+
+@pytest.mark.parametrize("allow_unrelated", [False, True])
+@pytest.mark.parametrize("run_id", ["run", "another"])
+def test_exchanged_checkpoints_are_told_to_be_swapped(allow_unrelated: bool, run_id: str) -> None:
+    """Their rewards would have the wrong sign."""
+    with pytest.raises(CheckpointError, match=r"sft is a reference, .* a sft: swap the two") as caught:
+        check_pair(reference(), manifest(run_id=run_id), allow_unrelated=allow_unrelated)
+    assert "--allow-unrelated" not in str(caught.value)
+
+
+FILES = {WEIGHTS: "same", "config.json": "c"}
+
+
+@pytest.mark.parametrize("allow_unrelated", [False, True])
+@pytest.mark.parametrize(
+    ("sft", "other"),
+    [
+        (manifest(files=FILES), reference(files=FILES)),
+        (manifest(files=FILES | {"README.txt": "1"}), reference(files=FILES | {"README.txt": "2"})),
+        (manifest(files={"a.safetensors": "1"}), reference(probe=manifest().probe)),
+    ],
+    ids=["equal files", "equal weights and configuration", "equal log-probs of other files"],
+)
+def test_a_model_paired_with_itself_is_refused(sft: Manifest, other: Manifest, allow_unrelated: bool) -> None:
+    with pytest.raises(CheckpointError, match="every reward would be 0: name an earlier checkpoint"):
+        check_pair(sft, other, allow_unrelated=allow_unrelated)
+
+
+def test_adapters_with_equal_weights_and_other_scaling_are_a_pair() -> None:
+    adapter = {"adapter_model.safetensors": "same", "adapter_config.json": "alpha 16"}
+    other = adapter | {"adapter_config.json": "alpha 32"}
+    assert check_pair(manifest(files=adapter), reference(files=other), allow_unrelated=False)
+
+
+@pytest.mark.parametrize("moved", ["both", "base", "adapter"])
+def test_an_adapter_finds_its_base_after_a_move(checkpoint: Path, tmp_path: Path, moved: str) -> None:
+    home = tmp_path / "home"
+    adapter, base = home / "run" / "sft", home / "base"
+    adapter.mkdir(parents=True)
+    checkpoint.rename(base)
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    name = adapter_base_name(adapter, base)
+    assert name == "../../base"
+    write_manifest(adapter, manifest(adapter_base=name, adapter_base_files=hash_files(base)))
+    if moved == "both":
+        home = home.rename(tmp_path / "elsewhere")
+        adapter, base = home / "run" / "sft", home / "base"
+    elif moved == "adapter":  # adapter_config.json names the base by an absolute path
+        adapter = adapter.rename(tmp_path / "sft")
+    else:
+        base = base.rename(tmp_path / "moved")
+        with pytest.raises(CheckpointError, match=r"its base model \.\./\.\./base is not there: move or download it"):
+            verify(adapter)
+        return
+    assert adapter_base_folder(adapter, load_manifest(adapter)) == base
+    verify(adapter)
+
+
+def test_a_base_far_away_is_named_by_its_absolute_path(tmp_path: Path) -> None:
+    deep = tmp_path / "a" / "b" / "c" / "d" / "e"
+    assert adapter_base_name(deep, tmp_path / "base") == str((tmp_path / "base").resolve())
+    assert adapter_base_name(Path("/checkpoints/sft"), Path("/models/base")) == "/models/base"
+    assert adapter_base_name(tmp_path, tmp_path / "base") == "./base"
+
+
+def test_a_base_in_the_hubs_cache_is_named_by_its_id_and_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = tmp_path / "models--organisation--base" / "snapshots" / ("0" * 39 + "1")
+    snapshot.mkdir(parents=True)
+    name = adapter_base_name(tmp_path / "adapter", snapshot)
+    assert name == f"organisation/base@{'0' * 39}1"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert adapter_base_folder(tmp_path, manifest(adapter_base=name)) == snapshot
+    with pytest.raises(CheckpointError, match="its base model organisation/other@main is not there"):
+        adapter_base_folder(tmp_path, manifest(adapter_base="organisation/other@main"))
 
 
 def test_the_hash_of_all_weights_depends_on_weights_alone() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from dense_reward import ClientError
-from dense_reward.errors import CheckpointError
+from dense_reward.errors import CheckpointError, RequestError
 
 from dense_reward_trainer.configs.base import config_path, load_config, recipe_names
 from dense_reward_trainer.data.sources import DataError
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with sigterm_exits():
             _run(job, options.config, [*options.overrides, *skip_bad])
-    except (ConfigError, JobError, DataError, CheckpointError, ClientError) as error:
+    except (ConfigError, JobError, DataError, CheckpointError, RequestError, ClientError) as error:
         _report(f"error: {error}")
         return 2
     except KeyboardInterrupt:

@@ -1,6 +1,5 @@
 """Adopts checkpoints of other programs: finds their files, refuses what cannot be served, writes their manifest."""
 
-import json
 import os
 import re
 import uuid
@@ -16,6 +15,8 @@ from dense_reward.checkpoints.chat_choices import check_end_of_turn, checked_cho
 from dense_reward.checkpoints.probe import PROBE_TEXTS, ProbeText, probe_of_texts
 from dense_reward.checkpoints.write_manifest import ManifestFacts, default_renderer, write_manifest
 from dense_reward.engines.tokenizer import load_tokenizer
+from dense_reward.engines.torch.architecture import load_config
+from dense_reward.engines.weight_files import ADAPTER_CONFIG, check_files, check_weights_exist, read_json
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Role
 from dense_reward.records import Report
@@ -23,7 +24,6 @@ from dense_reward.text.tokenizer import RendererName
 
 Fetch = Callable[[str, str | None], Path]
 """Takes a hub id and a revision, and returns the folder of the downloaded files."""
-ADAPTER_CONFIG = "adapter_config.json"
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _NEEDED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
@@ -68,15 +68,17 @@ def adopt(
     """
     located = locate(source, fetch or download)
     files = located.folder
-    _check_weights(files)
+    check_weights_exist(files)
+    check_files(files)
+    adapter_base = _adapter_base(files, fetch or download)
+    load_config(adapter_base or files)  # before the tokenizer, which reads config.json too
     tokenizer = load_tokenizer(files)
     folder = out or (files if located.own and os.access(files, os.W_OK) else _side_folder(source))
-    folder.mkdir(parents=True, exist_ok=True)
-    base = _adapter_base(files, fetch or download)
     renderer = renderer or default_renderer(tokenizer, files)
     choices = checked_choices(tokenizer, renderer, template_kwargs, response_prefix, template_date)
     encoder = encoder_with(tokenizer, renderer, choices, end_of_turn=end_of_turn, place=files)
-    check_end_of_turn(encoder, base or files, files, named=end_of_turn is not None)
+    check_end_of_turn(encoder, adapter_base or files, files, named=end_of_turn is not None)
+    _make_folder(folder)
     facts = ManifestFacts(
         role=role,
         run_id=run_id or f"adopted-{uuid.uuid4().hex[:12]}",
@@ -87,7 +89,7 @@ def adopt(
         base_model=None if located.own else source,
         dtype=dtype,
         source=None if folder.resolve() == files.resolve() else files,
-        adapter_base=base,
+        adapter_base=adapter_base,
     )
     write_manifest(folder, facts, lambda encoder, limit: probe_of_texts(encoder, limit, texts), device=device)
     report_chat(encoder, report)
@@ -125,33 +127,32 @@ def download(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def _check_weights(files: Path) -> None:
-    if any(files.glob("*.safetensors")):
-        return
-    inner = sorted(path.name for path in files.glob("checkpoint-*") if any(path.glob("*.safetensors")))
-    if inner:
-        raise CheckpointError(f"{files} has no weights of its own: name one of {', '.join(inner)} in it")
-    other = sorted(
-        path.name for suffix in ("bin", "pt", "pth", "gguf", "msgpack", "h5") for path in files.glob(f"*.{suffix}")
-    )
-    found = f"only {', '.join(other)}" if other else "no weights at all"
-    raise CheckpointError(
-        f"{files} has {found}: only safetensors are loaded, because other formats can run code or lose precision. "
-        'Convert them: python -c "from transformers import AutoModelForCausalLM as M; '
-        f"M.from_pretrained('{files}', dtype='auto').save_pretrained('OUT')\", and copy the tokenizer's files to OUT"
-    )
-
-
 def _adapter_base(files: Path, fetch: Fetch) -> Path | None:
     """The base model's folder, if the files are a LoRA adapter."""
     path = files / ADAPTER_CONFIG
     if not path.is_file():
         return None
+    base = read_json(path).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(f"{path} has no base_model_name_or_path: add the base model's folder")
+    if (files / base).is_dir():  # relative to the adapter, or absolute
+        return files / base
     try:
-        base = json.loads(path.read_bytes())["base_model_name_or_path"]
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} has no base_model_name_or_path: add the base model's folder") from error
-    return locate(str(base), fetch).folder
+        return locate(base, fetch).folder
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{path} names the base model {base}, which is not here ({error}): copy the base model to this machine and "
+            "write its folder into base_model_name_or_path"
+        ) from error
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} cannot be made ({error.strerror}): name a folder that can be written (--out)"
+        ) from error
 
 
 def _optimiser_step(files: Path) -> int | None:
@@ -159,7 +160,7 @@ def _optimiser_step(files: Path) -> int | None:
     path = files / "trainer_state.json"
     if not path.is_file():
         return None
-    step = json.loads(path.read_bytes()).get("global_step")
+    step = read_json(path).get("global_step")
     return step if isinstance(step, int) else None
 
 

@@ -8,16 +8,15 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from transformers import AutoConfig
-
 from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.checkpoints.probe import ProbeIds, measure_probe
 from dense_reward.checkpoints.versions import library_versions
 from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
+from dense_reward.engines.torch.architecture import load_config
 from dense_reward.engines.torch.model import load_model
 from dense_reward.engines.torch.weights import stored_dtype
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import MANIFEST_NAME, Manifest, Role, hash_files
+from dense_reward.manifest import MANIFEST_NAME, Manifest, Role, adapter_base_name, hash_files
 from dense_reward.text.encode import Encoder, end_of_turn_id
 from dense_reward.text.template import TemplateChoices
 from dense_reward.text.tokenizer import RendererName
@@ -65,7 +64,13 @@ def write_manifest(folder: Path, facts: ManifestFacts, choose_probe: ChooseProbe
     decided = replace(encoder, choices=replace(facts.choices, response_prefix=facts.choices.response_prefix or ""))
     probe = measure_probe(model, choose_probe(decided, model.max_length_tokens))
     manifest = manifest.model_copy(update={"probe": probe})
-    write_whole(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode() + b"\n")
+    try:
+        write_whole(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode() + b"\n")
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder / MANIFEST_NAME} cannot be written ({error.strerror}): make space or name a writable folder "
+            "(--out)"
+        ) from error
     return manifest
 
 
@@ -99,7 +104,7 @@ def _without_probe(folder: Path, facts: ManifestFacts) -> tuple[Manifest, Encode
         seed=facts.seed,
         dtype=facts.dtype or stored_dtype(weights),
         source=None if facts.source is None else str(facts.source.resolve()),
-        adapter_base=None if facts.adapter_base is None else str(facts.adapter_base.resolve()),
+        adapter_base=None if facts.adapter_base is None else adapter_base_name(folder, facts.adapter_base),
         files=hash_files(files),
         adapter_base_files={} if facts.adapter_base is None else hash_files(facts.adapter_base),
         probe=(),
@@ -121,8 +126,4 @@ def default_renderer(tokenizer: TransformersTokenizer, folder: Path) -> Renderer
 
 def _vocab_size(folder: Path) -> int:
     """Output rows, by config.json."""
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: no usable config.json: {error}") from error
-    return int(config.get_text_config().vocab_size)
+    return int(load_config(folder).get_text_config().vocab_size)

@@ -6,7 +6,7 @@ tolerance, and computes the revision of a pair. Must not import an engine.
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,10 +58,12 @@ def rms(difference_S: FloatArray) -> float:
     return float(np.sqrt(np.mean(np.square(difference_S, dtype=np.float64))))
 
 
-def verify_probe(name: str, served_S: FloatArray, checkpoint: Checkpoint, *, cure: str, report: Report) -> None:
+def verify_probe(
+    name: str, served_S: FloatArray, checkpoint: Checkpoint, *, cure: Callable[[], str], report: Report
+) -> None:
     """Compare served with stored log-probs, and report the difference. `name` is the model that served them.
 
-    Raises CheckpointError, ending with `cure`, if they differ by more than the checkpoint's dtype explains.
+    Raises CheckpointError, ending with `cure()`, if they differ by more than the checkpoint's dtype explains.
     """
     stored_S = stored_logprobs(checkpoint.manifest)
     difference, tolerance = rms(served_S - stored_S), checkpoint.tolerance_nats
@@ -69,7 +71,7 @@ def verify_probe(name: str, served_S: FloatArray, checkpoint: Checkpoint, *, cur
     if not difference <= tolerance:  # also if it is NaN
         raise CheckpointError(
             f"{name} is computed wrong: its log-probs differ from the stored probe of {checkpoint.role} by "
-            f"{difference:.3g} nats (rms, at most {tolerance} in {checkpoint.dtype}): {cure}"
+            f"{difference:.3g} nats (rms, at most {tolerance} in {checkpoint.dtype}): {cure()}"
         )
 
 

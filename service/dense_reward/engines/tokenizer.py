@@ -16,6 +16,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dense_reward.engines.template_form import template_form
+from dense_reward.engines.weight_files import check_tokenizer_files
 from dense_reward.errors import CheckpointError, refuse
 from dense_reward.manifest import TOKENIZER_PROBE_TEXT, sha256_of_text, tokenizer_sha256
 from dense_reward.text.messages import for_template
@@ -248,11 +249,19 @@ class TransformersTokenizer:
 
 def load_tokenizer(folder: Path) -> TransformersTokenizer:
     """The tokenizer of a checkpoint folder. Runs no code of the folder. Raises CheckpointError if it cannot be read."""
+    return TransformersTokenizer(read_tokenizer(folder))
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The same as transformers' own class, which trainers need. Raises CheckpointError if it cannot be read."""
+    check_tokenizer_files(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return TransformersTokenizer(tokenizer)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: no usable tokenizer: {error}") from error
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenizers library raises bare Exceptions for broken files
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointError(
+            f"{folder}: no usable tokenizer ({reason}): copy the tokenizer's files again from the checkpoint"
+        ) from error
 
 
 def _without_dummy_prefix(backend: Backend) -> Backend | None:

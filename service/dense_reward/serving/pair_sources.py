@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from dense_reward.errors import CheckpointError, SettingsError
-from dense_reward.manifest import MANIFEST_NAME, files_folder, load_manifest
+from dense_reward.manifest import MANIFEST_NAME, adapter_base_folder, files_folder, load_manifest
 from dense_reward.schemas import Strictly
 from dense_reward.settings import Settings, read_list
 
@@ -50,7 +50,7 @@ def check_confined(settings: Settings) -> None:
             continue  # loading it raises a better error
         manifest = load_manifest(folder)
         files = files_folder(folder, manifest)
-        base = files if manifest.adapter_base is None else Path(manifest.adapter_base)
+        base = adapter_base_folder(folder, manifest) or files
         listed = [files / name for name in manifest.files] + [base / name for name in manifest.adapter_base_files]
         for path in (files, base, *listed):
             _check_inside(path, root)

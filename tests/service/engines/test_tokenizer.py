@@ -278,5 +278,5 @@ def test_hashes_of_renderers_tell_their_names_and_templates() -> None:
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    with pytest.raises(CheckpointError, match="no usable tokenizer"):
+    with pytest.raises(CheckpointError, match="holds no tokenizer"):
         load_tokenizer(tmp_path)

@@ -331,3 +331,10 @@ def test_fields_out_of_range_or_unknown_are_refused(extra: dict[str, float]) -> 
 
 def test_every_field_is_described() -> None:
     assert all(field.description for field in DataSource.model_fields.values())
+
+
+def test_a_git_lfs_pointer_is_named_for_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(DataError, match="is a git-lfs pointer, not the data: run `git lfs pull`"):
+        load(DataSource(source=str(path)))

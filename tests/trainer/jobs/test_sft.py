@@ -12,7 +12,7 @@ import killed_job
 import pytest
 from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pair
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import Manifest, load_manifest, verify_files
+from dense_reward.manifest import Manifest, adapter_base_folder, load_manifest, verify_files
 from dense_reward_trainer.cli import main
 from dense_reward_trainer.data.sources import DataSource, data_sha256, load, split
 from served_pair import environment
@@ -314,7 +314,7 @@ def test_an_adapter_is_trained_on_a_base_model_and_names_it(tiny: Path, tmp_path
     base = tiny / "checkpoints" / "sft"
     folder = trained("sft_lora_tiny", tmp_path / "lora", f"base_model={base}")
     for manifest in manifests(folder):
-        assert manifest.adapter_base == str(base.resolve())
+        assert adapter_base_folder(folder / "checkpoints" / manifest.role, manifest) == base.resolve()
         assert "model.safetensors" in manifest.adapter_base_files
         assert "adapter_model.safetensors" in manifest.files
         assert "model.safetensors" not in manifest.files

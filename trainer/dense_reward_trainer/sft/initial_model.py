@@ -7,11 +7,12 @@ from pathlib import Path
 import torch
 from dense_reward.checkpoints.adopt import locate
 from dense_reward.checkpoints.write_manifest import default_renderer
-from dense_reward.engines.tokenizer import TransformersTokenizer
+from dense_reward.engines.tokenizer import TransformersTokenizer, read_tokenizer
+from dense_reward.engines.torch.architecture import load_config
 from dense_reward.engines.torch.weights import load_weights
 from dense_reward.errors import CheckpointError
 from dense_reward.text.encode import Encoder
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.data.sources import Demonstration
@@ -62,10 +63,8 @@ def _weights_dtype(config: SftConfig) -> torch.dtype:
 def _load_base_model(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(f"{folder} is an adapter: merge it into its base model, and start from the merged model")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder}: transformers cannot load its tokenizer: {error}") from error
+    load_config(folder)  # before the tokenizer, which reads config.json too
+    tokenizer = read_tokenizer(folder)
     return load_weights(folder, folder, dtype), tokenizer
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -27,8 +27,9 @@ from dense_reward.engines.remote.event_loop import BackgroundLoop
 from dense_reward.engines.remote.lora import refuse_output_layer
 from dense_reward.engines.remote.pair import Query, RemoteModel, RemotePair, close_models, gather_or_cancel, query_of
 from dense_reward.engines.remote.replicas import Replica, ReplicatedModel, ServerAccess, UnreachableError
+from dense_reward.engines.weight_files import check_files, check_names
 from dense_reward.errors import CheckpointError, SequenceError, SettingsError
-from dense_reward.manifest import check_pair, files_folder, load_manifest, verify_files
+from dense_reward.manifest import adapter_base_folder, check_pair, files_folder, load_manifest, verify_files
 from dense_reward.records import FloatArray, Report
 from dense_reward.settings import Settings
 from dense_reward.text.encode import Encoder
@@ -133,7 +134,7 @@ async def verify_sources(
     for name, copies in copies_of.items():
         differences = [rms(copy_S - stored_S) for copy_S in copies]
         worst = int(np.argmax(differences))  # NaN counts as the largest
-        verify_probe(name, copies[worst], checkpoint, cure=WRONG_MODEL_CURE, report=report)
+        verify_probe(name, copies[worst], checkpoint, cure=lambda: WRONG_MODEL_CURE, report=report)
         if (
             _probes_equal(checkpoint, other)
             and 2 * rms(copies[0] - stored_logprobs(other.manifest)) < differences[worst]
@@ -165,12 +166,28 @@ def _pending_pair(settings: Settings) -> Iterator[PendingPair]:
         Checkpoint(role, folder, manifest, settings.dtype or manifest.dtype)
         for role, folder, manifest in zip(ROLES, folders, manifests, strict=True)
     ]
+    for checkpoint in checkpoints:
+        _check_present_files(checkpoint)
     pending = PendingPair(checkpoints, related, BackgroundLoop("engine"))
     try:
         yield pending
     except BaseException:
         close_models(pending.models, pending.loop)
         raise
+
+
+def _check_present_files(checkpoint: Checkpoint) -> None:
+    """Verify what is on this machine of a model that is computed elsewhere: the weights themselves need not be.
+
+    Raises CheckpointError for broken files, and for weights that are not those of config.json.
+    """
+    folders: list[Path | None] = [files_folder(checkpoint.folder, checkpoint.manifest)]
+    with suppress(CheckpointError):  # an adapter's base can be where the model is served
+        folders.append(adapter_base_folder(checkpoint.folder, checkpoint.manifest))
+    for folder in folders:
+        if folder is not None and folder.is_dir():
+            check_files(folder)
+            check_names(folder)
 
 
 def _loaded_parts(

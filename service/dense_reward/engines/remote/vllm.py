@@ -29,7 +29,7 @@ from dense_reward.engines.remote.dialects import WireError, checked
 from dense_reward.engines.remote.lora import refuse_modules
 from dense_reward.engines.remote.pair import Query
 from dense_reward.errors import CheckpointError, EngineLostError, SequenceError, SettingsError
-from dense_reward.manifest import Manifest, files_folder
+from dense_reward.manifest import Manifest, adapter_base_folder, files_folder
 from dense_reward.records import MAX_CANDIDATES, FloatArray
 from dense_reward.settings import Settings
 
@@ -136,8 +136,7 @@ class Weights:
 
 def weights_of(folder: Path, manifest: Manifest, dtype: str) -> Weights:
     files = files_folder(folder, manifest)
-    base = None if manifest.adapter_base is None else Path(manifest.adapter_base)
-    return Weights(files, dtype, base, manifest.adapter_base_files)
+    return Weights(files, dtype, adapter_base_folder(folder, manifest), manifest.adapter_base_files)
 
 
 def vllm_options(settings: Settings) -> VllmOptions:

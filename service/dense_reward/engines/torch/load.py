@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from weakref import WeakValueDictionary
 
@@ -25,8 +26,10 @@ from dense_reward.engines.torch.memory import peak_bytes
 from dense_reward.engines.torch.model import DTYPES, TorchModel, load_model
 from dense_reward.engines.torch.packing_check import unsupported_reason
 from dense_reward.engines.torch.pair import QUANTITIES, ComputeOptions, PairEngine
+from dense_reward.engines.torch.probe_mismatch import mismatch_cure
+from dense_reward.engines.torch.weights import equal_weights
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import Manifest, check_pair, load_manifest, verify_files
+from dense_reward.manifest import EQUAL_MODELS, Manifest, check_pair, load_manifest, verify_files
 from dense_reward.records import OnDevice, Report, Result, Wants
 from dense_reward.settings import Settings
 from dense_reward.text.encode import Encoder
@@ -93,6 +96,7 @@ def load_pair(
         _model(role, folder, manifest, serving, context)
         for role, folder, manifest in zip(ROLES, (sft, reference), manifests, strict=True)
     ]
+    context.on_device(lambda: _refuse_equal(models, manifests))
     checkpoints = [
         Checkpoint(role, folder, manifest, str(model.dtype).removeprefix("torch."))
         for role, folder, manifest, model in zip(ROLES, (sft, reference), manifests, models, strict=True)
@@ -113,15 +117,23 @@ def load_pair(
     return engine, tokenizer, manifests[0]
 
 
+def _refuse_equal(models: Sequence[TorchModel], manifests: Sequence[Manifest]) -> None:
+    """Raises CheckpointError if both have the same weights, also if one is stored in a shorter dtype than the other."""
+    stored = [DTYPES[manifest.dtype] for manifest in manifests if manifest.dtype in DTYPES]
+    shortest = min([*stored, *(model.dtype for model in models)], key=lambda dtype: dtype.itemsize)
+    if equal_weights(models[0].transformers_model, models[1].transformers_model, shortest):
+        raise CheckpointError(EQUAL_MODELS)
+
+
 def _verify_probes(engine: PairEngine, checkpoints: Sequence[Checkpoint], report: Report) -> None:
     """Compare the engine's log-probs with both stored probes. Raises CheckpointError if they disagree."""
-    for checkpoint in checkpoints:
+    for checkpoint, model in zip(checkpoints, engine.models, strict=True):
         served = [
             scores.sft_logprob_S if checkpoint.role == "sft" else scores.reference_logprob_S
             for branches in engine.score(probe_trunks(checkpoint.manifest), Wants())
             for scores in branches
         ]
-        cure = "serve it with --dtype float32; if it still differs, the cause is not rounding"
+        cure = partial(mismatch_cure, model, checkpoint)
         verify_probe(checkpoint.role, np.concatenate(served), checkpoint, cure=cure, report=report)
 
 

@@ -60,7 +60,7 @@ def exact_rewards(sft: Path, reference: Path, serving: ServingOptions, report: R
     exact = Exact(trunks, _rewards(engine, trunks))
     if exact.std == 0:
         raise CheckpointError(
-            "every token of the probe has the same reward: the two checkpoints are the same; choose another reference"
+            "every token of the probe has the same reward: the two checkpoints hardly differ; choose another reference"
         )
     return exact
 

@@ -1,45 +1,167 @@
-"""A checkpoint's files -> a transformers model. Service and trainer load weights only here."""
+"""A checkpoint's files -> a transformers model. Service and trainer load weights only here.
 
+Each weight must come from the files: one that does not would be random, and no later check could tell.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from dense_reward.engines.torch.architecture import first_line, load_config
+from dense_reward.engines.torch.weight_keys import Keys, refuse_wrong_adapter_keys, refuse_wrong_keys
+from dense_reward.engines.weight_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    check_files,
+    check_weights_exist,
+    read_json,
+)
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import Manifest, files_folder
+from dense_reward.manifest import Manifest, adapter_base_folder, files_folder
+
+UNLOADABLE = (
+    *(OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError),
+    *(SafetensorError, StrictDataclassError),
+)
+"""What transformers, peft and safetensors raise for files that they cannot load."""
+ADAPTER = "default"
+INCOMPLETE_PARTS = "weights that it joins, as those of a layer's experts, are incomplete or differ in shape"
 
 
 def weight_folders(folder: Path, manifest: Manifest) -> tuple[Path, Path]:
     """The folders of a checkpoint's own files and of its weights: an adapter's base model, or the same folder."""
     files = files_folder(folder, manifest)
-    return files, files if manifest.adapter_base is None else Path(manifest.adapter_base)
+    return files, adapter_base_folder(folder, manifest) or files
 
 
 def load_weights(files: Path, base: Path, dtype: torch.dtype) -> PreTrainedModel:
     """A causal language model from local safetensors. If `base` is another folder, `files` is an adapter to it.
 
-    No remote code. Raises CheckpointError if a package is missing or transformers cannot load the files.
+    No remote code. Raises CheckpointError, with the cure, if transformers cannot load the files, if any weight is
+    missing, unexpected, of another shape or not finite, or if the service cannot compute such a model.
     """
     try:
-        config = AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            base,
+        model = _load_model(base, dtype)
+        if base != files:
+            model = _merge_adapter(model, files, base)
+    except ImportError as error:
+        cure = first_line(error) if error.name is None else f"loading it needs {error.name}: pip install {error.name}"
+        raise CheckpointError(f"{files}: {cure}") from error
+    except UNLOADABLE as error:
+        reason = INCOMPLETE_PARTS if "automatic conversion" in str(error) else first_line(error)
+        raise CheckpointError(
+            f"{files}: transformers cannot load it ({reason}): copy or save the checkpoint again"
+        ) from error
+    _refuse_not_finite(model, files)
+    return model
+
+
+def _load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+    config = load_config(folder)
+    check_weights_exist(folder)
+    with _quiet_load_report():
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
             dtype=dtype,
             local_files_only=True,
             use_safetensors=True,
             trust_remote_code=False,
             attn_implementation=plain_attention(config),
             experts_implementation="eager" if dtype is torch.float64 else None,  # grouped matmuls lack float64
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
         )
-        if base != files:
-            from peft import PeftModel  # noqa: PLC0415 - only adapters need peft
-
-            model = PeftModel.from_pretrained(model, files).merge_and_unload()
-    except ModuleNotFoundError as error:
-        raise CheckpointError(f"{files}: loading it needs {error.name}: pip install {error.name}") from error
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{files}: transformers cannot load it: {error}") from error
+    keys = Keys(info["missing_keys"], info["unexpected_keys"], [*info["mismatched_keys"]])
+    refuse_wrong_keys(folder, keys, model.config, text_of_multimodal=type(model.config) is not type(config))
     return model
+
+
+def _merge_adapter(model: PreTrainedModel, files: Path, base: Path) -> PreTrainedModel:
+    """The model with an adapter merged into it."""
+    from peft import PeftModel  # noqa: PLC0415 - only adapters need peft
+
+    check_files(files)
+    if not (files / ADAPTER_WEIGHTS).is_file():
+        raise CheckpointError(
+            f"{files} has no {ADAPTER_WEIGHTS}, the adapter's weights: copy or save the adapter again"
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below, with all their names
+        try:
+            adapted = PeftModel.from_pretrained(model, files, adapter_name=ADAPTER)
+            found = adapted.load_adapter(files, ADAPTER)  # once more, for what peft returns only here
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f"{files}: {_misfit(error, files, base)}") from error
+        except ValueError as error:
+            raise CheckpointError(
+                f"{files}: peft cannot put this adapter on {base} ({first_line(error)}): name the model that the "
+                f"adapter was trained on in {ADAPTER_CONFIG} (base_model_name_or_path)"
+            ) from error
+    refuse_wrong_adapter_keys(files, Keys({*found.missing_keys}, {*found.unexpected_keys}))
+    if not hasattr(adapted, "merge_and_unload"):
+        kind = read_json(files / ADAPTER_CONFIG).get("peft_type")
+        raise CheckpointError(
+            f"{files} is an adapter of type {kind}, which cannot be merged into its base: only LoRA and others that "
+            "can are loaded, so merge or retrain it"
+        )
+    merged: PreTrainedModel = adapted.merge_and_unload()
+    return merged
+
+
+def _misfit(error: Exception, files: Path, base: Path) -> str:
+    """Why an adapter's weights do not fit its base: peft raises RuntimeError for shapes and KeyError for names."""
+    if isinstance(error, KeyError):
+        return (
+            f"{ADAPTER_CONFIG} lists a module to save whose weights ({error.args[0]}) are not in {ADAPTER_WEIGHTS}: "
+            "copy or save the adapter again"
+        )
+    if "size mismatch" not in str(error):
+        return f"peft cannot load it ({first_line(error)}): copy or save the adapter again"
+    shapes = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), "")
+    if any(name in shapes for name in ("embed", "lm_head", "wte")):
+        return (
+            f"the adapter was trained on a resized vocabulary ({shapes}): resize the base model to it (save {base} "
+            "after resize_token_embeddings, with the adapter's tokenizer), or merge the adapter where it was trained "
+            "and adopt the merged model"
+        )
+    return f"the adapter was trained on a model of other sizes ({shapes}): name its own base in {ADAPTER_CONFIG}"
+
+
+def _refuse_not_finite(model: PreTrainedModel, files: Path) -> None:
+    """Raises CheckpointError if a weight is NaN or infinite: the probe sees only the rows that it uses."""
+    broken = [name for name, weight in model.named_parameters() if weight.numel() and not _is_finite(weight)]
+    if broken:
+        raise CheckpointError(
+            f"{files}: {len(broken)} of its weights hold NaN or infinity ({', '.join(broken[:3])}): the training "
+            "diverged or a copy is broken, so use an earlier checkpoint or copy it again"
+        )
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    """By its extremes, which are NaN if any element is: much faster than isfinite of every element."""
+    return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(weight.detach()))
+
+
+@contextmanager
+def _quiet_load_report() -> Iterator[None]:
+    """Without transformers' table of missing and unexpected weights: those that matter are refused in words."""
+    logger = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def plain_attention(config: PreTrainedConfig) -> str | None:
@@ -48,6 +170,25 @@ def plain_attention(config: PreTrainedConfig) -> str | None:
 
 
 def stored_dtype(folder: Path) -> str:
-    """The dtype in a checkpoint's configuration; float32 if it has none."""
-    dtype = getattr(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False), "dtype", None)
-    return str(dtype or torch.float32).removeprefix("torch.")
+    """The dtype in a checkpoint's configuration; float32 if it has none. Raises CheckpointError."""
+    return str(getattr(load_config(folder), "dtype", None) or torch.float32).removeprefix("torch.")
+
+
+def equal_weights(one: PreTrainedModel, another: PreTrainedModel, dtype: torch.dtype) -> bool:
+    """Whether two models have bitwise equal weights once they are rounded to a dtype. Stops at the first difference."""
+    if one is another:
+        return True
+    weights, others = _weights_of(one), _weights_of(another)
+    if weights.keys() != others.keys():
+        return False
+    return all(_equal(weight, others[name], dtype) for name, weight in weights.items())
+
+
+def _weights_of(model: PreTrainedModel) -> Mapping[str, torch.Tensor]:
+    return dict(model.named_parameters(remove_duplicate=True))
+
+
+def _equal(weight: torch.Tensor, other: torch.Tensor, dtype: torch.dtype) -> bool:
+    if weight.shape != other.shape:
+        return False
+    return torch.equal(weight.to(dtype), other.to(device=weight.device, dtype=dtype))

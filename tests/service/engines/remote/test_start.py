@@ -1,5 +1,6 @@
 """Start of a service over model servers: which servers it waits for, and which it refuses."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
@@ -105,6 +106,19 @@ def test_what_cannot_be_served_is_told_with_the_cure(
         serving(pair, sft.url, reference.url, ready=False, **settings) as running,
     ):
         assert reason in failed(running)
+
+
+def test_weights_that_are_here_are_checked_although_a_server_computes_them(pair: Path, tmp_path: Path) -> None:
+    for role in ("sft", "reference"):
+        shutil.copytree(pair / role, tmp_path / role)
+    weights = tmp_path / "sft" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with (
+        servers(pair, "sft", "reference") as (sft, reference),
+        serving(tmp_path, sft.url, reference.url, ready=False) as running,
+    ):
+        assert "model.safetensors has" in (reason := failed(running))
+        assert "it is cut off or overwritten, so copy or download it again" in reason
 
 
 def test_a_key_is_sent(pair: Path, tmp_path: Path) -> None:

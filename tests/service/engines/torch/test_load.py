@@ -8,15 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dense_reward.checkpoints.probe import PROBE_TEXTS, probe_of_texts
+from dense_reward.checkpoints.write_manifest import ManifestFacts, write_manifest
+from dense_reward.engines import proof
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.engines.torch import load, packing_check
 from dense_reward.engines.torch.load import CPU_CAPABILITIES, LoadContext, ServingOptions, load_pair
-from dense_reward.engines.torch.pair import QUANTITIES, PairEngine
+from dense_reward.engines.torch.model import TorchModel
+from dense_reward.engines.torch.pair import QUANTITIES, ComputeOptions, PairEngine
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import MANIFEST_NAME, Manifest, hash_files
 from dense_reward.records import EngineInfo, TokenScores, Wants
 from tiny_configs import MAX_LENGTH_TOKENS, VOCABULARY
 from tiny_models import copy_pair, random_trunk, write_checkpoint, write_pair
+from transformers import AutoModelForCausalLM
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +55,14 @@ def edit_manifest(checkpoint: Path, change: Callable[[dict[str, object]], object
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
+
+
+def shift_probe(manifest: dict[str, object], nats: float) -> None:
+    probe = manifest["probe"]
+    assert isinstance(probe, list)
+    for sequence in probe:
+        for response in sequence["responses"]:
+            response["logprobs"] = [logprob - nats for logprob in response["logprobs"]]
 
 
 def test_a_sound_pair_is_loaded_proven_and_described(pair: Pair) -> None:
@@ -87,7 +100,6 @@ def test_a_revision_names_the_files_of_both_and_how_they_are_served(pair: Pair, 
     assert loaded(pair, head_dtype="float64")[0].info.revision != revision
     assert loaded(pair, norm_dtype="float64")[0].info.revision != revision
     assert loaded(pair, deterministic=True)[0].info.revision != revision
-    assert loaded((pair[0], pair[0]), allow_unrelated=True)[0].info.revision != revision
 
 
 @pytest.mark.parametrize("side", [0, 1], ids=["sft", "reference"])
@@ -106,17 +118,58 @@ def test_another_end_of_turn_is_another_revision(pair: Pair, tmp_path: Path) -> 
     assert loaded(changed)[0].info.revision != loaded(pair)[0].info.revision
 
 
-def test_a_checkpoint_against_itself_gives_a_reward_and_a_kl_of_exactly_0(pair: Pair) -> None:
-    engine = loaded((pair[0], pair[0]), allow_unrelated=True)[0]
+def test_a_model_against_itself_gives_a_reward_and_a_kl_of_exactly_0(pair: Pair) -> None:
+    engine = loaded(pair)[0]
+    sft = engine.models[0]
+    engine = PairEngine(sft, sft, engine.info, ComputeOptions(1000, packed=True))
     for scores in engine.score([random_trunk(1, 6, (8, 3))], ALL)[0]:
         assert np.array_equal(scores.sft_logprob_S, scores.reference_logprob_S)
         assert scores.kl_S is not None
         assert not scores.kl_S.any()
 
 
-def test_swapped_checkpoints_are_refused(pair: Pair) -> None:
-    with pytest.raises(CheckpointError, match="given as sft is a reference, the one given as reference a sft"):
+@pytest.mark.parametrize("saved_as", ["shards", "bfloat16"])
+def test_a_copy_of_a_model_is_refused_however_it_is_saved(tmp_path: Path, saved_as: str) -> None:
+    """No hash tells, and the stored probes differ: both checkpoints were measured in float32."""
+    sft, reference = tmp_path / "sft", tmp_path / "reference"
+    made = write_checkpoint(sft, seed=1, step=20)
+    write_checkpoint(reference, role="reference", seed=1, step=10)
+    model = AutoModelForCausalLM.from_pretrained(sft, dtype=torch.bfloat16 if saved_as == "bfloat16" else torch.float32)
+    (reference / "model.safetensors").unlink()
+    model.save_pretrained(reference, max_shard_size="10KB" if saved_as == "shards" else "1GB")
+    facts = ManifestFacts(role="reference", run_id="run", renderer="plain", optimiser_step=10)
+    other = write_manifest(reference, facts, lambda encoder, limit: probe_of_texts(encoder, limit, PROBE_TEXTS[:2]))
+    assert (other.weights_sha256, other.probe) != (made.weights_sha256, made.probe)
+    with pytest.raises(CheckpointError, match="every reward would be 0: name an earlier checkpoint"):
+        loaded((sft, reference), allow_unrelated=True)
+
+
+def test_swapped_checkpoints_are_told_to_be_swapped(pair: Pair) -> None:
+    with pytest.raises(CheckpointError, match="sft is a reference, the one given as reference a sft: swap the two"):
         loaded((pair[1], pair[0]))
+
+
+def test_a_wrong_model_in_a_short_dtype_is_told_from_rounding(pair: Pair, tmp_path: Path) -> None:
+    """Served in bfloat16: an exact probe that bfloat16 misses is rounding, a probe that float32 misses too is not."""
+    wrong = copy_pair(pair, tmp_path)
+    edit_manifest(wrong[0], lambda manifest: shift_probe(manifest, 2.0))
+    with pytest.raises(CheckpointError, match=r"in float32 it is wrong too .* not rounding: the files or the path"):
+        loaded(wrong, dtype="bfloat16")
+
+
+def test_rounding_of_a_short_dtype_is_told_from_a_wrong_model(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(proof.PROBE_TOLERANCE_NATS, "bfloat16", 1e-4)
+    cure = "computed in float32 it matches .* rounding of bfloat16: serve it with --dtype float32"
+    with pytest.raises(CheckpointError, match=cure):
+        loaded(pair, dtype="bfloat16")
+
+
+def test_a_wrong_way_of_computing_a_batch_is_told_from_wrong_files(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = TorchModel.packed_rows
+    monkeypatch.setattr(load, "unsupported_reason", lambda *_, **__: None)
+    monkeypatch.setattr(TorchModel, "packed_rows", lambda model, row: rows(model, row) * 1.5)
+    with pytest.raises(CheckpointError, match="neither the files nor rounding are the cause, but how this service"):
+        loaded(pair, dtype="float32")
 
 
 def test_checkpoints_of_different_runs_make_a_pair_only_where_that_is_wanted(pair: Pair, tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from dense_reward.checkpoints.probe import PROBE_TEXTS, probe_of_texts
+from dense_reward.checkpoints.write_manifest import ManifestFacts, write_manifest
 from dense_reward.cli import main
 from dense_reward.engines.torch import noise
 from dense_reward.engines.torch.load import ServingOptions
 from dense_reward.engines.torch.noise import AS_SERVED, Noise, exact_rewards, measure_noise
 from dense_reward.errors import CheckpointError
-from tiny_models import write_pair
+from tiny_models import write_pair, write_tokenizer
+from transformers import AutoModelForCausalLM
 
 Pair = tuple[Path, Path]
 pytestmark = pytest.mark.slow
@@ -65,10 +68,17 @@ def test_nothing_lowers_the_noise_of_what_is_served_in_float32(pair: Pair) -> No
     assert list(measured(pair, ServingOptions(dtype="float32", max_batch_tokens=1000))) == [AS_SERVED]
 
 
-def test_two_equal_checkpoints_have_no_reward_to_measure_noise_in(pair: Pair) -> None:
-    serving = ServingOptions(dtype="float32", max_batch_tokens=1000, allow_unrelated=True)
-    with pytest.raises(CheckpointError, match="the two checkpoints are the same"):
-        exact_rewards(pair[0], pair[0], serving, lambda _: None)
+def test_checkpoints_that_differ_only_elsewhere_have_no_reward_to_measure_noise_in(pair: Pair, tmp_path: Path) -> None:
+    serving = ServingOptions(dtype="float32", max_batch_tokens=1000)
+    model = AutoModelForCausalLM.from_pretrained(pair[0])
+    with torch.no_grad():
+        model.model.embed_tokens.weight[257] += 1.0  # <pad>, which no probe holds
+    model.save_pretrained(tmp_path)
+    write_tokenizer(tmp_path)
+    facts = ManifestFacts(role="reference", run_id="run", renderer="plain", optimiser_step=10)
+    write_manifest(tmp_path, facts, lambda encoder, limit: probe_of_texts(encoder, limit, PROBE_TEXTS[:2]))
+    with pytest.raises(CheckpointError, match="the two checkpoints hardly differ"):
+        exact_rewards(pair[0], tmp_path, serving, lambda _: None)
 
 
 def test_the_command_prints_a_line_for_each_configuration(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:

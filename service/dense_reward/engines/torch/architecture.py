@@ -1,0 +1,101 @@
+"""A checkpoint's config.json -> a configuration of transformers that this service can compute, or a refusal."""
+
+from pathlib import Path
+
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
+
+from dense_reward.engines.weight_files import CONFIG, check_files, read_json
+from dense_reward.errors import CheckpointError
+
+INVALID = (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError)
+"""What transformers raises for a configuration that it cannot use."""
+COMPUTED_AS_FLOATS = frozenset({"mxfp4"})
+"""Quantisations whose weights transformers turns back into floats while it loads them."""
+CAUSAL_WITHOUT_SAYING = frozenset({"gpt_neox", "gpt_neox_japanese"})
+"""Decoders whose configurations say `is_decoder: false`."""
+OTHER_INPUTS = ("vision_config", "audio_config", "image_config", "vq_config")
+
+
+def load_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of a causal language model in a folder; no remote code.
+
+    Raises CheckpointError, in one sentence with the cure, if it is missing or broken, or if this service cannot compute
+    such a model: an unknown architecture, an encoder, an encoder-decoder, quantised weights.
+    """
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(
+            f"{folder} has no usable config.json: copy it from the checkpoint that the weights are of"
+        )
+    check_files(folder)
+    raw = read_json(folder / CONFIG)
+    _check_known(folder, raw)
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except INVALID as error:
+        raise CheckpointError(
+            f"{folder} has no usable config.json ({first_line(error)}): copy it again from the checkpoint"
+        ) from error
+    _check_computable(folder, config)
+    return config
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type if it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _check_known(folder: Path, raw: dict[str, object]) -> None:
+    kind = raw.get("model_type")
+    if not isinstance(kind, str):
+        raise CheckpointError(
+            f"{folder / CONFIG} has no model_type, so its architecture is unknown: copy config.json again from the "
+            "checkpoint"
+        )
+    if kind in CONFIG_MAPPING:
+        return
+    if "auto_map" in raw:
+        raise CheckpointError(
+            f"{folder}: its architecture {kind!r} is code in the checkpoint, which is never run: use a checkpoint in "
+            "the format of transformers' own classes"
+        )
+    raise CheckpointError(
+        f"{folder}: transformers {transformers.__version__} does not know its architecture {kind!r}: correct "
+        "model_type in config.json, or install a newer transformers"
+    )
+
+
+def _check_computable(folder: Path, config: PreTrainedConfig) -> None:
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise CheckpointError(
+            f"{folder} is an encoder-decoder model ({kind}): only decoders that continue their prompt are served and "
+            "trained, so use a causal language model"
+        )
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        other = [name for name in OTHER_INPUTS if hasattr(config, name)]
+        what = "a multimodal model without a text path" if other else "not a causal language model"
+        raise CheckpointError(
+            f"{folder} is {what} ({kind}): transformers has no causal language model for it, so use a checkpoint of "
+            "the language model alone"
+        )
+    if getattr(config, "is_decoder", True) is False and kind not in CAUSAL_WITHOUT_SAYING:
+        raise CheckpointError(
+            f"{folder} is an encoder ({kind} with is_decoder false), whose tokens see later ones: use a causal "
+            "language model, or set is_decoder true in config.json if it was trained so"
+        )
+    _check_quantisation(folder, config)
+
+
+def _check_quantisation(folder: Path, config: PreTrainedConfig) -> None:
+    found = getattr(config, "quantization_config", None)
+    if not found:
+        return
+    method = str((found if isinstance(found, dict) else found.to_dict()).get("quant_method"))
+    if method not in COMPUTED_AS_FLOATS:
+        raise CheckpointError(
+            f"{folder} is quantised ({method}): log-probs are computed and verified with float weights only, so use "
+            "the unquantised checkpoint, or dequantise it and remove quantization_config from config.json (vLLM can "
+            "quantise it again: docs/engines.md)"
+        )

@@ -1,0 +1,212 @@
+"""The files of a checkpoint, before anything is loaded: are they what their names say, and are they complete?
+
+Reads headers and small files only, so that any engine can call it, also one that does not load the weights itself.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from dense_reward.errors import CheckpointError
+from dense_reward.manifest import HASHED_SUFFIXES
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+WRAPPERS = {
+    "_orig_mod.": "torch.compile",
+    "module.": "DistributedDataParallel or DeepSpeed",
+    "_fsdp_wrapped_module.": "FSDP",
+    "_checkpoint_wrapped_module.": "activation checkpointing",
+    "_forward_module.": "Lightning Fabric",
+}
+"""Parts that a wrapper of a model puts into the names of its weights, and the wrapper."""
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "*.model", "*.tiktoken")
+_JSON_FILES = (
+    *(CONFIG, INDEX, ADAPTER_CONFIG, "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "tokenizer.json"),
+)
+_MODEL_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+_LARGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+
+Tensors = Mapping[str, tuple[int, ...]]
+"""Name -> shape."""
+
+
+def check_files(folder: Path) -> None:
+    """Verify that no file of a folder is a git-lfs pointer, broken JSON or an incomplete safetensors file.
+
+    Also verifies that the shards are those of the index. Does not verify that any file exists. Raises CheckpointError,
+    which names the file and the cure.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.suffix in HASHED_SUFFIXES and path.is_file():
+            _refuse_pointer(path)
+    for name in _JSON_FILES:
+        if (folder / name).is_file():
+            read_json(folder / name)
+    headers = {path.name: tensors_of(path) for path in sorted(folder.glob("*.safetensors"))}
+    _check_shards(folder, headers)
+
+
+def check_weights_exist(files: Path) -> None:
+    """Raises CheckpointError, which says what is there instead, if a folder holds no safetensors file."""
+    if any(files.glob("*.safetensors")):
+        return
+    inner = sorted(path.name for path in files.glob("checkpoint-*") if any(path.glob("*.safetensors")))
+    if inner:
+        raise CheckpointError(f"{files} has no weights of its own: name one of {', '.join(inner)} in it")
+    other = sorted(
+        path.name for suffix in ("bin", "pt", "pth", "gguf", "msgpack", "h5") for path in files.glob(f"*.{suffix}")
+    )
+    found = f"only {', '.join(other)}" if other else "no weights at all"
+    raise CheckpointError(
+        f"{files} has {found}: only safetensors are loaded, because other formats can run code or lose precision. "
+        'Convert them: python -c "from transformers import AutoModelForCausalLM as M; '
+        f"M.from_pretrained('{files}', dtype='auto').save_pretrained('OUT')\", and copy the tokenizer's files to OUT"
+    )
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Raises CheckpointError if the folder holds no tokenizer, or one that git-lfs has not downloaded or is broken."""
+    if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        raise CheckpointError(
+            f"{folder} holds no tokenizer (no tokenizer.json, nor another vocabulary): copy the tokenizer's files of "
+            "the model that it was trained from into the folder"
+        )
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (folder / name).is_file():
+            _refuse_pointer(folder / name)
+            read_json(folder / name)
+
+
+def check_names(folder: Path) -> None:
+    """Verify the names of weights as far as files and config.json tell, for an engine that does not load the weights.
+
+    Does nothing without weights or configuration: they can be where the model is served. Raises CheckpointError.
+    """
+    config_file = folder / CONFIG
+    names = {
+        name
+        for path in folder.glob("model*.safetensors")
+        if _MODEL_WEIGHTS.fullmatch(path.name)
+        for name in tensors_of(path)
+    }
+    adapter = folder / ADAPTER_WEIGHTS
+    names |= set(tensors_of(adapter)) if adapter.is_file() else set()
+    if cure := wrapper_cure(names):
+        raise CheckpointError(f"{folder}: its weights have names that no model has, such as {min(names)!r}: {cure}")
+    if not names or adapter.is_file() or not config_file.is_file():
+        return
+    config = read_json(config_file)
+    layers = config.get("num_hidden_layers")
+    found = len({match[2] for name in names if (match := LAYER.search(name))})
+    if isinstance(layers, int) and 0 < found < layers:
+        raise CheckpointError(
+            f"{folder}: config.json states {layers} layers, but the files hold {found}: copy both from one checkpoint"
+        )
+
+
+LAYER = re.compile(r"(?:^|\.)(layers|h|blocks|block)\.(\d+)\.")
+"""The place of a layer's number in the names of its weights."""
+
+
+def wrapper_cure(names: set[str]) -> str | None:
+    """The cure if the names hold parts of a wrapper's name, as torch.compile's `_orig_mod.`; else None."""
+    for part, wrapper in WRAPPERS.items():
+        if any(name.startswith(part) or f".{part}" in name for name in names):
+            return f"{wrapper} put {part!r} into them: strip it from the names, or save the unwrapped model"
+    return None
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A JSON object. Raises CheckpointError if the file is anything else."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error}): copy it again from its source") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a JSON object: copy it again from its source")
+    return content
+
+
+def tensors_of(path: Path) -> Tensors:
+    """The tensors of a safetensors file, by its header. Raises CheckpointError if the file is incomplete or another."""
+    _refuse_pointer(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+        if size < 8 or header_bytes > min(size - 8, _LARGEST_HEADER_BYTES):
+            kind = "is empty" if size == 0 else "is cut off, or is no safetensors file"
+            raise CheckpointError(f"{path} {kind} ({size} bytes): copy or download it again")
+        try:
+            header = json.loads(file.read(header_bytes))
+            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+            shapes = {name: tuple(entry["shape"]) for name, entry in tensors.items()}
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+            raise CheckpointError(f"{path} is no safetensors file (its header is broken): copy it again") from error
+    if size != 8 + header_bytes + end:
+        raise CheckpointError(
+            f"{path} has {size} bytes, but its header describes {8 + header_bytes + end}: it is cut off or "
+            "overwritten, so copy or download it again"
+        )
+    return shapes
+
+
+def _refuse_pointer(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        raise CheckpointError(
+            f"{path} is a git-lfs pointer, not the file itself: run `git lfs pull` in its repository, or download it "
+            "again with `hf download`"
+        )
+
+
+def _check_shards(folder: Path, headers: Mapping[str, Tensors]) -> None:
+    shards = sorted(name for name in headers if _MODEL_WEIGHTS.fullmatch(name) and name != WEIGHTS)
+    if not (folder / INDEX).is_file():
+        if shards and WEIGHTS not in headers:
+            raise CheckpointError(
+                f"{folder} holds shards ({shards[0]}), but no {INDEX}: copy it from where the shards come from"
+            )
+        if shards:
+            raise CheckpointError(
+                f"{folder} holds weights twice, {WEIGHTS} and shards ({shards[0]}): remove those of another checkpoint"
+            )
+        return
+    _check_index(folder, headers, shards)
+
+
+def _check_index(folder: Path, headers: Mapping[str, Tensors], shards: list[str]) -> None:
+    listed = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise CheckpointError(f"{folder / INDEX} has no weight_map: copy it again from its source")
+    files = Counter(map(str, listed.values()))
+    for name in files:
+        if name not in headers:
+            raise CheckpointError(f"{folder / name} is missing, but {INDEX} names it: copy or download the shard")
+    for name in [*shards, *([WEIGHTS] if WEIGHTS in headers else [])]:
+        if name not in files:
+            raise CheckpointError(
+                f"{folder / name} is not in {INDEX}: remove the one of them that belongs to another checkpoint"
+            )
+    for place in _misplaced(listed, headers):
+        raise CheckpointError(
+            f"{folder}: {place}: the shard is of another model or was split differently, so copy all shards and the "
+            "index again"
+        )
+
+
+def _misplaced(listed: Mapping[str, str], headers: Mapping[str, Tensors]) -> Iterator[str]:
+    """Tensors that are not, or not only, where the index says."""
+    for tensor, name in listed.items():
+        if tensor not in headers[name]:
+            yield f"{INDEX} puts {tensor} into {name}, which does not hold it"
+    for name in {*listed.values()}:
+        for tensor in headers[name]:
+            if listed.get(tensor, name) != name:
+                yield f"{name} holds {tensor}, which {INDEX} puts into {listed[tensor]}"
