@@ -52,6 +52,9 @@ class ChatMessage(Strictly):
     name: str | None = None
     tool_calls: list[JsonValue] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = Field(None, description="what the model thought before it wrote content")
+    reasoning: str | None = Field(None, description="another name of reasoning_content")
+    thinking: str | None = Field(None, description="another name of reasoning_content, for templates that read it")
     refusal: JsonValue = Field(None, description="only null: OpenAI's clients send it")
     audio: JsonValue = Field(None, description="only null")
     function_call: JsonValue = Field(None, description="only null: send tool_calls")

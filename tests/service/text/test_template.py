@@ -202,12 +202,12 @@ def test_a_raw_response_does_not_hold_the_end_of_turn_that_is_added() -> None:
     assert encoder.response("Hello<|im_end|>", add_eos=False, raw=True).ids_T[-1] == encoder.end_of_turn_id
 
 
-@pytest.mark.parametrize("key", ["reasoning_content"])
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning"])
 def test_a_thought_is_scored_as_the_policy_writes_it(key: str) -> None:
     encoder = encoder_of(THINKING, "")
     messages = chat("Capital?", "Oslo.", **{key: "Easy."})
     assert encoder.conversation(messages, add_eos=True).responses[0].text == "<think>\nEasy.\n</think>\nOslo."
-    assert ids_of(encoder, messages) == own_ids(encoder, messages)
+    assert ids_of(encoder, messages) == own_ids(encoder, chat("Capital?", "Oslo.", reasoning_content="Easy."))
 
 
 def test_a_thought_that_the_template_does_not_render_is_refused() -> None:
