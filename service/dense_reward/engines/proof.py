@@ -97,8 +97,13 @@ def encoder_of(tokenizer: TransformersTokenizer, manifest: Manifest, folder: Pat
     return encoder
 
 
-def report_template(encoder: Encoder, tokenizer: TransformersTokenizer, report: Report) -> None:
+def report_template(encoder: Encoder, tokenizer: TransformersTokenizer, manifest: Manifest, report: Report) -> None:
     """Report what a user must know of the chat template before texts are scored."""
+    if _was_trained_with_dummy_prefix(encoder, manifest):
+        report(
+            "an earlier version trained these checkpoints with a space before each response (the tokenizer's dummy "
+            "prefix), and texts are scored without it: train the pair again, or send ids"
+        )
     undecided = encoder.undecided("flags")
     if undecided is not None:
         report(f"texts and chats are refused (undecided_template): {undecided}")
@@ -107,6 +112,14 @@ def report_template(encoder: Encoder, tokenizer: TransformersTokenizer, report: 
             "the chat template writes today's date, so the same text will get other rewards tomorrow: adopt both "
             "checkpoints again, which stores a date in their manifests (--template-date YYYY-MM-DD to choose it)"
         )
+
+
+def _was_trained_with_dummy_prefix(encoder: Encoder, manifest: Manifest) -> bool:
+    """Whether responses had it in training here (data_sha256), when manifests had no response_prefix, but not now."""
+    if not encoder.tokenizer.has_dummy_prefix or manifest.data_sha256 is None:
+        return False
+    is_old = "response_prefix" not in manifest.model_fields_set
+    return is_old and (encoder.renderer != "chat" or encoder.chat.place().continues)
 
 
 def pair_info(

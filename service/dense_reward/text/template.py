@@ -20,6 +20,8 @@ MARK = "The answer stands in this sentence"
 """A response to render. Several words of letters: templates strip blanks, and tokenizers split digits."""
 MAX_CACHED = 256
 """Limit on the variables of requests whose results are kept."""
+MAX_CACHED_KEY_CHARACTERS = 2_000
+"""Longer variables, such as documents, would fill the memory: the result of each holds renderings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +105,11 @@ class ChatTemplate:
         key = json.dumps(self._variables(template_kwargs), sort_keys=True, default=str)
         found = self._places.get(key)
         if found is None:
+            found = self._place(template_kwargs)
             if len(self._places) >= MAX_CACHED:
                 self._places.clear()
-            found = self._places[key] = self._place(template_kwargs)
+            if len(key) <= MAX_CACHED_KEY_CHARACTERS:
+                self._places[key] = found
         return found
 
     def is_decided(self, template_kwargs: Mapping[str, JsonValue] | None = None) -> bool:

@@ -12,8 +12,10 @@ from dense_reward.engines.tokenizer import load_tokenizer
 from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pair
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import MANIFEST_NAME, Manifest, check_pair, load_manifest
+from dense_reward.text.encode import Encoder
 from kinds_of_templates import AGREE, DIFFER, KINDS
 from tiny_models import tiny_model, write_tokenizer
+from tiny_tokenizers import gemma_like
 
 SPECIALS = ("<|im_end|>", "<|endoftext|>", "<|im_start|>", "<|stop|>")
 UNCLEAR = "what ends a turn is not clear"
@@ -68,7 +70,7 @@ def test_a_checkpoint_without_a_decision_is_adopted_and_says_that_texts_are_refu
     assert any("will be refused until this is decided" in line and "--response-prefix ''" in line for line in lines)
     reported: list[str] = []
     tokenizer = load_tokenizer(tmp_path / "a")
-    report_template(encoder_of(tokenizer, manifest, tmp_path), tokenizer, reported.append)
+    report_template(encoder_of(tokenizer, manifest, tmp_path), tokenizer, manifest, reported.append)
     assert "undecided_template" in reported[0]
 
 
@@ -177,8 +179,21 @@ def test_a_manifest_without_a_date_is_reported_at_load(tmp_path: Path) -> None:
     lines: list[str] = []
     serving, tokenizer = ServingOptions(max_batch_tokens=1024), load_tokenizer(tmp_path / "a")
     load_pair(tmp_path / "a", tmp_path / "b", serving, LoadContext(lines.append))
-    report_template(encoder_of(tokenizer, load_manifest(tmp_path / "a"), tmp_path), tokenizer, lines.append)
+    manifest = load_manifest(tmp_path / "a")
+    report_template(encoder_of(tokenizer, manifest, tmp_path), tokenizer, manifest, lines.append)
     assert "will get other rewards tomorrow: adopt both" in lines[-1]
+
+
+def test_a_pair_that_an_earlier_version_trained_with_a_dummy_prefix_is_reported(tmp_path: Path) -> None:
+    manifest = adopted(tmp_path / "a", "plain ChatML")
+    encoder, tokenizer = Encoder.of(gemma_like(), "plain"), load_tokenizer(tmp_path / "a")
+    fields = {**manifest.model_dump(), "data_sha256": "d", "renderer": "plain"}
+    lines: list[str] = []
+    report_template(encoder, tokenizer, Manifest.model_validate(fields), lines.append)
+    assert not lines, "of this version"
+    del fields["response_prefix"]
+    report_template(encoder, tokenizer, Manifest.model_validate(fields), lines.append)
+    assert "train the pair again, or send ids" in lines[0]
 
 
 def test_the_command_takes_the_choices_and_prints_what_it_found(

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from dense_reward.checkpoints.adopt import adopt
 from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pair
+from dense_reward.errors import CheckpointError
 from dense_reward.manifest import load_manifest
 from dense_reward_trainer.cli import main
+from dense_reward_trainer.rl.policy import load_policy
 from kinds_of_templates import KINDS
 from tiny_models import tiny_model, write_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -76,6 +79,9 @@ def test_an_undecided_template_is_refused_before_training_with_the_keys_that_dec
         assert load_manifest(folder / name).template_kwargs == {"enable_thinking": False}
     serving = ServingOptions(max_batch_tokens=1024)
     assert load_pair(folder / "sft", folder / "reference", serving, LoadContext(lambda _: None))[0].info.related
+    undecided = adopt(str(folder / "sft"), role="policy", out=tmp_path / "undecided")
+    with pytest.raises(CheckpointError, match="must be decided once"):
+        load_policy(undecided, precision="float32", device="cpu")
 
 
 @pytest.mark.parametrize("pad", ["<|pad|>", None])

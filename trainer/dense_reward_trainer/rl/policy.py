@@ -79,12 +79,16 @@ def load_policy(folder: Path, *, precision: Precision, device: str) -> PolicyChe
     tokenizer = load_tokenizer(files)
     if tokenizer.sha256() != manifest.tokenizer_sha256:
         raise CheckpointError(f"{folder}: its tokenizer is not the one of its manifest: adopt the checkpoint again")
+    encoder = encoder_of(tokenizer, manifest, folder)
+    undecided = encoder.undecided("flags")
+    if undecided is not None:
+        raise CheckpointError(f"{folder}: {undecided}")
     dtype = torch.float64 if precision == "float64" else torch.float32
     disable_progress_bar()  # the bar of loading weights would mix with the bars of the job
     model = load_weights(*weight_folders(folder, manifest), dtype).requires_grad_(True)
     vocab_size = min(tokenizer.vocab_size, manifest.vocabulary)
     policy = Policy(model.eval().to(device), manifest.end_of_turn_id, vocab_size, precision == "bfloat16")
-    return PolicyCheckpoint(policy, encoder_of(tokenizer, manifest, folder), manifest)
+    return PolicyCheckpoint(policy, encoder, manifest)
 
 
 def policy_logprobs(

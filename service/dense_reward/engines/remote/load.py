@@ -207,7 +207,7 @@ def _loaded_parts(
         related=pending.related,
     )
     encoder = encoder_of(tokenizer, manifest, sft.folder)
-    report_template(encoder, tokenizer, report)
+    report_template(encoder, tokenizer, manifest, report)
     return RemotePair(models[0], models[1], info, pending.loop), encoder, manifest.tokenizer_sha256
 
 

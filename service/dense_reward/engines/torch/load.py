@@ -240,7 +240,7 @@ class DeviceLoader:
         self.warn_of_cpu(serving.device, settings.device)
         engine, tokenizer, manifest = load_pair(settings.sft, settings.reference, serving, context)
         encoder = encoder_of(tokenizer, manifest, settings.sft)
-        report_template(encoder, tokenizer, report)
+        report_template(encoder, tokenizer, manifest, report)
         return engine, encoder, manifest.tokenizer_sha256
 
     def warn_of_cpu(self, device: str, setting: str) -> None:
