@@ -276,7 +276,7 @@ def may_import_models(module: Module, found: Import) -> bool:
         or room_of(module.name) == "checkpoints"
     ):
         return True
-    if module.name in {f"{SERVICE}.engines.tokenizer", f"{SERVICE}.engines.proof"}:
+    if module.name in {f"{SERVICE}.engines.{name}" for name in ("tokenizer", "proof", "weight_keys")}:
         return found.library != "torch"
     return room_of(module.name) == "client" and (found.function == "to_torch" or found.typing)
 
