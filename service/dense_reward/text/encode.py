@@ -19,7 +19,7 @@ from dense_reward.text.marks import refuse_lost
 from dense_reward.text.messages import canonical, text_of
 from dense_reward.text.offsets import Span, monotone_spans
 from dense_reward.text.rendering import EscapedChat
-from dense_reward.text.repetition import Repetition, repetition_of
+from dense_reward.text.repetition import Repetition, is_unclosed_thought, repetition_of
 from dense_reward.text.special_tokens import JsonValue, Message
 from dense_reward.text.template import MARK, ChatTemplate, ResponsePlace, TemplateChoices
 from dense_reward.text.tokenizer import Pieces, RendererName, Tokenizer
@@ -156,6 +156,10 @@ class Encoder:
         if found.contradicts:
             self._refuse_repetition(found)
         return text[found.start : found.end]
+
+    def leaves_thought_open(self, text: str) -> bool:
+        """Whether the prompt of this response opens a thought that the response does not close."""
+        return self.renderer == "chat" and is_unclosed_thought(text, self.chat.place().opening)
 
     def _response_of(self, text: str, pieces: Pieces, *, add_eos: bool) -> EncodedResponse:
         spans = monotone_spans(pieces.offsets, len(text))

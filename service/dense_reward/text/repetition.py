@@ -6,6 +6,15 @@ from dataclasses import dataclass
 _TAG = re.compile(r"<[^<>\s][^<>\n]{0,60}>|\[/?[A-Z_]{2,40}\]")
 
 
+_THOUGHT = re.compile(r"<(\w*(?:think|thought|reason)\w*)>", re.IGNORECASE)
+
+
+def is_unclosed_thought(text: str, opening: str) -> bool:
+    """Whether a prompt ends in an open thought that the response never closes, so that its answer is a thought too."""
+    tags = [tag for tag in _THOUGHT.finditer(opening) if f"</{tag[1]}>" not in opening[tag.end() :]]
+    return bool(tags) and f"</{tags[-1][1]}>" not in text
+
+
 @dataclass(frozen=True, slots=True)
 class Repetition:
     """`start` and `end`: the text without what it repeats is text[start:end]. `repeated`: what that is, shown to users.

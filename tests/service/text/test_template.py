@@ -195,6 +195,13 @@ def test_a_thought_after_a_prompt_that_has_closed_it_is_refused_everywhere() -> 
             call("<think>\nHm.\n</think>\n\nOslo.")
 
 
+def test_a_thought_that_a_response_leaves_open_is_seen() -> None:
+    opened, closed = encoder_of("an opened thought", ""), encoder_of(THINKING, None, enable_thinking=False)
+    assert [opened.leaves_thought_open(text) for text in ("Oslo.", "Hm.</think>Oslo.")] == [True, False]
+    assert not closed.leaves_thought_open("Oslo.")
+    assert not encoder_of("plain ChatML").leaves_thought_open("Oslo.")
+
+
 def test_a_raw_response_does_not_hold_the_end_of_turn_that_is_added() -> None:
     encoder = encoder_of("plain ChatML")
     with pytest.raises(RequestError, match=r"ends in <\|im_end\|>"):

@@ -141,6 +141,8 @@ def test_responses_that_repeat_their_prompt_or_end_are_shortened_and_counted(
     probe = load_manifest(tmp_path / "run" / "checkpoints" / "sft").probe
     learnt = AutoTokenizer.from_pretrained(base).decode(probe[0].responses[0].ids)
     assert learnt == "hm</think>ok<|im_end|>"
+    assert sft(tmp_path / "plain", base, data(tmp_path), 'response_prefix=""') == 0
+    assert "in 12 of 12 demonstrations the prompt opens a thought that the" in capsys.readouterr().err
 
 
 def test_thoughts_of_a_data_set_are_learnt_as_the_template_writes_them(tmp_path: Path) -> None:

@@ -50,12 +50,14 @@ class TokenisedRow:
 class TokenisedRows:
     """Tokenised demonstrations in order. `dropped`: for each one left out, its place and the reason.
 
-    `shortened`: number of rows in which a response repeated a part of its prompt or its end of turn, see _responses.
+    `shortened`: number of rows in which a response repeated a part of its prompt or its end of turn; `unclosed`: in
+    which the prompt opens a thought that the response does not close.
     """
 
     rows: tuple[TokenisedRow, ...]
     dropped: tuple[str, ...]
     shortened: int
+    unclosed: int
 
 
 def encode_demonstrations(
@@ -86,7 +88,8 @@ def encode_demonstrations(
     if dropped and not skip_bad:
         more = f" (and {len(dropped) - 1} more)" if len(dropped) > 1 else ""
         raise DataError(f"{dropped[0]}{more}. {_ALL_BAD if cure == SKIP_BAD and not rows else cure}")
-    return TokenisedRows(tuple(rows), tuple(dropped), shortened)
+    unclosed = sum(encoder.leaves_thought_open(row.encoded.responses[0].text or "") for row in rows)
+    return TokenisedRows(tuple(rows), tuple(dropped), shortened, unclosed)
 
 
 def rows_sha256(rows: Iterable[TokenisedRow]) -> str:

@@ -169,6 +169,11 @@ def encode_split(
                 f"{encoded.shortened} of {len(encoded.rows)} responses repeated the end of their prompt, or had an end "
                 "of turn, which is added to each: that was left out of them"
             )
+        if encoded.unclosed:
+            report(
+                f"in {encoded.unclosed} of {len(encoded.rows)} demonstrations the prompt opens a thought that the "
+                "response does not close: the model learns to answer inside its thought"
+            )
         if encoded.dropped:
             report(f"left out {len(encoded.dropped)} demonstrations, the first is {encoded.dropped[0]}")
         sides.append(encoded.rows)
