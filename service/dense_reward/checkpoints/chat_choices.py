@@ -64,7 +64,10 @@ def encoder_with(
     try:
         encoder = Encoder.of(tokenizer, renderer, choices)
     except RequestError as error:
-        raise CheckpointError(f"{place}: {error}") from None
+        raise CheckpointError(
+            f"{place}: {error}: correct the template (chat_template.jinja), or adopt with --renderer plain (in a "
+            "configuration, renderer: plain)"
+        ) from None
     if end_of_turn is None:
         return encoder
     return Encoder(tokenizer, renderer, _token_id(tokenizer, end_of_turn), choices=choices)

@@ -139,8 +139,7 @@ class ChatTemplate:
             raise refuse(
                 "bad_template",
                 "the chat template drops or changes the words of the user or the assistant, so different texts would "
-                "get equal rewards: give the tokenizer the template that the model was trained with, or adopt the "
-                "checkpoint with --renderer plain",
+                "get equal rewards: give the tokenizer the template that the model was trained with",
                 param="messages",
             )
 

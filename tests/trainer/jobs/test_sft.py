@@ -282,7 +282,7 @@ def test_a_run_whose_template_changed_after_a_kill_is_refused_and_goes_on_with_t
 
     template = base / "chat_template.jinja"
     first = template.read_text()
-    template.write_text("Hello. " + first)
+    template.write_text("!" + first)
     assert template.read_text() != first
     assert sft("sft_full_tiny", killed, *overrides) == 2
     error = capsys.readouterr().err
