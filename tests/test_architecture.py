@@ -27,7 +27,7 @@ SERVICE_ROOMS = {
     "engines.kernels": "batching records",
     "engines.torch": "batching engines engines.kernels errors manifest records reward settings text",
     "engines.remote": "engines errors manifest records settings text",
-    "checkpoints": "engines engines.torch errors manifest text",
+    "checkpoints": "engines engines.torch errors manifest records text",
     "scoring": "batching errors records reward schemas telemetry text",
     "serving": "batching engines engines.remote engines.torch errors manifest records "
     "schemas scoring settings telemetry text",
@@ -68,6 +68,7 @@ MUST_NOT_IMPORT = {
         "errors": HEAVY | FILES,
         "records": HEAVY | NETWORK | FILES | {"pydantic"},
         "reward": HEAVY | NETWORK | FILES,
+        "text.messages": MODEL_LIBRARIES,
         "text.offsets": MODEL_LIBRARIES,
         "text.special_tokens": MODEL_LIBRARIES,
         "batching.admission": HEAVY | QUEUE,
@@ -104,7 +105,17 @@ MUST_NOT_IMPORT = {
         ),
         "data.arithmetic": MODEL_LIBRARIES | FILES,
         "data.corruption": MODEL_LIBRARIES | FILES | TEXT,
-        "data.demonstration": MODEL_LIBRARIES | FILES | TEXT | {"datasets"},
+        **dict.fromkeys(
+            (
+                "data.conversions",
+                "data.demonstration",
+                "data.layouts",
+                "data.messages",
+                "data.records",
+                "data.row_values",
+            ),
+            MODEL_LIBRARIES | FILES | TEXT | {"datasets"},
+        ),
         "data.final_answers": MODEL_LIBRARIES | FILES | TEXT,
         "data.process_labels": MODEL_LIBRARIES | TRAINER_JOBS,
         "data.sources": MODEL_LIBRARIES | TEXT | TRAINER_JOBS,
@@ -267,7 +278,7 @@ def may_import_models(module: Module, found: Import) -> bool:
         or room_of(module.name) == "checkpoints"
     ):
         return True
-    if module.name in {f"{SERVICE}.engines.tokenizer", f"{SERVICE}.engines.proof"}:
+    if module.name in {f"{SERVICE}.engines.{name}" for name in ("tokenizer", "proof", "weight_keys")}:
         return found.library != "torch"
     return room_of(module.name) == "client" and (found.function == "to_torch" or found.typing)
 

@@ -1,6 +1,7 @@
 """The command `dense-reward`. Heavy libraries are imported only after the arguments are parsed."""
 
 import argparse
+import json
 import logging
 import os
 import signal
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, Union, get_args, get_origin
+
+from pydantic import JsonValue
 
 from dense_reward.errors import CheckpointError, RequestError, SettingsError
 from dense_reward.serving.pair_sources import first_pairs
@@ -101,6 +104,19 @@ def _add_adopt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", metavar="TEXT", default="cpu", help="device that computes the probe, in float32; default cpu"
     )
+    parser.add_argument(
+        "--template-kwargs", metavar="JSON", help="variables that the chat template always gets, as a JSON object"
+    )
+    parser.add_argument(
+        "--response-prefix",
+        metavar="TEXT",
+        help="text between the generation prompt and a response: context, not scored; empty: none stands there",
+    )
+    parser.add_argument(
+        "--template-date",
+        metavar="DATE",
+        help="YYYY-MM-DD, for a chat template that writes the date; if left out, today",
+    )
     parser.add_argument("--out", metavar="PATH", type=Path, help="write the manifest to this folder, not to the source")
     parser.set_defaults(run=_adopt)
 
@@ -117,9 +133,24 @@ def _adopt(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         device=options.device,
         out=options.out,
+        template_kwargs=_json_object("--template-kwargs", options.template_kwargs),
+        response_prefix=options.response_prefix,
+        template_date=options.template_date,
+        report=print,
     )
     print(f"adopted: {folder}")
     return 0
+
+
+def _json_object(name: str, text: str | None) -> dict[str, JsonValue] | None:
+    """Raises SettingsError if the text is not a JSON object."""
+    try:
+        value = None if text is None else json.loads(text)
+    except ValueError as error:
+        raise SettingsError(f"{name} is not JSON ({error}): write it as '{{\"name\": false}}'") from None
+    if value is not None and not isinstance(value, dict):
+        raise SettingsError(f"{name} must be a JSON object, as '{{\"name\": false}}'")
+    return value
 
 
 def _settings(options: argparse.Namespace) -> Settings:

@@ -25,6 +25,8 @@ STATUS_BY_CODE = {
     "unknown_token_id": 422,
     "wrong_shape": 422,
     "bad_template": 422,
+    "undecided_template": 422,
+    "repeated_text": 422,
     "unsupported_by_engine": 422,
     "load_failed": 422,
     "queue_full": 429,

@@ -10,13 +10,15 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import date
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from dense_reward.errors import CheckpointError
-from dense_reward.text.encode import RendererName
+from dense_reward.text.template import TemplateChoices
+from dense_reward.text.tokenizer import RendererName
 
 MANIFEST_NAME = "manifest.json"
 HASHED_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
@@ -71,6 +73,15 @@ class Manifest(_Strict):
     base_model: str | None = Field(None, description="what training started from")
     renderer: RendererName
     end_of_turn_id: int | None
+    template_kwargs: dict[str, JsonValue] = Field(
+        default_factory=dict, description="variables that the chat template gets whenever it renders"
+    )
+    response_prefix: str | None = Field(
+        None,
+        description="text between the generation prompt and a response: context, not scored. Empty: the response "
+        "follows the generation prompt directly. null: not decided",
+    )
+    template_date: str | None = Field(None, description="YYYY-MM-DD, for a chat template that writes the date")
     vocabulary: int = Field(description="rows of the model's output layer; ids are in [0, vocabulary)")
     tokenizer_sha256: str
     template_sha256: str
@@ -88,6 +99,17 @@ class Manifest(_Strict):
     probe: tuple[ProbeSequence, ...]
     created_at: str
     versions: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _date_is_one(self) -> "Manifest":
+        if self.template_date is not None:
+            date.fromisoformat(self.template_date)
+        return self
+
+    @property
+    def choices(self) -> TemplateChoices:
+        """What this manifest decides about the chat template."""
+        return TemplateChoices(self.template_kwargs, self.response_prefix, self.template_date)
 
     @property
     def weights_sha256(self) -> str:
@@ -242,6 +264,8 @@ def check_pair(sft: Manifest, reference: Manifest, *, allow_unrelated: bool) -> 
             "sft and reference have different chat templates or ends of turn: adopt both with --renderer plain (or "
             "instruction), or give both folders one chat template and adopt them again"
         )
+    if sft.renderer == "chat":
+        _check_choices(sft, reference)
     if _equal(sft, reference):
         raise CheckpointError(EQUAL_MODELS)
     if (sft.role, reference.role) == ("reference", "sft"):
@@ -253,6 +277,18 @@ def check_pair(sft: Manifest, reference: Manifest, *, allow_unrelated: bool) -> 
     if reason is not None and not allow_unrelated:
         raise CheckpointError(f"{reason}: pass --allow-unrelated if this pair is what you want")
     return reason is None
+
+
+def _check_choices(sft: Manifest, reference: Manifest) -> None:
+    """Raises CheckpointError if the two render chats differently."""
+    for name in ("template_kwargs", "response_prefix", "template_date"):
+        values = getattr(sft, name), getattr(reference, name)
+        if values[0] != values[1]:
+            one, other = ("nothing" if value in (None, {}) else json.dumps(value) for value in values)
+            raise CheckpointError(
+                f"sft and reference differ in {name} ({one} and {other}), so they would score different texts: adopt "
+                f"both again with one --{name.replace('_', '-')}"
+            )
 
 
 def _equal(sft: Manifest, reference: Manifest) -> bool:

@@ -46,10 +46,19 @@ class Strictly(BaseModel):
 
 class ChatMessage(Strictly):
     role: Annotated[str, StringConstraints(min_length=1)]
-    content: str
+    content: str | list[JsonValue] | None = Field(
+        None, description="a text, a list of text parts, or null beside tool_calls"
+    )
     name: str | None = None
     tool_calls: list[JsonValue] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = Field(None, description="what the model thought before it wrote content")
+    reasoning: str | None = Field(None, description="another name of reasoning_content")
+    thinking: str | None = Field(None, description="another name of reasoning_content, for templates that read it")
+    refusal: JsonValue = Field(None, description="only null: OpenAI's clients send it")
+    audio: JsonValue = Field(None, description="only null")
+    function_call: JsonValue = Field(None, description="only null: send tool_calls")
+    annotations: JsonValue = Field(None, description="only null or empty")
 
 
 class Item(Strictly):
@@ -201,6 +210,17 @@ class ModelCard(Strictly):
     tokenizer_sha256: str
     renderer: str
     end_of_turn_id: int | None
+    template_kwargs: dict[str, JsonValue] = Field(
+        default_factory=dict, description="variables that the chat template always gets"
+    )
+    response_prefix: str | None = Field(
+        default=None, description="text between the generation prompt and a response, not scored; null: not decided"
+    )
+    template_date: str | None = Field(default=None, description="the day that the chat template writes")
+    text_refused: str | None = Field(
+        default=None,
+        description="why texts and chats are refused (undecided_template), with the cure; null: they are served",
+    )
     dtype: str
     device: str
     vocabulary: int

@@ -44,7 +44,8 @@ def scored_ids(item: Item) -> list[list[int]]:
         return item.response_ids
     if item.token_ids is not None and item.score_mask is not None:
         return [[i for i, scored in zip(item.token_ids, item.score_mask, strict=True) if scored]]
-    texts = item.responses or [item.response or item.text or (item.messages[-1].content if item.messages else "")]
+    last = item.messages[-1].content if item.messages else None
+    texts = item.responses or [item.response or item.text or (last if isinstance(last, str) else "")]
     return [list(text.encode()) for text in texts]
 
 

@@ -15,7 +15,7 @@ from dense_reward.checkpoints.write_manifest import ManifestFacts, write_manifes
 from dense_reward.engines.torch.weights import plain_attention
 from dense_reward.manifest import Manifest, Role
 from dense_reward.records import Branch, IdArray, Trunk
-from dense_reward.text.encode import RendererName
+from dense_reward.text.tokenizer import RendererName
 from tiny_configs import CONFIGS, SPECIALS, VOCABULARY
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor

@@ -9,7 +9,7 @@ from functools import cache
 
 from dense_reward.engines.fake import FakeTokenizer
 from dense_reward.engines.tokenizer import TransformersTokenizer
-from dense_reward.text.encode import Tokenizer
+from dense_reward.text.tokenizer import Tokenizer
 from hypothesis import strategies as st
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend

@@ -3,26 +3,33 @@
 import os
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from pydantic import JsonValue
 
+from dense_reward.checkpoints.chat_choices import check_end_of_turn, checked_choices, encoder_with, report_chat
 from dense_reward.checkpoints.probe import PROBE_TEXTS, ProbeText, probe_of_texts
 from dense_reward.checkpoints.write_manifest import ManifestFacts, default_renderer, write_manifest
-from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
+from dense_reward.engines.tokenizer import load_tokenizer
 from dense_reward.engines.torch.architecture import load_config
 from dense_reward.engines.weight_files import ADAPTER_CONFIG, check_files, check_weights_exist, read_json
-from dense_reward.errors import CheckpointError, RequestError
+from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Role
-from dense_reward.text.encode import RendererName
+from dense_reward.records import Report
+from dense_reward.text.tokenizer import RendererName
 
 Fetch = Callable[[str, str | None], Path]
 """Takes a hub id and a revision, and returns the folder of the downloaded files."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _NEEDED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+def _silent(_: str) -> None:
+    """The report of a caller that wants none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +51,19 @@ def adopt(
     out: Path | None = None,
     texts: Sequence[ProbeText] = PROBE_TEXTS,
     device: str = "cpu",
+    template_kwargs: Mapping[str, JsonValue] | None = None,
+    response_prefix: str | None = None,
+    template_date: str | None = None,
     fetch: Fetch | None = None,
+    report: Report = _silent,
 ) -> Path:
     """Write the manifest of a checkpoint, and return the folder that holds it: the one to start a service with.
 
     `source` is a folder (a LoRA adapter's too) or a hub id[@revision]. The manifest is written next to the files,
     or into a side folder that refers to them: `out`, or adopted/NAME if the files are in the hub's cache or read-only.
     Checkpoints adopted with the same `run_id` count as one run. `end_of_turn` is a token, by default the template's.
+    `template_kwargs`, `response_prefix` and `template_date` (by default today, if the template writes the date) are
+    fields of Manifest; as long as it is undecided what a response stands after, a service refuses texts and chats.
     Raises CheckpointError, which names the cure.
     """
     located = locate(source, fetch or download)
@@ -61,25 +74,25 @@ def adopt(
     load_config(adapter_base or files)  # before the tokenizer, which reads config.json too
     tokenizer = load_tokenizer(files)
     folder = out or (files if located.own and os.access(files, os.W_OK) else _side_folder(source))
+    renderer = renderer or default_renderer(tokenizer, files)
+    choices = checked_choices(tokenizer, renderer, template_kwargs, response_prefix, template_date)
+    encoder = encoder_with(tokenizer, renderer, choices, end_of_turn=end_of_turn, place=files)
+    check_end_of_turn(encoder, adapter_base or files, files, named=end_of_turn is not None)
     _make_folder(folder)
-    same_folder = folder.resolve() == files.resolve()
     facts = ManifestFacts(
         role=role,
         run_id=run_id or f"adopted-{uuid.uuid4().hex[:12]}",
-        renderer=renderer or default_renderer(tokenizer, files),
-        end_of_turn_id=None if end_of_turn is None else _token_id(tokenizer, end_of_turn),
+        renderer=renderer,
+        end_of_turn_id=encoder.end_of_turn_id,
+        choices=choices,
         optimiser_step=_optimiser_step(files),
         base_model=None if located.own else source,
         dtype=dtype,
-        source=None if same_folder else files,
+        source=None if folder.resolve() == files.resolve() else files,
         adapter_base=adapter_base,
     )
-    try:
-        write_manifest(folder, facts, lambda encoder, limit: probe_of_texts(encoder, limit, texts), device=device)
-    except RequestError as error:
-        raise CheckpointError(
-            f"{files}: {error}: correct the template (chat_template.jinja), or adopt with --renderer plain"
-        ) from error
+    write_manifest(folder, facts, lambda encoder, limit: probe_of_texts(encoder, limit, texts), device=device)
+    report_chat(encoder, report)
     return folder
 
 
@@ -140,13 +153,6 @@ def _make_folder(folder: Path) -> None:
         raise CheckpointError(
             f"{folder} cannot be made ({error.strerror}): name a folder that can be written (--out)"
         ) from error
-
-
-def _token_id(tokenizer: TransformersTokenizer, token: str) -> int:
-    ids = tokenizer.encode(token, special=True).ids
-    if len(ids) != 1:
-        raise CheckpointError(f"the end of turn must be one token, but {token!r} is {len(ids)}")
-    return ids[0]
 
 
 def _optimiser_step(files: Path) -> int | None:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from dense_reward.engines.torch.model import TorchModel
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import ProbeResponse, ProbeSequence
-from dense_reward.text.encode import Encoded, Encoder
+from dense_reward.text.encode import Encoder
+from dense_reward.text.encoded import Encoded
 
 
 @dataclass(frozen=True, slots=True)

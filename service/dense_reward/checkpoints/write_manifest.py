@@ -4,7 +4,7 @@ Manifests of the trainer's checkpoints and of adopted ones are made only here.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,7 +17,9 @@ from dense_reward.engines.torch.model import load_model
 from dense_reward.engines.torch.weights import stored_dtype
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import MANIFEST_NAME, Manifest, Role, adapter_base_name, hash_files
-from dense_reward.text.encode import Encoder, RendererName, end_of_turn_id
+from dense_reward.text.encode import Encoder, end_of_turn_id
+from dense_reward.text.template import TemplateChoices
+from dense_reward.text.tokenizer import RendererName
 
 ChooseProbe = Callable[[Encoder, int], Sequence[ProbeIds]]
 """Takes the encoder and the model's limit in tokens, and returns the sequences that the probe is measured on."""
@@ -28,13 +30,15 @@ class ManifestFacts:
     """The fields of a manifest that cannot be read from the checkpoint's files. Names as in Manifest.
 
     If `end_of_turn_id` is None, it is derived from the template or the tokenizer; if `dtype` is None, it is that of the
-    model's configuration. `source` is the folder of the files if it is not the manifest's folder.
+    model's configuration. `choices` are template_kwargs, response_prefix and template_date. `source` is the folder of
+    the files if it is not the manifest's folder.
     """
 
     role: Role
     run_id: str
     renderer: RendererName
     end_of_turn_id: int | None = None
+    choices: TemplateChoices = field(default_factory=TemplateChoices)
     optimiser_step: int | None = None
     samples_processed: int | None = None
     samples_total: int | None = None
@@ -56,7 +60,9 @@ def write_manifest(folder: Path, facts: ManifestFacts, choose_probe: ChooseProbe
     """
     manifest, encoder = _without_probe(folder, facts)
     model = load_model(folder, manifest, dtype="float32", device=device)
-    probe = measure_probe(model, choose_probe(encoder, model.max_length_tokens))
+    # What a response stands after may be undecided: the probe measures log-probs, and these ids are as good as others.
+    decided = replace(encoder, choices=replace(facts.choices, response_prefix=facts.choices.response_prefix or ""))
+    probe = measure_probe(model, choose_probe(decided, model.max_length_tokens))
     manifest = manifest.model_copy(update={"probe": probe})
     try:
         write_whole(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode() + b"\n")
@@ -74,7 +80,9 @@ def _without_probe(folder: Path, facts: ManifestFacts) -> tuple[Manifest, Encode
     weights = facts.adapter_base or files
     tokenizer = load_tokenizer(files)
     end = facts.end_of_turn_id
-    encoder = Encoder(tokenizer, facts.renderer, end_of_turn_id(tokenizer, facts.renderer) if end is None else end)
+    if end is None:
+        end = end_of_turn_id(tokenizer, facts.renderer, facts.choices)
+    encoder = Encoder(tokenizer, facts.renderer, end, choices=facts.choices)
     manifest = Manifest(
         role=facts.role,
         run_id=facts.run_id,
@@ -86,6 +94,9 @@ def _without_probe(folder: Path, facts: ManifestFacts) -> tuple[Manifest, Encode
         base_model=facts.base_model,
         renderer=facts.renderer,
         end_of_turn_id=encoder.end_of_turn_id,
+        template_kwargs=dict(facts.choices.template_kwargs),
+        response_prefix=facts.choices.response_prefix,
+        template_date=facts.choices.template_date,
         vocabulary=_vocab_size(weights),
         tokenizer_sha256=tokenizer.sha256(),
         template_sha256=tokenizer.template_sha256(facts.renderer),

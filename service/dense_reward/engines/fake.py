@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from dense_reward.errors import refuse
 from dense_reward.records import Cost, EngineInfo, FloatArray, IdArray, Scores, TokenScores, Trunk, Wants, Work
-from dense_reward.text.encode import Pieces
 from dense_reward.text.offsets import Span, decoded_spans
 from dense_reward.text.special_tokens import JsonValue, Message
+from dense_reward.text.tokenizer import Pieces
 
 BOS_ID, EOS_ID, VOCABULARY = 256, 257, 258
 _SPECIAL = {"<bos>": BOS_ID, "<eos>": EOS_ID}
@@ -29,8 +29,10 @@ class FakeTokenizer:
     special_ids = frozenset(_SPECIAL.values())
     special_strings = tuple(_SPECIAL)
     longest_token_bytes = max(map(len, _SPECIAL))
+    has_dummy_prefix = False
+    template_variables: frozenset[str] = frozenset()
 
-    def encode(self, text: str, *, special: bool) -> Pieces:
+    def encode(self, text: str, *, special: bool, continues: bool = False) -> Pieces:
         ids: list[int] = []
         offsets: list[Span] = []
         at = 0
@@ -50,6 +52,7 @@ class FakeTokenizer:
         generation_prompt: bool,
         tools: Sequence[JsonValue] | None = None,
         template_kwargs: object = None,
+        date: str | None = None,
     ) -> str:
         if tools or template_kwargs:
             raise refuse(

@@ -4,6 +4,7 @@ Each engine computes the probe's sequences in its own way. This module compares 
 tolerance, and computes the revision of a pair. Must not import an engine.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
-from dense_reward.errors import CheckpointError
+from dense_reward.errors import CheckpointError, RequestError
 from dense_reward.manifest import Manifest, files_folder, sha256_of_text
 from dense_reward.records import Branch, EngineInfo, FloatArray, Report, Trunk
+from dense_reward.text.encode import Encoder
 
 ROLES = ("sft", "reference")
 # Root mean square of (served - stored) log-probs over the probe, in nats, above which a service does not start. Wrong
@@ -81,7 +83,43 @@ def tokenizer_of(checkpoint: Checkpoint) -> TransformersTokenizer:
         raise CheckpointError(f"{folder}: its tokenizer is not the one of its manifest: adopt the checkpoint again")
     if tokenizer.template_sha256(manifest.renderer) != manifest.template_sha256:
         raise CheckpointError(f"{folder}: its chat template is not the one of its manifest: adopt the checkpoint again")
+    encoder_of(tokenizer, manifest, folder)
     return tokenizer
+
+
+def encoder_of(tokenizer: TransformersTokenizer, manifest: Manifest, folder: Path) -> Encoder:
+    """The encoder that a manifest describes. Raises CheckpointError if the template drops a message's words."""
+    encoder = Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id, choices=manifest.choices)
+    try:
+        encoder.undecided("flags")
+    except RequestError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    return encoder
+
+
+def report_template(encoder: Encoder, tokenizer: TransformersTokenizer, manifest: Manifest, report: Report) -> None:
+    """Report what a user must know of the chat template before texts are scored."""
+    if _was_trained_with_dummy_prefix(encoder, manifest):
+        report(
+            "an earlier version trained these checkpoints with a space before each response (the tokenizer's dummy "
+            "prefix), and texts are scored without it: train the pair again, or send ids"
+        )
+    undecided = encoder.undecided("flags")
+    if undecided is not None:
+        report(f"texts and chats are refused (undecided_template): {undecided}")
+    if encoder.renderer == "chat" and tokenizer.asks_for_the_date and encoder.choices.template_date is None:
+        report(
+            "the chat template writes today's date, so the same text will get other rewards tomorrow: adopt both "
+            "checkpoints again, which stores a date in their manifests (--template-date YYYY-MM-DD to choose it)"
+        )
+
+
+def _was_trained_with_dummy_prefix(encoder: Encoder, manifest: Manifest) -> bool:
+    """Whether responses had it in training here (data_sha256), when manifests had no response_prefix, but not now."""
+    if not encoder.tokenizer.has_dummy_prefix or manifest.data_sha256 is None:
+        return False
+    is_old = "response_prefix" not in manifest.model_fields_set
+    return is_old and (encoder.renderer != "chat" or encoder.chat.place().continues)
 
 
 def pair_info(
@@ -115,6 +153,9 @@ def _revision(checkpoints: Sequence[Checkpoint], options: Sequence[object]) -> s
         [each.manifest.content_sha256, each.dtype, each.manifest.renderer, each.manifest.end_of_turn_id]
         for each in checkpoints
     ]
+    choices = [dataclasses.asdict(each.manifest.choices) for each in checkpoints]
+    if any(value not in (None, {}) for chosen in choices for value in chosen.values()):
+        facts.append(choices)  # not if there are none: pairs keep their revision
     return sha256_of_text(json.dumps([*facts, [*options]]))[:16]
 
 

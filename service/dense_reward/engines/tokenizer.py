@@ -1,26 +1,46 @@
 """Adapts a transformers tokenizer to the Tokenizer protocol of text/encode. Only this module reads chat templates."""
 
+import ast
 import copy
 import inspect
+import json
+import re
 from collections.abc import Mapping, Sequence
+from datetime import date as day
 from itertools import pairwise
 from pathlib import Path
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError
+from jinja2.meta import find_undeclared_variables
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from dense_reward.engines.template_form import template_form
 from dense_reward.engines.weight_files import check_tokenizer_files
 from dense_reward.errors import CheckpointError, refuse
 from dense_reward.manifest import TOKENIZER_PROBE_TEXT, sha256_of_text, tokenizer_sha256
-from dense_reward.text.encode import Pieces, RendererName
+from dense_reward.text.messages import for_template
 from dense_reward.text.offsets import Span, decoded_spans
 from dense_reward.text.special_tokens import JsonValue, Message
+from dense_reward.text.tokenizer import Pieces, RendererName
 
 # Arguments that callers may not pass to a template: our own, and those that would replace the checkpoint's template.
 _RESERVED = frozenset(
     {"messages", "conversations", *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters}
     - {"documents"}
+)
+
+_GENERATION_TAG = re.compile(r"{%-?\+?\s*(end)?generation\s*-?\+?%}")
+"""Tags of transformers' own that mark the assistant's text, and render nothing."""
+_WORD = re.compile(r"\w+")
+_DATE_CALL = re.compile(r"\bstrftime_now\s*\(")
+_DATE_FORMAT = re.compile(r"""\bstrftime_now\s*\(\s*("[^"\n]*"|'[^'\n]*')\s*\)""")
+# The line break after the block is not rendered (trim_blocks); it lets the template begin on a line of its own.
+_LOOKED_UP_DATE = "{% macro strftime_now(format) %}{{ dense_reward_dates[format] }}{% endmacro %}\n"
+# What a template finds in its environment, and what renders a chat.
+_NOT_OF_USERS = frozenset(
+    {*Environment().globals, "messages", "tools", "documents", "add_generation_prompt", "raise_exception"}
+    | {"strftime_now", "bos_token", "eos_token", "unk_token", "pad_token"}
 )
 
 ROOMY_TOKEN_BYTES = 128
@@ -45,8 +65,17 @@ class TransformersTokenizer:
         self._parsing.no_padding()
         self._parsing.post_processor = None  # it adds BOS, and can exclude spaces from offsets
         self._literal: Backend = copy.deepcopy(self._parsing)
-        self._parsing.encode_special_tokens = False
-        self._literal.encode_special_tokens = True
+        unprefixed = _without_dummy_prefix(self._parsing)
+        self._continuing: Backend | None = unprefixed
+        self._literally_continuing: Backend | None = copy.deepcopy(unprefixed)
+        for backend, literal in (
+            (self._parsing, False),
+            (self._literal, True),
+            (self._continuing, False),
+            (self._literally_continuing, True),
+        ):
+            if backend is not None:
+                backend.encode_special_tokens = literal
         vocabulary: dict[str, int] = tokenizer.get_vocab()
         self._vocab_size = max(vocabulary.values()) + 1
         self._longest_token_bytes: int = max(ROOMY_TOKEN_BYTES, *(len(piece.encode()) for piece in vocabulary))
@@ -81,6 +110,10 @@ class TransformersTokenizer:
         return tuple(self._special.values())
 
     @property
+    def transformers_tokenizer(self) -> PreTrainedTokenizerFast:
+        return self._tokenizer
+
+    @property
     def has_chat_template(self) -> bool:
         return self._tokenizer.chat_template is not None
 
@@ -93,15 +126,56 @@ class TransformersTokenizer:
         template = self._tokenizer.chat_template if renderer == "chat" else ""
         return sha256_of_text(f"{renderer}\n{template}")
 
-    def encode(self, text: str, *, special: bool) -> Pieces:
+    @property
+    def has_dummy_prefix(self) -> bool:
+        return self._continuing is not None
+
+    @property
+    def template_variables(self) -> frozenset[str]:
+        source = self._template_source()
+        try:
+            parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION_TAG.sub("", source))
+        except TemplateError:
+            return frozenset()
+        own: frozenset[str] = frozenset(self._tokenizer.special_tokens_map)
+        return frozenset(find_undeclared_variables(parsed)) - _NOT_OF_USERS - own
+
+    @property
+    def asks_for_the_date(self) -> bool:
+        """Whether the chat template writes the day on which it is rendered."""
+        return "strftime_now" in _WORD.findall(self._template_source())
+
+    def _template_source(self) -> str:
+        """The template of a plain chat; empty if there is none."""
+        try:
+            return str(self._tokenizer.get_chat_template())
+        except ValueError:
+            return ""
+
+    def encode(self, text: str, *, special: bool, continues: bool = False) -> Pieces:
+        if continues and self._continuing is not None:
+            return self._continued(text, special, self._continuing)
         if not special:
-            return self._literally(text)
+            return self._literally(text, self._literal)
         encoding = self._parsing.encode(text, add_special_tokens=False)
         return Pieces(tuple(encoding.ids), tuple(encoding.offsets))
 
-    def _literally(self, text: str) -> Pieces:
+    def _continued(self, text: str, special: bool, continuing: Backend) -> Pieces:
+        """Without the dummy prefix before the text; after its special tokens there can be one, as in any text."""
+        if not special:
+            return self._literally(text, self._literally_continuing or continuing)
+        encoding = continuing.encode(text, add_special_tokens=False)
+        first = next((at for at, token in enumerate(encoding.ids) if token in self._not_text), None)
+        if first is None:
+            return Pieces(tuple(encoding.ids), tuple(encoding.offsets))
+        cut = encoding.offsets[first][0]
+        rest = self.encode(text[cut:], special=True)
+        offsets = (*encoding.offsets[:first], *((cut + start, cut + end) for start, end in rest.offsets))
+        return Pieces((*encoding.ids[:first], *rest.ids), offsets)
+
+    def _literally(self, text: str, backend: Backend) -> Pieces:
         """Cuts text that became a special token in two: Unigram models match their special tokens in text."""
-        encoding = self._literal.encode(text, add_special_tokens=False)
+        encoding = backend.encode(text, add_special_tokens=False)
         pieces = zip(encoding.ids, encoding.offsets, strict=True)
         cuts = [start + 1 for token, (start, end) in pieces if token in self._not_text and end - start > 1]
         if not cuts:
@@ -109,7 +183,7 @@ class TransformersTokenizer:
         ids: list[int] = []
         offsets: list[Span] = []
         for start, end in pairwise([0, *cuts, len(text)]):
-            part = self._literally(text[start:end])
+            part = self._literally(text[start:end], backend if not start else self._literally_continuing or backend)
             ids.extend(part.ids)
             offsets.extend((start + first, start + last) for first, last in part.offsets)
         return Pieces(tuple(ids), tuple(offsets))
@@ -121,6 +195,7 @@ class TransformersTokenizer:
         generation_prompt: bool,
         tools: Sequence[JsonValue] | None = None,
         template_kwargs: Mapping[str, JsonValue] | None = None,
+        date: str | None = None,
     ) -> str:
         reserved = sorted((template_kwargs or {}).keys() & (_RESERVED | self._tokenizer.special_tokens_map.keys()))
         if reserved:
@@ -129,18 +204,38 @@ class TransformersTokenizer:
             )
             raise refuse("bad_template", message, param="template_kwargs")
         try:
+            pinned = {} if date is None else self._pinned(date, tools)
+            form = template_form(self._tokenizer.get_chat_template(tools=None if tools is None else list(tools)))
+            taken = for_template(messages, parts=form.parts, developer=form.developer)
             rendered: str = self._tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
+                [dict(message) for message in taken],
                 tools=None if tools is None else list(tools),
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
                 **dict(template_kwargs or {}),
+                **pinned,
             )
         except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise refuse(
                 "bad_template", f"the chat template refuses these messages: {error}", param="messages"
             ) from None
         return rendered
+
+    def _pinned(self, date: str, tools: Sequence[JsonValue] | None) -> dict[str, JsonValue]:
+        """Arguments of apply_chat_template with which a template that asks for the date gets this one.
+
+        A template can be given only data, no function, so its own `strftime_now` looks up the formats that it uses.
+        """
+        source = str(self._tokenizer.get_chat_template(tools=tools))
+        formats = [_text(text) for text in _DATE_FORMAT.findall(source)]
+        if len(formats) != len(_DATE_CALL.findall(source)):
+            message = "the chat template computes the format of its date, so the date cannot be kept: write the format"
+            raise refuse("bad_template", f"{message} as a string in the template", param="messages")
+        if not formats:
+            return {}
+        on = day.fromisoformat(date)
+        dates: dict[str, JsonValue] = {text: on.strftime(text) for text in formats}
+        return {"chat_template": _LOOKED_UP_DATE + source, "dense_reward_dates": dates}
 
     def text_and_spans(self, ids: Sequence[int]) -> tuple[str, tuple[Span, ...]]:
         return decoded_spans(ids, self._decode)
@@ -167,6 +262,40 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise CheckpointError(
             f"{folder}: no usable tokenizer ({reason}): copy the tokenizer's files again from the checkpoint"
         ) from error
+
+
+def _without_dummy_prefix(backend: Backend) -> Backend | None:
+    """A copy that puts no space before a text; None if the tokenizer puts none there."""
+    description = json.loads(backend.to_str())
+    changed = [_remove_dummy_prefix(description[name]) for name in ("normalizer", "pre_tokenizer")]
+    if not any(changed):
+        return None
+    copied = Backend.from_str(json.dumps(description))
+    copied.no_truncation()
+    copied.no_padding()
+    return copied
+
+
+def _remove_dummy_prefix(part: object) -> bool:
+    """Change the description of a normaliser or pre-tokenizer, and of its inner ones; whether there was a prefix."""
+    if isinstance(part, list):
+        return any([_remove_dummy_prefix(one) for one in part])  # noqa: C419 - change all
+    if not isinstance(part, dict):
+        return False
+    found = _remove_dummy_prefix(part.get("normalizers", part.get("pretokenizers")))
+    match part["type"]:
+        case "Prepend":
+            found, part["prepend"] = True, ""
+        case "Metaspace" if part.get("prepend_scheme", "always") != "never":
+            found, part["prepend_scheme"] = True, "never"
+        case "ByteLevel" if part.get("add_prefix_space"):
+            found, part["add_prefix_space"] = True, False
+    return found
+
+
+def _text(literal: str) -> str:
+    """The text of a string literal of a template."""
+    return str(ast.literal_eval(literal))
 
 
 def _bos_that_is_added(tokenizer: PreTrainedTokenizerBase) -> int | None:

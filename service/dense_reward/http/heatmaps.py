@@ -17,7 +17,7 @@ from dense_reward.heatmap import (
 )
 from dense_reward.schemas import ArrayName, HeatmapRequest, Item
 from dense_reward.scoring.rows import Row
-from dense_reward.text.encode import Tokenizer
+from dense_reward.text.tokenizer import Tokenizer
 
 DETAILS: tuple[ArrayName, ...] = ("reward", "sft_logprob", "reference_logprob", "kl", "centred", "entropy")
 ARRAYS: tuple[ArrayName, ...] = ("token_ids", "tokens", "offsets", "text", *DETAILS)

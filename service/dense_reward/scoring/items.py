@@ -13,7 +13,8 @@ from pydantic import JsonValue
 from dense_reward.errors import refuse
 from dense_reward.records import MAX_CANDIDATES, Branch, IdArray, Trunk
 from dense_reward.schemas import Item, Options
-from dense_reward.text.encode import Encoded, EncodedResponse, Encoder, as_ids
+from dense_reward.text.encode import Encoder
+from dense_reward.text.encoded import Encoded, EncodedResponse, as_ids
 
 MAX_TURNS = 256
 """Limit on the scored turns of one chat: each turn renders the chat again, so the work grows with their square."""
@@ -80,7 +81,10 @@ def encode_item(item: Item, options: Options, encoder: Encoder, vocab_size: int)
             texts = item.responses if item.responses is not None else [item.response or ""]
             prompt_P = encoder.prompt(item.prompt or "", raw=raw)
             add_eos = options.add_eos is not False
-            return Encoded(prompt_P, tuple(encoder.response(text, add_eos=add_eos, raw=raw) for text in texts))
+            responses = (
+                encoder.response(text, add_eos=add_eos, raw=raw, raw_prompt=item.prompt or "") for text in texts
+            )
+            return Encoded(prompt_P, tuple(responses))
         case _:
             if raw:
                 raise refuse("invalid_request", "messages are rendered: render raw is for text", param="render")

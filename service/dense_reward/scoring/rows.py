@@ -11,8 +11,9 @@ from dense_reward.errors import refuse
 from dense_reward.records import FloatArray, IdArray, TokenScores, Wants
 from dense_reward.schemas import ScoreRequest
 from dense_reward.scoring.items import PreparedItem
-from dense_reward.text.encode import EncodedResponse, Tokenizer
+from dense_reward.text.encoded import EncodedResponse
 from dense_reward.text.offsets import Span
+from dense_reward.text.tokenizer import Tokenizer
 
 Value = FloatArray | IdArray | list[str] | list[list[dict[str, int | float | str]]] | str | float | None
 Row = dict[str, Value | int]

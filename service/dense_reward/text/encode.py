@@ -3,112 +3,42 @@
 ids = tokenise(rendered prompt) + tokenise(response) + end of turn. The parts are tokenised separately, never as one
 text, because a policy generates its response after the ids of the prompt. Text that a template puts after the end of
 turn is not scored. Special-token strings inside text that is rendered here are plain text; in raw text they are the
-special tokens.
+special tokens. A tokenizer that puts a space before a text (SentencePiece's dummy prefix) puts none before a response,
+unless the template's own rendering has it there.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from dense_reward.errors import refuse
-from dense_reward.records import BoolArray, IdArray
+from dense_reward.records import IdArray
+from dense_reward.text.encoded import Encoded, EncodedResponse, TurnStream
+from dense_reward.text.marks import refuse_lost
+from dense_reward.text.messages import canonical, text_of
 from dense_reward.text.offsets import Span, monotone_spans
-from dense_reward.text.special_tokens import JsonValue, Message, SpecialTokenEscaper
+from dense_reward.text.rendering import EscapedChat
+from dense_reward.text.repetition import Repetition, is_unclosed_thought, repetition_of
+from dense_reward.text.special_tokens import JsonValue, Message
+from dense_reward.text.template import MARK, ChatTemplate, ResponsePlace, TemplateChoices
+from dense_reward.text.tokenizer import Pieces, RendererName, Tokenizer
+from dense_reward.text.turns import thought_and_answer, written_turn
+from dense_reward.text.undecided import Style, explanation
 
-RendererName = Literal["chat", "plain", "instruction"]
 PLAIN_FORMATS: Mapping[str, str] = {
     "plain": "{prompt}\n",
     # The template of SPIN (arXiv 2401.01335, appendix B).
     "instruction": "### Instruction: {prompt}\n\n### Response: ",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Pieces:
-    """Token ids of a text, and the code-point span of each from the tokenizer. Spans can overlap or leave gaps."""
-
-    ids: tuple[int, ...]
-    offsets: tuple[Span, ...]
-
-
-class Tokenizer(Protocol):
-    """What encoding needs from a tokenizer. `bos_id` is set only if the tokenizer itself adds it before a text."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def bos_id(self) -> int | None: ...
-    @property
-    def eos_id(self) -> int | None: ...
-    @property
-    def special_ids(self) -> frozenset[int]: ...
-    @property
-    def special_strings(self) -> tuple[str, ...]: ...
-    @property
-    def longest_token_bytes(self) -> int:
-        """An upper bound on the UTF-8 bytes of text that one token encodes: see Encoder.max_tokens."""
-        ...
-
-    def encode(self, text: str, *, special: bool) -> Pieces:
-        """Ids without BOS or any other that the tokenizer adds. `special`: special-token strings become their ids."""
-        ...
-
-    def render_chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        generation_prompt: bool,
-        tools: Sequence[JsonValue] | None = None,
-        template_kwargs: Mapping[str, JsonValue] | None = None,
-    ) -> str:
-        """The text of the chat template. Raises RequestError(bad_template) if the template fails."""
-        ...
-
-    def text_and_spans(self, ids: Sequence[int]) -> tuple[str, tuple[Span, ...]]:
-        """Decoded text and the span of each id: see offsets.decoded_spans."""
-        ...
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each id, decoded separately."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedResponse:
-    """The ids after a prompt, which of them are scored, and the span of each scored id in `text`. No text for ids."""
-
-    ids_T: IdArray
-    scored_T: BoolArray
-    text: str | None = None
-    spans_S: tuple[Span, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """One prompt and the responses that share it. Raises RequestError(empty_prompt) for a prompt without ids."""
-
-    prompt_P: IdArray
-    responses: tuple[EncodedResponse, ...]
-
-    def __post_init__(self) -> None:
-        if len(self.prompt_P) == 0:
-            raise refuse("empty_prompt", "the prompt has no tokens: give at least one", param="prompt")
-
-
-def as_ids(ids: Sequence[int], vocab_size: int, param: str) -> IdArray:
-    """Ids verbatim as int32. Raises RequestError(unknown_token_id) for one outside [0, vocab_size)."""
-    if ids and (min(ids) < 0 or max(ids) >= vocab_size):
-        at = next(at for at, token in enumerate(ids) if not 0 <= token < vocab_size)
-        message = f"{param}: id {ids[at]} at position {at} is not in the vocabulary [0, {vocab_size})"
-        raise refuse("unknown_token_id", message, param=param)
-    return np.array(ids, dtype=np.int32)
+THOUGHT_KEYS = ("reasoning_content", "thinking")
+"""Keys of a message under which templates and servers keep what the model thought before its answer."""
+Variables = Mapping[str, JsonValue]
 
 
 @dataclass(frozen=True, slots=True)
 class Encoder:
-    """A tokenizer with the renderer that its model was trained with.
+    """A tokenizer with the renderer that its model was trained with, and the manifest's choices for a chat template.
 
     If `max_tokens` is set, anything longer is refused as too_long. A text with more bytes than `max_tokens` of the
     longest tokens can hold is refused before it is tokenised, even if the tokenizer would skip most of it.
@@ -118,10 +48,35 @@ class Encoder:
     renderer: RendererName
     end_of_turn_id: int | None
     max_tokens: int | None = None
+    choices: TemplateChoices = field(default_factory=TemplateChoices)
+    # Derived from the other fields, and passed on by `replace`: it keeps what it has found out about the template.
+    template: ChatTemplate | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        known = self.template
+        if known is None or (known.choices, known.end_of_turn_id) != (self.choices, self.end_of_turn_id):
+            template = ChatTemplate(self.tokenizer, self.choices, self.end_of_turn_id)
+            object.__setattr__(self, "template", template)
 
     @classmethod
-    def of(cls, tokenizer: Tokenizer, renderer: RendererName) -> "Encoder":
-        return cls(tokenizer, renderer, end_of_turn_id(tokenizer, renderer))
+    def of(cls, tokenizer: Tokenizer, renderer: RendererName, choices: TemplateChoices | None = None) -> "Encoder":
+        """Raises RequestError(bad_template) if the chat template drops words of the user or the assistant."""
+        chosen = choices or TemplateChoices()
+        return cls(tokenizer, renderer, end_of_turn_id(tokenizer, renderer, chosen), choices=chosen)
+
+    @property
+    def chat(self) -> ChatTemplate:
+        """The chat template with the choices of the manifest."""
+        if self.template is None:
+            raise AssertionError("__post_init__ sets it")
+        return self.template
+
+    def undecided(self, style: Style) -> str | None:
+        """Why texts and chats are refused, with the choices, in several lines; None if they are served.
+
+        Raises RequestError(bad_template) if the chat template drops words of the user or the assistant.
+        """
+        return None if self.renderer != "chat" or self.chat.is_decided() else explanation(self.chat, style)
 
     def prompt(self, prompt: str, *, raw: bool = False) -> IdArray:
         """Ids of a prompt. It is rendered as one user turn; `raw`: it is rendered already."""
@@ -140,45 +95,108 @@ class Encoder:
         self,
         messages: Sequence[Message],
         tools: Sequence[JsonValue] | None = None,
-        template_kwargs: Mapping[str, JsonValue] | None = None,
+        template_kwargs: Variables | None = None,
     ) -> IdArray:
-        """Ids of a chat up to the point where the assistant answers."""
+        """Ids of a chat up to the point where the assistant answers. Raises RequestError if a message would be lost."""
+        messages = canonical(messages)
         if self.renderer != "chat":
             if tools or template_kwargs:
                 message = f"the {self.renderer} renderer has no place for tools and template_kwargs: omit them"
                 raise refuse("bad_template", message, param="tools" if tools else "template_kwargs")
             return self.prompt(_single_user_turn(messages, self.renderer))
-        return self._chat(messages, tools, template_kwargs, "messages")
+        ids = self._chat(messages, tools, template_kwargs, "messages")
+        refuse_lost(self.chat, messages, tools, template_kwargs)
+        return ids
 
     def _chat(
         self,
         messages: Sequence[Message],
         tools: Sequence[JsonValue] | None,
-        template_kwargs: Mapping[str, JsonValue] | None,
+        template_kwargs: Variables | None,
         param: str,
     ) -> IdArray:
-        escaper = SpecialTokenEscaper(self.tokenizer.special_strings, (messages, tools, template_kwargs))
-        rendered = self.tokenizer.render_chat(
-            [_escaped(message, escaper) for message in messages],
-            generation_prompt=True,
-            tools=None if tools is None else [escaper.escape(tool) for tool in tools],
-            template_kwargs={name: escaper.escape(value) for name, value in (template_kwargs or {}).items()},
-        )
-        parts = escaper.split(rendered)
-        self._check_bytes([text for text, _ in parts], param)
-        ids = [i for text, special in parts for i in self.tokenizer.encode(text, special=special).ids]
-        self._check_tokens(len(ids), param)
-        return np.array(ids, dtype=np.int32)
+        self._place(template_kwargs, param)
+        chat = EscapedChat.of(self.chat, messages, tools, template_kwargs)
+        parts = chat.escaper.split(chat.render(generation_prompt=True))
+        return np.array(self._encode_parts(parts, param, continues=False).ids, dtype=np.int32)
 
-    def response(self, text: str, *, add_eos: bool, raw: bool = False) -> EncodedResponse:
-        """Ids of a response. `add_eos` appends the end of turn, with an empty span at the end of the text."""
-        pieces = self._encode(text, "response", special=raw)
+    def _place(self, template_kwargs: Variables | None, param: str) -> ResponsePlace:
+        """What stands around a response. Raises RequestError(undecided_template) if that is not known."""
+        if not self.chat.is_decided(template_kwargs):
+            raise refuse("undecided_template", explanation(self.chat, "flags", template_kwargs), param=param)
+        return self.chat.place(template_kwargs)
+
+    def response(
+        self,
+        text: str,
+        *,
+        add_eos: bool,
+        raw: bool = False,
+        raw_prompt: str = "",
+        template_kwargs: Variables | None = None,
+    ) -> EncodedResponse:
+        """Ids of a response. `add_eos` appends the end of turn, with an empty span at the end of the text.
+
+        `raw_prompt`: the text before a raw response. Raises RequestError(repeated_text) if the response repeats what
+        its prompt has opened, or the end of turn.
+        """
+        continues = self._continues(raw_prompt, raw, template_kwargs)
+        pieces = self._encode(text, "response", special=raw, continues=continues)
+        self._refuse_repetition(self._repetition(text, add_eos=add_eos, raw=raw, template_kwargs=template_kwargs))
+        return self._response_of(text, pieces, add_eos=add_eos)
+
+    def without_repetition(self, text: str) -> str:
+        """A response without what it repeats of its prompt, and without an end of turn at its end.
+
+        Raises RequestError(repeated_text) if it cannot be said what is repeated.
+        """
+        found = self._repetition(text, add_eos=True, raw=False, template_kwargs=None)
+        if found is None:
+            return text
+        if found.contradicts:
+            self._refuse_repetition(found)
+        return text[found.start : found.end]
+
+    def leaves_thought_open(self, text: str) -> bool:
+        """Whether the prompt of this response opens a thought that the response does not close."""
+        return self.renderer == "chat" and is_unclosed_thought(text, self.chat.place().opening)
+
+    def _response_of(self, text: str, pieces: Pieces, *, add_eos: bool) -> EncodedResponse:
         spans = monotone_spans(pieces.offsets, len(text))
         ids = list(pieces.ids)
         if add_eos:
             ids.append(self._end_of_turn())
             spans = (*spans, (len(text), len(text)))
         return EncodedResponse(np.array(ids, dtype=np.int32), np.ones(len(ids), dtype=bool), text, spans)
+
+    def _continues(self, raw_prompt: str, raw: bool, template_kwargs: Variables | None) -> bool:
+        """Whether a response gets no dummy prefix."""
+        if not self.tokenizer.has_dummy_prefix:
+            return False
+        if raw:
+            encode = self.tokenizer.encode
+            apart = encode(raw_prompt, special=True).ids + encode(MARK, special=False).ids
+            return bool(raw_prompt) and encode(raw_prompt + MARK, special=True).ids != apart
+        return True if self.renderer != "chat" else self.chat.place(template_kwargs).continues
+
+    def _repetition(
+        self, text: str, *, add_eos: bool, raw: bool, template_kwargs: Variables | None
+    ) -> Repetition | None:
+        known = self.renderer == "chat" and not raw
+        end = "" if self.end_of_turn_id is None or not add_eos else self.tokenizer.pieces([self.end_of_turn_id])[0]
+        return repetition_of(text, self.chat.place(template_kwargs).opening if known else "", end)
+
+    def _refuse_repetition(self, found: Repetition | None) -> None:
+        if found is None:
+            return
+        if found.contradicts:
+            reason = f"starts with {found.repeated}, which its prompt has already opened and closed: choose other "
+            reason += "template_kwargs or another response_prefix for responses with it, or leave it out"
+        elif found.start:
+            reason = f"repeats {found.repeated}, with which its prompt already ends: leave that out of the response"
+        else:
+            reason = f"ends in {found.repeated}, the end of turn, which is added to it: leave that out of the response"
+        raise refuse("repeated_text", f"the response {reason}", param="response")
 
     def conversation(
         self,
@@ -187,14 +205,15 @@ class Encoder:
         add_eos: bool,
         every_turn: bool = False,
         tools: Sequence[JsonValue] | None = None,
-        template_kwargs: Mapping[str, JsonValue] | None = None,
+        template_kwargs: Variables | None = None,
     ) -> Encoded:
         """A chat that ends with the assistant. Its last response is scored; with `every_turn`, all of them.
 
-        Each response is scored after the ids that a policy would see, or refused: see _TurnStream.context.
+        Each response is scored after the ids that a policy would see, or refused: see TurnStream.context.
         """
         if not messages or messages[-1].get("role") != "assistant":
             raise refuse("invalid_request", "messages must end with the assistant's response", param="messages")
+        messages = canonical(messages)
         turns = [i for i, message in enumerate(messages) if message.get("role") == "assistant"]
         scored = turns if every_turn else turns[-1:]
         if scored[0] == 0:
@@ -202,13 +221,42 @@ class Encoder:
             raise refuse("empty_prompt", message, param="messages")
         # Start with the longest prompt: if it is too long, the others need not be rendered.
         longest_P = self.chat_prompt(messages[: scored[-1]], tools, template_kwargs)
-        stream = _TurnStream()
+        stream = TurnStream()
         for turn in scored:
             last = turn == scored[-1]
             stream.context(longest_P if last else self.chat_prompt(messages[:turn], tools, template_kwargs))
-            stream.response(self.response(_response_text(messages[turn]), add_eos=add_eos))
+            stream.response(self._turn(messages[: turn + 1], tools, template_kwargs, add_eos=add_eos))
             self._check_tokens(stream.length, "messages")
         return stream.finish()
+
+    def _turn(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[JsonValue] | None,
+        template_kwargs: Variables | None,
+        *,
+        add_eos: bool,
+    ) -> EncodedResponse:
+        """The last message as a policy writes it: its text, or the template's rendering of thoughts and tool calls."""
+        thinks = any(messages[-1].get(key) for key in THOUGHT_KEYS)
+        if not thinks and "tool_calls" not in messages[-1]:
+            return self.response(_response_text(messages[-1]), add_eos=add_eos, template_kwargs=template_kwargs)
+        if self.renderer != "chat":
+            what = "tool_calls" if "tool_calls" in messages[-1] else "thoughts"
+            message = f"the {self.renderer} renderer has no place for {what}: send what the policy wrote as content"
+            raise refuse("bad_template", message, param="messages")
+        chat = EscapedChat.of(self.chat, messages, tools, template_kwargs)
+        continues = self._continues("", False, template_kwargs)
+        if "tool_calls" not in messages[-1]:
+            said = _content(messages[-1])
+            self._refuse_repetition(self._repetition(said, add_eos=add_eos, raw=False, template_kwargs=template_kwargs))
+            parts = thought_and_answer(chat, self.chat.end_string)
+            pieces = self._encode_parts(parts, "messages", continues=continues)
+            return self._response_of("".join(part for part, _ in parts), pieces, add_eos=add_eos)
+        turn = written_turn(chat, with_end=add_eos, continues=continues)
+        return EncodedResponse(
+            np.array(turn.ids, dtype=np.int32), np.ones(len(turn.ids), dtype=bool), turn.text, turn.spans
+        )
 
     def text(self, text: str, *, add_eos: bool, raw: bool) -> Encoded:
         """A whole text: every token after the first is scored. The first is BOS if the tokenizer has one."""
@@ -226,12 +274,24 @@ class Encoder:
         )
         return Encoded(np.array(ids[:1], dtype=np.int32), (response,))
 
-    def _encode(self, text: str, param: str, *, special: bool) -> Pieces:
+    def _encode(self, text: str, param: str, *, special: bool, continues: bool = False) -> Pieces:
         """Raises RequestError(too_long)."""
-        self._check_bytes([text], param)
-        pieces = self.tokenizer.encode(text, special=special)
-        self._check_tokens(len(pieces.ids), param)
-        return pieces
+        return self._encode_parts([(text, special)], param, continues=continues)
+
+    def _encode_parts(self, parts: Sequence[tuple[str, bool]], param: str, *, continues: bool) -> Pieces:
+        """Parts of one text, each tokenised separately. Raises RequestError(too_long)."""
+        self._check_bytes([text for text, _ in parts], param)
+        ids: list[int] = []
+        offsets: list[Span] = []
+        at = 0
+        for text, special in parts:
+            after_text = bool(ids) and ids[-1] not in self.tokenizer.special_ids
+            pieces = self.tokenizer.encode(text, special=special, continues=after_text or (continues and not ids))
+            ids.extend(pieces.ids)
+            offsets.extend((at + start, at + end) for start, end in pieces.offsets)
+            at += len(text)
+        self._check_tokens(len(ids), param)
+        return Pieces(tuple(ids), tuple(offsets))
 
     def _check_bytes(self, texts: Sequence[str], param: str) -> None:
         if self.max_tokens is None:
@@ -261,59 +321,13 @@ class Encoder:
         return np.array(ids, dtype=np.int32)
 
 
-def end_of_turn_id(tokenizer: Tokenizer, renderer: RendererName) -> int | None:
+def end_of_turn_id(tokenizer: Tokenizer, renderer: RendererName, choices: TemplateChoices | None = None) -> int | None:
     """The id that ends a response: the special token that the template puts right after it, else EOS."""
     if renderer == "chat":
-        mark = "DenseRewardMark"
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": mark}]
-        after = tokenizer.render_chat(turns, generation_prompt=False).partition(mark)[2]
-        ids = tokenizer.encode(after.lstrip(), special=True).ids
-        if ids and ids[0] in tokenizer.special_ids:
-            return ids[0]
+        own_end, _ = ChatTemplate(tokenizer, choices or TemplateChoices(), None).own_end()
+        if own_end is not None:
+            return own_end
     return tokenizer.eos_id
-
-
-class _TurnStream:
-    """One sequence of several turns: each scored response, and the unscored context before it."""
-
-    def __init__(self) -> None:
-        self._ids: list[int] = []
-        self._scored: list[bool] = []
-        self._text = ""
-        self._spans: list[Span] = []
-
-    @property
-    def length(self) -> int:
-        return len(self._ids)
-
-    def context(self, prompt: IdArray) -> None:
-        """Continue with the ids that a policy would see next. Raises RequestError unless they extend the ids so far."""
-        ids = prompt.tolist()
-        seen = len(self._ids)
-        if ids[:seen] != self._ids:
-            raise refuse(
-                "bad_template",
-                "a policy would get different ids for the earlier turns than those that it answered, because the chat "
-                "template or the tokenizer renders them differently once the conversation continues, so all_assistant "
-                'would score states that no policy sees: send each turn with score "last", or send ids',
-                param="score",
-            )
-        self._ids = ids
-        self._scored.extend([False] * (len(ids) - seen))
-
-    def response(self, encoded: EncodedResponse) -> None:
-        shift = len(self._text)
-        self._ids.extend(encoded.ids_T.tolist())
-        self._scored.extend([True] * len(encoded.ids_T))
-        self._text += encoded.text or ""
-        self._spans.extend((start + shift, end + shift) for start, end in encoded.spans_S or ())
-
-    def finish(self) -> Encoded:
-        """The encoded conversation. All ids before the first response are the prompt."""
-        ids, scored = np.array(self._ids, dtype=np.int32), np.array(self._scored, dtype=bool)
-        first = int(scored.argmax()) if scored.any() else len(ids)
-        response = EncodedResponse(ids[first:], scored[first:], self._text, tuple(self._spans))
-        return Encoded(ids[:first], (response,))
 
 
 def _from_zero(spans: Sequence[Span]) -> tuple[Span, ...]:
@@ -322,10 +336,11 @@ def _from_zero(spans: Sequence[Span]) -> tuple[Span, ...]:
 
 
 def _content(message: Message) -> str:
+    """The text of a canonical message. Raises RequestError for several parts: a response's text has no joints."""
     content = message.get("content")
-    if not isinstance(content, str):
-        raise refuse("invalid_request", "message content must be a string", param="messages")
-    return content
+    if not isinstance(content, str) and not (isinstance(content, Sequence) and len(content) == 1):
+        raise refuse("invalid_request", "message content must be a string or a single text part", param="messages")
+    return text_of(message)
 
 
 def _response_text(message: Message) -> str:
@@ -339,12 +354,6 @@ def _response_text(message: Message) -> str:
             param="messages",
         )
     return _content(message)
-
-
-def _escaped(message: Message, escaper: SpecialTokenEscaper) -> Message:
-    """The message for a template. A role that is a word is not escaped, because templates compare it."""
-    kept = {"role"} if str(message.get("role")).isidentifier() else set()
-    return {key: value if key in kept else escaper.escape(value) for key, value in message.items()}
 
 
 def _single_user_turn(messages: Sequence[Message], renderer: str) -> str:

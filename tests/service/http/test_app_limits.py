@@ -16,8 +16,9 @@ from dense_reward.records import OnDevice
 from dense_reward.serving.loaders import LoadedPair
 from dense_reward.serving.service import Service
 from dense_reward.settings import Settings
-from dense_reward.text.encode import Encoder, Pieces
+from dense_reward.text.encode import Encoder
 from dense_reward.text.offsets import Span
+from dense_reward.text.tokenizer import Pieces
 from faulty_engines import Gate, Recorder
 from running_service import PATIENCE_S, Served, loading, served, wait_until
 
@@ -101,7 +102,7 @@ class QueueObserver(FakeTokenizer):
         self.seen: list[int] = []
         self._prompt = prompt
 
-    def encode(self, text: str, *, special: bool) -> Pieces:
+    def encode(self, text: str, *, special: bool, continues: bool = False) -> Pieces:
         assert len(text) < 10_000
         return super().encode(text, special=special)
 

@@ -9,6 +9,7 @@ from dense_reward.schemas import ScoreRequest
 from dense_reward.scoring.items import Limits, PreparedItem, prepare
 from dense_reward.text.encode import Encoder
 from tiny_tokenizers import chatml
+from tool_templates import TAGS
 
 MESSAGES = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 HI = list(b"hi")
@@ -319,3 +320,25 @@ def test_what_is_too_long_is_named_as_its_caller_sent_it(long: str) -> None:
     assert CHAT.refusal(prompt=long, response="b") == ("too_long", "prompt")
     assert CHAT.refusal(prompt="a", responses=["b", long]) == ("too_long", "response")
     assert CHAT.refusal(messages=[{"role": "user", "content": long}, MESSAGES[1]]) == ("too_long", "messages")
+
+
+def calling(**others: object) -> list[dict[str, object]]:
+    """A chat in OpenAI's form whose response is a call. The keys are those that its client sends."""
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    nothing = dict.fromkeys(("refusal", "audio", "function_call"))
+    answer = {"role": "assistant", **nothing, "annotations": [], "tool_calls": [call], **others}
+    return [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, answer]
+
+
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}], ids=["absent", "null", "empty"])
+def test_a_call_in_the_form_of_openai_is_a_response(content: dict[str, object]) -> None:
+    pair = Pair(Encoder.of(TAGS.tokenizer(), "chat"), CHAT.limits)
+    item = pair.prepared(messages=calling(**content))
+    assert item.responses[0].text == '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
+    assert item.from_text
+
+
+def test_what_a_chat_cannot_hold_is_refused_with_its_place() -> None:
+    assert "messages.1 has refusal" in CHAT.fault(messages=calling(refusal="No.")).message
+    image = [{"type": "image_url", "image_url": {"url": "a"}}]
+    assert "messages.0.content.0" in CHAT.fault(messages=[{"role": "user", "content": image}, MESSAGES[1]]).message

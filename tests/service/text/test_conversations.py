@@ -3,10 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from dense_reward.engines.fake import FakeTokenizer
+from dense_reward.engines.fake import EOS_ID, FakeTokenizer
 from dense_reward.errors import RequestError
-from dense_reward.text.encode import Encoded, Encoder, Pieces
+from dense_reward.text.encode import Encoder
+from dense_reward.text.encoded import Encoded
 from dense_reward.text.special_tokens import JsonValue, Message
+from dense_reward.text.template import TemplateChoices
+from dense_reward.text.tokenizer import Pieces
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import (
@@ -27,7 +30,7 @@ ENCODERS = {
     "trims": Encoder.of(llama_like(), "chat"),
     "adds spaces": Encoder.of(gemma_like(), "chat"),
     "Mistral-like": Encoder.of(unigram(), "chat"),
-    "nothing after": Encoder.of(chatml(NOTHING_AFTER), "chat"),
+    "nothing after": Encoder.of(chatml(NOTHING_AFTER), "chat", TemplateChoices(response_prefix="")),
     "forgets thoughts": Encoder.of(chatml(FORGETS_THOUGHTS), "chat"),
     "bytes": Encoder.of(FakeTokenizer(), "chat"),
 }
@@ -81,7 +84,9 @@ def test_every_turn_is_scored_in_the_state_in_which_a_policy_gives_it(name: str,
 @given(contents=st.lists(TEXTS, min_size=2, max_size=6).filter(lambda c: len(c) % 2 == 0), add_eos=st.booleans())
 @settings(deadline=None, max_examples=50)
 def test_a_conversation_is_scored_as_a_policy_sees_it_or_refused(name: str, contents: list[str], add_eos: bool) -> None:
-    encoder, messages = ENCODERS[name], chat(*contents)
+    encoder = ENCODERS[name]
+    contents = [encoder.without_repetition(content) for content in contents]
+    messages = chat(*contents)
     try:
         encoded = encoder.conversation(messages, add_eos=add_eos, every_turn=True)
     except RequestError:
@@ -142,7 +147,6 @@ def test_by_default_the_last_response_is_scored() -> None:
         ("trims", ("a", " b\n", "c", "d"), True),
         ("nothing after", ("a", "b", "c", "d"), True),  # its EOS is scored, but is not in the next prompt
         ("nothing after", ("a", "the", "c", "d"), False),  # "assistant: " and "the" become other tokens together
-        ("adds spaces", ("a", "b", "c", "d"), True),
         ("ChatML", ("a", "\n\nb", "c", "d"), True),  # the newline of the header and "\n\n" become other tokens together
     ],
 )
@@ -190,11 +194,10 @@ def test_roles_that_are_words_reach_the_template_as_they_are() -> None:
 
 
 def test_tools_and_variables_reach_the_template() -> None:
-    encoder = Encoder.of(chatml(CHATML + "{{ mood }}"), "chat")
+    encoder = Encoder.of(chatml("{{ mood }}" + CHATML), "chat")
     ids = encoder.chat_prompt(chat("a"), [{"name": "add"}], {"mood": "calm"}).tolist()
     text = encoder.tokenizer.text_and_spans(ids)[0]
-    assert text.startswith('<|im_start|>system\nTools: [{"name": "add"}]<|im_end|>')
-    assert text.endswith("calm")
+    assert text.startswith('calm<|im_start|>system\nTools: [{"name": "add"}]<|im_end|>')
 
 
 @pytest.mark.parametrize(
@@ -206,7 +209,7 @@ def test_tools_and_variables_reach_the_template() -> None:
         ([{"role": "assistant", "content": "b"}], "empty_prompt"),
         ([{"role": "user", "content": "a"}, {"role": "assistant", "content": None}], "invalid_request"),
         ([{"role": "user", "content": "a"}, {"role": "assistant"}], "invalid_request"),
-        ([*chat("a"), {"role": "assistant", "content": "b", "tool_calls": [{"name": "f"}]}], "invalid_request"),
+        ([*chat("a"), {"role": "assistant", "content": "b", "tool_calls": [{"name": "f"}]}], "bad_template"),
     ],
 )
 def test_messages_without_a_response_that_can_be_scored_are_refused(messages: list[Message], code: str) -> None:
@@ -246,8 +249,15 @@ def test_plain_renderers_do_not_drop_tools_or_variables_in_silence(
     assert (refused.value.code, refused.value.faults[0].param) == ("bad_template", param)
 
 
-def test_a_template_that_gives_no_token_leaves_nothing_to_score_after() -> None:
-    assert refusal(Encoder.of(chatml("{{ '' }}"), "chat"), chat("a", "b"))[0] == "empty_prompt"
+def test_a_template_that_drops_the_words_of_a_message_is_refused() -> None:
+    for template in (
+        "{{ '' }}",
+        "{{ messages[0].content }}",
+        "{{ messages[-1].content }}",
+        CHATML.replace("content", "x"),
+    ):
+        with pytest.raises(RequestError, match="drops or changes the words of the user or the assistant"):
+            Encoder.of(chatml(template), "chat")
 
 
 class Counting(FakeTokenizer):
@@ -256,7 +266,7 @@ class Counting(FakeTokenizer):
     def __init__(self) -> None:
         self.characters = 0
 
-    def encode(self, text: str, *, special: bool) -> Pieces:
+    def encode(self, text: str, *, special: bool, continues: bool = False) -> Pieces:
         self.characters += len(text)
         return super().encode(text, special=special)
 
@@ -265,7 +275,9 @@ class Counting(FakeTokenizer):
 def test_a_chat_that_is_too_long_costs_no_more_than_its_length(said: int, most: int) -> None:
     """The cost must not be the square of the length, although each turn is tokenised with all turns before it."""
     tokenizer = Counting()
-    encoder = Encoder(tokenizer, "chat", None, max_tokens=1_000)
+    encoder = Encoder(tokenizer, "chat", EOS_ID, max_tokens=1_000)
+    encoder.chat.place()
+    tokenizer.characters = 0
     assert refusal(encoder, chat(*["a" * said] * 64), add_eos=False, every_turn=True) == ("too_long", "messages")
     assert tokenizer.characters <= most
 

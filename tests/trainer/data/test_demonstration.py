@@ -1,5 +1,12 @@
 import pytest
-from dense_reward_trainer.data.demonstration import ChatMessage, Demonstration, LineError, RawRow, parse_line, read_row
+from dense_reward_trainer.data.demonstration import parse_line
+from dense_reward_trainer.data.demonstration import read_row as read_whole_row
+from dense_reward_trainer.data.records import ChatMessage, Demonstration, LineError, RawRow
+
+
+def read_row(row: RawRow, source: str, strip_annotations: bool = False) -> Demonstration:
+    return read_whole_row(row, source, strip_annotations=strip_annotations).demonstration
+
 
 QUESTION = ChatMessage("user", "What is 2+3?")
 ANSWER = ChatMessage("assistant", "5")
@@ -58,7 +65,7 @@ def test_a_prompt_column_beside_messages_is_an_extra_column() -> None:
     assert read_row(row, "here:1").messages == (QUESTION, ANSWER)
 
 
-@pytest.mark.parametrize("column", ["system", "history", "tools", "images", "chat_template_kwargs"])
+@pytest.mark.parametrize("column", ["context", "history", "documents", "images", "chat_template_kwargs"])
 def test_a_column_that_would_change_the_prompt_is_refused(column: str) -> None:
     with pytest.raises(LineError, match=f"unsupported column: '{column}' would change the prompt"):
         read_row({"prompt": "a", "response": "b", column: ["x"]}, "here:1")

@@ -75,6 +75,8 @@ def test_a_file_without_any_is_refused(tmp_path: Path) -> None:
         read_solutions(written(tmp_path, ""))
     with pytest.raises(DataError, match="cannot be read"):
         read_solutions(tmp_path / "missing.jsonl")
+    with pytest.raises(DataError, match=r"solutions\.jsonl is a git-lfs pointer, not the data"):
+        read_solutions(written(tmp_path, "version https://git-lfs.github.com/spec/v1"))
 
 
 def test_each_token_belongs_to_the_step_of_its_last_character() -> None:

@@ -67,15 +67,18 @@ BAD_LINES: list[tuple[bytes, str]] = [
     (b'{"prompt": "a", "response": "b", "response": "c"}', "not JSON: an object has the same key twice: 'response'"),
     (b"[" * 100_000, "not JSON: "),
     (b'["a", "b"]', "wrong type: the line is a list, an object is needed"),
-    (b"{}", "unknown keys: has none, needs one of messages; prompt+response; prompt+completion; instruction+output"),
+    (
+        b"{}",
+        "unknown keys: has none, needs one of messages; conversations; prompt+response; prompt+completion; instruction",
+    ),
     (b'{"prompt": "a", "reply": "b"}', "unknown keys: has 'prompt', 'reply', needs one of"),
     (b'{"prompt": "a", "response": null}', "unknown keys: has 'prompt', needs one of"),
     (
-        b'{"prompt": "a", "response": "b", "completion": "b"}',
+        b'{"prompt": "a", "response": "b", "completion": "c"}',
         "reads as prompt+response and prompt+completion: keep one",
     ),
     (b'{"messages": [], "question": "a", "answer": "b"}', "two formats: has 'answer', 'messages', 'question'"),
-    (b'{"prompt": "a", "response": "b", "system": "c"}', "unsupported column: 'system' would change the prompt"),
+    (b'{"prompt": "a", "response": "b", "context": "c"}', "unsupported column: 'context' would change the prompt"),
     (b'{"prompt": 1, "response": "b"}', "wrong type: `prompt` is a number, a string is needed"),
     (b'{"prompt": "a", "completion": true}', "wrong type: `completion` is a boolean, a string is needed"),
     (b'{"instruction": "a", "input": {}, "output": "b"}', "wrong type: `input` is an object, a string is needed"),
@@ -100,7 +103,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
     ),
     (
         b'{"messages": [{"role": "assistant", "content": "a", "tool_calls": [1]}]}',
-        "unknown keys: `messages`[0] has 'tool_calls', only role and content are understood",
+        "wrong type: `messages`[0].tool_calls[0] is no call: write {",
     ),
     (b'{"messages": [{"role": "user", "content": "a"}]}', "no response: the last message is by the user"),
     (b'{"messages": []}', "no response: `messages` is an empty list"),
@@ -134,10 +137,11 @@ def test_the_first_ten_bad_lines_are_listed_with_the_total_and_the_cure(tmp_path
     source = write(tmp_path / "a.jsonl", GOOD, *[BAD] * 13)
     with pytest.raises(DataError) as refusal:
         load(source)
-    first, *listed, more, cure = str(refusal.value).split("\n")
+    first, *listed, more, layouts, cure = str(refusal.value).split("\n")
     assert first == f"{source.source}: 13 of 14 lines are not demonstrations:"
     assert [line.split(": ")[0] for line in listed] == [f"  {source.source}:{number}" for number in range(2, 12)]
     assert more == "  and 3 more"
+    assert layouts == "docs/data.md has all layouts."
     assert cure == "Correct them, or leave them out: add --skip-bad to the command."
     assert len(refusal.value.bad_lines) == 13
 
@@ -244,8 +248,8 @@ def test_a_folder_is_refused_with_both_ways_out(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"only .jsonl and .jsonl.gz files are read"):
-        load(write(tmp_path / "a.json", b"[]"))
+    with pytest.raises(DataError, match=r"only .jsonl and .json files, plain or .gz, are read: rename it"):
+        load(write(tmp_path / "a.txt", GOOD))
 
 
 # Named, because compressed bytes hold the time, and workers of pytest-xdist must agree on the names of tests.
@@ -275,7 +279,8 @@ def test_the_datasets_library_reads_a_folder_and_its_null_columns_are_missing_on
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     loaded = load(DataSource(source=f"{folder}@train", skip_bad=True))
     assert [str(bad) for bad in loaded.skipped] == [
-        f"{folder}@train:1: unknown keys: `messages`[0] has 'name', only role and content are understood"
+        f"{folder}@train:1: unknown keys: `messages`[0] has 'name', which no chat template writes: put it into the "
+        "content, or remove it"
     ]
     expected = Demonstration((ChatMessage("user", "c"), ChatMessage("assistant", "#### 4")), "5", f"{folder}@train:2")
     assert loaded.demonstrations == (expected,)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -123,7 +124,7 @@ def test_milestones_do_not_change_where_training_ends(tiny: Path, tmp_path: Path
         (["milestones.reference=0.99"], "milestone reference at 0.99 of the samples falls on the last step (20)"),
         (["data.held_out_fraction=0"], "nothing is held out"),
         (["scratch=null", "base_model=./no_such_folder"], "./no_such_folder: no such folder"),
-        (["device=cuda"], "torch sees no GPU"),
+        (["device=cuda"], "device cuda: torch can use no GPU"),
     ],
 )
 def test_a_run_that_cannot_be_done_is_refused_in_one_line(
@@ -258,6 +259,53 @@ def test_an_interrupted_run_stops_quietly_refuses_other_data_and_goes_on(
 
     trained("arithmetic_sft_tiny", interrupted, *overrides)
     assert_same_outcome(interrupted, unbroken)
+
+
+def test_a_run_whose_template_changed_after_a_kill_is_refused_and_goes_on_with_the_first_one(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, killed = tmp_path / "base", tmp_path / "killed"
+    shutil.copytree(tiny / "checkpoints" / "sft", base)
+    (base / "manifest.json").unlink()
+    overrides = [f"base_model={base}", "milestones.reference=0.5", "max_steps=8", "save_every_steps=1"]
+    arguments = ["sft", "sft_full_tiny", f"output_dir={killed}", "threads=1", *overrides]
+    ended = subprocess.run(
+        killed_job.command(signal.SIGKILL, 6, *arguments),
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    reference, metrics = killed / "checkpoints" / "reference" / "manifest.json", killed / "metrics.jsonl"
+    written = reference.read_bytes(), metrics.read_bytes(), (killed / "run.json").read_bytes()
+
+    template = base / "chat_template.jinja"
+    first = template.read_text()
+    template.write_text("!" + first)
+    assert template.read_text() != first
+    assert sft("sft_full_tiny", killed, *overrides) == 2
+    error = capsys.readouterr().err
+    assert "started with a different chat template: restore it" in error
+    assert "Traceback" not in error
+    assert written == (reference.read_bytes(), metrics.read_bytes(), (killed / "run.json").read_bytes())
+
+    template.write_text(first)
+    assert sft("sft_full_tiny", killed, *overrides) == 0
+    assert "resumed at step 5" in capsys.readouterr().err
+    assert served(killed)
+
+
+def test_a_run_begins_with_what_it_read_and_what_it_did_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.jsonl"
+    rows = [{"id": i, "question": f"Add {i} and {i}.", "answer": f"{2 * i}"} for i in range(12)]
+    rows[3]["source"] = "own"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = [f"data={{source: {path}, held_out_fraction: 0.1}}", "max_steps=2", "eval_every_steps=null"]
+    assert sft("arithmetic_sft_tiny", tmp_path / "run", *given) == 0
+    first, second, *_ = capsys.readouterr().err.split("\n")
+    assert first == f"{path}: 12 rows read as question+answer"
+    assert second == "columns not read: id, source (in 1 of 12 rows)"
 
 
 # peft 0.21 asks transformers 5.23 for an attribute by its old name

@@ -53,7 +53,26 @@ def test_a_prompt_that_leaves_no_room_is_refused_with_its_line_or_left_out_and_c
     reports: list[str] = []
     prompts = training_prompts(source_in(tmp_path, "a", LONG, skip_bad=True), ENCODER, 128, 64, reports.append)
     assert len(prompts) == 1
-    assert "left out 1 lines" in reports[0]
+    assert "left out 1 lines" in reports[1]
+
+
+def test_what_was_read_and_what_was_not_is_reported_for_prompts_and_for_what_is_measured_on(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "response": "b", "id": 7}) + "\n")
+    reports: list[str] = []
+    training_prompts(DataSource(source=str(path), held_out_fraction=0.0), ENCODER, 128, 16, reports.append)
+    held_out_rows(path, ENCODER, 128, 16, reports.append)
+    assert reports == 2 * [f"{path}: 1 rows read as prompt+response\ncolumns not read: id"]
+
+
+def test_prompts_need_no_response(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    ask = [{"role": "user", "content": "a"}]
+    path.write_text(json.dumps({"prompt": ask, "reward_model": {"ground_truth": "1"}}) + "\n")
+    (prompt_P,) = training_prompts(DataSource(source=str(path), held_out_fraction=0.0), ENCODER, 128, 16, ignore)
+    assert prompt_P.tolist() == ENCODER.prompt("a").tolist()
+    with pytest.raises(DataError, match="no response to learn"):
+        held_out_rows(path, ENCODER, 128, 16, ignore)
 
 
 def test_nothing_left_to_train_on_is_refused(tmp_path: Path) -> None:
@@ -63,7 +82,7 @@ def test_nothing_left_to_train_on_is_refused(tmp_path: Path) -> None:
 
 def test_held_out_prompts_that_are_trained_on_are_refused(tmp_path: Path) -> None:
     prompts = training_prompts(source_in(tmp_path, "a", "b"), ENCODER, 128, 16, ignore)
-    held_out = held_out_rows(Path(source_in(tmp_path, "b", "c").source), ENCODER, 128, 16)
+    held_out = held_out_rows(Path(source_in(tmp_path, "b", "c").source), ENCODER, 128, 16, ignore)
     with pytest.raises(DataError, match=r"1 of 2 held-out prompts are also trained on, .*:1"):
         check_disjoint(prompts, held_out)
     check_disjoint(prompts, held_out[1:])
@@ -71,7 +90,7 @@ def test_held_out_prompts_that_are_trained_on_are_refused(tmp_path: Path) -> Non
 
 def test_a_held_out_prompt_that_leaves_no_room_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"set held_out_options.max_new_tokens to at most 36"):
-        held_out_rows(Path(source_in(tmp_path, LONG).source), ENCODER, 128, 64)
+        held_out_rows(Path(source_in(tmp_path, LONG).source), ENCODER, 128, 64, ignore)
 
 
 def test_rollouts_longer_than_the_service_takes_are_refused() -> None:

@@ -1,9 +1,10 @@
 """Configuration of the `sft` job. Must not import torch: the command line parses before it imports anything slow."""
 
+from datetime import date
 from typing import ClassVar, Literal, Self
 
-from dense_reward.text.encode import RendererName
-from pydantic import Field, model_validator
+from dense_reward.text.tokenizer import RendererName
+from pydantic import Field, JsonValue, model_validator
 
 from dense_reward_trainer.configs.base import Fraction, JobConfig, JobOptions, SafeName
 from dense_reward_trainer.data.sources import DataSource
@@ -63,6 +64,21 @@ class SftConfig(JobConfig):
     renderer: RendererName | None = Field(
         default=None,
         description="How messages become text. null: plain for a model from scratch, chat for a base model.",
+    )
+    template_kwargs: dict[str, JsonValue] | None = Field(
+        default=None,
+        description="Variables that the chat template gets, such as {enable_thinking: false}; kept in the manifests.",
+    )
+    response_prefix: str | None = Field(
+        default=None,
+        description="Text between the generation prompt and a response: context, not learnt. Empty: none stands there. "
+        "null: needed only if the chat template puts something there.",
+    )
+    template_date: date | None = Field(
+        default=None, description="Date for a chat template that writes one; null: the day on which the run starts."
+    )
+    end_of_turn: str | None = Field(
+        default=None, description="Token that ends a response; null: that of the chat template."
     )
     train_on: Literal["response", "all_assistant"] = Field(
         default="response", description="Tokens in the loss: the last response, or every assistant turn."

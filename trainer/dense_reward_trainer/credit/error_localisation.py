@@ -169,6 +169,10 @@ def signal_of(scored: ScoredResponse, name: SignalName) -> FloatArray:
 
 
 def messages_of(demonstration: Demonstration) -> list[dict[str, str]]:
+    """Role and content of each message. Raises ConfigError if the demonstration has more, which would be lost."""
+    plain = all(message.as_mapping().keys() == {"role", "content"} for message in demonstration.messages)
+    if demonstration.tools or not plain:
+        raise ConfigError(f"{demonstration.source}: tools, their calls and reasoning are not measured: remove the row")
     return [{"role": message.role, "content": message.content} for message in demonstration.messages]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dense_reward.checkpoints.atomic_file import write_whole
 
-from dense_reward_trainer.data.demonstration import Demonstration
+from dense_reward_trainer.data.records import Demonstration
 
 
 def write_held_out(path: Path, demonstrations: Iterable[Demonstration]) -> None:
@@ -14,8 +14,9 @@ def write_held_out(path: Path, demonstrations: Iterable[Demonstration]) -> None:
     lines = [
         json.dumps(
             {
-                "messages": [{"role": m.role, "content": m.content} for m in demonstration.messages],
+                "messages": [message.as_mapping() for message in demonstration.messages],
                 "final_answer": demonstration.answer,
+                **({"tools": demonstration.tools} if demonstration.tools else {}),
             },
             ensure_ascii=False,
         )

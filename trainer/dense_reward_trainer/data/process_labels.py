@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dense_reward_trainer.data.sources import DataError
+from dense_reward_trainer.data.file_rows import refuse_other_kinds
+from dense_reward_trainer.data.records import DataError
 
 SEPARATOR = "\n\n"
 
@@ -44,7 +45,9 @@ def read_solutions(path: Path) -> list[Solution]:
     Raises DataError, naming the line, if one has neither format.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        content = path.read_bytes()
+        refuse_other_kinds(path, content)
+        lines = content.decode().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as text: {error}") from None
     solutions: list[Solution] = []

@@ -4,14 +4,13 @@ Every job loads its demonstrations here. A line that is not a demonstration is a
 Must not import tokenizers, chat templates or models.
 """
 
-import codecs
-import gzip
 import hashlib
 import json
-import zlib
+import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Protocol, Self, cast
@@ -19,17 +18,19 @@ from typing import Protocol, Self, cast
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dense_reward_trainer.data.arithmetic import ArithmeticOptions, generate
-from dense_reward_trainer.data.demonstration import (
+from dense_reward_trainer.data.demonstration import Reading, parse_line, read_row
+from dense_reward_trainer.data.file_rows import OUT, file_rows
+from dense_reward_trainer.data.final_answers import final_answer, normalise_number
+from dense_reward_trainer.data.records import (
+    BadLine,
     ChatMessage,
     ChatRole,
+    DataError,
     Demonstration,
     LineError,
     RawRow,
     Reason,
-    parse_line,
-    read_row,
 )
-from dense_reward_trainer.data.final_answers import final_answer, normalise_number
 
 __all__ = [
     "NO_SKIP",
@@ -51,39 +52,50 @@ __all__ = [
     "split",
 ]
 
-_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _FILE_SUFFIXES = frozenset((".jsonl", ".json", ".gz", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".zst", ".zip"))
-_SOURCES = "a .jsonl or .jsonl.gz file, a data set such as openai/gsm8k:main@train, or the generator `arithmetic`"
-_LISTED_BAD_LINES = 10
+_SOURCES = (
+    "a .jsonl or .json file (or .gz of one), a data set such as openai/gsm8k:main@train, or the generator `arithmetic`"
+)
+_LISTED_BAD_LINES, _LISTED_CONVERSIONS = 10, 3
+_PAGE = "docs/data.md"
 # --skip-bad exists for every job that has a data source. A file to evaluate on is not a data source.
 SKIP_BAD = "Correct them, or leave them out: add --skip-bad to the command."
+_ALL_BAD = "Every line is bad, so leaving bad lines out would leave nothing: correct or convert the source."
 NO_SKIP = "Correct or remove them: lines of a file to measure on are never skipped."
 
 
 @dataclass(frozen=True, slots=True)
-class BadLine:
-    """A line that is not a demonstration: its place (lines count from 1), the kind of fault, and the detail."""
-
-    file: str
-    line: int
-    reason: Reason
-    detail: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}: {self.detail}"
-
-
-@dataclass(frozen=True, slots=True)
 class LoadedRows:
-    """The demonstrations of a source in its order, and the bad lines that were left out."""
+    """The demonstrations of a source in its order, the bad lines that were left out, and how the rows were read.
 
+    `layouts`: number of rows for each layout. `notes`: what is to be said about a layout. `not_read`: for each column
+    with content that is not read, the number of rows that have it.
+    """
+
+    source: str
     demonstrations: tuple[Demonstration, ...]
     skipped: tuple[BadLine, ...]
+    layouts: Mapping[str, int]
+    notes: tuple[str, ...]
+    not_read: Mapping[str, int]
 
     @property
     def skipped_by_reason(self) -> dict[Reason, int]:
         """Number of skipped lines for each reason, the most frequent first."""
         return dict(Counter(bad.reason for bad in self.skipped).most_common())
+
+    @property
+    def summary(self) -> str:
+        """What was read and what was not, one line each: the first lines of every run."""
+        rows = len(self.demonstrations)
+        read = ", ".join(name if count == rows else f"{name} ({count})" for name, count in self.layouts.items())
+        columns = [
+            name if count == rows else f"{name} (in {count} of {rows} rows)" for name, count in self.not_read.items()
+        ]
+        lines = [f"{self.source}: {rows} rows read as {'; '.join([read, *self.notes])}"]
+        lines += [f"columns not read: {', '.join(columns)}"] if columns else []
+        lines += [f"left out {len(self.skipped)} bad lines: {self.skipped_by_reason}"] if self.skipped else []
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +106,6 @@ class Split:
     held_out: tuple[Demonstration, ...]
 
 
-class DataError(ValueError):
-    """A source cannot be used. `bad_lines`: the lines that are not demonstrations, if these are the reason."""
-
-    def __init__(self, message: str, bad_lines: Sequence[BadLine] = ()) -> None:
-        super().__init__(message)
-        self.bad_lines = tuple(bad_lines)
-
-
 class DataSource(BaseModel):
     """Where a job loads demonstrations from, and how it splits them into training and held-out ones."""
 
@@ -109,8 +113,8 @@ class DataSource(BaseModel):
 
     source: str = Field(
         min_length=1,
-        description="`arithmetic`, the path of a .jsonl or .jsonl.gz file, or a data set as name[:config][@split] (the "
-        "split is `train` by default).",
+        description="`arithmetic`, the path of a .jsonl or .json file (plain or .gz), or a data set as "
+        "name[:config][@split] (the split is `train` by default).",
     )
     limit: int | None = Field(default=None, ge=1, description="Use only the first `limit` lines; null: all.")
     skip_last: int = Field(
@@ -124,6 +128,9 @@ class DataSource(BaseModel):
     skip_bad: bool = Field(
         default=False,
         description="Skip lines that are not demonstrations, and report how many, instead of refusing the source.",
+    )
+    ignore_columns: tuple[str, ...] | None = Field(
+        default=None, description="Columns to ignore, although their names say that they are part of the prompt."
     )
     strip_annotations: bool = Field(
         default=False, description="Remove calculator annotations such as <<48/2=24>> from the responses."
@@ -176,52 +183,109 @@ def open_dataset(name: str, config: str | None, split: str) -> DatasetRows:
         ) from error
 
 
-def load(source: DataSource, opener: OpenDataset = open_dataset, *, cure: str = SKIP_BAD) -> LoadedRows:
+@dataclass(frozen=True, slots=True)
+class _NumberedRows:
+    """The rows of a source, all of them, with their numbers.
+
+    `note`: what a user must know if some are bad. `conversion`: the shell command for a Python expression over `rows`.
+    """
+
+    total: int
+    rows: Iterable[tuple[int, bytes | RawRow]]
+    note: str = ""
+    conversion: Callable[[str], str] = str
+
+
+def load(
+    source: DataSource, opener: OpenDataset = open_dataset, *, cure: str = SKIP_BAD, prompts_only: bool = False
+) -> LoadedRows:
     """All demonstrations of a source. Blank lines of a file do not count; rows of a data set are numbered from 1.
 
     Raises DataError if the source cannot be read, a line is bad (unless `skip_bad`), or no demonstration is left.
-    `cure`: the last line of the error for bad lines, which depends on the job.
+    `cure`: the last line of the error for bad lines, which depends on the job. `prompts_only`: rows without a response
+    are read too; their response is "".
     """
-    total, rows = _numbered_rows(source, opener)
+    numbered = _numbered_rows(source, opener)
+    total = numbered.total
     end = max(total - source.skip_last, 0)
     start = 0 if source.last is None else max(end - source.last, 0)
     kept = end - start if source.limit is None else min(end - start, source.limit)
-    demonstrations: list[Demonstration] = []
+    readings: list[Reading] = []
     bad: list[BadLine] = []
-    for number, raw in islice(rows, start, start + kept):
+    for number, raw in islice(numbered.rows, start, start + kept):
         try:
-            row = parse_line(raw) if isinstance(raw, bytes) else raw
-            demonstrations.append(read_row(row, f"{source.source}:{number}", source.strip_annotations))
+            readings.append(_reading(source, number, raw, prompts_only))
         except LineError as error:
-            bad.append(BadLine(source.source, number, error.reason, error.detail))
-    report = _bad_line_report(source.source, bad, kept)
+            bad.append(BadLine(source.source, number, error.reason, error.detail, error.conversion))
+    report = _bad_line_report(source.source, bad, kept, numbered)
     if bad and not source.skip_bad:
-        raise DataError(f"{report}\n{cure}", bad)
-    if not demonstrations:
+        raise DataError(f"{report}\n{_ALL_BAD if cure == SKIP_BAD and not readings else cure}", bad)
+    if not readings:
         within = f"limit {source.limit} and skip_last {source.skip_last} leave {kept} of {total} lines"
         raise DataError(f"{source.source}: nothing to learn from: {within}\n{report}", bad)
-    return LoadedRows(tuple(demonstrations), tuple(bad))
+    return LoadedRows(
+        source.source,
+        tuple(reading.demonstration for reading in readings),
+        tuple(bad),
+        Counter(reading.layout for reading in readings),
+        tuple(dict.fromkeys(reading.note for reading in readings if reading.note)),
+        Counter(column for reading in readings for column in reading.not_read),
+    )
 
 
-def _bad_line_report(source: str, bad: Sequence[BadLine], total: int) -> str:
+def _reading(source: DataSource, number: int, raw: bytes | RawRow, prompts_only: bool) -> Reading:
+    row = parse_line(raw) if isinstance(raw, bytes) else cast(RawRow, _without_nulls(raw))
+    ignored = source.ignore_columns or ()
+    return read_row(
+        {key: value for key, value in row.items() if key not in ignored},
+        f"{source.source}:{number}",
+        strip_annotations=source.strip_annotations,
+        prompts_only=prompts_only,
+    )
+
+
+def _without_nulls(value: object) -> object:
+    """A row of a data set without its null entries: Arrow gives every object of a column the keys of all others."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    return [_without_nulls(part) for part in value] if isinstance(value, list | tuple) else value
+
+
+def _bad_line_report(source: str, bad: Sequence[BadLine], total: int, numbered: _NumberedRows) -> str:
+    header = [numbered.note] if numbered.note and any(line.reason == "not UTF-8" for line in bad) else []
     listed = [f"  {line}" for line in bad[:_LISTED_BAD_LINES]]
     more = [f"  and {len(bad) - len(listed)} more"] if len(bad) > len(listed) else []
-    return "\n".join([f"{source}: {len(bad)} of {total} lines are not demonstrations:", *listed, *more])
+    conversions = dict.fromkeys(line.conversion for line in bad if line.conversion)
+    cures = [f"To convert them: {numbered.conversion(python)}" for python in islice(conversions, _LISTED_CONVERSIONS)]
+    cures += [f"{_PAGE} has all layouts."] if conversions or any(line.reason == "unknown keys" for line in bad) else []
+    return "\n".join(
+        [*header, f"{source}: {len(bad)} of {total} lines are not demonstrations:", *listed, *more, *cures]
+    )
 
 
-def _numbered_rows(source: DataSource, opener: OpenDataset) -> tuple[int, Iterable[tuple[int, bytes | RawRow]]]:
+def _numbered_rows(source: DataSource, opener: OpenDataset) -> _NumberedRows:
     if source.arithmetic is not None:
         problems = generate(source.arithmetic)
         # Label noise only changes the response; the stated answer stays right.
         rows = ({"prompt": p.prompt, "response": p.response, "final_answer": p.answer} for p in problems)
-        return len(problems), enumerate(rows, 1)
+        return _NumberedRows(len(problems), enumerate(rows, 1))
     path = Path(source.source).expanduser()
     if path.exists():
-        lines = _file_lines(path)
-        return len(lines), lines
+        found = file_rows(path)
+        return _NumberedRows(len(found.rows), found.rows, found.note, found.conversion)
     _refuse_missing_file(source.source, path)
-    dataset = opener(*_dataset_name(source.source))
-    return len(dataset), enumerate(dataset, 1)
+    name = _dataset_name(source.source)
+    dataset = opener(*name)
+    return _NumberedRows(len(dataset), enumerate(dataset, 1), conversion=partial(_dataset_conversion, *name))
+
+
+def _dataset_conversion(name: str, config: str | None, part: str, python: str) -> str:
+    """A shell command that writes OUT from a data set; `python` is a Python expression over `rows`."""
+    program = (
+        f"import datasets, json; rows = list(datasets.load_dataset({name!r}, {config!r}, split={part!r})); "
+        f"new = {python}; [print(json.dumps(r)) for r in new]"
+    )
+    return f"python -c {shlex.quote(program)} > {OUT}"
 
 
 def _refuse_missing_file(source: str, path: Path) -> None:
@@ -239,28 +303,6 @@ def _dataset_name(source: str) -> tuple[str, str | None, str]:
     if not name or not part or (colon and not config):
         raise DataError(f"{source!r} does not name a data set: write name[:config][@split]. A source is {_SOURCES}")
     return name, config or None, part
-
-
-def _file_lines(path: Path) -> list[tuple[int, bytes]]:
-    if path.is_dir():
-        raise DataError(
-            f"{path} is a folder: name a .jsonl file in it, or write {path}@train to load it with `datasets`"
-        )
-    if not path.name.endswith((".jsonl", ".jsonl.gz")):
-        raise DataError(f"{path}: only .jsonl and .jsonl.gz files are read: convert it to one JSON object per line")
-    content = path.read_bytes()
-    if content.startswith(_LFS_POINTER):
-        raise DataError(
-            f"{path} is a git-lfs pointer, not the data: run `git lfs pull` in its repository, or download the file "
-            "again"
-        )
-    if path.suffix == ".gz":
-        try:
-            content = gzip.decompress(content)
-        except (EOFError, OSError, zlib.error) as error:
-            raise DataError(f"{path}: not a complete gzip file ({error}): copy or compress it again") from error
-    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
-    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def split(demonstrations: Iterable[Demonstration], held_out_fraction: float, seed: int) -> Split:
@@ -282,7 +324,7 @@ def split(demonstrations: Iterable[Demonstration], held_out_fraction: float, see
 
 def _prompt_position(demonstration: Demonstration, seed: int) -> float:
     # In [0, 1]. Rounding can give 1, which is never held out because the fraction is below 1.
-    digest = hashlib.sha256(_canonical([seed, _role_content_pairs(demonstration.prompt_messages)])).digest()
+    digest = hashlib.sha256(_canonical([seed, _plain(demonstration.prompt_messages), *_tools(demonstration)])).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
@@ -290,12 +332,23 @@ def data_sha256(demonstrations: Iterable[Demonstration]) -> str:
     """Hex hash of messages and answers in order, without the places that they were loaded from."""
     digest = hashlib.sha256()
     for demonstration in demonstrations:
-        digest.update(_canonical([_role_content_pairs(demonstration.messages), demonstration.answer]) + b"\n")
+        values = [_plain(demonstration.messages), demonstration.answer, *_tools(demonstration)]
+        digest.update(_canonical(values) + b"\n")
     return digest.hexdigest()
 
 
-def _role_content_pairs(messages: Iterable[ChatMessage]) -> list[list[str]]:
-    return [[message.role, message.content] for message in messages]
+def _plain(messages: Iterable[ChatMessage]) -> list[object]:
+    """Role and content of each message, and the other fields only if they are set, so that hashes of chats stay."""
+    pairs: list[object] = []
+    for message in messages:
+        others = {key: value for key, value in message.as_mapping().items() if key not in ("role", "content")}
+        others |= {} if message.weight else {"weight": 0}
+        pairs.append([message.role, message.content, *([others] if others else [])])
+    return pairs
+
+
+def _tools(demonstration: Demonstration) -> list[object]:
+    return [demonstration.tools] if demonstration.tools else []
 
 
 def _canonical(value: list[object]) -> bytes:

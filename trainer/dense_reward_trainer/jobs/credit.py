@@ -6,6 +6,7 @@ Every figure is also measured for the plain log-prob of the SFT model, the basel
 import json
 from dataclasses import asdict, dataclass
 
+from dense_reward.engines.torch.device import chosen_device
 from dense_reward.records import Report
 
 from dense_reward_trainer.configs.credit import CreditConfig
@@ -18,7 +19,7 @@ from dense_reward_trainer.data.corruption import Corrupter
 from dense_reward_trainer.data.process_labels import Solution, read_solutions
 from dense_reward_trainer.data.sources import load
 from dense_reward_trainer.errors import ConfigError
-from dense_reward_trainer.rl.policy import PolicyCheckpoint, chosen_device, load_policy
+from dense_reward_trainer.rl.policy import PolicyCheckpoint, load_policy
 from dense_reward_trainer.rl.reward_service import ServiceAddress, pinned_pair
 from dense_reward_trainer.rl.sampling import Sampling
 from dense_reward_trainer.runs.run_folder import check_run, open_run
@@ -47,7 +48,9 @@ def run(config: CreditConfig, report: Report) -> CreditResult:
     DataError, CheckpointError or JobError. The message states the cure.
     """
     check_run("credit", config)
-    demonstrations = load(config.data).demonstrations
+    loaded = load(config.data)
+    report(loaded.summary)
+    demonstrations = loaded.demonstrations
     texts = [demonstration.response for demonstration in demonstrations]
     solutions = () if config.solutions is None else _with_an_error(read_solutions(config.solutions))
     policy = _policy(config)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from dense_reward.checkpoints.probe import ProbeIds
 from dense_reward.checkpoints.write_manifest import ManifestFacts
+from dense_reward.engines.torch.device import chosen_device
 from dense_reward.manifest import files_folder
 from dense_reward.records import IdArray, Report
 from tqdm import tqdm
@@ -22,7 +23,7 @@ from dense_reward_trainer.rl.held_out_metrics import measure_held_out
 from dense_reward_trainer.rl.learner import Learner
 from dense_reward_trainer.rl.optimiser import learning_rate
 from dense_reward_trainer.rl.plot import plot_run
-from dense_reward_trainer.rl.policy import PolicyCheckpoint, chosen_device, load_policy
+from dense_reward_trainer.rl.policy import PolicyCheckpoint, load_policy
 from dense_reward_trainer.rl.prompts import check_room_at_service, prompts_and_held_out, prompts_sha256
 from dense_reward_trainer.rl.records import TokenRewards
 from dense_reward_trainer.rl.reward_service import ServiceAddress, connected
@@ -133,6 +134,7 @@ def write_policy(training: Training) -> None:
         run_id=training.run.run_id,
         renderer=manifest.renderer,
         end_of_turn_id=manifest.end_of_turn_id,
+        choices=manifest.choices,
         optimiser_step=config.steps,
         learning_rate=learning_rate(config, config.steps),
         base_model=str(config.policy),

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 from dense_reward.checkpoints.atomic_file import write_whole
+from dense_reward.engines.torch.device import chosen_device
 from dense_reward.records import Report
 
 from dense_reward_trainer.configs.dpr import EvaluateConfig
 from dense_reward_trainer.rl.held_out_metrics import Estimate, HeldOutResult, SampledResponse, measure_held_out
-from dense_reward_trainer.rl.policy import PolicyCheckpoint, chosen_device, load_policy
+from dense_reward_trainer.rl.policy import PolicyCheckpoint, load_policy
 from dense_reward_trainer.rl.prompts import held_out_rows
 from dense_reward_trainer.rl.records import TokenRewards
 from dense_reward_trainer.rl.reward_service import ServiceAddress, connected
@@ -61,7 +62,8 @@ def measure_checkpoint(
 ) -> tuple[HeldOutResult, list[SampledResponse]]:
     """Measures one checkpoint on the held-out prompts, rendered as in its training."""
     options = config.held_out_options
-    rows = held_out_rows(config.held_out, checkpoint.encoder, checkpoint.policy.limit_tokens, options.max_new_tokens)
+    limit_tokens = checkpoint.policy.limit_tokens
+    rows = held_out_rows(config.held_out, checkpoint.encoder, limit_tokens, options.max_new_tokens, report)
     with sft_model_rewards(config, checkpoint, report) as rewards:
         return measure_held_out(checkpoint, rows, options, rewards, temperature)
 

@@ -13,6 +13,7 @@ from statistics import mean, stdev
 
 import torch
 from dense_reward.checkpoints.atomic_file import write_whole
+from dense_reward.engines.torch.device import chosen_device
 from dense_reward.records import IdArray, Report
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -21,7 +22,7 @@ from tqdm import tqdm
 from dense_reward_trainer.configs.dpr import GradientConfig
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.rl.learner import Learner, flat_gradient
-from dense_reward_trainer.rl.policy import Policy, chosen_device, load_policy, microbatches, policy_logprobs
+from dense_reward_trainer.rl.policy import Policy, load_policy, microbatches, policy_logprobs
 from dense_reward_trainer.rl.prompts import check_room_at_service, prompts_and_held_out
 from dense_reward_trainer.rl.records import TokenRewards
 from dense_reward_trainer.rl.reward_service import ServiceAddress, connected

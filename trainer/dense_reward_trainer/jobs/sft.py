@@ -6,6 +6,7 @@ and on a CPU ends with bitwise the weights of an uninterrupted run.
 
 import shutil
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from datasets import Dataset
 from dense_reward.checkpoints.probe import ProbeIds, probe_of_demonstrations, probe_of_texts
 from dense_reward.checkpoints.write_manifest import ManifestFacts
+from dense_reward.engines.torch.device import chosen_device
 from dense_reward.manifest import Role
 from dense_reward.records import Report
 from dense_reward.text.encode import Encoder
@@ -35,11 +37,12 @@ from dense_reward_trainer.runs.checkpoint import (
     training_step,
     write_checkpoint,
 )
-from dense_reward_trainer.runs.run_folder import METRICS_NAME, MetricsLog, check_run, open_run, pin, plot_metrics
+from dense_reward_trainer.runs.run_folder import METRICS_NAME, MetricsLog, check_run, pinned, plot_metrics
 from dense_reward_trainer.sft.callbacks import EvaluateAtEnd, LogToFile, QuietProgress
 from dense_reward_trainer.sft.initial_model import InitialModel, initial_model_of
 from dense_reward_trainer.sft.length_sampler import LengthGroupedTrainer
 from dense_reward_trainer.sft.milestones import MilestoneSchedule
+from dense_reward_trainer.sft.pinned_inputs import open_pinned_run
 
 SFT: Role = "sft"
 # Newer versions of transformers renamed the argument, and warn about the older name.
@@ -70,7 +73,9 @@ def run(config: SftConfig, report: Report) -> None:
         report(f"{config.output_dir} holds a finished run, so there is nothing to do: {checkpoints / SFT}")
         return
     demonstrations = load_split(config, report)
-    initial = initial_model_of(config, demonstrations.train)
+    initial = initial_model_of(config, demonstrations.train, pinned(config.output_dir))
+    for note in initial.notes:
+        report(note)
     train, held_out = encode_split(config, initial, demonstrations, report)
     schedule = milestone_schedule(config, arguments, len(train))
     done = 0 if state is None else training_step(state)
@@ -100,12 +105,9 @@ def silent(_: str) -> None:
 
 def training_arguments(config: SftConfig) -> TrlConfig:
     """The trainer's arguments. TRL must not prepare the data: it would truncate long demonstrations."""
-    on_cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is cuda, but torch sees no GPU: set device=cpu, or install a CUDA build of torch")
     return TrlConfig(
         output_dir=str(config.output_dir / "resume"),
-        use_cpu=on_cpu,
+        use_cpu=chosen_device(config.device) == "cpu",
         bf16=config.precision == "bfloat16",
         seed=config.seed,
         max_length=None,
@@ -140,8 +142,7 @@ def training_arguments(config: SftConfig) -> TrlConfig:
 def load_split(config: SftConfig, report: Report) -> Split:
     """Training and held-out demonstrations. Raises DataError if none is left to train on."""
     loaded = load(config.data)
-    if loaded.skipped:
-        report(f"left out {len(loaded.skipped)} bad lines: {loaded.skipped_by_reason}")
+    report(loaded.summary)
     parts = split(loaded.demonstrations, config.data.held_out_fraction, config.data.seed)
     if not parts.train:
         raise DataError(f"{config.data.source}: every demonstration is held out: lower data.held_out_fraction")
@@ -163,6 +164,16 @@ def encode_split(
             limit_tokens=initial.limit_tokens,
             skip_bad=config.data.skip_bad,
         )
+        if encoded.shortened:
+            report(
+                f"{encoded.shortened} of {len(encoded.rows)} responses repeated the end of their prompt, or had an end "
+                "of turn, which is added to each: that was left out of them"
+            )
+        if encoded.unclosed:
+            report(
+                f"in {encoded.unclosed} of {len(encoded.rows)} demonstrations the prompt opens a thought that the "
+                "response does not close: the model learns to answer inside its thought"
+            )
         if encoded.dropped:
             report(f"left out {len(encoded.dropped)} demonstrations, the first is {encoded.dropped[0]}")
         sides.append(encoded.rows)
@@ -185,7 +196,8 @@ def make_trainer(
         args=arguments,
         train_dataset=as_dataset(train),
         eval_dataset=as_dataset(held_out) if config.eval_every_steps is not None else None,
-        processing_class=initial.tokenizer,
+        # A copy: TRL makes the EOS the padding of a tokenizer that has none, and checkpoints must not keep that.
+        processing_class=deepcopy(initial.tokenizer),
         peft_config=None if config.lora is None else adapter(config.lora),
         callbacks=[EvaluateAtEnd()],
     )
@@ -260,8 +272,7 @@ def start_run(
 ) -> "CheckpointWriter":
     """Opens the run folder and writes held_out.jsonl. Raises ConfigError if a resumed run has other inputs."""
     data = data_sha256(row.demonstration for row in train)
-    opened = open_run("sft", config)
-    pin(opened, {"data": data, "tokenizer": initial.tokenizer_sha256})
+    opened = open_pinned_run(config, initial, data, [*train, *held_out])
     write_held_out(config.output_dir / "held_out.jsonl", [row.demonstration for row in held_out])
     facts = base_facts(config, opened.run_id, data, initial)
     return CheckpointWriter(config.output_dir / "checkpoints", trainer, initial, schedule, facts, train)
@@ -274,6 +285,7 @@ def base_facts(config: SftConfig, run_id: str, data: str, initial: InitialModel)
         run_id=run_id,
         renderer=initial.encoder.renderer,
         end_of_turn_id=initial.encoder.end_of_turn_id,
+        choices=initial.encoder.choices,
         base_model=config.base_model,
         data_sha256=data,
         seed=config.seed,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from dense_reward.engines.proof import encoder_of
 from dense_reward.engines.tokenizer import load_tokenizer
 from dense_reward.engines.torch.weights import load_weights, weight_folders
 from dense_reward.errors import CheckpointError
@@ -22,7 +23,6 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from dense_reward_trainer.configs.dpr import Precision
-from dense_reward_trainer.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,13 +65,6 @@ class PolicyCheckpoint:
     manifest: Manifest
 
 
-def chosen_device(name: str) -> str:
-    """The torch device for `auto`, `cpu` or `cuda`. Raises ConfigError if there is no CUDA device for `cuda`."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is cuda, but torch sees no GPU: set device=cpu, or install a CUDA build of torch")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-
-
 def load_policy(folder: Path, *, precision: Precision, device: str) -> PolicyCheckpoint:
     """Load a checkpoint to train or measure; its files are verified against its manifest, and an adapter is merged.
 
@@ -86,12 +79,16 @@ def load_policy(folder: Path, *, precision: Precision, device: str) -> PolicyChe
     tokenizer = load_tokenizer(files)
     if tokenizer.sha256() != manifest.tokenizer_sha256:
         raise CheckpointError(f"{folder}: its tokenizer is not the one of its manifest: adopt the checkpoint again")
+    encoder = encoder_of(tokenizer, manifest, folder)
+    undecided = encoder.undecided("flags")
+    if undecided is not None:
+        raise CheckpointError(f"{folder}: {undecided}")
     dtype = torch.float64 if precision == "float64" else torch.float32
     disable_progress_bar()  # the bar of loading weights would mix with the bars of the job
     model = load_weights(*weight_folders(folder, manifest), dtype).requires_grad_(True)
     vocab_size = min(tokenizer.vocab_size, manifest.vocabulary)
     policy = Policy(model.eval().to(device), manifest.end_of_turn_id, vocab_size, precision == "bfloat16")
-    return PolicyCheckpoint(policy, Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id), manifest)
+    return PolicyCheckpoint(policy, encoder, manifest)
 
 
 def policy_logprobs(

@@ -23,7 +23,7 @@ def prompts_and_held_out(
     prompts = training_prompts(config.prompts, encoder, limit_tokens, config.max_new_tokens, report)
     if config.held_out is None:
         return prompts, ()
-    held_out = held_out_rows(config.held_out, encoder, limit_tokens, config.held_out_options.max_new_tokens)
+    held_out = held_out_rows(config.held_out, encoder, limit_tokens, config.held_out_options.max_new_tokens, report)
     check_disjoint(prompts, held_out)
     return prompts, held_out
 
@@ -35,26 +35,31 @@ def training_prompts(
 
     Raises DataError if one leaves no room for `max_new_tokens` (unless `skip_bad`), or if none is left.
     """
-    loaded = load(source)
+    loaded = load(source, prompts_only=True)
+    report(loaded.summary)
     demonstrations = split(loaded.demonstrations, source.held_out_fraction, source.seed).train
     encoded = encode_demonstrations(
         demonstrations, encoder, every_turn=False, limit_tokens=limit_tokens, skip_bad=source.skip_bad
     )
     fitting = [row for row in encoded.rows if len(row.encoded.prompt_P) + max_new_tokens <= limit_tokens]
     if not source.skip_bad:
-        check_room(encoded.rows, limit_tokens, max_new_tokens, "max_new_tokens", "or add --skip-bad to the command")
-    left_out = len(loaded.skipped) + len(encoded.dropped) + len(encoded.rows) - len(fitting)
+        cure = "or add --skip-bad to the command" if fitting else "or shorten the prompts"
+        check_room(encoded.rows, limit_tokens, max_new_tokens, "max_new_tokens", cure)
+    left_out = len(encoded.dropped) + len(encoded.rows) - len(fitting)
     if left_out:
-        report(f"{source.source}: left out {left_out} lines that are not demonstrations, or too long")
+        report(f"{source.source}: left out {left_out} lines that the template refuses, or that are too long")
     prompts = {row.encoded.prompt_P.tobytes(): row.encoded.prompt_P for row in fitting}
     if not prompts:
         raise DataError(f"{source.source}: no prompt is left to train on")
     return list(prompts.values())
 
 
-def held_out_rows(path: Path, encoder: Encoder, limit_tokens: int, max_new_tokens: int) -> Sequence[TokenisedRow]:
+def held_out_rows(
+    path: Path, encoder: Encoder, limit_tokens: int, max_new_tokens: int, report: Report
+) -> Sequence[TokenisedRow]:
     """All demonstrations of a file. Raises DataError if one is bad or leaves no room for `max_new_tokens`."""
     loaded = load(DataSource(source=str(path), held_out_fraction=0.0), cure=NO_SKIP)
+    report(loaded.summary)
     rows = encode_demonstrations(
         loaded.demonstrations, encoder, every_turn=False, limit_tokens=limit_tokens, skip_bad=False, cure=NO_SKIP
     ).rows

@@ -11,6 +11,8 @@ from dense_reward.manifest import MANIFEST_NAME, Manifest
 from dense_reward.records import Report
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from dense_reward_trainer.runs.end_of_turn import set_model_end, tokenizer_with_end, write_generation_config
+
 _STEP = re.compile(r"checkpoint-([0-9]+)")
 
 
@@ -25,16 +27,18 @@ def write_checkpoint(
 ) -> Manifest:
     """Writes a model (or a LoRA adapter), its tokenizer and its manifest; `folder` appears complete or not at all.
 
-    Replaces a complete checkpoint in `folder`, but keeps it until the new one is on disk. Measures the probe on
-    `device`, from the weights as written. Raises CheckpointError if they could not be served.
+    The files name `facts.end_of_turn_id` as the end of a text. Replaces a complete checkpoint in `folder`, but keeps it
+    until the new one is on disk. Measures the probe on `device`, from the weights as written. Raises CheckpointError if
+    they could not be served.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     recover(folder)
     partial, replaced = _partial(folder), _replaced(folder)
     _remove(partial)
     partial.mkdir()
+    set_model_end(model, tokenizer, facts.end_of_turn_id)
     _save_model(model, partial, adapter=facts.adapter_base is not None)
-    tokenizer.save_pretrained(partial)
+    tokenizer_with_end(tokenizer, facts.end_of_turn_id).save_pretrained(partial)
     manifest = write_manifest(partial, facts, choose_probe, device=device)
     _flush(partial)
     if folder.exists():
@@ -83,6 +87,7 @@ def training_step(state: Path) -> int:
 
 def _save_model(model: PreTrainedModel, folder: Path, *, adapter: bool) -> None:
     if adapter:
+        write_generation_config(model, folder)
         # By default peft queries the hub to find out whether the base model's embedding was resized.
         model.save_pretrained(folder, save_embedding_layers=False)
     else:

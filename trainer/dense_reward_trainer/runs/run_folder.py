@@ -94,13 +94,31 @@ def pin(run: Run, identity: Mapping[str, str]) -> None:
     record = _read_record(run.folder)
     if record is None:
         raise ConfigError(f"{run.folder / RECORD_NAME} is gone: use another output_dir")
-    differing = [name for name, recorded in record.identity.items() if identity.get(name) != recorded]
-    if differing:
+    changed = changed_inputs(run.folder, identity)
+    if changed:
         raise ConfigError(
-            f"{run.folder} holds a run that was started with a different {' and '.join(differing)}: "
+            f"{run.folder} holds a run that was started with a different {' and '.join(changed)}: "
             "restore what it was started with, or use another output_dir"
         )
     _write_record(run.folder, record.model_copy(update={"identity": dict(identity)}))
+
+
+def pinned(folder: Path) -> Mapping[str, str]:
+    """What `pin` has recorded for the run in a folder; nothing if there is none."""
+    record = _read_record(folder)
+    return {} if record is None else record.identity
+
+
+def changed_inputs(folder: Path, identity: Mapping[str, str]) -> list[str]:
+    """Names of the inputs whose recorded hashes differ; none without a run, or if an older version recorded fewer."""
+    return [name for name, sha256 in pinned(folder).items() if identity.get(name) != sha256]
+
+
+def changed_versions(folder: Path) -> list[str]:
+    """Libraries whose versions differ from those of the run's last start, each as `name 1.0 -> 2.0`."""
+    record, now = _read_record(folder), versions()
+    recorded = {} if record is None else record.versions
+    return [f"{name} {old} -> {now.get(name)}" for name, old in recorded.items() if now.get(name) != old]
 
 
 def redacted(values: Mapping[str, object]) -> dict[str, object]:

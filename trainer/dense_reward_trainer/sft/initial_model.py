@@ -1,6 +1,6 @@
 """The model that training starts from: a base model with its tokenizer, or random weights and a new tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.data.sources import Demonstration
 from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.sft.chat import training_encoder
 from dense_reward_trainer.sft.from_scratch import random_model, train_tokenizer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class InitialModel:
-    """A model to train, its tokenizer and its encoder. `base`: the folder of a base model, None for random weights."""
+    """A model to train, its tokenizer and its encoder.
+
+    `base`: the folder of a base model, None for random weights. `notes`: what a user should know of the encoder.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -30,10 +34,14 @@ class InitialModel:
     tokenizer_sha256: str
     base: Path | None
     limit_tokens: int
+    notes: tuple[str, ...]
 
 
-def initial_model_of(config: SftConfig, train: Sequence[Demonstration]) -> InitialModel:
-    """Loads or creates the model that `config` names. Raises CheckpointError or ConfigError, naming the cure."""
+def initial_model_of(config: SftConfig, train: Sequence[Demonstration], pinned: Mapping[str, str]) -> InitialModel:
+    """Loads or creates the model that `config` names. `pinned`: what an earlier start of the run has recorded.
+
+    Raises CheckpointError or ConfigError, naming the cure.
+    """
     if config.scratch is not None:
         tokenizer = train_tokenizer(_texts(train), config.scratch.vocabulary)
         model, base = random_model(config.scratch, tokenizer, config.seed), None
@@ -42,14 +50,9 @@ def initial_model_of(config: SftConfig, train: Sequence[Demonstration]) -> Initi
         model, tokenizer = _load_base_model(base, _weights_dtype(config))
     text_to_ids = TransformersTokenizer(tokenizer)
     renderer = config.renderer or ("plain" if base is None else default_renderer(text_to_ids, base))
-    return InitialModel(
-        model,
-        tokenizer,
-        Encoder.of(text_to_ids, renderer),
-        text_to_ids.sha256(),
-        base,
-        _limit_tokens(config, model),
-    )
+    encoder, notes = training_encoder(config, text_to_ids, renderer, base, pinned)
+    limit_tokens = _limit_tokens(config, model)
+    return InitialModel(model, tokenizer, encoder, text_to_ids.sha256(), base, limit_tokens, tuple(notes))
 
 
 def _weights_dtype(config: SftConfig) -> torch.dtype:

@@ -14,8 +14,10 @@ import numpy as np
 from dense_reward.engines.proof import (
     ROLES,
     Checkpoint,
+    encoder_of,
     pair_info,
     probe_trunks,
+    report_template,
     rms,
     stored_logprobs,
     tokenizer_of,
@@ -86,7 +88,7 @@ def load_remote(settings: Settings, report: Report) -> LoadedParts:
             model = _replicated_model(checkpoint, pending.other(checkpoint), urls, access)
             pending.models.append(model)
             _start_when_up(pending.loop, model, report)
-        return _loaded_parts(pending, settings, ["remote", *names])
+        return _loaded_parts(pending, settings, ["remote", *names], report)
 
 
 def load_vllm(settings: Settings, report: Report) -> LoadedParts:
@@ -111,9 +113,8 @@ def load_vllm(settings: Settings, report: Report) -> LoadedParts:
 
         report(f"loading both models into vLLM {vllm_engine.VERSION}")
         pending.loop.run(start())
-        return _loaded_parts(
-            pending, settings, ["vllm", vllm_engine.VERSION, settings.vllm_options, settings.tensor_parallel]
-        )
+        version_and_options = ["vllm", vllm_engine.VERSION, settings.vllm_options, settings.tensor_parallel]
+        return _loaded_parts(pending, settings, version_and_options, report)
 
 
 async def verify_sources(
@@ -189,7 +190,9 @@ def _check_present_files(checkpoint: Checkpoint) -> None:
             check_names(folder)
 
 
-def _loaded_parts(pending: PendingPair, settings: Settings, engine: Sequence[str | int | None]) -> LoadedParts:
+def _loaded_parts(
+    pending: PendingPair, settings: Settings, engine: Sequence[str | int | None], report: Report
+) -> LoadedParts:
     """`engine`: its name, then the options that scores depend on; they become part of the revision."""
     sft = pending.checkpoints[0]
     manifest, models = sft.manifest, pending.models
@@ -203,7 +206,8 @@ def _loaded_parts(pending: PendingPair, settings: Settings, engine: Sequence[str
         quantities=QUANTITIES if all(model.scores_candidates for model in models) else frozenset(),
         related=pending.related,
     )
-    encoder = Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id)
+    encoder = encoder_of(tokenizer, manifest, sft.folder)
+    report_template(encoder, tokenizer, manifest, report)
     return RemotePair(models[0], models[1], info, pending.loop), encoder, manifest.tokenizer_sha256
 
 

@@ -1,5 +1,6 @@
 """Two checkpoints on disk -> a verified PairEngine: they belong together, and it reproduces their probes."""
 
+import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,8 +10,18 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
-from dense_reward.engines.proof import ROLES, Checkpoint, pair_info, probe_trunks, tokenizer_of, verify_probe
+from dense_reward.engines.proof import (
+    ROLES,
+    Checkpoint,
+    encoder_of,
+    pair_info,
+    probe_trunks,
+    report_template,
+    tokenizer_of,
+    verify_probe,
+)
 from dense_reward.engines.tokenizer import TransformersTokenizer
+from dense_reward.engines.torch.device import chosen_device
 from dense_reward.engines.torch.memory import peak_bytes
 from dense_reward.engines.torch.model import DTYPES, TorchModel, load_model
 from dense_reward.engines.torch.packing_check import unsupported_reason
@@ -227,14 +238,26 @@ class DeviceLoader:
 
     def __init__(self) -> None:
         self._models = LoadedModels()
+        self._warned = False
 
     def load(self, settings: Settings, report: Report, on_device: OnDevice) -> tuple[PairEngine, Encoder, str]:
         """Engine, encoder and tokenizer hash of the pair in the settings. Raises CheckpointError with the cure."""
         if settings.sft is None or settings.reference is None:
             raise CheckpointError("give both checkpoints: --sft DIR --reference DIR")
         context = LoadContext(report, on_device, self._models)
-        engine, tokenizer, manifest = load_pair(settings.sft, settings.reference, serving_options(settings), context)
-        return engine, Encoder(tokenizer, manifest.renderer, manifest.end_of_turn_id), manifest.tokenizer_sha256
+        serving = serving_options(settings)
+        self.warn_of_cpu(serving.device, settings.device)
+        engine, tokenizer, manifest = load_pair(settings.sft, settings.reference, serving, context)
+        encoder = encoder_of(tokenizer, manifest, settings.sft)
+        report_template(encoder, tokenizer, manifest, report)
+        return engine, encoder, manifest.tokenizer_sha256
+
+    def warn_of_cpu(self, device: str, setting: str) -> None:
+        """Once in the life of a service."""
+        if device == "cpu" and not self._warned:
+            why = "--device auto found no GPU" if setting == "auto" else "--device cpu"
+            logging.getLogger("dense_reward").warning("models run on the CPU, much slower than on a GPU (%s)", why)
+            self._warned = True
 
 
 def gpu_bytes() -> dict[str, int]:
@@ -249,25 +272,15 @@ def serving_options(settings: Settings) -> ServingOptions:
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    device = _device(settings.device)
+    device = chosen_device(settings.device)
     torch.use_deterministic_algorithms(settings.deterministic)
     return ServingOptions(
         dtype=settings.dtype,
         head_dtype=settings.head_dtype,
         norm_dtype=settings.norm_dtype,
         device=device,
-        reference_device=None if settings.reference_device is None else _device(settings.reference_device),
+        reference_device=None if settings.reference_device is None else chosen_device(settings.reference_device),
         max_batch_tokens=settings.max_batch_tokens,
         deterministic=settings.deterministic,
         allow_unrelated=settings.allow_unrelated,
     )
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise CheckpointError(
-            f"device {name} is not available: torch sees no GPU (use --device cpu, or a CUDA build of torch)"
-        )
-    return name

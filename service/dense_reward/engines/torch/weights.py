@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from dense_reward.engines.torch.architecture import first_line, load_config
-from dense_reward.engines.torch.weight_keys import Keys, refuse_wrong_adapter_keys, refuse_wrong_keys
 from dense_reward.engines.weight_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -23,6 +22,7 @@ from dense_reward.engines.weight_files import (
     check_weights_exist,
     read_json,
 )
+from dense_reward.engines.weight_keys import Keys, refuse_wrong_adapter_keys, refuse_wrong_keys
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, adapter_base_folder, files_folder
 

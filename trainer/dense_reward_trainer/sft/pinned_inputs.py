@@ -1,0 +1,59 @@
+"""The inputs of an SFT run that a resumed run must have again, the encoded rows included, and what changed if not."""
+
+from collections.abc import Mapping, Sequence
+
+from dense_reward.manifest import sha256_of_text
+
+from dense_reward_trainer.configs.sft import SftConfig
+from dense_reward_trainer.data.tokenised import TokenisedRow, rows_sha256
+from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.runs.run_folder import Run, changed_inputs, changed_versions, open_run, pin
+from dense_reward_trainer.sft.chat import TEMPLATE_DATE
+from dense_reward_trainer.sft.initial_model import InitialModel
+
+_ROWS = "encoded rows"
+_DATE_CALLS = ("strftime_now", "now(", "date_string")
+# What changed, in the order in which one change explains the others, and the cure.
+_CAUSES: Mapping[str, str] = {
+    "data": "a different data (the demonstrations): restore the source",
+    "tokenizer": "a different tokenizer: restore its files, or name the hub's older revision (base_model=ID@REVISION)",
+    "chat template": "a different chat template: restore it, or name the hub's older revision (base_model=ID@REVISION)",
+}
+
+
+def open_pinned_run(config: SftConfig, initial: InitialModel, data: str, rows: Sequence[TokenisedRow]) -> Run:
+    """Opens the run folder and records hashes of data, tokenizer, chat template and encoded rows (ids and labels).
+
+    Raises ConfigError, which says what changed, if a resumed run would learn other tokens. Nothing is written then.
+    """
+    identity = {
+        "data": data,
+        "tokenizer": initial.tokenizer_sha256,
+        "chat template": sha256_of_text(f"{initial.encoder.renderer}\n{initial.tokenizer.chat_template}"),
+        _ROWS: rows_sha256(rows),
+    }
+    template_date = initial.encoder.choices.template_date
+    if template_date is not None:
+        identity[TEMPLATE_DATE] = template_date
+    changed = changed_inputs(config.output_dir, identity)
+    if changed:
+        reason = next((words for name, words in _CAUSES.items() if name in changed), None) or _unknown(config, initial)
+        raise ConfigError(
+            f"{config.output_dir} holds a run that was started with {reason}; or start a new run in another "
+            "output_dir. The run so far is kept"
+        )
+    opened = open_run("sft", config)
+    pin(opened, identity)
+    return opened
+
+
+def _unknown(config: SftConfig, initial: InitialModel) -> str:
+    """Why equal data, tokenizer and template can give other ids."""
+    same = "different encoded rows, although data, tokenizer and chat template are the same"
+    template = str(initial.tokenizer.chat_template)
+    if any(call in template for call in _DATE_CALLS):
+        return f"{same}: the chat template writes a date, so a run cannot go on on another day. Fix the date in it"
+    versions = changed_versions(config.output_dir)
+    if versions:
+        return f"{same}: libraries changed ({', '.join(versions)}). Install the older versions"
+    return f"{same}: the template or the tokenizer reads something that changed. Restore it"
