@@ -66,7 +66,7 @@ class Machine:
         models = TorchModel(sft), TorchModel(reference)
         if self.device.type == "cuda":
             for model in models:
-                print(f"CUDA graphs: {model.record_graphs() or 'recorded'}", flush=True)
+                print(f"CUDA graphs: {model.record_graphs()}", flush=True)
         return PairEngine(*models, INFO, ComputeOptions(1 << 20))
 
     def wait(self) -> None:

@@ -70,7 +70,7 @@ def main() -> None:
 
 def _commit() -> str:
     """The commit of the files; where there is no git folder, what the environment says."""
-    stated = os.environ.get("DENSE_REWARD_COMMIT")
+    stated = os.environ.get("MEASURED_COMMIT")
     if stated:
         return stated
     found = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, check=False)

@@ -104,9 +104,9 @@ class Ledger:
 def measured_commit() -> str:
     """Returns the last commit that changed MEASURED, with a hash of uncommitted changes to it, if any.
 
-    Where there is no git folder, the environment names it: DENSE_REWARD_COMMIT.
+    Where there is no git folder, the environment names it: MEASURED_COMMIT.
     """
-    stated = os.environ.get("DENSE_REWARD_COMMIT")
+    stated = os.environ.get("MEASURED_COMMIT")
     if stated:
         return stated
     commit = _git("log", "-1", "--format=%H", "--", *MEASURED).strip()

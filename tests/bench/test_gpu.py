@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.gpu import report
 from bench.gpu.__main__ import main
 from bench.gpu.stages import STAGES
+from bench.tables import block_of
 
 pytestmark = pytest.mark.slow
 # Those that measure nothing else than these on a CPU, and `tests`, which is this suite.
@@ -36,3 +38,9 @@ def test_a_stage_that_fails_or_hangs_costs_only_itself(tmp_path: Path, capsys: p
 
 def test_every_stage_has_a_line_that_says_what_it_does() -> None:
     assert all(stage.__doc__ for stage in STAGES.values())
+
+
+def test_the_page_shows_what_was_measured() -> None:
+    assert block_of(report.PAGE, report.BLOCK) == report.block(json.loads(report.FILE.read_text())), (
+        "run `python -m bench.gpu.report`"
+    )

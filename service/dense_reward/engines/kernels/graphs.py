@@ -6,16 +6,19 @@ a row is padded to the next length that was recorded. The padding belongs to no 
 Shapes: N tokens of a row, L tokens of a graph, S sequences, K gathered keys, D hidden size.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from dense_reward.engines.kernels.varlen import Call, Ends, Varlen
 
-STEP, LARGEST = 256, 2048
-"""Graphs are recorded for the multiples of STEP tokens up to LARGEST."""
+STEP, LARGEST = 128, 2048
+"""Graphs are recorded for the multiples of STEP tokens up to LARGEST, and kept where they are faster."""
+REPEATS = 3
 SEQUENCES, KEYS_PER_TOKEN = 128, 4
 """Rows with more sequences, or more gathered keys for each token of the graph, are launched one by one."""
 States = Callable[[Tensor, Tensor, Varlen], Tensor]
@@ -35,13 +38,25 @@ class RowGraph:
 
 
 class RowGraphs:
-    """The graphs of one model. Raises RuntimeError if its forward cannot be recorded, or computes something else."""
+    """The graphs of one model. Raises RuntimeError if its forward cannot be recorded.
+
+    A graph is kept if it is faster than launching a row of STEP / 2 tokens less, as many as it pads on average. That is
+    so where the host is slower than the GPU: in large models only for the smallest rows.
+    """
 
     def __init__(self, states: States, device: torch.device) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-        # The largest first: the smaller ones then fit into its memory.
-        lengths = range(LARGEST, 0, -STEP)
-        self._graphs = {length: _recorded(states, length, device, self._pool) for length in lengths}
+        pool = torch.cuda.graph_pool_handle()
+        self._graphs: dict[int, RowGraph] = {}
+        for length in range(LARGEST, 0, -STEP):  # the largest first: the smaller ones then fit into its memory
+            graph = _recorded(states, length, device, pool)
+            launched = _one_sequence(length - STEP // 2, device)
+            if _seconds(graph.graph.replay) < _seconds(partial(states, *launched)):
+                self._graphs[length] = graph
+
+    @property
+    def longest_row(self) -> int:
+        """Tokens of the largest row that has a graph; 0 without any."""
+        return max(self._graphs, default=0)
 
     def states(self, ids_1N: Tensor, positions_1N: Tensor, varlen: Varlen | None) -> Tensor | None:
         """[L, D] with L >= N, valid until the next call; None if no graph fits the row."""
@@ -68,15 +83,12 @@ class RowGraphs:
 
 
 def _recorded(states: States, length: int, device: torch.device, pool: tuple[int, int]) -> RowGraph:
-    def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
-
-    key_K = zeros(KEYS_PER_TOKEN * length, dtype=torch.int64)
+    ids, positions, (one,) = _one_sequence(length, device)
     ends = [torch.full((SEQUENCES + 1,), length, dtype=torch.int32, device=device) for _ in range(2)]
     for each in ends:
         each[0] = 0
-    call = Call(slice(0, length), Ends(ends[0], length), Ends(ends[1], length), key_K)
-    ids, positions = zeros(1, length, dtype=torch.int64), zeros(1, length, dtype=torch.int64)
+    key_K = torch.zeros(KEYS_PER_TOKEN * length, dtype=torch.int64, device=device)
+    call = Call(one.part, Ends(ends[0], length), Ends(ends[1], length), key_K)
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):  # compiles and allocates what a recording must not
@@ -86,3 +98,22 @@ def _recorded(states: States, length: int, device: torch.device, pool: tuple[int
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # type: ignore[arg-type]
         found = states(ids, positions, (call,))
     return RowGraph(graph, ids, positions, call, key_K, found)
+
+
+def _one_sequence(tokens: int, device: torch.device) -> tuple[Tensor, Tensor, Varlen]:
+    """A row of one sequence: ids and positions, all 0, and its attention."""
+    ends = Ends(torch.tensor([0, tokens], dtype=torch.int32, device=device), tokens)
+    ids, positions = (torch.zeros(1, tokens, dtype=torch.int64, device=device) for _ in range(2))
+    return ids, positions, (Call(slice(0, tokens), ends, ends, None),)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    """The fastest of some calls, until the GPU has ended."""
+    found = []
+    for _ in range(REPEATS):
+        torch.cuda.synchronize()
+        started_s = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        found.append(time.perf_counter() - started_s)
+    return min(found)

@@ -221,8 +221,7 @@ def _compute_options(models: Sequence[TorchModel], serving: ServingOptions, repo
 def _record_graphs(models: Sequence[TorchModel], report: Report) -> None:
     for model in dict.fromkeys(models):
         if model.device.type == "cuda":
-            reason = model.record_graphs()
-            report("CUDA graphs: " + ("small batches" if reason is None else f"none, because {reason}"))
+            report(f"CUDA graphs: {model.record_graphs()}")
 
 
 def _max_length_tokens(models: Sequence[TorchModel], serving: ServingOptions, report: Report) -> int:

@@ -134,16 +134,16 @@ class TorchModel:
                 module.register_forward_hook(lambda _, __, out: out.to(served))
 
     @torch.inference_mode()
-    def record_graphs(self) -> str | None:
-        """Record the launches of small rows, so that a row costs the host one. Returns why that is not possible."""
+    def record_graphs(self) -> str:
+        """Record the launches of small rows: a row then costs the host one. Returns what was recorded, or why not."""
         if self._linear is None:
-            return "its output layer cannot be separated from it"
+            return "none, because its output layer cannot be separated from it"
         self._attend_by(attention.NAME)
         try:
             self._graphs = RowGraphs(self._recorded, self.device)
         except (RuntimeError, attention.PackedAttentionError) as error:
-            return str(error).partition("\n")[0]
-        return None
+            return f"none, because {str(error).partition(chr(10))[0]}"
+        return f"rows of up to {self._graphs.longest_row} tokens"
 
     def _recorded(self, ids_1N: Tensor, positions_1N: Tensor, varlen: Varlen) -> Tensor:
         """[N, D], in the way that graphs record it: no kernel is chosen by the row's trees."""
