@@ -39,7 +39,8 @@ build() { # NAME ARGUMENT ...
 for name; do
     case $name in
         service-cpu | trainer-cpu) arguments=(DEVICE=cpu) ;;
-        service-cuda | trainer-cuda) arguments=(DEVICE=cuda) ;;
+        service-cuda) arguments=(DEVICE=cuda "SYSTEM_PACKAGES=gcc libc6-dev") ;;
+        trainer-cuda) arguments=(DEVICE=cuda) ;;
         service-vllm) arguments=("EXTRAS=serve,otel,vllm" CONSTRAINTS=vllm.txt "SYSTEM_PACKAGES=gcc libc6-dev") ;;
         *)
             echo "unknown image $name: choose service-cpu, service-cuda, service-vllm, trainer-cpu or trainer-cuda" >&2

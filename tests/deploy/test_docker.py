@@ -249,6 +249,11 @@ def test_vllm_comes_with_its_pins_and_a_compiler(tmp_path: Path) -> None:
     assert (ROOT / "constraints" / "vllm.txt").is_file()
 
 
+def test_the_gpu_image_has_a_compiler_for_its_kernels(tmp_path: Path) -> None:
+    (command,) = built(tmp_path, "service-cuda")
+    assert {"DEVICE=cuda", "SYSTEM_PACKAGES=gcc libc6-dev"} < after(command, "--build-arg")
+
+
 def test_what_was_built_is_pushed_with_every_tag(tmp_path: Path) -> None:
     pushed = built(tmp_path, "trainer-cuda", PUSH="1")
     assert pushed == [["push", f"dense-reward-trainer:{VERSION}-cuda"], ["push", f"dense-reward-trainer:{VERSION}"]]

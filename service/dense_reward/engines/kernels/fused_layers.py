@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dense_reward.engines.kernels.fused_sums import cannot_fuse
+
 try:
     import triton
     from triton import language as tl
@@ -92,7 +94,7 @@ if triton is not None:
 @torch.inference_mode()
 def fuse_layers(model: PreTrainedModel) -> tuple[str, ...]:
     """Replace what can be, and return the kinds: norms, gates, rotations. Nothing on a CPU or without Triton."""
-    if triton is None or model.device.type != "cuda" or model.dtype not in SHORT:
+    if cannot_fuse(model.device) is not None or model.dtype not in SHORT:
         return ()
     found = [
         name
@@ -111,7 +113,8 @@ def norm(x: Tensor, weight_D: Tensor, epsilon: float, added: float) -> Tensor:
     x = x.contiguous()
     out, size = torch.empty_like(x), x.shape[-1]
     if x.numel():
-        _norm_kernel[(x.numel() // size,)](x, weight_D, out, size, epsilon, added, triton.next_power_of_2(size))
+        with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
+            _norm_kernel[(x.numel() // size,)](x, weight_D, out, size, epsilon, added, triton.next_power_of_2(size))
     return out
 
 
@@ -120,7 +123,8 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
     gate, up = gate.contiguous(), up.contiguous()
     out = torch.empty_like(gate)
     if gate.numel():
-        _gate_kernel[(triton.cdiv(gate.numel(), _ELEMENTS),)](gate, up, out, gate.numel(), _ELEMENTS)
+        with torch.cuda.device_of(gate):  # type: ignore[no-untyped-call]
+            _gate_kernel[(triton.cdiv(gate.numel(), _ELEMENTS),)](gate, up, out, gate.numel(), _ELEMENTS)
     return out
 
 
@@ -129,18 +133,19 @@ def rotated(x_1HND: Tensor, cos_1ND: Tensor, sin_1ND: Tensor) -> Tensor:
     _, heads, tokens, size = x_1HND.shape
     out = x_1HND.new_empty(1, tokens, heads, size)
     if tokens:
-        _rotate_kernel[(tokens,)](
-            x_1HND,
-            cos_1ND.contiguous(),
-            sin_1ND.contiguous(),
-            out,
-            x_1HND.stride(2),
-            x_1HND.stride(1),
-            heads,
-            size // 2,
-            triton.next_power_of_2(heads),
-            triton.next_power_of_2(size // 2),
-        )
+        with torch.cuda.device_of(x_1HND):  # type: ignore[no-untyped-call]
+            _rotate_kernel[(tokens,)](
+                x_1HND,
+                cos_1ND.contiguous(),
+                sin_1ND.contiguous(),
+                out,
+                x_1HND.stride(2),
+                x_1HND.stride(1),
+                heads,
+                size // 2,
+                triton.next_power_of_2(heads),
+                triton.next_power_of_2(size // 2),
+            )
     return out.transpose(1, 2)
 
 

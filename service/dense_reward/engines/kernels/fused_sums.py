@@ -95,7 +95,10 @@ class FusedSums:
             two = logits[sft], logits[reference]
             if self._wants.top_k:
                 self._top[at] = likeliest(self._top[at], two, first_id, self._wants.top_k)
-            if rows:
+            if not rows:
+                continue
+            # Triton launches on the current device, wherever its tensors are.
+            with torch.cuda.device_of(logits[0]):  # type: ignore[no-untyped-call]
                 _absorb[(rows,)](
                     *two,
                     self._sums_P[at],
@@ -130,9 +133,9 @@ class FusedSums:
 
 @cache
 def cannot_fuse(device: torch.device) -> str | None:
-    """Why the kernel cannot run on a device; None if it can. Compiles it, so that no request waits for the compiler."""
+    """Why Triton's kernels cannot run on a device; None if they can. Compiles this one: no request waits for that."""
     if device.type != "cuda":
-        return f"it runs on GPUs, not on {device.type}"
+        return f"they run on GPUs, not on {device.type}"
     if _MISSING is not None:
         return _MISSING
     try:
@@ -143,7 +146,7 @@ def cannot_fuse(device: torch.device) -> str | None:
                     FusedSums(2, ((0, 1),), wants).add((logits, logits), 0)
         torch.cuda.synchronize(device)
     except Exception as error:  # a compiler that is missing or fails raises anything; torch computes then
-        return f"it does not compile: {error}"
+        return f"they do not compile ({str(error).strip().partition(chr(10))[0]}): install a C compiler"
     return None
 
 

@@ -45,13 +45,15 @@ class RowGraphs:
     """
 
     def __init__(self, states: States, device: torch.device) -> None:
-        pool = torch.cuda.graph_pool_handle()
+        self._device = device
         self._graphs: dict[int, RowGraph] = {}
-        for length in range(LARGEST, 0, -STEP):  # the largest first: the smaller ones then fit into its memory
-            graph = _recorded(states, length, device, pool)
-            launched = _one_sequence(length - STEP // 2, device)
-            if _seconds(graph.graph.replay) < _seconds(partial(states, *launched)):
-                self._graphs[length] = graph
+        with torch.cuda.device(device):
+            pool = torch.cuda.graph_pool_handle()
+            for length in range(LARGEST, 0, -STEP):  # the largest first: the smaller ones then fit into its memory
+                graph = _recorded(states, length, device, pool)
+                launched = _one_sequence(length - STEP // 2, device)
+                if _seconds(graph.graph.replay) < _seconds(partial(states, *launched)):
+                    self._graphs[length] = graph
 
     @property
     def longest_row(self) -> int:
@@ -78,7 +80,8 @@ class RowGraphs:
             torch.arange(tokens, out=graph.key_K[:tokens])
         else:
             graph.key_K[:keys] = call.key_K
-        graph.graph.replay()
+        with torch.cuda.device(self._device):
+            graph.graph.replay()
         return graph.states_LD
 
 

@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
+from dense_reward.engines.kernels.fused_sums import cannot_fuse
 from dense_reward.engines.proof import (
     ROLES,
     Checkpoint,
@@ -221,6 +222,9 @@ def _compute_options(models: Sequence[TorchModel], serving: ServingOptions, repo
 def _record_graphs(models: Sequence[TorchModel], report: Report) -> None:
     for model in dict.fromkeys(models):
         if model.device.type == "cuda":
+            reason = cannot_fuse(model.device)
+            fused = "no Triton kernels: " + reason if reason else ", ".join(model.fused) or "none"
+            report(f"fused layers on {model.device}: {fused}")
             report(f"CUDA graphs: {model.record_graphs()}")
 
 

@@ -108,15 +108,17 @@ def score_pairs(
 ) -> list[ScoredRows]:
     """The same for several pairs of models that saw the same rows; a model's logits are computed once for all pairs."""
     tiling = wanted.tiling
-    fused = cannot_fuse(models[0].rows_RX.device) is None
     chunks: list[RowSums] = []
     for part in _parts(len(models[0].rows_RX), tiling.rows):
-        chunk = FusedSums(len(models), pairs, wants) if fused else TorchSums(len(models), pairs, wants)
+        chunk: RowSums | None = None
         for tile in _parts(models[0].head.vocab_size, tiling.vocab):
             logits = [_logits(model, part, tile) for model in models]
             wanted.pick(logits, part, tile)  # before `add`, which overwrites the logits
+            if chunk is None:
+                sums = FusedSums if _can_fuse(logits[0]) else TorchSums
+                chunk = sums(len(models), pairs, wants)
+                chunks.append(chunk)
             chunk.add(logits, tile.start)
-        chunks.append(chunk)
     totals = zip(*(chunk.log_totals() for chunk in chunks), strict=True)
     logprobs = wanted.logprobs([torch.cat(total_C) for total_C in totals])
     found = []
@@ -124,6 +126,11 @@ def score_pairs(
         quantities = zip(*(chunk.quantities(at) for chunk in chunks), strict=True)
         found.append(ScoredRows(logprobs[sft], logprobs[reference], *map(_joined, quantities)))
     return found
+
+
+def _can_fuse(logits_CW: Tensor) -> bool:
+    """The fused sums are float32."""
+    return logits_CW.dtype is torch.float32 and cannot_fuse(logits_CW.device) is None
 
 
 def _logits(model: ModelRows, part: slice, tile: slice) -> Tensor:

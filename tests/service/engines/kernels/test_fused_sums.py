@@ -93,7 +93,7 @@ def test_no_rows_are_no_sums() -> None:
 
 
 def test_it_runs_on_gpus_only_and_says_so() -> None:
-    assert cannot_fuse(torch.device("cpu")) == "it runs on GPUs, not on cpu"
+    assert cannot_fuse(torch.device("cpu")) == "they run on GPUs, not on cpu"
 
 
 @pytest.mark.gpu

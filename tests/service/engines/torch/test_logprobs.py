@@ -1,11 +1,14 @@
 """The token log-prob function against brute force over the whole vocabulary, in float64."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from random import Random
 
 import numpy as np
 import pytest
 import torch
+from dense_reward.engines.kernels.fused_sums import FusedSums
+from dense_reward.engines.torch import logprobs
 from dense_reward.engines.torch.logprobs import ModelRows, ScoredRows, Tiling, WantedIds, score_rows
 from dense_reward.records import Wants
 from hypothesis import given, settings
@@ -290,3 +293,26 @@ def test_no_rows_give_empty_columns_of_the_right_shape() -> None:
     shapes = {column.name: tuple(getattr(rows, column.name).shape) for column in fields(ScoredRows)}
     assert {shape for name, shape in shapes.items() if name.endswith(("_R", "_J"))} == {(0,)}
     assert shapes["top_ids_RK"] == (0, 3)
+
+
+@pytest.mark.parametrize(("dtype", "fused"), [(torch.float32, True), (torch.float64, False)], ids=str)
+def test_the_fused_sums_of_a_gpu_are_for_float32_only(
+    dtype: torch.dtype, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Triton's interpreter: as if this device were a GPU."""
+    pytest.importorskip("triton")
+    made: list[FusedSums] = []
+
+    class Recorded(FusedSums):
+        def __init__(self, models: int, pairs: Sequence[tuple[int, int]], wants: Wants) -> None:
+            super().__init__(models, pairs, wants)
+            made.append(self)
+
+    monkeypatch.setattr(logprobs, "cannot_fuse", lambda _: None)
+    monkeypatch.setattr(logprobs, "FusedSums", Recorded)
+    of_gpu, plain = case(3, 5, 30, 9, dtype), case(3, 5, 30, 9, torch.float64)
+    found = of_gpu.scored(tiling=Tiling(2, 11))
+    assert bool(made) is fused
+    for column in ("sft_logprob_J", "reference_logprob_J", "kl_R", "entropy_R"):
+        exact = getattr(plain.scored(), column)
+        torch.testing.assert_close(getattr(found, column).double(), exact, atol=1e-5 if fused else 1e-12, rtol=0)
