@@ -37,7 +37,8 @@ def explanation(template: ChatTemplate, style: Style, template_kwargs: Mapping[s
     cure = "Adopt both checkpoints again with" if style == "flags" else "Add to the command"
     lines.append(f"{cure} one of:")
     lines += [f"  {choice}" for choice in _choices(template, place, style)]
-    lines.append("Token ids are served without a decision.")
+    if style == "flags":
+        lines.append("Token ids are served without a decision.")
     return "\n".join(lines)
 
 
