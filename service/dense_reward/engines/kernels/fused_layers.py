@@ -9,6 +9,7 @@ Shapes: B rows, N tokens, H heads, D size of a head or of a norm, F width of a f
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -166,7 +167,9 @@ def _fuse_norm(module: nn.Module) -> bool:
     expected = module(x)
     for added in (0.0, 1.0):  # Gemma's norms multiply by 1 + weight
         if _difference(norm(x, weight, float(epsilon), added), expected) <= TOLERANCE:
-            module.forward = lambda x, added=added: norm(x, weight, float(epsilon), added)
+            module.forward = _unless_trained(
+                partial(norm, weight_D=weight, epsilon=float(epsilon), added=added), module
+            )
             return True
     return False
 
@@ -183,12 +186,24 @@ def _fuse_gate(module: nn.Module) -> bool:
     x = torch.randn(1, 7, gate.in_features, device=gate.weight.device).to(gate.weight.dtype)  # type: ignore[union-attr]
     try:
         expected = module(x)
-    except TypeError:
+    except (TypeError, ValueError, RuntimeError):  # another kind of layer
         return False
     if not isinstance(expected, Tensor) or not _difference(forward(x), expected) <= 2 * TOLERANCE:
         return False
-    module.forward = forward
+    module.forward = _unless_trained(forward, module)
     return True
+
+
+def _unless_trained(fused: Callable[[Tensor], Tensor], module: nn.Module) -> Callable[..., object]:
+    """The layer's own forward for calls with gradients, which the kernels do not compute, or with more arguments."""
+    original: Callable[..., object] = module.forward
+
+    def forward(x: Tensor, *args: object, **kwargs: object) -> object:
+        if args or kwargs or torch.is_grad_enabled():
+            return original(x, *args, **kwargs)
+        return fused(x)
+
+    return forward
 
 
 def _fuse_rotation(model: PreTrainedModel) -> bool:

@@ -72,6 +72,27 @@ def test_a_norm_that_is_none_of_these_is_left_as_it_is() -> None:
         assert not fused_layers._fuse_norm(torch.nn.LayerNorm(64).to(DEVICE))
 
 
+def test_a_replaced_layer_keeps_its_own_way_for_gradients_and_for_more_arguments() -> None:
+    class Gated(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.eps = torch.nn.Parameter(torch.rand(64) + 0.5), 1e-5
+
+        def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+            out = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
+            return out if gate is None else out * gate
+
+    module = Gated().to(DEVICE)
+    x = torch.randn(1, 3, 64, device=DEVICE)
+    with torch.inference_mode():
+        assert fused_layers._fuse_norm(module)
+        torch.testing.assert_close(module(x, torch.zeros(())), torch.zeros_like(x))
+        torch.testing.assert_close(module(x), norm(x, module.weight, 1e-5, 0.0))
+    module(x).sum().backward()
+    assert module.weight.grad is not None
+    assert module.weight.grad.abs().sum() > 0
+
+
 def test_a_gate_with_another_activation_is_left_as_it_is() -> None:
     config = tiny_model("llama").config
     for activation, fused in (("silu", True), ("gelu", False)):
