@@ -16,7 +16,7 @@ from dense_reward.engines.torch.architecture import load_config
 from dense_reward.engines.torch.model import load_model
 from dense_reward.engines.torch.weights import stored_dtype
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import MANIFEST_NAME, Manifest, Role, adapter_base_name, hash_files
+from dense_reward.manifest import MANIFEST_NAME, Manifest, Role, folder_name, hash_files
 from dense_reward.text.encode import Encoder, end_of_turn_id
 from dense_reward.text.template import TemplateChoices
 from dense_reward.text.tokenizer import RendererName
@@ -103,8 +103,8 @@ def _without_probe(folder: Path, facts: ManifestFacts) -> tuple[Manifest, Encode
         data_sha256=facts.data_sha256,
         seed=facts.seed,
         dtype=facts.dtype or stored_dtype(weights),
-        source=None if facts.source is None else str(facts.source.resolve()),
-        adapter_base=None if facts.adapter_base is None else adapter_base_name(folder, facts.adapter_base),
+        source=None if facts.source is None else folder_name(folder, facts.source),
+        adapter_base=None if facts.adapter_base is None else folder_name(folder, facts.adapter_base),
         files=hash_files(files),
         adapter_base_files={} if facts.adapter_base is None else hash_files(facts.adapter_base),
         probe=(),
