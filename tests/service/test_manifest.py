@@ -10,9 +10,9 @@ from dense_reward.manifest import (
     MANIFEST_NAME,
     Manifest,
     adapter_base_folder,
-    folder_name,
     check_pair,
     files_folder,
+    folder_name,
     hash_files,
     load_manifest,
     tokenizer_sha256,
@@ -279,7 +279,7 @@ def test_a_base_in_the_hubs_cache_is_named_by_its_id_and_revision(
 ) -> None:
     snapshot = tmp_path / "models--organisation--base" / "snapshots" / ("0" * 39 + "1")
     snapshot.mkdir(parents=True)
-    assert folder_name(tmp_path / "adapter", snapshot).startswith("./models--"), "a cache that is not this machine's"
+    assert folder_name(tmp_path / "adapter", snapshot).startswith("../models--"), "a cache that is not this machine's"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     name = folder_name(tmp_path / "adapter", snapshot)
     assert name == f"organisation/base@{'0' * 39}1"
