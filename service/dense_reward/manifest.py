@@ -333,7 +333,14 @@ def _verify(folder: Path, expected: Mapping[str, str]) -> None:
         raise CheckpointError(
             f"{folder}: the checkpoint's files are gone: move them back, or adopt them where they are now"
         )
-    found = hash_files(folder)
+    verify_hashes(folder, expected, hash_files(folder))
+
+
+def verify_hashes(folder: Path, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Compare the hashes of a manifest with those of the files in a folder, both by file name.
+
+    Raises CheckpointError, naming the file, if one is missing or has changed, or if weights were added.
+    """
     for name, digest in expected.items():
         if name not in found:
             raise CheckpointError(f"{folder / name} is missing: copy the checkpoint again")
