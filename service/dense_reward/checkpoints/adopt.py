@@ -5,7 +5,7 @@ import re
 import shlex
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -30,7 +30,7 @@ from dense_reward.engines.torch.model import DTYPES
 from dense_reward.engines.weight_files import ADAPTER_CONFIG, check_files, check_weights_exist, read_json
 from dense_reward.errors import CheckpointError
 from dense_reward.heatmap.example import ExampleTokens
-from dense_reward.manifest import MANIFEST_NAME, Manifest, Role, files_folder, load_manifest
+from dense_reward.manifest import MANIFEST_NAME, Role, files_folder, load_manifest
 from dense_reward.records import Report
 from dense_reward.text.tokenizer import RendererName
 
@@ -108,15 +108,16 @@ def adopt(
     places = _places(source, out, adoption.fetch)
     earlier = None if ignore_manifest else earlier_manifest([places.target, places.files], wanted, report)
     found = _checked(places, wanted, earlier, adoption)
+    if earlier is not None:
+        found = replace(found, manifest=with_record(found.manifest, earlier, wanted, check=check))
     _report_findings(found, draw, report)
-    manifest = found.manifest if earlier is None or check else with_record(found.manifest, earlier, wanted)
     if check:
         _report_check(found, earlier, places, report)
         return places.target
     _make_folder(places.target)
-    save_manifest(places.target, manifest)
+    save_manifest(places.target, found.manifest)
     report(f"adopted: {places.target}")
-    report(f"next: {_next(source, places.target, manifest, found)}")
+    report(f"next: {_next(source, places.target, found)}")
     return places.target
 
 
@@ -197,11 +198,11 @@ def _report_check(found: Checked, earlier: Earlier | None, places: Places, repor
     report(f"checked: {places.files} can be adopted; nothing was written")
 
 
-def _next(source: str, target: Path, manifest: Manifest, found: Checked) -> str:
+def _next(source: str, target: Path, found: Checked) -> str:
     if found.encoder.undecided("flags") is not None:
         again = source if target.as_posix() == source else str(target)
         return f"dense-reward adopt {shlex.quote(again)} CHOICE, with one of the choices above, for both checkpoints"
-    return next_step(target, manifest, end_of_turn=found.named_end)
+    return next_step(target, found.manifest, end_of_turn=found.named_end)
 
 
 def _places(source: str, out: Path | None, fetch: Fetch) -> Places:

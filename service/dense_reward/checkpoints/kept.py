@@ -114,15 +114,15 @@ def choices_in_words(manifest: Manifest, tokenizer: TransformersTokenizer) -> st
     return ", ".join(f"{name} {_shown(value)}" for name, value in shown.items() if value is not None)
 
 
-def with_record(manifest: Manifest, earlier: Earlier, wanted: Wanted) -> Manifest:
+def with_record(manifest: Manifest, earlier: Earlier, wanted: Wanted, *, check: bool) -> Manifest:
     """A new manifest with the record of the training, if its weights are those of the earlier one.
 
-    Raises CheckpointError if the weights changed and `wanted`, what the user gave, lacks role or run id: those of the
-    earlier manifest may not be true of the new weights.
+    Raises CheckpointError, unless `check`, if the weights changed and `wanted`, what the user gave, lacks role or run
+    id: those of the earlier manifest may not be true of the new weights.
     """
     before = earlier.manifest
     if manifest.weights_sha256 != before.weights_sha256:
-        if wanted.role is None or wanted.run_id is None:
+        if not check and (wanted.role is None or wanted.run_id is None):
             raise CheckpointError(
                 f"the weights are not those of {earlier.folder / MANIFEST_NAME} ({_identity(before)}): name --role and "
                 "--run-id of these"

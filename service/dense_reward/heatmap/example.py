@@ -45,6 +45,7 @@ def _part(title: str, pieces: Sequence[str], shades: tuple[str, str], columns: i
         yield f"{BOLD}{line}{RESET}" if colour else line
     if not pieces:
         yield f"{_INDENT}none"
+        return
     for row in flow(_painted(pieces, columns - len(_INDENT), colour), columns - len(_INDENT)):
         if colour:
             yield _INDENT + "".join(f"{shades[placed.box.index % 2]}{placed.box.text}{RESET}" for placed in row)
