@@ -208,13 +208,13 @@ def _next(source: str, target: Path, found: Checked) -> str:
 def _places(source: str, out: Path | None, fetch: Fetch) -> Places:
     located = locate(source, fetch)
     folder = located.folder
-    if located.own and (files := _files_of_side_folder(folder)) is not None:
+    if located.own and (files := files_of_side_folder(folder)) is not None:
         return Places(files, out or folder, None)
     in_place = located.own and os.access(folder, os.W_OK)
     return Places(folder, out or (folder if in_place else _side_folder(source)), None if located.own else source)
 
 
-def _files_of_side_folder(folder: Path) -> Path | None:
+def files_of_side_folder(folder: Path) -> Path | None:
     """Where the files are, if the folder holds only a manifest that names another folder."""
     try:
         manifest = load_manifest(folder)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +89,7 @@ def with_kept(wanted: Wanted, earlier: Earlier, tokenizer: TransformersTokenizer
         merged = replace(merged, template_date=date, end_of_turn=manifest.end_of_turn_id if end is None else end)
     elif renderer == manifest.renderer:
         report("tokenizer or chat template changed since the earlier adoption, so its choices about them are not kept")
-    kept = ", ".join(_differences(wanted, merged))
+    kept = ", ".join(differences_in_words(wanted, merged, tokenizer))
     if kept:
         report(f"kept from {earlier.folder / MANIFEST_NAME}: {kept} (--ignore-manifest keeps nothing)")
     return merged
@@ -100,18 +100,6 @@ def is_of(manifest: Manifest, tokenizer: TransformersTokenizer, renderer: Render
     if renderer != manifest.renderer or tokenizer.sha256() != manifest.tokenizer_sha256:
         return False
     return tokenizer.template_sha256(manifest.renderer) == manifest.template_sha256
-
-
-def choices_in_words(manifest: Manifest, tokenizer: TransformersTokenizer) -> str:
-    """The choices of a manifest about the chat template, for a report."""
-    end = manifest.end_of_turn_id
-    shown = {
-        "template_kwargs": manifest.template_kwargs or None,
-        "response_prefix": manifest.response_prefix,
-        "template_date": manifest.template_date,
-        "end of turn": None if end is None else tokenizer.pieces([end])[0],
-    }
-    return ", ".join(f"{name} {_shown(value)}" for name, value in shown.items() if value is not None)
 
 
 def with_record(manifest: Manifest, earlier: Earlier, wanted: Wanted, *, check: bool) -> Manifest:
@@ -159,11 +147,13 @@ def _identity(manifest: Manifest) -> str:
     return f"role {manifest.role}, run id {manifest.run_id}"
 
 
-def _differences(wanted: Wanted, merged: Wanted) -> Iterator[str]:
-    for name in ("role", "run_id", "renderer", "template_kwargs", "response_prefix", "template_date"):
-        value = getattr(merged, name)
-        if getattr(wanted, name) is None and value is not None:
-            yield f"{name} {_shown(value)}"
+def differences_in_words(given: Wanted, merged: Wanted, tokenizer: TransformersTokenizer) -> Iterator[str]:
+    """What `merged` decides in addition to what the user has given, each as name and value."""
+    for field in fields(Wanted):
+        value = getattr(merged, field.name)
+        if getattr(given, field.name) is None and value not in (None, {}):
+            is_id = field.name == "end_of_turn" and isinstance(value, int)
+            yield f"{field.name} {_shown(tokenizer.pieces([value])[0] if is_id else value)}"
 
 
 def _shown(value: JsonValue | Mapping[str, JsonValue]) -> str:
