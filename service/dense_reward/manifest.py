@@ -187,25 +187,23 @@ def files_folder(folder: Path, manifest: Manifest) -> Path:
             f"{folder}: its files, {manifest.source}, are not in the hub's cache of this machine: download them with "
             f"`hf download {name}{' --revision ' + revision if revision else ''}`"
         )
-    return places[0]
+    return next((place for place in places if place.is_dir()), places[0])
 
 
 def folder_name(folder: Path, other: Path) -> str:
     """How the manifest in `folder` names another folder, of its files or of a base model, to be found after a move.
 
-    A hub id@revision if the other is in the hub's cache; a relative path if both are below one folder near the
-    manifest; else the absolute path.
+    A relative path if both are below one folder near the manifest; a hub id@revision if the other is in the hub's cache
+    elsewhere; else the absolute path.
     """
     folder, other = folder.resolve(), other.resolve()
-    if in_cache := _IN_HUB_CACHE.search(other.as_posix()):
-        name = f"{in_cache['name'].replace('--', '/', 1)}@{in_cache['revision']}"
-        if other in [place.resolve() for place in _in_hub_cache(name)]:
-            return name
     relative = Path(os.path.relpath(other, folder)).as_posix()
     above = relative.split("/").count("..")
-    if above > NEAR_FOLDERS or above >= len(folder.parts) - 1:
-        return str(other)
-    return relative if relative.startswith(".") else f"./{relative}"
+    if above <= NEAR_FOLDERS and above < len(folder.parts) - 1:
+        return relative if relative.startswith(".") else f"./{relative}"
+    name = _hub_name(other.as_posix())
+    found = [] if name is None else _in_hub_cache(name)
+    return name if name is not None and other in [place.resolve() for place in found] else str(other)
 
 
 def adapter_base_folder(folder: Path, manifest: Manifest) -> Path | None:
@@ -228,12 +226,20 @@ def adapter_base_folder(folder: Path, manifest: Manifest) -> Path | None:
 
 
 def _named_folders(folder: Path, name: str) -> list[Path]:
-    """The folder that `folder_name` has named in the manifest of `folder`; none if it is in no cache here."""
-    if Path(name).is_absolute():
-        return [Path(name)]
-    if name.startswith("."):
-        return [Path(os.path.normpath(folder.resolve() / name))]
-    return _in_hub_cache(name)
+    """The folders that `folder_name` may have named in the manifest of `folder`, the likeliest first.
+
+    A path into a hub's cache also says the hub id and revision, which this machine may have in another cache.
+    """
+    if not name.startswith(("/", ".")):
+        return _in_hub_cache(name)
+    hub_name = _hub_name(name)
+    return [Path(os.path.normpath(folder.resolve() / name)), *(_in_hub_cache(hub_name) if hub_name else [])]
+
+
+def _hub_name(path: str) -> str | None:
+    """The hub id@revision of a folder in a hub's cache, by its path; None for other folders."""
+    found = _IN_HUB_CACHE.search(path)
+    return f"{found['name'].replace('--', '/', 1)}@{found['revision']}" if found else None
 
 
 def _in_hub_cache(name: str) -> list[Path]:

@@ -274,14 +274,15 @@ def test_a_base_far_away_is_named_by_its_absolute_path(tmp_path: Path) -> None:
     assert folder_name(tmp_path, tmp_path / "base") == "./base"
 
 
-def test_a_base_in_the_hubs_cache_is_named_by_its_id_and_revision(
+def test_a_base_in_a_hubs_cache_far_away_is_named_by_its_id_and_revision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    deep = tmp_path / "a" / "b" / "c" / "d" / "e"
     snapshot = tmp_path / "models--organisation--base" / "snapshots" / ("0" * 39 + "1")
     snapshot.mkdir(parents=True)
-    assert folder_name(tmp_path / "adapter", snapshot).startswith("../models--"), "a cache that is not this machine's"
+    assert folder_name(deep, snapshot) == str(snapshot), "a cache that is not this machine's"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    name = folder_name(tmp_path / "adapter", snapshot)
+    name = folder_name(deep, snapshot)
     assert name == f"organisation/base@{'0' * 39}1"
     assert adapter_base_folder(tmp_path, manifest(adapter_base=name)) == snapshot
     with pytest.raises(CheckpointError, match="its base model organisation/other@main is not there"):
@@ -289,6 +290,24 @@ def test_a_base_in_the_hubs_cache_is_named_by_its_id_and_revision(
     assert files_folder(tmp_path, manifest(source=name)) == snapshot
     with pytest.raises(CheckpointError, match="hf download organisation/other --revision main"):
         files_folder(tmp_path, manifest(source="organisation/other@main"))
+
+
+def test_a_hubs_cache_near_the_manifest_needs_no_variable_and_another_one_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chart puts checkpoints and cache on one volume, and the service does not know that cache."""
+    revision = "0" * 39 + "1"
+    snapshot = tmp_path / "volume" / "hub" / "models--organisation--base" / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    side = tmp_path / "volume" / "sft"
+    made = manifest(source=folder_name(side, snapshot))
+    assert made.source == f"../hub/models--organisation--base/snapshots/{revision}"
+    assert files_folder(side, made) == snapshot
+    (tmp_path / "volume" / "hub").rename(tmp_path / "other")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "other"))
+    moved = tmp_path / "other" / "models--organisation--base" / "snapshots" / revision
+    assert files_folder(side, made) == moved
+    assert files_folder(side, manifest(source=str(snapshot))) == moved, "a manifest of an earlier version"
 
 
 def test_a_side_folder_and_its_source_can_be_moved_together(checkpoint: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from dense_reward.text.encode import Encoder
 from dense_reward_trainer.cli import main
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.rl.policy import load_policy
-from dense_reward_trainer.sft.chat import BaseFolder, training_encoder
+from dense_reward_trainer.sft.chat import InitialFolder, training_encoder
 from kinds_of_templates import KINDS
 from tiny_models import tiny_model, write_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -193,7 +193,7 @@ def test_the_decision_of_an_adopted_base_model_is_taken(
 def encoder_of(base: Path, tmp_path: Path, **keys: object) -> tuple[Encoder, list[str]]:
     values = {"data": {"source": "x"}, "base_model": str(base), "output_dir": tmp_path / "run", **keys}
     config = SftConfig.model_validate(values)
-    return training_encoder(config, load_tokenizer(base), "chat", BaseFolder(base, base), {})
+    return training_encoder(config, load_tokenizer(base), "chat", InitialFolder(base, base), {})
 
 
 def test_keys_of_the_configuration_come_before_the_base_models_manifest(tmp_path: Path) -> None:

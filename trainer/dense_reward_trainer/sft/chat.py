@@ -20,7 +20,7 @@ TEMPLATE_DATE = "template date"
 
 
 @dataclass(frozen=True, slots=True)
-class BaseFolder:
+class InitialFolder:
     """A base model: the folder that the configuration names, and that of its files; one folder in most cases."""
 
     named: Path
@@ -31,7 +31,7 @@ def training_encoder(
     config: SftConfig,
     tokenizer: TransformersTokenizer,
     renderer: RendererName,
-    base: BaseFolder | None,
+    base: InitialFolder | None,
     pinned: Mapping[str, str],
 ) -> tuple[Encoder, list[str]]:
     """The encoder of the run and of its checkpoints, and what a user should know of it, one line each.
@@ -60,7 +60,7 @@ def _chosen(
     config: SftConfig,
     tokenizer: TransformersTokenizer,
     renderer: RendererName,
-    base: BaseFolder | None,
+    base: InitialFolder | None,
     pinned: Mapping[str, str],
 ) -> tuple[Wanted, list[str]]:
     """The choices of the configuration, completed from the base model's manifest; a line that says so.

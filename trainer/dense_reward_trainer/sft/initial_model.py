@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.data.sources import Demonstration
 from dense_reward_trainer.errors import ConfigError
-from dense_reward_trainer.sft.chat import BaseFolder, training_encoder
+from dense_reward_trainer.sft.chat import InitialFolder, training_encoder
 from dense_reward_trainer.sft.from_scratch import random_model, train_tokenizer
 
 
@@ -47,7 +47,7 @@ def initial_model_of(config: SftConfig, train: Sequence[Demonstration], pinned: 
         model, base = random_model(config.scratch, tokenizer, config.seed), None
     else:
         named = locate(str(config.base_model)).folder
-        base = BaseFolder(named, files_of_side_folder(named) or named)
+        base = InitialFolder(named, files_of_side_folder(named) or named)
         model, tokenizer = _load_base_model(base.files, _weights_dtype(config))
     text_to_ids = TransformersTokenizer(tokenizer)
     renderer = config.renderer or ("plain" if base is None else default_renderer(text_to_ids, base.files))
