@@ -27,12 +27,12 @@ SERVICE_ROOMS = {
     "engines.kernels": "batching records",
     "engines.torch": "batching engines engines.kernels errors manifest records reward settings text",
     "engines.remote": "engines errors manifest records settings text",
-    "checkpoints": "engines engines.torch errors manifest records text",
+    "checkpoints": "engines engines.torch errors heatmap manifest records text",
     "scoring": "batching errors records reward schemas telemetry text",
     "serving": "batching engines engines.remote engines.torch errors manifest records "
     "schemas scoring settings telemetry text",
     "http": "batching errors heatmap schemas scoring serving settings telemetry text",
-    "cli": "checkpoints engines.torch errors http serving settings telemetry",
+    "cli": "checkpoints engines.torch errors heatmap http serving settings telemetry",
 }
 TRAINER_ROOMS = {
     "errors": "",

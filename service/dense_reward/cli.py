@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import types
@@ -86,8 +87,8 @@ def _add_adopt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--role",
         choices=["sft", "reference", "policy"],
-        required=True,
-        help="sft: the finished checkpoint; reference: the earlier one; policy: a model trained on the rewards",
+        help="sft: the finished checkpoint; reference: the earlier one; policy: a model trained on the rewards. "
+        "What is left out, this too, is taken from the checkpoint's manifest, if it has one",
     )
     parser.add_argument("--run-id", metavar="TEXT", help="checkpoints with equal run ids belong to one run")
     parser.add_argument(
@@ -118,13 +119,25 @@ def _add_adopt(parser: argparse.ArgumentParser) -> None:
         help="YYYY-MM-DD, for a chat template that writes the date; if left out, today",
     )
     parser.add_argument("--out", metavar="PATH", type=Path, help="write the manifest to this folder, not to the source")
+    parser.add_argument(
+        "--ignore-manifest", action="store_true", help="take nothing from a manifest that the checkpoint already has"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="report the same and write nothing; also verify that a manifest still matches. Exit code 2 if the "
+        "checkpoint cannot be adopted or its manifest does not match",
+    )
     parser.set_defaults(run=_adopt)
 
 
 def _adopt(options: argparse.Namespace) -> int:
     from dense_reward.checkpoints.adopt import adopt
+    from dense_reward.heatmap.example import render_example
 
-    folder = adopt(
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    columns = min(max(shutil.get_terminal_size((100, 24)).columns, 40), 120)
+    adopt(
         options.source,
         role=options.role,
         run_id=options.run_id,
@@ -136,9 +149,11 @@ def _adopt(options: argparse.Namespace) -> int:
         template_kwargs=_json_object("--template-kwargs", options.template_kwargs),
         response_prefix=options.response_prefix,
         template_date=options.template_date,
-        report=print,
+        ignore_manifest=options.ignore_manifest,
+        check=options.check,
+        report=lambda line: print(line, flush=True),
+        draw=lambda example: render_example(example, columns=columns, colour=colour),
     )
-    print(f"adopted: {folder}")
     return 0
 
 

@@ -28,7 +28,7 @@ EQUAL_MODELS = (
     "reference"
 )
 NEAR_FOLDERS = 4
-"""Folders to go up at most from a manifest to one that also holds the base model, for a relative path to it."""
+"""Folders to go up at most from a manifest to one that also holds the other folder, for a relative path to it."""
 _IN_HUB_CACHE = re.compile(r"/models--(?P<name>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})$")
 Role = Literal["sft", "reference", "policy", "token_head"]
 
@@ -88,7 +88,9 @@ class Manifest(_Strict):
     data_sha256: str | None = None
     seed: int | None = None
     dtype: str = Field(description="dtype of the weights on disk")
-    source: str | None = Field(None, description="folder of the files, if it is not the manifest's folder")
+    source: str | None = Field(
+        None, description="folder of the files, if it is not the manifest's folder; named like adapter_base"
+    )
     adapter_base: str | None = Field(
         None,
         description="base model of a LoRA adapter: a folder, relative to the manifest's (./ or ../) or absolute, or a "
@@ -172,24 +174,36 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def files_folder(folder: Path, manifest: Manifest) -> Path:
-    """The folder of the checkpoint's files: that of the manifest, or another one that the manifest names."""
-    return folder if manifest.source is None else Path(manifest.source)
+    """The folder of the checkpoint's files: that of the manifest, or another one that the manifest names.
 
-
-def adapter_base_name(folder: Path, base: Path) -> str:
-    """How the manifest in `folder` names an adapter's base model, so that it is found after a move.
-
-    A hub id@revision if the base is in the hub's cache; a relative path if both are below one folder near the manifest;
-    else the absolute path.
+    Raises CheckpointError if the hub's cache on this machine does not hold the hub id@revision that it names.
     """
-    folder, base = folder.resolve(), base.resolve()
-    if in_cache := _IN_HUB_CACHE.search(base.as_posix()):
-        return f"{in_cache['name'].replace('--', '/', 1)}@{in_cache['revision']}"
-    relative = Path(os.path.relpath(base, folder)).as_posix()
+    if manifest.source is None:
+        return folder
+    places = _named_folders(folder, manifest.source)
+    if not places:
+        name, _, revision = manifest.source.partition("@")
+        raise CheckpointError(
+            f"{folder}: its files, {manifest.source}, are not in the hub's cache of this machine: download them with "
+            f"`hf download {name}{' --revision ' + revision if revision else ''}`"
+        )
+    return next((place for place in places if place.is_dir()), places[0])
+
+
+def folder_name(folder: Path, other: Path) -> str:
+    """How the manifest in `folder` names another folder, of its files or of a base model, to be found after a move.
+
+    A relative path if both are below one folder near the manifest; a hub id@revision if the other is in the hub's cache
+    elsewhere; else the absolute path.
+    """
+    folder, other = folder.resolve(), other.resolve()
+    relative = Path(os.path.relpath(other, folder)).as_posix()
     above = relative.split("/").count("..")
-    if above > NEAR_FOLDERS or above >= len(folder.parts) - 1:
-        return str(base)
-    return relative if relative.startswith(".") else f"./{relative}"
+    if above <= NEAR_FOLDERS and above < len(folder.parts) - 1:
+        return relative if relative.startswith(".") else f"./{relative}"
+    name = _hub_name(other.as_posix())
+    found = [] if name is None else _in_hub_cache(name)
+    return name if name is not None and other in [place.resolve() for place in found] else str(other)
 
 
 def adapter_base_folder(folder: Path, manifest: Manifest) -> Path | None:
@@ -201,13 +215,7 @@ def adapter_base_folder(folder: Path, manifest: Manifest) -> Path | None:
     name = manifest.adapter_base
     if name is None:
         return None
-    if Path(name).is_absolute():
-        places = [Path(name)]
-    elif name.startswith("."):
-        places = [Path(os.path.normpath(folder.resolve() / name))]
-    else:
-        places = _in_hub_cache(name)
-    places += _base_of_adapter_config(files_folder(folder, manifest))
+    places = [*_named_folders(folder, name), *_base_of_adapter_config(files_folder(folder, manifest))]
     found = next((place for place in places if place.is_dir()), None)
     if found is None:
         raise CheckpointError(
@@ -215,6 +223,23 @@ def adapter_base_folder(folder: Path, manifest: Manifest) -> Path | None:
             "adapter_config.json (base_model_name_or_path) and adopt the adapter again"
         )
     return found
+
+
+def _named_folders(folder: Path, name: str) -> list[Path]:
+    """The folders that `folder_name` may have named in the manifest of `folder`, the likeliest first.
+
+    A path into a hub's cache also says the hub id and revision, which this machine may have in another cache.
+    """
+    if not name.startswith(("/", ".")):
+        return _in_hub_cache(name)
+    hub_name = _hub_name(name)
+    return [Path(os.path.normpath(folder.resolve() / name)), *(_in_hub_cache(hub_name) if hub_name else [])]
+
+
+def _hub_name(path: str) -> str | None:
+    """The hub id@revision of a folder in a hub's cache, by its path; None for other folders."""
+    found = _IN_HUB_CACHE.search(path)
+    return f"{found['name'].replace('--', '/', 1)}@{found['revision']}" if found else None
 
 
 def _in_hub_cache(name: str) -> list[Path]:
@@ -311,8 +336,17 @@ def _unrelated(sft: Manifest, reference: Manifest) -> str | None:
 
 def _verify(folder: Path, expected: Mapping[str, str]) -> None:
     if not folder.is_dir():
-        raise CheckpointError(f"{folder}: the checkpoint's files are gone")
-    found = hash_files(folder)
+        raise CheckpointError(
+            f"{folder}: the checkpoint's files are gone: move them back, or adopt them where they are now"
+        )
+    verify_hashes(folder, expected, hash_files(folder))
+
+
+def verify_hashes(folder: Path, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Compare the hashes of a manifest with those of the files in a folder, both by file name.
+
+    Raises CheckpointError, naming the file, if one is missing or has changed, or if weights were added.
+    """
     for name, digest in expected.items():
         if name not in found:
             raise CheckpointError(f"{folder / name} is missing: copy the checkpoint again")

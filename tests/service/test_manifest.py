@@ -10,9 +10,9 @@ from dense_reward.manifest import (
     MANIFEST_NAME,
     Manifest,
     adapter_base_folder,
-    adapter_base_name,
     check_pair,
     files_folder,
+    folder_name,
     hash_files,
     load_manifest,
     tokenizer_sha256,
@@ -250,7 +250,7 @@ def test_an_adapter_finds_its_base_after_a_move(checkpoint: Path, tmp_path: Path
     adapter.mkdir(parents=True)
     checkpoint.rename(base)
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
-    name = adapter_base_name(adapter, base)
+    name = folder_name(adapter, base)
     assert name == "../../base"
     write_manifest(adapter, manifest(adapter_base=name, adapter_base_files=hash_files(base)))
     if moved == "both":
@@ -269,22 +269,58 @@ def test_an_adapter_finds_its_base_after_a_move(checkpoint: Path, tmp_path: Path
 
 def test_a_base_far_away_is_named_by_its_absolute_path(tmp_path: Path) -> None:
     deep = tmp_path / "a" / "b" / "c" / "d" / "e"
-    assert adapter_base_name(deep, tmp_path / "base") == str((tmp_path / "base").resolve())
-    assert adapter_base_name(Path("/checkpoints/sft"), Path("/models/base")) == "/models/base"
-    assert adapter_base_name(tmp_path, tmp_path / "base") == "./base"
+    assert folder_name(deep, tmp_path / "base") == str((tmp_path / "base").resolve())
+    assert folder_name(Path("/checkpoints/sft"), Path("/models/base")) == "/models/base"
+    assert folder_name(tmp_path, tmp_path / "base") == "./base"
 
 
-def test_a_base_in_the_hubs_cache_is_named_by_its_id_and_revision(
+def test_a_base_in_a_hubs_cache_far_away_is_named_by_its_id_and_revision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    deep = tmp_path / "a" / "b" / "c" / "d" / "e"
     snapshot = tmp_path / "models--organisation--base" / "snapshots" / ("0" * 39 + "1")
     snapshot.mkdir(parents=True)
-    name = adapter_base_name(tmp_path / "adapter", snapshot)
-    assert name == f"organisation/base@{'0' * 39}1"
+    assert folder_name(deep, snapshot) == str(snapshot), "a cache that is not this machine's"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    name = folder_name(deep, snapshot)
+    assert name == f"organisation/base@{'0' * 39}1"
     assert adapter_base_folder(tmp_path, manifest(adapter_base=name)) == snapshot
     with pytest.raises(CheckpointError, match="its base model organisation/other@main is not there"):
         adapter_base_folder(tmp_path, manifest(adapter_base="organisation/other@main"))
+    assert files_folder(tmp_path, manifest(source=name)) == snapshot
+    with pytest.raises(CheckpointError, match="hf download organisation/other --revision main"):
+        files_folder(tmp_path, manifest(source="organisation/other@main"))
+
+
+def test_a_hubs_cache_near_the_manifest_needs_no_variable_and_another_one_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chart puts checkpoints and cache on one volume, and the service does not know that cache."""
+    revision = "0" * 39 + "1"
+    snapshot = tmp_path / "volume" / "hub" / "models--organisation--base" / "snapshots" / revision
+    snapshot.mkdir(parents=True)
+    side = tmp_path / "volume" / "sft"
+    made = manifest(source=folder_name(side, snapshot))
+    assert made.source == f"../hub/models--organisation--base/snapshots/{revision}"
+    assert files_folder(side, made) == snapshot
+    (tmp_path / "volume" / "hub").rename(tmp_path / "other")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "other"))
+    moved = tmp_path / "other" / "models--organisation--base" / "snapshots" / revision
+    assert files_folder(side, made) == moved
+    assert files_folder(side, manifest(source=str(snapshot))) == moved, "a manifest of an earlier version"
+
+
+def test_a_side_folder_and_its_source_can_be_moved_together(checkpoint: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    side = home / "adopted" / "sft"
+    side.mkdir(parents=True)
+    files = checkpoint.rename(home / "model")
+    made = manifest(source=folder_name(side, files), files=hash_files(files))
+    assert made.source == "../../model"
+    write_manifest(side, made)
+    moved = home.rename(tmp_path / "moved")
+    assert files_folder(moved / "adopted" / "sft", made) == moved / "model"
+    verify(moved / "adopted" / "sft")
 
 
 def test_the_hash_of_all_weights_depends_on_weights_alone() -> None:

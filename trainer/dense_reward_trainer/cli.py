@@ -13,6 +13,7 @@ from dense_reward.errors import CheckpointError, RequestError
 from dense_reward_trainer.configs.base import config_path, load_config, recipe_names
 from dense_reward_trainer.data.sources import DataError
 from dense_reward_trainer.errors import ConfigError, JobError
+from dense_reward_trainer.runs.full_disk import reports_full_disk
 from dense_reward_trainer.runs.processes import sigterm_exits
 
 
@@ -92,7 +93,8 @@ def _run(job: JobSpec, config: str, overrides: Sequence[str]) -> None:
     """Reads the configuration before it imports the job: a typo is reported immediately."""
     module, _, name = job.config.partition(":")
     resolved = load_config(getattr(importlib.import_module(module), name), config_path(config), overrides)
-    importlib.import_module(job.module).run(resolved, _report)
+    with reports_full_disk(resolved.output_dir):
+        importlib.import_module(job.module).run(resolved, _report)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

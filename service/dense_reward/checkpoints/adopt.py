@@ -2,28 +2,42 @@
 
 import os
 import re
+import shlex
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from pydantic import JsonValue
 
-from dense_reward.checkpoints.chat_choices import check_end_of_turn, checked_choices, encoder_with, report_chat
+from dense_reward.checkpoints.chat_choices import check_end_of_turn, checked_choices, encoder_with
+from dense_reward.checkpoints.findings import Checked, example_of, findings
+from dense_reward.checkpoints.kept import Earlier, Wanted, earlier_manifest, verify_manifest, with_kept, with_record
+from dense_reward.checkpoints.next_step import next_step
 from dense_reward.checkpoints.probe import PROBE_TEXTS, ProbeText, probe_of_texts
-from dense_reward.checkpoints.write_manifest import ManifestFacts, default_renderer, write_manifest
+from dense_reward.checkpoints.write_manifest import (
+    ManifestFacts,
+    default_renderer,
+    measured_manifest,
+    save_manifest,
+)
 from dense_reward.engines.tokenizer import load_tokenizer
 from dense_reward.engines.torch.architecture import load_config
+from dense_reward.engines.torch.device import chosen_device
+from dense_reward.engines.torch.model import DTYPES
 from dense_reward.engines.weight_files import ADAPTER_CONFIG, check_files, check_weights_exist, read_json
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import Role
+from dense_reward.heatmap.example import ExampleTokens
+from dense_reward.manifest import MANIFEST_NAME, Role, files_folder, load_manifest
 from dense_reward.records import Report
 from dense_reward.text.tokenizer import RendererName
 
 Fetch = Callable[[str, str | None], Path]
 """Takes a hub id and a revision, and returns the folder of the downloaded files."""
+Draw = Callable[[ExampleTokens], str]
+"""Takes the tokens of an example chat, and returns lines for a terminal."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _NEEDED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
@@ -40,10 +54,19 @@ class Located:
     own: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where a checkpoint's files are, and the folder of its manifest. `hub_id`: the source, if that is a hub id."""
+
+    files: Path
+    target: Path
+    hub_id: str | None
+
+
 def adopt(
     source: str,
     *,
-    role: Role,
+    role: Role | None = None,
     run_id: str | None = None,
     renderer: RendererName | None = None,
     end_of_turn: str | None = None,
@@ -54,8 +77,11 @@ def adopt(
     template_kwargs: Mapping[str, JsonValue] | None = None,
     response_prefix: str | None = None,
     template_date: str | None = None,
+    ignore_manifest: bool = False,
+    check: bool = False,
     fetch: Fetch | None = None,
     report: Report = _silent,
+    draw: Draw | None = None,
 ) -> Path:
     """Write the manifest of a checkpoint, and return the folder that holds it: the one to start a service with.
 
@@ -64,36 +90,137 @@ def adopt(
     Checkpoints adopted with the same `run_id` count as one run. `end_of_turn` is a token, by default the template's.
     `template_kwargs`, `response_prefix` and `template_date` (by default today, if the template writes the date) are
     fields of Manifest; as long as it is undecided what a response stands after, a service refuses texts and chats.
-    Raises CheckpointError, which names the cure.
+    What is not given is taken from a manifest that the checkpoint already has, unless `ignore_manifest`. `check` writes
+    nothing, needs no role, and verifies that such a manifest still matches. `report` gets what was found, and an
+    example that `draw` has drawn. Raises CheckpointError, which names the cure.
     """
-    located = locate(source, fetch or download)
-    files = located.folder
+    wanted = Wanted(
+        role=role,
+        run_id=run_id,
+        renderer=renderer,
+        end_of_turn=end_of_turn,
+        dtype=dtype,
+        template_kwargs=template_kwargs,
+        response_prefix=response_prefix,
+        template_date=template_date,
+    )
+    adoption = Adoption(texts, chosen_device(device), check, fetch or download, report)
+    places = _places(source, out, adoption.fetch)
+    earlier = None if ignore_manifest else earlier_manifest([places.target, places.files], wanted, report)
+    found = _checked(places, wanted, earlier, adoption)
+    if earlier is not None:
+        found = replace(found, manifest=with_record(found.manifest, earlier, wanted, check=check))
+    _report_findings(found, draw, report)
+    if check:
+        _report_check(found, earlier, places, report)
+        return places.target
+    _make_folder(places.target)
+    save_manifest(places.target, found.manifest)
+    report(f"adopted: {places.target}")
+    report(f"next: {_next(source, places.target, found)}")
+    return places.target
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """How to adopt: the texts and the device of the probe, whether to write nothing, and what fetches and reports."""
+
+    texts: Sequence[ProbeText]
+    device: str
+    check: bool
+    fetch: Fetch
+    report: Report
+
+
+def _checked(places: Places, wanted: Wanted, earlier: Earlier | None, adoption: Adoption) -> Checked:
+    """The checkpoint, loaded and measured. What is quick to see is refused before the weights are loaded."""
+    files = places.files
     check_weights_exist(files)
     check_files(files)
-    adapter_base = _adapter_base(files, fetch or download)
-    load_config(adapter_base or files)  # before the tokenizer, which reads config.json too
+    base = _adapter_base(files, adoption.fetch)
+    load_config(base or files)  # before the tokenizer, which reads config.json too
     tokenizer = load_tokenizer(files)
-    folder = out or (files if located.own and os.access(files, os.W_OK) else _side_folder(source))
-    renderer = renderer or default_renderer(tokenizer, files)
-    choices = checked_choices(tokenizer, renderer, template_kwargs, response_prefix, template_date)
-    encoder = encoder_with(tokenizer, renderer, choices, end_of_turn=end_of_turn, place=files)
-    check_end_of_turn(encoder, adapter_base or files, files, named=end_of_turn is not None)
-    _make_folder(folder)
+    _check_choices(places, wanted, earlier, adoption.check)
+    chosen = wanted if earlier is None else with_kept(wanted, earlier, tokenizer, adoption.report)
+    renderer = chosen.renderer or default_renderer(tokenizer, files)
+    choices = checked_choices(tokenizer, renderer, chosen.template_kwargs, chosen.response_prefix, chosen.template_date)
+    encoder = encoder_with(tokenizer, renderer, choices, end_of_turn=chosen.end_of_turn, place=files)
+    check_end_of_turn(encoder, base or files, files, named=chosen.end_of_turn is not None)
     facts = ManifestFacts(
-        role=role,
-        run_id=run_id or f"adopted-{uuid.uuid4().hex[:12]}",
+        role=chosen.role or "sft",
+        run_id=chosen.run_id or f"adopted-{uuid.uuid4().hex[:12]}",
         renderer=renderer,
         end_of_turn_id=encoder.end_of_turn_id,
         choices=choices,
         optimiser_step=_optimiser_step(files),
-        base_model=None if located.own else source,
-        dtype=dtype,
-        source=None if folder.resolve() == files.resolve() else files,
-        adapter_base=adapter_base,
+        base_model=places.hub_id,
+        dtype=wanted.dtype,
+        source=None if places.target.resolve() == files.resolve() else files,
+        adapter_base=base,
     )
-    write_manifest(folder, facts, lambda encoder, limit: probe_of_texts(encoder, limit, texts), device=device)
-    report_chat(encoder, report)
-    return folder
+    manifest, model = measured_manifest(
+        places.target,
+        facts,
+        lambda encoder, limit: probe_of_texts(encoder, limit, adoption.texts),
+        device=adoption.device,
+        hashed=not adoption.check or earlier is not None,
+    )
+    return Checked(files, base, manifest, model, tokenizer, encoder)
+
+
+def _check_choices(places: Places, wanted: Wanted, earlier: Earlier | None, check: bool) -> None:
+    """Raises CheckpointError if the role is not known, the dtype is none, or the manifest cannot be written."""
+    if wanted.role is None and earlier is None and not check:
+        raise CheckpointError(
+            f"{places.target} has no {MANIFEST_NAME} yet, so its role must be named: --role sft (the finished "
+            "checkpoint), --role reference (the earlier one) or --role policy (a model trained on the rewards)"
+        )
+    if wanted.dtype is not None and wanted.dtype not in DTYPES:
+        raise CheckpointError(f"dtype {wanted.dtype!r} is none to serve in: name one of {', '.join(DTYPES)}")
+    above = next(path for path in (places.target, *places.target.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise CheckpointError(f"{above} cannot be written: name a folder that can be written (--out)")
+
+
+def _report_findings(found: Checked, draw: Draw | None, report: Report) -> None:
+    for line in findings(found):
+        report(line)
+    example = None if draw is None else example_of(found)
+    if draw is not None and example is not None:
+        report(f"example, as tokens:\n{draw(example)}")
+
+
+def _report_check(found: Checked, earlier: Earlier | None, places: Places, report: Report) -> None:
+    """Raises CheckpointError if there is a manifest that no longer matches."""
+    if earlier is not None:
+        verify_manifest(found, earlier)
+        report(f"{MANIFEST_NAME}: matches files, tokenizer, chat template and probe ({earlier.folder})")
+    report(f"checked: {places.files} can be adopted; nothing was written")
+
+
+def _next(source: str, target: Path, found: Checked) -> str:
+    if found.encoder.undecided("flags") is not None:
+        again = source if target.as_posix() == source else str(target)
+        return f"dense-reward adopt {shlex.quote(again)} CHOICE, with one of the choices above, for both checkpoints"
+    return next_step(target, found.manifest, end_of_turn=found.named_end)
+
+
+def _places(source: str, out: Path | None, fetch: Fetch) -> Places:
+    located = locate(source, fetch)
+    folder = located.folder
+    if located.own and (files := files_of_side_folder(folder)) is not None:
+        return Places(files, out or folder, None)
+    in_place = located.own and os.access(folder, os.W_OK)
+    return Places(folder, out or (folder if in_place else _side_folder(source)), None if located.own else source)
+
+
+def files_of_side_folder(folder: Path) -> Path | None:
+    """Where the files are, if the folder holds only a manifest that names another folder."""
+    try:
+        manifest = load_manifest(folder)
+    except CheckpointError:  # none, or a broken one
+        return None
+    return None if manifest.source is None else files_folder(folder, manifest)
 
 
 def locate(source: str, fetch: Fetch | None = None) -> Located:

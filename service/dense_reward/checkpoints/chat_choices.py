@@ -9,7 +9,6 @@ from pydantic import JsonValue
 from dense_reward.checkpoints.turn_ends import turn_ends, unclear_end
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.errors import CheckpointError, RequestError
-from dense_reward.records import Report
 from dense_reward.text.encode import Encoder
 from dense_reward.text.template import TemplateChoices
 from dense_reward.text.tokenizer import RendererName
@@ -54,10 +53,10 @@ def encoder_with(
     renderer: RendererName,
     choices: TemplateChoices,
     *,
-    end_of_turn: str | None,
+    end_of_turn: str | int | None,
     place: Path,
 ) -> Encoder:
-    """The encoder of a checkpoint in `place`. `end_of_turn` is a token, None: the template's, else the EOS.
+    """The encoder of a checkpoint in `place`. `end_of_turn` is a token or its id, None: the template's, else the EOS.
 
     Raises CheckpointError if the template cannot render a chat, or `end_of_turn` is not one token.
     """
@@ -70,7 +69,8 @@ def encoder_with(
         ) from None
     if end_of_turn is None:
         return encoder
-    return Encoder(tokenizer, renderer, _token_id(tokenizer, end_of_turn), choices=choices)
+    end_id = end_of_turn if isinstance(end_of_turn, int) else _token_id(tokenizer, end_of_turn)
+    return Encoder(tokenizer, renderer, end_id, choices=choices)
 
 
 def check_end_of_turn(encoder: Encoder, weights: Path, place: Path, *, named: bool) -> None:
@@ -82,23 +82,6 @@ def check_end_of_turn(encoder: Encoder, weights: Path, place: Path, *, named: bo
         ends = turn_ends(encoder, weights)
         if not ends.agree:
             raise unclear_end(ends, encoder, str(place), "--end-of-turn TOKEN")
-
-
-def report_chat(encoder: Encoder, report: Report) -> None:
-    """Report what is known of a chat template, for the user who adopts the checkpoint."""
-    if encoder.renderer != "chat":
-        return
-    if encoder.end_of_turn_id is not None:
-        report(f"end of turn: {encoder.tokenizer.pieces([encoder.end_of_turn_id])[0]!r}")
-    if encoder.choices.template_date is not None:
-        report(f"the chat template writes the date: always {encoder.choices.template_date} (template_date)")
-    undecided = encoder.undecided("flags")
-    if undecided is not None:
-        report(f"texts and chats will be refused until this is decided: {undecided}")
-    elif encoder.chat.place().agrees:
-        report("chat template: prompt, response and end of turn have the ids of its own rendering")
-    else:
-        report("chat template: a response stands where response_prefix says")
 
 
 def _check_date(text: str) -> None:

@@ -13,10 +13,10 @@ from dense_reward.checkpoints.probe import ProbeIds, measure_probe
 from dense_reward.checkpoints.versions import library_versions
 from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
 from dense_reward.engines.torch.architecture import load_config
-from dense_reward.engines.torch.model import load_model
+from dense_reward.engines.torch.model import TorchModel, load_model
 from dense_reward.engines.torch.weights import stored_dtype
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import MANIFEST_NAME, Manifest, Role, adapter_base_name, hash_files
+from dense_reward.manifest import MANIFEST_NAME, Manifest, Role, folder_name, hash_files
 from dense_reward.text.encode import Encoder, end_of_turn_id
 from dense_reward.text.template import TemplateChoices
 from dense_reward.text.tokenizer import RendererName
@@ -58,12 +58,28 @@ def write_manifest(folder: Path, facts: ManifestFacts, choose_probe: ChooseProbe
     The probe is measured on the weights as they were written, through the loader that the service uses. Raises
     CheckpointError if the files cannot be served.
     """
-    manifest, encoder = _without_probe(folder, facts)
+    manifest, _ = measured_manifest(folder, facts, choose_probe, device=device)
+    save_manifest(folder, manifest)
+    return manifest
+
+
+def measured_manifest(
+    folder: Path, facts: ManifestFacts, choose_probe: ChooseProbe, *, device: str = "cpu", hashed: bool = True
+) -> tuple[Manifest, TorchModel]:
+    """The manifest that `folder` would get, and the model in float32. Writes nothing; `folder` need not exist.
+
+    Without `hashed` the manifest has no hashes of files. Raises CheckpointError if the files cannot be served.
+    """
+    manifest, encoder = _without_probe(folder, facts, hashed=hashed)
     model = load_model(folder, manifest, dtype="float32", device=device)
     # What a response stands after may be undecided: the probe measures log-probs, and these ids are as good as others.
     decided = replace(encoder, choices=replace(facts.choices, response_prefix=facts.choices.response_prefix or ""))
     probe = measure_probe(model, choose_probe(decided, model.max_length_tokens))
-    manifest = manifest.model_copy(update={"probe": probe})
+    return manifest.model_copy(update={"probe": probe}), model
+
+
+def save_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write a manifest into its folder, whole or not at all. Raises CheckpointError if it cannot be written."""
     try:
         write_whole(folder / MANIFEST_NAME, manifest.model_dump_json(indent=2).encode() + b"\n")
     except OSError as error:
@@ -71,10 +87,9 @@ def write_manifest(folder: Path, facts: ManifestFacts, choose_probe: ChooseProbe
             f"{folder / MANIFEST_NAME} cannot be written ({error.strerror}): make space or name a writable folder "
             "(--out)"
         ) from error
-    return manifest
 
 
-def _without_probe(folder: Path, facts: ManifestFacts) -> tuple[Manifest, Encoder]:
+def _without_probe(folder: Path, facts: ManifestFacts, *, hashed: bool) -> tuple[Manifest, Encoder]:
     """The manifest with an empty probe, and the encoder that it describes."""
     files = facts.source or folder
     weights = facts.adapter_base or files
@@ -103,10 +118,10 @@ def _without_probe(folder: Path, facts: ManifestFacts) -> tuple[Manifest, Encode
         data_sha256=facts.data_sha256,
         seed=facts.seed,
         dtype=facts.dtype or stored_dtype(weights),
-        source=None if facts.source is None else str(facts.source.resolve()),
-        adapter_base=None if facts.adapter_base is None else adapter_base_name(folder, facts.adapter_base),
-        files=hash_files(files),
-        adapter_base_files={} if facts.adapter_base is None else hash_files(facts.adapter_base),
+        source=None if facts.source is None else folder_name(folder, facts.source),
+        adapter_base=None if facts.adapter_base is None else folder_name(folder, facts.adapter_base),
+        files=hash_files(files) if hashed else {},
+        adapter_base_files=hash_files(facts.adapter_base) if hashed and facts.adapter_base is not None else {},
         probe=(),
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=library_versions(),

@@ -13,9 +13,9 @@ from dense_reward.heatmap.visible import cells
 
 SMALLEST_COLUMNS = 20
 
-_RESET = "\x1b[0m"
-_BOLD = "\x1b[1m"
-_DIM = "\x1b[2m"
+RESET = "\x1b[0m"
+BOLD = "\x1b[1m"
+DIM = "\x1b[2m"
 _LOWEST = "\x1b[1;4m"
 _BAR_COLUMNS = 33
 
@@ -40,9 +40,9 @@ class _Painter:
 
     def lines(self) -> Iterator[str]:
         for row in self.heatmap.rows:
-            yield from self._prose(row.title, _BOLD)
-            yield from self._prose(_stats(row), _DIM)
-            yield from self._prose(row.prompt, _DIM)
+            yield from self._prose(row.title, BOLD)
+            yield from self._prose(_stats(row), DIM)
+            yield from self._prose(row.prompt, DIM)
             yield from self._painted(row) if self.colour else self._numbered(row)
             yield ""
         yield from self._legend()
@@ -51,7 +51,7 @@ class _Painter:
         yield from (self._styled(line, style) for line in paragraph(text, self.columns))
 
     def _styled(self, text: str, style: str) -> str:
-        return f"{style}{text}{_RESET}" if self.colour else text
+        return f"{style}{text}{RESET}" if self.colour else text
 
     def _painted(self, row: HeatmapRow) -> Iterator[str]:
         marked = lowest(row)
@@ -59,8 +59,8 @@ class _Painter:
             yield "".join(self._box(placed.box, row, marked) for placed in line)
 
     def _box(self, box: Box, row: HeatmapRow, marked: int | None) -> str:
-        paint = _paint(self.swatches[level(row.values[box.index], self.heatmap.scale)])
-        return f"{paint}{_LOWEST if box.index == marked else ''}{box.text}{_RESET}"
+        painted = paint(self.swatches[level(row.values[box.index], self.heatmap.scale)])
+        return f"{painted}{_LOWEST if box.index == marked else ''}{box.text}{RESET}"
 
     def _numbered(self, row: HeatmapRow) -> Iterator[str]:
         marked = lowest(row)
@@ -70,21 +70,22 @@ class _Painter:
 
     def _legend(self) -> Iterator[str]:
         heatmap, unit = self.heatmap, self.heatmap.unit
-        yield from self._prose(f"{heatmap.signal} per token, {unit}: {heatmap.caption}", _DIM)
+        yield from self._prose(f"{heatmap.signal} per token, {unit}: {heatmap.caption}", DIM)
         if not self.colour:
-            yield from self._prose("the value is printed below each token; * marks the lowest of a row", _DIM)
+            yield from self._prose("the value is printed below each token; * marks the lowest of a row", DIM)
             return
         span = min(_BAR_COLUMNS, self.columns - 2)
         steps = (round(2 * STEPS * at / (span - 1)) for at in range(span))
-        bar = "".join(f"{_paint(self.swatches[step])} " for step in steps)
-        yield f"{bar}{_RESET}"
+        bar = "".join(f"{paint(self.swatches[step])} " for step in steps)
+        yield f"{bar}{RESET}"
         low, _, zero, _, high = tick_labels(heatmap.scale)
         gap = max(3, span - len(low) - len(high))
-        yield from self._prose(f"{low}{zero:^{gap}}{high}", _DIM)
-        yield from self._prose(f"colour saturates at the ends ({unit}); the lowest token is underlined", _DIM)
+        yield from self._prose(f"{low}{zero:^{gap}}{high}", DIM)
+        yield from self._prose(f"colour saturates at the ends ({unit}); the lowest token is underlined", DIM)
 
 
-def _paint(swatch: Swatch) -> str:
+def paint(swatch: Swatch) -> str:
+    """The escape sequence that sets a swatch's background and ink."""
     fill, ink = swatch.fill, swatch.ink
     return f"\x1b[48;2;{fill.red};{fill.green};{fill.blue};38;2;{ink.red};{ink.green};{ink.blue}m"
 

@@ -45,20 +45,28 @@ def explanation(template: ChatTemplate, style: Style, template_kwargs: Mapping[s
 def _choices(template: ChatTemplate, place: ResponsePlace, style: Style) -> Iterator[str]:
     agreeing = [variables for variables in _variables(template) if _same_text(template, variables)]
     for variables in agreeing:
-        choice = _argument("template_kwargs", {**template.choices.template_kwargs, **variables}, style)
+        choice = choice_argument("template_kwargs", {**template.choices.template_kwargs, **variables}, style)
         if not template.place(variables).agrees:
-            choice += f" {_argument('response_prefix', '', style)}"
+            choice += f" {choice_argument('response_prefix', '', style)}"
         yield f"{choice}   (both renderings are then the same)"
     between = _between(template, {})
+    given = _given(template, style)
     if between is not None:
-        yield f"{_argument('response_prefix', between, style)}   (this text is context, and is not scored)"
+        choice = given + choice_argument("response_prefix", between, style)
+        yield f"{choice}   (this text is context, and is not scored)"
     if not agreeing and between is None:
         yield from _pairs_of_choices(template, style)
     note = "as the generation prompt has it: a response then holds all that the model writes"
     blank = _text_between(place)
     if blank and blank.isspace():
         note += f", with {_shown(blank)} at its start"
-    yield f"{_argument('response_prefix', '', style)}   ({note})"
+    yield f"{given}{choice_argument('response_prefix', '', style)}   ({note})"
+
+
+def _given(template: ChatTemplate, style: Style) -> str:
+    """The variables that are decided already: adoption takes a decision as a whole."""
+    variables = dict(template.choices.template_kwargs)
+    return choice_argument("template_kwargs", variables, style) + " " if variables and style == "flags" else ""
 
 
 def _pairs_of_choices(template: ChatTemplate, style: Style) -> Iterator[str]:
@@ -67,7 +75,8 @@ def _pairs_of_choices(template: ChatTemplate, style: Style) -> Iterator[str]:
         between = _between(template, variables)
         if between is not None:
             merged = {**template.choices.template_kwargs, **variables}
-            both = f"{_argument('template_kwargs', merged, style)} {_argument('response_prefix', between, style)}"
+            choices: dict[str, JsonValue] = {"template_kwargs": merged, "response_prefix": between}
+            both = " ".join(choice_argument(name, value, style) for name, value in choices.items())
             yield f"{both}   (that text is context, and is not scored)"
             return
 
@@ -116,8 +125,8 @@ def _text_between(place: ResponsePlace) -> str | None:
     return own[len(prompt) :] if own.startswith(prompt) and len(own) > len(prompt) else None
 
 
-def _argument(name: str, value: JsonValue, style: Style) -> str:
-    """The choice as it is typed in a shell."""
+def choice_argument(name: str, value: JsonValue, style: Style) -> str:
+    """A choice about a template as it is typed in a shell."""
     if style == "keys":
         return shlex.quote(f"{name}={json.dumps(value, ensure_ascii=False)}")
     quoted = _shell(value) if isinstance(value, str) else shlex.quote(json.dumps(value, ensure_ascii=False))

@@ -57,8 +57,9 @@ def test_a_template_that_agrees_with_itself_needs_no_decision(tmp_path: Path, ki
     lines: list[str] = []
     manifest = adopted(tmp_path / "a", kind, report=lines.append)
     assert (manifest.template_kwargs, manifest.response_prefix) == ({}, None)
-    assert "chat template: prompt, response and end of turn have the ids of its own rendering" in lines
-    assert "end of turn: '<|im_end|>'" in lines
+    verdict = "chat template: served by text; prompt, response and end of turn have the ids of its own rendering"
+    assert verdict in lines
+    assert "end of turn: '<|im_end|>', by the chat template, the tokenizer" in lines
 
 
 @pytest.mark.parametrize("kind", DIFFER)

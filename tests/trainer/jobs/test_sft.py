@@ -228,7 +228,7 @@ def test_a_killed_run_goes_on_to_bitwise_the_same_weights(tmp_path: Path, capsys
     capsys.readouterr()
     trained("arithmetic_sft_tiny", killed, *overrides)
     reported = capsys.readouterr().err
-    assert "checkpoint-999: a kill had left it incomplete" in reported
+    assert "checkpoint-999: a kill or a full disk had left it incomplete" in reported
     assert "resumed at step 12" in reported
     assert_same_outcome(killed, unbroken)
     assert manifests(killed)[0].run_id == run_id

@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from dense_reward.checkpoints.adopt import adopt
+from dense_reward.engines.tokenizer import load_tokenizer
 from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pair
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import load_manifest
+from dense_reward.manifest import MANIFEST_NAME, load_manifest
+from dense_reward.text.encode import Encoder
 from dense_reward_trainer.cli import main
+from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.rl.policy import load_policy
+from dense_reward_trainer.sft.chat import InitialFolder, training_encoder
 from kinds_of_templates import KINDS
 from tiny_models import tiny_model, write_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
@@ -79,7 +83,7 @@ def test_an_undecided_template_is_refused_before_training_with_the_keys_that_dec
         assert load_manifest(folder / name).template_kwargs == {"enable_thinking": False}
     serving = ServingOptions(max_batch_tokens=1024)
     assert load_pair(folder / "sft", folder / "reference", serving, LoadContext(lambda _: None))[0].info.related
-    undecided = adopt(str(folder / "sft"), role="policy", out=tmp_path / "undecided")
+    undecided = adopt(str(folder / "sft"), role="policy", out=tmp_path / "undecided", ignore_manifest=True)
     with pytest.raises(CheckpointError, match="must be decided once"):
         load_policy(undecided, precision="float32", device="cpu")
 
@@ -169,3 +173,55 @@ def test_the_date_of_the_first_start_is_that_of_the_run(tmp_path: Path, capsys: 
     shutil.rmtree(tmp_path / "other" / "checkpoints")
     assert sft(tmp_path / "other", base, source) == 2, "the ids of another day"
     assert "writes a date" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("side", [False, True])
+def test_the_decision_of_an_adopted_base_model_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], side: bool
+) -> None:
+    base, source = base_model(tmp_path / "base", "an empty thought", eos="<|im_end|>"), data(tmp_path)
+    kwargs = {"enable_thinking": False}
+    out = tmp_path / "side" if side else None
+    folder = adopt(str(base), role="policy", template_kwargs=kwargs, end_of_turn="<|stop|>", out=out)
+    assert sft(tmp_path / "run", folder, source) == 0
+    line = f'as {folder / MANIFEST_NAME} decides: end_of_turn "<|stop|>", template_kwargs {{"enable_thinking": false}}'
+    assert line in capsys.readouterr().err
+    taken = load_manifest(tmp_path / "run" / "checkpoints" / "reference")
+    assert (taken.template_kwargs, taken.end_of_turn_id) == (kwargs, 256 + SPECIALS.index("<|stop|>"))
+
+
+def encoder_of(base: Path, tmp_path: Path, **keys: object) -> tuple[Encoder, list[str]]:
+    values = {"data": {"source": "x"}, "base_model": str(base), "output_dir": tmp_path / "run", **keys}
+    config = SftConfig.model_validate(values)
+    return training_encoder(config, load_tokenizer(base), "chat", InitialFolder(base, base), {})
+
+
+def test_keys_of_the_configuration_come_before_the_base_models_manifest(tmp_path: Path) -> None:
+    base = base_model(tmp_path / "base", "an empty thought", eos="<|im_end|>")
+    adopt(str(base), role="policy", template_kwargs={"enable_thinking": False})
+    encoder, lines = encoder_of(base, tmp_path, response_prefix="")
+    assert (encoder.choices.template_kwargs, encoder.choices.response_prefix) == ({}, "")
+    assert not any("template_kwargs" in line for line in lines), "a decision is taken as a whole"
+    encoder, _ = encoder_of(base, tmp_path, end_of_turn="<|stop|>")
+    assert encoder.end_of_turn_id == 256 + SPECIALS.index("<|stop|>")
+    assert encoder.choices.template_kwargs == {"enable_thinking": False}
+
+
+def test_the_date_of_an_adopted_base_model_is_taken(tmp_path: Path) -> None:
+    base = base_model(tmp_path / "base", "the date", eos="<|im_end|>")
+    adopt(str(base), role="policy", template_date="2024-07-26")
+    assert encoder_of(base, tmp_path)[0].choices.template_date == "2024-07-26"
+    assert encoder_of(base, tmp_path, template_date="2024-07-27")[0].choices.template_date == "2024-07-27"
+
+
+@pytest.mark.parametrize("other", ["template", "file"])
+def test_a_manifest_that_is_not_about_this_template_is_not_taken(tmp_path: Path, other: str) -> None:
+    base = base_model(tmp_path / "base", "plain ChatML", eos="<|im_end|>")
+    adopt(str(base), role="policy", end_of_turn="<|stop|>")
+    if other == "file":
+        (base / MANIFEST_NAME).write_text('{"name": "of another program"}')
+    else:
+        (base / "chat_template.jinja").write_text("{# changed #}" + KINDS["plain ChatML"])
+    encoder, lines = encoder_of(base, tmp_path)
+    assert encoder.end_of_turn_id == END
+    assert any("nothing is taken from" in line for line in lines)

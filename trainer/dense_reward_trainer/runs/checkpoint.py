@@ -75,7 +75,7 @@ def newest_training_state(folder: Path, report: Report) -> Path | None:
         if _parses(path / "trainer_state.json"):
             states[int(matched[1])] = path
         else:
-            report(f"removed {path}: a kill had left it incomplete")
+            report(f"removed {path}: a kill or a full disk had left it incomplete")
             shutil.rmtree(path)
     return states[max(states)] if states else None
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from dense_reward.checkpoints.adopt import locate
+from dense_reward.checkpoints.adopt import files_of_side_folder, locate
 from dense_reward.checkpoints.write_manifest import default_renderer
 from dense_reward.engines.tokenizer import TransformersTokenizer, read_tokenizer
 from dense_reward.engines.torch.architecture import load_config
@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.data.sources import Demonstration
 from dense_reward_trainer.errors import ConfigError
-from dense_reward_trainer.sft.chat import training_encoder
+from dense_reward_trainer.sft.chat import InitialFolder, training_encoder
 from dense_reward_trainer.sft.from_scratch import random_model, train_tokenizer
 
 
@@ -46,13 +46,15 @@ def initial_model_of(config: SftConfig, train: Sequence[Demonstration], pinned: 
         tokenizer = train_tokenizer(_texts(train), config.scratch.vocabulary)
         model, base = random_model(config.scratch, tokenizer, config.seed), None
     else:
-        base = locate(str(config.base_model)).folder
-        model, tokenizer = _load_base_model(base, _weights_dtype(config))
+        named = locate(str(config.base_model)).folder
+        base = InitialFolder(named, files_of_side_folder(named) or named)
+        model, tokenizer = _load_base_model(base.files, _weights_dtype(config))
     text_to_ids = TransformersTokenizer(tokenizer)
-    renderer = config.renderer or ("plain" if base is None else default_renderer(text_to_ids, base))
+    renderer = config.renderer or ("plain" if base is None else default_renderer(text_to_ids, base.files))
     encoder, notes = training_encoder(config, text_to_ids, renderer, base, pinned)
+    files = None if base is None else base.files
     limit_tokens = _limit_tokens(config, model)
-    return InitialModel(model, tokenizer, encoder, text_to_ids.sha256(), base, limit_tokens, tuple(notes))
+    return InitialModel(model, tokenizer, encoder, text_to_ids.sha256(), files, limit_tokens, tuple(notes))
 
 
 def _weights_dtype(config: SftConfig) -> torch.dtype:

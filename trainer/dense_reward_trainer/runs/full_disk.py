@@ -1,0 +1,53 @@
+"""Recognises that a write failed because nothing more fits, in the words of each library that writes for a job."""
+
+import errno
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dense_reward_trainer.errors import JobError
+
+_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_WORDS = (
+    # safetensors and tokenizers, as the operating system says it
+    *("No space left on device", "Disk quota exceeded", "File too large"),
+    # torch.save, which says neither the file nor the reason (torch 2.13)
+    *("unexpected pos ", "PytorchStreamWriter failed writing"),
+)
+
+
+@contextmanager
+def reports_full_disk(folder: Path) -> Iterator[None]:
+    """Raises JobError, with the cure, if the block fails because a file could not be written whole; else its error.
+
+    `folder`: the run's.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_full_disk(error):
+            raise
+        raise JobError(
+            f"{folder}: a file could not be written whole, because the disk is full, or a quota or limit is reached "
+            f"({_free(folder)}): make space and start the same command again. Finished checkpoints are kept, and "
+            "the run goes on from its last complete training state"
+        ) from error
+
+
+def is_full_disk(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, says that a write found no space."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, OSError) and error.errno in _ERRNOS:
+            return True
+        if any(words in str(error) for words in _WORDS):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _free(folder: Path) -> str:
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return f"{shutil.disk_usage(existing).free / 1e6:,.0f} MB are free"
