@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dense_reward.errors import RequestError
@@ -21,6 +21,20 @@ KNOWN_VALUES: Mapping[str, tuple[str, ...]] = {
 SHOWN_CHARACTERS = 400
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the decisions that a user can make. None: as the manifest has it. `note`: what the decision means."""
+
+    template_kwargs: Mapping[str, JsonValue] | None
+    response_prefix: str | None
+    note: str
+
+    def typed(self, style: Style) -> str:
+        """The choice as it is typed in a shell."""
+        given = {"template_kwargs": self.template_kwargs, "response_prefix": self.response_prefix}
+        return " ".join(_argument(name, value, style) for name, value in given.items() if value is not None)
+
+
 def explanation(template: ChatTemplate, style: Style, template_kwargs: Mapping[str, JsonValue] | None = None) -> str:
     """Both renderings side by side, and each choice as it is typed. Several lines."""
     place = template.place(template_kwargs)
@@ -36,39 +50,41 @@ def explanation(template: ChatTemplate, style: Style, template_kwargs: Mapping[s
         lines.append(f"The checkpoint decides this for other template_kwargs than {json.dumps(template_kwargs)}.")
     cure = "Adopt both checkpoints again with" if style == "flags" else "Add to the command"
     lines.append(f"{cure} one of:")
-    lines += [f"  {choice}" for choice in _choices(template, place, style)]
+    lines += [f"  {choice.typed(style)}   ({choice.note})" for choice in choices_for(template, template_kwargs)]
     lines.append("Token ids are served without a decision.")
     return "\n".join(lines)
 
 
-def _choices(template: ChatTemplate, place: ResponsePlace, style: Style) -> Iterator[str]:
+def choices_for(template: ChatTemplate, template_kwargs: Mapping[str, JsonValue] | None = None) -> Iterator[Choice]:
+    """The decisions after which texts are served, the likeliest first. `template_kwargs`: those of a request."""
+    place = template.place(template_kwargs)
     agreeing = [variables for variables in _variables(template) if _same_text(template, variables)]
     for variables in agreeing:
-        choice = _argument("template_kwargs", {**template.choices.template_kwargs, **variables}, style)
-        if not template.place(variables).agrees:
-            choice += f" {_argument('response_prefix', '', style)}"
-        yield f"{choice}   (both renderings are then the same)"
+        prefix = None if template.place(variables).agrees else ""
+        yield Choice(_merged(template, variables), prefix, "both renderings are then the same")
     between = _between(template, {})
     if between is not None:
-        yield f"{_argument('response_prefix', between, style)}   (this text is context, and is not scored)"
+        yield Choice(None, between, "this text is context, and is not scored")
     if not agreeing and between is None:
-        yield from _pairs_of_choices(template, style)
+        yield from _pairs_of_choices(template)
     note = "as the generation prompt has it: a response then holds all that the model writes"
     blank = _text_between(place)
     if blank and blank.isspace():
         note += f", with {_shown(blank)} at its start"
-    yield f"{_argument('response_prefix', '', style)}   ({note})"
+    yield Choice(None, "", note)
 
 
-def _pairs_of_choices(template: ChatTemplate, style: Style) -> Iterator[str]:
+def _pairs_of_choices(template: ChatTemplate) -> Iterator[Choice]:
     """Variables with which the template's own rendering continues its generation prompt, and the text between."""
     for variables in _variables(template):
         between = _between(template, variables)
         if between is not None:
-            merged = {**template.choices.template_kwargs, **variables}
-            both = f"{_argument('template_kwargs', merged, style)} {_argument('response_prefix', between, style)}"
-            yield f"{both}   (that text is context, and is not scored)"
+            yield Choice(_merged(template, variables), between, "that text is context, and is not scored")
             return
+
+
+def _merged(template: ChatTemplate, variables: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    return {**template.choices.template_kwargs, **variables}
 
 
 def _variables(template: ChatTemplate) -> Iterator[dict[str, JsonValue]]:
