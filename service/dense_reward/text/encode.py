@@ -142,6 +142,8 @@ class Encoder:
         """
         continues = self._continues(raw_prompt, raw, template_kwargs)
         pieces = self._encode(text, "response", special=raw, continues=continues)
+        if self.renderer == "chat" and add_eos and not raw:
+            pieces = self.chat.closed(text, self.chat.place(template_kwargs).closing, continues=continues)
         self._refuse_repetition(self._repetition(text, add_eos=add_eos, raw=raw, template_kwargs=template_kwargs))
         return self._response_of(text, pieces, add_eos=add_eos)
 

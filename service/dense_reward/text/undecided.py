@@ -98,12 +98,20 @@ def _variables(template: ChatTemplate) -> Iterator[dict[str, JsonValue]]:
                 return
             variables = {name: value}
             try:
-                useful = _same_text(template, variables) or _between(template, variables) is not None
+                useful = _changes(template, variables) and (
+                    _same_text(template, variables) or _between(template, variables) is not None
+                )
             except RequestError:
                 continue
             if useful:
                 yield variables
                 break
+
+
+def _changes(template: ChatTemplate, variables: Mapping[str, JsonValue]) -> bool:
+    """Whether the variables do anything to a plain chat. Templates also set variables of their own."""
+    place, plain = template.place(variables), template.place()
+    return (place.prompt, place.own) != (plain.prompt, plain.own)
 
 
 def _same_text(template: ChatTemplate, variables: Mapping[str, JsonValue]) -> bool:
@@ -114,11 +122,11 @@ def _same_text(template: ChatTemplate, variables: Mapping[str, JsonValue]) -> bo
 def _between(template: ChatTemplate, variables: Mapping[str, JsonValue]) -> str | None:
     """The text that the template itself puts between its generation prompt and a response.
 
-    None if there is none, or if it is a blank that the tokenizer joins with the response: as a part of the prompt it
-    would give other ids.
+    None if there is none, or if it is a blank that tokenizers join with the response: as a part of the prompt it would
+    give other ids.
     """
     text = _text_between(template.place(variables))
-    if text is None:
+    if text is None or (text.isspace() and "\n" not in text):
         return None
     prefix = (template.choices.response_prefix or "") + text
     choices = replace(template.choices, response_prefix=prefix)
