@@ -1,4 +1,4 @@
-"""The chats that each template renders, and the template's own ids of them: what transformers itself makes. The oracle."""
+"""The chats that each template renders, and the template's own ids of them: those that transformers itself makes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,9 +22,13 @@ def _said(role: str, content: JsonValue, **more: JsonValue) -> Message:
     return {"role": role, "content": content, **more}
 
 
-CALL: JsonValue = {"id": "abcdefgh1", "type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+CALL: JsonValue = {
+    "id": "abcdefgh1",
+    "type": "function",
+    "function": {"name": "weather", "arguments": {"city": "Oslo"}},
+}
 ASKED = _said("user", "What is the capital of Norway?")
-CALLED = _said("assistant", "", tool_calls=[CALL])
+CALLED = _said("assistant", None, tool_calls=[CALL])
 RESULT = _said("tool", "4 degrees", tool_call_id="abcdefgh1", name="weather")
 
 
@@ -50,6 +54,10 @@ CHATS: Mapping[str, Chat] = {
 }
 
 
+def _as_templates_take_it(message: Message) -> Message:
+    return {**message, "content": message["content"] or ""}
+
+
 def own_text(
     tokenizer: PreTrainedTokenizerFast,
     chat: Chat,
@@ -59,10 +67,10 @@ def own_text(
 ) -> str | None:
     """The template's rendering of a chat; `prompt`: of all but its last message, with the generation prompt.
 
-    Content is given as a list of parts if the template drops it as a string. None if the template refuses the chat, or
-    drops a text of it.
+    Content is given as a list of parts if the template drops it as a string. A time of day is midnight. None if the
+    template refuses the chat, or drops a text of it.
     """
-    messages = chat.messages[:-1] if prompt else chat.messages
+    messages = [_as_templates_take_it(m) for m in (chat.messages[:-1] if prompt else chat.messages)]
     for given in (messages, [_with_parts(message) for message in messages]):
         try:
             text = tokenizer.apply_chat_template(
@@ -70,6 +78,7 @@ def own_text(
                 tools=None if chat.tools is None else list(chat.tools),
                 tokenize=False,
                 add_generation_prompt=prompt,
+                chat_template=str(tokenizer.chat_template).replace("%H:%M:%S", "00:00:00"),
                 **variables,
             )
         except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
@@ -85,23 +94,22 @@ def _with_parts(message: Message) -> Message:
     return {**message, "content": [{"type": "text", "text": message["content"]}] if message["content"] else []}
 
 
-def own_ids(
-    tokenizer: PreTrainedTokenizerFast, chat: Chat, variables: Mapping[str, JsonValue], end_id: int | None
-) -> list[int] | None:
-    """Ids of the template's rendering up to the end of the last turn. The end is added if the template writes none.
+def is_own(
+    tokenizer: PreTrainedTokenizerFast, chat: Chat, variables: Mapping[str, JsonValue], ids: Sequence[int]
+) -> bool | None:
+    """Whether ids with an end of turn are those of the template's rendering, as far as that says what ends the turn.
 
-    None as own_text is.
+    The template can write more after the end of turn, but no text; if it writes nothing after the response, any token
+    ends it. None as own_text is.
     """
     text = own_text(tokenizer, chat, variables)
     if text is None:
         return None
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids: Sequence[int] = encoding["input_ids"]
-    said = str(chat.messages[-1]["content"]) or "Oslo"
-    start = text.rindex(said) + len(said)
-    after = [at for at, (first, _) in enumerate(encoding["offset_mapping"]) if first >= start]
-    end = next((at for at in after if ids[at] == end_id), None)
-    if end is not None:
-        return list(ids[: end + 1])
-    kept = ids[: after[0]] if after else ids
-    return [*kept, *([] if end_id is None else [end_id])]
+    own: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    turn, after = list(ids[:-1]), own[len(ids) - 1 :]
+    if own[: len(turn)] != turn:
+        return False
+    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
+    unwritten = not after or tokenizer.decode(after).isspace()
+    said = tokenizer.decode([token for token in after if token not in special])
+    return unwritten or (after[0] == ids[-1] and not said.strip())

@@ -1,10 +1,9 @@
-"""What the service does with a chat template: its own code gives the verdict, transformers' rendering checks the ids."""
+"""What the service does with a chat template: its own code gives the verdict, transformers checks the ids."""
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import date
 from pathlib import Path
 
 from dense_reward.checkpoints.chat_choices import check_end_of_turn, checked_choices, encoder_with
@@ -15,7 +14,7 @@ from dense_reward.text.template import TemplateChoices
 from dense_reward.text.undecided import Choice, choices_for
 from transformers import PreTrainedTokenizerFast
 
-from bench.templates.chats import CHATS, Chat, own_ids, own_text
+from bench.templates.chats import CHATS, is_own, own_text
 from bench.templates.vocabulary import Family, family_of, tokenizer_for
 
 EQUAL, REFUSED, DIFFERENT, NO_RENDERING = "equal", "refused", "DIFFERENT", "-"
@@ -118,23 +117,9 @@ def _compared(
         reasons[name] = str(error)
         return REFUSED
     prompt = encoded.prompt_P.tolist()
-    ours = [*prompt, *encoded.responses[0].ids_T.tolist()]
-    right = [ids for ids in _right(encoder, hf, choices, chat) if ids is not None]
-    if not right:
-        return NO_RENDERING
-    return EQUAL if ours in right or (choices.response_prefix == "" and prompt in right) else DIFFERENT
-
-
-def _right(
-    encoder: Encoder, hf: PreTrainedTokenizerFast, choices: TemplateChoices, chat: Chat
-) -> Iterator[list[int] | None]:
-    """Ids that a chat may have. Where a response is all that a model writes, its prompt is the template's prompt."""
-    if choices.response_prefix != "":
-        yield own_ids(hf, chat, choices.template_kwargs, encoder.end_of_turn_id)
-        return
-    text = own_text(hf, chat, choices.template_kwargs, prompt=True)
-    yield None if text is None else list(hf(text, add_special_tokens=False)["input_ids"])
-
-
-def today() -> str:
-    return date.today().isoformat()  # noqa: DTZ011 - the user's day, as templates write it
+    if choices.response_prefix == "":  # a response is all that a model writes: only its prompt is the template's
+        text = own_text(hf, chat, choices.template_kwargs, prompt=True)
+        right = None if text is None else list(hf(text, add_special_tokens=False)["input_ids"]) == prompt
+    else:
+        right = is_own(hf, chat, choices.template_kwargs, [*prompt, *encoded.responses[0].ids_T.tolist()])
+    return NO_RENDERING if right is None else EQUAL if right else DIFFERENT

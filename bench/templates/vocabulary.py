@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from jinja2 import TemplateError
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
@@ -17,14 +18,16 @@ WORDS = (
 SPECIAL = re.compile(
     r"<\|[^|<>\s][^|<>\n]{0,40}?\|>|<｜[^｜<>]+｜>|<\|(?:turn|channel|tool|tool_call|tool_response|think|\")>"
     r"|<(?:turn|channel|tool|tool_call|tool_response)\|>|<(?:start|end)_of_[a-z_]+>|<escape>|\]~!?b\[?\]?|\[e~\["
-    r"|<seed:[a-z_:]+>|<SPECIAL_\d+>|<(?:bos|eos|BOS_TOKEN)>|</?s>|\[gMASK\]|<sop>|<end_of_utterance>"
+    r"|<seed:[a-z_:]+>|<SPECIAL_\d+>|<(?:bos|eos|BOS_TOKEN)>|</?s>|\[gMASK\]|<sop>|<end_of_utterance>|<sep>"
 )
 # A line break is not joined with the word after it, and a space is: as in the vocabularies of Llama 3, Qwen and GPT-4.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-BRACKETED = re.compile(r"\[/?(?:INST|SYSTEM_PROMPT|THINK|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|MODEL_SETTINGS|ARGS)\]")
+BRACKETED = re.compile(
+    r"\[/?(?:INST|SYSTEM_PROMPT|THINK|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|MODEL_SETTINGS|ARGS)\]"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +60,9 @@ FAMILIES = (
     Family("</assistant>", "〈|EOS|〉", "〈|EOS|〉", ("〈|EOS|〉", "</assistant>"), "</assistant>"),
     Family("<start_of_turn>", "<bos>", "<eos>", ("<eos>", "<end_of_turn>"), adds_bos=True),
     Family("<turn|>", "<bos>", "<eos>", ("<eos>", "<turn|>"), adds_bos=True),
-    Family("<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", ends="<|END_OF_TURN_TOKEN|>", adds_bos=True),
+    Family(
+        "<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", ends="<|END_OF_TURN_TOKEN|>", adds_bos=True
+    ),
     Family("[e~[", "]~!b[", "[e~["),
     Family("<seed:", "<seed:bos>", "<seed:eos>"),
     Family("<SPECIAL_12>", "<s>", "<SPECIAL_12>"),
@@ -79,7 +84,8 @@ def family_of(template: str, *, spaced: bool = False) -> Family:
 def tokenizer_for(template: str, family: Family) -> PreTrainedTokenizerFast:
     """The special tokens of the template, and those of the family, are tokens of the vocabulary."""
     own = {family.bos, family.eos, family.ends, *family.stops} - {None}
-    found = set() if family.spaced else {*SPECIAL.findall(template), *BRACKETED.findall(template)}
+    written = f"{template}{_rendered(template)}"
+    found = set() if family.spaced else {*SPECIAL.findall(written), *BRACKETED.findall(written)}
     backend = Backend.from_str(_spaced() if family.spaced else _byte_level())
     special = sorted({str(token) for token in own} | found)
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
@@ -95,6 +101,16 @@ def tokenizer_for(template: str, family: Family) -> PreTrainedTokenizerFast:
         chat_template=template,
         clean_up_tokenization_spaces=False,
     )
+
+
+def _rendered(template: str) -> str:
+    """A rendering of a chat: some templates compute their special tokens. Empty if the template refuses the chat."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(_byte_level()), chat_template=template)
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    try:
+        return str(tokenizer.apply_chat_template(chat, tokenize=False))
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return ""
 
 
 def _tags(template: str) -> Sequence[str]:

@@ -21,6 +21,16 @@ KNOWN_VALUES: Mapping[str, tuple[str, ...]] = {
 SHOWN_CHARACTERS = 400
 
 
+_CURE = (
+    "Adopt both checkpoints again with --response-prefix '' (to train: response_prefix='') if a response continues the "
+    "generation prompt, as a policy's does; or send ids"
+)
+TOKENISED_AS_ONE = (
+    "the chat template's rendering of this turn, tokenised as one text, has other ids than its generation prompt and "
+    f"the turn. {_CURE}"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """One of the decisions that a user can make. None: as the manifest has it. `note`: what the decision means."""
@@ -53,6 +63,14 @@ def explanation(template: ChatTemplate, style: Style, template_kwargs: Mapping[s
     lines += [f"  {choice.typed(style)}   ({choice.note})" for choice in choices_for(template, template_kwargs)]
     lines.append("Token ids are served without a decision.")
     return "\n".join(lines)
+
+
+def stands_elsewhere(prompt: str, own: str) -> str:
+    """Why one chat is refused, although a plain one is not: see turns.elsewhere."""
+    return (
+        "in this chat the template's generation prompt is not what its own rendering puts between the last message and "
+        f"a response: {_shown(prompt)} and {_shown(own)}. {_CURE}"
+    )
 
 
 def choices_for(template: ChatTemplate, template_kwargs: Mapping[str, JsonValue] | None = None) -> Iterator[Choice]:
