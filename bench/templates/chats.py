@@ -58,34 +58,31 @@ def _as_templates_take_it(message: Message) -> Message:
     return {**message, "content": message["content"] or ""}
 
 
-def own_text(
-    tokenizer: PreTrainedTokenizerFast,
-    chat: Chat,
-    variables: Mapping[str, JsonValue],
-    *,
-    prompt: bool = False,
-) -> str | None:
-    """The template's rendering of a chat; `prompt`: of all but its last message, with the generation prompt.
+def own_texts(
+    tokenizer: PreTrainedTokenizerFast, chat: Chat, variables: Mapping[str, JsonValue], *, prompt: bool = False
+) -> list[str]:
+    """The template's renderings of a chat; `prompt`: of all but its last message, with the generation prompt.
 
-    Content is given as a list of parts if the template drops it as a string. A time of day is midnight. None if the
-    template refuses the chat, or drops a text of it.
+    One with content as strings and one with content as lists of parts. None of a form that the template refuses, or
+    from which it drops a text. A time of day is midnight.
     """
     messages = [_as_templates_take_it(m) for m in (chat.messages[:-1] if prompt else chat.messages)]
+    found = []
     for given in (messages, [_with_parts(message) for message in messages]):
         try:
             text = tokenizer.apply_chat_template(
                 [dict(message) for message in given],
+                chat_template=str(tokenizer.chat_template).replace("%H:%M:%S", "00:00:00"),
                 tools=None if chat.tools is None else list(chat.tools),
                 tokenize=False,
                 add_generation_prompt=prompt,
-                chat_template=str(tokenizer.chat_template).replace("%H:%M:%S", "00:00:00"),
                 **variables,
             )
         except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             continue
-        if all(str(message["content"]) in text for message in messages):
-            return str(text)
-    return None
+        if all(str(message["content"]) in text for message in messages) and "{'type': 'text'" not in text:
+            found.append(str(text))
+    return found
 
 
 def _with_parts(message: Message) -> Message:
@@ -94,22 +91,15 @@ def _with_parts(message: Message) -> Message:
     return {**message, "content": [{"type": "text", "text": message["content"]}] if message["content"] else []}
 
 
-def is_own(
-    tokenizer: PreTrainedTokenizerFast, chat: Chat, variables: Mapping[str, JsonValue], ids: Sequence[int]
-) -> bool | None:
-    """Whether ids with an end of turn are those of the template's rendering, as far as that says what ends the turn.
+def is_own(tokenizer: PreTrainedTokenizerFast, text: str, ids: Sequence[int]) -> bool:
+    """Whether ids with an end of turn are those of a rendering, as far as that says what ends the turn.
 
-    The template can write more after the end of turn, but no text; if it writes nothing after the response, any token
-    ends it. None as own_text is.
+    The template can write more after the end of turn, but nothing of the chat; if it writes nothing after the response,
+    any token ends it.
     """
-    text = own_text(tokenizer, chat, variables)
-    if text is None:
-        return None
     own: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     turn, after = list(ids[:-1]), own[len(ids) - 1 :]
     if own[: len(turn)] != turn:
         return False
-    special = {*tokenizer.all_special_ids, *(i for i, t in tokenizer.added_tokens_decoder.items() if t.special)}
-    unwritten = not after or tokenizer.decode(after).isspace()
-    said = tokenizer.decode([token for token in after if token not in special])
-    return unwritten or (after[0] == ids[-1] and not said.strip())
+    rest = tokenizer.decode(after)
+    return not rest.strip() or (after[0] == ids[-1] and "Oslo" not in rest)

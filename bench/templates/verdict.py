@@ -14,7 +14,7 @@ from dense_reward.text.template import TemplateChoices
 from dense_reward.text.undecided import Choice, choices_for
 from transformers import PreTrainedTokenizerFast
 
-from bench.templates.chats import CHATS, is_own, own_text
+from bench.templates.chats import CHATS, is_own, own_texts
 from bench.templates.vocabulary import Family, family_of, tokenizer_for
 
 EQUAL, REFUSED, DIFFERENT, NO_RENDERING = "equal", "refused", "DIFFERENT", "-"
@@ -117,9 +117,11 @@ def _compared(
         reasons[name] = str(error)
         return REFUSED
     prompt = encoded.prompt_P.tolist()
-    if choices.response_prefix == "":  # a response is all that a model writes: only its prompt is the template's
-        text = own_text(hf, chat, choices.template_kwargs, prompt=True)
-        right = None if text is None else list(hf(text, add_special_tokens=False)["input_ids"]) == prompt
+    is_prompt = choices.response_prefix == ""  # a response is all that a model writes: only its prompt is compared
+    texts = own_texts(hf, chat, choices.template_kwargs, prompt=is_prompt)
+    ours = [*prompt, *encoded.responses[0].ids_T.tolist()]
+    if is_prompt:
+        right = any(list(hf(text, add_special_tokens=False)["input_ids"]) == prompt for text in texts)
     else:
-        right = is_own(hf, chat, choices.template_kwargs, [*prompt, *encoded.responses[0].ids_T.tolist()])
-    return NO_RENDERING if right is None else EQUAL if right else DIFFERENT
+        right = any(is_own(hf, text, ours) for text in texts)
+    return NO_RENDERING if not texts else EQUAL if right else DIFFERENT

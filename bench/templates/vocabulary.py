@@ -60,9 +60,14 @@ FAMILIES = (
     Family("</assistant>", "〈|EOS|〉", "〈|EOS|〉", ("〈|EOS|〉", "</assistant>"), "</assistant>"),
     Family("<start_of_turn>", "<bos>", "<eos>", ("<eos>", "<end_of_turn>"), adds_bos=True),
     Family("<turn|>", "<bos>", "<eos>", ("<eos>", "<turn|>"), adds_bos=True),
-    Family(
-        "<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", ends="<|END_OF_TURN_TOKEN|>", adds_bos=True
-    ),
+    Family("<|END_OF_TURN_TOKEN|>", "<BOS_TOKEN>", "<|END_OF_TURN_TOKEN|>", adds_bos=True),
+    Family("<|end_of_msg|>", "[BOS]", "<|end_of_msg|>"),
+    Family("<end_of_sentence>", "<beginning_of_sentence>", "<end_of_sentence>"),
+    Family("<|role_end|>", "<|startoftext|>", "<|role_end|>"),
+    Family("<|Bot|>", "<s>", DEEPSEEK[1]),
+    Family("<sep>", "<|endoftext|>", "<sep>"),
+    Family("<|extra_0|>", "<|startoftext|>", "<|eos|>"),
+    Family("<｜hy_", "<｜hy_begin_of_sentence:opensource｜>", "<｜hy_eos:opensource｜>"),
     Family("[e~[", "]~!b[", "[e~["),
     Family("<seed:", "<seed:bos>", "<seed:eos>"),
     Family("<SPECIAL_12>", "<s>", "<SPECIAL_12>"),
