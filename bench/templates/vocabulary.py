@@ -148,5 +148,7 @@ def _spaced() -> str:
     )
     bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
     trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=["<unk>", *bytes_], show_progress=False)
-    backend.train_from_iterator([text.replace(" ", "▁") for text in WORDS], trainer)
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("▁?[^▁]+"), "isolated")  # learns words, as SentencePiece does
+    backend.train_from_iterator(WORDS, trainer)
+    backend.pre_tokenizer = None
     return str(backend.to_str())

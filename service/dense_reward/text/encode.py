@@ -194,7 +194,10 @@ class Encoder:
     ) -> Repetition | None:
         known = self.renderer == "chat" and not raw
         end = "" if self.end_of_turn_id is None or not add_eos else self.tokenizer.pieces([self.end_of_turn_id])[0]
-        return repetition_of(text, self.chat.place(template_kwargs).opening if known else "", end)
+        if not known:
+            return repetition_of(text, "", end)
+        place = self.chat.place(template_kwargs)
+        return repetition_of(text, place.opening, end, place.closing)
 
     def _refuse_repetition(self, found: Repetition | None) -> None:
         if found is None:
