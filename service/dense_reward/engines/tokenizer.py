@@ -19,7 +19,7 @@ from dense_reward.engines.template_form import template_form
 from dense_reward.engines.weight_files import check_tokenizer_files
 from dense_reward.errors import CheckpointError, refuse
 from dense_reward.manifest import TOKENIZER_PROBE_TEXT, sha256_of_text, tokenizer_sha256
-from dense_reward.text.messages import for_template
+from dense_reward.text.messages import for_template, without_printed_parts
 from dense_reward.text.offsets import Span, decoded_spans
 from dense_reward.text.special_tokens import JsonValue, Message
 from dense_reward.text.tokenizer import Pieces, RendererName
@@ -207,14 +207,22 @@ class TransformersTokenizer:
             pinned = {} if date is None else self._pinned(date, tools)
             form = template_form(self._tokenizer.get_chat_template(tools=None if tools is None else list(tools)))
             taken = for_template(messages, parts=form.parts, developer=form.developer)
-            rendered: str = self._tokenizer.apply_chat_template(
-                [dict(message) for message in taken],
-                tools=None if tools is None else list(tools),
-                tokenize=False,
-                add_generation_prompt=generation_prompt,
-                **dict(template_kwargs or {}),
-                **pinned,
-            )
+
+            def render(taken: Sequence[Message]) -> str:
+                return str(
+                    self._tokenizer.apply_chat_template(
+                        [dict(message) for message in taken],
+                        tools=None if tools is None else list(tools),
+                        tokenize=False,
+                        add_generation_prompt=generation_prompt,
+                        **dict(template_kwargs or {}),
+                        **pinned,
+                    )
+                )
+
+            rendered = render(taken)
+            if form.parts and (joined := without_printed_parts(taken, rendered)) is not None:
+                rendered = render(joined)
         except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise refuse(
                 "bad_template", f"the chat template refuses these messages: {error}", param="messages"

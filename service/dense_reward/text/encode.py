@@ -15,7 +15,7 @@ import numpy as np
 from dense_reward.errors import refuse
 from dense_reward.records import IdArray
 from dense_reward.text.encoded import Encoded, EncodedResponse, TurnStream
-from dense_reward.text.marks import refuse_lost
+from dense_reward.text.marks import MarkedPrompt, refuse_lost
 from dense_reward.text.messages import canonical, text_of
 from dense_reward.text.offsets import Span, monotone_spans
 from dense_reward.text.rendering import EscapedChat
@@ -23,8 +23,8 @@ from dense_reward.text.repetition import Repetition, is_unclosed_thought, repeti
 from dense_reward.text.special_tokens import JsonValue, Message
 from dense_reward.text.template import MARK, ChatTemplate, ResponsePlace, TemplateChoices
 from dense_reward.text.tokenizer import Pieces, RendererName, Tokenizer
-from dense_reward.text.turns import thought_and_answer, written_turn
-from dense_reward.text.undecided import Style, explanation
+from dense_reward.text.turns import elsewhere, is_joined, thought_and_answer, written_turn
+from dense_reward.text.undecided import TOKENISED_AS_ONE, Style, explanation, stands_elsewhere
 
 PLAIN_FORMATS: Mapping[str, str] = {
     "plain": "{prompt}\n",
@@ -105,8 +105,16 @@ class Encoder:
                 raise refuse("bad_template", message, param="tools" if tools else "template_kwargs")
             return self.prompt(_single_user_turn(messages, self.renderer))
         ids = self._chat(messages, tools, template_kwargs, "messages")
-        refuse_lost(self.chat, messages, tools, template_kwargs)
+        marked = refuse_lost(self.chat, messages, tools, template_kwargs)
+        self._refuse_elsewhere(marked, self.chat.place(template_kwargs))
         return ids
+
+    def _refuse_elsewhere(self, marked: MarkedPrompt, place: ResponsePlace) -> None:
+        """Raises RequestError(undecided_template) if a response stands elsewhere in this chat than in a plain one."""
+        if place.starts_alike and self.choices.response_prefix != "" and len(marked.chat.messages) > 1:
+            found = elsewhere(marked.chat, marked.rendered, marked.last, place.continues)
+            if found is not None:
+                raise refuse("undecided_template", stands_elsewhere(*found), param="messages")
 
     def _chat(
         self,
@@ -142,6 +150,8 @@ class Encoder:
         """
         continues = self._continues(raw_prompt, raw, template_kwargs)
         pieces = self._encode(text, "response", special=raw, continues=continues)
+        if self.renderer == "chat" and add_eos and not raw:
+            pieces = self.chat.closed(text, self.chat.place(template_kwargs).closing, continues=continues)
         self._refuse_repetition(self._repetition(text, add_eos=add_eos, raw=raw, template_kwargs=template_kwargs))
         return self._response_of(text, pieces, add_eos=add_eos)
 
@@ -184,7 +194,10 @@ class Encoder:
     ) -> Repetition | None:
         known = self.renderer == "chat" and not raw
         end = "" if self.end_of_turn_id is None or not add_eos else self.tokenizer.pieces([self.end_of_turn_id])[0]
-        return repetition_of(text, self.chat.place(template_kwargs).opening if known else "", end)
+        if not known:
+            return repetition_of(text, "", end)
+        place = self.chat.place(template_kwargs)
+        return repetition_of(text, place.opening, end, place.closing)
 
     def _refuse_repetition(self, found: Repetition | None) -> None:
         if found is None:
@@ -252,11 +265,18 @@ class Encoder:
             self._refuse_repetition(self._repetition(said, add_eos=add_eos, raw=False, template_kwargs=template_kwargs))
             parts = thought_and_answer(chat, self.chat.end_string)
             pieces = self._encode_parts(parts, "messages", continues=continues)
+            self._refuse_joined(chat, pieces.ids, continues)
             return self._response_of("".join(part for part, _ in parts), pieces, add_eos=add_eos)
         turn = written_turn(chat, with_end=add_eos, continues=continues)
+        self._refuse_joined(chat, turn.ids[:-1] if add_eos else turn.ids, continues)
         return EncodedResponse(
             np.array(turn.ids, dtype=np.int32), np.ones(len(turn.ids), dtype=bool), turn.text, turn.spans
         )
+
+    def _refuse_joined(self, chat: EscapedChat, turn_ids: Sequence[int], continues: bool) -> None:
+        """Raises RequestError(undecided_template) unless a policy's turn has the ids of the template's rendering."""
+        if self.choices.response_prefix != "" and is_joined(chat, turn_ids, continues):
+            raise refuse("undecided_template", TOKENISED_AS_ONE, param="messages")
 
     def text(self, text: str, *, add_eos: bool, raw: bool) -> Encoded:
         """A whole text: every token after the first is scored. The first is BOS if the tokenizer has one."""

@@ -4,6 +4,7 @@ Templates drop what they do not know: Gemma 2's has no tool calls, others ignore
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from dense_reward.errors import refuse
 from dense_reward.text.messages import text_of
@@ -72,12 +73,21 @@ def _marked_tool(tool: JsonValue, mark: str) -> JsonValue:
     return tool
 
 
+@dataclass(frozen=True, slots=True)
+class MarkedPrompt:
+    """A chat with marks in it, and its rendering with the generation prompt. `last`: the mark of the last message."""
+
+    chat: EscapedChat
+    rendered: str
+    last: str
+
+
 def refuse_lost(
     tokenizer: RendersChats,
     messages: Sequence[Message],
     tools: Sequence[JsonValue] | None,
     template_kwargs: Mapping[str, JsonValue] | None,
-) -> None:
+) -> MarkedPrompt:
     """Raise RequestError(bad_template) if the prompt of canonical messages lacks one of them, or a tool.
 
     An exception: several templates drop an assistant's text beside its tool calls, so their policies never see it.
@@ -91,6 +101,7 @@ def refuse_lost(
         if _marked_tool(tool, "") is not tool and _mark("tool", at) not in rendered:
             what = f"tools.{at}: the chat template does not render it, so no policy sees it"
             raise refuse("bad_template", f"{what}: leave it out, or send ids", param="tools")
+    return MarkedPrompt(chat, rendered, _mark(len(messages) - 1))
 
 
 def _refuse_lost_message(rendered: str, message: Message, index: int) -> None:

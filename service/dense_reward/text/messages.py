@@ -161,6 +161,20 @@ def _for_template(message: Message, *, parts: bool) -> Message:
     return taken
 
 
+def without_printed_parts(messages: Sequence[Message], rendered: str) -> list[Message] | None:
+    """The messages with a string where the template has printed a list of parts as Python does; None if it has not.
+
+    Some templates loop over the parts of a user's message, but take a system message only as a string (Gemma 4).
+    """
+    printed = [
+        not isinstance(message["content"], str) and bool(message["content"]) and str(message["content"]) in rendered
+        for message in messages
+    ]
+    if not any(printed):
+        return None
+    return [{**m, "content": text_of(m)} if is_ else m for m, is_ in zip(messages, printed, strict=True)]
+
+
 def _one_system_message(messages: Sequence[Message]) -> list[Message]:
     """All system messages as one at the start, if one of them stands elsewhere or there are several."""
     systems = [index for index, message in enumerate(messages) if message["role"] == "system"]

@@ -1,6 +1,7 @@
 """Responses that repeat what their prompt has opened, or their end of turn, which the encoder adds itself. Pure."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 _TAG = re.compile(r"<[^<>\s][^<>\n]{0,60}>|\[/?[A-Z_]{2,40}\]")
@@ -28,19 +29,25 @@ class Repetition:
     contradicts: bool = False
 
 
-def repetition_of(text: str, opening: str, end_of_turn: str) -> Repetition | None:
-    """What a response repeats; None if it repeats nothing. `end_of_turn` is empty if none is added to the response."""
+def repetition_of(text: str, opening: str, end_of_turn: str, closing: str = "") -> Repetition | None:
+    """What a response repeats; None if it repeats nothing. `end_of_turn` is empty if none is added to the response.
+
+    `closing`: what the template writes before the end of turn; it is added with it.
+    """
     start, contradicts, opened = _repeated_opening(text, opening)
-    end = start + _length_without(text[start:], end_of_turn)
+    ends = [end for end in (end_of_turn, closing.strip()) if end and end_of_turn]
+    end = start + _length_without(text[start:], ends)
     if not (start or contradicts or end < len(text)):
         return None
-    return Repetition(start, end, opened or end_of_turn, contradicts)
+    return Repetition(start, end, opened or next(one for one in ends if one in text[end:]), contradicts)
 
 
-def _length_without(text: str, end_of_turn: str) -> int:
+def _length_without(text: str, ends: Sequence[str]) -> int:
     """Characters before the ends of turn, and the blanks after them, at the end of a text."""
-    while end_of_turn and (stripped := text.rstrip()).endswith(end_of_turn):
-        text = stripped.removesuffix(end_of_turn)
+    stripped = text.rstrip()
+    while found := next((end for end in ends if stripped.endswith(end)), None):
+        text = stripped.removesuffix(found)
+        stripped = text.rstrip()
     return len(text)
 
 

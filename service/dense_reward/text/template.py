@@ -18,6 +18,8 @@ from dense_reward.text.tokenizer import Pieces, Tokenizer
 USERS = ("What is the capital of Norway?", "Name two rivers that flow into the Black Sea.")
 MARK = "The answer stands in this sentence"
 """A response to render. Several words of letters: templates strip blanks, and tokenizers split digits."""
+SAID = (MARK, "It is a city", "Yes", "4")
+"""Responses to tokenise: a tokenizer joins some first words with what stands before them, and others not."""
 MAX_CACHED = 256
 """Limit on the variables of requests whose results are kept."""
 MAX_CACHED_KEY_CHARACTERS = 2_000
@@ -41,7 +43,8 @@ class ResponsePlace:
     response have, whatever comes after them. `continues`: the response
     is tokenised as the continuation of a text. `prompt` and `own`: a prompt with its response, as it is laid out here
     and as the template renders the whole turn. `before` and `own_before`: the same, from the user's text to the
-    response. `opening`: what the prompt opens for the response, such as a thought.
+    response. `opening`: what the prompt opens for the response, such as a thought. `closing`: what the template writes
+    between a response and its end of turn, if the response starts where the template has it.
     """
 
     agrees: bool
@@ -52,6 +55,7 @@ class ResponsePlace:
     before: str
     own_before: str
     opening: str
+    closing: str
 
 
 class ChatTemplate:
@@ -78,6 +82,15 @@ class ChatTemplate:
 
     def encode(self, text: str, *, special: bool, continues: bool = False) -> Pieces:
         return self.tokenizer.encode(text, special=special, continues=continues)
+
+    def closed(self, said: str, closing: str, *, continues: bool) -> Pieces:
+        """A response with what the template writes after it; that has empty spans at the end of the response."""
+        at = min((i for i in map(closing.find, self.special_strings) if i >= 0), default=len(closing))
+        first = self.encode(said + closing[:at], special=False, continues=continues)
+        rest = self.encode(closing[at:], special=True)
+        length = len(said)
+        spans = [(min(start, length), min(end, length)) for start, end in first.offsets]
+        return Pieces((*first.ids, *rest.ids), (*spans, *((length, length) for _ in rest.ids)))
 
     def render_chat(
         self,
@@ -158,35 +171,46 @@ class ChatTemplate:
         variables = template_kwargs or {}
         prompts = [self._prompt(user, variables) for user in USERS]
         owns = [self._own(user, variables) for user in USERS]
+        end = self.end_string
+        own_turn, _, own_after = owns[0].rpartition(MARK)
+        closing = own_after.partition(end)[0] if end and end in own_after else ""
         rules = [
-            [self._agreement(prompt, own, continues) for prompt, own in zip(prompts, owns, strict=True)]
+            [self._agreement(prompt, own, closing, continues) for prompt, own in zip(prompts, owns, strict=True)]
             for continues in (False, True)
         ]
         # The first rule under which the prompt and the response have the ids of the template's rendering, else the
         # rule under which the ids decode to the text of prompt and response.
         continues = not all(start for start, _ in rules[0])
-        end = self.end_string
-        own_turn, _, own_after = owns[0].rpartition(MARK)
+        starts_alike = all(start for start, _ in rules[continues])
         before = prompts[0].rpartition(USERS[0])[2]
         return ResponsePlace(
             agrees=all(whole for _, whole in rules[continues]),
-            starts_alike=all(start for start, _ in rules[continues]),
+            starts_alike=starts_alike,
             continues=continues,
             prompt=prompts[0] + MARK + end,
             own=own_turn + MARK + (own_after.partition(end)[0] + end if end and end in own_after else ""),
             before=before,
             own_before=own_turn.rpartition(USERS[0])[2] + MARK + own_after,
             opening=before.rpartition(end)[2] if end else before,
+            closing=closing if starts_alike and self.choices.response_prefix != "" else "",
         )
 
-    def _agreement(self, prompt: str, own: str, continues: bool) -> tuple[bool, bool]:
+    def _agreement(self, prompt: str, own: str, closing: str, continues: bool) -> tuple[bool, bool]:
         """Whether the ids are those of the template's own rendering: up to the response, and with its end of turn."""
+        turn, _, after = own.rpartition(MARK)
+        found = [self._agreement_of(prompt, (turn, said, after), closing, continues) for said in SAID]
+        return all(start for start, _ in found), all(whole for _, whole in found)
+
+    def _agreement_of(self, prompt: str, own: tuple[str, str, str], closing: str, continues: bool) -> tuple[bool, bool]:
         encode = self.tokenizer.encode
-        ids = [*encode(prompt, special=True).ids, *encode(MARK, special=False, continues=continues).ids]
-        pieces, marked = encode(own, special=True), own.rindex(MARK) + len(MARK)
-        after = [i for i, (start, _) in enumerate(pieces.offsets) if start >= marked]
-        end = next((i for i in after if pieces.ids[i] == self.end_of_turn_id), None)
+        turn, said, after = own
+        before_ids = encode(prompt, special=True).ids
+        start_ids = [*before_ids, *encode(said, special=False, continues=continues).ids]
+        pieces = encode(turn + said + after, special=True)
+        later = [at for at, (start, _) in enumerate(pieces.offsets) if start >= len(turn) + len(said)]
+        end = next((at for at in later if pieces.ids[at] == self.end_of_turn_id), None)
         if end is None:  # the template writes no end of turn
-            own_ids = list(encode(own[:marked], special=True).ids)
-            return own_ids == ids, own_ids == ids
-        return list(pieces.ids[: len(ids)]) == ids, list(pieces.ids[:end]) == ids
+            alike = list(encode(turn + said, special=True).ids) == start_ids
+            return alike, alike
+        whole_ids = [*before_ids, *self.closed(said, closing, continues=continues).ids]
+        return list(pieces.ids[: len(start_ids)]) == start_ids, list(pieces.ids[:end]) == whole_ids

@@ -12,6 +12,7 @@ from dense_reward.text.messages import text_of
 from dense_reward.text.offsets import Span, monotone_spans
 from dense_reward.text.rendering import EscapedChat, RendersChats
 from dense_reward.text.special_tokens import JsonValue, Message
+from dense_reward.text.template import MARK
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,33 @@ def after_prompt(prompt: str, whole: str) -> str:
         f"before a response, {whole[same:][:60]!r} in the finished chat: send ids",
         param="messages",
     )
+
+
+def elsewhere(chat: EscapedChat, prompt: str, mark: str, continues: bool) -> tuple[str, str] | None:
+    """What stands between the last message and a response: in `prompt`, and in the template's own rendering.
+
+    A template whose two renderings agree on a plain chat can differ after a tool's result. `mark` ends the last
+    message. None if both have the same ids, or if the template renders no answer to this chat, or without that message.
+    """
+    try:
+        answered: list[Message] = [*chat.messages, {"role": "assistant", "content": MARK}]
+        own = chat.render(generation_prompt=False, messages=answered).rpartition(MARK)[0].rpartition(mark)[2]
+    except RequestError:
+        return None
+    before = prompt.rpartition(mark)[2]
+    if before == own or mark not in prompt or not own:
+        return None
+    encode = chat.tokenizer.encode
+    apart = encode(before, special=True, continues=True).ids + encode(MARK, special=False, continues=continues).ids
+    return None if encode(own + MARK, special=True, continues=True).ids == apart else (before, own)
+
+
+def is_joined(chat: EscapedChat, turn_ids: Sequence[int], continues: bool) -> bool:
+    """Whether the rendering of a chat, tokenised as one text, has other ids than its prompt and its last turn."""
+    prompt = chat.render(generation_prompt=True, messages=chat.messages[:-1])
+    ids = [*_encoded(chat.escaper.split(prompt), chat.tokenizer, False)[1], *turn_ids]
+    whole = _encoded(chat.escaper.split(chat.render(generation_prompt=False)), chat.tokenizer, False)[1]
+    return whole[: len(ids)] != ids
 
 
 def thought_and_answer(chat: EscapedChat, end: str) -> list[tuple[str, bool]]:

@@ -3,7 +3,7 @@
 import json
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dense_reward.errors import RequestError
@@ -21,6 +21,30 @@ KNOWN_VALUES: Mapping[str, tuple[str, ...]] = {
 SHOWN_CHARACTERS = 400
 
 
+_CURE = (
+    "Adopt both checkpoints again with --response-prefix '' (to train: response_prefix='') if a response continues the "
+    "generation prompt, as a policy's does; or send ids"
+)
+TOKENISED_AS_ONE = (
+    "the chat template's rendering of this turn, tokenised as one text, has other ids than its generation prompt and "
+    f"the turn. {_CURE}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of the decisions that a user can make. None: as the manifest has it. `note`: what the decision means."""
+
+    template_kwargs: Mapping[str, JsonValue] | None
+    response_prefix: str | None
+    note: str
+
+    def typed(self, style: Style) -> str:
+        """The choice as it is typed in a shell."""
+        given = {"template_kwargs": self.template_kwargs, "response_prefix": self.response_prefix}
+        return " ".join(choice_argument(name, value, style) for name, value in given.items() if value is not None)
+
+
 def explanation(template: ChatTemplate, style: Style, template_kwargs: Mapping[str, JsonValue] | None = None) -> str:
     """Both renderings side by side, and each choice as it is typed. Several lines."""
     place = template.place(template_kwargs)
@@ -36,49 +60,51 @@ def explanation(template: ChatTemplate, style: Style, template_kwargs: Mapping[s
         lines.append(f"The checkpoint decides this for other template_kwargs than {json.dumps(template_kwargs)}.")
     cure = "Adopt both checkpoints again with" if style == "flags" else "Add to the command"
     lines.append(f"{cure} one of:")
-    lines += [f"  {choice}" for choice in _choices(template, place, style)]
+    lines += [f"  {choice.typed(style)}   ({choice.note})" for choice in choices_for(template, template_kwargs)]
     if style == "flags":
         lines.append("Token ids are served without a decision.")
     return "\n".join(lines)
 
 
-def _choices(template: ChatTemplate, place: ResponsePlace, style: Style) -> Iterator[str]:
+def stands_elsewhere(prompt: str, own: str) -> str:
+    """Why one chat is refused, although a plain one is not: see turns.elsewhere."""
+    return (
+        "in this chat the template's generation prompt is not what its own rendering puts between the last message and "
+        f"a response: {_shown(prompt)} and {_shown(own)}. {_CURE}"
+    )
+
+
+def choices_for(template: ChatTemplate, template_kwargs: Mapping[str, JsonValue] | None = None) -> Iterator[Choice]:
+    """The decisions after which texts are served, the likeliest first. `template_kwargs`: those of a request."""
+    place = template.place(template_kwargs)
     agreeing = [variables for variables in _variables(template) if _same_text(template, variables)]
     for variables in agreeing:
-        choice = choice_argument("template_kwargs", {**template.choices.template_kwargs, **variables}, style)
-        if not template.place(variables).agrees:
-            choice += f" {choice_argument('response_prefix', '', style)}"
-        yield f"{choice}   (both renderings are then the same)"
+        prefix = None if template.place(variables).agrees else ""
+        yield Choice(_merged(template, variables), prefix, "both renderings are then the same")
     between = _between(template, {})
-    given = _given(template, style)
+    given = dict(template.choices.template_kwargs) or None  # adoption takes a decision as a whole
     if between is not None:
-        choice = given + choice_argument("response_prefix", between, style)
-        yield f"{choice}   (this text is context, and is not scored)"
+        yield Choice(given, between, "this text is context, and is not scored")
     if not agreeing and between is None:
-        yield from _pairs_of_choices(template, style)
+        yield from _pairs_of_choices(template)
     note = "as the generation prompt has it: a response then holds all that the model writes"
     blank = _text_between(place)
     if blank and blank.isspace():
         note += f", with {_shown(blank)} at its start"
-    yield f"{given}{choice_argument('response_prefix', '', style)}   ({note})"
+    yield Choice(given, "", note)
 
 
-def _given(template: ChatTemplate, style: Style) -> str:
-    """The variables that are decided already: adoption takes a decision as a whole."""
-    variables = dict(template.choices.template_kwargs)
-    return choice_argument("template_kwargs", variables, style) + " " if variables and style == "flags" else ""
-
-
-def _pairs_of_choices(template: ChatTemplate, style: Style) -> Iterator[str]:
+def _pairs_of_choices(template: ChatTemplate) -> Iterator[Choice]:
     """Variables with which the template's own rendering continues its generation prompt, and the text between."""
     for variables in _variables(template):
         between = _between(template, variables)
         if between is not None:
-            merged = {**template.choices.template_kwargs, **variables}
-            choices: dict[str, JsonValue] = {"template_kwargs": merged, "response_prefix": between}
-            both = " ".join(choice_argument(name, value, style) for name, value in choices.items())
-            yield f"{both}   (that text is context, and is not scored)"
+            yield Choice(_merged(template, variables), between, "that text is context, and is not scored")
             return
+
+
+def _merged(template: ChatTemplate, variables: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+    return {**template.choices.template_kwargs, **variables}
 
 
 def _variables(template: ChatTemplate) -> Iterator[dict[str, JsonValue]]:
@@ -92,12 +118,20 @@ def _variables(template: ChatTemplate) -> Iterator[dict[str, JsonValue]]:
                 return
             variables = {name: value}
             try:
-                useful = _same_text(template, variables) or _between(template, variables) is not None
+                useful = _changes(template, variables) and (
+                    _same_text(template, variables) or _between(template, variables) is not None
+                )
             except RequestError:
                 continue
             if useful:
                 yield variables
                 break
+
+
+def _changes(template: ChatTemplate, variables: Mapping[str, JsonValue]) -> bool:
+    """Whether the variables do anything to a plain chat. Templates also set variables of their own."""
+    place, plain = template.place(variables), template.place()
+    return (place.prompt, place.own) != (plain.prompt, plain.own)
 
 
 def _same_text(template: ChatTemplate, variables: Mapping[str, JsonValue]) -> bool:
@@ -108,11 +142,11 @@ def _same_text(template: ChatTemplate, variables: Mapping[str, JsonValue]) -> bo
 def _between(template: ChatTemplate, variables: Mapping[str, JsonValue]) -> str | None:
     """The text that the template itself puts between its generation prompt and a response.
 
-    None if there is none, or if it is a blank that the tokenizer joins with the response: as a part of the prompt it
-    would give other ids.
+    None if there is none, or if it is a blank that tokenizers join with the response: as a part of the prompt it would
+    give other ids.
     """
     text = _text_between(template.place(variables))
-    if text is None:
+    if text is None or (text.isspace() and "\n" not in text):
         return None
     prefix = (template.choices.response_prefix or "") + text
     choices = replace(template.choices, response_prefix=prefix)
