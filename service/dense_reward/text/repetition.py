@@ -1,12 +1,22 @@
 """Responses that repeat what their prompt has opened, or their end of turn, which the encoder adds itself. Pure."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 _TAG = re.compile(r"<[^<>\s][^<>\n]{0,60}>|\[/?[A-Z_]{2,40}\]")
 
 
 _THOUGHT = re.compile(r"<(\w*(?:think|thought|reason)\w*)>", re.IGNORECASE)
+
+_END = re.compile(r"end|eo[smt]|stop|return|^</s>$", re.IGNORECASE)
+
+
+@lru_cache(maxsize=64)
+def ends_among(special_strings: tuple[str, ...]) -> tuple[str, ...]:
+    """The special tokens that are named as ends of a text or a turn: data sets leave them at the end of responses."""
+    return tuple(each for each in special_strings if _END.search(each))
 
 
 def is_unclosed_thought(text: str, opening: str) -> bool:
@@ -19,7 +29,7 @@ def is_unclosed_thought(text: str, opening: str) -> bool:
 class Repetition:
     """`start` and `end`: the text without what it repeats is text[start:end]. `repeated`: what that is, shown to users.
 
-    `contradicts`: the response starts with a part of what the prompt has already opened and closed.
+    `contradicts`: the response starts with a part of what the prompt has already opened and closed, or closes it again.
     """
 
     start: int
@@ -28,20 +38,31 @@ class Repetition:
     contradicts: bool = False
 
 
-def repetition_of(text: str, opening: str, end_of_turn: str) -> Repetition | None:
-    """What a response repeats; None if it repeats nothing. `end_of_turn` is empty if none is added to the response."""
+def repetition_of(text: str, opening: str, ends: Collection[str]) -> Repetition | None:
+    """What a response repeats; None if it repeats nothing. `ends`: strings that must not stand at its end."""
     start, contradicts, opened = _repeated_opening(text, opening)
-    end = start + _length_without(text[start:], end_of_turn)
-    if not (start or contradicts or end < len(text)):
+    closed = "" if start or contradicts else _closed_again(text, opening)
+    end = start + _length_without(text[start:], ends)
+    if not (start or contradicts or closed or end < len(text)):
         return None
-    return Repetition(start, end, opened or end_of_turn, contradicts)
+    ended = next((each for each in ends if text.rstrip().endswith(each)), "")
+    return Repetition(start, end, opened or closed or ended, contradicts or bool(closed))
 
 
-def _length_without(text: str, end_of_turn: str) -> int:
+def _length_without(text: str, ends: Collection[str]) -> int:
     """Characters before the ends of turn, and the blanks after them, at the end of a text."""
-    while end_of_turn and (stripped := text.rstrip()).endswith(end_of_turn):
-        text = stripped.removesuffix(end_of_turn)
+    while end := next((each for each in ends if text.rstrip().endswith(each)), ""):
+        text = text.rstrip().removesuffix(end)
     return len(text)
+
+
+def _closed_again(text: str, opening: str) -> str:
+    """The tag with which a response closes a thought that its prompt has closed already; "" if there is none."""
+    for tag in _THOUGHT.finditer(opening):
+        closing = f"</{tag[1]}>"
+        if closing in opening[tag.end() :] and closing in text and tag.group() not in text.partition(closing)[0]:
+            return closing
+    return ""
 
 
 def _repeated_opening(text: str, opening: str) -> tuple[int, bool, str]:

@@ -41,7 +41,8 @@ class ResponsePlace:
     response have, whatever comes after them. `continues`: the response
     is tokenised as the continuation of a text. `prompt` and `own`: a prompt with its response, as it is laid out here
     and as the template renders the whole turn. `before` and `own_before`: the same, from the user's text to the
-    response. `opening`: what the prompt opens for the response, such as a thought.
+    response. `opening`: what the prompt opens for the response, such as a thought. `holds_special`: the template's own
+    rendering has other special tokens there than the prompt, so a model writes special tokens in its responses.
     """
 
     agrees: bool
@@ -52,6 +53,7 @@ class ResponsePlace:
     before: str
     own_before: str
     opening: str
+    holds_special: bool
 
 
 class ChatTemplate:
@@ -177,7 +179,11 @@ class ChatTemplate:
             before=before,
             own_before=own_turn.rpartition(USERS[0])[2] + MARK + own_after,
             opening=before.rpartition(end)[2] if end else before,
+            holds_special=self._special_in(before) != self._special_in(own_turn.rpartition(USERS[0])[2]),
         )
+
+    def _special_in(self, text: str) -> list[int]:
+        return [i for i in self.tokenizer.encode(text, special=True).ids if i in self.tokenizer.special_ids]
 
     def _agreement(self, prompt: str, own: str, continues: bool) -> tuple[bool, bool]:
         """Whether the ids are those of the template's own rendering: up to the response, and with its end of turn."""
