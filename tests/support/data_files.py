@@ -121,7 +121,76 @@ READ_LAYOUTS = [
     read("a context that the prompt holds", {"prompt": f"{TEXT}\n{ASK}", "context": TEXT, "response": ANSWER},
          gives=asked(f"{TEXT}\n{ASK}"), unread="context"),
 ]  # fmt: skip
+THOUGHT = "The chart says forty. "
+READ_LAYOUTS += [
+    read(
+        "openhermes",
+        {
+            "conversations": [{**turn, "weight": None} for turn in SHARED],
+            "system_prompt": None,
+            "skip_prompt_formatting": False,
+            "views": None,
+        },
+        unread="skip_prompt_formatting",
+    ),
+    read(
+        "slimorca",
+        {
+            "conversations": [
+                {"from": "system", "value": RULES, "weight": None},
+                {**SHARED[0], "weight": 0.0},
+                {**SHARED[1], "weight": 1.0},
+            ]
+        },
+        gives=after(("system", RULES)),
+    ),
+    read(
+        "numina with a final answer",
+        {"problem": ASK, "solution": ANSWER, "answer": "40", "problem_type": "x"},
+        unread="answer, problem_type",
+    ),
+    read("a prompt of messages, and a text", {"prompt": TURNS[:1], "response": ANSWER}),
+    read(
+        "a thought that the response holds",
+        {"prompt": ASK, "response": ANSWER, "reasoning": ANSWER},
+        unread="reasoning",
+    ),
+    read(
+        "a switch that is named as a thought",
+        {"prompt": ASK, "response": ANSWER, "reasoning": "on"},
+        unread="reasoning",
+    ),
+]
 REFUSED_LAYOUTS = [
+    refused("limo", "'solution' would be a part of the response, which is read from 'answer'",
+            {"question": ASK, "solution": THOUGHT + ANSWER, "answer": "40"},
+            converted=(("user", ASK), ("assistant", THOUGHT + ANSWER))),
+    refused("a rationale", "'rationale' would be a part of the response",
+            {"question": ASK, "rationale": THOUGHT, "answer": ANSWER}, converted=CHAT),
+    refused("alpaca with thoughts", "'reasoning_content' would be a part of the response",
+            {"instruction": ASK, "input": "", "reasoning_content": THOUGHT, "output": ANSWER}),
+    refused("kto with numbers", "KTO", {"prompt": ASK, "completion": "No.", "label": 0},
+            {"prompt": ASK, "completion": ANSWER, "label": 1}, converted=CHAT),
+    refused("kto with texts", "KTO", {"prompt": ASK, "response": "No.", "label": "False"},
+            {"prompt": ASK, "response": ANSWER, "label": "True"}, converted=CHAT),
+    refused("natural instructions", "'definition' would change the prompt",
+            {"definition": RULES, "prompt": ASK, "response": ANSWER}, converted=asked(f"{RULES}\n\n{ASK}")),
+    refused("starter code", "'starter_code' would change the prompt",
+            {"question": ASK, "starter_code": "def depth():", "answer": ANSWER},
+            converted=asked(f"def depth():\n\n{ASK}")),
+    refused("capybara", "a chat of pairs", {"conversation": [{"input": ASK, "output": ANSWER}]}, converted=CHAT),
+    refused("wildchat", "keeps role and content",
+            {"conversation": [{**turn, "country": "NO", "toxic": False} for turn in TURNS]}, converted=CHAT),
+    refused("nectar", "the conversion takes the best", {"prompt": f"\n\nHuman: {ASK}\n\nAssistant: ",
+            "answers": [{"answer": "No.", "rank": 2.0}, {"answer": ANSWER, "rank": 1.0}]}, converted=CHAT),
+    refused("xlam", "writes them as tool_calls", {"query": ASK, "answers": json.dumps([CALL["function"]]),
+            "tools": json.dumps([TOOL["function"]])}, converted=(("user", ASK), ("assistant", ""))),
+    refused("hermes, tools in the system message too", "the system message defines the tools",
+            {"conversations": [{"from": "system", "value": f"Use <tools>{json.dumps(TOOL)}</tools>"}, *SHARED],
+             "tools": json.dumps([TOOL])}),
+    refused("openr1", "name the columns of the other in ignore_columns",
+            {"problem": ASK, "solution": "40", "messages": TURNS}),
+
     refused("dolly", "'context' would change the prompt",
             {"instruction": ASK, "context": TEXT, "response": ANSWER}, converted=asked(f"{TEXT}\n\n{ASK}")),
     refused("sql-create-context", "'context' would change the prompt",

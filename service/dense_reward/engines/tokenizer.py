@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date as day
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -39,7 +40,7 @@ _DATE_FORMAT = re.compile(r"""\bstrftime_now\s*\(\s*("[^"\n]*"|'[^'\n]*')\s*\)""
 _LOOKED_UP_DATE = "{% macro strftime_now(format) %}{{ dense_reward_dates[format] }}{% endmacro %}\n"
 # What a template finds in its environment, and what renders a chat.
 _NOT_OF_USERS = frozenset(
-    {*Environment().globals, "messages", "tools", "documents", "add_generation_prompt", "raise_exception"}
+    {*Environment().globals, "messages", "tools", "add_generation_prompt", "raise_exception"}
     | {"strftime_now", "bos_token", "eos_token", "unk_token", "pad_token"}
 )
 
@@ -132,25 +133,21 @@ class TransformersTokenizer:
 
     @property
     def template_variables(self) -> frozenset[str]:
-        source = self._template_source()
-        try:
-            parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION_TAG.sub("", source))
-        except TemplateError:
-            return frozenset()
         own: frozenset[str] = frozenset(self._tokenizer.special_tokens_map)
-        return frozenset(find_undeclared_variables(parsed)) - _NOT_OF_USERS - own
+        read: frozenset[str] = frozenset().union(*map(_variables_of, self._template_sources()))
+        return read - _NOT_OF_USERS - own
 
     @property
     def asks_for_the_date(self) -> bool:
-        """Whether the chat template writes the day on which it is rendered."""
-        return "strftime_now" in _WORD.findall(self._template_source())
+        """Whether the chat template, or the one for chats with tools, writes the day on which it is rendered."""
+        return any("strftime_now" in _WORD.findall(source) for source in self._template_sources())
 
-    def _template_source(self) -> str:
-        """The template of a plain chat; empty if there is none."""
-        try:
-            return str(self._tokenizer.get_chat_template())
-        except ValueError:
-            return ""
+    def _template_sources(self) -> tuple[str, ...]:
+        """The chat template; several if tools, for example, have one of their own."""
+        templates: object = self._tokenizer.chat_template
+        if isinstance(templates, dict):
+            return tuple(map(str, templates.values()))
+        return () if templates is None else (str(templates),)
 
     def encode(self, text: str, *, special: bool, continues: bool = False) -> Pieces:
         if continues and self._continuing is not None:
@@ -203,6 +200,7 @@ class TransformersTokenizer:
                 f"template_kwargs sets {reserved[0]}, which is reserved: set only variables of the template itself"
             )
             raise refuse("bad_template", message, param="template_kwargs")
+        self._refuse_unread(template_kwargs or {})
         try:
             pinned = {} if date is None else self._pinned(date, tools)
             form = template_form(self._tokenizer.get_chat_template(tools=None if tools is None else list(tools)))
@@ -228,6 +226,15 @@ class TransformersTokenizer:
                 "bad_template", f"the chat template refuses these messages: {error}", param="messages"
             ) from None
         return rendered
+
+    def _refuse_unread(self, template_kwargs: Mapping[str, JsonValue]) -> None:
+        """Raises RequestError(bad_template) for a variable that the template does not read: it would change nothing."""
+        variables = self.template_variables if template_kwargs else frozenset()
+        unread = sorted(template_kwargs.keys() - variables)
+        if unread:
+            known = f"it reads {', '.join(sorted(variables))}" if variables else "it reads none"
+            message = f"the chat template reads no variable {unread[0]!r} ({known}): leave it out"
+            raise refuse("bad_template", message, param="template_kwargs")
 
     def _pinned(self, date: str, tools: Sequence[JsonValue] | None) -> dict[str, JsonValue]:
         """Arguments of apply_chat_template with which a template that asks for the date gets this one.
@@ -299,6 +306,16 @@ def _remove_dummy_prefix(part: object) -> bool:
         case "ByteLevel" if part.get("add_prefix_space"):
             found, part["add_prefix_space"] = True, False
     return found
+
+
+@lru_cache(maxsize=64)
+def _variables_of(template: str) -> frozenset[str]:
+    """The variables that a template reads and does not set itself; none if it is no valid Jinja."""
+    try:
+        parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION_TAG.sub("", template))
+    except TemplateError:
+        return frozenset()
+    return frozenset(find_undeclared_variables(parsed))
 
 
 def _text(literal: str) -> str:

@@ -15,11 +15,12 @@ import numpy as np
 from dense_reward.errors import refuse
 from dense_reward.records import IdArray
 from dense_reward.text.encoded import Encoded, EncodedResponse, TurnStream
-from dense_reward.text.marks import MarkedPrompt, refuse_lost
+from dense_reward.text.marks import MarkedChat, refuse_lost
 from dense_reward.text.messages import canonical, text_of
 from dense_reward.text.offsets import Span, monotone_spans
+from dense_reward.text.opening import checked_opening
 from dense_reward.text.rendering import EscapedChat
-from dense_reward.text.repetition import Repetition, is_unclosed_thought, repetition_of
+from dense_reward.text.repetition import ends_among, is_unclosed_thought, refuse_repetition, repetition_of
 from dense_reward.text.special_tokens import JsonValue, Message
 from dense_reward.text.template import MARK, ChatTemplate, ResponsePlace, TemplateChoices
 from dense_reward.text.tokenizer import Pieces, RendererName, Tokenizer
@@ -98,21 +99,26 @@ class Encoder:
         template_kwargs: Variables | None = None,
     ) -> IdArray:
         """Ids of a chat up to the point where the assistant answers. Raises RequestError if a message would be lost."""
-        messages = canonical(messages)
-        if self.renderer != "chat":
-            if tools or template_kwargs:
-                message = f"the {self.renderer} renderer has no place for tools and template_kwargs: omit them"
-                raise refuse("bad_template", message, param="tools" if tools else "template_kwargs")
-            return self.prompt(_single_user_turn(messages, self.renderer))
-        ids = self._chat(messages, tools, template_kwargs, "messages")
-        marked = refuse_lost(self.chat, messages, tools, template_kwargs)
-        self._refuse_elsewhere(marked, self.chat.place(template_kwargs))
-        return ids
+        return self._opened(canonical(messages), tools, template_kwargs)[0]
 
-    def _refuse_elsewhere(self, marked: MarkedPrompt, place: ResponsePlace) -> None:
+    def _opened(
+        self, messages: Sequence[Message], tools: Sequence[JsonValue] | None, template_kwargs: Variables | None
+    ) -> tuple[IdArray, str]:
+        """Ids of the prompt of canonical messages, and what that prompt opens for the response."""
+        if self.renderer == "chat":
+            ids = self._chat(messages, tools, template_kwargs, "messages")
+            marked = refuse_lost(self.chat, messages, tools, template_kwargs)
+            self._refuse_elsewhere(marked, self.chat.place(template_kwargs))
+            return ids, checked_opening(self.chat, marked, template_kwargs)
+        if tools or template_kwargs:
+            message = f"the {self.renderer} renderer has no place for tools and template_kwargs: omit them"
+            raise refuse("bad_template", message, param="tools" if tools else "template_kwargs")
+        return self.prompt(_single_user_turn(messages, self.renderer)), ""
+
+    def _refuse_elsewhere(self, marked: MarkedChat, place: ResponsePlace) -> None:
         """Raises RequestError(undecided_template) if a response stands elsewhere in this chat than in a plain one."""
         if place.starts_alike and self.choices.response_prefix != "" and len(marked.chat.messages) > 1:
-            found = elsewhere(marked.chat, marked.rendered, marked.last, place.continues)
+            found = elsewhere(marked.chat, marked.rendered, marked.last_mark, place.continues)
             if found is not None:
                 raise refuse("undecided_template", stands_elsewhere(*found), param="messages")
 
@@ -142,17 +148,23 @@ class Encoder:
         raw: bool = False,
         raw_prompt: str = "",
         template_kwargs: Variables | None = None,
+        opening: str | None = None,
     ) -> EncodedResponse:
         """Ids of a response. `add_eos` appends the end of turn, with an empty span at the end of the text.
 
-        `raw_prompt`: the text before a raw response. Raises RequestError(repeated_text) if the response repeats what
-        its prompt has opened, or the end of turn.
+        `raw_prompt`: the text before a raw response. `opening`: what its prompt opens, None: that of a plain chat.
+        Raises RequestError(repeated_text) if the response repeats what its prompt has opened, or an end of turn.
         """
+        parsed = raw or self._writes_special_tokens(template_kwargs)
         continues = self._continues(raw_prompt, raw, template_kwargs)
-        pieces = self._encode(text, "response", special=raw, continues=continues)
-        if self.renderer == "chat" and add_eos and not raw:
-            pieces = self.chat.closed(text, self.chat.place(template_kwargs).closing, continues=continues)
-        self._refuse_repetition(self._repetition(text, add_eos=add_eos, raw=raw, template_kwargs=template_kwargs))
+        pieces = self._encode(text, "response", special=parsed, continues=continues)
+        closing = "" if parsed or not add_eos or self.renderer != "chat" else self.chat.place(template_kwargs).closing
+        if closing:
+            pieces = self.chat.closed(text, closing, continues=continues)
+        if opening is None:
+            opening = "" if raw else self._plain_opening(template_kwargs)
+        ends = self._ends(parsed=parsed, closing=closing) if add_eos or not parsed else ()
+        refuse_repetition(repetition_of(text, opening, ends), add_eos=add_eos)
         return self._response_of(text, pieces, add_eos=add_eos)
 
     def without_repetition(self, text: str) -> str:
@@ -160,11 +172,13 @@ class Encoder:
 
         Raises RequestError(repeated_text) if it cannot be said what is repeated.
         """
-        found = self._repetition(text, add_eos=True, raw=False, template_kwargs=None)
+        closing = self.chat.place().closing if self.renderer == "chat" else ""
+        ends = self._ends(parsed=self._writes_special_tokens(None), closing=closing)
+        found = repetition_of(text, self._plain_opening(None), ends)
         if found is None:
             return text
         if found.contradicts:
-            self._refuse_repetition(found)
+            refuse_repetition(found)
         return text[found.start : found.end]
 
     def leaves_thought_open(self, text: str) -> bool:
@@ -189,27 +203,24 @@ class Encoder:
             return bool(raw_prompt) and encode(raw_prompt + MARK, special=True).ids != apart
         return True if self.renderer != "chat" else self.chat.place(template_kwargs).continues
 
-    def _repetition(
-        self, text: str, *, add_eos: bool, raw: bool, template_kwargs: Variables | None
-    ) -> Repetition | None:
-        known = self.renderer == "chat" and not raw
-        end = "" if self.end_of_turn_id is None or not add_eos else self.tokenizer.pieces([self.end_of_turn_id])[0]
-        if not known:
-            return repetition_of(text, "", end)
-        place = self.chat.place(template_kwargs)
-        return repetition_of(text, place.opening, end, place.closing)
+    def _plain_opening(self, template_kwargs: Variables | None) -> str:
+        """What the prompt of a plain chat opens for its response."""
+        return self.chat.place(template_kwargs).opening if self.renderer == "chat" else ""
 
-    def _refuse_repetition(self, found: Repetition | None) -> None:
-        if found is None:
-            return
-        if found.contradicts:
-            reason = f"starts with {found.repeated}, which its prompt has already opened and closed: choose other "
-            reason += "template_kwargs or another response_prefix for responses with it, or leave it out"
-        elif found.start:
-            reason = f"repeats {found.repeated}, with which its prompt already ends: leave that out of the response"
-        else:
-            reason = f"ends in {found.repeated}, the end of turn, which is added to it: leave that out of the response"
-        raise refuse("repeated_text", f"the response {reason}", param="response")
+    def _ends(self, *, parsed: bool, closing: str = "") -> tuple[str, ...]:
+        """Strings that a response must not end in: its end of turn, and what the template writes before that.
+
+        Unless special tokens in the response are parsed, any other end too.
+        """
+        own = "" if self.end_of_turn_id is None else self.tokenizer.pieces([self.end_of_turn_id])[0]
+        others = () if parsed else ends_among(self.tokenizer.special_strings)
+        return tuple(dict.fromkeys(end for end in (own, closing.strip(), *others) if end))
+
+    def _writes_special_tokens(self, template_kwargs: Variables | None) -> bool:
+        """Whether a response holds the template's special tokens: it is decided that it holds all that a model writes,
+        and the template puts special tokens, such as those of a channel, between its header and its text."""
+        decided = self.renderer == "chat" and self.chat.choices.response_prefix == ""
+        return decided and self.chat.place(template_kwargs).holds_special
 
     def conversation(
         self,
@@ -233,12 +244,12 @@ class Encoder:
             message = "messages hold nothing before the response to score: put the user's message before it"
             raise refuse("empty_prompt", message, param="messages")
         # Start with the longest prompt: if it is too long, the others need not be rendered.
-        longest_P = self.chat_prompt(messages[: scored[-1]], tools, template_kwargs)
+        longest = self._opened(messages[: scored[-1]], tools, template_kwargs)
         stream = TurnStream()
         for turn in scored:
-            last = turn == scored[-1]
-            stream.context(longest_P if last else self.chat_prompt(messages[:turn], tools, template_kwargs))
-            stream.response(self._turn(messages[: turn + 1], tools, template_kwargs, add_eos=add_eos))
+            prompt_P, opening = longest if turn == scored[-1] else self._opened(messages[:turn], tools, template_kwargs)
+            stream.context(prompt_P)
+            stream.response(self._turn(messages[: turn + 1], tools, template_kwargs, opening, add_eos=add_eos))
             self._check_tokens(stream.length, "messages")
         return stream.finish()
 
@@ -247,13 +258,15 @@ class Encoder:
         messages: Sequence[Message],
         tools: Sequence[JsonValue] | None,
         template_kwargs: Variables | None,
+        opening: str,
         *,
         add_eos: bool,
     ) -> EncodedResponse:
         """The last message as a policy writes it: its text, or the template's rendering of thoughts and tool calls."""
         thinks = any(messages[-1].get(key) for key in THOUGHT_KEYS)
         if not thinks and "tool_calls" not in messages[-1]:
-            return self.response(_response_text(messages[-1]), add_eos=add_eos, template_kwargs=template_kwargs)
+            text = _response_text(messages[-1])
+            return self.response(text, add_eos=add_eos, template_kwargs=template_kwargs, opening=opening)
         if self.renderer != "chat":
             what = "tool_calls" if "tool_calls" in messages[-1] else "thoughts"
             message = f"the {self.renderer} renderer has no place for {what}: send what the policy wrote as content"
@@ -261,8 +274,8 @@ class Encoder:
         chat = EscapedChat.of(self.chat, messages, tools, template_kwargs)
         continues = self._continues("", False, template_kwargs)
         if "tool_calls" not in messages[-1]:
-            said = _content(messages[-1])
-            self._refuse_repetition(self._repetition(said, add_eos=add_eos, raw=False, template_kwargs=template_kwargs))
+            found = repetition_of(_content(messages[-1]), opening, self._ends(parsed=False))
+            refuse_repetition(found, add_eos=add_eos)
             parts = thought_and_answer(chat, self.chat.end_string)
             pieces = self._encode_parts(parts, "messages", continues=continues)
             self._refuse_joined(chat, pieces.ids, continues)

@@ -3,6 +3,7 @@
 Templates drop what they do not know: Gemma 2's has no tool calls, others ignore every role but user and assistant.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from dense_reward.text.rendering import EscapedChat, RendersChats
 from dense_reward.text.special_tokens import JsonValue, Message
 
 _MARK = "DenseRewardMark"
+_LAST_TAG = re.compile(r"(<[^<>\s][^<>\n]{0,60}>|\[/?[A-Z_]{2,40}\])\s*$")
 
 
 def _mark(*place: object) -> str:
@@ -74,12 +76,16 @@ def _marked_tool(tool: JsonValue, mark: str) -> JsonValue:
 
 
 @dataclass(frozen=True, slots=True)
-class MarkedPrompt:
-    """A chat with marks in it, and its rendering with the generation prompt. `last`: the mark of the last message."""
+class MarkedChat:
+    """A chat with its marks, and its rendering with the generation prompt. `last_mark`: that of the last message.
+
+    `tail`: what the rendering has after that mark; None if the last message has no text.
+    """
 
     chat: EscapedChat
     rendered: str
-    last: str
+    last_mark: str
+    tail: str | None
 
 
 def refuse_lost(
@@ -87,7 +93,7 @@ def refuse_lost(
     messages: Sequence[Message],
     tools: Sequence[JsonValue] | None,
     template_kwargs: Mapping[str, JsonValue] | None,
-) -> MarkedPrompt:
+) -> MarkedChat:
     """Raise RequestError(bad_template) if the prompt of canonical messages lacks one of them, or a tool.
 
     An exception: several templates drop an assistant's text beside its tool calls, so their policies never see it.
@@ -97,11 +103,26 @@ def refuse_lost(
     rendered = chat.render(generation_prompt=True)
     for index, message in enumerate(messages):
         _refuse_lost_message(rendered, message, index)
+        _refuse_doubled_tag(rendered, message, index)
     for at, tool in enumerate(tools or ()):
         if _marked_tool(tool, "") is not tool and _mark("tool", at) not in rendered:
             what = f"tools.{at}: the chat template does not render it, so no policy sees it"
             raise refuse("bad_template", f"{what}: leave it out, or send ids", param="tools")
-    return MarkedPrompt(chat, rendered, _mark(len(messages) - 1))
+    mark = _mark(len(messages) - 1)
+    return MarkedChat(chat, rendered, mark, rendered.rpartition(mark)[2] if mark in rendered else None)
+
+
+def _refuse_doubled_tag(rendered: str, message: Message, index: int) -> None:
+    """Raise RequestError(repeated_text) for a tool's result that ends in the tag which the template writes after it."""
+    tag = _LAST_TAG.search(text_of(message)) if message["role"] == "tool" else None
+    after = rendered.partition(_mark(index))[2]
+    if tag is not None and after.lstrip().startswith(tag[1]):
+        raise refuse(
+            "repeated_text",
+            f"messages.{index} ends in {tag[1]}, which the chat template writes after each tool's result: leave it and "
+            "its beginning out of the content",
+            param="messages",
+        )
 
 
 def _refuse_lost_message(rendered: str, message: Message, index: int) -> None:

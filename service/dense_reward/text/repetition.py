@@ -1,13 +1,24 @@
 """Responses that repeat what their prompt has opened, or their end of turn, which the encoder adds itself. Pure."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
+
+from dense_reward.errors import refuse
 
 _TAG = re.compile(r"<[^<>\s][^<>\n]{0,60}>|\[/?[A-Z_]{2,40}\]")
 
 
 _THOUGHT = re.compile(r"<(\w*(?:think|thought|reason)\w*)>", re.IGNORECASE)
+
+_END = re.compile(r"end|eo[smt]|stop|return|^</s>$", re.IGNORECASE)
+
+
+@lru_cache(maxsize=64)
+def ends_among(special_strings: tuple[str, ...]) -> tuple[str, ...]:
+    """The special tokens that are named as ends of a text or a turn: data sets leave them at the end of responses."""
+    return tuple(each for each in special_strings if _END.search(each))
 
 
 def is_unclosed_thought(text: str, opening: str) -> bool:
@@ -20,7 +31,7 @@ def is_unclosed_thought(text: str, opening: str) -> bool:
 class Repetition:
     """`start` and `end`: the text without what it repeats is text[start:end]. `repeated`: what that is, shown to users.
 
-    `contradicts`: the response starts with a part of what the prompt has already opened and closed.
+    `contradicts`: the response starts with a part of what the prompt has already opened and closed, or closes it again.
     """
 
     start: int
@@ -29,26 +40,47 @@ class Repetition:
     contradicts: bool = False
 
 
-def repetition_of(text: str, opening: str, end_of_turn: str, closing: str = "") -> Repetition | None:
-    """What a response repeats; None if it repeats nothing. `end_of_turn` is empty if none is added to the response.
-
-    `closing`: what the template writes before the end of turn; it is added with it.
-    """
+def repetition_of(text: str, opening: str, ends: Collection[str]) -> Repetition | None:
+    """What a response repeats; None if it repeats nothing. `ends`: strings that must not stand at its end."""
     start, contradicts, opened = _repeated_opening(text, opening)
-    ends = [end for end in (end_of_turn, closing.strip()) if end and end_of_turn]
+    closed = "" if start or contradicts else _closed_again(text, opening)
     end = start + _length_without(text[start:], ends)
-    if not (start or contradicts or end < len(text)):
+    if not (start or contradicts or closed or end < len(text)):
         return None
-    return Repetition(start, end, opened or next(one for one in ends if one in text[end:]), contradicts)
+    ended = next((each for each in ends if text.rstrip().endswith(each)), "")
+    return Repetition(start, end, opened or closed or ended, contradicts or bool(closed))
 
 
-def _length_without(text: str, ends: Sequence[str]) -> int:
+def refuse_repetition(found: Repetition | None, *, add_eos: bool = True) -> None:
+    """Raises RequestError(repeated_text) for a repetition, with the cure."""
+    if found is None:
+        return
+    if found.contradicts:
+        reason = f"has {found.repeated}, which its prompt has already opened and closed: choose other "
+        reason += "template_kwargs or another response_prefix for responses with it, or leave it out"
+    elif found.start:
+        reason = f"repeats {found.repeated}, with which its prompt already ends: leave that out of the response"
+    elif add_eos:
+        reason = f"ends in {found.repeated}, but the end of turn is added to it: leave that out of the response"
+    else:
+        reason = f"ends in {found.repeated}, which would be plain text: leave it out, and send add_eos true"
+    raise refuse("repeated_text", f"the response {reason}", param="response")
+
+
+def _length_without(text: str, ends: Collection[str]) -> int:
     """Characters before the ends of turn, and the blanks after them, at the end of a text."""
-    stripped = text.rstrip()
-    while found := next((end for end in ends if stripped.endswith(end)), None):
-        text = stripped.removesuffix(found)
-        stripped = text.rstrip()
+    while end := next((each for each in ends if text.rstrip().endswith(each)), ""):
+        text = text.rstrip().removesuffix(end)
     return len(text)
+
+
+def _closed_again(text: str, opening: str) -> str:
+    """The tag with which a response closes a thought that its prompt has closed already; "" if there is none."""
+    for tag in _THOUGHT.finditer(opening):
+        closing = f"</{tag[1]}>"
+        if closing in opening[tag.end() :] and closing in text and tag.group() not in text.partition(closing)[0]:
+            return closing
+    return ""
 
 
 def _repeated_opening(text: str, opening: str) -> tuple[int, bool, str]:

@@ -44,7 +44,9 @@ class ResponsePlace:
     is tokenised as the continuation of a text. `prompt` and `own`: a prompt with its response, as it is laid out here
     and as the template renders the whole turn. `before` and `own_before`: the same, from the user's text to the
     response. `opening`: what the prompt opens for the response, such as a thought. `closing`: what the template writes
-    between a response and its end of turn, if the response starts where the template has it.
+    between a response and its end of turn, if the response starts where the template has it. `holds_special`: the
+    template's own rendering has other special tokens there than the prompt, so a model writes special tokens in its
+    responses.
     """
 
     agrees: bool
@@ -56,6 +58,7 @@ class ResponsePlace:
     own_before: str
     opening: str
     closing: str
+    holds_special: bool
 
 
 class ChatTemplate:
@@ -193,7 +196,11 @@ class ChatTemplate:
             own_before=own_turn.rpartition(USERS[0])[2] + MARK + own_after,
             opening=before.rpartition(end)[2] if end else before,
             closing=closing if starts_alike and self.choices.response_prefix != "" else "",
+            holds_special=self._special_in(before) != self._special_in(own_turn.rpartition(USERS[0])[2]),
         )
+
+    def _special_in(self, text: str) -> list[int]:
+        return [i for i in self.tokenizer.encode(text, special=True).ids if i in self.tokenizer.special_ids]
 
     def _agreement(self, prompt: str, own: str, closing: str, continues: bool) -> tuple[bool, bool]:
         """Whether the ids are those of the template's own rendering: up to the response, and with its end of turn."""

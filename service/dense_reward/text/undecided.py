@@ -110,7 +110,7 @@ def _merged(template: ChatTemplate, variables: Mapping[str, JsonValue]) -> dict[
 def _variables(template: ChatTemplate) -> Iterator[dict[str, JsonValue]]:
     """For each variable of the template the first value that makes its rendering agree or continue its prompt."""
     tried = 0
-    for name in sorted(template.tokenizer.template_variables - template.choices.template_kwargs.keys()):
+    for name in sorted(template.tokenizer.template_variables - {"documents"} - template.choices.template_kwargs.keys()):
         values: tuple[JsonValue, ...] = (False, True, *KNOWN_VALUES.get(name, ()))
         for value in values:
             tried += 1

@@ -191,7 +191,7 @@ def test_what_a_response_repeats_of_its_prompt_is_refused_and_can_be_left_out(
 def test_a_thought_after_a_prompt_that_has_closed_it_is_refused_everywhere() -> None:
     encoder = encoder_of(THINKING, None, enable_thinking=False)
     for call in (encoder.without_repetition, lambda text: encoder.response(text, add_eos=False)):
-        with pytest.raises(RequestError, match="starts with <think>, which its prompt has already opened and closed"):
+        with pytest.raises(RequestError, match="has <think>, which its prompt has already opened and closed"):
             call("<think>\nHm.\n</think>\n\nOslo.")
 
 

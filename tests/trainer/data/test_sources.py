@@ -83,7 +83,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
     (b'{"prompt": "a", "completion": true}', "wrong type: `completion` is a boolean, a string is needed"),
     (b'{"instruction": "a", "input": {}, "output": "b"}', "wrong type: `input` is an object, a string is needed"),
     (b'{"question": ["a"], "answer": "b"}', "wrong type: `question` is a list, a string is needed"),
-    (b'{"prompt": [{"role": "user", "content": "a"}], "response": "b"}', "`response` is a string, a list of messages"),
+    (b'{"prompt": [{"role": "user", "content": "a"}], "response": 7}', "`response` is a number, a list of messages"),
     (
         b'{"prompt": "a", "response": [{"role": "assistant", "content": "b"}]}',
         "`prompt` is a string, a list of messages",

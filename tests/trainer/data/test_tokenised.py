@@ -131,6 +131,12 @@ def test_every_turn_is_not_learnt_if_one_of_them_has_weight_0() -> None:
     assert learnt(rows(chat, renderer="chat")[0]) == "d<|im_end|>"
 
 
+def test_a_weight_of_the_users_turn_does_not_hinder_every_turn() -> None:
+    slim_orca = (ChatMessage("user", "a", weight=0), *demonstration("", "b", "c", "d").messages[1:])
+    chat = Demonstration(slim_orca, None, "file.jsonl:1")
+    assert learnt(rows(chat, renderer="chat", every_turn=True)[0]) == "b<|im_end|>d<|im_end|>"
+
+
 def test_leaving_out_is_not_offered_if_nothing_would_be_left() -> None:
     with pytest.raises(DataError, match="leaving such ones out would leave nothing") as refusal:
         rows(demonstration("Add 1.", "1" * 50), limit=10)

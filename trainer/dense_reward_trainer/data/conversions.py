@@ -13,7 +13,15 @@ from dense_reward_trainer.data.records import ChatMessage, LineError, RawRow
 from dense_reward_trainer.data.row_values import is_empty, quoted_keys, texts_in
 
 # The names of the task itself. Derived columns, such as original_question, are not part of a prompt.
-_TASKS = frozenset({"prompt", "instruction", "question", "query", "input", "problem"})
+_TASKS = frozenset(
+    {"prompt", "instruction", "question", "query", "input", "problem"}
+    | {"instructions", "task_description", "problem_description", "problem_statement", "input_text", "source_text"}
+)
+# The names of a response, and words in the names of what a model thinks before it.
+_ANSWERS = frozenset({"response", "output", "completion", "answer", "solution", "target", "targets"})
+_THOUGHTS = frozenset(
+    {"reasoning", "thinking", "thought", "thoughts", "cot", "rationale", "trajectory", "trajectories"}
+)
 # Words in the names of columns that a model must see before it answers.
 _AFTER_THE_TASK = frozenset({"choices", "options"})
 _WORDS = _AFTER_THE_TASK | frozenset(
@@ -21,6 +29,7 @@ _WORDS = _AFTER_THE_TASK | frozenset(
         *("context", "contexts", "ctx", "background", "knowledge", "evidence", "evidences", "hint", "hints"),
         *("passage", "passages", "document", "documents", "docs", "paragraph", "paragraphs", "article", "articles"),
         *("excerpt", "excerpts", "snippet", "snippets", "story", "premise", "table", "tables", "schema", "schemas"),
+        *("definition", "definitions", "starter"),
         *("history", "system", "persona", "examples", "shots", "demonstrations", "tools", "functions", "kwargs"),
         *("image", "images", "picture", "pictures", "audio", "audios", "video", "videos"),
     )
@@ -52,6 +61,23 @@ class KnownLayout:
 
 def _has(*keys: str) -> Callable[[RawRow], bool]:
     return lambda row: row.keys() >= set(keys)
+
+
+def _is_verdict(row: RawRow) -> bool:
+    """Whether the column `label` says yes or no."""
+    return str(row.get("label")).strip().lower() in ("true", "false", "0", "1", "0.0", "1.0")
+
+
+def _lists(key: str, *inner: str) -> Callable[[RawRow], bool]:
+    """Whether a column is a list of objects with these keys."""
+
+    def applies(row: RawRow) -> bool:
+        value = row.get(key)
+        if not isinstance(value, list | tuple) or not value:
+            return False
+        return all(isinstance(one, dict) and one.keys() >= set(inner) for one in value)
+
+    return applies
 
 
 def _pair(prompt: str, response: str, name: str) -> KnownLayout:
@@ -97,9 +123,9 @@ KNOWN_LAYOUTS: tuple[KnownLayout, ...] = (
     ),
     KnownLayout(
         "KTO",
-        lambda row: row.keys() >= {"prompt", "completion"} and isinstance(row.get("label"), bool),
+        lambda row: "prompt" in row and not row.keys().isdisjoint(("completion", "response")) and _is_verdict(row),
         "`label` says whether a completion is wanted; the conversion keeps those that are",
-        '[{**r, "label": None} for r in rows if r["label"]]',
+        '[{**r, "label": None} for r in rows if str(r["label"]).lower() in ("1", "1.0", "true")]',
     ),
     KnownLayout(
         "UltraFeedback, all completions in a row",
@@ -107,6 +133,20 @@ KNOWN_LAYOUTS: tuple[KnownLayout, ...] = (
         "a row has several responses; the conversion takes the one with the highest `overall_score`",
         '[{"prompt": r["instruction"], "response": max(r["completions"], key=lambda c: c["overall_score"])'
         '["response"]} for r in rows if r["completions"]]',
+    ),
+    KnownLayout(
+        "Nectar",
+        lambda row: "prompt" in row and _lists("answers", "answer", "rank")(row),
+        "a row has several ranked answers; the conversion takes the best",
+        '[{"prompt": r["prompt"], "response": min(r["answers"], key=lambda a: a["rank"])["answer"]} for r in rows]',
+    ),
+    KnownLayout(
+        "xLAM",
+        lambda row: row.keys() >= {"query", "answers", "tools"} and isinstance(row["answers"], str),
+        "`answers` are the calls of the tools; the conversion writes them as tool_calls",
+        '[{"messages": [{"role": "user", "content": r["query"]}, {"role": "assistant", "content": "", "tool_calls": '
+        '[{"type": "function", "function": c} for c in json.loads(r["answers"])]}], "tools": r["tools"]} '
+        "for r in rows]",
     ),
     KnownLayout(
         "SQuAD",
@@ -137,6 +177,20 @@ KNOWN_LAYOUTS: tuple[KnownLayout, ...] = (
 )
 # Looked at only if no layout matches: these names are too common to know more.
 _RENAMED: tuple[KnownLayout, ...] = (
+    KnownLayout(
+        "a chat of pairs",
+        _lists("conversation", "input", "output"),
+        "a chat is read from `messages`; the conversion writes each pair of input and output as two messages",
+        '[{**r, "conversation": None, "messages": [m for t in r["conversation"] for m in ({"role": "user", "content": '
+        't["input"]}, {"role": "assistant", "content": t["output"]})]} for r in rows]',
+    ),
+    KnownLayout(
+        "a chat",
+        _lists("conversation", "role", "content"),
+        "a chat is read from `messages`, not from 'conversation'; the conversion keeps role and content",
+        '[{**r, "conversation": None, "messages": [{k: m[k] for k in ("role", "content")} for m in r["conversation"]]} '
+        "for r in rows]",
+    ),
     *(_renamed(key) for key in ("conversation", "dialogue", "dialog", "chat", "turns", "chat_history")),
     _pair("input", "output", "input and output"),
     _pair("inputs", "targets", "inputs and targets"),
@@ -183,10 +237,14 @@ def unknown_keys(row: RawRow, formats: str) -> LineError:
 
 def is_prompt_column(name: str) -> bool:
     """Whether the name of a column says that it is part of the prompt."""
-    words = re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
+    words = _words_of(name)
     if not words or words[-1] in _FACTS or words[0] in ("original", "rejected"):
         return False
     return "_".join(words) in _TASKS or not _WORDS.isdisjoint(words)
+
+
+def _words_of(name: str) -> list[str]:
+    return re.findall(r"[a-z]+", re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower())
 
 
 def refuse_lost_columns(
@@ -205,6 +263,44 @@ def refuse_lost_columns(
             f"{layouts[0].keys[0]!a}, or name it in ignore_columns (beside `source`) if the model must not see it"
         )
         raise LineError("unsupported column", detail, _joined(row, lost, layouts))
+
+
+def refuse_lost_response(row: RawRow, columns: Iterable[str], layouts: Sequence[Layout], response: ChatMessage) -> None:
+    """Raises LineError for columns that are not read although their names say that they are part of the response.
+
+    Another answer is accepted if it is shorter than the response, or in it: data sets state the final answer too.
+    """
+    content = f"{response.reasoning_content or ''}\n{response.content}"
+    lost = [name for name in columns if _is_lost_response(name, row[name], content, response.content)]
+    if lost:
+        read = layouts[0].keys[-1]
+        detail = (
+            f"{quoted_keys(lost)} would be a part of the response, which is read from {read!a}: put it there (thoughts "
+            "as reasoning_content of a message), or name it in ignore_columns (beside `source`) to leave it out"
+        )
+        raise LineError("unsupported column", detail, _answered(lost, layouts[0]))
+
+
+def _is_lost_response(name: str, value: object, content: str, answer: str) -> bool:
+    words = _words_of(name)
+    if not isinstance(value, str) or value.strip() in content or words[-1:] == [] or words[-1] in _FACTS:
+        return False
+    if not _THOUGHTS.isdisjoint(words):
+        return len(value.split()) > 1  # a single word is a setting, such as "on"
+    return "_".join(words) in _ANSWERS and len(value.strip()) > len(answer.strip())
+
+
+def _answered(lost: Sequence[str], layout: Layout) -> str:
+    """The conversion that learns the columns; "" for a layout that is more than a prompt and a response."""
+    if len(lost) != 1 or len(layout.keys) != 2 or layout.also:
+        return ""
+    task, answer = layout.keys
+    if _THOUGHTS.isdisjoint(_words_of(lost[0])):
+        return f'[{{**r, "{answer}": r["{lost[0]}"], "{lost[0]}": None}} for r in rows]'
+    turns = f'{{"role": "user", "content": r["{task}"]}}, {{"role": "assistant", "content": r["{answer}"], '
+    turns += f'"reasoning_content": r["{lost[0]}"]}}'
+    nulls = ", ".join(f'"{key}": None' for key in (task, answer, lost[0]))
+    return f'[{{**r, "messages": [{turns}], {nulls}}} for r in rows]'
 
 
 def _joined(row: RawRow, lost: Sequence[str], layouts: Sequence[Layout]) -> str:

@@ -8,8 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from typing import cast
 
-from dense_reward_trainer.data.conversions import refuse_known_layout, refuse_lost_columns, unknown_keys
+from dense_reward_trainer.data.conversions import (
+    refuse_known_layout,
+    refuse_lost_columns,
+    refuse_lost_response,
+    unknown_keys,
+)
 from dense_reward_trainer.data.final_answers import final_answer, normalise_number
 from dense_reward_trainer.data.layouts import Layout, formats, matching, prompt_without_response, read_messages
 from dense_reward_trainer.data.messages import tools_of
@@ -74,6 +80,9 @@ def read_row(row: RawRow, source: str, *, strip_annotations: bool = False, promp
     }
     unread = tuple(key for key, value in filled.items() if key not in read and not is_empty(value))
     refuse_lost_columns(filled, unread, layouts, messages[:-1])
+    if messages[-1].content:
+        refuse_lost_response(filled, unread, layouts, messages[-1])
+    _refuse_tools_twice(tools, messages)
     response = messages[-1].content
     answer = _stated_answer(filled["final_answer"]) if "final_answer" in filled else final_answer(response)
     name = " and ".join(layout.name for layout in layouts)
@@ -118,6 +127,20 @@ def _tools(row: RawRow) -> tuple[Mapping[str, JsonValue], ...]:
     if len(given) > 1:
         raise LineError("unsupported column", f"has {quoted_keys(given)}: keep `tools`, the newer form")
     return tools_of(row[given[0]], given[0]) if given else ()
+
+
+def _refuse_tools_twice(tools: Sequence[Mapping[str, JsonValue]], messages: Sequence[ChatMessage]) -> None:
+    """Raises LineError if a system message defines all tools already: the chat template would write them again."""
+    names = [str(cast(Mapping[str, JsonValue], tool["function"]).get("name")) for tool in tools]
+    texts = [message.content for message in messages if message.role == "system"]
+    if names and any(
+        all(re.search(rf"""['"]name['"]\s*:\s*['"]{re.escape(n)}['"]""", text) for n in names) for text in texts
+    ):
+        raise LineError(
+            "unsupported column",
+            "the system message defines the tools, and the chat template would write those of the column `tools` too: "
+            "name `tools` in ignore_columns (beside `source`), or take the definitions out of the message",
+        )
 
 
 def _stated_answer(value: object) -> str:

@@ -61,6 +61,8 @@ def _from_prompt(row: RawRow, response_key: str) -> tuple[ChatMessage, ...]:
     prompt, response = row["prompt"], row[response_key]
     if not isinstance(prompt, list | tuple) and not isinstance(response, list | tuple):
         return _from_texts(row, "prompt", response_key)
+    if isinstance(response, str):
+        return *messages_of(prompt, "prompt"), ChatMessage("assistant", response)
     answered = messages_of(response, response_key)
     if len(answered) != 1:
         # A demonstration has one response, and only its author can decide which of several to learn.
@@ -148,7 +150,11 @@ def read_messages(row: RawRow) -> tuple[tuple[Layout, ...], tuple[ChatMessage, .
     if len(layouts) == 1:
         return tuple(layouts), layouts[0].read(row)
     both = " and ".join(layout.name for layout in layouts)
-    refusal = LineError("two formats", f"has {quoted_keys(row)}, which reads as {both}: keep one")
+    refusal = LineError(
+        "two formats",
+        f"has {quoted_keys(row)}, which reads as {both}: keep one, and name "
+        "the columns of the other in ignore_columns (beside `source`)",
+    )
     try:
         readings = [layout.read(row) for layout in layouts]
     except LineError:

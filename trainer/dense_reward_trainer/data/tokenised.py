@@ -125,7 +125,7 @@ def _without_repetition(messages: Sequence[Message], encoder: Encoder, every_tur
 def _row(
     demonstration: Demonstration, messages: Sequence[Message], encoder: Encoder, every_turn: bool, limit_tokens: int
 ) -> TokenisedRow:
-    if every_turn and any(message.weight == 0 for message in demonstration.messages):
+    if every_turn and any(message.weight == 0 for message in demonstration.messages if message.role == "assistant"):
         raise _BadDemonstrationError(_WEIGHTS)
     try:
         encoded = encoder.conversation(messages, add_eos=True, every_turn=every_turn, tools=demonstration.tools or None)
