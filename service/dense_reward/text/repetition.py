@@ -7,7 +7,7 @@ from dataclasses import dataclass
 _TAG = re.compile(r"<[^<>\s][^<>\n]{0,60}>|\[/?[A-Z_]{2,40}\]")
 
 
-_THOUGHT = re.compile(r"<(\w*(?:think|thought|reason)\w*)>", re.IGNORECASE)
+_THOUGHT = re.compile(r"<([\w:]*(?:think|thought|reason)[\w:]*)>", re.IGNORECASE)
 
 
 def is_unclosed_thought(text: str, opening: str) -> bool:
