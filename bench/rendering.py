@@ -1,20 +1,20 @@
-"""Prompts of this service and of vLLM, compared id by id: `python -m bench.rendering TEMPLATES TOKENIZER`.
+"""Prompts of this service and of vLLM, compared id by id: `python -m bench.rendering`.
 
-TEMPLATES is a folder of chat templates (*.jinja), TOKENIZER the folder of a fast tokenizer, which gets the special
-tokens that each template names. Each template renders the chats below by this service and by vLLM: as its server does,
-from a request to /tokenize, and as its method LLM.chat does. Run it in an environment with vLLM; no model and no GPU
-are needed.
+Writes bench/results/rendering.json. Public chat templates (downloaded, or from `--folder FOLDER`: see bench.templates)
+render the chats below by this service and by vLLM: as its server does, from a request to /tokenize, and as its method
+LLM.chat does. Run it in an environment with vLLM; no model and no GPU are needed. `python -m bench.templates page` then
+writes the table.
 """
 
 import argparse
 import copy
 import json
-import re
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 
 from dense_reward.engines.tokenizer import TransformersTokenizer
@@ -24,7 +24,28 @@ from dense_reward.text.special_tokens import JsonValue, Message
 from dense_reward.text.template import TemplateChoices
 from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
-SPECIAL = re.compile(r"<\|[^|<>\s]+\|>|<｜[^｜<>]+｜>|\[/?[A-Z_]+\]|<(?:start|end)_of_[a-z]+>|</?s>")
+from bench.templates.sources import Template, templates
+from bench.templates.vocabulary import family_of, tokenizer_for
+
+RESULTS = Path(__file__).resolve().parent / "results" / "rendering.json"
+RENDERED = (
+    "Qwen-Qwen3-0.6B",
+    "Qwen3.5-4B",
+    "Qwen3-Coder",
+    "meta-llama-Llama-3.1-8B-Instruct",
+    "mistralai-Mistral-Nemo-Instruct-2407",
+    "openai-gpt-oss-120b",
+    "deepseek-ai-DeepSeek-V3.1",
+    "GLM-4.6",
+    "ibm-granite-granite-4.0",
+    "MiniMax-M2",
+    "moonshotai-Kimi-K2",
+    "google-gemma-4-31B-it",
+    "CohereForAI-c4ai-command-r7b-12-2024-tool_use",
+    "gemma3",
+    "tool_chat_template_hermes",
+)
+"""Templates of each kind, those with tool calls among them."""
 Render = Callable[[Sequence[Message], Sequence[JsonValue] | None], list[int]]
 
 
@@ -218,33 +239,39 @@ def model_folder(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     return folder
 
 
-def with_template(source: Path, template: str) -> PreTrainedTokenizerFast:
-    """The tokenizer of a folder with a template and the special tokens that it names."""
-    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(source, local_files_only=True)
-    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
-    tokenizer.add_tokens(sorted(set(SPECIAL.findall(template))), special_tokens=True)
-    tokenizer.chat_template = template
-    return tokenizer
+def vllm_version() -> str:
+    """The version of the installed package."""
+    import vllm  # noqa: PLC0415
+
+    return str(vllm.__version__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns exit code 1 if a prompt differs."""
     parser = argparse.ArgumentParser(prog="python -m bench.rendering", description=__doc__)
-    parser.add_argument("templates", type=Path)
-    parser.add_argument("tokenizer", type=Path)
+    parser.add_argument("--folder", type=Path, help="where the templates lie: see python -m bench.templates")
     options = parser.parse_args(arguments)
-    totals: Counter[str] = Counter()
-    for file in sorted(options.templates.glob("*.jinja")):
-        with tempfile.TemporaryDirectory() as folder:
-            compared = compare(model_folder(Path(folder), with_template(options.tokenizer, file.read_text())))
-        verdicts = Counter(one.verdict for one in compared)
-        totals += verdicts
-        print(f"{file.name}: {', '.join(f'{count} {verdict}' for verdict, count in verdicts.items())}")
-        for one in compared:
-            if one.verdict in {"DIFFERENT", "refused here"}:
-                print(f"  {one.verdict}: {one.chat} ({one.way}){f': {one.ours}' if isinstance(one.ours, str) else ''}")
-    print(f"all: {', '.join(f'{count} {verdict}' for verdict, count in totals.items())}")
-    return int(totals["DIFFERENT"] > 0)
+    found: dict[str, Counter[str]] = {}
+    for template in templates(options.folder):
+        if template.name in RENDERED:
+            found[f"{template.repository}/{template.name}"] = _verdicts(template)
+    today = date.today().isoformat()  # noqa: DTZ011 - the day of the measurement
+    versions = {"vllm": vllm_version()}
+    result = {"date": today, "versions": versions, "chats": len(CHATS), "templates": found}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    return int(any(verdicts["DIFFERENT"] for verdicts in found.values()))
+
+
+def _verdicts(template: Template) -> Counter[str]:
+    tokenizer = tokenizer_for(template.source, family_of(template.source, spaced=template.spaced))
+    with tempfile.TemporaryDirectory() as folder:
+        compared = compare(model_folder(Path(folder), tokenizer))
+    verdicts = Counter(one.verdict for one in compared)
+    print(f"{template.name}: {', '.join(f'{count} {verdict}' for verdict, count in verdicts.items())}")
+    for one in compared:
+        if one.verdict in {"DIFFERENT", "refused here"}:
+            print(f"  {one.verdict}: {one.chat} ({one.way}){f': {one.ours}' if isinstance(one.ours, str) else ''}")
+    return verdicts
 
 
 if __name__ == "__main__":

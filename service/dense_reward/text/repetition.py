@@ -10,7 +10,7 @@ from dense_reward.errors import refuse
 _TAG = re.compile(r"<[^<>\s][^<>\n]{0,60}>|\[/?[A-Z_]{2,40}\]")
 
 
-_THOUGHT = re.compile(r"<(\w*(?:think|thought|reason)\w*)>", re.IGNORECASE)
+_THOUGHT = re.compile(r"<([\w:]*(?:think|thought|reason)[\w:]*)>", re.IGNORECASE)
 
 _END = re.compile(r"end|eo[smt]|stop|return|^</s>$", re.IGNORECASE)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pydantic import JsonValue as PlainJson
 
 from dense_reward.errors import refuse
+from dense_reward.text.repetition import is_unclosed_thought
 from dense_reward.text.special_tokens import JsonValue, Message
 from dense_reward.text.tokenizer import Pieces, Tokenizer
 
@@ -39,9 +40,9 @@ class TemplateChoices:
 class ResponsePlace:
     """What stands around a response, for one set of template variables.
 
-    `agrees`: prompt, response and end of turn have the ids of the template's own rendering; `starts_alike`: prompt and
-    response have, whatever comes after them. `continues`: the response
-    is tokenised as the continuation of a text. `prompt` and `own`: a prompt with its response, as it is laid out here
+    `agrees`: prompt, response and end of turn have the ids of the template's own rendering, and no thought is left open
+    before the response; `starts_alike`: prompt and response have those ids, whatever comes after them. `continues`: the
+    response is tokenised as the continuation of a text. `prompt` and `own`: a prompt with its response, as it is laid out here
     and as the template renders the whole turn. `before` and `own_before`: the same, from the user's text to the
     response. `opening`: what the prompt opens for the response, such as a thought. `closing`: what the template writes
     between a response and its end of turn, if the response starts where the template has it. `holds_special`: the
@@ -186,15 +187,16 @@ class ChatTemplate:
         continues = not all(start for start, _ in rules[0])
         starts_alike = all(start for start, _ in rules[continues])
         before = prompts[0].rpartition(USERS[0])[2]
+        opening = before.rpartition(end)[2] if end else before
         return ResponsePlace(
-            agrees=all(whole for _, whole in rules[continues]),
+            agrees=all(whole for _, whole in rules[continues]) and not is_unclosed_thought(MARK, opening),
             starts_alike=starts_alike,
             continues=continues,
             prompt=prompts[0] + MARK + end,
             own=own_turn + MARK + (own_after.partition(end)[0] + end if end and end in own_after else ""),
             before=before,
             own_before=own_turn.rpartition(USERS[0])[2] + MARK + own_after,
-            opening=before.rpartition(end)[2] if end else before,
+            opening=opening,
             closing=closing if starts_alike and self.choices.response_prefix != "" else "",
             holds_special=self._special_in(before) != self._special_in(own_turn.rpartition(USERS[0])[2]),
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from dense_reward.errors import RequestError
+from dense_reward.text.repetition import is_unclosed_thought
 from dense_reward.text.special_tokens import JsonValue
 from dense_reward.text.template import MARK, ChatTemplate, ResponsePlace
 
@@ -54,7 +55,9 @@ def explanation(template: ChatTemplate, style: Style, template_kwargs: Mapping[s
         f"  generation prompt + response: {_shown(place.prompt)}",
         f"  the template's own rendering: {_shown(place.own)}",
     ]
-    if place.prompt == place.own:
+    if place.starts_alike and is_unclosed_thought(MARK, place.opening):
+        lines.append("Both open a thought and do not close it, so a plain answer would be scored as a thought.")
+    elif place.prompt == place.own:
         lines.append("Both are the same text, but tokenised as one text it has other ids where the response begins.")
     if template_kwargs and template.choices.response_prefix is not None:
         lines.append(f"The checkpoint decides this for other template_kwargs than {json.dumps(template_kwargs)}.")
