@@ -144,11 +144,40 @@ def tokenizer_sha256(vocabulary: Mapping[str, int], probe_ids: Sequence[int]) ->
     return sha256_of_text(json.dumps([by_id, list(probe_ids)], ensure_ascii=True, separators=(",", ":")))
 
 
+def scored_files(folder: Path) -> list[Path]:
+    """Every file of a checkpoint that can change its scores, in order; all are ordinary files that can be read.
+
+    Raises CheckpointError, with the cure, for a link to nothing, a folder or a pipe under such a name, and for files
+    that this user may not read: opening them later would fail, or wait for ever.
+    """
+    try:
+        paths = sorted(p for p in folder.iterdir() if p.suffix in HASHED_SUFFIXES and p.name != MANIFEST_NAME)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read ({error.strerror}): allow this user to read it") from None
+    for path in paths:
+        if not path.is_file():
+            kind = (
+                "a folder" if path.is_dir() else "a link to a file that is not there" if path.is_symlink() else "none"
+            )
+            raise CheckpointError(
+                f"{path} has the name of a checkpoint's file, but is {kind}: copy the file itself there, or remove it"
+            )
+        if not os.access(path, os.R_OK):
+            raise CheckpointError(f"{path} cannot be read (Permission denied): allow this user to read it (chmod a+r)")
+    return paths
+
+
 def hash_files(folder: Path) -> dict[str, str]:
-    """sha256 of every file of a checkpoint that can change its scores, by file name."""
-    paths = sorted(p for p in folder.iterdir() if p.suffix in HASHED_SUFFIXES and p.name != MANIFEST_NAME)
-    with ThreadPoolExecutor() as pool:
-        return dict(zip((p.name for p in paths), pool.map(_sha256_of_file, paths), strict=True))
+    """sha256 of every file of a checkpoint that can change its scores, by file name. Raises CheckpointError."""
+    paths = scored_files(folder)
+    try:
+        with ThreadPoolExecutor() as pool:
+            return dict(zip((p.name for p in paths), pool.map(_sha256_of_file, paths), strict=True))
+    except OSError as error:  # a network file system can lose a file while it is read
+        raise CheckpointError(
+            f"{error.filename or folder} cannot be read ({error.strerror}): copy the checkpoint to a local disk, "
+            "or try again"
+        ) from None
 
 
 def load_manifest(folder: Path) -> Manifest:

@@ -10,26 +10,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from dense_reward.engines.torch.architecture import first_line, load_config
+from dense_reward.engines.torch.architecture import INVALID, first_line, load_config, quantisation
 from dense_reward.engines.weight_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     check_files,
     check_weights_exist,
     read_json,
+    tensors_of,
+    weights_of,
 )
-from dense_reward.engines.weight_keys import Keys, refuse_wrong_adapter_keys, refuse_wrong_keys
+from dense_reward.engines.weight_keys import Keys, refuse_other_dtypes, refuse_wrong_adapter_keys, refuse_wrong_keys
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, adapter_base_folder, files_folder
 
-UNLOADABLE = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError),
-    *(SafetensorError, StrictDataclassError),
-)
+UNLOADABLE = (*INVALID, MemoryError, SafetensorError)
 """What transformers, peft and safetensors raise for files that they cannot load."""
 ADAPTER = "default"
 INCOMPLETE_PARTS = "weights that it joins, as those of a layer's experts, are incomplete or differ in shape"
@@ -79,7 +77,11 @@ def _load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             ignore_mismatched_sizes=True,  # they are refused below, by name
         )
     keys = Keys(info["missing_keys"], info["unexpected_keys"], [*info["mismatched_keys"]])
-    refuse_wrong_keys(folder, keys, model.config, text_of_multimodal=type(model.config) is not type(config))
+    text_of_multimodal = type(model.config) is not type(config)
+    refuse_wrong_keys(folder, keys, model.config, text_of_multimodal=text_of_multimodal)
+    if quantisation(config) is None:  # else transformers has turned blocks of integers into floats
+        names = [name for name, _ in model.named_parameters()]
+        refuse_other_dtypes(folder, weights_of(folder), names, text_of_multimodal=text_of_multimodal)
     return model
 
 
@@ -104,6 +106,8 @@ def _merge_adapter(model: PreTrainedModel, files: Path, base: Path) -> PreTraine
                 f"{files}: peft cannot put this adapter on {base} ({first_line(error)}): name the model that the "
                 f"adapter was trained on in {ADAPTER_CONFIG} (base_model_name_or_path)"
             ) from error
+    stored = tensors_of(files / ADAPTER_WEIGHTS)
+    refuse_other_dtypes(files, stored, stored)
     refuse_wrong_adapter_keys(files, Keys({*found.missing_keys}, {*found.unexpected_keys}))
     if not hasattr(adapted, "merge_and_unload"):
         kind = read_json(files / ADAPTER_CONFIG).get("peft_type")
