@@ -14,7 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError, model_validator
 
 from dense_reward.errors import CheckpointError
 from dense_reward.text.template import TemplateChoices
@@ -44,8 +44,8 @@ class _Strict(BaseModel):
 
 
 class ProbeResponse(_Strict):
-    ids: tuple[int, ...]
-    logprobs: tuple[float, ...] = Field(description="float32 log-prob of each id, in nats")
+    ids: tuple[int, ...] = Field(min_length=1)
+    logprobs: tuple[FiniteFloat, ...] = Field(description="float32 log-prob of each id, in nats")
 
     @model_validator(mode="after")
     def _one_each(self) -> "ProbeResponse":
@@ -55,7 +55,7 @@ class ProbeResponse(_Strict):
 
 
 class ProbeSequence(_Strict):
-    prompt_ids: tuple[int, ...]
+    prompt_ids: tuple[int, ...] = Field(min_length=1)
     responses: tuple[ProbeResponse, ...]
 
 
@@ -104,6 +104,15 @@ class Manifest(_Strict):
     def _date_is_one(self) -> "Manifest":
         if self.template_date is not None:
             date.fromisoformat(self.template_date)
+        return self
+
+    @model_validator(mode="after")
+    def _ids_are_in_the_vocabulary(self) -> "Manifest":
+        sequences = [ids for each in self.probe for ids in (each.prompt_ids, *(one.ids for one in each.responses))]
+        named = [i for ids in sequences for i in ids] + ([] if self.end_of_turn_id is None else [self.end_of_turn_id])
+        wrong = next((i for i in named if not 0 <= i < self.vocabulary), None)
+        if wrong is not None:
+            raise ValueError(f"the id {wrong} is not in the vocabulary of {self.vocabulary}")
         return self
 
     @property
@@ -183,7 +192,7 @@ def hash_files(folder: Path) -> dict[str, str]:
 def load_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint folder. Raises CheckpointError if there is none or it is invalid."""
     path = folder / MANIFEST_NAME
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise CheckpointError(f"{folder}: no such checkpoint folder")
     if not path.is_file():
         command = f"dense-reward adopt {folder} --role sft --run-id NAME"
@@ -194,10 +203,23 @@ def load_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
+        if first["loc"] == ("manifest_version",):
+            raise CheckpointError(
+                f"{path} is of another version of manifests ({first['input']}, this program reads 1): install the "
+                "dense-reward that wrote it, or adopt the checkpoint again"
+            ) from None
         place = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(
             f"{path} is not a manifest: {place + ': ' if place else ''}{first['msg']} (adopt the checkpoint again)"
         ) from None
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; also for a path that no system accepts, as one that is too long."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def files_folder(folder: Path, manifest: Manifest) -> Path:
@@ -237,7 +259,7 @@ def adapter_base_folder(folder: Path, manifest: Manifest) -> Path | None:
     else:
         places = _in_hub_cache(name)
     places += _base_of_adapter_config(files_folder(folder, manifest))
-    found = next((place for place in places if place.is_dir()), None)
+    found = next((place for place in places if is_folder(place)), None)
     if found is None:
         raise CheckpointError(
             f"{folder}: its base model {name} is not there: move or download it there, or name its folder in "
@@ -339,7 +361,7 @@ def _unrelated(sft: Manifest, reference: Manifest) -> str | None:
 
 
 def _verify(folder: Path, expected: Mapping[str, str]) -> None:
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise CheckpointError(f"{folder}: the checkpoint's files are gone")
     found = hash_files(folder)
     for name, digest in expected.items():
@@ -349,7 +371,8 @@ def _verify(folder: Path, expected: Mapping[str, str]) -> None:
             raise CheckpointError(
                 f"{folder / name} does not match its hash in {MANIFEST_NAME}: copy the checkpoint again"
             )
-    added = [name for name in found if name not in expected and name.endswith(".safetensors")]
+    loaded = (*CONFIGURATIONS, "model.safetensors.index.json")
+    added = [name for name in found if name not in expected and (name.endswith(".safetensors") or name in loaded)]
     if added:
         raise CheckpointError(
             f"{folder / added[0]} is not in {MANIFEST_NAME}: remove it, or adopt the checkpoint again"

@@ -18,7 +18,7 @@ from dense_reward.engines.tokenizer import load_tokenizer
 from dense_reward.engines.torch.architecture import load_config
 from dense_reward.engines.weight_files import ADAPTER_CONFIG, check_files, check_weights_exist, read_json
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import Role
+from dense_reward.manifest import Role, is_folder
 from dense_reward.records import Report
 from dense_reward.text.tokenizer import RendererName
 
@@ -102,7 +102,7 @@ def locate(source: str, fetch: Fetch | None = None) -> Located:
     Raises CheckpointError if there is neither.
     """
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if is_folder(folder):
         return Located(folder, own=True)
     name, _, revision = source.partition("@")
     if folder.is_absolute() or source.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
@@ -135,7 +135,7 @@ def _adapter_base(files: Path, fetch: Fetch) -> Path | None:
     base = read_json(path).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise CheckpointError(f"{path} has no base_model_name_or_path: add the base model's folder")
-    if (files / base).is_dir():  # relative to the adapter, or absolute
+    if is_folder(files / base):  # relative to the adapter, or absolute
         return files / base
     try:
         return locate(base, fetch).folder

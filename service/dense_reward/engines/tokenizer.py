@@ -44,8 +44,10 @@ _NOT_OF_USERS = frozenset(
     | {"strftime_now", "bos_token", "eos_token", "unk_token", "pad_token"}
 )
 
-FIRST_RENDERING_S = 20.0
+FIRST_RENDERING_S = 10.0
 """Limit on the first rendering of a tokenizer: a template that does not end must not stop adoption or a start."""
+RENDERINGS = 4
+"""Times that the first chat is rendered: templates can draw random words."""
 MAX_RENDERED_CHARACTERS = 1_000_000
 """Limit on the first rendering, which is of a short chat."""
 UNRENDERABLE = (
@@ -238,8 +240,10 @@ class TransformersTokenizer:
             ) from None
 
     def _first_rendering(self, render: Callable[[], str]) -> str:
-        """The rendering, if it ends and is not far too long. Raises TimeoutError or ValueError."""
-        rendered = within(FIRST_RENDERING_S, render)
+        """The rendering, if it ends, is always the same, and is not far too long. Raises TimeoutError or ValueError."""
+        rendered, *again = within(FIRST_RENDERING_S, lambda: [render() for _ in range(RENDERINGS)])
+        if any(other != rendered for other in again):
+            raise ValueError("it renders one chat in different ways, so the same text would get different rewards")
         if len(rendered) > MAX_RENDERED_CHARACTERS:
             raise ValueError(f"it makes {len(rendered)} characters of one chat, more than {MAX_RENDERED_CHARACTERS}")
         self._has_rendered = True
