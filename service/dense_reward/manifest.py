@@ -371,7 +371,7 @@ def _verify(folder: Path, expected: Mapping[str, str]) -> None:
             raise CheckpointError(
                 f"{folder / name} does not match its hash in {MANIFEST_NAME}: copy the checkpoint again"
             )
-    loaded = (*CONFIGURATIONS, "model.safetensors.index.json")
+    loaded = ("config.json", "model.safetensors.index.json")
     added = [name for name in found if name not in expected and (name.endswith(".safetensors") or name in loaded)]
     if added:
         raise CheckpointError(

@@ -42,7 +42,6 @@ def load_config(folder: Path) -> PreTrainedConfig:
     check_files(folder)
     raw = read_json(folder / CONFIG)
     _check_known(folder, raw)
-    _check_named_class(folder, raw)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except INVALID as error:
@@ -50,6 +49,7 @@ def load_config(folder: Path) -> PreTrainedConfig:
             f"{folder} has no usable config.json ({first_line(error)}): copy it again from the checkpoint"
         ) from error
     _check_computable(folder, config)
+    _check_named_class(folder, raw)
     return config
 
 

@@ -4,10 +4,12 @@ Each weight must come from the files: one that does not would be random, and no 
 """
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +19,8 @@ from dense_reward.engines.torch.architecture import INVALID, first_line, load_co
 from dense_reward.engines.weight_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    INDEX,
+    WEIGHTS,
     check_files,
     check_weights_exist,
     read_json,
@@ -27,9 +31,14 @@ from dense_reward.engines.weight_keys import Keys, refuse_other_dtypes, refuse_w
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, adapter_base_folder, files_folder
 
-UNLOADABLE = (*INVALID, MemoryError, SafetensorError)
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+UNLOADABLE = (*INVALID, MemoryError, SafetensorError, re.error)
 """What transformers, peft and safetensors raise for files that they cannot load."""
 ADAPTER = "default"
+UNMERGEABLE = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE", "CPT"})
+"""Kinds of adapters of peft that put learned inputs before the text."""
 INCOMPLETE_PARTS = "weights that it joins, as those of a layer's experts, are incomplete or differ in shape"
 
 
@@ -90,6 +99,7 @@ def _merge_adapter(model: PreTrainedModel, files: Path, base: Path) -> PreTraine
     from peft import PeftModel  # noqa: PLC0415 - only adapters need peft
 
     check_files(files)
+    _check_kind(files)
     if not (files / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(
             f"{files} has no {ADAPTER_WEIGHTS}, the adapter's weights: copy or save the adapter again"
@@ -109,14 +119,48 @@ def _merge_adapter(model: PreTrainedModel, files: Path, base: Path) -> PreTraine
     stored = tensors_of(files / ADAPTER_WEIGHTS)
     refuse_other_dtypes(files, stored, stored)
     refuse_wrong_adapter_keys(files, Keys({*found.missing_keys}, {*found.unexpected_keys}))
-    if not hasattr(adapted, "merge_and_unload"):
-        kind = read_json(files / ADAPTER_CONFIG).get("peft_type")
+    return _merged(adapted, files)
+
+
+def _check_kind(files: Path) -> None:
+    """Raises CheckpointError for an adapter of a kind that peft does not know, or that is part of no weight."""
+    from peft import PeftType  # noqa: PLC0415 - only adapters need peft
+
+    kind = read_json(files / ADAPTER_CONFIG).get("peft_type")
+    if kind not in {*map(str, PeftType.__members__)}:
         raise CheckpointError(
-            f"{files} is an adapter of type {kind}, which cannot be merged into its base: only LoRA and others that "
-            "can are loaded, so merge or retrain it"
+            f"{files / ADAPTER_CONFIG} has the peft_type {kind!r}, which the installed peft does not know: correct it, "
+            "or install a newer peft"
         )
-    merged: PreTrainedModel = adapted.merge_and_unload()
-    return merged
+    if kind in UNMERGEABLE:
+        raise CheckpointError(_cannot_be_merged(files, str(kind), "it changes what the model reads, not its weights"))
+    if (files / WEIGHTS).is_file() or (files / INDEX).is_file():
+        raise CheckpointError(
+            f"{files} holds an adapter and a whole model: move one of them to a folder of its own, so that it is clear "
+            "which is meant and no adapter is added twice"
+        )
+
+
+def _merged(adapted: "PeftModel", files: Path) -> PreTrainedModel:
+    """Raises CheckpointError if this kind of adapter cannot be merged into its base."""
+    kind = read_json(files / ADAPTER_CONFIG).get("peft_type")
+    if not hasattr(adapted, "merge_and_unload"):
+        reason = "it has no weights to merge"
+    else:
+        try:
+            merged: PreTrainedModel = adapted.merge_and_unload()
+        except UNLOADABLE as error:
+            reason = first_line(error)
+        else:
+            return merged
+    raise CheckpointError(_cannot_be_merged(files, str(kind), reason))
+
+
+def _cannot_be_merged(files: Path, kind: str, reason: str) -> str:
+    return (
+        f"{files} is an adapter of type {kind}, which cannot be merged into its base ({reason}): only adapters that "
+        "can, as LoRA, are loaded, so train one of those, or fine-tune the whole model"
+    )
 
 
 def _misfit(error: Exception, files: Path, base: Path) -> str:
