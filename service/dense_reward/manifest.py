@@ -44,7 +44,7 @@ class _Strict(BaseModel):
 
 
 class ProbeResponse(_Strict):
-    ids: tuple[int, ...] = Field(min_length=1)
+    ids: tuple[int, ...]
     logprobs: tuple[FiniteFloat, ...] = Field(description="float32 log-prob of each id, in nats")
 
     @model_validator(mode="after")
@@ -165,9 +165,8 @@ def scored_files(folder: Path) -> list[Path]:
         raise CheckpointError(f"{folder} cannot be read ({error.strerror}): allow this user to read it") from None
     for path in paths:
         if not path.is_file():
-            kind = (
-                "a folder" if path.is_dir() else "a link to a file that is not there" if path.is_symlink() else "none"
-            )
+            links = "a link to a file that is not there" if path.is_symlink() else "no ordinary file"
+            kind = "a folder" if path.is_dir() else links
             raise CheckpointError(
                 f"{path} has the name of a checkpoint's file, but is {kind}: copy the file itself there, or remove it"
             )

@@ -25,6 +25,7 @@ from dense_reward.text.tokenizer import RendererName
 Fetch = Callable[[str, str | None], Path]
 """Takes a hub id and a revision, and returns the folder of the downloaded files."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+MAX_HUB_ID_CHARACTERS = 96
 _NEEDED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -105,11 +106,15 @@ def locate(source: str, fetch: Fetch | None = None) -> Located:
     if is_folder(folder):
         return Located(folder, own=True)
     name, _, revision = source.partition("@")
-    if folder.is_absolute() or source.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
+    if folder.is_absolute() or source.startswith((".", "~")) or not _is_hub_id(name):
         raise CheckpointError(
             f"{source}: no such folder, and no hub id (organisation/name, or organisation/name@revision)"
         )
     return Located((fetch or download)(name, revision or None), own=False)
+
+
+def _is_hub_id(name: str) -> bool:
+    return _HUB_ID.fullmatch(name) is not None and len(name) <= MAX_HUB_ID_CHARACTERS
 
 
 def download(name: str, revision: str | None) -> Path:

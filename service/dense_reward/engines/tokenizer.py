@@ -280,7 +280,11 @@ def load_tokenizer(folder: Path) -> TransformersTokenizer:
 
     Raises CheckpointError if it cannot be read, or gives no token to some plain text, which would then be lost.
     """
-    loaded = read_tokenizer(folder)
+    return adapted_tokenizer(read_tokenizer(folder), folder)
+
+
+def adapted_tokenizer(loaded: PreTrainedTokenizerBase, folder: Path) -> TransformersTokenizer:
+    """What load_tokenizer makes of transformers' own tokenizer of a folder."""
     try:
         tokenizer = TransformersTokenizer(loaded)
         pieces = tokenizer.encode(TOKENIZER_PROBE_TEXT, special=True)
