@@ -193,13 +193,18 @@ def load_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST_NAME
     if not is_folder(folder):
         raise CheckpointError(f"{folder}: no such checkpoint folder")
-    if not path.is_file():
+    try:
+        found = path.is_file()
+        text = path.read_bytes() if found else b""
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}): allow this user to read it") from None
+    if not found:
         command = f"dense-reward adopt {folder} --role sft --run-id NAME"
         raise CheckpointError(
             f"{folder} has no {MANIFEST_NAME}: write one with `{command}` (--role reference for the earlier checkpoint)"
         )
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         if first["loc"] == ("manifest_version",):

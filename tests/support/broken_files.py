@@ -153,8 +153,8 @@ BROKEN: Mapping[str, Damage] = {
     "a tokenizer of code": Damage(
         edited(
             "tokenizer_config.json",
-            lambda old: old.update(auto_map={"AutoTokenizer": ["x.T", None]}, tokenizer_class="X"),
-        ),  # type: ignore[arg-type]
+            lambda old: old.update(auto_map={"AutoTokenizer": ["x.T", None]}),
+        ),
         "contains custom code",
     ),
     "an EOS that is a number": Damage(

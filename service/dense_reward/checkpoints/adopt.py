@@ -69,8 +69,8 @@ def adopt(
     """
     located = locate(source, fetch or download)
     files = located.folder
-    check_weights_exist(files)
     check_files(files)
+    check_weights_exist(files)
     adapter_base = _adapter_base(files, fetch or download)
     load_config(adapter_base or files)  # before the tokenizer, which reads config.json too
     tokenizer = load_tokenizer(files)

@@ -35,11 +35,11 @@ def load_config(folder: Path) -> PreTrainedConfig:
     Raises CheckpointError, in one sentence with the cure, if it is missing or broken, or if this service cannot compute
     such a model: an unknown architecture, an encoder, an encoder-decoder, quantised weights.
     """
+    check_files(folder)
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
             f"{folder} has no usable config.json: copy it from the checkpoint that the weights are of"
         )
-    check_files(folder)
     raw = read_json(folder / CONFIG)
     _check_known(folder, raw)
     try:
