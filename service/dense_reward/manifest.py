@@ -14,7 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError, model_validator
 
 from dense_reward.errors import CheckpointError
 from dense_reward.text.template import TemplateChoices
@@ -45,7 +45,7 @@ class _Strict(BaseModel):
 
 class ProbeResponse(_Strict):
     ids: tuple[int, ...]
-    logprobs: tuple[float, ...] = Field(description="float32 log-prob of each id, in nats")
+    logprobs: tuple[FiniteFloat, ...] = Field(description="float32 log-prob of each id, in nats")
 
     @model_validator(mode="after")
     def _one_each(self) -> "ProbeResponse":
@@ -55,7 +55,7 @@ class ProbeResponse(_Strict):
 
 
 class ProbeSequence(_Strict):
-    prompt_ids: tuple[int, ...]
+    prompt_ids: tuple[int, ...] = Field(min_length=1)
     responses: tuple[ProbeResponse, ...]
 
 
@@ -108,6 +108,15 @@ class Manifest(_Strict):
             date.fromisoformat(self.template_date)
         return self
 
+    @model_validator(mode="after")
+    def _ids_are_in_the_vocabulary(self) -> "Manifest":
+        sequences = [ids for each in self.probe for ids in (each.prompt_ids, *(one.ids for one in each.responses))]
+        named = [i for ids in sequences for i in ids] + ([] if self.end_of_turn_id is None else [self.end_of_turn_id])
+        wrong = next((i for i in named if not 0 <= i < self.vocabulary), None)
+        if wrong is not None:
+            raise ValueError(f"the id {wrong} is not in the vocabulary of {self.vocabulary}")
+        return self
+
     @property
     def choices(self) -> TemplateChoices:
         """What this manifest decides about the chat template."""
@@ -146,31 +155,77 @@ def tokenizer_sha256(vocabulary: Mapping[str, int], probe_ids: Sequence[int]) ->
     return sha256_of_text(json.dumps([by_id, list(probe_ids)], ensure_ascii=True, separators=(",", ":")))
 
 
+def scored_files(folder: Path) -> list[Path]:
+    """Every file of a checkpoint that can change its scores, in order; all are ordinary files that can be read.
+
+    Raises CheckpointError, with the cure, for a link to nothing, a folder or a pipe under such a name, and for files
+    that this user may not read: opening them later would fail, or wait for ever.
+    """
+    try:
+        paths = sorted(p for p in folder.iterdir() if p.suffix in HASHED_SUFFIXES and p.name != MANIFEST_NAME)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read ({error.strerror}): allow this user to read it") from None
+    for path in paths:
+        if not path.is_file():
+            links = "a link to a file that is not there" if path.is_symlink() else "no ordinary file"
+            kind = "a folder" if path.is_dir() else links
+            raise CheckpointError(
+                f"{path} has the name of a checkpoint's file, but is {kind}: copy the file itself there, or remove it"
+            )
+        if not os.access(path, os.R_OK):
+            raise CheckpointError(f"{path} cannot be read (Permission denied): allow this user to read it (chmod a+r)")
+    return paths
+
+
 def hash_files(folder: Path) -> dict[str, str]:
-    """sha256 of every file of a checkpoint that can change its scores, by file name."""
-    paths = sorted(p for p in folder.iterdir() if p.suffix in HASHED_SUFFIXES and p.name != MANIFEST_NAME)
-    with ThreadPoolExecutor() as pool:
-        return dict(zip((p.name for p in paths), pool.map(_sha256_of_file, paths), strict=True))
+    """sha256 of every file of a checkpoint that can change its scores, by file name. Raises CheckpointError."""
+    paths = scored_files(folder)
+    try:
+        with ThreadPoolExecutor() as pool:
+            return dict(zip((p.name for p in paths), pool.map(_sha256_of_file, paths), strict=True))
+    except OSError as error:  # a network file system can lose a file while it is read
+        raise CheckpointError(
+            f"{error.filename or folder} cannot be read ({error.strerror}): copy the checkpoint to a local disk, "
+            "or try again"
+        ) from None
 
 
 def load_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint folder. Raises CheckpointError if there is none or it is invalid."""
     path = folder / MANIFEST_NAME
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise CheckpointError(f"{folder}: no such checkpoint folder")
-    if not path.is_file():
+    try:
+        found = path.is_file()
+        text = path.read_bytes() if found else b""
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror}): allow this user to read it") from None
+    if not found:
         command = f"dense-reward adopt {folder} --role sft --run-id NAME"
         raise CheckpointError(
             f"{folder} has no {MANIFEST_NAME}: write one with `{command}` (--role reference for the earlier checkpoint)"
         )
     try:
-        return Manifest.model_validate_json(path.read_bytes())
+        return Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["loc"] == ("manifest_version",):
+            raise CheckpointError(
+                f"{path} is of another version of manifests ({first['input']}, this program reads 1): install the "
+                "dense-reward that wrote it, or adopt the checkpoint again"
+            ) from None
         place = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(
             f"{path} is not a manifest: {place + ': ' if place else ''}{first['msg']} (adopt the checkpoint again)"
         ) from None
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; also for a path that no system accepts, as one that is too long."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
 
 
 def files_folder(folder: Path, manifest: Manifest) -> Path:
@@ -216,7 +271,7 @@ def adapter_base_folder(folder: Path, manifest: Manifest) -> Path | None:
     if name is None:
         return None
     places = [*_named_folders(folder, name), *_base_of_adapter_config(files_folder(folder, manifest))]
-    found = next((place for place in places if place.is_dir()), None)
+    found = next((place for place in places if is_folder(place)), None)
     if found is None:
         raise CheckpointError(
             f"{folder}: its base model {name} is not there: move or download it there, or name its folder in "
@@ -335,7 +390,7 @@ def _unrelated(sft: Manifest, reference: Manifest) -> str | None:
 
 
 def _verify(folder: Path, expected: Mapping[str, str]) -> None:
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise CheckpointError(
             f"{folder}: the checkpoint's files are gone: move them back, or adopt them where they are now"
         )
@@ -354,7 +409,8 @@ def verify_hashes(folder: Path, expected: Mapping[str, str], found: Mapping[str,
             raise CheckpointError(
                 f"{folder / name} does not match its hash in {MANIFEST_NAME}: copy the checkpoint again"
             )
-    added = [name for name in found if name not in expected and name.endswith(".safetensors")]
+    loaded = ("config.json", "model.safetensors.index.json")
+    added = [name for name in found if name not in expected and (name.endswith(".safetensors") or name in loaded)]
     if added:
         raise CheckpointError(
             f"{folder / added[0]} is not in {MANIFEST_NAME}: remove it, or adopt the checkpoint again"

@@ -95,7 +95,7 @@ def test_a_manifest_cut_anywhere_is_refused(tmp_path_factory: pytest.TempPathFac
 @pytest.mark.parametrize(
     ("change", "place"),
     [
-        (lambda m: m.update(manifest_version=2), "manifest_version: Input should be 1"),
+        (lambda m: m.update(manifest_version=2), r"another version of manifests \(2, this program reads 1\): install"),
         (lambda m: m.update(role="teacher"), "role: Input should be 'sft'"),
         (lambda m: m.pop("vocabulary"), "vocabulary: Field required"),
         (lambda m: m.update(colour="red"), "colour: Extra inputs are not permitted"),

@@ -285,7 +285,22 @@ def _as_gpt2_saves(old: Tensors) -> Tensors:
 
 
 def _rotary(old: Tensors) -> Tensors:
-    return old | {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(4) for i in range(2)}
+    names = [f"model.layers.{i}.self_attn.rotary_emb." for i in range(2)]
+    caches = {name + kind: torch.ones(4) for name in names for kind in ("cos_cached", "sin_cached")}
+    return old | {name + "inv_freq": torch.ones(4) for name in names} | caches
+
+
+def _next_token_layer(old: Tensors) -> Tensors:
+    """A layer that predicts the token after the next, with the number after the last, as DeepSeek-V3 and GLM do."""
+    third = {name.replace("layers.1.", "layers.2."): tensor for name, tensor in old.items() if "layers.1." in name}
+    own = {"eh_proj.weight": (32, 64), "enorm.weight": (32,), "hnorm.weight": (32,), "shared_head.norm.weight": (32,)}
+    return old | third | {f"model.layers.2.{name}": torch.ones(shape) for name, shape in own.items()}
+
+
+def _one_file_with_index(folder: Path) -> None:
+    names = load_file(folder / "model.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, "model.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
 HEALTHY: Mapping[str, tuple[Callable[[], PreTrainedModel], Change]] = {
@@ -304,6 +319,17 @@ HEALTHY: Mapping[str, tuple[Callable[[], PreTrainedModel], Change]] = {
     "layers for several tokens at once": (
         lambda: tiny_model("qwen3-next", dtype=torch.float32),
         weights(lambda old: old | {"mtp.fc.weight": torch.ones(3, 3)}),
+    ),
+    "layers for several tokens at once, numbered": (
+        lambda: tiny_model("deepseek-v3", dtype=torch.float32),
+        weights(_next_token_layer),
+    ),
+    "one file with an index": (tiny_llama, _one_file_with_index),
+    "without metadata": (
+        tiny_llama,
+        lambda f: save_file(
+            {n: t.clone() for n, t in load_file(f / "model.safetensors").items()}, f / "model.safetensors"
+        ),
     ),
     "another format beside": (tiny_llama, lambda f: (f / "pytorch_model.bin").write_bytes(b"PK")),
     "the original format beside": (

@@ -30,7 +30,7 @@ from dense_reward.engines.torch.model import DTYPES
 from dense_reward.engines.weight_files import ADAPTER_CONFIG, check_files, check_weights_exist, read_json
 from dense_reward.errors import CheckpointError
 from dense_reward.heatmap.example import ExampleTokens
-from dense_reward.manifest import MANIFEST_NAME, Role, files_folder, load_manifest
+from dense_reward.manifest import MANIFEST_NAME, Role, files_folder, is_folder, load_manifest
 from dense_reward.records import Report
 from dense_reward.text.tokenizer import RendererName
 
@@ -39,6 +39,7 @@ Fetch = Callable[[str, str | None], Path]
 Draw = Callable[[ExampleTokens], str]
 """Takes the tokens of an example chat, and returns lines for a terminal."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+MAX_HUB_ID_CHARACTERS = 96
 _NEEDED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
@@ -135,8 +136,8 @@ class Adoption:
 def _checked(places: Places, wanted: Wanted, earlier: Earlier | None, adoption: Adoption) -> Checked:
     """The checkpoint, loaded and measured. What is quick to see is refused before the weights are loaded."""
     files = places.files
-    check_weights_exist(files)
     check_files(files)
+    check_weights_exist(files)
     base = _adapter_base(files, adoption.fetch)
     load_config(base or files)  # before the tokenizer, which reads config.json too
     tokenizer = load_tokenizer(files)
@@ -229,14 +230,18 @@ def locate(source: str, fetch: Fetch | None = None) -> Located:
     Raises CheckpointError if there is neither.
     """
     folder = Path(source).expanduser()
-    if folder.is_dir():
+    if is_folder(folder):
         return Located(folder, own=True)
     name, _, revision = source.partition("@")
-    if folder.is_absolute() or source.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
+    if folder.is_absolute() or source.startswith((".", "~")) or not _is_hub_id(name):
         raise CheckpointError(
             f"{source}: no such folder, and no hub id (organisation/name, or organisation/name@revision)"
         )
     return Located((fetch or download)(name, revision or None), own=False)
+
+
+def _is_hub_id(name: str) -> bool:
+    return _HUB_ID.fullmatch(name) is not None and len(name) <= MAX_HUB_ID_CHARACTERS
 
 
 def download(name: str, revision: str | None) -> Path:
@@ -262,7 +267,7 @@ def _adapter_base(files: Path, fetch: Fetch) -> Path | None:
     base = read_json(path).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise CheckpointError(f"{path} has no base_model_name_or_path: add the base model's folder")
-    if (files / base).is_dir():  # relative to the adapter, or absolute
+    if is_folder(files / base):  # relative to the adapter, or absolute
         return files / base
     try:
         return locate(base, fetch).folder

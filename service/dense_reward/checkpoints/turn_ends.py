@@ -1,9 +1,9 @@
 """What ends a turn, according to a checkpoint's template, tokenizer and generation_config.json; they can disagree."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from dense_reward.engines.weight_files import read_json
 from dense_reward.errors import CheckpointError
 from dense_reward.text.encode import Encoder
 
@@ -46,12 +46,14 @@ def generation_eos_ids(folder: Path) -> tuple[int, ...]:
     path = folder / GENERATION_CONFIG
     if not path.is_file():
         return ()
-    try:
-        found = json.loads(path.read_bytes()).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a JSON object ({error}): copy it again, or remove it") from None
-    ids = found if isinstance(found, list) else [found]
-    return tuple(one for one in ids if isinstance(one, int))
+    found = read_json(path).get("eos_token_id")
+    ids = [] if found is None else found if isinstance(found, list) else [found]
+    for one in ids:
+        if not isinstance(one, int) or isinstance(one, bool) or one < 0:
+            raise CheckpointError(
+                f"{path}: eos_token_id is {found!r}, not an id or a list of ids: correct or remove it"
+            )
+    return tuple(ids)
 
 
 def unclear_end(ends: TurnEnds, encoder: Encoder, place: str, cure: str) -> CheckpointError:

@@ -13,7 +13,7 @@ from dense_reward.checkpoints.probe import ProbeIds, measure_probe
 from dense_reward.checkpoints.versions import library_versions
 from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
 from dense_reward.engines.torch.architecture import load_config
-from dense_reward.engines.torch.model import TorchModel, load_model
+from dense_reward.engines.torch.model import DTYPES, TorchModel, load_model
 from dense_reward.engines.torch.weights import stored_dtype
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import MANIFEST_NAME, Manifest, Role, folder_name, hash_files
@@ -98,6 +98,12 @@ def _without_probe(folder: Path, facts: ManifestFacts, *, hashed: bool) -> tuple
     if end is None:
         end = end_of_turn_id(tokenizer, facts.renderer, facts.choices)
     encoder = Encoder(tokenizer, facts.renderer, end, choices=facts.choices)
+    dtype = facts.dtype or stored_dtype(weights)
+    if dtype not in DTYPES:
+        raise CheckpointError(
+            f"{files} cannot be served in dtype {dtype!r}: choose one of {', '.join(sorted(DTYPES))} (--dtype), or "
+            "correct it in config.json"
+        )
     manifest = Manifest(
         role=facts.role,
         run_id=facts.run_id,
@@ -117,7 +123,7 @@ def _without_probe(folder: Path, facts: ManifestFacts, *, hashed: bool) -> tuple
         template_sha256=tokenizer.template_sha256(facts.renderer),
         data_sha256=facts.data_sha256,
         seed=facts.seed,
-        dtype=facts.dtype or stored_dtype(weights),
+        dtype=dtype,
         source=None if facts.source is None else folder_name(folder, facts.source),
         adapter_base=None if facts.adapter_base is None else folder_name(folder, facts.adapter_base),
         files=hash_files(files) if hashed else {},

@@ -24,7 +24,7 @@ def template_form(template: str) -> TemplateForm:
     developer = any(f"{quote}developer{quote}" in template for quote in "'\"")
     try:
         tree = _ENVIRONMENT.parse(template)
-    except jinja2.TemplateError:
+    except (jinja2.TemplateError, RecursionError):
         return TemplateForm(parts=False, developer=developer)
     return TemplateForm(parts=_loops_over_content(tree), developer=developer)
 

@@ -5,7 +5,7 @@ import copy
 import inspect
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date as day
 from functools import lru_cache
 from itertools import pairwise
@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dense_reward.engines.template_form import template_form
+from dense_reward.engines.time_limit import within
 from dense_reward.engines.weight_files import check_tokenizer_files
 from dense_reward.errors import CheckpointError, refuse
 from dense_reward.manifest import TOKENIZER_PROBE_TEXT, sha256_of_text, tokenizer_sha256
@@ -44,6 +45,17 @@ _NOT_OF_USERS = frozenset(
     | {"strftime_now", "bos_token", "eos_token", "unk_token", "pad_token"}
 )
 
+FIRST_RENDERING_S = 10.0
+"""Limit on the first rendering of a tokenizer: a template that does not end must not stop adoption or a start."""
+RENDERINGS = 4
+"""Times that the first chat is rendered: templates can draw random words."""
+MAX_RENDERED_CHARACTERS = 1_000_000
+"""Limit on the first rendering, which is of a short chat."""
+UNRENDERABLE = (
+    *(TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError),
+    *(RecursionError, MemoryError, TimeoutError),
+)
+"""What rendering a broken template raises."""
 ROOMY_TOKEN_BYTES = 128
 """Least value of `longest_token_bytes`: normalisers drop text, and unknown characters in a row can become one token."""
 
@@ -84,6 +96,7 @@ class TransformersTokenizer:
         added = tokenizer.added_tokens_decoder
         self._special = {i: token.content for i, token in added.items() if token.special}
         self._not_text = self._special.keys() - {tokenizer.unk_token_id}
+        self._has_rendered = False
 
     @property
     def vocab_size(self) -> int:
@@ -205,26 +218,39 @@ class TransformersTokenizer:
             pinned = {} if date is None else self._pinned(date, tools)
             form = template_form(self._tokenizer.get_chat_template(tools=None if tools is None else list(tools)))
             taken = for_template(messages, parts=form.parts, developer=form.developer)
+            arguments: dict[str, JsonValue] = {**dict(template_kwargs or {}), **pinned}
 
-            def render(taken: Sequence[Message]) -> str:
+            def written(chat: Sequence[Message]) -> str:
                 return str(
                     self._tokenizer.apply_chat_template(
-                        [dict(message) for message in taken],
+                        [dict(message) for message in chat],
                         tools=None if tools is None else list(tools),
                         tokenize=False,
                         add_generation_prompt=generation_prompt,
-                        **dict(template_kwargs or {}),
-                        **pinned,
+                        **arguments,
                     )
                 )
 
-            rendered = render(taken)
-            if form.parts and (joined := without_printed_parts(taken, rendered)) is not None:
-                rendered = render(joined)
-        except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            def render() -> str:
+                rendered = written(taken)
+                joined = without_printed_parts(taken, rendered) if form.parts else None
+                return rendered if joined is None else written(joined)
+
+            return render() if self._has_rendered else self._first_rendering(render)
+        except UNRENDERABLE as error:
+            reason = str(error).strip() or type(error).__name__
             raise refuse(
-                "bad_template", f"the chat template refuses these messages: {error}", param="messages"
+                "bad_template", f"the chat template refuses these messages: {reason}", param="messages"
             ) from None
+
+    def _first_rendering(self, render: Callable[[], str]) -> str:
+        """The rendering, if it ends, is always the same, and is not far too long. Raises TimeoutError or ValueError."""
+        rendered, *again = within(FIRST_RENDERING_S, lambda: [render() for _ in range(RENDERINGS)])
+        if any(other != rendered for other in again):
+            raise ValueError("it renders one chat in different ways, so the same text would get different rewards")
+        if len(rendered) > MAX_RENDERED_CHARACTERS:
+            raise ValueError(f"it makes {len(rendered)} characters of one chat, more than {MAX_RENDERED_CHARACTERS}")
+        self._has_rendered = True
         return rendered
 
     def _refuse_unread(self, template_kwargs: Mapping[str, JsonValue]) -> None:
@@ -263,8 +289,37 @@ class TransformersTokenizer:
 
 
 def load_tokenizer(folder: Path) -> TransformersTokenizer:
-    """The tokenizer of a checkpoint folder. Runs no code of the folder. Raises CheckpointError if it cannot be read."""
-    return TransformersTokenizer(read_tokenizer(folder))
+    """The tokenizer of a checkpoint folder. Runs no code of the folder.
+
+    Raises CheckpointError if it cannot be read, or gives no token to some plain text, which would then be lost.
+    """
+    return adapted_tokenizer(read_tokenizer(folder), folder)
+
+
+def adapted_tokenizer(loaded: PreTrainedTokenizerBase, folder: Path) -> TransformersTokenizer:
+    """What load_tokenizer makes of transformers' own tokenizer of a folder."""
+    try:
+        tokenizer = TransformersTokenizer(loaded)
+        pieces = tokenizer.encode(TOKENIZER_PROBE_TEXT, special=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # the tokenizers library raises bare Exceptions
+        raise _unusable(folder, error) from error
+    if lost := _lost_of_bytes(tokenizer, pieces):
+        raise CheckpointError(
+            f"{folder}: its tokenizer has a token for every byte, but gives none for {', '.join(map(repr, lost[:5]))}: "
+            "its vocabulary or pre-tokenizer is damaged, so copy the tokenizer's files again from the checkpoint"
+        )
+    return tokenizer
+
+
+def _lost_of_bytes(tokenizer: TransformersTokenizer, pieces: Pieces) -> list[str]:
+    """Characters of the probe's text without a token, if the tokenizer is one of bytes; others can lack characters."""
+    if "ByteLevel" not in repr(tokenizer.transformers_tokenizer.backend_tokenizer.decoder):
+        return []
+    kept = {at for start, end in pieces.offsets for at in range(start, end)}
+    text = enumerate(TOKENIZER_PROBE_TEXT)
+    return sorted({c for at, c in text if at not in kept and (c.isalnum() or c == " ")})
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -273,10 +328,14 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exceptions for broken files
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise CheckpointError(
-            f"{folder}: no usable tokenizer ({reason}): copy the tokenizer's files again from the checkpoint"
-        ) from error
+        raise _unusable(folder, error) from error
+
+
+def _unusable(folder: Path, error: Exception) -> CheckpointError:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return CheckpointError(
+        f"{folder}: no usable tokenizer ({reason}): copy the tokenizer's files again from the checkpoint"
+    )
 
 
 def _without_dummy_prefix(backend: Backend) -> Backend | None:
@@ -313,9 +372,9 @@ def _variables_of(template: str) -> frozenset[str]:
     """The variables that a template reads and does not set itself; none if it is no valid Jinja."""
     try:
         parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION_TAG.sub("", template))
-    except TemplateError:
+        return frozenset(find_undeclared_variables(parsed))
+    except (TemplateError, RecursionError):
         return frozenset()
-    return frozenset(find_undeclared_variables(parsed))
 
 
 def _text(literal: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import HASHED_SUFFIXES
+from dense_reward.manifest import scored_files
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
@@ -29,21 +29,21 @@ _JSON_FILES = (
     *("added_tokens.json", "tokenizer.json"),
 )
 _MODEL_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+LARGEST_ID = 1 << 24
 _LARGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
-Tensors = Mapping[str, tuple[int, ...]]
-"""Name -> shape."""
+Tensors = Mapping[str, str]
+"""Name -> dtype, as safetensors writes it: F32, BF16, I64, ..."""
 
 
 def check_files(folder: Path) -> None:
-    """Verify that no file of a folder is a git-lfs pointer, broken JSON or an incomplete safetensors file.
+    """Verify that no file of a folder is unreadable, a git-lfs pointer, broken JSON or an incomplete safetensors file.
 
     Also verifies that the shards are those of the index. Does not verify that any file exists. Raises CheckpointError,
     which names the file and the cure.
     """
-    for path in sorted(folder.iterdir()):
-        if path.suffix in HASHED_SUFFIXES and path.is_file():
-            _refuse_pointer(path)
+    for path in scored_files(folder):
+        _refuse_pointer(path)
     for name in _JSON_FILES:
         if (folder / name).is_file():
             read_json(folder / name)
@@ -69,6 +69,15 @@ def check_weights_exist(files: Path) -> None:
     )
 
 
+def weights_of(folder: Path) -> Tensors:
+    """The tensors in the files that a model is loaded from: the shards of the index, or the one file. No adapter's."""
+    index = folder / INDEX
+    listed = read_json(index).get("weight_map") if index.is_file() else None
+    files = sorted({*map(str, listed.values())}) if isinstance(listed, dict) else [WEIGHTS]
+    present = [folder / name for name in files if (folder / name).is_file()]
+    return {name: dtype for path in present for name, dtype in tensors_of(path).items()}
+
+
 def check_tokenizer_files(folder: Path) -> None:
     """Raises CheckpointError if the folder holds no tokenizer, or one that git-lfs has not downloaded or is broken."""
     if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
@@ -79,7 +88,7 @@ def check_tokenizer_files(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (folder / name).is_file():
             _refuse_pointer(folder / name)
-            read_json(folder / name)
+            _check_ids(folder / name, read_json(folder / name))
 
 
 def check_names(folder: Path) -> None:
@@ -125,7 +134,7 @@ def read_json(path: Path) -> dict[str, object]:
     """A JSON object. Raises CheckpointError if the file is anything else."""
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}): copy it again from its source") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a JSON object: copy it again from its source")
@@ -145,15 +154,25 @@ def tensors_of(path: Path) -> Tensors:
             header = json.loads(file.read(header_bytes))
             tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
             end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-            shapes = {name: tuple(entry["shape"]) for name, entry in tensors.items()}
-        except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
+            dtypes = {name: str(entry["dtype"]) for name, entry in tensors.items()}
+        except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError) as error:
             raise CheckpointError(f"{path} is no safetensors file (its header is broken): copy it again") from error
     if size != 8 + header_bytes + end:
         raise CheckpointError(
             f"{path} has {size} bytes, but its header describes {8 + header_bytes + end}: it is cut off or "
             "overwritten, so copy or download it again"
         )
-    return shapes
+    return dtypes
+
+
+def _check_ids(path: Path, content: Mapping[str, object]) -> None:
+    """Raises CheckpointError for an id beyond any vocabulary: tables of that many ids would fill the memory."""
+    model = content.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids = vocabulary.values() if isinstance(vocabulary, dict) else ()
+    largest = max((one for one in ids if isinstance(one, int)), default=0)
+    if largest > LARGEST_ID:
+        raise CheckpointError(f"{path} has the id {largest}, beyond any vocabulary: copy it again from its source")
 
 
 def _refuse_pointer(path: Path) -> None:

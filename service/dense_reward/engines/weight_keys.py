@@ -5,7 +5,7 @@ their lists; everything else is refused here, with the likely cure.
 """
 
 import re
-from collections.abc import Collection, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,14 @@ from dense_reward.errors import CheckpointError
 
 MAX_NAMED = 3
 """Weights of each kind that a message names."""
-CONSTANTS = re.compile(r"(^|\.)(attn|attention|self_attn)\.masked_bias$|(^|\.)rotary_emb\.inv_freq$")
+CONSTANTS = re.compile(
+    r"(^|\.)(attn|attention|self_attn)\.(masked_bias|causal_mask)$"
+    r"|(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$|(^|\.)position_ids$"
+)
 """Constants that old versions of transformers saved with the weights; models compute them now."""
+NEXT_TOKENS = re.compile(r"(^|\.)mtp(_\w+)?\.|\.(eh_proj|enorm|hnorm)\.")
+"""Layers that predict several tokens at once, which causal log-probs do not use; some models give them numbers."""
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 OTHER_TOWERS = re.compile(r"(^|\.)(vision|visual|audio|image|multi_?modal|mm_|speech|talker|token2wav|code2wav)")
 """Parts of a multimodal checkpoint that its text model does not use."""
 OTHER_HEADS = re.compile(
@@ -54,12 +60,40 @@ def refuse_wrong_keys(folder: Path, keys: Keys, config: PreTrainedConfig, *, tex
 
     `text_of_multimodal`: the model is the text part of a checkpoint that holds towers of other modalities.
     """
-    unexpected = {key for key in keys.unexpected if not CONSTANTS.search(key)}
+    extra_layers = {layer for key in keys.unexpected if NEXT_TOKENS.search(key) and (layer := _layer(key))}
+    unexpected = {
+        key
+        for key in keys.unexpected
+        if not CONSTANTS.search(key) and not NEXT_TOKENS.search(key) and _layer(key) not in extra_layers
+    }
     if text_of_multimodal:
         unexpected = {key for key in unexpected if not OTHER_TOWERS.search(key)}
     wrong = Keys(keys.missing, unexpected, keys.mismatched)
     if wrong:
         raise CheckpointError(f"{folder}: {_description(wrong)}: {_cure(wrong, config)}")
+
+
+def refuse_other_dtypes(
+    folder: Path, stored: Mapping[str, str], parameters: Collection[str], *, text_of_multimodal: bool = False
+) -> None:
+    """`stored`: the dtype of each tensor in the files. `parameters`: the names of those that the model learns.
+
+    Raises CheckpointError if a parameter is stored as anything but floats: transformers would convert the numbers
+    without a word. Constants, such as masks, can be of any dtype.
+    """
+    other = {name: dtype for name, dtype in stored.items() if dtype not in FLOATS}
+    if text_of_multimodal:
+        other = {name: dtype for name, dtype in other.items() if not OTHER_TOWERS.search(name)}
+    wrong = [
+        f"{name} {dtype}"
+        for name, dtype in other.items()
+        if name.endswith(".weight") or any(_same_weight(name, parameter) for parameter in parameters)
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{folder}: {_counted(wrong)} not stored as floats ({_named(wrong)}): they are quantised, or converted "
+            "by mistake, so use the checkpoint with its float weights"
+        )
 
 
 def refuse_wrong_adapter_keys(folder: Path, keys: Keys) -> None:
@@ -73,6 +107,17 @@ def refuse_wrong_adapter_keys(folder: Path, keys: Keys) -> None:
         else "the adapter was not saved completely, or adapter_config.json is of another one: copy or save it again"
     )
     raise CheckpointError(f"{folder}: {_description(keys)}: {cure}")
+
+
+def _same_weight(name: str, parameter: str) -> bool:
+    """Whether a name in the files is a parameter's, with or without the model's prefix."""
+    return name == parameter or parameter.endswith(f".{name}") or name.endswith(f".{parameter}")
+
+
+def _layer(key: str) -> str | None:
+    """The part of a name up to and with its layer's number; None if it is in no layer."""
+    match = LAYER.search(key)
+    return None if match is None else key[: match.end()]
 
 
 def _description(keys: Keys) -> str:

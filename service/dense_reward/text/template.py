@@ -42,11 +42,11 @@ class ResponsePlace:
 
     `agrees`: prompt, response and end of turn have the ids of the template's own rendering, and no thought is left open
     before the response; `starts_alike`: prompt and response have those ids, whatever comes after them. `continues`: the
-    response is tokenised as the continuation of a text. `prompt` and `own`: a prompt with its response, as it is laid out here
-    and as the template renders the whole turn. `before` and `own_before`: the same, from the user's text to the
-    response. `opening`: what the prompt opens for the response, such as a thought. `closing`: what the template writes
-    between a response and its end of turn, if the response starts where the template has it. `holds_special`: the
-    template's own rendering has other special tokens there than the prompt, so a model writes special tokens in its
+    response is tokenised as the continuation of a text. `prompt` and `own`: a prompt with its response, as it is laid
+    out here and as the template renders the whole turn. `before` and `own_before`: the same, from the user's text to
+    the response. `opening`: what the prompt opens for the response, such as a thought. `closing`: what the template
+    writes between a response and its end of turn, if the response starts where the template has it. `holds_special`:
+    the template's own rendering has other special tokens there than the prompt, so a model writes special tokens in its
     responses.
     """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from dense_reward.checkpoints.adopt import files_of_side_folder, locate
 from dense_reward.checkpoints.write_manifest import default_renderer
-from dense_reward.engines.tokenizer import TransformersTokenizer, read_tokenizer
+from dense_reward.engines.tokenizer import TransformersTokenizer, adapted_tokenizer, read_tokenizer
 from dense_reward.engines.torch.architecture import load_config
 from dense_reward.engines.torch.weights import load_weights
 from dense_reward.errors import CheckpointError
@@ -49,7 +49,7 @@ def initial_model_of(config: SftConfig, train: Sequence[Demonstration], pinned: 
         named = locate(str(config.base_model)).folder
         base = InitialFolder(named, files_of_side_folder(named) or named)
         model, tokenizer = _load_base_model(base.files, _weights_dtype(config))
-    text_to_ids = TransformersTokenizer(tokenizer)
+    text_to_ids = TransformersTokenizer(tokenizer) if base is None else adapted_tokenizer(tokenizer, base.files)
     renderer = config.renderer or ("plain" if base is None else default_renderer(text_to_ids, base.files))
     encoder, notes = training_encoder(config, text_to_ids, renderer, base, pinned)
     files = None if base is None else base.files

@@ -29,7 +29,7 @@ from dense_reward.engines.remote.pair import Query, RemoteModel, RemotePair, clo
 from dense_reward.engines.remote.replicas import Replica, ReplicatedModel, ServerAccess, UnreachableError
 from dense_reward.engines.weight_files import check_files, check_names
 from dense_reward.errors import CheckpointError, SequenceError, SettingsError
-from dense_reward.manifest import adapter_base_folder, check_pair, files_folder, load_manifest, verify_files
+from dense_reward.manifest import adapter_base_folder, check_pair, files_folder, is_folder, load_manifest, verify_files
 from dense_reward.records import FloatArray, Report
 from dense_reward.settings import Settings
 from dense_reward.text.encode import Encoder
@@ -185,7 +185,7 @@ def _check_present_files(checkpoint: Checkpoint) -> None:
     with suppress(CheckpointError):  # an adapter's base can be where the model is served
         folders.append(adapter_base_folder(checkpoint.folder, checkpoint.manifest))
     for folder in folders:
-        if folder is not None and folder.is_dir():
+        if folder is not None and is_folder(folder):
             check_files(folder)
             check_names(folder)
 

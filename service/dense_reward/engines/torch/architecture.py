@@ -5,16 +5,27 @@ from pathlib import Path
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from dense_reward.engines.weight_files import CONFIG, check_files, read_json
 from dense_reward.errors import CheckpointError
 
-INVALID = (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError)
+INVALID = (
+    *(OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, RuntimeError),
+    StrictDataclassError,
+)
 """What transformers raises for a configuration that it cannot use."""
 COMPUTED_AS_FLOATS = frozenset({"mxfp4"})
 """Quantisations whose weights transformers turns back into floats while it loads them."""
 CAUSAL_WITHOUT_SAYING = frozenset({"gpt_neox", "gpt_neox_japanese"})
 """Decoders whose configurations say `is_decoder: false`."""
+LARGEST_SIZES = {
+    "vocab_size": 10_000_000,
+    "hidden_size": 1_000_000,
+    "num_hidden_layers": 10_000,
+    "max_position_embeddings": 1 << 40,
+}
+"""Far above any model: a configuration beyond these is broken, and making such a model would fill the memory."""
 OTHER_INPUTS = ("vision_config", "audio_config", "image_config", "vq_config")
 
 
@@ -24,11 +35,11 @@ def load_config(folder: Path) -> PreTrainedConfig:
     Raises CheckpointError, in one sentence with the cure, if it is missing or broken, or if this service cannot compute
     such a model: an unknown architecture, an encoder, an encoder-decoder, quantised weights.
     """
+    check_files(folder)
     if not (folder / CONFIG).is_file():
         raise CheckpointError(
             f"{folder} has no usable config.json: copy it from the checkpoint that the weights are of"
         )
-    check_files(folder)
     raw = read_json(folder / CONFIG)
     _check_known(folder, raw)
     try:
@@ -38,12 +49,16 @@ def load_config(folder: Path) -> PreTrainedConfig:
             f"{folder} has no usable config.json ({first_line(error)}): copy it again from the checkpoint"
         ) from error
     _check_computable(folder, config)
+    _check_named_class(folder, raw)
     return config
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type if it has none."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """The first line of an error's message, with the next if it ends with a colon; the type if it has none."""
+    first, _, rest = str(error).strip().partition("\n")
+    if first.endswith(":"):
+        first += f" {rest.strip().partition(chr(10))[0]}"
+    return first.strip() or type(error).__name__
 
 
 def _check_known(folder: Path, raw: dict[str, object]) -> None:
@@ -66,6 +81,33 @@ def _check_known(folder: Path, raw: dict[str, object]) -> None:
     )
 
 
+def _check_named_class(folder: Path, raw: dict[str, object]) -> None:
+    """Raises CheckpointError if `architectures` names the class of another model than `model_type`.
+
+    Many models have weights of the same names and shapes, as Llama and Gemma, and compute other log-probs from them.
+    """
+    kind, named = str(raw["model_type"]), raw.get("architectures")
+    for name in named if isinstance(named, list) else []:
+        kinds = [each for each, class_name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items() if class_name == name]
+        if kinds and kind.removesuffix("_text") not in {each.removesuffix("_text") for each in kinds}:
+            raise CheckpointError(
+                f"{folder / CONFIG} contradicts itself: model_type is {kind!r}, but architectures names {name} (of "
+                f"{', '.join(kinds)}), which computes other log-probs from the same weights: correct the wrong one"
+            )
+
+
+def _check_sizes(folder: Path, config: PreTrainedConfig) -> None:
+    text = config.get_text_config()
+    if not isinstance(text, PreTrainedConfig):
+        raise CheckpointError(
+            f"{folder / CONFIG} has a text_config of another model: copy it again from the checkpoint"
+        )
+    for name, largest in LARGEST_SIZES.items():
+        size = getattr(text, name, None)
+        if isinstance(size, int) and not 0 < size <= largest:
+            raise CheckpointError(f"{folder / CONFIG} states {name} {size}, which no model has: copy it again")
+
+
 def _check_computable(folder: Path, config: PreTrainedConfig) -> None:
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
@@ -85,14 +127,20 @@ def _check_computable(folder: Path, config: PreTrainedConfig) -> None:
             f"{folder} is an encoder ({kind} with is_decoder false), whose tokens see later ones: use a causal "
             "language model, or set is_decoder true in config.json if it was trained so"
         )
+    _check_sizes(folder, config)
     _check_quantisation(folder, config)
 
 
+def quantisation(config: PreTrainedConfig) -> str | None:
+    """The quantisation that a configuration names; None if the weights are floats."""
+    found = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
+    return str((found if isinstance(found, dict) else found.to_dict()).get("quant_method")) if found else None
+
+
 def _check_quantisation(folder: Path, config: PreTrainedConfig) -> None:
-    found = getattr(config, "quantization_config", None)
-    if not found:
+    method = quantisation(config)
+    if method is None:
         return
-    method = str((found if isinstance(found, dict) else found.to_dict()).get("quant_method"))
     if method not in COMPUTED_AS_FLOATS:
         raise CheckpointError(
             f"{folder} is quantised ({method}): log-probs are computed and verified with float weights only, so use "

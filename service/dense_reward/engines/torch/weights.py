@@ -4,34 +4,41 @@ Each weight must come from the files: one that does not would be random, and no 
 """
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from dense_reward.engines.torch.architecture import first_line, load_config
+from dense_reward.engines.torch.architecture import INVALID, first_line, load_config, quantisation
 from dense_reward.engines.weight_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    INDEX,
+    WEIGHTS,
     check_files,
     check_weights_exist,
     read_json,
+    tensors_of,
+    weights_of,
 )
-from dense_reward.engines.weight_keys import Keys, refuse_wrong_adapter_keys, refuse_wrong_keys
+from dense_reward.engines.weight_keys import Keys, refuse_other_dtypes, refuse_wrong_adapter_keys, refuse_wrong_keys
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, adapter_base_folder, files_folder
 
-UNLOADABLE = (
-    *(OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RuntimeError),
-    *(SafetensorError, StrictDataclassError),
-)
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+UNLOADABLE = (*INVALID, MemoryError, SafetensorError, re.error)
 """What transformers, peft and safetensors raise for files that they cannot load."""
 ADAPTER = "default"
+UNMERGEABLE = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE", "CPT"})
+"""Kinds of adapters of peft that put learned inputs before the text."""
 INCOMPLETE_PARTS = "weights that it joins, as those of a layer's experts, are incomplete or differ in shape"
 
 
@@ -79,7 +86,11 @@ def _load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
             ignore_mismatched_sizes=True,  # they are refused below, by name
         )
     keys = Keys(info["missing_keys"], info["unexpected_keys"], [*info["mismatched_keys"]])
-    refuse_wrong_keys(folder, keys, model.config, text_of_multimodal=type(model.config) is not type(config))
+    text_of_multimodal = type(model.config) is not type(config)
+    refuse_wrong_keys(folder, keys, model.config, text_of_multimodal=text_of_multimodal)
+    if quantisation(config) is None:  # else transformers has turned blocks of integers into floats
+        names = [name for name, _ in model.named_parameters()]
+        refuse_other_dtypes(folder, weights_of(folder), names, text_of_multimodal=text_of_multimodal)
     return model
 
 
@@ -88,6 +99,7 @@ def _merge_adapter(model: PreTrainedModel, files: Path, base: Path) -> PreTraine
     from peft import PeftModel  # noqa: PLC0415 - only adapters need peft
 
     check_files(files)
+    _check_kind(files)
     if not (files / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(
             f"{files} has no {ADAPTER_WEIGHTS}, the adapter's weights: copy or save the adapter again"
@@ -104,15 +116,51 @@ def _merge_adapter(model: PreTrainedModel, files: Path, base: Path) -> PreTraine
                 f"{files}: peft cannot put this adapter on {base} ({first_line(error)}): name the model that the "
                 f"adapter was trained on in {ADAPTER_CONFIG} (base_model_name_or_path)"
             ) from error
+    stored = tensors_of(files / ADAPTER_WEIGHTS)
+    refuse_other_dtypes(files, stored, stored)
     refuse_wrong_adapter_keys(files, Keys({*found.missing_keys}, {*found.unexpected_keys}))
-    if not hasattr(adapted, "merge_and_unload"):
-        kind = read_json(files / ADAPTER_CONFIG).get("peft_type")
+    return _merged(adapted, files)
+
+
+def _check_kind(files: Path) -> None:
+    """Raises CheckpointError for an adapter of a kind that peft does not know, or that is part of no weight."""
+    from peft import PeftType  # noqa: PLC0415 - only adapters need peft
+
+    kind = read_json(files / ADAPTER_CONFIG).get("peft_type")
+    if kind not in {*map(str, PeftType.__members__)}:
         raise CheckpointError(
-            f"{files} is an adapter of type {kind}, which cannot be merged into its base: only LoRA and others that "
-            "can are loaded, so merge or retrain it"
+            f"{files / ADAPTER_CONFIG} has the peft_type {kind!r}, which the installed peft does not know: correct it, "
+            "or install a newer peft"
         )
-    merged: PreTrainedModel = adapted.merge_and_unload()
-    return merged
+    if kind in UNMERGEABLE:
+        raise CheckpointError(_cannot_be_merged(files, str(kind), "it changes what the model reads, not its weights"))
+    if (files / WEIGHTS).is_file() or (files / INDEX).is_file():
+        raise CheckpointError(
+            f"{files} holds an adapter and a whole model: move one of them to a folder of its own, so that it is clear "
+            "which is meant and no adapter is added twice"
+        )
+
+
+def _merged(adapted: "PeftModel", files: Path) -> PreTrainedModel:
+    """Raises CheckpointError if this kind of adapter cannot be merged into its base."""
+    kind = read_json(files / ADAPTER_CONFIG).get("peft_type")
+    if not hasattr(adapted, "merge_and_unload"):
+        reason = "it has no weights to merge"
+    else:
+        try:
+            merged: PreTrainedModel = adapted.merge_and_unload()
+        except UNLOADABLE as error:
+            reason = first_line(error)
+        else:
+            return merged
+    raise CheckpointError(_cannot_be_merged(files, str(kind), reason))
+
+
+def _cannot_be_merged(files: Path, kind: str, reason: str) -> str:
+    return (
+        f"{files} is an adapter of type {kind}, which cannot be merged into its base ({reason}): only adapters that "
+        "can, as LoRA, are loaded, so train one of those, or fine-tune the whole model"
+    )
 
 
 def _misfit(error: Exception, files: Path, base: Path) -> str:
