@@ -12,6 +12,7 @@ from dense_reward.errors import CheckpointError, RequestError
 from dense_reward.text.encode import Encoder
 from dense_reward.text.template import TemplateChoices
 from dense_reward.text.undecided import Choice, choices_for
+from pydantic import JsonValue
 from transformers import PreTrainedTokenizerFast
 
 from bench.templates.chats import CHATS, is_own, own_texts
@@ -90,7 +91,7 @@ def _end_is_clear(encoder: Encoder, family: Family) -> bool:
 
 
 def _decided(encoder: Encoder, hf: PreTrainedTokenizerFast, choice: Choice) -> Outcome:
-    variables = choice.template_kwargs or {}
+    variables: dict[str, JsonValue] = json.loads(json.dumps(choice.template_kwargs or {}))
     choices = replace(encoder.choices, template_kwargs=variables, response_prefix=choice.response_prefix)
     decided = Encoder(encoder.tokenizer, "chat", encoder.end_of_turn_id, choices=choices)
     flags = choice.typed("flags")
