@@ -10,7 +10,7 @@ from datetime import date as day
 from itertools import pairwise
 from pathlib import Path
 
-from jinja2 import Environment, TemplateError
+from jinja2 import Environment, TemplateError, nodes
 from jinja2.meta import find_undeclared_variables
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -138,7 +138,7 @@ class TransformersTokenizer:
         except TemplateError:
             return frozenset()
         own: frozenset[str] = frozenset(self._tokenizer.special_tokens_map)
-        return frozenset(find_undeclared_variables(parsed)) - _NOT_OF_USERS - own
+        return frozenset(find_undeclared_variables(parsed)) - _set_inside(parsed) - _NOT_OF_USERS - own
 
     @property
     def asks_for_the_date(self) -> bool:
@@ -305,3 +305,15 @@ def _bos_that_is_added(tokenizer: PreTrainedTokenizerBase) -> int | None:
         return None
     ids = tokenizer.backend_tokenizer.encode("a", add_special_tokens=True).ids
     return bos_id if ids and ids[0] == bos_id else None
+
+
+def _set_inside(parsed: nodes.Template) -> set[str]:
+    """Names that the template itself sets on some paths, and for which it never asks whether a caller has set them."""
+    assigned = {name.name for name in parsed.find_all(nodes.Name) if name.ctx == "store"}
+    asks = [test.node for test in parsed.find_all(nodes.Test) if test.name in ("defined", "undefined", "none")]
+    asks += [filtered.node for filtered in parsed.find_all(nodes.Filter) if filtered.name in ("default", "d")]
+    asked = {node.name for node in asks if isinstance(node, nodes.Name)}
+    for assign in parsed.find_all(nodes.Assign):
+        if isinstance(assign.target, nodes.Name):
+            asked |= {name.name for name in assign.node.find_all(nodes.Name)} & {assign.target.name}
+    return assigned - asked
