@@ -61,7 +61,7 @@ def explanation(template: ChatTemplate, style: Style, template_kwargs: Mapping[s
         lines.append("Both are the same text, but tokenised as one text it has other ids where the response begins.")
     if template_kwargs and template.choices.response_prefix is not None:
         lines.append(f"The checkpoint decides this for other template_kwargs than {json.dumps(template_kwargs)}.")
-    cure = "Adopt both checkpoints again with" if style == "flags" else "Add to the command"
+    cure = "Adopt both checkpoints with" if style == "flags" else "Add to the command"
     lines.append(f"{cure} one of:")
     lines += [f"  {choice.typed(style)}   ({choice.note})" for choice in choices_for(template, template_kwargs)]
     if style == "flags":

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from dense_reward.client.tokenizer import sha256_of
+from dense_reward.engines import tokenizer as tokenizer_module
 from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
 from dense_reward.errors import CheckpointError, RequestError
 from dense_reward.text.offsets import monotone_spans
@@ -280,3 +281,18 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(CheckpointError, match="holds no tokenizer"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("{% if not thinking %}{% set thinking = false %}{% endif %}{{ thinking }}", {"thinking"}),
+        ("{% set thinking = thinking or false %}{{ thinking }}", {"thinking"}),
+        ("{% if effort is defined %}{{ effort }}{% endif %}", {"effort"}),
+        ("{% if messages %}{% set turns = messages %}{% else %}{% set turns = [] %}{% endif %}{{ turns }}", set()),
+    ],
+)
+def test_variables_are_what_a_caller_can_set_not_what_the_template_sets_itself(
+    template: str, expected: set[str]
+) -> None:
+    assert tokenizer_module._variables_of(template) - {"messages"} == expected

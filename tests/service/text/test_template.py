@@ -243,3 +243,9 @@ def test_variables_of_a_template_are_found() -> None:
         "{{ message.content }}", "{% generation %}{{ message.content }}{% endgeneration %}{{ mood }}"
     )
     assert chatml(marked).template_variables == {"mood"}
+
+
+def test_names_that_the_template_sets_itself_are_no_variables_unless_it_asks_for_them() -> None:
+    own = "{% for m in messages %}{% if m.content %}{% set content = m.content %}{% endif %}{{ content }}{% endfor %}"
+    asked = "{% if effort is not defined %}{% set effort = 1 %}{% endif %}{% set tone = tone or 2 %}{{ effort ~ tone }}"
+    assert chatml(own + asked).template_variables == {"effort", "tone"}

@@ -250,6 +250,8 @@ def test_a_folder_is_refused_with_both_ways_out(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"only .jsonl and .json files, plain or .gz, are read: rename it"):
         load(write(tmp_path / "a.txt", GOOD))
+    with pytest.raises(DataError, match=r"(?s)CSV.*csv\.DictReader"):
+        load(write(tmp_path / "a.csv", b"question,answer", b"2+3?,5"))
 
 
 # Named, because compressed bytes hold the time, and workers of pytest-xdist must agree on the names of tests.

@@ -112,13 +112,13 @@ def file_rows(path: Path) -> FileRows:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     refuse_other_kinds(path, content)
     content = _decompressed(path, content)
-    if not path.name.endswith(_SUFFIXES):
-        raise DataError(f"{path}: only .jsonl and .json files, plain or .gz, are read: rename it, or convert it")
     content = content.removeprefix(codecs.BOM_UTF8)
     lines = [(number, line) for number, line in enumerate(content.split(b"\n"), 1) if line.strip()]
     if not lines:
         raise DataError(f"{path} is empty: it holds {len(content)} bytes, and nothing visible")
     _refuse_text(path, lines)
+    if not path.name.endswith(_SUFFIXES):
+        raise DataError(f"{path}: only .jsonl and .json files, plain or .gz, are read: rename it, or convert it")
     whole = _over_several_lines(path, content, lines)
     if whole is None:
         return FileRows(path, lines, _encoding_note(path, lines))
