@@ -121,7 +121,7 @@ class Encoder:
         return np.array(self._encode_parts(parts, param, continues=False).ids, dtype=np.int32)
 
     def _place(self, template_kwargs: Variables | None, param: str) -> ResponsePlace:
-        """What stands around a response. Raises RequestError(undecided_template) if that is not known."""
+        """What precedes and follows a response. Raises RequestError(undecided_template) if that is not known."""
         if not self.chat.is_decided(template_kwargs):
             raise refuse("undecided_template", explanation(self.chat, "flags", template_kwargs), param=param)
         return self.chat.place(template_kwargs)
@@ -193,9 +193,9 @@ class Encoder:
             reason = f"starts with {found.repeated}, which its prompt has already opened and closed: choose other "
             reason += "template_kwargs or another response_prefix for responses with it, or leave it out"
         elif found.start:
-            reason = f"repeats {found.repeated}, with which its prompt already ends: leave that out of the response"
+            reason = f"repeats {found.repeated}, which its prompt already ends with: leave it out of the response"
         else:
-            reason = f"ends in {found.repeated}, the end of turn, which is added to it: leave that out of the response"
+            reason = f"ends in {found.repeated}, the end of turn, which the service adds: leave it out of the response"
         raise refuse("repeated_text", f"the response {reason}", param="response")
 
     def conversation(

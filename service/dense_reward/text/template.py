@@ -1,8 +1,8 @@
-"""A checkpoint's chat template: how a chat becomes text, and what stands before and after a response. Pure.
+"""A checkpoint's chat template: how a chat becomes text, and what precedes and follows a response. Pure.
 
-A template says twice what a response stands after: in its generation prompt, which a policy continues, and in its own
-rendering of a whole chat, which training programs learn from. Where the two differ, only the user can say which is
-meant; the manifest holds that decision (TemplateChoices).
+A template defines twice what precedes a response: in its generation prompt, which a policy continues, and in its own
+rendering of a whole chat, which training programs learn from. If the two differ, only the user can say which is meant.
+The manifest holds that decision (TemplateChoices).
 """
 
 import json
@@ -35,13 +35,13 @@ class TemplateChoices:
 
 @dataclass(frozen=True, slots=True)
 class ResponsePlace:
-    """What stands around a response, for one set of template variables.
+    """What precedes and follows a response, for one set of template variables.
 
-    `agrees`: prompt, response and end of turn have the ids of the template's own rendering; `starts_alike`: prompt and
-    response have, whatever comes after them. `continues`: the response
-    is tokenised as the continuation of a text. `prompt` and `own`: a prompt with its response, as it is laid out here
-    and as the template renders the whole turn. `before` and `own_before`: the same, from the user's text to the
-    response. `opening`: what the prompt opens for the response, such as a thought.
+    `agrees`: prompt, response and end of turn have the ids of the template's own rendering. `starts_alike`: prompt and
+    response have these ids; what follows may differ. `continues`: the response is tokenised as the continuation of a
+    text. `prompt`: a prompt with its response, as the service renders them; `own`: as the template renders the whole
+    turn. `before` and `own_before`: the parts of these from the user's text to the response. `opening`: what the prompt
+    opens for the response, such as a thought.
     """
 
     agrees: bool
@@ -101,7 +101,7 @@ class ChatTemplate:
         return rendered + (self.choices.response_prefix or "") if generation_prompt else rendered
 
     def place(self, template_kwargs: Mapping[str, JsonValue] | None = None) -> ResponsePlace:
-        """What stands around a response. Raises RequestError(bad_template) if the template drops a message."""
+        """What precedes and follows a response. Raises RequestError(bad_template) if the template drops a message."""
         key = json.dumps(self._variables(template_kwargs), sort_keys=True, default=str)
         found = self._places.get(key)
         if found is None:
@@ -113,7 +113,7 @@ class ChatTemplate:
         return found
 
     def is_decided(self, template_kwargs: Mapping[str, JsonValue] | None = None) -> bool:
-        """Whether it is known what a response stands after: both renderings agree, or the manifest decides."""
+        """Whether it is known what precedes a response: both renderings agree, or the manifest decides."""
         place = self.place(template_kwargs)
         if place.agrees or not template_kwargs:
             return place.agrees or self.choices.response_prefix is not None

@@ -1,4 +1,4 @@
-"""What to say if a chat template puts a response elsewhere than its own generation prompt does. Pure."""
+"""The error for a chat template whose generation prompt and own rendering differ before a response. Pure."""
 
 import json
 import shlex
@@ -25,15 +25,15 @@ def explanation(template: ChatTemplate, style: Style, template_kwargs: Mapping[s
     """Both renderings side by side, and each choice as it is typed. Several lines."""
     place = template.place(template_kwargs)
     lines = [
-        "the chat template's generation prompt is not what its own rendering puts before and after a response, so "
-        "it must be decided once what a response stands after:",
+        "the chat template's own rendering puts other text around a response than its generation prompt and end of "
+        "turn, so it must be decided once what precedes a response:",
         f"  generation prompt + response: {_shown(place.prompt)}",
         f"  the template's own rendering: {_shown(place.own)}",
     ]
     if place.prompt == place.own:
-        lines.append("Both are the same text, but tokenised as one text it has other ids where the response begins.")
+        lines.append("Both are the same text, but their ids differ where the response begins.")
     if template_kwargs and template.choices.response_prefix is not None:
-        lines.append(f"The checkpoint decides this for other template_kwargs than {json.dumps(template_kwargs)}.")
+        lines.append(f"The checkpoint's decision does not hold for template_kwargs {json.dumps(template_kwargs)}.")
     cure = "Adopt both checkpoints again with" if style == "flags" else "Add to the command"
     lines.append(f"{cure} one of:")
     lines += [f"  {choice}" for choice in _choices(template, place, style)]
@@ -56,15 +56,15 @@ def _choices(template: ChatTemplate, place: ResponsePlace, style: Style) -> Iter
         yield f"{choice}   (this text is context, and is not scored)"
     if not agreeing and between is None:
         yield from _pairs_of_choices(template, style)
-    note = "as the generation prompt has it: a response then holds all that the model writes"
+    note = "the response follows the generation prompt directly: it is all that the model writes"
     blank = _text_between(place)
     if blank and blank.isspace():
-        note += f", with {_shown(blank)} at its start"
+        note += f", and starts with {_shown(blank)}"
     yield f"{given}{choice_argument('response_prefix', '', style)}   ({note})"
 
 
 def _given(template: ChatTemplate, style: Style) -> str:
-    """The variables that are decided already: adoption takes a decision as a whole."""
+    """The variables that are decided already, repeated because adoption replaces the decision as a whole."""
     variables = dict(template.choices.template_kwargs)
     return choice_argument("template_kwargs", variables, style) + " " if variables and style == "flags" else ""
 
@@ -82,7 +82,7 @@ def _pairs_of_choices(template: ChatTemplate, style: Style) -> Iterator[str]:
 
 
 def _variables(template: ChatTemplate) -> Iterator[dict[str, JsonValue]]:
-    """For each variable of the template the first value that makes its rendering agree or continue its prompt."""
+    """For each template variable, the first value with which both renderings agree or one continues the other."""
     tried = 0
     for name in sorted(template.tokenizer.template_variables - template.choices.template_kwargs.keys()):
         values: tuple[JsonValue, ...] = (False, True, *KNOWN_VALUES.get(name, ()))

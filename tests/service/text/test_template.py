@@ -72,7 +72,7 @@ def test_where_they_differ_every_text_is_refused_until_it_is_decided(kind: str) 
         ("a channel", "--response-prefix '<|channel|>final<|text|>'"),
         (
             "a blank of difference",
-            "--response-prefix ''   (as the generation prompt has it: a response then holds all ",
+            "--response-prefix ''   (the response follows the generation prompt directly: ",
         ),
     ],
 )

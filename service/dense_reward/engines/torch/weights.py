@@ -32,7 +32,7 @@ UNLOADABLE = (
 )
 """What transformers, peft and safetensors raise for files that they cannot load."""
 ADAPTER = "default"
-INCOMPLETE_PARTS = "weights that it joins, as those of a layer's experts, are incomplete or differ in shape"
+INCOMPLETE_PARTS = "weights that are joined, such as those of a layer's experts, are incomplete or differ in shape"
 
 
 def weight_folders(folder: Path, manifest: Manifest) -> tuple[Path, Path]:
@@ -101,7 +101,7 @@ def _merge_adapter(model: PreTrainedModel, files: Path, base: Path) -> PreTraine
             raise CheckpointError(f"{files}: {_misfit(error, files, base)}") from error
         except ValueError as error:
             raise CheckpointError(
-                f"{files}: peft cannot put this adapter on {base} ({first_line(error)}): name the model that the "
+                f"{files}: peft cannot apply this adapter to {base} ({first_line(error)}): name the model that the "
                 f"adapter was trained on in {ADAPTER_CONFIG} (base_model_name_or_path)"
             ) from error
     refuse_wrong_adapter_keys(files, Keys({*found.missing_keys}, {*found.unexpected_keys}))
@@ -109,7 +109,7 @@ def _merge_adapter(model: PreTrainedModel, files: Path, base: Path) -> PreTraine
         kind = read_json(files / ADAPTER_CONFIG).get("peft_type")
         raise CheckpointError(
             f"{files} is an adapter of type {kind}, which cannot be merged into its base: only LoRA and others that "
-            "can are loaded, so merge or retrain it"
+            "can are loaded, so train a LoRA adapter instead"
         )
     merged: PreTrainedModel = adapted.merge_and_unload()
     return merged
