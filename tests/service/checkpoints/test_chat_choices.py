@@ -79,10 +79,10 @@ def test_the_decision_is_kept_and_both_checkpoints_must_have_the_same(tmp_path: 
     sft = adopted(tmp_path / "a", "an empty thought", template_kwargs={"enable_thinking": False})
     reference = adopted(tmp_path / "b", "an empty thought", role="reference", seed=1, response_prefix="")
     assert sft.template_kwargs == {"enable_thinking": False}
-    with pytest.raises(CheckpointError, match=r"differ in template_kwargs .*one --template-kwargs"):
+    with pytest.raises(CheckpointError, match=r"differ in template_kwargs .*same --template-kwargs"):
         check_pair(sft, reference, allow_unrelated=True)
     same = reference.model_copy(update={"template_kwargs": {"enable_thinking": False}})
-    with pytest.raises(CheckpointError, match=r'differ in response_prefix \(nothing and ""\).*one --response-prefix'):
+    with pytest.raises(CheckpointError, match=r'differ in response_prefix \(nothing and ""\).*same --response-prefix'):
         check_pair(sft, same, allow_unrelated=True)
     check_pair(sft, same.model_copy(update={"response_prefix": None}), allow_unrelated=True)
 
@@ -167,7 +167,7 @@ def test_a_date_is_kept_in_the_manifest_and_two_days_are_no_pair(tmp_path: Path)
     assert today.template_date is not None
     assert any(today.template_date in line for line in lines)
     other = adopted(tmp_path / "b", "the date", role="reference", seed=1, template_date="2024-07-26")
-    with pytest.raises(CheckpointError, match=r"differ in template_date .*one --template-date"):
+    with pytest.raises(CheckpointError, match=r"differ in template_date .*same --template-date"):
         check_pair(today, other, allow_unrelated=True)
     assert "which is not a date" in refusal(made(tmp_path / "c", "the date"), template_date="26 July")
 
