@@ -1,1 +1,1 @@
-"""An hour with a GPU: correctness and speed of the engine, stage by stage."""
+"""Correctness and speed of the engine on a GPU, stage by stage."""

@@ -88,7 +88,7 @@ def _add_adopt(parser: argparse.ArgumentParser) -> None:
         "--role",
         choices=["sft", "reference", "policy"],
         help="sft: the finished checkpoint; reference: the earlier one; policy: a model trained on the rewards. "
-        "What is left out, this too, is taken from the checkpoint's manifest, if it has one",
+        "Options that are left out, --role too, are taken from the checkpoint's manifest, if it has one",
     )
     parser.add_argument("--run-id", metavar="TEXT", help="checkpoints with equal run ids belong to one run")
     parser.add_argument(
@@ -111,7 +111,7 @@ def _add_adopt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--response-prefix",
         metavar="TEXT",
-        help="text between the generation prompt and a response: context, not scored; empty: none stands there",
+        help="text between the generation prompt and a response: context, not scored; empty: no text between them",
     )
     parser.add_argument(
         "--template-date",
@@ -125,7 +125,7 @@ def _add_adopt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="report the same and write nothing; also verify that a manifest still matches. Exit code 2 if the "
+        help="report as in an adoption, but write nothing; also verify an existing manifest. Exit code 2 if the "
         "checkpoint cannot be adopted or its manifest does not match",
     )
     parser.set_defaults(run=_adopt)

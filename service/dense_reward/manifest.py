@@ -350,8 +350,8 @@ def check_pair(sft: Manifest, reference: Manifest, *, allow_unrelated: bool) -> 
         raise CheckpointError(EQUAL_MODELS)
     if (sft.role, reference.role) == ("reference", "sft"):
         raise CheckpointError(
-            "the checkpoint given as sft is a reference, the one given as reference a sft: swap the two (--sft and "
-            "--reference)"
+            "the checkpoint given as sft is a reference, and the one given as reference is an sft: swap --sft and "
+            "--reference"
         )
     reason = _unrelated(sft, reference)
     if reason is not None and not allow_unrelated:
@@ -360,19 +360,19 @@ def check_pair(sft: Manifest, reference: Manifest, *, allow_unrelated: bool) -> 
 
 
 def _check_choices(sft: Manifest, reference: Manifest) -> None:
-    """Raises CheckpointError if the two render chats differently."""
+    """Raises CheckpointError if the two checkpoints render chats differently."""
     for name in ("template_kwargs", "response_prefix", "template_date"):
         values = getattr(sft, name), getattr(reference, name)
         if values[0] != values[1]:
             one, other = ("nothing" if value in (None, {}) else json.dumps(value) for value in values)
             raise CheckpointError(
                 f"sft and reference differ in {name} ({one} and {other}), so they would score different texts: adopt "
-                f"both again with one --{name.replace('_', '-')}"
+                f"both again with the same --{name.replace('_', '-')}"
             )
 
 
 def _equal(sft: Manifest, reference: Manifest) -> bool:
-    """Whether both compute the same: equal weights and configurations, or bitwise equal log-probs of one probe."""
+    """Whether both are the same model: equal weights and configurations, or bitwise equal log-probs of one probe."""
     configurations = [[each.files.get(name) for name in CONFIGURATIONS] for each in (sft, reference)]
     same_files = sft.weights_sha256 == reference.weights_sha256 and configurations[0] == configurations[1]
     return same_files or (sft.probe == reference.probe and bool(sft.probe))
@@ -392,7 +392,7 @@ def _unrelated(sft: Manifest, reference: Manifest) -> str | None:
 def _verify(folder: Path, expected: Mapping[str, str]) -> None:
     if not is_folder(folder):
         raise CheckpointError(
-            f"{folder}: the checkpoint's files are gone: move them back, or adopt them where they are now"
+            f"{folder}: the checkpoint's files are missing: move them back, or adopt them where they are now"
         )
     verify_hashes(folder, expected, hash_files(folder))
 

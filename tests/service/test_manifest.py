@@ -161,7 +161,7 @@ def test_a_side_manifest_speaks_of_the_files_where_they_lie(checkpoint: Path, tm
     with pytest.raises(CheckpointError, match=f"{checkpoint / WEIGHTS} does not match"):
         verify(side)
     write_manifest(side, manifest(source=str(tmp_path / "gone")))
-    with pytest.raises(CheckpointError, match="gone: the checkpoint's files are gone"):
+    with pytest.raises(CheckpointError, match="gone: the checkpoint's files are missing"):
         verify(side)
 
 
@@ -214,7 +214,7 @@ def test_an_unlikely_pair_is_served_only_where_that_is_asked_for(sft: Manifest, 
 @pytest.mark.parametrize("run_id", ["run", "another"])
 def test_exchanged_checkpoints_are_told_to_be_swapped(allow_unrelated: bool, run_id: str) -> None:
     """Their rewards would have the wrong sign."""
-    with pytest.raises(CheckpointError, match=r"sft is a reference, .* a sft: swap the two") as caught:
+    with pytest.raises(CheckpointError, match=r"sft is a reference, .* an sft: swap") as caught:
         check_pair(reference(), manifest(run_id=run_id), allow_unrelated=allow_unrelated)
     assert "--allow-unrelated" not in str(caught.value)
 

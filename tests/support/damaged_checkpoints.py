@@ -207,19 +207,21 @@ DAMAGED: Mapping[str, Damage] = {
     "value head": Damage(
         weights(lambda old: old | {"v_head.summary.weight": torch.zeros(1, 16)}), "a reward, value or classification"
     ),
-    "no final norm": Damage(without("model.norm"), r"1 weight of the model not in its files \(model.norm.weight\)"),
-    "no layer norms": Damage(without("layernorm"), "4 weights of the model not in its files"),
+    "no final norm": Damage(
+        without("model.norm"), r"1 weight of the model missing from its files \(model.norm.weight\)"
+    ),
+    "no layer norms": Damage(without("layernorm"), "4 weights of the model missing from its files"),
     "one matrix missing": Damage(without("1.mlp.down_proj"), r"\(model.layers.1.mlp.down_proj.weight\): copy config"),
     "fewer layers in the files": Damage(without("layers.1."), "states 2 layers, but the files hold 1: copy both"),
     "fewer layers in the configuration": Damage(
         config(num_hidden_layers=1), "states 1 layers, but the files hold more"
     ),
     "more layers in the files": Damage(weights(_third_layer), "states 2 layers, but the files hold more"),
-    "biases not in the files": Damage(config(attention_bias=True), "has biases there .* but the files lack them"),
+    "biases not in the files": Damage(config(attention_bias=True), "with these biases .* but the files lack them"),
     "biases not in the configuration": Damage(
-        weights(lambda old: old | {BIAS: torch.ones(16)}), "has no biases there .* but the files have them"
+        weights(lambda old: old | {BIAS: torch.ones(16)}), "without these biases .* but the files have them"
     ),
-    "resized vocabulary": Damage(_rows(200), r"of another shape .* the vocabulary was resized"),
+    "resized vocabulary": Damage(_rows(200), r"with another shape .* the vocabulary was resized"),
     "another configuration": Damage(config(intermediate_size=32), r"\[24, 16\] instead of \[32, 16\]"),
     "adapter inside": Damage(
         weights(lambda old: old | {"model.layers.0.self_attn.q_proj.lora_A.default.weight": torch.ones(2, 16)}),
@@ -232,8 +234,8 @@ DAMAGED: Mapping[str, Damage] = {
     "pointer for the configuration": Damage(content("config.json", LFS_POINTER), "config.json is a git-lfs pointer"),
     "empty weights": Damage(content("model.safetensors", b""), r"is empty \(0 bytes\): copy or download"),
     "cut weights": Damage(cut("model.safetensors", -500), "it is cut off or overwritten, so copy"),
-    "cut header": Damage(cut("model.safetensors", 100), "is cut off, or is no safetensors file"),
-    "no safetensors": Damage(content("model.safetensors", b"PK" * 400), "is cut off, or is no safetensors file"),
+    "cut header": Damage(cut("model.safetensors", 100), "is cut off, or is not a safetensors file"),
+    "no safetensors": Damage(content("model.safetensors", b"PK" * 400), "is cut off, or is not a safetensors file"),
     "a page instead of weights": Damage(content("model.safetensors", "<html>" * 99), "no safetensors file"),
     "missing shard": Damage(both(shards, lambda f: _first_shard(f).unlink()), "is missing, but .* names it: copy"),
     "shard of another split": Damage(_shard_of_another, "the shard is of another model or was split differently"),
@@ -253,7 +255,7 @@ DAMAGED: Mapping[str, Damage] = {
     "configuration that is no JSON": Damage(content("config.json", "{'a': 1}"), r"config.json is not JSON .*: copy"),
     "configuration that is a list": Damage(content("config.json", "[]"), "config.json is not a JSON object: copy"),
     "no model_type": Damage(config(model_type=None), "has no model_type, .*: copy config.json again"),
-    "unknown architecture": Damage(config(model_type="llama9"), "does not know its architecture 'llama9': correct"),
+    "unknown architecture": Damage(config(model_type="llama9"), "does not support its architecture 'llama9': correct"),
     "invalid configuration": Damage(config(num_hidden_layers="two"), "no usable config.json"),
     "encoder-decoder": Damage(config(model_type="t5", is_encoder_decoder=True), "is an encoder-decoder model"),
     "encoder": Damage(config(model_type="bert"), r"is an encoder \(bert with is_decoder false\)"),

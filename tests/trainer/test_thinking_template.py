@@ -111,7 +111,7 @@ def test_texts_with_the_decision_texts_with_variables_and_exact_ids_get_equal_re
         {"prompt_ids": ids, "response_ids": exact(tokenizer, one)["response_ids"]}
         for ids, one in zip(start, additions, strict=True)
     ]
-    assert rewards(service, straight, "undecided")[1] < logprob - 2.0, "it matters what a response stands after"
+    assert rewards(service, straight, "undecided")[1] < logprob - 2.0, "it matters what precedes a response"
 
 
 def test_without_a_decision_texts_are_refused_and_models_say_so(service: Served) -> None:

@@ -90,7 +90,7 @@ def adopt(
     or into a side folder that refers to them: `out`, or adopted/NAME if the files are in the hub's cache or read-only.
     Checkpoints adopted with the same `run_id` count as one run. `end_of_turn` is a token, by default the template's.
     `template_kwargs`, `response_prefix` and `template_date` (by default today, if the template writes the date) are
-    fields of Manifest; as long as it is undecided what a response stands after, a service refuses texts and chats.
+    fields of Manifest; as long as it is undecided what precedes a response, a service refuses texts and chats.
     What is not given is taken from a manifest that the checkpoint already has, unless `ignore_manifest`. `check` writes
     nothing, needs no role, and verifies that such a manifest still matches. `report` gets what was found, and an
     example that `draw` has drawn. Raises CheckpointError, which names the cure.
@@ -177,7 +177,7 @@ def _check_choices(places: Places, wanted: Wanted, earlier: Earlier | None, chec
             "checkpoint), --role reference (the earlier one) or --role policy (a model trained on the rewards)"
         )
     if wanted.dtype is not None and wanted.dtype not in DTYPES:
-        raise CheckpointError(f"dtype {wanted.dtype!r} is none to serve in: name one of {', '.join(DTYPES)}")
+        raise CheckpointError(f"dtype {wanted.dtype!r} cannot be served: name one of {', '.join(DTYPES)}")
     above = next(path for path in (places.target, *places.target.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise CheckpointError(f"{above} cannot be written: name a folder that can be written (--out)")
@@ -283,7 +283,7 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(
-            f"{folder} cannot be made ({error.strerror}): name a folder that can be written (--out)"
+            f"{folder} cannot be created ({error.strerror}): name a writable folder (--out)"
         ) from error
 
 

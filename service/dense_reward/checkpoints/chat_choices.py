@@ -88,7 +88,7 @@ def _check_date(text: str) -> None:
     try:
         date.fromisoformat(text)
     except ValueError:
-        raise CheckpointError(f"template_date is {text!r}, which is no date: write it as YYYY-MM-DD") from None
+        raise CheckpointError(f"template_date is {text!r}, which is not a date: write it as YYYY-MM-DD") from None
 
 
 def _token_id(tokenizer: TransformersTokenizer, token: str) -> int:

@@ -1,4 +1,4 @@
-"""What adoption has found out about a checkpoint, in lines for its user."""
+"""What adoption found out about a checkpoint, as lines for the user."""
 
 import json
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ class Checked:
 
     @property
     def named_end(self) -> str | None:
-        """The end of turn as text, if nothing but a choice of the user says that it is this one."""
+        """The end of turn as text, if only the user's choice names it."""
         end = self.encoder.end_of_turn_id
         if end is None or self.encoder.renderer != "chat":
             return None
@@ -54,7 +54,7 @@ def findings(found: Checked) -> Iterator[str]:
 
 
 def example_of(found: Checked) -> ExampleTokens | None:
-    """The tokens of an example chat; None if it is undecided what a response stands after."""
+    """The tokens of an example chat; None if it is undecided what precedes a response."""
     encoder = found.encoder
     if encoder.undecided("flags") is not None:
         return None
@@ -90,18 +90,18 @@ def _template(found: Checked) -> Iterator[str]:
     encoder = found.encoder
     if encoder.renderer != "chat":
         unused = ", though the tokenizer has one" if found.tokenizer.has_chat_template else ""
-        yield f"chat template: none is used{unused}: the renderer is {encoder.renderer}, served by text"
+        yield f"chat template: not used{unused}, because the renderer is {encoder.renderer}; texts are served"
         return
     undecided = encoder.undecided("flags")
     if undecided is not None:
         yield f"chat template: needs a decision; texts and chats will be refused until this is decided: {undecided}"
     elif encoder.chat.place().agrees:
-        yield "chat template: served by text; prompt, response and end of turn have the ids of its own rendering"
+        yield "chat template: texts are served; prompt, response and end of turn have the ids of its own rendering"
     else:
-        yield "chat template: served by text; a response stands where response_prefix says"
+        yield "chat template: texts are served; response_prefix decides what precedes a response"
     yield f"template variables: {', '.join(_variables(found)) or 'none'}"
     if encoder.choices.template_date is not None:
-        yield f"date: the chat template writes it, always {encoder.choices.template_date} (template_date)"
+        yield f"date: the chat template always writes {encoder.choices.template_date} (template_date)"
 
 
 def _variables(found: Checked) -> Iterator[str]:
@@ -112,10 +112,10 @@ def _variables(found: Checked) -> Iterator[str]:
 
 
 def _end_of_turn(found: Checked) -> str:
-    """The token and who names it."""
+    """The token and the sources that name it."""
     encoder, end = found.encoder, found.encoder.end_of_turn_id
     if end is None:
-        return "none; a response ends only where its text ends"
+        return "none; a response ends with its text"
     token = f"{found.tokenizer.pieces([end])[0]!r}"
     ends = turn_ends(encoder, found.base or found.files) if encoder.renderer == "chat" else None
     sources = {
@@ -123,4 +123,4 @@ def _end_of_turn(found: Checked) -> str:
         "the tokenizer": found.tokenizer.eos_id == end,
         GENERATION_CONFIG: ends is not None and end in ends.generation_ids,
     }
-    return f"{token}, by {', '.join(name for name, says in sources.items() if says) or '--end-of-turn'}"
+    return f"{token}, named by {', '.join(name for name, says in sources.items() if says) or '--end-of-turn'}"

@@ -60,7 +60,7 @@ def earlier_manifest(folders: Sequence[Path], wanted: Wanted, report: Report) ->
             found.append(Earlier(folder, load_manifest(folder)))
         except CheckpointError as error:
             if not named:
-                raise CheckpointError(f"{error}: name --role and --run-id, nothing is kept of it") from None
+                raise CheckpointError(f"{error}: name --role and --run-id; nothing is kept of it") from None
             report(f"nothing is kept of {folder / MANIFEST_NAME}, because it is broken")
     identities = {(each.manifest.role, each.manifest.run_id) for each in found}
     if len(identities) > 1 and not named:

@@ -1,4 +1,4 @@
-"""What ends a turn, according to a checkpoint's template, tokenizer and generation_config.json; they can disagree."""
+"""The tokens that end a turn by a checkpoint's template, tokenizer and generation_config.json; they can disagree."""
 
 from dataclasses import dataclass
 from pathlib import Path

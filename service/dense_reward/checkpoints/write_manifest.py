@@ -72,7 +72,7 @@ def measured_manifest(
     """
     manifest, encoder = _without_probe(folder, facts, hashed=hashed)
     model = load_model(folder, manifest, dtype="float32", device=device)
-    # What a response stands after may be undecided: the probe measures log-probs, and these ids are as good as others.
+    # What precedes a response may be undecided: the probe measures log-probs, for which any ids serve.
     decided = replace(encoder, choices=replace(facts.choices, response_prefix=facts.choices.response_prefix or ""))
     probe = measure_probe(model, choose_probe(decided, model.max_length_tokens))
     return manifest.model_copy(update={"probe": probe}), model

@@ -102,15 +102,15 @@ def report_template(encoder: Encoder, tokenizer: TransformersTokenizer, manifest
     if _was_trained_with_dummy_prefix(encoder, manifest):
         report(
             "an earlier version trained these checkpoints with a space before each response (the tokenizer's dummy "
-            "prefix), and texts are scored without it: train the pair again, or send ids"
+            "prefix), but texts are scored without it now: train the pair again, or send ids"
         )
     undecided = encoder.undecided("flags")
     if undecided is not None:
         report(f"texts and chats are refused (undecided_template): {undecided}")
     if encoder.renderer == "chat" and tokenizer.asks_for_the_date and encoder.choices.template_date is None:
         report(
-            "the chat template writes today's date, so the same text will get other rewards tomorrow: adopt both "
-            "checkpoints again, which stores a date in their manifests (--template-date YYYY-MM-DD to choose it)"
+            "the chat template writes today's date, so the same text will get different rewards tomorrow: adopt both "
+            "checkpoints again, which stores a date in their manifests (--template-date YYYY-MM-DD sets it)"
         )
 
 

@@ -270,7 +270,7 @@ class TransformersTokenizer:
         source = str(self._tokenizer.get_chat_template(tools=tools))
         formats = [_text(text) for text in _DATE_FORMAT.findall(source)]
         if len(formats) != len(_DATE_CALL.findall(source)):
-            message = "the chat template computes the format of its date, so the date cannot be kept: write the format"
+            message = "the chat template computes the format of its date, so the date cannot be fixed: write the format"
             raise refuse("bad_template", f"{message} as a string in the template", param="messages")
         if not formats:
             return {}

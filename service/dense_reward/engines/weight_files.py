@@ -1,6 +1,6 @@
-"""The files of a checkpoint, before anything is loaded: are they what their names say, and are they complete?
+"""Checks that the files of a checkpoint are complete and what their names say, before anything is loaded.
 
-Reads headers and small files only, so that any engine can call it, also one that does not load the weights itself.
+Reads only headers and small files, so that any engine can call it, also one that does not load the weights itself.
 """
 
 import json
@@ -82,8 +82,8 @@ def check_tokenizer_files(folder: Path) -> None:
     """Raises CheckpointError if the folder holds no tokenizer, or one that git-lfs has not downloaded or is broken."""
     if not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
         raise CheckpointError(
-            f"{folder} holds no tokenizer (no tokenizer.json, nor another vocabulary): copy the tokenizer's files of "
-            "the model that it was trained from into the folder"
+            f"{folder} holds no tokenizer (neither tokenizer.json nor another vocabulary): copy the tokenizer's files "
+            "of its base model into the folder"
         )
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (folder / name).is_file():
@@ -92,9 +92,9 @@ def check_tokenizer_files(folder: Path) -> None:
 
 
 def check_names(folder: Path) -> None:
-    """Verify the names of weights as far as files and config.json tell, for an engine that does not load the weights.
+    """Compare the names of the weights with config.json, for an engine that does not load the weights.
 
-    Does nothing without weights or configuration: they can be where the model is served. Raises CheckpointError.
+    Does nothing if weights or config.json are missing: they can be where the model is served. Raises CheckpointError.
     """
     config_file = folder / CONFIG
     names = {
@@ -123,7 +123,7 @@ LAYER = re.compile(r"(?:^|\.)(layers|h|blocks|block)\.(\d+)\.")
 
 
 def wrapper_cure(names: set[str]) -> str | None:
-    """The cure if the names hold parts of a wrapper's name, as torch.compile's `_orig_mod.`; else None."""
+    """The cure if the names contain a wrapper's part, such as torch.compile's `_orig_mod.`; else None."""
     for part, wrapper in WRAPPERS.items():
         if any(name.startswith(part) or f".{part}" in name for name in names):
             return f"{wrapper} put {part!r} into them: strip it from the names, or save the unwrapped model"
@@ -142,13 +142,13 @@ def read_json(path: Path) -> dict[str, object]:
 
 
 def tensors_of(path: Path) -> Tensors:
-    """The tensors of a safetensors file, by its header. Raises CheckpointError if the file is incomplete or another."""
+    """The tensors in the header of a safetensors file. Raises CheckpointError if it is incomplete or another file."""
     _refuse_pointer(path)
     size = path.stat().st_size
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
         if size < 8 or header_bytes > min(size - 8, _LARGEST_HEADER_BYTES):
-            kind = "is empty" if size == 0 else "is cut off, or is no safetensors file"
+            kind = "is empty" if size == 0 else "is cut off, or is not a safetensors file"
             raise CheckpointError(f"{path} {kind} ({size} bytes): copy or download it again")
         try:
             header = json.loads(file.read(header_bytes))
@@ -221,7 +221,7 @@ def _check_index(folder: Path, headers: Mapping[str, Tensors], shards: list[str]
 
 
 def _misplaced(listed: Mapping[str, str], headers: Mapping[str, Tensors]) -> Iterator[str]:
-    """Tensors that are not, or not only, where the index says."""
+    """Tensors that are missing from the shard that the index names, or that are in another shard."""
     for tensor, name in listed.items():
         if tensor not in headers[name]:
             yield f"{INDEX} puts {tensor} into {name}, which does not hold it"

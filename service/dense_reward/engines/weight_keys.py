@@ -123,12 +123,12 @@ def _layer(key: str) -> str | None:
 def _description(keys: Keys) -> str:
     parts = []
     if keys.missing:
-        parts.append(f"{_counted(keys.missing)} of the model not in its files ({_named(keys.missing)})")
+        parts.append(f"{_counted(keys.missing)} of the model missing from its files ({_named(keys.missing)})")
     if keys.unexpected:
         parts.append(f"{_counted(keys.unexpected)} in its files that the model lacks ({_named(keys.unexpected)})")
     if keys.mismatched:
         shapes = [f"{name} {[*stored]} instead of {[*own]}" for name, stored, own in sorted(keys.mismatched)]
-        parts.append(f"{_counted(shapes)} of another shape than config.json states ({_named(shapes)})")
+        parts.append(f"{_counted(shapes)} with another shape than config.json states ({_named(shapes)})")
     return "; ".join(parts)
 
 
@@ -208,10 +208,10 @@ def _layers(keys: Keys, config: PreTrainedConfig) -> str | None:
 def _biases(keys: Keys) -> str | None:
     if keys.mismatched or not all(key.endswith(".bias") for key in {*keys.missing, *keys.unexpected}):
         return None
-    said, held = ("has no", "have") if keys.unexpected else ("has", "lack")
+    said, held = ("without", "have") if keys.unexpected else ("with", "lack")
     return (
-        f"config.json states a model that {said} biases there (attention_bias, mlp_bias), but the files {held} them: "
-        "copy both from one checkpoint"
+        f"config.json describes a model {said} these biases (attention_bias, mlp_bias), but the files {held} "
+        "them: copy both from one checkpoint"
     )
 
 

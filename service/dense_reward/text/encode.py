@@ -135,7 +135,7 @@ class Encoder:
         return np.array(self._encode_parts(parts, param, continues=False).ids, dtype=np.int32)
 
     def _place(self, template_kwargs: Variables | None, param: str) -> ResponsePlace:
-        """What stands around a response. Raises RequestError(undecided_template) if that is not known."""
+        """What precedes and follows a response. Raises RequestError(undecided_template) if that is not known."""
         if not self.chat.is_decided(template_kwargs):
             raise refuse("undecided_template", explanation(self.chat, "flags", template_kwargs), param=param)
         return self.chat.place(template_kwargs)

@@ -12,7 +12,7 @@ from dense_reward.text.offsets import Span
 
 @dataclass(frozen=True, slots=True)
 class EncodedResponse:
-    """The ids after a prompt, which of them are scored, and the span of each scored id in `text`. No text for ids."""
+    """The ids after a prompt, which are scored, and the span of each scored id in `text` (None for input as ids)."""
 
     ids_T: IdArray
     scored_T: BoolArray
@@ -61,10 +61,9 @@ class TurnStream:
         if ids[:seen] != self._ids:
             raise refuse(
                 "bad_template",
-                "a policy would get different ids for the earlier turns than those that it answered, because the chat "
-                "template or the tokenizer renders them differently once the conversation continues, so all_assistant "
-                'would score states that no policy sees: send each turn with score "last", or send ids '
-                "(to train: train_on=response)",
+                "the chat template or the tokenizer renders earlier turns differently once the conversation continues, "
+                "so the ids are not those that a policy answered, and all_assistant would score states that no policy "
+                'sees: send each turn with score "last", or send ids (to train: train_on=response)',
                 param="score",
             )
         self._ids = ids

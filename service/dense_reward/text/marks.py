@@ -1,6 +1,6 @@
-"""Does a chat template render everything that it is given? Found by marks put into each message and tool. Pure.
+"""Checks that a chat template renders everything that it is given, by a marker in each message and tool. Pure.
 
-Templates drop what they do not know: Gemma 2's has no tool calls, others ignore every role but user and assistant.
+Templates drop what they do not support: Gemma 2's drops tool calls, others ignore every role but user and assistant.
 """
 
 import re
@@ -106,7 +106,7 @@ def refuse_lost(
         _refuse_doubled_tag(rendered, message, index)
     for at, tool in enumerate(tools or ()):
         if _marked_tool(tool, "") is not tool and _mark("tool", at) not in rendered:
-            what = f"tools.{at}: the chat template does not render it, so no policy sees it"
+            what = f"tools.{at}: the chat template does not render this tool, so no policy sees it"
             raise refuse("bad_template", f"{what}: leave it out, or send ids", param="tools")
     mark = _mark(len(messages) - 1)
     return MarkedChat(chat, rendered, mark, rendered.rpartition(mark)[2] if mark in rendered else None)
@@ -132,7 +132,7 @@ def _refuse_lost_message(rendered: str, message: Message, index: int) -> None:
     if any(_mark(index, at) not in rendered for at in range(count)):
         lost, cure = "all of its tool_calls, so no policy sees them", "leave them out"
     elif not count and text_of(message).strip() and _mark(index) not in rendered:
-        lost, cure = f"this message of role {message['role']!r}", "leave it out, use a role that is rendered"
+        lost, cure = f"this message of role {message['role']!r}", "leave it out, use a role that the template renders"
     if lost:
         message_ = f"messages.{index}: the chat template does not render {lost}: {cure}, or send ids"
         raise refuse("bad_template", message_, param="messages")

@@ -14,7 +14,7 @@ from dense_reward.text.special_tokens import JsonValue, Message
 
 MAX_ARGUMENTS_DEPTH = 64
 """Templates and the escaping of special tokens walk arguments recursively."""
-# Keys of OpenAI's answers that a chat template has no place for, each with the cure.
+# Keys of OpenAI's answers that chat templates do not render, each with the cure.
 _WITHOUT_PLACE: Mapping[str, str] = {
     "refusal": "put its text into content",
     "audio": "put its transcript into content",
@@ -37,14 +37,14 @@ def _canonical(message: Message, place: str) -> Message:
         _refuse(f"{place} has no role")
     for key, cure in _WITHOUT_PLACE.items():
         if message.get(key) not in (None, [], {}):
-            _refuse(f"{place} has {key}, which a chat template has no place for: {cure}")
+            _refuse(f"{place} has {key}, which chat templates do not render: {cure}")
     kept: dict[str, JsonValue] = {
         key: value for key, value in message.items() if value is not None and key not in _WITHOUT_PLACE
     }
     if "reasoning" in kept:
         thought = kept.pop("reasoning")
         if kept.setdefault("reasoning_content", thought) != thought:
-            _refuse(f"{place} has reasoning and another reasoning_content: send one of them")
+            _refuse(f"{place} has reasoning and a different reasoning_content: send one of them")
     calls = kept.pop("tool_calls", None)
     if calls is not None and calls != []:
         if role != "assistant":
@@ -59,7 +59,7 @@ def _canonical(message: Message, place: str) -> Message:
 def _content(content: JsonValue, place: str, *, optional: bool) -> JsonValue:
     if content is None:
         if not optional:
-            _refuse(f"{place} has no content: only an assistant's message with tool_calls can go without")
+            _refuse(f"{place} has no content: only an assistant's message with tool_calls can omit it")
         return None
     if isinstance(content, str):
         return content
@@ -135,9 +135,10 @@ def _is_deeper(value: JsonValue, depth: int) -> bool:
 
 
 def for_template(messages: Sequence[Message], *, parts: bool, developer: bool) -> list[Message]:
-    """Messages as a template takes them. `parts`: it reads content as a list of parts, else as a string.
+    """Messages in the form that a template takes. `parts`: it reads content as a list of parts, else as a string.
 
-    `developer`: it knows this role. If not, such messages become system messages, and all of those one at the start.
+    `developer`: it knows this role. Otherwise such messages become system messages, and all system messages are joined
+    into one at the start.
     """
     taken = [_for_template(message, parts=parts) for message in messages]
     if developer or not any(message["role"] == "developer" for message in taken):
@@ -186,7 +187,7 @@ def _one_system_message(messages: Sequence[Message]) -> list[Message]:
 
 
 def text_of(message: Message) -> str:
-    """The content of a canonical message as one string: parts are joined by a line break, no content is empty."""
+    """The content of a canonical message as one string: parts are joined by line breaks; "" if there is no content."""
     content = message.get("content")
     if content is None or isinstance(content, str):
         return content or ""

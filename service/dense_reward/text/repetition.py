@@ -29,7 +29,7 @@ def is_unclosed_thought(text: str, opening: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Repetition:
-    """`start` and `end`: the text without what it repeats is text[start:end]. `repeated`: what that is, shown to users.
+    """`start`, `end`: text[start:end] is the text without its repetitions. `repeated`: what it repeats, shown to users.
 
     `contradicts`: the response starts with a part of what the prompt has already opened and closed, or closes it again.
     """

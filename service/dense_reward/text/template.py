@@ -1,8 +1,8 @@
-"""A checkpoint's chat template: how a chat becomes text, and what stands before and after a response. Pure.
+"""A checkpoint's chat template: how a chat becomes text, and what precedes and follows a response. Pure.
 
-A template says twice what a response stands after: in its generation prompt, which a policy continues, and in its own
-rendering of a whole chat, which training programs learn from. Where the two differ, only the user can say which is
-meant; the manifest holds that decision (TemplateChoices).
+A template defines twice what precedes a response: in its generation prompt, which a policy continues, and in its own
+rendering of a whole chat, which training programs learn from. If the two differ, only the user can say which is meant.
+The manifest holds that decision (TemplateChoices).
 """
 
 import json
@@ -38,7 +38,7 @@ class TemplateChoices:
 
 @dataclass(frozen=True, slots=True)
 class ResponsePlace:
-    """What stands around a response, for one set of template variables.
+    """What precedes and follows a response, for one set of template variables.
 
     `agrees`: prompt, response and end of turn have the ids of the template's own rendering, and no thought is left open
     before the response; `starts_alike`: prompt and response have those ids, whatever comes after them. `continues`: the
@@ -118,7 +118,7 @@ class ChatTemplate:
         return rendered + (self.choices.response_prefix or "") if generation_prompt else rendered
 
     def place(self, template_kwargs: Mapping[str, JsonValue] | None = None) -> ResponsePlace:
-        """What stands around a response. Raises RequestError(bad_template) if the template drops a message."""
+        """What precedes and follows a response. Raises RequestError(bad_template) if the template drops a message."""
         key = json.dumps(self._variables(template_kwargs), sort_keys=True, default=str)
         found = self._places.get(key)
         if found is None:
@@ -130,7 +130,7 @@ class ChatTemplate:
         return found
 
     def is_decided(self, template_kwargs: Mapping[str, JsonValue] | None = None) -> bool:
-        """Whether it is known what a response stands after: both renderings agree, or the manifest decides."""
+        """Whether it is known what precedes a response: both renderings agree, or the manifest decides."""
         place = self.place(template_kwargs)
         if place.agrees or not template_kwargs:
             return place.agrees or self.choices.response_prefix is not None

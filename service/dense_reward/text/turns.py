@@ -141,7 +141,7 @@ def _refuse_unwritten(message: Message, turn: str) -> None:
         raise refuse(
             "bad_template",
             f"the chat template does not write {missing[0]} of the last message as it was sent: no policy behind this "
-            "template answers like this; send what the policy generated as content, verbatim, or send ids",
+            "template answers like this; send what the policy generated, verbatim as content or as ids",
             param="messages",
         )
 
@@ -158,7 +158,7 @@ def _refuse_second_prompt(chat: EscapedChat, whole: str) -> None:
         raise refuse(
             "bad_template",
             "the chat template ignores add_generation_prompt, so where this response begins and ends is not known: "
-            "send what the policy generated as content, verbatim, or send ids",
+            "send what the policy generated, verbatim as content or as ids",
             param="messages",
         )
 

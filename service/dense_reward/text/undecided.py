@@ -1,4 +1,4 @@
-"""What to say if a chat template puts a response elsewhere than its own generation prompt does. Pure."""
+"""The error for a chat template whose generation prompt and own rendering differ before a response. Pure."""
 
 import json
 import shlex
@@ -50,8 +50,8 @@ def explanation(template: ChatTemplate, style: Style, template_kwargs: Mapping[s
     """Both renderings side by side, and each choice as it is typed. Several lines."""
     place = template.place(template_kwargs)
     lines = [
-        "the chat template's generation prompt is not what its own rendering puts before and after a response, so "
-        "it must be decided once what a response stands after:",
+        "the chat template's own rendering puts other text around a response than its generation prompt and end of "
+        "turn, so it must be decided once what precedes a response:",
         f"  generation prompt + response: {_shown(place.prompt)}",
         f"  the template's own rendering: {_shown(place.own)}",
     ]
@@ -111,7 +111,7 @@ def _merged(template: ChatTemplate, variables: Mapping[str, JsonValue]) -> dict[
 
 
 def _variables(template: ChatTemplate) -> Iterator[dict[str, JsonValue]]:
-    """For each variable of the template the first value that makes its rendering agree or continue its prompt."""
+    """For each template variable, the first value with which both renderings agree or one continues the other."""
     tried = 0
     for name in sorted(template.tokenizer.template_variables - {"documents"} - template.choices.template_kwargs.keys()):
         values: tuple[JsonValue, ...] = (False, True, *KNOWN_VALUES.get(name, ()))

@@ -189,7 +189,7 @@ def broken_adapter(folder: Path) -> None:
     ("break_it", "reason"),
     [
         (only_bin, "has only pytorch_model.bin: only safetensors are loaded"),
-        (no_tokenizer, "holds no tokenizer (no tokenizer.json, nor another vocabulary): copy"),
+        (no_tokenizer, "holds no tokenizer (neither tokenizer.json nor another vocabulary): copy"),
         (no_config, "no usable config.json"),
         (only_inner_checkpoints, "has no weights of its own: name one of checkpoint-7 in it"),
         (broken_adapter, "has no base_model_name_or_path"),

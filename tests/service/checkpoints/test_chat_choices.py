@@ -1,4 +1,4 @@
-"""Adoption asks what a response stands after, what ends a turn and which date is written, and stores the answers."""
+"""Adoption asks what precedes a response, what ends a turn and which date is written, and stores the answers."""
 
 import json
 from pathlib import Path
@@ -57,9 +57,9 @@ def test_a_template_that_agrees_with_itself_needs_no_decision(tmp_path: Path, ki
     lines: list[str] = []
     manifest = adopted(tmp_path / "a", kind, report=lines.append)
     assert (manifest.template_kwargs, manifest.response_prefix) == ({}, None)
-    verdict = "chat template: served by text; prompt, response and end of turn have the ids of its own rendering"
+    verdict = "chat template: texts are served; prompt, response and end of turn have the ids of its own rendering"
     assert verdict in lines
-    assert "end of turn: '<|im_end|>', by the chat template, the tokenizer" in lines
+    assert "end of turn: '<|im_end|>', named by the chat template, the tokenizer" in lines
 
 
 @pytest.mark.parametrize("kind", DIFFER)
@@ -79,10 +79,10 @@ def test_the_decision_is_kept_and_both_checkpoints_must_have_the_same(tmp_path: 
     sft = adopted(tmp_path / "a", "an empty thought", template_kwargs={"enable_thinking": False})
     reference = adopted(tmp_path / "b", "an empty thought", role="reference", seed=1, response_prefix="")
     assert sft.template_kwargs == {"enable_thinking": False}
-    with pytest.raises(CheckpointError, match=r"differ in template_kwargs .*one --template-kwargs"):
+    with pytest.raises(CheckpointError, match=r"differ in template_kwargs .*same --template-kwargs"):
         check_pair(sft, reference, allow_unrelated=True)
     same = reference.model_copy(update={"template_kwargs": {"enable_thinking": False}})
-    with pytest.raises(CheckpointError, match=r'differ in response_prefix \(nothing and ""\).*one --response-prefix'):
+    with pytest.raises(CheckpointError, match=r'differ in response_prefix \(nothing and ""\).*same --response-prefix'):
         check_pair(sft, same, allow_unrelated=True)
     check_pair(sft, same.model_copy(update={"response_prefix": None}), allow_unrelated=True)
 
@@ -167,9 +167,9 @@ def test_a_date_is_kept_in_the_manifest_and_two_days_are_no_pair(tmp_path: Path)
     assert today.template_date is not None
     assert any(today.template_date in line for line in lines)
     other = adopted(tmp_path / "b", "the date", role="reference", seed=1, template_date="2024-07-26")
-    with pytest.raises(CheckpointError, match=r"differ in template_date .*one --template-date"):
+    with pytest.raises(CheckpointError, match=r"differ in template_date .*same --template-date"):
         check_pair(today, other, allow_unrelated=True)
-    assert "which is no date" in refusal(made(tmp_path / "c", "the date"), template_date="26 July")
+    assert "which is not a date" in refusal(made(tmp_path / "c", "the date"), template_date="26 July")
 
 
 def test_a_manifest_without_a_date_is_reported_at_load(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_a_manifest_without_a_date_is_reported_at_load(tmp_path: Path) -> None:
     load_pair(tmp_path / "a", tmp_path / "b", serving, LoadContext(lines.append))
     manifest = load_manifest(tmp_path / "a")
     report_template(encoder_of(tokenizer, manifest, tmp_path), tokenizer, manifest, lines.append)
-    assert "will get other rewards tomorrow: adopt both" in lines[-1]
+    assert "will get different rewards tomorrow: adopt both" in lines[-1]
 
 
 def test_a_pair_that_an_earlier_version_trained_with_a_dummy_prefix_is_reported(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ DAMAGED_ADAPTERS = {
     "data parallel": (renamed("module.{}".format, ADAPTER_WEIGHTS), "put 'module.' into them: strip it"),
     "half of its weights": (
         renamed(lambda name: None if "lora_B" in name else name, ADAPTER_WEIGHTS),
-        "14 weights of the model not in its files .* was not saved completely",
+        "14 weights of the model missing from its files .* was not saved completely",
     ),
     "a layer that the base lacks": (
         weights(
@@ -230,7 +230,7 @@ def test_a_damaged_base_is_named_and_not_the_adapter(healthy: Path, tmp_path: Pa
     shutil.copytree(healthy / "reference", base)
     folder = adapter_on(base, tmp_path / "adapter")
     without("model.norm")(base)
-    with pytest.raises(CheckpointError, match=rf"^{base}: 1 weight of the model not in its files"):
+    with pytest.raises(CheckpointError, match=rf"^{base}: 1 weight of the model missing from its files"):
         adopt(str(folder), role="sft")
 
 

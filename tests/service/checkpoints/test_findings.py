@@ -51,11 +51,11 @@ def test_the_facts_of_model_template_and_tokenizer(tmp_path: Path) -> None:
         "path: packed",
         "longest sequence: 256 tokens",
         "vocabulary: 259 output rows, 259 ids in the tokenizer",
-        "chat template: served by text; prompt, response and end of turn have the ids of its own rendering",
+        "chat template: texts are served; prompt, response and end of turn have the ids of its own rendering",
     ]
     assert lines[6:] == [
         "template variables: none",
-        "end of turn: '<|im_end|>', by the chat template, the tokenizer, generation_config.json",
+        "end of turn: '<|im_end|>', named by the chat template, the tokenizer, generation_config.json",
         f"adopted: {folder}",
         "next: dense-reward adopt EARLIER_CHECKPOINT --role reference --run-id mine",
     ]
@@ -75,20 +75,20 @@ def test_a_template_that_needs_a_decision_has_no_example(tmp_path: Path) -> None
     assert lines[-1] == f"next: dense-reward adopt {folder} CHOICE, with one of the choices above, for both checkpoints"
     assert drawn == []
     lines = lines_of(folder, response_prefix="<think>\n\n</think>\n", draw=draw)
-    assert any(line.startswith("chat template: served by text; prompt, response and end") for line in lines)
+    assert any(line.startswith("chat template: texts are served; prompt, response and end") for line in lines)
     assert "example, as tokens:\ndrawn" in lines
     (example,) = drawn
     assert "".join(example.prompt).endswith("Norway?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n")
     assert ("".join(example.response), example.end) == ("It is Oslo.", ("<|im_end|>",))
     as_generated = lines_of(folder, response_prefix="")
-    assert "chat template: served by text; a response stands where response_prefix says" in as_generated
+    assert "chat template: texts are served; response_prefix decides what precedes a response" in as_generated
     assert lines[-1].endswith(r"--response-prefix $'<think>\n\n</think>\n'"), "the other needs the same decision"
 
 
 def test_a_tokenizer_without_chat_template(tmp_path: Path) -> None:
     lines = lines_of(made(tmp_path / "a", None), role="sft", run_id="mine", renderer="plain")
-    assert "chat template: none is used: the renderer is plain, served by text" in lines
-    assert "end of turn: '<|im_end|>', by the tokenizer" in lines
+    assert "chat template: not used, because the renderer is plain; texts are served" in lines
+    assert "end of turn: '<|im_end|>', named by the tokenizer" in lines
     assert lines[-1].endswith("--run-id mine --renderer plain")
 
 
@@ -179,7 +179,7 @@ def test_a_check_finds_a_manifest_that_does_not_match(
     ("options", "reason"),
     [
         ({"out": "file/side"}, "cannot be written: name a folder that can be written (--out)"),
-        ({"dtype": "float99"}, "dtype 'float99' is none to serve in: name one of float32, bfloat16"),
+        ({"dtype": "float99"}, "dtype 'float99' cannot be served: name one of float32, bfloat16"),
         ({"end_of_turn": "bye"}, "must be one token"),
         ({"device": "cuda"}, "device cuda: torch can use no GPU"),
     ],

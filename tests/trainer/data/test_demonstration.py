@@ -67,7 +67,7 @@ def test_a_prompt_column_beside_messages_is_an_extra_column() -> None:
 
 @pytest.mark.parametrize("column", ["context", "history", "documents", "images", "chat_template_kwargs"])
 def test_a_column_that_would_change_the_prompt_is_refused(column: str) -> None:
-    with pytest.raises(LineError, match=f"unsupported column: '{column}' would change the prompt"):
+    with pytest.raises(LineError, match=f"unsupported column: '{column}' belongs to the prompt"):
         read_row({"prompt": "a", "response": "b", column: ["x"]}, "here:1")
 
 

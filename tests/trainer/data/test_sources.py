@@ -78,7 +78,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
         "reads as prompt+response and prompt+completion: keep one",
     ),
     (b'{"messages": [], "question": "a", "answer": "b"}', "two formats: has 'answer', 'messages', 'question'"),
-    (b'{"prompt": "a", "response": "b", "context": "c"}', "unsupported column: 'context' would change the prompt"),
+    (b'{"prompt": "a", "response": "b", "context": "c"}', "unsupported column: 'context' belongs to the prompt"),
     (b'{"prompt": 1, "response": "b"}', "wrong type: `prompt` is a number, a string is needed"),
     (b'{"prompt": "a", "completion": true}', "wrong type: `completion` is a boolean, a string is needed"),
     (b'{"instruction": "a", "input": {}, "output": "b"}', "wrong type: `input` is an object, a string is needed"),
@@ -103,7 +103,7 @@ BAD_LINES: list[tuple[bytes, str]] = [
     ),
     (
         b'{"messages": [{"role": "assistant", "content": "a", "tool_calls": [1]}]}',
-        "wrong type: `messages`[0].tool_calls[0] is no call: write {",
+        "wrong type: `messages`[0].tool_calls[0] is not a tool call: write {",
     ),
     (b'{"messages": [{"role": "user", "content": "a"}]}', "no response: the last message is by the user"),
     (b'{"messages": []}', "no response: `messages` is an empty list"),

@@ -138,7 +138,7 @@ def test_a_weight_of_the_users_turn_does_not_hinder_every_turn() -> None:
 
 
 def test_leaving_out_is_not_offered_if_nothing_would_be_left() -> None:
-    with pytest.raises(DataError, match="leaving such ones out would leave nothing") as refusal:
+    with pytest.raises(DataError, match="Every demonstration is refused: correct") as refusal:
         rows(demonstration("Add 1.", "1" * 50), limit=10)
     assert "--skip-bad" not in str(refusal.value)
 

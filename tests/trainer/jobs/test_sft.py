@@ -248,7 +248,7 @@ def test_an_interrupted_run_stops_quietly_refuses_other_data_and_goes_on(
     demonstrations = source.read_text()
     source.write_text("".join(demonstrations.splitlines(keepends=True)[:-1]))
     assert sft("arithmetic_sft_tiny", interrupted, *overrides) == 2
-    assert "started with a different data" in capsys.readouterr().err
+    assert "started with different data" in capsys.readouterr().err
     source.write_text(demonstrations)
 
     reference = interrupted / "checkpoints" / "reference"

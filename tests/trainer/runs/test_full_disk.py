@@ -98,7 +98,7 @@ def test_a_run_goes_on_from_its_last_state_with_the_weights_of_an_unbroken_one(
         patched.setattr(MetricsLog, "append", limited_after)
         assert sft(tmp_path / "run") == 2
     error = capsys.readouterr().err
-    assert "a file could not be written whole" in error
+    assert "a file could not be written completely" in error
     assert "Traceback" not in error
     assert (tmp_path / "run" / "resume" / "checkpoint-5" / "trainer_state.json").is_file()
     assert load_manifest(tmp_path / "run" / "checkpoints" / "reference").optimiser_step == 10

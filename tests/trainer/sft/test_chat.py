@@ -1,4 +1,4 @@
-"""SFT decides what a response stands after before it trains, and its checkpoints stop where their turns end."""
+"""SFT decides what precedes a response before it trains, and its checkpoints stop where their turns end."""
 
 import json
 import shutil

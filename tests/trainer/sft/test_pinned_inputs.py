@@ -80,7 +80,7 @@ def test_a_changed_template_is_named_with_its_cure_and_nothing_is_written(tmp_pa
 def test_changed_data_explains_all_other_changes(tmp_path: Path) -> None:
     opened(tmp_path, start())
     message, kept = refusal(tmp_path, start(), data="other", rows=rows_of(start())[:1])
-    assert "started with a different data (the demonstrations): restore the source" in message
+    assert "started with different data (the demonstrations): restore the source" in message
     assert kept
 
 

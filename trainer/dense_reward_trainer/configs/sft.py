@@ -67,18 +67,21 @@ class SftConfig(JobConfig):
     )
     template_kwargs: dict[str, JsonValue] | None = Field(
         default=None,
-        description="Variables that the chat template gets, such as {enable_thinking: false}; kept in the manifests.",
+        description="Variables that the chat template gets, such as {enable_thinking: false}; stored in the manifests.",
     )
     response_prefix: str | None = Field(
         default=None,
-        description="Text between the generation prompt and a response: context, not learnt. Empty: none stands there. "
-        "null: needed only if the chat template puts something there.",
+        description="Text between the generation prompt and a response: context, not learnt. Empty: no text between "
+        "them. null: as the base model's manifest decides; refused if a decision is needed and there is none.",
     )
     template_date: date | None = Field(
-        default=None, description="Date for a chat template that writes one; null: the day on which the run starts."
+        default=None,
+        description="Date for a chat template that writes one; null: that of the base model's manifest, else the day "
+        "on which the run starts.",
     )
     end_of_turn: str | None = Field(
-        default=None, description="Token that ends a response; null: that of the chat template."
+        default=None,
+        description="Token that ends a response; null: that of the base model's manifest, else of the chat template.",
     )
     train_on: Literal["response", "all_assistant"] = Field(
         default="response", description="Tokens in the loss: the last response, or every assistant turn."

@@ -1,4 +1,4 @@
-"""What is not read as it is, and the line that converts it: layouts of known data sets, and columns of a prompt.
+"""Layouts of known data sets and columns of a prompt that are not read directly, and the command that converts them.
 
 A conversion is a Python expression over `rows`, the list of all rows. Pure functions of one row. Must not import files,
 data sets, tokenizers or chat templates.
@@ -104,7 +104,8 @@ KNOWN_LAYOUTS: tuple[KnownLayout, ...] = (
     KnownLayout(
         "OASST, one message in a row",
         _has("message_id", "text", "role"),
-        "a row is one message of a tree, not a chat; the conversion takes each best ranked answer with all before it",
+        "a row is one message of a tree, not a chat; the conversion takes each best ranked answer with all messages "
+        "before it",
         '(m := {r["message_id"]: r for r in rows}) and (f := lambda r: (f(m[r["parent_id"]]) if r["parent_id"] else '
         '[]) + [{"role": {"prompter": "user"}.get(r["role"], r["role"]), "content": r["text"]}]) and '
         '[{"messages": f(r)} for r in rows if r["role"] == "assistant" and not r.get("rank")]',
@@ -112,14 +113,14 @@ KNOWN_LAYOUTS: tuple[KnownLayout, ...] = (
     KnownLayout(
         "OASST, one tree in a row",
         lambda row: isinstance(row.get("prompt"), dict) and "replies" in row["prompt"],  # type: ignore[operator]
-        "a row is a tree of answers; the conversion takes each best ranked answer with all before it",
+        "a row is a tree of answers; the conversion takes each best ranked answer with all messages before it",
         _TURNS + '[{"messages": c} for r in rows for c in g(r["prompt"], [])]',
     ),
     KnownLayout(
         "verl",
         _has("prompt", "reward_model"),
-        "it has prompts and right answers, but no response to learn: give it as `prompts` to dpr or gradient, or add "
-        "a column `response`",
+        "it has prompts and right answers, but no response to learn: name it as prompts.source of dpr or gradient, or "
+        "add a column `response`",
     ),
     KnownLayout(
         "KTO",
@@ -259,7 +260,7 @@ def refuse_lost_columns(
     ]
     if lost:
         detail = (
-            f"{quoted_keys(lost)} would change the prompt, and where it belongs is not known: put it into "
+            f"{quoted_keys(lost)} belongs to the prompt, but its place there is not known: put it into "
             f"{layouts[0].keys[0]!a}, or name it in ignore_columns (beside `source`) if the model must not see it"
         )
         raise LineError("unsupported column", detail, _joined(row, lost, layouts))

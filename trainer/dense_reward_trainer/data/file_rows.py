@@ -19,7 +19,7 @@ from dense_reward_trainer.data.records import DataError
 OUT = "converted.jsonl"
 _SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 _HEAD_BYTES = 4096
-_JSON_LINES = "write it as JSON Lines, one object in a line"
+_JSON_LINES = "write it as JSON Lines, one object per line"
 _TO_JSON = f".to_json(sys.argv[2])' {{file}} {OUT}"
 # The first bytes of a file, what it is, and the cure; {file} is quoted for a shell.
 _MAGIC: tuple[tuple[bytes, str, str], ...] = (
@@ -137,7 +137,9 @@ def refuse_other_kinds(path: Path, content: bytes) -> None:
         raise DataError(f"{path} is a tar archive: unpack it, and name the file that was in it")
     encoding = next((name for mark, name in _BYTE_ORDER_MARKS if head.startswith(mark)), None) or _wide(head)
     if encoding:
-        raise DataError(f"{path} is {encoding} text, UTF-8 is read: iconv -f {encoding} -t UTF-8 {file} > {OUT}")
+        raise DataError(
+            f"{path} is {encoding} text, but only UTF-8 is read: iconv -f {encoding} -t UTF-8 {file} > {OUT}"
+        )
     if b"\0" in head and not head.startswith(b"\x1f\x8b"):
         raise DataError(f"{path} is a binary file: {_JSON_LINES}")
     if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"<"):
@@ -270,7 +272,7 @@ def _of_one_object(path: Path, content: bytes) -> _Whole | None:
         return _Whole(_elements(array), 'json.load(open(0))["data"]')
     cure = _INNER.format(key=shlex.quote(lists[0]), file=shlex.quote(str(path)))
     raise DataError(
-        f'{path} is one JSON object with rows in {", ".join(map(ascii, lists))}: {{"data": [...]}} alone is read. '
+        f'{path} is one JSON object with rows in {", ".join(map(ascii, lists))}, but only {{"data": [...]}} is read. '
         f"Write the rows that you mean: {cure} > {OUT}"
     )
 

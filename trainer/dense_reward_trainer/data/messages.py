@@ -84,7 +84,9 @@ def _tool(value: object, name: str) -> Mapping[str, JsonValue]:
     if isinstance(tool, dict) and isinstance(tool.get("name"), str) and "function" not in tool:
         tool = {"type": "function", "function": {key: part for key, part in tool.items() if key != "type"}}
     if not isinstance(tool, dict) or not isinstance(tool.get("function"), dict):
-        raise LineError("wrong type", f'{name} is no tool: write {{"type": "function", "function": {{"name": ...}}}}')
+        raise LineError(
+            "wrong type", f'{name} is not a tool definition: write {{"type": "function", "function": {{"name": ...}}}}'
+        )
     return {"type": "function", **tool}
 
 
@@ -187,7 +189,9 @@ def _call(value: object, name: str) -> Mapping[str, JsonValue]:
         call = {"type": "function", "function": call}
     function = _filled(call.get("function")) if isinstance(call, dict) else None
     if not isinstance(call, dict) or not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise LineError("wrong type", f'{name} is no call: write {{"function": {{"name": ..., "arguments": ...}}}}')
+        raise LineError(
+            "wrong type", f'{name} is not a tool call: write {{"function": {{"name": ..., "arguments": ...}}}}'
+        )
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         arguments = strict_json(arguments, f"{name}.arguments") if arguments.strip() else {}

@@ -60,7 +60,7 @@ _LISTED_BAD_LINES, _LISTED_CONVERSIONS = 10, 3
 _PAGE = "docs/data.md"
 # --skip-bad exists for every job that has a data source. A file to evaluate on is not a data source.
 SKIP_BAD = "Correct them, or leave them out: add --skip-bad to the command."
-_ALL_BAD = "Every line is bad, so leaving bad lines out would leave nothing: correct or convert the source."
+_ALL_BAD = "Every line is bad: correct or convert the source."
 NO_SKIP = "Correct or remove them: lines of a file to measure on are never skipped."
 
 

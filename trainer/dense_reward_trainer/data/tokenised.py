@@ -20,7 +20,7 @@ _ONE_RESPONSE = (
     "train_on=all_assistant would learn states that no policy sees: set train_on=response"
 )
 _WEIGHTS = "an earlier turn has weight 0, but train_on=all_assistant learns every turn: set train_on=response"
-_ALL_BAD = "Every demonstration is refused, so leaving such ones out would leave nothing."
+_ALL_BAD = "Every demonstration is refused: correct or convert the source."
 
 
 @dataclass(frozen=True, slots=True)

@@ -166,8 +166,8 @@ def encode_split(
         )
         if encoded.shortened:
             report(
-                f"{encoded.shortened} of {len(encoded.rows)} responses repeated the end of their prompt, or had an end "
-                "of turn, which is added to each: that was left out of them"
+                f"{encoded.shortened} of {len(encoded.rows)} responses repeated the end of their prompt, or ended in "
+                "the end of turn, which is added to each: the repetition was removed"
             )
         if encoded.unclosed:
             report(

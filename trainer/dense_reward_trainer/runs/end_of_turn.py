@@ -1,4 +1,4 @@
-"""A checkpoint's files name its end of turn, so that `generate`, vLLM and other engines stop at it."""
+"""Writes the end of turn into a checkpoint's files, so that `generate`, vLLM and other engines stop at it."""
 
 import copy
 from pathlib import Path

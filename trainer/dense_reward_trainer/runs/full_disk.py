@@ -1,4 +1,4 @@
-"""Recognises that a write failed because nothing more fits, in the words of each library that writes for a job."""
+"""Recognises a write that failed because the disk is full, from the error of each library that writes for a job."""
 
 import errno
 import shutil
@@ -19,7 +19,7 @@ _WORDS = (
 
 @contextmanager
 def reports_full_disk(folder: Path) -> Iterator[None]:
-    """Raises JobError, with the cure, if the block fails because a file could not be written whole; else its error.
+    """Raises JobError, with the cure, if the block fails because the disk is full; else the block's own error.
 
     `folder`: the run's.
     """
@@ -29,9 +29,9 @@ def reports_full_disk(folder: Path) -> Iterator[None]:
         if not is_full_disk(error):
             raise
         raise JobError(
-            f"{folder}: a file could not be written whole, because the disk is full, or a quota or limit is reached "
-            f"({_free(folder)}): make space and start the same command again. Finished checkpoints are kept, and "
-            "the run goes on from its last complete training state"
+            f"{folder}: a file could not be written completely, because the disk is full, or a quota or limit is "
+            f"reached ({_free(folder)}): make space and start the same command again. Finished checkpoints are kept, "
+            "and the run continues from its last complete training state"
         ) from error
 
 

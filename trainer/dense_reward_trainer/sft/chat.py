@@ -36,9 +36,9 @@ def training_encoder(
 ) -> tuple[Encoder, list[str]]:
     """The encoder of the run and of its checkpoints, and what a user should know of it, one line each.
 
-    `pinned`: what an earlier start of the run has recorded. What the configuration leaves open is as the base model's
-    manifest decides it. Raises CheckpointError, naming keys of the configuration, if it is not decided what a response
-    stands after, or what ends a turn.
+    `pinned`: what an earlier start of the run has recorded. The base model's manifest decides what the configuration
+    leaves open. Raises CheckpointError, naming keys of the configuration, if it is not decided what precedes a response
+    or what ends a turn.
     """
     chosen, lines = _chosen(config, tokenizer, renderer, base, pinned)
     choices = checked_choices(tokenizer, renderer, chosen.template_kwargs, chosen.response_prefix, chosen.template_date)
@@ -82,7 +82,7 @@ def _chosen(
     except CheckpointError:
         return given, [f"{place} is not a manifest of an adopted checkpoint: nothing is taken from it"]
     if not is_of(manifest, tokenizer, renderer):
-        return given, [f"nothing is taken from {place}: it is about another tokenizer, chat template or renderer"]
+        return given, [f"nothing is taken from {place}: its tokenizer, chat template or renderer is another"]
     chosen = given
     if given.template_kwargs is None and given.response_prefix is None:
         decided = manifest.choices
@@ -103,4 +103,4 @@ def _end_of_turn(encoder: Encoder, ends: TurnEnds, base: Path) -> list[str]:
         raise unclear_end(ends, encoder, str(base), "end_of_turn=TOKEN")
     end = encoder.end_of_turn_id
     taught = "" if end is None else encoder.tokenizer.pieces([end])[0]
-    return [f"the run teaches {taught!r}, the chat template's end of turn, which did not end the base model's texts"]
+    return [f"the run teaches the chat template's end of turn {taught!r}, which did not end the base model's texts"]

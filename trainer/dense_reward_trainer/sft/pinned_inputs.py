@@ -15,7 +15,7 @@ _ROWS = "encoded rows"
 _DATE_CALLS = ("strftime_now", "now(", "date_string")
 # What changed, in the order in which one change explains the others, and the cure.
 _CAUSES: Mapping[str, str] = {
-    "data": "a different data (the demonstrations): restore the source",
+    "data": "different data (the demonstrations): restore the source",
     "tokenizer": "a different tokenizer: restore its files, or name the hub's older revision (base_model=ID@REVISION)",
     "chat template": "a different chat template: restore it, or name the hub's older revision (base_model=ID@REVISION)",
 }
@@ -48,11 +48,11 @@ def open_pinned_run(config: SftConfig, initial: InitialModel, data: str, rows: S
 
 
 def _unknown(config: SftConfig, initial: InitialModel) -> str:
-    """Why equal data, tokenizer and template can give other ids."""
+    """The likely reason why equal data, tokenizer and template gave other ids."""
     same = "different encoded rows, although data, tokenizer and chat template are the same"
     template = str(initial.tokenizer.chat_template)
     if any(call in template for call in _DATE_CALLS):
-        return f"{same}: the chat template writes a date, so a run cannot go on on another day. Fix the date in it"
+        return f"{same}: the chat template writes a date, so a run cannot continue on another day. Fix the date in it"
     versions = changed_versions(config.output_dir)
     if versions:
         return f"{same}: libraries changed ({', '.join(versions)}). Install the older versions"

@@ -1,1 +1,1 @@
-"""What a GPU runs: attention, fused layers, sums over the vocabulary, recorded graphs. Knows tensors, but no model."""
+"""GPU code: attention, fused layers, sums over the vocabulary and CUDA graphs. Works on tensors, imports no model."""

@@ -94,7 +94,7 @@ if triton is not None:
 
 @torch.inference_mode()
 def fuse_layers(model: PreTrainedModel) -> tuple[str, ...]:
-    """Replace what can be, and return the kinds: norms, gates, rotations. Nothing on a CPU or without Triton."""
+    """Replace all supported layers; returns their kinds: norms, gates, rotations. None on a CPU or without Triton."""
     if cannot_fuse(model.device) is not None or model.dtype not in SHORT:
         return ()
     found = [

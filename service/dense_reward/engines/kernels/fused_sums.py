@@ -133,7 +133,7 @@ class FusedSums:
 
 @cache
 def cannot_fuse(device: torch.device) -> str | None:
-    """Why Triton's kernels cannot run on a device; None if they can. Compiles this one: no request waits for that."""
+    """Why Triton's kernels cannot run on a device; None if they can. Compiles this kernel, so that no request waits."""
     if device.type != "cuda":
         return f"they run on GPUs, not on {device.type}"
     if _MISSING is not None:

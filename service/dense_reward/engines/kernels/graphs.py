@@ -57,7 +57,7 @@ class RowGraphs:
 
     @property
     def longest_row(self) -> int:
-        """Tokens of the largest row that has a graph; 0 without any."""
+        """Tokens of the longest row that has a graph; 0 if there is no graph."""
         return max(self._graphs, default=0)
 
     def states(self, ids_1N: Tensor, positions_1N: Tensor, varlen: Varlen | None) -> Tensor | None:
@@ -111,7 +111,7 @@ def _one_sequence(tokens: int, device: torch.device) -> tuple[Tensor, Tensor, Va
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    """The fastest of some calls, until the GPU has ended."""
+    """Seconds of the fastest of some calls, measured until the GPU has finished."""
     found = []
     for _ in range(REPEATS):
         torch.cuda.synchronize()

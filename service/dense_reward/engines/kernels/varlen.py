@@ -119,7 +119,7 @@ def _call(sequences: Sequence[_Sequence], device: torch.device) -> Call:
 
 @cache
 def _kernel() -> Kernel | None:
-    """The kernel of this machine's GPU; None if it is too old for both."""
+    """The attention kernel for this machine's GPU; None if the GPU is too old for all of them."""
     if torch.cuda.is_available() and torch.cuda.get_device_capability() < OLDEST_GPU:
         return None
     try:

@@ -76,7 +76,7 @@ def _check_known(folder: Path, raw: dict[str, object]) -> None:
             "the format of transformers' own classes"
         )
     raise CheckpointError(
-        f"{folder}: transformers {transformers.__version__} does not know its architecture {kind!r}: correct "
+        f"{folder}: transformers {transformers.__version__} does not support its architecture {kind!r}: correct "
         "model_type in config.json, or install a newer transformers"
     )
 
@@ -124,8 +124,8 @@ def _check_computable(folder: Path, config: PreTrainedConfig) -> None:
         )
     if getattr(config, "is_decoder", True) is False and kind not in CAUSAL_WITHOUT_SAYING:
         raise CheckpointError(
-            f"{folder} is an encoder ({kind} with is_decoder false), whose tokens see later ones: use a causal "
-            "language model, or set is_decoder true in config.json if it was trained so"
+            f"{folder} is an encoder ({kind} with is_decoder false), whose tokens attend to later ones: use a causal "
+            "language model, or set is_decoder true in config.json if it was trained as a decoder"
         )
     _check_sizes(folder, config)
     _check_quantisation(folder, config)

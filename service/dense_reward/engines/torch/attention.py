@@ -106,7 +106,7 @@ def packed_attention(
         if found is not None:
             return found[None], None
     if not plan.trees:
-        raise PackedAttentionError("no kernel of the GPU computes its attention, which a recorded row needs")
+        raise PackedAttentionError("no GPU kernel supports its attention, which CUDA graphs need")
     out_NHE = torch.empty((*q_HND.shape[1::-1], v_JNE.shape[-1]), dtype=q_HND.dtype, device=q_HND.device)
     row = LayerTensors(q_HND, k_JND, v_JNE, out_NHE)
     for tree in plan.trees:

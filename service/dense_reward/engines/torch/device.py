@@ -1,4 +1,4 @@
-"""Chooses the device. `auto` is the CPU only if nothing says that a GPU is wanted; else a missing GPU is an error."""
+"""Chooses the device. `auto` is the CPU only if nothing asks for a GPU; otherwise an unusable GPU is an error."""
 
 import os
 import re
@@ -32,7 +32,7 @@ class GpuFacts:
 
     @property
     def wanted(self) -> str | None:
-        """The sign that a GPU is wanted; None without one."""
+        """The reason to expect a GPU; None if there is none."""
         named = {name: value for name, value in self.variables.items() if name in NO_GPU_NAMED}
         for name, value in named.items():
             if value.strip() in NO_GPU_NAMED[name]:

@@ -47,7 +47,7 @@ class LinearHead:
         return len(self.weight_VD)
 
     def logits(self, rows_CD: Tensor, tile: slice) -> Tensor:
-        """[C, W], in the dtype of the weights; on a GPU float32, which its matmul sums in anyway."""
+        """[C, W], in the dtype of the weights; on a GPU in float32, in which its matmul accumulates anyway."""
         rows_CD, weight_WD = rows_CD.to(self.weight_VD.dtype), self.weight_VD[tile]
         bias_W = None if self.bias_V is None else self.bias_V[tile]
         if rows_CD.is_cuda and rows_CD.dtype in SHORT:

@@ -119,7 +119,7 @@ def load_pair(
 
 
 def _refuse_equal(models: Sequence[TorchModel], manifests: Sequence[Manifest]) -> None:
-    """Raises CheckpointError if both have the same weights, also if one is stored in a shorter dtype than the other."""
+    """Raises CheckpointError if both have the same weights, also if their dtypes differ."""
     stored = [DTYPES[manifest.dtype] for manifest in manifests if manifest.dtype in DTYPES]
     shortest = min([*stored, *(model.dtype for model in models)], key=lambda dtype: dtype.itemsize)
     if equal_weights(models[0].transformers_model, models[1].transformers_model, shortest):
@@ -256,7 +256,7 @@ class DeviceLoader:
         return engine, encoder, manifest.tokenizer_sha256
 
     def warn_of_cpu(self, device: str, setting: str) -> None:
-        """Once in the life of a service."""
+        """Warn once in the life of a service."""
         if device == "cpu" and not self._warned:
             why = "--device auto found no GPU" if setting == "auto" else "--device cpu"
             logging.getLogger("dense_reward").warning("models run on the CPU, much slower than on a GPU (%s)", why)

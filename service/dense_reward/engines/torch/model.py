@@ -135,7 +135,7 @@ class TorchModel:
 
     @torch.inference_mode()
     def record_graphs(self) -> str:
-        """Record the launches of small rows: a row then costs the host one. Returns what was recorded, or why not."""
+        """Record CUDA graphs of small rows, each launched by one call. Returns what was recorded, or why not."""
         if self._linear is None:
             return "none, because its output layer cannot be separated from it"
         self._attend_by(attention.NAME)
@@ -146,7 +146,7 @@ class TorchModel:
         return f"rows of up to {self._graphs.longest_row} tokens"
 
     def _recorded(self, ids_1N: Tensor, positions_1N: Tensor, varlen: Varlen) -> Tensor:
-        """[N, D], in the way that graphs record it: no kernel is chosen by the row's trees."""
+        """[N, D], as graphs record it: the choice of kernels does not depend on the row's trees."""
         return self._states(DeviceRow(ids_1N, positions_1N, ids_1N[0, :0], attention.RowPlan((), varlen)))
 
     def _states(self, row: DeviceRow) -> Tensor:

@@ -1,4 +1,4 @@
-"""Why a served model does not reproduce its stored probe: rounding, other files, or a wrong path of computation."""
+"""Finds why a served model does not reproduce its stored probe: rounding, other files, or a wrong computation."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from dense_reward.records import FloatArray
 
 
 def mismatch_cure(served: TorchModel, checkpoint: Checkpoint) -> str:
-    """What is wrong and what to do, found by computing the probe in float32 by the plainest path, on the CPU.
+    """The cause and the cure, found by computing the probe in float32 on the CPU, one sequence at a time.
 
     Loads the checkpoint once more if it is served in another dtype than float32.
     """
@@ -18,8 +18,8 @@ def mismatch_cure(served: TorchModel, checkpoint: Checkpoint) -> str:
     difference = rms(_logprobs(plain, checkpoint) - stored_logprobs(checkpoint.manifest))
     if not difference <= tolerance:
         return (
-            f"in float32 it is wrong too ({difference:.2g} nats), so this is not rounding: the files or the path are "
-            "not those that the probe was measured on. Correct the path, or adopt the checkpoint again"
+            f"in float32 it differs too ({difference:.2g} nats), so this is not rounding: the probe was measured on "
+            "other files. Correct the path, or adopt the checkpoint again"
         )
     rounded = rms(_logprobs(served, checkpoint) - stored_logprobs(checkpoint.manifest))
     if checkpoint.dtype in {"float16", "bfloat16"} and not rounded <= checkpoint.tolerance_nats / 2:
@@ -30,7 +30,7 @@ def mismatch_cure(served: TorchModel, checkpoint: Checkpoint) -> str:
     return (
         f"computed one sequence at a time in float32 it matches ({difference:.2g} nats), so neither the files nor "
         "rounding are the cause, but how this service computes a batch: report it with the model's config.json, and "
-        "serve it with --engine vllm meanwhile"
+        "use --engine vllm until it is fixed"
     )
 
 

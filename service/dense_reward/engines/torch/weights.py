@@ -113,7 +113,7 @@ def _merge_adapter(model: PreTrainedModel, files: Path, base: Path) -> PreTraine
             raise CheckpointError(f"{files}: {_misfit(error, files, base)}") from error
         except ValueError as error:
             raise CheckpointError(
-                f"{files}: peft cannot put this adapter on {base} ({first_line(error)}): name the model that the "
+                f"{files}: peft cannot apply this adapter to {base} ({first_line(error)}): name the model that the "
                 f"adapter was trained on in {ADAPTER_CONFIG} (base_model_name_or_path)"
             ) from error
     stored = tensors_of(files / ADAPTER_WEIGHTS)

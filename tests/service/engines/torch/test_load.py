@@ -145,7 +145,7 @@ def test_a_copy_of_a_model_is_refused_however_it_is_saved(tmp_path: Path, saved_
 
 
 def test_swapped_checkpoints_are_told_to_be_swapped(pair: Pair) -> None:
-    with pytest.raises(CheckpointError, match="sft is a reference, the one given as reference a sft: swap the two"):
+    with pytest.raises(CheckpointError, match="sft is a reference, and the one given as reference is an sft: swap"):
         loaded((pair[1], pair[0]))
 
 
@@ -153,7 +153,7 @@ def test_a_wrong_model_in_a_short_dtype_is_told_from_rounding(pair: Pair, tmp_pa
     """Served in bfloat16: an exact probe that bfloat16 misses is rounding, a probe that float32 misses too is not."""
     wrong = copy_pair(pair, tmp_path)
     edit_manifest(wrong[0], lambda manifest: shift_probe(manifest, 2.0))
-    with pytest.raises(CheckpointError, match=r"in float32 it is wrong too .* not rounding: the files or the path"):
+    with pytest.raises(CheckpointError, match=r"in float32 it differs too .* not rounding: the probe was measured"):
         loaded(wrong, dtype="bfloat16")
 
 

@@ -173,7 +173,7 @@ def test_a_model_without_the_rows_that_its_manifest_promises_is_refused(checkpoi
 
 def test_a_folder_that_is_no_model_is_refused_in_one_line(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "no-such-architecture"}))
-    with pytest.raises(CheckpointError, match="does not know its architecture 'no-such-architecture'"):
+    with pytest.raises(CheckpointError, match="does not support its architecture 'no-such-architecture'"):
         load_model(tmp_path, manifest_of(checkpoint), dtype=None, device="cpu")
 
 
