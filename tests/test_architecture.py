@@ -13,11 +13,12 @@ from import_graph import ROOT, SERVICE, SOURCES, TRAINER, Import, Module, import
 # A room without a folder is a module at the top of its package.
 SERVICE_ROOMS = {
     "errors": "",
+    "folders": "",
     "records": "",
     "text": "errors records",
     "reward": "records",
     "schemas": "reward",
-    "manifest": "errors text",
+    "manifest": "errors folders text",
     "heatmap": "reward",
     "telemetry": "errors records heatmap",
     "settings": "errors schemas telemetry",
@@ -26,8 +27,8 @@ SERVICE_ROOMS = {
     "engines": "errors manifest records text",
     "engines.kernels": "batching records",
     "engines.torch": "batching engines engines.kernels errors manifest records reward settings text",
-    "engines.remote": "engines errors manifest records settings text",
-    "checkpoints": "engines engines.torch errors heatmap manifest records text",
+    "engines.remote": "folders engines errors manifest records settings text",
+    "checkpoints": "folders engines engines.torch errors heatmap manifest records text",
     "scoring": "batching errors records reward schemas telemetry text",
     "serving": "batching engines engines.remote engines.torch errors manifest records "
     "schemas scoring settings telemetry text",

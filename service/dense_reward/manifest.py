@@ -7,7 +7,6 @@ attacker: one who can change the files can change the manifest. Imports no torch
 import hashlib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import date
@@ -17,6 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError, model_validator
 
 from dense_reward.errors import CheckpointError
+from dense_reward.folders import is_folder, named_folders
 from dense_reward.text.template import TemplateChoices
 from dense_reward.text.tokenizer import RendererName
 
@@ -27,9 +27,6 @@ EQUAL_MODELS = (
     "sft and reference are the same model, so every reward would be 0: name an earlier checkpoint of the run as the "
     "reference"
 )
-NEAR_FOLDERS = 4
-"""Folders to go up at most from a manifest to one that also holds the other folder, for a relative path to it."""
-_IN_HUB_CACHE = re.compile(r"/models--(?P<name>[^/]+)/snapshots/(?P<revision>[0-9a-f]{40})$")
 Role = Literal["sft", "reference", "policy", "token_head"]
 
 # Never change this text: clients hash it with their own tokenizers, and the hashes must agree.
@@ -220,14 +217,6 @@ def load_manifest(folder: Path) -> Manifest:
         ) from None
 
 
-def is_folder(path: Path) -> bool:
-    """Whether there is such a folder; also for a path that no system accepts, as one that is too long."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
-
-
 def files_folder(folder: Path, manifest: Manifest) -> Path:
     """The folder of the checkpoint's files: that of the manifest, or another one that the manifest names.
 
@@ -235,7 +224,7 @@ def files_folder(folder: Path, manifest: Manifest) -> Path:
     """
     if manifest.source is None:
         return folder
-    places = _named_folders(folder, manifest.source)
+    places = named_folders(folder, manifest.source)
     if not places:
         name, _, revision = manifest.source.partition("@")
         raise CheckpointError(
@@ -243,22 +232,6 @@ def files_folder(folder: Path, manifest: Manifest) -> Path:
             f"`hf download {name}{' --revision ' + revision if revision else ''}`"
         )
     return next((place for place in places if place.is_dir()), places[0])
-
-
-def folder_name(folder: Path, other: Path) -> str:
-    """How the manifest in `folder` names another folder, of its files or of a base model, to be found after a move.
-
-    A relative path if both are below one folder near the manifest; a hub id@revision if the other is in the hub's cache
-    elsewhere; else the absolute path.
-    """
-    folder, other = folder.resolve(), other.resolve()
-    relative = Path(os.path.relpath(other, folder)).as_posix()
-    above = relative.split("/").count("..")
-    if above <= NEAR_FOLDERS and above < len(folder.parts) - 1:
-        return relative if relative.startswith(".") else f"./{relative}"
-    name = _hub_name(other.as_posix())
-    found = [] if name is None else _in_hub_cache(name)
-    return name if name is not None and other in [place.resolve() for place in found] else str(other)
 
 
 def adapter_base_folder(folder: Path, manifest: Manifest) -> Path | None:
@@ -270,7 +243,7 @@ def adapter_base_folder(folder: Path, manifest: Manifest) -> Path | None:
     name = manifest.adapter_base
     if name is None:
         return None
-    places = [*_named_folders(folder, name), *_base_of_adapter_config(files_folder(folder, manifest))]
+    places = [*named_folders(folder, name), *_base_of_adapter_config(files_folder(folder, manifest))]
     found = next((place for place in places if is_folder(place)), None)
     if found is None:
         raise CheckpointError(
@@ -278,35 +251,6 @@ def adapter_base_folder(folder: Path, manifest: Manifest) -> Path | None:
             "adapter_config.json (base_model_name_or_path) and adopt the adapter again"
         )
     return found
-
-
-def _named_folders(folder: Path, name: str) -> list[Path]:
-    """The folders that `folder_name` may have named in the manifest of `folder`, the likeliest first.
-
-    A path into a hub's cache also says the hub id and revision, which this machine may have in another cache.
-    """
-    if not name.startswith(("/", ".")):
-        return _in_hub_cache(name)
-    hub_name = _hub_name(name)
-    return [Path(os.path.normpath(folder.resolve() / name)), *(_in_hub_cache(hub_name) if hub_name else [])]
-
-
-def _hub_name(path: str) -> str | None:
-    """The hub id@revision of a folder in a hub's cache, by its path; None for other folders."""
-    found = _IN_HUB_CACHE.search(path)
-    return f"{found['name'].replace('--', '/', 1)}@{found['revision']}" if found else None
-
-
-def _in_hub_cache(name: str) -> list[Path]:
-    """The folder of a hub id@revision, if the hub's cache on this machine holds it."""
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 - clients import this module, and need no hub
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
-
-    repository, _, revision = name.partition("@")
-    try:
-        return [Path(snapshot_download(repository, revision=revision or None, local_files_only=True))]
-    except (LocalEntryNotFoundError, HFValidationError, OSError):
-        return []
 
 
 def _base_of_adapter_config(files: Path) -> list[Path]:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from dense_reward.errors import CheckpointError
+from dense_reward.folders import folder_name
 from dense_reward.manifest import (
     MANIFEST_NAME,
     Manifest,
     adapter_base_folder,
     check_pair,
     files_folder,
-    folder_name,
     hash_files,
     load_manifest,
     tokenizer_sha256,

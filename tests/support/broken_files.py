@@ -151,9 +151,8 @@ BROKEN: Mapping[str, Damage] = {
     ),
     "an id of 2^31": Damage(edited("tokenizer.json", _huge_id), "has the id 2147483648, beyond any vocabulary"),
     "a tokenizer of code": Damage(
-        edited(
-            "tokenizer_config.json",
-            lambda old: old.update(auto_map={"AutoTokenizer": ["x.T", None]}),
+        lambda f: (f / "tokenizer_config.json").write_text(
+            json.dumps({"auto_map": {"AutoTokenizer": ["x.T", None]}, "tokenizer_class": "X"})
         ),
         "contains custom code",
     ),

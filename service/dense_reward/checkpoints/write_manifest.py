@@ -16,7 +16,8 @@ from dense_reward.engines.torch.architecture import load_config
 from dense_reward.engines.torch.model import DTYPES, TorchModel, load_model
 from dense_reward.engines.torch.weights import stored_dtype
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import MANIFEST_NAME, Manifest, Role, folder_name, hash_files
+from dense_reward.folders import folder_name
+from dense_reward.manifest import MANIFEST_NAME, Manifest, Role, hash_files
 from dense_reward.text.encode import Encoder, end_of_turn_id
 from dense_reward.text.template import TemplateChoices
 from dense_reward.text.tokenizer import RendererName

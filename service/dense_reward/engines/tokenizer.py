@@ -11,12 +11,12 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
-from jinja2 import Environment, TemplateError, nodes
-from jinja2.meta import find_undeclared_variables
+from jinja2 import Environment, TemplateError
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from dense_reward.engines.template_form import template_form
+from dense_reward.engines.template_variables import variables_of
 from dense_reward.engines.time_limit import within
 from dense_reward.engines.weight_files import check_tokenizer_files
 from dense_reward.errors import CheckpointError, refuse
@@ -32,8 +32,6 @@ _RESERVED = frozenset(
     - {"documents"}
 )
 
-_GENERATION_TAG = re.compile(r"{%-?\+?\s*(end)?generation\s*-?\+?%}")
-"""Tags of transformers' own that mark the assistant's text, and render nothing."""
 _WORD = re.compile(r"\w+")
 _DATE_CALL = re.compile(r"\bstrftime_now\s*\(")
 _DATE_FORMAT = re.compile(r"""\bstrftime_now\s*\(\s*("[^"\n]*"|'[^'\n]*')\s*\)""")
@@ -147,7 +145,7 @@ class TransformersTokenizer:
     @property
     def template_variables(self) -> frozenset[str]:
         own: frozenset[str] = frozenset(self._tokenizer.special_tokens_map)
-        read: frozenset[str] = frozenset().union(*map(_variables_of, self._template_sources()))
+        read: frozenset[str] = frozenset().union(*map(variables_of, self._template_sources()))
         return read - _NOT_OF_USERS - own
 
     @property
@@ -368,15 +366,6 @@ def _remove_dummy_prefix(part: object) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _variables_of(template: str) -> frozenset[str]:
-    """The variables that a template reads and does not set itself; none if it is no valid Jinja."""
-    try:
-        parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(_GENERATION_TAG.sub("", template))
-        return frozenset(find_undeclared_variables(parsed)) - _set_inside(parsed)
-    except (TemplateError, RecursionError):
-        return frozenset()
-
-
 def _text(literal: str) -> str:
     """The text of a string literal of a template."""
     return str(ast.literal_eval(literal))
@@ -389,23 +378,3 @@ def _bos_that_is_added(tokenizer: PreTrainedTokenizerBase) -> int | None:
         return None
     ids = tokenizer.backend_tokenizer.encode("a", add_special_tokens=True).ids
     return bos_id if ids and ids[0] == bos_id else None
-
-
-def _set_inside(parsed: nodes.Template) -> set[str]:
-    """Names that the template itself sets on some paths, and for which it never asks whether a caller has set them."""
-    assigned = {name.name for name in parsed.find_all(nodes.Name) if name.ctx == "store"}
-    asks: list[nodes.Expr | None] = [
-        test.node for test in parsed.find_all(nodes.Test) if test.name in ("defined", "undefined", "none")
-    ]
-    asks += [filtered.node for filtered in parsed.find_all(nodes.Filter) if filtered.name in ("default", "d")]
-    asked = {node.name for node in asks if isinstance(node, nodes.Name)}
-    for branch in parsed.find_all(nodes.If):  # {% if not thinking %}{% set thinking = false %}: a default
-        tested = {
-            node.name for node in (branch.test, *branch.test.find_all(nodes.Name)) if isinstance(node, nodes.Name)
-        }
-        targets = [assign.target for assign in branch.find_all(nodes.Assign)]
-        asked |= tested & {target.name for target in targets if isinstance(target, nodes.Name)}
-    for assign in parsed.find_all(nodes.Assign):
-        if isinstance(assign.target, nodes.Name):
-            asked |= {name.name for name in assign.node.find_all(nodes.Name)} & {assign.target.name}
-    return assigned - asked

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 from dense_reward.client.tokenizer import sha256_of
-from dense_reward.engines import tokenizer as tokenizer_module
+from dense_reward.engines.template_variables import variables_of
 from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
 from dense_reward.errors import CheckpointError, RequestError
 from dense_reward.text.offsets import monotone_spans
@@ -295,4 +295,4 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
 def test_variables_are_what_a_caller_can_set_not_what_the_template_sets_itself(
     template: str, expected: set[str]
 ) -> None:
-    assert tokenizer_module._variables_of(template) - {"messages"} == expected
+    assert variables_of(template) - {"messages"} == expected

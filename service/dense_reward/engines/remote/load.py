@@ -29,7 +29,8 @@ from dense_reward.engines.remote.pair import Query, RemoteModel, RemotePair, clo
 from dense_reward.engines.remote.replicas import Replica, ReplicatedModel, ServerAccess, UnreachableError
 from dense_reward.engines.weight_files import check_files, check_names
 from dense_reward.errors import CheckpointError, SequenceError, SettingsError
-from dense_reward.manifest import adapter_base_folder, check_pair, files_folder, is_folder, load_manifest, verify_files
+from dense_reward.folders import is_folder
+from dense_reward.manifest import adapter_base_folder, check_pair, files_folder, load_manifest, verify_files
 from dense_reward.records import FloatArray, Report
 from dense_reward.settings import Settings
 from dense_reward.text.encode import Encoder
