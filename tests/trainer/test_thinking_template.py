@@ -52,7 +52,7 @@ def service(pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     folder = tmp_path_factory.mktemp("undecided")
     roles: list[Role] = ["sft", "reference"]
     for role in roles:
-        adopt(str(pair / role), role=role, run_id="undecided", out=folder / role)
+        adopt(str(pair / role), role=role, run_id="undecided", out=folder / role, ignore_manifest=True)
     pairs = [
         {"name": name, "sft": str(where / "sft"), "reference": str(where / "reference")}
         for name, where in (("decided", pair), ("undecided", folder))

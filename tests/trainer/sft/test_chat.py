@@ -94,7 +94,7 @@ def test_checkpoints_carry_their_end_of_turn_and_generate_stops_at_it(
 ) -> None:
     base = base_model(tmp_path / "base", "plain ChatML", pad=pad)
     assert sft(tmp_path / "run", base, data(tmp_path), "max_steps=60", "learning_rate=1e-2", "schedule=linear") == 0
-    assert "teaches '<|im_end|>'" in capsys.readouterr().err
+    assert "teaches the chat template's end of turn '<|im_end|>'" in capsys.readouterr().err
     for name in ("sft", "reference"):
         folder = tmp_path / "run" / "checkpoints" / name
         assert eos_of(folder) == ("<|im_end|>", END, [END, 256])
