@@ -94,7 +94,7 @@ def test_a_tokenizer_without_chat_template(tmp_path: Path) -> None:
 
 def test_an_end_of_turn_that_only_the_user_names_is_in_the_next_command(tmp_path: Path) -> None:
     lines = lines_of(made(tmp_path / "a"), role="sft", run_id="mine", end_of_turn="<|stop|>")
-    assert "end of turn: '<|stop|>', by --end-of-turn" in lines
+    assert "end of turn: '<|stop|>', named by --end-of-turn" in lines
     assert lines[-1].endswith("--run-id mine --end-of-turn '<|stop|>'")
 
 

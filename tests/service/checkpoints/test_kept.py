@@ -122,7 +122,7 @@ def test_two_manifests_of_different_roles_are_asked_about(tmp_path: Path) -> Non
 def test_a_broken_manifest_is_replaced_if_nothing_of_it_is_needed(tmp_path: Path) -> None:
     folder = made(tmp_path / "a")
     (folder / MANIFEST_NAME).write_text("{")
-    assert "name --role and --run-id, nothing is kept of it" in refusal(folder)
+    assert "name --role and --run-id; nothing is kept of it" in refusal(folder)
     manifest, lines = again(folder, role="sft", run_id="mine")
     assert manifest.role == "sft"
     assert any("because it is broken" in line for line in lines)

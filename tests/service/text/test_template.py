@@ -72,7 +72,7 @@ def test_where_they_differ_every_text_is_refused_until_it_is_decided(kind: str) 
         ("a channel", "--response-prefix '<|channel|>final<|text|>'"),
         (
             "a blank of difference",
-            "--response-prefix ''   (the response follows the generation prompt directly: ",
+            "--response-prefix ''   (as the generation prompt has it: ",
         ),
     ],
 )
@@ -182,7 +182,7 @@ def test_what_a_response_repeats_of_its_prompt_is_refused_and_can_be_left_out(
     if response == learnt:
         assert encoder.response(response, add_eos=True).text == learnt
         return
-    with pytest.raises(RequestError, match="leave it out of the response") as refused:
+    with pytest.raises(RequestError, match="leave that out of the response") as refused:
         encoder.conversation(chat("Capital?", response), add_eos=True)
     assert refused.value.code == "repeated_text"
     assert encoder.response(learnt, add_eos=True).text == learnt
