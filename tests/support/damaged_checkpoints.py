@@ -236,7 +236,7 @@ DAMAGED: Mapping[str, Damage] = {
     "cut weights": Damage(cut("model.safetensors", -500), "it is cut off or overwritten, so copy"),
     "cut header": Damage(cut("model.safetensors", 100), "is cut off, or is not a safetensors file"),
     "no safetensors": Damage(content("model.safetensors", b"PK" * 400), "is cut off, or is not a safetensors file"),
-    "a page instead of weights": Damage(content("model.safetensors", "<html>" * 99), "no safetensors file"),
+    "a page instead of weights": Damage(content("model.safetensors", "<html>" * 99), "not a safetensors file"),
     "missing shard": Damage(both(shards, lambda f: _first_shard(f).unlink()), "is missing, but .* names it: copy"),
     "shard of another split": Damage(_shard_of_another, "the shard is of another model or was split differently"),
     "shard not in the index": Damage(
