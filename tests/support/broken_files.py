@@ -100,11 +100,13 @@ BROKEN: Mapping[str, Damage] = {
     "a folder for the index": Damage(replaced("model.safetensors.index.json", Path.mkdir), "but is a folder"),
     "a folder for the manifest": Damage(replaced("manifest.json", Path.mkdir), "manifest.json cannot be written"),
     "a pipe": Damage(replaced("config.json", os.mkfifo), "but is no ordinary file"),
-    "pickled weights under another name": Damage(_pickled, "is cut off, or is no safetensors file"),
+    "pickled weights under another name": Damage(_pickled, "is cut off, or is not a safetensors file"),
     "a deep header": Damage(header_text(DEEP.encode()), "its header is broken"),
     "a header that is a list": Damage(header_text(b"[]"), "its header is broken"),
-    "a header without tensors": Damage(header_text(b"{}"), "21 weights of the model not in its files"),
-    "a header longer than the file": Damage(content(WEIGHTS, b"\xff" * 8 + b"{}"), "is cut off, or is no safetensors"),
+    "a header without tensors": Damage(header_text(b"{}"), "21 weights of the model missing from its files"),
+    "a header longer than the file": Damage(
+        content(WEIGHTS, b"\xff" * 8 + b"{}"), "is cut off, or is not a safetensors"
+    ),
     "a header with another dtype": Damage(header(lambda old: old[NORM].update(dtype="I8")), "invalid shape, data type"),
     "a header with an unknown dtype": Damage(header(lambda old: old[NORM].update(dtype="F1")), "cannot load it"),
     "a header with a negative shape": Damage(header(lambda old: old[NORM].update(shape=[-16])), "expected usize"),
