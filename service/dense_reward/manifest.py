@@ -231,7 +231,7 @@ def files_folder(folder: Path, manifest: Manifest) -> Path:
             f"{folder}: its files, {manifest.source}, are not in the hub's cache of this machine: download them with "
             f"`hf download {name}{' --revision ' + revision if revision else ''}`"
         )
-    return next((place for place in places if place.is_dir()), places[0])
+    return next((place for place in places if is_folder(place)), places[0])
 
 
 def adapter_base_folder(folder: Path, manifest: Manifest) -> Path | None:

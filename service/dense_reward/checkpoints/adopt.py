@@ -180,7 +180,7 @@ def _check_choices(places: Places, wanted: Wanted, earlier: Earlier | None, chec
     if wanted.dtype is not None and wanted.dtype not in DTYPES:
         raise CheckpointError(f"dtype {wanted.dtype!r} cannot be served: name one of {', '.join(DTYPES)}")
     above = next(path for path in (places.target, *places.target.absolute().parents) if path.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
+    if not is_folder(above) or not os.access(above, os.W_OK):
         raise CheckpointError(f"{above} cannot be written: name a folder that can be written (--out)")
 
 

@@ -85,8 +85,8 @@ MANIFESTS: dict[str, tuple[Callable[[Fields], object], str]] = {
     "files that are a list": (fields(files=[]), "files: Input should be an object"),
     "no files": (fields(files={}), "is not in manifest.json"),
     "a file outside": (fields(files={"../../x": "0"}), "x is missing"),
-    "a source that is gone": (fields(source="/gone"), "the checkpoint's files are missing"),
-    "a source too long for a path": (fields(source=LONG), "are not in the hub.s cache"),
+    "a source that is gone": (fields(source="/gone"), "/gone: the checkpoint's files are missing"),
+    "a source too long for a path": (fields(source="/" + LONG), "the checkpoint's files are missing"),
     "a base too long for a path": (fields(adapter_base=LONG), "is not there"),
     "a base that is gone": (fields(adapter_base="./gone"), "its base model ./gone is not there"),
 }
