@@ -221,7 +221,7 @@ def _compute_options(models: Sequence[TorchModel], serving: ServingOptions, repo
 
 def _record_graphs(models: Sequence[TorchModel], report: Report) -> None:
     for model in dict.fromkeys(models):
-        if model.device.type == "cuda":
+        if model.device.type == "cuda" and not model.has_graphs:  # another pair may have had them recorded
             reason = cannot_fuse(model.device)
             fused = "no Triton kernels: " + reason if reason else ", ".join(model.fused) or "none"
             report(f"fused layers on {model.device}: {fused}")

@@ -133,6 +133,11 @@ class TorchModel:
                 module.register_forward_pre_hook(lambda _, args: (args[0].to(dtype), *args[1:]))
                 module.register_forward_hook(lambda _, __, out: out.to(served))
 
+    @property
+    def has_graphs(self) -> bool:
+        """Whether its small rows are recorded already."""
+        return self._graphs is not None
+
     @torch.inference_mode()
     def record_graphs(self) -> str:
         """Record CUDA graphs of small rows, each launched by one call. Returns what was recorded, or why not."""
