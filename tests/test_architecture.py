@@ -40,12 +40,13 @@ TRAINER_ROOMS = {
     "data": "",
     "configs": "data errors",
     "runs": "configs errors",
+    "tasks": "configs data errors",
     "sft": "configs data errors runs",
     "rl": "configs data errors runs",
     "credit": "data errors rl",
-    "studies": "configs credit data errors rl runs",
-    "jobs": "configs credit data errors rl runs sft",
     "cli": "configs data errors runs",
+    "studies": "cli configs credit data errors rl runs tasks",
+    "jobs": "configs credit data errors rl runs sft",
 }
 MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "tokenizers", "vllm", "accelerate", "peft", "flash_attn"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
@@ -152,7 +153,13 @@ MUST_NOT_IMPORT = {
         "studies.compare_options_plot": {f"{TRAINER}.studies.compare_options"},
         "studies.exact_task": TRAINING,
         "studies.regimes_config": MODEL_LIBRARIES,
+        "studies.regimes_figures": TRAINING,
+        "studies.regimes_plot": TRAINING,
         "studies.regimes_table": TRAINING,
+        **dict.fromkeys(
+            ("tasks.mixed_demonstrators", "tasks.nuisance_entropy", "tasks.records", "tasks.worked"),
+            MODEL_LIBRARIES | TEXT,
+        ),
     }.items()
 }
 PURE = {

@@ -78,22 +78,25 @@ class Problem:
     clean: bool = True
 
 
-def worked_addition(a: int, b: int, digits: int) -> str:
+def worked_addition(a: int, b: int, digits: int, *, forgets_carry: bool = False) -> str:
     """The only right response to "Add a and b.": one line for each column, units first, then `#### sum`.
 
     A column reads `7+6+1=14 write 4 carry 1`. Its third addend is the incoming carry, even if that is 0; the first
-    column has none. Raises ValueError if a or b does not have exactly `digits` digits.
+    column has none. With `forgets_carry`, every incoming carry is taken as 0: the response of a novice, wrong if any
+    column but the last carries. Raises ValueError if a or b does not have exactly `digits` digits.
     """
     for addend in (a, b):
         if addend not in _addends(digits):
             raise ValueError(f"{addend} does not have exactly {digits} digits (no sign, no leading zero)")
     lines: list[str] = []
-    carry = 0
+    carry = total = 0
     for column in range(digits):
-        addends = [a // 10**column % 10, b // 10**column % 10] + ([carry] if column else [])
+        incoming = 0 if forgets_carry else carry
+        addends = [a // 10**column % 10, b // 10**column % 10] + ([incoming] if column else [])
         carry, written = divmod(sum(addends), 10)
+        total += written * 10**column
         lines.append(f"{'+'.join(map(str, addends))}={sum(addends)} write {written} carry {carry}")
-    return "\n".join([*lines, f"#### {a + b}"])
+    return "\n".join([*lines, f"#### {total + carry * 10**digits}"])
 
 
 def generate(options: ArithmeticOptions) -> list[Problem]:

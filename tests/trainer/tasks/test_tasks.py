@@ -1,0 +1,152 @@
+"""Tasks: what their data hold, and that no test problem is trained on."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from dense_reward_trainer.data.final_answers import final_answer
+from dense_reward_trainer.data.records import DataError, Demonstration
+from dense_reward_trainer.data.sources import DataSource, load
+from dense_reward_trainer.tasks.nuisance_entropy import VERBS, pseudo_words
+from dense_reward_trainer.tasks.records import TaskData, share_right
+from dense_reward_trainer.tasks.write import AnyTask, TaskFiles, write_task
+from pydantic import TypeAdapter, ValidationError
+
+TASKS: dict[str, dict[str, object]] = {
+    "additions": {"name": "additions", "digits": 2, "demonstrations": 60, "test": 20},
+    "noisy": {"name": "additions", "digits": 2, "demonstrations": 60, "test": 20, "label_noise": 0.5},
+    "few": {"name": "additions", "digits": 2, "demonstrations": 30, "prompts": 60, "test": 20},
+    "unseen_digits": {"name": "additions", "digits": [1, 2], "demonstrations": 40, "prompt_digits": [2, 3], "test": 20},
+    "other_kind": {"name": "additions", "digits": 1, "demonstrations": 40, "prompt_kind": "two_step", "test": 20},
+    "two_step": {"name": "two_step", "digits": 1, "demonstrations": 60, "test": 20},
+    "mixed_demonstrators": {
+        "name": "mixed_demonstrators",
+        "base_demonstrations": 100,
+        "demonstrations": 50,
+        "test": 20,
+    },
+    "nuisance_entropy": {"name": "nuisance_entropy", "digits": 2, "demonstrations": 60, "test": 20},
+}
+
+
+def data_of(options: dict[str, object], seed: int = 0) -> TaskData:
+    found: TaskData = TypeAdapter(AnyTask).validate_python(options).data(seed)
+    return found
+
+
+def prompts_of(rows: tuple[Demonstration, ...]) -> list[str]:
+    return [row.prompt_messages[0].content for row in rows]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_no_test_problem_is_trained_on_and_every_test_answer_is_right(name: str) -> None:
+    data = data_of(TASKS[name])
+    trained = {*prompts_of(data.base), *prompts_of(data.train), *prompts_of(data.prompts)}
+    tested = prompts_of(data.test)
+    assert len(set(tested)) == len(tested) == 20
+    assert not trained & set(tested)
+    assert share_right(data.test, final_answer) == 1.0
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_seed_decides_the_data(name: str) -> None:
+    assert data_of(TASKS[name], 3) == data_of(TASKS[name], 3)
+    assert data_of(TASKS[name], 3) != data_of(TASKS[name], 4)
+
+
+def test_novices_forget_the_carry_in_the_stated_share_of_the_answers() -> None:
+    data = data_of(TASKS["mixed_demonstrators"] | {"base_novices": 0.9, "sft_novices": 0.6})
+    assert share_right(data.base, final_answer) == pytest.approx(0.1)
+    assert share_right(data.train, final_answer) == pytest.approx(0.4)
+    wrong = next(row for row in data.train if final_answer(row.response) != row.answer)
+    assert wrong.response.split("\n")[1].split("=")[0].endswith("+0"), "the carry of the units is taken as 0"
+    assert not set(prompts_of(data.base)) & set(prompts_of(data.train))
+
+
+def test_noise_is_in_the_demonstrations_only() -> None:
+    data, clean = data_of(TASKS["noisy"]), data_of(TASKS["noisy"] | {"label_noise": 0.0})
+    changed = sum(one.response != other.response for one, other in zip(data.train, clean.train, strict=True))
+    assert changed == 30
+    assert [row.answer for row in data.train] == [row.answer for row in clean.train]
+    assert data.test == clean.test
+
+
+def test_prompts_can_be_more_or_others_than_the_demonstrations() -> None:
+    few = data_of(TASKS["few"])
+    assert (len(few.train), len(few.prompts)) == (30, 60)
+    assert not set(prompts_of(few.train)) & set(prompts_of(few.prompts))
+    digits = Counter(len(prompt.split()[1]) for prompt in prompts_of(data_of(TASKS["unseen_digits"]).prompts))
+    assert set(digits) == {2, 3}
+    assert all("How many" in prompt for prompt in prompts_of(data_of(TASKS["other_kind"]).prompts))
+
+
+def test_nuisance_words_surround_the_working_and_leave_the_answer_alone() -> None:
+    for row in data_of(TASKS["nuisance_entropy"]).train:
+        *lines, answer = row.response.split("\n")
+        assert answer == f"#### {row.answer}"
+        for line in lines:
+            name, verb, *_ = line.split(" ")
+            assert name.istitle()
+            assert verb in VERBS
+            assert " , " in line
+    words = pseudo_words(300, seed=12)
+    assert len(set(words)) == 300
+    names = Counter(row.response.split(" ")[0] for row in data_of(TASKS["nuisance_entropy"]).train)
+    assert names.most_common(1)[0][1] > 60 / len(names), "frequent names are more frequent than rare ones"
+
+
+def test_files_are_what_a_job_reads(tmp_path: Path) -> None:
+    task = TypeAdapter(AnyTask).validate_python(TASKS["mixed_demonstrators"])
+    data, files = write_task(task, 0, tmp_path), TaskFiles(tmp_path)
+    for path, rows in ((files.base, data.base), (files.train, data.train), (files.test, data.test)):
+        read = load(DataSource(source=str(path), held_out_fraction=0.0)).demonstrations
+        assert [(row.messages, row.answer) for row in read] == [(row.messages, row.answer) for row in rows]
+    write_task(TypeAdapter(AnyTask).validate_python(TASKS["additions"]), 0, tmp_path / "plain")
+    assert not TaskFiles(tmp_path / "plain").base.exists()
+
+
+def a_file(path: Path, *problems: int) -> dict[str, object]:
+    path.write_text("".join(json.dumps({"prompt": f"{n}?", "response": f"#### {n}"}) + "\n" for n in problems))
+    return {"source": str(path), "held_out_fraction": 0.0}
+
+
+def test_own_files_are_used_as_they_are_for_every_seed(tmp_path: Path) -> None:
+    options: dict[str, object] = {
+        "name": "files",
+        "train": a_file(tmp_path / "train.jsonl", 1, 2, 3),
+        "test": a_file(tmp_path / "test.jsonl", 4, 5),
+    }
+    data = data_of(options, 0)
+    assert prompts_of(data.train) == prompts_of(data.prompts) == ["1?", "2?", "3?"]
+    assert [row.answer for row in data.test] == ["4", "5"]
+    assert data_of(options, 1) == data
+
+
+def test_own_files_must_not_share_a_test_prompt(tmp_path: Path) -> None:
+    options: dict[str, object] = {
+        "name": "files",
+        "train": a_file(tmp_path / "train.jsonl", 1, 2),
+        "test": a_file(tmp_path / "test.jsonl", 2, 3),
+    }
+    with pytest.raises(DataError, match=r"1 of 2 test prompts are also in `train`, the first is .*test.jsonl:1"):
+        data_of(options)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"name": "mixed_demonstrators", "demonstrations": 9000}, "only 3645 two-digit sums carry"),
+        ({"name": "files", "train": {"source": "x.jsonl", "held_out_fraction": 0.0}}, "nothing to test on"),
+        ({"name": "additions", "digit": 3}, "digit"),
+        ({"name": "sums"}, "sums"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ValidationError, match=complaint):
+        data_of(options)
+
+
+def test_more_problems_than_exist_are_refused_in_words() -> None:
+    with pytest.raises(DataError, match="too many: only 81 problems"):
+        data_of({"name": "additions", "digits": 1, "demonstrations": 80})
