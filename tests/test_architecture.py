@@ -42,7 +42,7 @@ TRAINER_ROOMS = {
     "runs": "configs errors",
     "sft": "configs data errors runs",
     "rl": "configs data errors runs",
-    "credit": "data errors rl",
+    "credit": "configs data errors rl",
     "studies": "configs credit data errors rl runs",
     "jobs": "configs credit data errors rl runs sft",
     "cli": "configs data errors runs",
@@ -102,7 +102,8 @@ MUST_NOT_IMPORT = {
     f"{TRAINER}.{name}": forbidden
     for name, forbidden in {
         **dict.fromkeys(
-            ("configs.base", "configs.credit", "configs.dpr", "configs.service", "configs.sft"), MODEL_LIBRARIES
+            ("configs.base", "configs.credit", "configs.dpr", "configs.service", "configs.sft", "configs.signals"),
+            MODEL_LIBRARIES,
         ),
         "data.arithmetic": MODEL_LIBRARIES | FILES,
         "data.corruption": MODEL_LIBRARIES | FILES | TEXT,
@@ -138,6 +139,7 @@ MUST_NOT_IMPORT = {
         "rl.learner": NETWORK | {f"{TRAINER}.rl.held_out_metrics"},
         "rl.held_out_metrics": TRAINER_JOBS,
         "rl.plot": TRAINING,
+        "credit.aggregates": MODEL_LIBRARIES | NETWORK,
         "credit.answer_ranking": TRAINER_JOBS,
         "credit.auroc": MODEL_LIBRARIES | TEXT,
         "credit.calibration": MODEL_LIBRARIES | TEXT,
