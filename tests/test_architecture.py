@@ -143,6 +143,7 @@ MUST_NOT_IMPORT = {
         "credit.answer_ranking": TRAINER_JOBS,
         "credit.auroc": MODEL_LIBRARIES | TEXT,
         "credit.calibration": MODEL_LIBRARIES | TEXT,
+        "credit.paired": MODEL_LIBRARIES | TEXT,
         "credit.error_localisation": TRAINER_JOBS,
         "credit.first_wrong_step": TRAINER_JOBS,
         "runs.checkpoint": TRAINING,

@@ -24,7 +24,6 @@ from dense_reward_trainer.studies.regimes_table import (
     at_matched_kl,
     columns_of,
     format_table,
-    interval,
     summarise,
 )
 from pydantic import ValidationError
@@ -97,12 +96,12 @@ def test_the_tempered_column_is_where_its_kl_is_the_matched_one() -> None:
     assert at_matched_kl(curve, -0.1) == curve[0]
 
 
-def test_an_interval_over_seeds_is_students() -> None:
-    found = interval([1.0, 2.0, 3.0])
-    assert found.value == 2.0
-    assert found.high - found.value == pytest.approx(4.30265 / 3**0.5)
+def test_the_interval_of_an_accuracy_ends_at_1() -> None:
+    names = ("sft", "tempered", "continued", "dpr")
+    cells = [dict.fromkeys(names, figures(accuracy)) for accuracy in (0.97, 1.0, 1.0)]
+    assert summarise(cells)["dpr"]["sampled_accuracy"]["high"] == 1.0
     with pytest.raises(ValueError, match="at least two seeds"):
-        interval([1.0])
+        summarise(cells[:1])
 
 
 def test_gains_are_differences_within_a_seed() -> None:

@@ -10,9 +10,8 @@ from typing import Self
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy import stats
 
-from dense_reward_trainer.credit.auroc import Interval
+from dense_reward_trainer.credit.paired import paired_interval, share_interval
 
 # figure -> its title
 SHOWN = {
@@ -21,6 +20,7 @@ SHOWN = {
     "length_tokens": "length",
     "kl_to_sft": "KL to SFT",
 }
+SHARES = ("sampled_accuracy", "greedy_accuracy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +58,6 @@ def at_matched_kl(curve: Sequence[Figures], kl: float) -> Figures:
     return Figures(*(float(np.interp(kl, kls, column)) for column in values.T))
 
 
-def interval(values: Sequence[float]) -> Interval:
-    """Mean and 95 % interval by Student's t over the seeds. Raises ValueError for fewer than two."""
-    if len(values) < 2:
-        raise ValueError(f"an interval needs at least two seeds, but there is {len(values)}: add seeds")
-    mean = float(np.mean(values))
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return Interval(mean, mean - half, mean + half)
-
-
 def summarise(cells: Cells) -> dict[str, dict[str, dict[str, float]]]:
     """Mean and interval over seeds, by column and figure. `..._gain`: difference to the SFT model of the same seed."""
     summary: dict[str, dict[str, dict[str, float]]] = {}
@@ -75,7 +66,8 @@ def summarise(cells: Cells) -> dict[str, dict[str, dict[str, float]]]:
         for name in SHOWN:
             values = [getattr(cell[column], name) for cell in cells]
             gains = [value - getattr(cell["sft"], name) for value, cell in zip(values, cells, strict=True)]
-            summary[column] |= {name: asdict(interval(values)), f"{name}_gain": asdict(interval(gains))}
+            found = (share_interval if name in SHARES else paired_interval)(values)
+            summary[column] |= {name: asdict(found), f"{name}_gain": asdict(paired_interval(gains))}
     return summary
 
 
