@@ -43,7 +43,7 @@ TRAINER_ROOMS = {
     "tasks": "configs data errors",
     "sft": "configs data errors runs",
     "rl": "configs data errors runs",
-    "credit": "data errors rl",
+    "credit": "configs data errors rl",
     "cli": "configs data errors runs",
     "studies": "cli configs credit data errors rl runs tasks",
     "jobs": "configs credit data errors rl runs sft",
@@ -103,7 +103,8 @@ MUST_NOT_IMPORT = {
     f"{TRAINER}.{name}": forbidden
     for name, forbidden in {
         **dict.fromkeys(
-            ("configs.base", "configs.credit", "configs.dpr", "configs.service", "configs.sft"), MODEL_LIBRARIES
+            ("configs.base", "configs.credit", "configs.dpr", "configs.service", "configs.sft", "configs.signals"),
+            MODEL_LIBRARIES,
         ),
         "data.arithmetic": MODEL_LIBRARIES | FILES,
         "data.corruption": MODEL_LIBRARIES | FILES | TEXT,
@@ -139,6 +140,7 @@ MUST_NOT_IMPORT = {
         "rl.learner": NETWORK | {f"{TRAINER}.rl.held_out_metrics"},
         "rl.held_out_metrics": TRAINER_JOBS,
         "rl.plot": TRAINING,
+        "credit.aggregates": MODEL_LIBRARIES | NETWORK,
         "credit.answer_ranking": TRAINER_JOBS,
         "credit.auroc": MODEL_LIBRARIES | TEXT,
         "credit.calibration": MODEL_LIBRARIES | TEXT,
