@@ -157,6 +157,7 @@ MUST_NOT_IMPORT = {
         "studies.regimes_config": MODEL_LIBRARIES,
         "studies.regimes_figures": TRAINING,
         "studies.regimes_plot": TRAINING,
+        "studies.regimes_preview": TRAINING,
         "studies.regimes_table": TRAINING,
         **dict.fromkeys(
             ("tasks.mixed_demonstrators", "tasks.nuisance_entropy", "tasks.records", "tasks.worked"),

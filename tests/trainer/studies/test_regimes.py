@@ -1,76 +1,60 @@
-"""The regimes study: what is matched to what, intervals over seeds, and the whole study on tiny models."""
+"""The regimes study without its jobs: what is tuned, matched, compared and refused."""
 
-import json
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from dense_reward.serving.loaders import loader
-from dense_reward_trainer.cli import main
 from dense_reward_trainer.configs.base import config_path, load_config
-from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.errors import ConfigError, JobError
-from dense_reward_trainer.runs.run_folder import MetricsLog
-from dense_reward_trainer.studies import regimes, regimes_cell
+from dense_reward_trainer.studies import regimes, regimes_jobs
 from dense_reward_trainer.studies.flops import dpr_flops_per_token, matched_sft_steps
-from dense_reward_trainer.studies.regimes_cell import Cell
+from dense_reward_trainer.studies.regimes_cell import Cell, evaluated_policies
 from dense_reward_trainer.studies.regimes_config import SweepConfig
+from dense_reward_trainer.studies.regimes_figures import CellFigures, Figures, Verdict, at_matched_kl
+from dense_reward_trainer.studies.regimes_preview import check_preview
 from dense_reward_trainer.studies.regimes_table import (
-    Figures,
-    at_matched_kl,
-    columns_of,
+    compare_primary,
+    format_comparison,
+    format_previews,
     format_table,
+    place,
     summarise,
 )
+from dense_reward_trainer.studies.regimes_tuning import choice_lines, choose, tuned, variant_name, variants
 from pydantic import ValidationError
-from running_service import served
-from served_pair import SIZES
 
-pytestmark = pytest.mark.slow
+MIXED = {"task": {"name": "mixed_demonstrators"}}
+POLICIES: dict[str, dict[str, object]] = {
+    "dpr": {"kind": "dpr", "reference": "base", "grid": {"learning_rate": [1e-4, 2e-4, 4e-4]}},
+    "continued": {"kind": "sft", "matched_flops": "dpr", "grid": {"learning_rate": [1e-4, 1e-3]}},
+    "cold": {"kind": "sampled", "grid": {"temperature": [1.0, 0.7, 0.4]}},
+    "tilted": {"kind": "sampled", "options": {"tilt": {"reference": "base", "strength": 1.0}}},
+    "best": {"kind": "sampled", "options": {"choose": {"samples": 8, "by": "reward", "pair": "base"}}},
+    "majority": {"kind": "sampled", "options": {"choose": {"samples": 8, "by": "majority"}}},
+    "dpr_log": {"kind": "dpr", "reference": "base", "dpr": {"signal": "sft_logprob"}},
+    "as_far": {"kind": "matched_kl", "to": "dpr", "values": [1.0, 0.7, 0.4]},
+}
 
-PROBLEMS = {"demonstrations": 40, "digits": 1}
-MILESTONES = {"reference": 0.5, "early": 0.2}
-BUSY = "import time\nwhile time.process_time() < 0.3: pass"
 
-
-def figures(accuracy: float, kl: float = 0.0) -> Figures:
-    return Figures(accuracy, 1.0, 40.0, kl)
-
-
-def config(folder: Path, **changes: object) -> SweepConfig:
+def config(**changes: object) -> SweepConfig:
     values = {
-        "output_dir": folder,
-        "regimes": {"noisy": {"sft": {"data.arithmetic.label_noise": 0.3}, "problems": PROBLEMS}},
-        "seeds": (0, 1),
-        "problems": PROBLEMS,
-        "sft": {
-            "scratch": SIZES.model_dump(),
-            "epochs": 1,
-            "batch_size": 8,
-            "warmup_steps": 0,
-            "log_every_steps": 1,
-            "milestones": MILESTONES,
-        },
-        "dpr": {
-            "steps": 2,
-            "prompts_per_step": 2,
-            "group_size": 2,
-            "max_new_tokens": 8,
-            "warmup_steps": 0,
-            "held_out_options.max_new_tokens": 8,
-            "held_out_options.limit": 2,
-        },
-        "columns": {"dpr_best": {"dpr": {"baseline": "none"}}, "early": {"reference": "early"}},
-        "matched": "dpr_best",
-        "temperatures": (1.0, 0.5),
-        "evaluate": {"held_out_options.max_new_tokens": 8, "held_out_options.limit": 3},
-        "threads": 1,
+        "output_dir": "unused",
+        "regimes": {"mixed": MIXED},
+        "seeds": (1, 2),
+        "sft": {"milestones": {"base": 0.0, "reference": 0.5}},
+        "policies": POLICIES,
+        "tuning": {"seeds": [1000]},
+        "primary": "dpr",
     }
     return SweepConfig.model_validate(values | changes)
+
+
+def figures(sampled: float, greedy: float | None = 1.0, kl: float | None = 0.0) -> Figures:
+    return Figures(sampled, greedy, 40.0, kl)
+
+
+def cell(policies: Mapping[str, Figures], right: float | None = 0.4, start: float = 0.1) -> CellFigures:
+    return CellFigures(dict(policies), right, figures(start))
 
 
 def test_a_dpr_token_costs_what_its_parts_cost() -> None:
@@ -83,132 +67,194 @@ def test_a_dpr_token_costs_what_its_parts_cost() -> None:
 def test_tokens_of_an_sft_run_are_counted_across_a_resumption() -> None:
     counts = [(10, 1000), (20, 1900), (30, 900), (40, 1800), (50, None)]
     lines: list[dict[str, float | None]] = [{"step": step, "num_tokens": count} for step, count in counts if count]
-    assert regimes_cell.tokens_per_step([*lines, {"step": 50.0, "loss": 0.1}]) == (1900 + 900) / 30
+    assert regimes_jobs.tokens_per_step([*lines, {"step": 50.0, "loss": 0.1}]) == (1900 + 900) / 30
     with pytest.raises(JobError, match=r"lower sft.log_every_steps"):
-        regimes_cell.tokens_per_step([{"step": 50.0, "loss": 0.1}])
+        regimes_jobs.tokens_per_step([{"step": 50.0, "loss": 0.1}])
 
 
-def test_the_tempered_column_is_where_its_kl_is_the_matched_one() -> None:
-    curve = [figures(0.5, 0.0), figures(0.7, 1.0), figures(0.9, 3.0)]
+def test_a_policy_at_a_matched_kl_is_interpolated_between_its_values() -> None:
+    curve = [figures(0.5, kl=0.0), figures(0.7, kl=1.0), figures(0.9, kl=3.0)]
     assert at_matched_kl(curve, 0.5).sampled_accuracy == pytest.approx(0.6)
-    assert at_matched_kl(curve, 2.0) == figures(0.8, 2.0)
+    assert at_matched_kl(curve, 2.0) == figures(0.8, kl=2.0)
     assert at_matched_kl(curve, 9.0) == curve[-1]
     assert at_matched_kl(curve, -0.1) == curve[0]
+    with pytest.raises(ValueError, match="a KL can only be matched"):
+        at_matched_kl(curve, None)
 
 
-def test_the_interval_of_an_accuracy_ends_at_1() -> None:
-    names = ("sft", "tempered", "continued", "dpr")
-    cells = [dict.fromkeys(names, figures(accuracy)) for accuracy in (0.97, 1.0, 1.0)]
-    assert summarise(cells)["dpr"]["sampled_accuracy"]["high"] == 1.0
-    with pytest.raises(ValueError, match="at least two seeds"):
-        summarise(cells[:1])
+def test_every_value_of_a_grid_is_tried_and_the_best_one_is_used() -> None:
+    study = config()
+    tried = variants(study.policies)
+    assert set(tried) == {
+        *(variant_name("dpr", i) for i in range(3)),
+        *(variant_name("continued", i) for i in range(2)),
+        *(variant_name("cold", i) for i in range(3)),
+    }
+    assert tried["dpr--1"].dpr == {"learning_rate": 2e-4}
+    assert tried["cold--2"].options == {"temperature": 0.4}
+    assert tried["continued--1"].matched_flops == "dpr--0", "FLOPs do not depend on the learning rate"
+    accuracies = {"dpr--0": 0.1, "dpr--1": 0.3, "dpr--2": 0.2, "continued--0": 0.2, "continued--1": 0.1}
+    accuracies |= {"cold--0": 0.1, "cold--1": 0.2, "cold--2": 0.4}
+    two = [cell({name: figures(value) for name, value in accuracies.items()}) for _ in range(2)]
+    choices = choose(study.policies, two, "sampled_accuracy")
+    assert (choices["dpr"].chosen, choices["dpr"].on_edge) == (2e-4, False)
+    assert (choices["cold"].chosen, choices["cold"].on_edge) == (0.4, True)
+    assert choices["continued"].chosen == 1e-4
+    assert any("cold: temperature = 0.4 of 3 tried" in line and "edge" in line for line in choice_lines(choices))
+    final = tuned(study.all_policies, choices)
+    assert final["dpr"].dpr == {"learning_rate": 2e-4}
+    assert not any(policy.grid for policy in final.values())
+    assert final["continued"].matched_flops == "dpr"
+
+
+def test_nested_options_are_tuned_too() -> None:
+    tilted = {**POLICIES["tilted"], "grid": {"tilt.strength": [0.5, 2.0]}}
+    found = variants(config(policies=POLICIES | {"tilted": tilted}).policies)
+    assert found["tilted--1"].options == {"tilt": {"reference": "base", "strength": 2.0}}
+
+
+def test_policies_that_need_the_log_ratio_are_no_controls() -> None:
+    using = {name for name, policy in config().all_policies.items() if policy.uses_reward}
+    assert using == {"dpr", "tilted", "best"}
+
+
+def test_checkpoints_are_named_by_what_the_cell_trains() -> None:
+    study = config()
+    here = Cell(study, "mixed", 1, study.all_policies)
+    found = evaluated_policies(here)
+    assert found["sft"] == {"checkpoint": "unused/mixed/1/sft/checkpoints/sft"}
+    assert found["base"] == {"checkpoint": "unused/mixed/1/sft/checkpoints/base"}
+    assert found["dpr"] == {"checkpoint": "unused/mixed/1/dpr/checkpoints/policy"}
+    assert found["continued"] == {"checkpoint": "unused/mixed/1/continued/checkpoints/sft"}
+    assert found["tilted"] == {
+        "checkpoint": "unused/mixed/1/sft/checkpoints/sft",
+        "tilt": {"reference": "unused/mixed/1/sft/checkpoints/base", "strength": 1.0},
+    }
+    assert found["as_far--1"] == {"checkpoint": "unused/mixed/1/sft/checkpoints/sft", "temperature": 0.7}
+
+
+def test_a_series_is_a_policy_for_each_value() -> None:
+    series = {"gamma": {"of": "dpr", "key": "gamma", "values": [0.9, 1.0], "label": "discount"}}
+    place_series = {
+        "of": "dpr",
+        "key": "reference",
+        "values": ["base", "reference"],
+        "label": "x",
+        "positions": [0, 1],
+    }
+    policies = {"dpr": {"kind": "dpr", "reference": "base"}}
+    study = config(policies=policies, series=series | {"place": place_series}, tuning=None)
+    found = study.all_policies
+    assert list(found) == ["dpr", "gamma_0.9", "gamma_1.0", "place_base", "place_reference"]
+    assert found["gamma_0.9"].dpr == {"gamma": 0.9}
+    assert found["place_reference"].reference == "reference"
+
+
+CELLS = [
+    cell({"sft": figures(0.5), "dpr": figures(0.6), "control": figures(0.55), "majority": figures(0.58, None, None)}),
+    cell({"sft": figures(0.7), "dpr": figures(0.9), "control": figures(0.75), "majority": figures(0.78, None, None)}),
+]
 
 
 def test_gains_are_differences_within_a_seed() -> None:
-    cells = [
-        {"sft": figures(0.5), "dpr": figures(0.6), "tempered": figures(0.5), "continued": figures(0.5)},
-        {"sft": figures(0.8), "dpr": figures(0.9), "tempered": figures(0.8), "continued": figures(0.8)},
-    ]
-    assert columns_of(cells) == ["sft", "tempered", "continued", "dpr"]
-    found = summarise(cells)["dpr"]["sampled_accuracy_gain"]
-    assert (found["value"], found["low"], found["high"]) == pytest.approx((0.1, 0.1, 0.1))
-    assert summarise(cells)["dpr"]["sampled_accuracy"]["low"] < 0.6
-    assert "0.100 [0.100, 0.100]" in format_table({"regime": cells})
+    found = summarise(CELLS)["dpr"]["sampled_accuracy_gain"]
+    assert found["value"] == pytest.approx(0.15)
+    assert "greedy_accuracy" not in summarise(CELLS)["majority"]
+    table = format_table({"mixed": CELLS})
+    assert "0.150 [-0.485, 0.785]" in table
+    assert table.count("\n") == 4
 
 
-def run_here(command: Sequence[str], **_: object) -> "subprocess.CompletedProcess[bytes]":
-    """The job of a command line, in this process: imports cost more than the job."""
-    assert list(command[:3]) == [sys.executable, "-m", "dense_reward_trainer.cli"]
-    return subprocess.CompletedProcess(command, main(command[3:]))
+def test_the_primary_policy_is_compared_with_the_control_that_is_best_on_these_very_seeds() -> None:
+    result = compare_primary(CELLS, "dpr", ["sft", "control", "majority"])
+    assert result.best_control == {"sampled_accuracy": "majority", "greedy_accuracy": "sft"}
+    found = result.differences["sampled_accuracy"]
+    assert set(found) == {"sft", "control", "majority"}
+    assert found["majority"].interval.value == pytest.approx(0.07)
+    assert found["majority"].p_holm >= found["majority"].p
+    assert result.differences["greedy_accuracy"]["majority"].interval.value == pytest.approx(1 - 0.68)
+    assert "majority (best control)" in format_comparison({"mixed": result}, {"mixed": "dpr"})
 
 
-@contextmanager
-def serving_here(sft: Path, reference: Path, _: int, __: int | None) -> Iterator[tuple[None, str]]:
-    """The service of a pair, in this process."""
-    with served(loader("torch"), sft=sft, reference=reference) as running:
-        yield None, str(running.client.base_url).rstrip("/")
+def test_the_boundary_is_the_quality_of_the_demonstrations_less_that_of_the_start() -> None:
+    found = place(CELLS, "dpr")
+    assert found is not None
+    assert found.shift.value == pytest.approx(0.3)
+    assert found.gain.value == pytest.approx(0.15)
+    assert place([cell({"sft": figures(0.1)}, right=None)], "sft") is None
 
 
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs and services of a study without processes."""
-    monkeypatch.setattr(regimes_cell, "subprocess", SimpleNamespace(run=run_here))
-    monkeypatch.setattr(regimes_cell, "serving", serving_here)
-    for plot in ("jobs.dpr.plot_run", "jobs.sft.plot_metrics"):  # half of the time of these jobs
-        monkeypatch.setattr(f"dense_reward_trainer.{plot}", lambda *_, **__: None)
+@pytest.mark.parametrize(
+    ("reached", "outcome"), [(0.515, "no"), (0.3, "no"), (0.6, "control"), (0.715, "control"), (0.73, "gain")]
+)
+def test_a_verdict_is_right_if_training_did_what_it_said(reached: float, outcome: str) -> None:
+    policies = {name: figures(0.5, greedy=0.1) for name in ("sft", "tilted", "majority", "dpr")}
+    policies |= {"cold": figures(0.7, greedy=0.1), "dpr_early": figures(reached)}
+    study = config(policies=POLICIES | {"dpr_early": {"kind": "dpr", "reference": "early"}})
+    for said in ("gain", "control", "no", "unknown"):
+        found = CellFigures(policies, None, None, Verdict(said, "early", "because"))
+        check = check_preview("mixed", 1, found, study.all_policies, "dpr")
+        assert check is not None
+        assert (check.policy, check.outcome, check.right) == ("dpr_early", outcome, said == outcome)
+    assert "of 1 verdicts" in format_previews([check])
+    assert check_preview("mixed", 1, CellFigures(policies, None, None), study.all_policies, "dpr") is None
 
 
-@pytest.mark.usefixtures("in_this_process")
-def test_the_whole_study_runs_and_is_not_done_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reports: list[str] = []
-    study, folder = config(tmp_path / "run"), tmp_path / "run"
-    regimes.run(study, reports.append)
-    printed_table = reports[-2]
-    record = json.loads((folder / "sweep.json").read_text())
-    assert set(record["summary"]["noisy"]) == {"sft", "tempered", "continued", "dpr_best", "early"}
-    assert (folder / "sweep.png").stat().st_size > 10_000
-    sft = record["cells"]["noisy"][0]["sft"]
-    assert sft["kl_to_sft"] == pytest.approx(0, abs=1e-3)
-    held_out = (folder / "noisy" / "0" / "problems.jsonl").read_text()
-    assert held_out != (folder / "noisy" / "1" / "problems.jsonl").read_text()
-
-    rewards = [MetricsLog(folder / f"noisy/0/{name}/metrics.jsonl").read()[1] for name in ("dpr_best", "early")]
-    assert rewards[0]["reward_sum"] != rewards[1]["reward_sum"]
-
-    monkeypatch.setattr(regimes_cell, "run_job", None)
-    (folder / "noisy" / "1" / "cpu_s.txt").write_text("1800.0\n3600.0\n")
-    regimes.run(study.model_copy(update={"processes": 2}), reports.append)
-    assert reports[-2] == printed_table
-    assert json.loads((folder / "sweep.json").read_text())["cpu_hours"] == pytest.approx(1.5, abs=0.1)
-    with pytest.raises(ConfigError, match="columns"):
-        regimes.run(config(folder, columns={"dpr_best": {}}), reports.append)
-
-
-def test_a_cell_that_fails_names_its_log(tmp_path: Path) -> None:
-    cell = Cell(config(tmp_path / "run", sft={"epochs": 0}), "noisy", 0)
-    with pytest.raises(JobError, match=r"failed with exit code 2: the error is above, in .*noisy/0/log\.txt"):
-        regimes.run_cells([cell], 2, print)
-    assert "epochs" in cell.log.read_text()
-
-
-def test_the_cpu_time_of_a_cell_is_that_of_its_processes_also_of_those_that_fail(tmp_path: Path) -> None:
-    cell = Cell(config(tmp_path), "noisy", 0)
-    assert cell.cpu_s() == 0
-    with regimes_cell.cpu_time_recorded(cell):
-        subprocess.run([sys.executable, "-c", BUSY], check=True)
-    assert cell.cpu_s() >= 0.3
-    failing = f"{BUSY}\nraise SystemExit(1)"
-    with pytest.raises(subprocess.CalledProcessError), regimes_cell.cpu_time_recorded(cell):
-        subprocess.run([sys.executable, "-c", failing], check=True)
-    assert cell.cpu_s() >= 0.6
-
-
-def test_a_reference_that_the_sft_run_does_not_leave_is_refused_before_anything_runs(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"regime noisy has no milestone .late., only reference"):
-        regimes.run(config(tmp_path / "run", columns={"late": {"reference": "late"}}, matched="late"), print)
+def test_figures_survive_their_file() -> None:
+    found = CellFigures({"sft": figures(0.5, None, None)}, 0.4, figures(0.1), Verdict("no", None, "because"))
+    values = {
+        "policies": {
+            "sft": {"sampled_accuracy": 0.5, "greedy_accuracy": None, "length_tokens": 40.0, "kl_to_sft": None}
+        },
+        "demonstrations_right": 0.4,
+        "start": {"sampled_accuracy": 0.1, "greedy_accuracy": 1.0, "length_tokens": 40.0, "kl_to_sft": 0.0},
+        "preview": {"verdict": "no", "reference": None, "reason": "because"},
+    }
+    assert CellFigures.of(values) == found
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"matched": "none"}, "none of the columns"),
-        ({"columns": {"sft": {}}, "matched": "sft"}, "reserved for a column of the study itself"),
-        ({"temperatures": (0.5, 1.0)}, "temperatures must fall"),
-        ({"temperatures": (1.0, 0.5, 0.5)}, "temperatures must fall"),
-        ({"columns": {"tempered_0.5": {}}, "matched": "tempered_0.5"}, "reserved for a column of the study itself"),
-        ({"seeds": (0, 0)}, "list each seed once"),
-        ({"seeds": (0,)}, "seeds"),
+        ({"primary": "none"}, "primary: 'none' is none of the policies"),
+        ({"policies": {"sft": {"kind": "sampled"}}, "primary": "sft"}, "reserved for the study itself"),
+        ({"seeds": (1, 1)}, "list each seed once"),
+        ({"seeds": (1,)}, "seeds"),
+        ({"tuning": {"seeds": [1]}}, "tuning.seeds: 1 is also reported"),
+        ({"tuning": None}, "has a grid, but tuning is null"),
+        ({"labelled": 100}, "set both or neither"),
+        ({"regimes": {"a": MIXED | {"policies": ["dpr", "dqr"]}}}, "'dqr' is none of the policies"),
+        ({"regimes": {"a": MIXED | {"policies": ["dpr", "as_far"], "primary": "cold"}}}, "'cold' is none"),
+        ({"regimes": {"a": MIXED | {"policies": ["continued", "cold"], "primary": "cold"}}}, "'dpr' is none"),
+        ({"regimes": {"a": MIXED | {"tuned_as": "b"}}}, "'b' is no regime with its own tuning"),
+        ({"regimes": {"a": MIXED | {"seeds": [3]}}}, "seeds"),
+        ({"policies": POLICIES | {"more": {"kind": "sft", "matched_flops": "less"}}}, "'less' is none of the policies"),
+        ({"policies": POLICIES | {"two": {"kind": "sampled", "grid": {"a": [1], "b": [2]}}}}, "at most 1"),
+        ({"series": {"s": {"of": "cold", "key": "gamma", "values": [1, 2], "label": ""}}}, "no policy of kind dpr"),
     ],
 )
-def test_a_study_that_means_nothing_is_refused(tmp_path: Path, changes: dict[str, object], complaint: str) -> None:
+def test_a_study_that_means_nothing_is_refused(changes: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
-        config(tmp_path, **changes)
+        config(**changes)
 
 
-@pytest.mark.parametrize("recipe", ["regimes_sweep", "regimes_full_sweep"])
+def test_checkpoints_that_no_run_leaves_are_refused_before_anything_runs() -> None:
+    with pytest.raises(ConfigError, match=r"policies.dpr: regime mixed has no checkpoint 'base', only reference:"):
+        regimes.check_cells(config(sft={"milestones": {"reference": 0.5}}))
+    wrong = {"of_base": {"kind": "sampled", "options": {"extrapolate": {"base": "bse", "strength": 1.0}}}}
+    with pytest.raises(ConfigError, match=r"policies.of_base: regime mixed has no checkpoint 'bse'"):
+        regimes.check_cells(config(policies=POLICIES | wrong))
+
+
+@pytest.mark.parametrize("recipe", ["evidence_sweep", "figures_sweep"])
 def test_the_recipe_is_what_the_jobs_take(recipe: str) -> None:
     study = load_config(SweepConfig, config_path(recipe))
-    assert len(study.seeds) >= 3
-    regimes.check_references([Cell(study, regime, 0) for regime in study.regimes])
-    for column in study.columns.values():
-        load_config(DprConfig, config_path(column.recipe), regimes_cell.arguments(study.dpr | column.dpr))
+    assert not {0, 1, 2}.intersection(study.seeds), "seeds that were looked at while options were chosen"
+    regimes.check_cells(study)
+
+
+def test_a_missing_submitit_is_named_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "submitit", None)
+    study = config(output_dir=tmp_path, submitit={"timeout_min": 5})
+    with pytest.raises(ConfigError, match="pip install submitit"):
+        regimes.run_cells([Cell(study, "mixed", 1, {})], study, "seeds", print)

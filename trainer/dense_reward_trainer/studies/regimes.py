@@ -1,71 +1,166 @@
-"""The regimes study: SFT under several regimes, DPR on each, and alternatives to DPR at matched KL and FLOPs.
+"""The regimes study: SFT in several regimes, policies that use the token reward, and controls that do not.
 
-`dense-reward-train sweep CONFIG`. Every step is a job that a user could run, in its own process. Finished steps are not
-repeated, so that a stopped sweep can be resumed.
+`dense-reward-train sweep CONFIG`. Every step is a job that a user could run. Finished steps are not repeated, so that a
+stopped sweep can be resumed; cells (a regime with a seed) run in parallel, or as jobs of a cluster.
 """
 
+import importlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.records import Report
 from tqdm import tqdm
 
-from dense_reward_trainer.configs.base import config_path, load_config
-from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.processes import in_processes
 from dense_reward_trainer.runs.run_folder import check_run, open_run
-from dense_reward_trainer.studies.regimes_cell import Cell, arguments, cell_figures, sft_overrides
-from dense_reward_trainer.studies.regimes_config import SweepConfig
-from dense_reward_trainer.studies.regimes_table import Figures, format_table, plot_sweep, summarise
+from dense_reward_trainer.studies.regimes_cell import Cell, check_names
+from dense_reward_trainer.studies.regimes_config import AnyPolicy, SweepConfig, series_name
+from dense_reward_trainer.studies.regimes_figures import CellFigures
+from dense_reward_trainer.studies.regimes_jobs import cell_figures
+from dense_reward_trainer.studies.regimes_plot import plot_boundary, plot_policies, plot_series
+from dense_reward_trainer.studies.regimes_preview import PreviewCheck, check_preview
+from dense_reward_trainer.studies.regimes_table import (
+    Place,
+    PrimaryResult,
+    compare_primary,
+    format_boundary,
+    format_comparison,
+    format_previews,
+    format_table,
+    place,
+    summarise,
+)
+from dense_reward_trainer.studies.regimes_tuning import Choice, choice_lines, choose, tuned, variants
 
 
 def run(config: SweepConfig, report: Report) -> None:
-    """Leave `sweep.json`, `sweep.png` and every job's folder in `config.output_dir`, and report a table.
+    """Leave `sweep.json`, pictures and every job's folder in `config.output_dir`, and report tables.
 
-    Raises ConfigError if the configuration cannot be run, JobError if a job fails; its own error is on stderr.
+    Raises ConfigError if the configuration cannot be run, JobError if a job fails; its own error is in the cell's log.
     """
     check_run("sweep", config)
+    check_cells(config)
     folder = open_run("sweep", config).folder
-    cells = [Cell(config, regime, seed) for regime in config.regimes for seed in config.seeds]
-    check_references(cells)
-    run_cells(cells, config.processes, report)
-    figures: dict[str, list[dict[str, Figures]]] = {regime: [] for regime in config.regimes}
-    for cell in cells:
-        figures[cell.regime].append(cell_figures(cell, report))
-    record = {
-        "config": config.model_dump(mode="json"),
-        "cells": {
-            regime: [{name: asdict(one) for name, one in columns.items()} for columns in seeds]
-            for regime, seeds in figures.items()
-        },
-        "summary": {regime: summarise(seeds) for regime, seeds in figures.items()},
-        "cpu_hours": sum(cell.cpu_s() for cell in cells) / 3600,
+    choices, cells = tune(config, report)
+    policies = {regime: policies_here(config, regime, choices) for regime in config.regimes}
+    reported = [Cell(config, regime, seed, policies[regime]) for regime in policies for seed in config.seeds_of(regime)]
+    figures: dict[str, list[CellFigures]] = {regime: [] for regime in config.regimes}
+    for cell, found in zip(reported, run_cells(reported, config, "seeds", report), strict=True):
+        figures[cell.regime].append(found)
+    cells += reported
+    results = {
+        regime: compare_primary(seeds, config.primary_of(regime), controls(policies[regime]))
+        for regime, seeds in figures.items()
     }
+    places = boundary_places(config, figures)
+    previews = preview_checks(config, figures, policies)
+    cpu_hours = sum(cell.cpu_s() for cell in cells) / 3600
+    record = sweep_record(config, choices, figures, results, places)
+    record |= {"preview": [asdict(one) | {"right": one.right} for one in previews], "cpu_hours": cpu_hours}
     write_whole(folder / "sweep.json", json.dumps(record, indent=2).encode() + b"\n")
-    plot_sweep(figures, folder / "sweep.png")
+    plot(config, figures, places, folder)
     report(format_table(figures))
-    report(f"{record['cpu_hours']:.2f} CPU-hours; figures, plot and all runs: {folder}")
+    report(format_comparison(results, {regime: config.primary_of(regime) for regime in results}))
+    if len(places) > 1:
+        report(format_boundary(places))
+    if previews:
+        report(format_previews(previews))
+    report(f"{cpu_hours:.2f} CPU-hours; figures, pictures and all runs: {folder}")
 
 
-def run_cells(cells: Sequence[Cell], processes: int, report: Report) -> None:
-    """Run the cells that are not finished, `processes` of them in parallel."""
+def check_cells(config: SweepConfig) -> None:
+    """Raise ConfigError, before anything runs, if a cell names a recipe or a checkpoint that does not exist."""
+    for regime in config.regimes:
+        check_names(Cell(config, regime, config.seeds[0], config.policies_of(regime, config.all_policies)))
+    if config.tuning is not None:
+        for regime in config.regimes:
+            here = config.policies_of(regime, config.policies)
+            check_names(Cell(config, regime, config.tuning.seeds[0], variants(here)))
+
+
+def controls(policies: Mapping[str, AnyPolicy]) -> list[str]:
+    """The SFT model, and the policies that do not use the reward."""
+    return ["sft", *(name for name, policy in policies.items() if not policy.uses_reward)]
+
+
+def tune(config: SweepConfig, report: Report) -> tuple[dict[str, dict[str, Choice]], list[Cell]]:
+    """For each regime with its own tuning, the chosen value of each grid; and the cells that were run for it."""
+    tuning = config.tuning
+    if tuning is None:
+        return {}, []
+    own = {
+        regime: config.policies_of(regime, config.policies)
+        for regime in config.regimes
+        if config.tuned_in(regime) == regime
+    }
+    cells = [
+        Cell(config, regime, seed, wanted)
+        for regime, policies in own.items()
+        if (wanted := variants(policies))
+        for seed in tuning.seeds
+    ]
+    figures = run_cells(cells, config, "tuning", report)
+    choices: dict[str, dict[str, Choice]] = {}
+    for regime, policies in own.items():
+        found = [figure for cell, figure in zip(cells, figures, strict=True) if cell.regime == regime]
+        choices[regime] = choose(policies, found, tuning.metric)
+        for line in choice_lines(choices[regime]):
+            report(f"{regime}: {line}")
+    return choices, cells
+
+
+def policies_here(
+    config: SweepConfig, regime: str, choices: Mapping[str, Mapping[str, Choice]]
+) -> dict[str, AnyPolicy]:
+    """The policies of a regime with the values that were chosen for it."""
+    return tuned(config.policies_of(regime, config.all_policies), choices.get(config.tuned_in(regime) or regime, {}))
+
+
+def preview_checks(
+    config: SweepConfig,
+    figures: Mapping[str, Sequence[CellFigures]],
+    policies: Mapping[str, Mapping[str, AnyPolicy]],
+) -> list[PreviewCheck]:
+    """Every verdict of the job preview against what training then did."""
+    checks = [
+        check_preview(regime, seed, cell, policies[regime], config.primary_of(regime))
+        for regime, cells in figures.items()
+        for seed, cell in zip(config.seeds_of(regime), cells, strict=True)
+    ]
+    return [one for one in checks if one is not None]
+
+
+def boundary_places(config: SweepConfig, figures: Mapping[str, Sequence[CellFigures]]) -> dict[str, Place]:
+    """The places of the regimes whose demonstrations and start have a known quality; a random start has none."""
+    return {
+        regime: at for regime, cells in figures.items() if (at := place(cells, config.primary_of(regime))) is not None
+    }
+
+
+def run_cells(cells: Sequence[Cell], config: SweepConfig, title: str, report: Report) -> list[CellFigures]:
+    """The figures of all cells, in order; runs those that are not finished."""
     missing = [cell for cell in cells if not cell.figures.is_file()]
-    if processes > 1 and missing:
-        report(f"{processes} cells in parallel; each writes its output to its own log, the first to {missing[0].log}")
-        done: Iterable[object] = in_processes(processes, cell_figures_logged, missing)
-    else:
-        done = map(partial(cell_figures, report=report), missing)
-    for _ in tqdm(done, total=len(cells), initial=len(cells) - len(missing), desc="sweep", unit="cell"):
-        pass
+    if missing:
+        report(f"{len(missing)} of {len(cells)} cells to run; each has its own log, such as {missing[0].log}")
+    done: Iterable[object] = ()
+    if missing and config.submitit is not None:
+        done = on_a_cluster(missing, config.submitit, config.output_dir / "submitit")
+    elif missing:
+        done = in_processes(config.processes, logged_cell, missing)
+    with tqdm(total=len(cells), initial=len(cells) - len(missing), desc=title, unit="cell") as bar:
+        for _ in done:
+            bar.update()
+    return [cell_figures(cell, report) for cell in cells]
 
 
-def cell_figures_logged(cell: Cell) -> dict[str, Figures]:
+def logged_cell(cell: Cell) -> CellFigures:
     """`cell_figures` in a worker process; output of this process and its jobs goes to the cell's log from now on."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     with cell.log.open("ab") as file:
@@ -78,13 +173,44 @@ def cell_figures_logged(cell: Cell) -> dict[str, Figures]:
         raise JobError(f"{error}, in {cell.log}") from error
 
 
-def check_references(cells: Sequence[Cell]) -> None:
-    """Raise ConfigError if the reference of a column is not a milestone of its SFT run."""
-    for cell in cells:
-        resolved = load_config(SftConfig, config_path("arithmetic_sft"), arguments(sft_overrides(cell)))
-        for name, column in cell.config.columns.items():
-            if column.reference not in resolved.milestones:
-                raise ConfigError(
-                    f"columns.{name}: the SFT run of regime {cell.regime} has no milestone {column.reference!r}, only "
-                    f"{', '.join(resolved.milestones)}: name it in sft.milestones with a fraction"
-                )
+def on_a_cluster(cells: Sequence[Cell], options: Mapping[str, object], folder: Path) -> Iterable[CellFigures]:
+    """The figures of the cells, each as a job that submitit submits. Raises ConfigError if submitit is missing."""
+    try:
+        submitit = importlib.import_module("submitit")
+    except ImportError:
+        raise ConfigError("submitit is set, but not installed: pip install submitit") from None
+    executor = submitit.AutoExecutor(folder=folder, cluster=options.get("cluster"))
+    executor.update_parameters(**{name: value for name, value in options.items() if name != "cluster"})
+    for job in executor.map_array(logged_cell, cells):
+        yield job.result()
+
+
+def sweep_record(
+    config: SweepConfig,
+    choices: Mapping[str, Mapping[str, Choice]],
+    figures: Mapping[str, Sequence[CellFigures]],
+    results: Mapping[str, PrimaryResult],
+    places: Mapping[str, Place],
+) -> dict[str, object]:
+    """Everything that was found, as JSON."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "tuning": {regime: {name: asdict(one) for name, one in chosen.items()} for regime, chosen in choices.items()},
+        "cells": {regime: [asdict(cell) for cell in cells] for regime, cells in figures.items()},
+        "summary": {regime: summarise(cells) for regime, cells in figures.items()},
+        "primary": {regime: asdict(one) for regime, one in results.items()},
+        "boundary": {regime: asdict(one) for regime, one in places.items()},
+    }
+
+
+def plot(
+    config: SweepConfig, figures: Mapping[str, Sequence[CellFigures]], places: Mapping[str, Place], folder: Path
+) -> None:
+    """The pictures: all policies, the boundary if it has several places, and each series."""
+    plot_policies(figures, folder / "sweep")
+    if len(places) > 1:
+        plot_boundary(places, folder / "boundary", config.primary)
+    for name, series in config.series.items():
+        names = [series_name(name, value) for value in series.values]
+        positions = series.positions or [float(str(value)) for value in series.values]
+        plot_series(figures, names, positions, series.label, folder / name)

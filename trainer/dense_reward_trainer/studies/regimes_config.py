@@ -1,90 +1,283 @@
 """The configuration of the regimes study. Must not import torch."""
 
-from typing import Annotated, ClassVar, Self
+from collections.abc import Iterable, Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
 
 from dense_reward_trainer.configs.base import JobConfig, JobOptions, SafeName
-from dense_reward_trainer.data.arithmetic import ArithmeticOptions
+from dense_reward_trainer.tasks.write import AnyTask
 
 Overrides = dict[str, JsonValue]
-Temperature = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-RESERVED = frozenset({"sft", "reference", "continued", "tempered", "evaluation"})
+Grid = Annotated[dict[str, tuple[JsonValue, ...]], Field(max_length=1)]
+Metric = Literal["sampled_accuracy", "greedy_accuracy"]
+# Names of folders and policies that every cell has.
+RESERVED = frozenset({"sft", "base_model", "task", "evaluation"})
+_GRID = "key.sub -> values that are tried with the tuning seeds; the best one is used. At most one key."
 
 
 class Regime(JobOptions):
-    """What a regime changes: options of the SFT run, and the problems that policies are trained and measured on."""
+    """A task, and what its runs change."""
 
+    task: AnyTask
+    base: Overrides = Field(default={}, description="key.sub -> value, over the sweep's `base`.")
     sft: Overrides = Field(default={}, description="key.sub -> value, over the sweep's `sft`.")
-    problems: ArithmeticOptions | None = Field(
-        default=None,
-        description="Problems that policies are trained and measured on; null: the problems of the demonstrations.",
+    dpr: Overrides = Field(default={}, description="key.sub -> value, over the sweep's `dpr` and each policy's.")
+    evaluate: Overrides = Field(default={}, description="key.sub -> value, over the sweep's `evaluate`.")
+    preview: Overrides = Field(default={}, description="key.sub -> value, over the sweep's `preview`.")
+    primary: SafeName | None = Field(default=None, description="The primary policy here; null: that of the sweep.")
+    tuned_as: SafeName | None = Field(
+        default=None, description="The regime whose values of grids are used here too; null: this one has its own."
     )
+    policies: tuple[SafeName, ...] | None = Field(default=None, description="The policies of this regime; null: all.")
+    seeds: tuple[int, ...] | None = Field(default=None, min_length=2, description="Seeds; null: those of the sweep.")
 
 
-class Column(JobOptions):
-    """One DPR run: a recipe, options that differ from it, and the checkpoint of the SFT run that is the reference."""
+class DprPolicy(JobOptions):
+    """A policy trained by DPR, from the SFT model."""
 
+    kind: Literal["dpr"]
     recipe: str = Field(default="arithmetic_dpr", description="A shipped recipe of the job dpr, or a file.")
-    reference: SafeName = Field(default="reference", description="A milestone of the SFT run.")
+    reference: SafeName = Field(description="The milestone of the SFT run that is the reference; its start is `base`.")
     dpr: Overrides = Field(default={}, description="key.sub -> value, over the sweep's `dpr`.")
+    grid: Grid = Field(default={}, description=_GRID)
+
+    @property
+    def uses_reward(self) -> bool:
+        """Whether the policy needs the log-ratio; else it is a control."""
+        return self.dpr.get("signal") != "sft_logprob"
+
+
+class SftPolicy(JobOptions):
+    """SFT that continues from the SFT model, on the same demonstrations."""
+
+    kind: Literal["sft"]
+    sft: Overrides = Field(default={}, description="key.sub -> value, over the sweep's `sft` and the regime's.")
+    matched_flops: SafeName | None = Field(
+        default=None, description="As many FLOPs as this DPR policy, rollouts and scoring included; null: its epochs."
+    )
+    grid: Grid = Field(default={}, description=_GRID)
+    uses_reward: ClassVar[bool] = False
+
+
+class SampledPolicy(JobOptions):
+    """A policy that is not trained: options of `evaluate.policies`, whose folders are named by the cell's checkpoints.
+
+    Names: `sft`, the milestones, and the trained policies.
+    """
+
+    kind: Literal["sampled"]
+    options: dict[str, JsonValue] = Field(default={}, description="Options of the policy; checkpoint is sft if absent.")
+    grid: Grid = Field(default={}, description=_GRID)
+
+    @property
+    def uses_reward(self) -> bool:
+        """Whether the policy needs the log-ratio; else it is a control."""
+        choose = self.options.get("choose")
+        return "tilt" in self.options or (isinstance(choose, dict) and choose.get("by") in {"reward", "centred"})
+
+
+class MatchedKlPolicy(JobOptions):
+    """A sampled policy at the value of an option at which its KL to the SFT model is that of another policy."""
+
+    kind: Literal["matched_kl"]
+    to: SafeName = Field(description="The policy whose KL is matched.")
+    key: str = Field(default="temperature", description="The option of the sampled policy.")
+    values: tuple[float, ...] = Field(
+        min_length=2, description="Values of the option, in the order of a rising KL; figures between are interpolated."
+    )
+    options: dict[str, JsonValue] = Field(default={}, description="Other options of the policy.")
+    grid: ClassVar[Grid] = {}
+
+    @property
+    def uses_reward(self) -> bool:
+        """Whether the policy needs the log-ratio; else it is a control."""
+        return "tilt" in self.options
+
+
+Policy = Annotated[DprPolicy | SftPolicy | SampledPolicy | MatchedKlPolicy, Field(discriminator="kind")]
+AnyPolicy = DprPolicy | SftPolicy | SampledPolicy | MatchedKlPolicy
+
+
+class Tuning(JobOptions):
+    """How the values of grids are chosen: with seeds that are not reported."""
+
+    seeds: tuple[int, ...] = Field(default=(1000,), min_length=1)
+    metric: Metric = Field(default="sampled_accuracy", description="The figure whose mean over the seeds is maximised.")
+
+
+class Series(JobOptions):
+    """Policies that differ in one option: each value gives a policy NAME_VALUE and a point of a plot."""
+
+    of: SafeName = Field(description="The DPR policy that is varied.")
+    key: str = Field(description="An option of dpr, or `reference`.")
+    values: tuple[JsonValue, ...] = Field(min_length=2)
+    label: str = Field(description="What the axis says.")
+    positions: tuple[float, ...] | None = Field(default=None, description="Places on the axis; null: the values.")
 
 
 class SweepConfig(JobConfig):
-    """SFT runs under several regimes, DPR on each, and alternatives to DPR at matched KL and FLOPs.
+    """SFT in several regimes; then policies that use the reward, and controls that do not, on the same problems."""
 
-    Columns: `sft`, the SFT model; `tempered`, the SFT model at the temperature at which its KL is that of the `matched`
-    column; `continued`, SFT continued for the FLOPs of that column, rollouts and scoring included; and each of
-    `columns`, a DPR run with its own options and reference.
-    """
-
-    resume_may_change: ClassVar[frozenset[str]] = frozenset({"output_dir", "processes", "seeds", "threads"})
+    resume_may_change: ClassVar[frozenset[str]] = frozenset({"output_dir", "processes", "seeds", "threads", "submitit"})
 
     regimes: dict[SafeName, Regime] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(
-        default=(0, 1, 2),
-        min_length=2,
-        description="Seeds of data, training and samples; intervals are over the seeds.",
+        min_length=2, description="Seeds of data, training and samples; intervals are over the seeds."
     )
-    problems: ArithmeticOptions = Field(
-        description="Problems of demonstrations and prompts, unless a regime sets its own."
-    )
-    held_out_fraction: float = Field(default=0.1, gt=0.0, lt=1.0)
-    sft: Overrides = Field(default={}, description="key.sub -> value, over recipe `arithmetic_sft`.")
-    continued: Overrides = Field(default={}, description="key.sub -> value, for SFT that continues from the SFT model.")
-    dpr: Overrides = Field(default={}, description="key.sub -> value, over the recipes of all columns.")
-    columns: dict[SafeName, Column] = Field(min_length=1, description="Name -> what this DPR run changes.")
-    matched: SafeName = Field(description="The column whose KL and FLOPs the alternatives get.")
-    temperatures: tuple[Temperature, ...] = Field(
-        default=(1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2),
-        min_length=2,
-        description="Temperatures at which the SFT model is sampled; between them, figures are interpolated in its KL.",
-    )
-    evaluate: Overrides = Field(default={}, description="key.sub -> value, over recipe `arithmetic_evaluate`.")
+    tuning: Tuning | None = Field(default=None, description="How grids are decided; null: no policy has one.")
+    sft_recipe: str = Field(default="arithmetic_sft", description="A shipped recipe of the job sft, or a file.")
+    base: Overrides = Field(default={}, description="key.sub -> value: SFT of the base model, if the task has one.")
+    sft: Overrides = Field(default={}, description="key.sub -> value, over `sft_recipe`.")
+    dpr: Overrides = Field(default={}, description="key.sub -> value, over the recipes of all DPR policies.")
+    evaluate: Overrides = Field(default={}, description="key.sub -> value, over the recipe `arithmetic_evaluate`.")
+    policies: dict[SafeName, Policy] = Field(min_length=1)
+    series: dict[SafeName, Series] = Field(default={}, description="Policies along an axis.")
+    primary: SafeName = Field(description="The policy that is compared with every other one, paired over the seeds.")
     processes: int = Field(
-        default=1,
-        ge=1,
-        description="Cells that run in parallel; with more than one, each writes its output to its log.txt.",
+        default=1, ge=1, description="Cells in parallel; with more than one, each writes its output to its log.txt."
     )
-    threads: int = Field(default=2, ge=1, description="CPU threads of every job and of its service.")
+    threads: int = Field(default=1, ge=1, description="CPU threads of every job and of its service.")
+    preview: Overrides | None = Field(
+        default=None,
+        description="key.sub -> value, over recipe `arithmetic_preview`: every cell also runs the job preview before "
+        "any policy is trained, and the study compares its verdict with what training did. null: no preview.",
+    )
+    labelled: int = Field(
+        default=0, ge=0, description="The last test problems of each cell, which only the preview uses; 0 without one."
+    )
+    submitit: dict[str, JsonValue] | None = Field(
+        default=None,
+        description="Options of submitit's AutoExecutor, such as {slurm_partition: gpu, timeout_min: 240}: cells "
+        "become jobs of a cluster (needs `pip install submitit`). null: processes of this machine.",
+    )
+
+    @property
+    def all_policies(self) -> dict[str, AnyPolicy]:
+        """The policies and those of the series, by name."""
+        found: dict[str, AnyPolicy] = dict(self.policies)
+        for name, series in self.series.items():
+            policy = self.policies[series.of]
+            if isinstance(policy, DprPolicy):
+                for value in series.values:
+                    found[series_name(name, value)] = _varied(policy, series.key, value)
+        return found
 
     @model_validator(mode="after")
-    def _valid_columns_and_seeds(self) -> Self:
-        taken = sorted(name for name in self.columns if name in RESERVED or name.startswith("tempered_"))
+    def _names(self) -> Self:
+        for name, one in self.series.items():
+            if not isinstance(self.policies.get(one.of), DprPolicy):
+                raise ValueError(f"series.{name}.of: {one.of!r} is no policy of kind dpr")
+            if one.positions is not None and len(one.positions) != len(one.values):
+                raise ValueError(f"series.{name}: give as many positions as values")
+        policies = self.all_policies
+        taken = sorted(RESERVED & policies.keys())
         if taken:
-            raise ValueError(
-                f"columns.{taken[0]}: this name is reserved for a column of the study itself: choose another"
-            )
-        if self.matched not in self.columns:
-            raise ValueError(
-                f"matched {self.matched!r} is none of the columns: set it to one of {', '.join(self.columns)}"
-            )
-        if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(
-                f"seeds {list(self.seeds)} repeats a seed, so intervals would be too narrow: list each seed once"
-            )
-        if list(self.temperatures) != sorted(set(self.temperatures), reverse=True):
-            raise ValueError(
-                "temperatures must fall, so that the KL rises from each to the next: list each once, the highest first"
-            )
+            raise ValueError(f"policies.{taken[0]}: this name is reserved for the study itself: choose another")
+        named = [(f"policies.{name}", other) for name, one in policies.items() for other in _others(one)]
+        for where, other in (("primary", self.primary), *named):
+            if other not in policies:
+                raise ValueError(f"{where}: {other!r} is none of the policies {', '.join(policies)}")
+        if (self.preview is None) != (self.labelled == 0):
+            raise ValueError("labelled is the number of problems for preview: set both or neither")
+        _each_once("seeds", self.seeds)
+        for name, regime in self.regimes.items():
+            self._check_regime(name, regime)
         return self
+
+    def _check_regime(self, name: str, regime: Regime) -> None:
+        _each_once(f"regimes.{name}.seeds", regime.seeds or ())
+        policies = self.all_policies
+        here = policies.keys() if regime.policies is None else set(regime.policies)
+        missing = sorted(here - policies.keys()) or sorted({self.primary_of(name)} - here)
+        missing += [other for one in here & policies.keys() for other in _others(policies[one]) if other not in here]
+        if missing:
+            raise ValueError(f"regimes.{name}.policies: {missing[0]!r} is none of the policies, or is needed here")
+
+    def seeds_of(self, regime: str) -> tuple[int, ...]:
+        """The reported seeds of a regime."""
+        return self.regimes[regime].seeds or self.seeds
+
+    def primary_of(self, regime: str) -> str:
+        """The primary policy of a regime."""
+        return self.regimes[regime].primary or self.primary
+
+    def tuned_in(self, regime: str) -> str | None:
+        """The regime whose tuning a regime uses; None if there is no such regime."""
+        found = self.regimes.get(regime)
+        return None if found is None else found.tuned_as or regime
+
+    def policies_of(self, regime: str, policies: Mapping[str, AnyPolicy]) -> dict[str, AnyPolicy]:
+        """Those of the policies that a regime has."""
+        here = self.regimes[regime].policies
+        return {name: policy for name, policy in policies.items() if here is None or name in here}
+
+    @model_validator(mode="after")
+    def _tuned_apart(self) -> Self:
+        grids = sorted(name for name, policy in self.policies.items() if policy.grid)
+        if self.tuning is None:
+            if grids:
+                raise ValueError(f"policies.{grids[0]} has a grid, but tuning is null: say how its value is chosen")
+            return self
+        for name, regime in self.regimes.items():
+            if regime.tuned_as is not None and self.tuned_in(regime.tuned_as) != regime.tuned_as:
+                raise ValueError(f"regimes.{name}.tuned_as: {regime.tuned_as!r} is no regime with its own tuning")
+        reported = {seed for name in self.regimes for seed in self.seeds_of(name)}
+        shared = sorted(reported.intersection(self.tuning.seeds))
+        if shared:
+            raise ValueError(f"tuning.seeds: {shared[0]} is also reported: choose other seeds to tune with")
+        return self
+
+
+def series_name(series: str, value: JsonValue) -> str:
+    """The name of the policy with one value of a series."""
+    return f"{series}_{value}"
+
+
+def with_value(policy: AnyPolicy, key: str, value: JsonValue) -> AnyPolicy:
+    """The policy without its grid, and with one value of its grid's key."""
+    match policy:
+        case DprPolicy():
+            return _varied(policy, key, value).model_copy(update={"grid": {}})
+        case SftPolicy():
+            return policy.model_copy(update={"sft": policy.sft | {key: value}, "grid": {}})
+        case SampledPolicy():
+            return policy.model_copy(update={"options": _nested(policy.options, key, value), "grid": {}})
+        case MatchedKlPolicy():
+            return policy
+
+
+def sampled_at(policy: MatchedKlPolicy) -> list[dict[str, JsonValue]]:
+    """The options of the sampled policy at each of its values."""
+    return [_nested(policy.options, policy.key, value) for value in policy.values]
+
+
+def _varied(policy: DprPolicy, key: str, value: JsonValue) -> DprPolicy:
+    if key == "reference":
+        return policy.model_copy(update={"reference": str(value)})
+    return policy.model_copy(update={"dpr": policy.dpr | {key: value}})
+
+
+def _nested(options: Mapping[str, JsonValue], key: str, value: JsonValue) -> dict[str, JsonValue]:
+    """A copy of nested options with the value of `key.sub`."""
+    name, _, rest = key.partition(".")
+    inner = options.get(name)
+    if not rest:
+        return {**options, name: value}
+    return {**options, name: _nested(inner if isinstance(inner, dict) else {}, rest, value)}
+
+
+def _others(policy: AnyPolicy) -> Iterable[str]:
+    """The policies that a policy names."""
+    match policy:
+        case SftPolicy(matched_flops=str(name)):
+            return (name,)
+        case MatchedKlPolicy(to=name):
+            return (name,)
+        case _:
+            return ()
+
+
+def _each_once(name: str, seeds: tuple[int, ...]) -> None:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"{name} {list(seeds)} repeats a seed, so intervals would be too narrow: list each seed once")

@@ -1,110 +1,143 @@
-"""The regimes study as figures, a table and a picture: means over seeds with 95 % intervals, and differences to SFT.
+"""The regimes study as numbers and text: means over seeds, and the primary policy compared with every other one.
 
 Must not know jobs.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Self
+from dataclasses import asdict, dataclass
 
-import numpy as np
-from matplotlib.figure import Figure
+from dense_reward_trainer.credit.auroc import Interval
+from dense_reward_trainer.credit.paired import Comparison, compare, in_words, paired_interval, share_interval
+from dense_reward_trainer.studies.regimes_figures import CellFigures
+from dense_reward_trainer.studies.regimes_preview import PreviewCheck
 
-from dense_reward_trainer.credit.paired import paired_interval, share_interval
-
-# figure -> its title
-SHOWN = {
-    "sampled_accuracy": "sampled accuracy",
-    "greedy_accuracy": "greedy accuracy",
-    "length_tokens": "length",
-    "kl_to_sft": "KL to SFT",
-}
-SHARES = ("sampled_accuracy", "greedy_accuracy")
+METRICS = {"sampled_accuracy": "sampled accuracy", "greedy_accuracy": "greedy accuracy"}
+OTHERS = {"length_tokens": "length", "kl_to_sft": "KL to SFT"}
+Cells = Sequence[CellFigures]
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """One column with one seed: accuracies on the held-out problems, tokens of sampled answers, nats per answer."""
+class PrimaryResult:
+    """The primary policy minus every other one, within each seed, by metric; p-values with Holm's correction.
 
-    sampled_accuracy: float
-    greedy_accuracy: float
-    length_tokens: float
-    kl_to_sft: float
-
-    @classmethod
-    def of(cls, metrics: Mapping[str, object]) -> Self:
-        """From a result of the job `evaluate`. Raises ValueError if a figure is missing there."""
-        values: dict[str, float] = {}
-        for field in fields(cls):
-            estimate = metrics.get(field.name)
-            if not isinstance(estimate, Mapping):
-                raise ValueError(f"the evaluation has no {field.name}")
-            values[field.name] = float(estimate["value"])
-        return cls(**values)
-
-
-Cells = Sequence[Mapping[str, Figures]]
-
-
-def at_matched_kl(curve: Sequence[Figures], kl: float) -> Figures:
-    """The figures that the SFT model would have at a temperature where its KL is `kl`, by linear interpolation.
-
-    `curve`: its figures at falling temperatures, so with rising KL. Beyond the last KL, it returns the last figures.
+    `best_control`: the control with the highest mean over these very seeds, which favours the control.
     """
-    values = np.array([[getattr(one, field.name) for field in fields(Figures)] for one in curve])
-    # measured KLs are noisy, and np.interp needs them to rise
-    kls = np.maximum.accumulate([one.kl_to_sft for one in curve])
-    return Figures(*(float(np.interp(kl, kls, column)) for column in values.T))
+
+    best_control: dict[str, str]
+    differences: dict[str, dict[str, Comparison]]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One regime on the boundary's axis: quality of the demonstrations less that of the start, and the gain over SFT.
+
+    Qualities are shares of right answers: of the demonstrations, and of samples of the model that SFT starts from.
+    """
+
+    shift: Interval
+    gain: Interval
 
 
 def summarise(cells: Cells) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean and interval over seeds, by column and figure. `..._gain`: difference to the SFT model of the same seed."""
+    """Mean and interval over seeds, by policy and figure. `..._gain`: difference to the SFT model of the same seed."""
     summary: dict[str, dict[str, dict[str, float]]] = {}
-    for column in columns_of(cells):
-        summary[column] = {}
-        for name in SHOWN:
-            values = [getattr(cell[column], name) for cell in cells]
-            gains = [value - getattr(cell["sft"], name) for value, cell in zip(values, cells, strict=True)]
-            found = (share_interval if name in SHARES else paired_interval)(values)
-            summary[column] |= {name: asdict(found), f"{name}_gain": asdict(paired_interval(gains))}
+    for policy in cells[0].policies:
+        summary[policy] = {}
+        for name in (*METRICS, *OTHERS):
+            values = [getattr(cell.policies[policy], name) for cell in cells]
+            if None in values:
+                continue
+            found = share_interval(values) if name in METRICS else paired_interval(values)
+            summary[policy][name] = asdict(found)
+        for name in METRICS:
+            gains = differences(cells, policy, "sft", name)
+            summary[policy][f"{name}_gain"] = asdict(paired_interval(gains))
     return summary
 
 
-def columns_of(cells: Cells) -> list[str]:
-    """The SFT model and its alternatives first, then the DPR runs in the order of the configuration."""
-    first = ["sft", "tempered", "continued"]
-    return [*first, *(name for name in cells[0] if name not in first)]
+def differences(cells: Cells, policy: str, other: str, metric: str) -> list[float]:
+    """The accuracy of one policy less that of another, in each seed."""
+    return [cell.policies[policy].accuracy(metric) - cell.policies[other].accuracy(metric) for cell in cells]
+
+
+def compare_primary(cells: Cells, primary: str, controls: Sequence[str]) -> PrimaryResult:
+    """The primary policy against all others; `controls` are those that do not use the reward."""
+    best, found = {}, {}
+    for metric in METRICS:
+        mean = {name: sum(cell.policies[name].accuracy(metric) for cell in cells) / len(cells) for name in controls}
+        best[metric] = max(mean, key=lambda name: mean[name])
+        others = [name for name in cells[0].policies if name != primary]
+        found[metric] = compare({other: differences(cells, primary, other, metric) for other in others})
+    return PrimaryResult(best, found)
+
+
+def place(cells: Cells, primary: str, metric: str = "sampled_accuracy") -> Place | None:
+    """Where a regime lies on the boundary's axis; None if the quality of its demonstrations or its start is unknown."""
+    shifts = [
+        cell.demonstrations_right - cell.start.sampled_accuracy
+        for cell in cells
+        if cell.demonstrations_right is not None and cell.start is not None
+    ]
+    if len(shifts) < len(cells):
+        return None
+    return Place(paired_interval(shifts), paired_interval(differences(cells, primary, "sft", metric)))
 
 
 def format_table(regimes: Mapping[str, Cells]) -> str:
-    """One line for every column of every regime: means, intervals in brackets, and the gain in sampled accuracy."""
-    rows = [["regime", "column", *SHOWN.values(), "gain in sampled accuracy"]]
+    """One line for every policy of every regime: means, intervals in brackets, and the gain in sampled accuracy."""
+    rows = [["regime", "policy", *METRICS.values(), *OTHERS.values(), "gain in sampled accuracy"]]
     for regime, cells in regimes.items():
-        for column, figures in summarise(cells).items():
-            rows.append([regime, column, *(_cell(figures[name]) for name in (*SHOWN, "sampled_accuracy_gain"))])
+        for policy, figures in summarise(cells).items():
+            names = (*METRICS, *OTHERS, "sampled_accuracy_gain")
+            rows.append([regime, policy, *(_cell(figures.get(name)) for name in names)])
+    return aligned(rows)
+
+
+def format_comparison(regimes: Mapping[str, PrimaryResult], primary: Mapping[str, str]) -> str:
+    """For every regime and metric, its primary policy minus the best control and minus the SFT model."""
+    rows = [["regime", "metric", "primary", "minus", "difference", "p, Holm"]]
+    for regime, result in regimes.items():
+        for metric, title in METRICS.items():
+            for other in dict.fromkeys((result.best_control[metric], "sft")):
+                one = result.differences[metric][other]
+                note = " (best control)" if other == result.best_control[metric] else ""
+                rows.append([regime, title, primary[regime], other + note, in_words(one.interval), f"{one.p_holm:.2g}"])
+    return aligned(rows)
+
+
+def format_boundary(places: Mapping[str, Place]) -> str:
+    """The gain of every regime, by the quality of its demonstrations less that of its start."""
+    rows = [["regime", "demonstrations - start", "gain in sampled accuracy"]]
+    ordered = sorted(places.items(), key=lambda pair: pair[1].shift.value)
+    rows += [[name, in_words(one.shift), in_words(one.gain)] for name, one in ordered]
+    return aligned(rows)
+
+
+def format_previews(previews: Sequence[PreviewCheck]) -> str:
+    """Every verdict of the job preview, what training then did, and how many verdicts were right."""
+    rows = [["regime", "seed", "verdict", "trained", "over SFT", "over a control", "outcome", ""]]
+    rows += [
+        [
+            one.regime,
+            str(one.seed),
+            one.verdict.verdict,
+            one.policy,
+            f"{one.over_sft:+.3f}",
+            f"{one.over_control:+.3f}",
+            one.outcome,
+            "right" if one.right else "wrong",
+        ]
+        for one in previews
+    ]
+    return f"{aligned(rows)}\npreview: {sum(one.right for one in previews)} of {len(previews)} verdicts were right"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """The rows as text, with columns of equal width."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
     return "\n".join(lines)
 
 
-def plot_sweep(regimes: Mapping[str, Cells], path: Path) -> None:
-    """Write the accuracies of every column as a PNG: sampled above, greedy below, one panel for each regime."""
-    figure = Figure(figsize=(1.5 + 3.2 * len(regimes), 7), layout="constrained")
-    panels = figure.subplots(2, len(regimes), squeeze=False, sharey="row")
-    for name, row in zip(("sampled_accuracy", "greedy_accuracy"), panels, strict=True):
-        for axes, (regime, cells) in zip(row, regimes.items(), strict=True):
-            figures = summarise(cells)
-            middle = np.array([one[name]["value"] for one in figures.values()])
-            spread = np.array([[one[name]["value"] - one[name]["low"] for one in figures.values()]])
-            axes.errorbar(range(len(middle)), middle, yerr=np.maximum(spread, 0)[0], fmt="o", capsize=3)
-            axes.axhline(middle[0], color="black", linewidth=0.7, linestyle=":")
-            axes.set_xticks(range(len(middle)), list(figures), rotation=60, ha="right")
-            axes.set_title(regime)
-            axes.grid(alpha=0.3)
-        row[0].set_ylabel(SHOWN[name])
-    figure.savefig(path, dpi=120)
-
-
-def _cell(interval: Mapping[str, float]) -> str:
-    return f"{interval['value']:.3f} [{interval['low']:.3f}, {interval['high']:.3f}]"
+def _cell(found: Mapping[str, float] | None) -> str:
+    return "-" if found is None else in_words(Interval(**found))

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from dense_reward_trainer.data.held_out_file import write_held_out
+from dense_reward_trainer.data.records import DataError
 from dense_reward_trainer.tasks.files import FilesTask
 from dense_reward_trainer.tasks.mixed_demonstrators import MixedDemonstratorsTask
 from dense_reward_trainer.tasks.nuisance_entropy import NuisanceEntropyTask
@@ -18,7 +19,7 @@ AnyTask = Annotated[WorkedTask | MixedDemonstratorsTask | NuisanceEntropyTask | 
 
 @dataclass(frozen=True, slots=True)
 class TaskFiles:
-    """The files of a task in a folder; `base` is written only if the task has such data."""
+    """The files of a task in a folder; `base` and `labelled` are written only if there are such data."""
 
     folder: Path
 
@@ -38,16 +39,27 @@ class TaskFiles:
     def test(self) -> Path:
         return self.folder / "test.jsonl"
 
+    @property
+    def labelled(self) -> Path:
+        return self.folder / "labelled.jsonl"
 
-def write_task(task: Task, seed: int, folder: Path) -> TaskData:
-    """Writes the files of a task with a seed, and returns what they hold. Raises DataError."""
+
+def write_task(task: Task, seed: int, folder: Path, labelled: int = 0) -> TaskData:
+    """Writes the files of a task with a seed, and returns what they hold.
+
+    `labelled`: so many of the last test problems are written to a file of their own instead. Raises DataError.
+    """
     data, files = task.data(seed), TaskFiles(folder)
+    tested = len(data.test) - labelled
+    if tested < 1:
+        raise DataError(f"labelled is {labelled}, but there are only {len(data.test)} test problems: lower it")
     folder.mkdir(parents=True, exist_ok=True)
     for path, rows in (
         (files.base, data.base),
         (files.train, data.train),
         (files.prompts, data.prompts),
-        (files.test, data.test),
+        (files.test, data.test[:tested]),
+        (files.labelled, data.test[tested:]),
     ):
         if rows:
             write_held_out(path, rows)

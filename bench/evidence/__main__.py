@@ -1,0 +1,72 @@
+"""Runs the regimes study and writes bench/results/evidence.json: `python -m bench.evidence [--full]`.
+
+Finished parts are reused, so an interrupted run continues; a study of another commit is reported.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.studies.regimes_config import SweepConfig
+
+from bench.circumstances import circumstances
+from bench.credit import commit_of
+
+RESULTS, PICTURES = Path("bench/results"), Path("docs/pictures")
+MIXED = "mixed"
+Record = Mapping[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns exit code 0 once the results are written."""
+    parser = argparse.ArgumentParser(prog="python -m bench.evidence", description=__doc__)
+    parser.add_argument("--full", action="store_true", help="all regimes and figures: nights of CPU time")
+    options = parser.parse_args(arguments)
+    recipe = "evidence_full_sweep" if options.full else "evidence_sweep"
+    config = load_config(SweepConfig, config_path(recipe))
+    subprocess.run([sys.executable, "-m", "dense_reward_trainer.cli", "sweep", recipe], check=True)
+    study = json.loads((config.output_dir / "sweep.json").read_text())
+    keys = gain_keys(study["primary"][MIXED]) | boundary_keys(study["boundary"]) | preview_keys(study["preview"])
+    record = {**keys, "study": study, "study_commit": commit_of(config.output_dir), **circumstances()}
+    name = "evidence_full" if options.full else "evidence"
+    (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    PICTURES.mkdir(exist_ok=True)
+    for picture in sorted(config.output_dir.glob("*.png")):
+        shutil.copy(picture, PICTURES / f"{name}_{picture.name}")
+    print(json.dumps(keys, indent=2))
+    return 0
+
+
+def gain_keys(primary: Record) -> dict[str, float | str]:
+    """DPR with the base as reference minus the best control, on demonstrators of mixed quality."""
+    keys: dict[str, float | str] = {}
+    for metric, name in (("greedy_accuracy", "greedy"), ("sampled_accuracy", "sampled")):
+        control = primary["best_control"][metric]
+        found = primary["differences"][metric][control]["interval"]
+        keys |= {
+            f"regime_a_{name}_gain": found["value"],
+            f"regime_a_{name}_gain_ci_low": found["low"],
+            f"regime_a_{name}_best_control": control,
+        }
+    return keys
+
+
+def boundary_keys(places: Record) -> dict[str, float]:
+    """The gain where the demonstrations are furthest below the model that SFT starts from."""
+    worst = min(places.values(), key=lambda one: float(one["shift"]["value"]))
+    return {"boundary_gain": worst["gain"]["value"], "boundary_gain_ci_high": worst["gain"]["high"]}
+
+
+def preview_keys(previews: Sequence[Record]) -> dict[str, int]:
+    """How many verdicts of the job preview agree with what training then did."""
+    return {"preview_right": sum(one["right"] for one in previews), "preview_runs": len(previews)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

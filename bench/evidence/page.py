@@ -1,0 +1,132 @@
+"""The tables of docs/results.md from bench/results/evidence.json."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from bench.tables import table
+
+Record = Mapping[str, Any]
+
+NAMES = {
+    "sft": "SFT",
+    "dpr": "**DPR, the base as reference**",
+    "dpr_early": "DPR, the early reference",
+    "dpr_half_way": "DPR, the half-way reference",
+    "tilted": "tilted: π_sft (π_sft/π_base)^a, no training",
+    "best_of_8_reward_sum": "best of 8 by `reward`, sum",
+    "best_of_8_reward_min": "best of 8 by `reward`, min",
+    "best_of_8_centred_min": "best of 8 by `centred`, min",
+    "dpr_sft_logprob": "DPR paid `sft_logprob` (temperature ½ is its fixed point)",
+    "continued": "SFT continued for the FLOPs of DPR",
+    "temperature": "SFT, temperature",
+    "top_p": "SFT, top-p",
+    "min_p": "SFT, min-p",
+    "extrapolated": "weights θ_sft + a (θ_sft − θ_base)",
+    "power_4": "power sampling, π_sft⁴ from 16 samples",
+    "majority_of_8": "majority of 8",
+    "best_of_8_sft_logprob_sum": "best of 8 by `sft_logprob`, sum",
+    "best_of_8_sft_logprob_min": "best of 8 by `sft_logprob`, min",
+    "best_of_8_entropy_corrected_sum": "best of 8 by `sft_logprob + entropy`, sum",
+}
+VERDICTS = {
+    "gain": "expect a gain",
+    "control": "no more than a control",
+    "no": "do not train",
+    "unknown": "cannot tell",
+}
+    "gain": "expect a gain",
+    "control": "no more than a control",
+    "no": "do not train",
+    "unknown": "cannot tell",
+}
+
+
+def blocks(file: Record) -> dict[str, str]:
+    """The page's blocks by name, as Markdown."""
+    study = file["study"]
+    return {
+        "mixed": policies_block(study, "mixed"),
+        "additions": policies_block(study, "additions"),
+        "nuisance": policies_block(study, "nuisance"),
+        "boundary": boundary_block(study),
+        "preview": preview_block(study["preview"]),
+        "tuning": tuning_block(study["tuning"]),
+    }
+
+
+def policies_block(study: Record, regime: str) -> str:
+    """Accuracies of every policy of a regime, and the primary policy minus each, paired over the seeds."""
+    summary, primary = study["summary"][regime], study["primary"][regime]
+    head = ["policy", "sampled", "greedy", "KL to SFT", "DPR minus it, sampled", "DPR minus it, greedy", "p, Holm"]
+    rows = []
+    for name, figures in summary.items():
+        compared = [primary["differences"][metric].get(name) for metric in ("sampled_accuracy", "greedy_accuracy")]
+        kl = figures.get("kl_to_sft")
+        rows.append(
+            [
+                NAMES.get(name, name),
+                interval(figures["sampled_accuracy"]),
+                interval(figures.get("greedy_accuracy")),
+                "-" if kl is None else f"{kl['value']:.2f}",
+                *("-" if one is None else interval(one["interval"]) for one in compared),
+                " / ".join("-" if one is None else f"{one['p_holm']:.1g}" for one in compared),
+            ]
+        )
+    return table(head, rows)
+
+
+def boundary_block(study: Record) -> str:
+    """The gain of DPR by how far the demonstrations are above the model that SFT starts from."""
+    places = sorted(study["boundary"].items(), key=lambda pair: float(pair[1]["shift"]["value"]))
+    rows = [
+        [
+            interval(one["shift"]),
+            interval(study["summary"][name]["sft"]["sampled_accuracy"]),
+            interval(study["summary"][name]["dpr"]["sampled_accuracy"]),
+            interval(one["gain"]),
+            str(len(study["cells"][name])),
+        ]
+        for name, one in places
+    ]
+    return table(["demonstrations − start", "SFT, sampled", "DPR, sampled", "gain of DPR over SFT", "seeds"], rows)
+
+
+def preview_block(previews: list[Record]) -> str:
+    """Every verdict, and what training then did."""
+    rows = [
+        [
+            one["regime"],
+            str(one["seed"]),
+            VERDICTS[one["verdict"]["verdict"]],
+            one["verdict"]["reference"] or "-",
+            f"{one['over_sft']:+.3f}",
+            f"{one['over_control']:+.3f}",
+            "yes" if one["right"] else f"no: {VERDICTS[one['outcome']]}",
+        ]
+        for one in previews
+    ]
+    head = ["task", "seed", "verdict", "reference", "DPR − SFT", "DPR − best free control", "right"]
+    return f"{table(head, rows)}\n\n{sum(one['right'] for one in previews)} of {len(previews)} verdicts were right."
+
+
+def tuning_block(tuning: Record) -> str:
+    """What was tried for each policy on the tuning seed."""
+    rows = [
+        [
+            regime,
+            NAMES.get(name, name),
+            f"`{one['key']}`",
+            ", ".join(f"{value} ({mean:.2f})" for value, mean in zip(one["values"], one["means"], strict=True)),
+            f"{one['chosen']}{' (edge)' if one['on_edge'] else ''}",
+        ]
+        for regime, choices in tuning.items()
+        for name, one in choices.items()
+    ]
+    return table(["task", "policy", "option", "values tried (sampled accuracy)", "chosen"], rows)
+
+
+def interval(found: Record | None) -> str:
+    """A mean with its 95 % interval."""
+    if found is None:
+        return "-"
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
