@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from dense_reward_trainer.runs.checkpoint import (
     recover,
     training_step,
     write_checkpoint,
+    write_named_checkpoint,
+    writes_same_texts,
 )
 from dense_reward_trainer.sft.from_scratch import random_model, train_tokenizer
 from transformers import PreTrainedModel
@@ -169,3 +172,31 @@ def test_the_newest_complete_training_state_is_taken_and_incomplete_ones_are_rem
 
 def test_without_training_states_there_is_nothing_to_resume(tmp_path: Path) -> None:
     assert newest_training_state(tmp_path / "no such folder", lambda _: None) is None
+
+
+def test_a_named_checkpoint_is_only_a_manifest_that_names_other_files(tmp_path: Path) -> None:
+    written(tmp_path / "model")
+    facts = replace(FACTS, role="reference", source=tmp_path / "model")
+    for _ in range(2):
+        manifest = write_named_checkpoint(tmp_path / "run" / "base", facts, probe_of_texts)
+    assert entries(tmp_path / "run") == ["base"]
+    assert entries(tmp_path / "run" / "base") == ["manifest.json"]
+    assert manifest.source == "../../model"
+    assert files_folder(tmp_path / "run" / "base", manifest) == tmp_path / "model"
+    verify_files(tmp_path / "run" / "base", manifest)
+
+
+@pytest.mark.parametrize("other", ["nothing", "tokenizer", "template", "output rows"])
+def test_files_can_be_named_if_they_mean_the_same_texts(tmp_path: Path, other: str) -> None:
+    facts = replace(FACTS, renderer="chat", source=tmp_path, end_of_turn_id=TOKENIZER.bos_token_id)
+    model().save_pretrained(tmp_path)
+    named = train_tokenizer(["another text"], 270) if other == "tokenizer" else deepcopy(TOKENIZER)
+    if other == "template":
+        named.chat_template = "!" + str(named.chat_template)
+    named.save_pretrained(tmp_path)
+    trained = model()
+    if other == "output rows":
+        trained.resize_token_embeddings(len(TOKENIZER) + 1)
+    assert writes_same_texts(trained, TOKENIZER, facts) == (other == "nothing")
+    adapter = replace(facts, adapter_base=tmp_path)
+    assert writes_same_texts(trained, TOKENIZER, adapter) == (other in {"nothing", "output rows"})

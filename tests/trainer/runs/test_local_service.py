@@ -1,12 +1,13 @@
 """A pair served for a while: ready inside the block, gone after it. A service that cannot start is reported."""
 
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
-from dense_reward import Client
+from dense_reward import Client, ScoreOptions
 from dense_reward_trainer.errors import JobError
-from dense_reward_trainer.runs.local_service import free_port, serving
+from dense_reward_trainer.runs.local_service import free_port, serving, serving_run
 
 pytestmark = pytest.mark.slow
 
@@ -16,6 +17,20 @@ def test_a_pair_can_be_asked_inside_the_block_and_is_gone_after_it(pair_folder: 
     with serving(*pair, free_port(), threads=1) as (server, url), Client(url) as client:
         assert [card.name for card in client.models()] == ["default"]
         assert server.poll() is None
+    assert server.poll() is not None
+
+
+def test_a_run_is_served_with_a_pair_for_each_reference(pair_folder: Path, tmp_path: Path) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for name, source in (("sft", "sft"), ("early", "reference"), ("later", "reference")):
+        shutil.copytree(pair_folder / source, checkpoints / name)
+    with serving_run(tmp_path / "run", free_port(), threads=1) as (server, url), Client(url) as client:
+        assert [card.name for card in client.models()] == ["early", "later"]
+        scored = [
+            client.score(prompt="Add 12 and 34.", responses=["46", "47"], options=ScoreOptions(model=name)).results
+            for name in ("early", "later")
+        ]
+        assert [one.sum for one in scored[0]] == [one.sum for one in scored[1]]
     assert server.poll() is not None
 
 
