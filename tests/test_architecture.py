@@ -44,9 +44,10 @@ TRAINER_ROOMS = {
     "sft": "configs data errors runs",
     "rl": "configs data errors runs",
     "credit": "configs data errors rl",
+    "policies": "configs credit data errors rl",
     "cli": "configs data errors runs",
     "studies": "cli configs credit data errors rl runs tasks",
-    "jobs": "configs credit data errors rl runs sft",
+    "jobs": "configs credit data errors policies rl runs sft",
 }
 MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "tokenizers", "vllm", "accelerate", "peft", "flash_attn"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
@@ -103,7 +104,15 @@ MUST_NOT_IMPORT = {
     f"{TRAINER}.{name}": forbidden
     for name, forbidden in {
         **dict.fromkeys(
-            ("configs.base", "configs.credit", "configs.dpr", "configs.service", "configs.sft", "configs.signals"),
+            (
+                "configs.base",
+                "configs.credit",
+                "configs.dpr",
+                "configs.evaluate",
+                "configs.service",
+                "configs.sft",
+                "configs.signals",
+            ),
             MODEL_LIBRARIES,
         ),
         "data.arithmetic": MODEL_LIBRARIES | FILES,
@@ -141,6 +150,10 @@ MUST_NOT_IMPORT = {
         "rl.held_out_metrics": TRAINER_JOBS,
         "rl.plot": TRAINING,
         "credit.aggregates": MODEL_LIBRARIES | NETWORK,
+        "rl.tilt": NETWORK | TRAINER_JOBS,
+        "policies.choice": MODEL_LIBRARIES | TEXT | FILES,
+        "policies.chosen": TRAINER_JOBS,
+        "policies.load": TRAINER_JOBS,
         "credit.answer_ranking": TRAINER_JOBS,
         "credit.auroc": MODEL_LIBRARIES | TEXT,
         "credit.calibration": MODEL_LIBRARIES | TEXT,

@@ -87,7 +87,7 @@ def improve_and_measure(folder: Path, run: Path, url: str) -> None:
     sft, policy = run / "checkpoints" / "sft", folder / "dpr" / "checkpoints" / "policy"
     assert load_manifest(policy).role == "policy"
     assert load_manifest(policy).weights_sha256 != load_manifest(sft).weights_sha256
-    evaluate = [f"output_dir={folder / 'evaluate'}", f"checkpoints={{sft: {sft}, policy: {policy}}}", held_out]
+    evaluate = [f"output_dir={folder / 'evaluate'}", f"policies={{sft: {sft}, policy: {policy}}}", held_out]
     # In this process: an import of torch takes longer than the job.
     assert main(["evaluate", "arithmetic_evaluate_tiny", *evaluate, f"service_url={url}"]) == 0
     figures = json.loads((folder / "evaluate" / "evaluation.json").read_text())

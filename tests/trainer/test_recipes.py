@@ -8,7 +8,8 @@ import pytest
 from dense_reward_trainer.cli import JOBS
 from dense_reward_trainer.configs.base import Config, JobConfig, config_path, load_config, recipe_names
 from dense_reward_trainer.configs.credit import CreditConfig
-from dense_reward_trainer.configs.dpr import DprConfig, EvaluateConfig
+from dense_reward_trainer.configs.dpr import DprConfig
+from dense_reward_trainer.configs.evaluate import EvaluateConfig
 from dense_reward_trainer.configs.sft import SftConfig
 
 
@@ -86,9 +87,10 @@ def test_a_recipe_of_dpr_takes_up_an_sft_recipe_with_its_data_and_its_split(reci
 @pytest.mark.parametrize("recipe", resolved(EvaluateConfig))
 def test_a_recipe_of_evaluate_measures_what_other_recipes_leave(recipe: str) -> None:
     config = resolved(EvaluateConfig)[recipe]
-    assert {config.held_out, *config.checkpoints.values()} <= written()
+    folders = [policy.checkpoint for policy in config.policies.values()]
+    assert {config.held_out, *folders} <= written()
     starts = {dpr.output_dir: dpr.policy for dpr in resolved(DprConfig).values()}
-    for folder in config.checkpoints.values():
+    for folder in folders:
         first = starts.get(folder.parent.parent, folder)
         assert sft_run_of(first) == sft_run_of(config.held_out)
 

@@ -67,8 +67,8 @@ JOBS = {
     ),
     "evaluate": JobSpec(
         "dense_reward_trainer.jobs.evaluate",
-        "dense_reward_trainer.configs.dpr:EvaluateConfig",
-        "compare checkpoints on held-out prompts: accuracy, likelihood, length and KL",
+        "dense_reward_trainer.configs.evaluate:EvaluateConfig",
+        "compare policies on held-out prompts: accuracy, likelihood, length and KL",
     ),
 }
 

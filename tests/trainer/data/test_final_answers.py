@@ -1,7 +1,14 @@
 from decimal import Decimal
 
 import pytest
-from dense_reward_trainer.data.final_answers import final_answer, normalise_number
+from dense_reward_trainer.data.final_answers import (
+    AnswerChecker,
+    answer_of,
+    final_answer,
+    last_number,
+    normalise_number,
+    right_answer,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,3 +76,54 @@ def test_normalising_twice_changes_nothing_more(text: str) -> None:
 )
 def test_the_final_answer_is_what_the_last_marked_line_states(text: str, answer: str | None) -> None:
     assert final_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("The answer is 42.", "42"),
+        ("7 apples, then 3 more: $1,080.50.", "1080.5"),
+        ("12-5", "5"),
+        ("f(2)-3", "3"),
+        ("It falls to -7 degrees", "-7"),
+        ("It falls to \N{MINUS SIGN}7", "-7"),
+        ("-$5 in all", "-5"),
+        ("about .50 of it", "0.5"),
+        ("1, 2 and 3", "3"),
+        ("1,2", "2"),
+        ("no number", None),
+        ("", None),
+    ],
+)
+def test_the_last_number_of_a_text(text: str, number: str | None) -> None:
+    assert last_number(text) == number
+
+
+@pytest.mark.parametrize(
+    ("checker", "answers"),
+    [("final_answer", ("3", None)), ("last_number", ("3", "4")), ("exact", ("2 and\n#### 3", "It is 4."))],
+)
+def test_an_answer_is_found_by_its_checker(checker: AnswerChecker, answers: tuple[str | None, str | None]) -> None:
+    assert (answer_of("2 and\n#### 3\n", checker), answer_of(" It is 4.", checker)) == answers
+
+
+@pytest.mark.parametrize(
+    ("checker", "stated", "right"),
+    [
+        ("final_answer", "3", "3"),
+        ("final_answer", None, None),
+        ("last_number", "3", "3"),
+        ("last_number", None, "9"),
+        ("exact", "3", "It is 9."),
+        ("exact", None, "It is 9."),
+    ],
+)
+def test_the_right_answer_has_the_form_that_its_checker_finds(
+    checker: AnswerChecker, stated: str | None, right: str | None
+) -> None:
+    assert right_answer("It is 9. ", stated, checker) == right
+
+
+def test_an_answer_that_no_checker_of_numbers_can_find_is_refused() -> None:
+    with pytest.raises(ValueError, match="'yes' is no number"):
+        right_answer("yes", "yes", "last_number")

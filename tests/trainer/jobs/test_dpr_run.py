@@ -154,14 +154,14 @@ def test_a_service_that_goes_away_costs_no_step(
     assert_same_outcome(run, finished)
 
 
-def test_evaluate_compares_checkpoints_side_by_side(
+def test_evaluate_compares_policies_side_by_side(
     served: ServedPair, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, config = tmp_path / "evaluation", tmp_path / "evaluate.yaml"
-    checkpoints = {"sft": str(served.folder / "sft"), "policy": str(finished / "checkpoints" / "policy")}
+    policies = {"sft": str(served.folder / "sft"), "policy": str(finished / "checkpoints" / "policy")}
     values: Mapping[str, object] = {
         "output_dir": str(out),
-        "checkpoints": checkpoints,
+        "policies": policies,
         "held_out": str(served.folder / "held_out.jsonl"),
         "service_url": served.url,
         "held_out_options": {"max_new_tokens": 12, "samples_per_prompt": 2},
@@ -170,7 +170,7 @@ def test_evaluate_compares_checkpoints_side_by_side(
     config.write_text(yaml.safe_dump(values, sort_keys=False))
     assert main(["evaluate", str(config)]) == 0
     printed = capsys.readouterr().err
-    assert re.search(r"checkpoint +greedy accuracy +sampled accuracy +NLL per token +KL to SFT", printed)
+    assert re.search(r"policy +greedy accuracy +sampled accuracy +NLL per token +KL to SFT", printed)
     figures = json.loads((out / "evaluation.json").read_text())
     assert list(figures) == ["sft", "policy"]
     assert figures["sft"]["kl_to_sft"]["value"] == pytest.approx(0.0, abs=1e-4)

@@ -10,7 +10,7 @@ from dense_reward.engines.fake import EOS_ID
 from dense_reward_trainer.configs.dpr import HeldOutOptions
 from dense_reward_trainer.data.sources import ChatMessage, Demonstration
 from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrations
-from dense_reward_trainer.rl.held_out_metrics import estimate, measure_held_out
+from dense_reward_trainer.rl.held_out_metrics import Estimate, estimate, measure_held_out
 from dense_reward_trainer.rl.policy import PolicyCheckpoint, frozen_logprobs, policy_logprobs
 from dense_reward_trainer.rl.records import ResponseRewards, Rollout
 from hypothesis import given, settings
@@ -51,9 +51,10 @@ def test_a_policy_that_knows_the_answers_is_right_and_sure_and_ends_its_turn(tau
     assert result.sampled_accuracy is not None
     assert (result.greedy_accuracy.value, result.greedy_accuracy.count) == (1.0, 2)
     assert result.sampled_accuracy.value > 0.9
+    assert result.nll_per_token is not None
     assert result.nll_per_token < 0.05
     assert result.length_tokens.value == pytest.approx(len("#### 2") + 1, abs=0.5)
-    assert result.greedy_truncated.value == 0.0
+    assert result.greedy_truncated == Estimate(0.0, 0.0, 2)
     assert result.kl_to_sft is None
     assert [(s.text, s.answer, s.source) for s in samples if s.greedy] == [
         ("#### 2", "2", "here:1"),
@@ -66,7 +67,7 @@ def test_another_answer_than_the_wanted_one_is_wrong(taught: PolicyCheckpoint) -
     result, _ = measure_held_out(taught, rows_of(taught, {"1+1": "2", "2+2": "5"}), OPTIONS)
     assert result.greedy_accuracy is not None
     assert result.greedy_accuracy.value == 0.5
-    assert result.greedy_accuracy.standard_error == pytest.approx(sqrt(0.25 / 2))
+    assert result.greedy_accuracy.standard_error == pytest.approx(sqrt(0.25 / 1))
 
 
 def test_a_response_that_was_cut_off_is_wrong_even_where_its_half_reads_right(taught: PolicyCheckpoint) -> None:
@@ -74,7 +75,8 @@ def test_a_response_that_was_cut_off_is_wrong_even_where_its_half_reads_right(ta
     short = OPTIONS.model_copy(update={"max_new_tokens": len("#### 2")})
     result, samples = measure_held_out(taught, rows_of(taught, {"1+1": "2", "2+2": "4"}), short)
     assert result.greedy_accuracy is not None
-    assert (result.greedy_accuracy.value, result.greedy_truncated.value) == (0.0, 1.0)
+    assert result.greedy_accuracy.value == 0.0
+    assert result.greedy_truncated == Estimate(1.0, 0.0, 2)
     assert [s.text for s in samples if s.greedy] == ["#### 2", "#### 4"]
 
 
@@ -144,15 +146,19 @@ def test_nothing_to_measure_is_refused() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.booleans(), min_size=1, max_size=30))
-def test_with_one_sample_to_a_prompt_the_error_is_binomial(right: list[bool]) -> None:
+@given(st.lists(st.booleans(), min_size=2, max_size=30))
+def test_with_one_sample_to_a_prompt_the_error_is_that_of_a_share(right: list[bool]) -> None:
     measured = estimate(right, 1)
     share = sum(right) / len(right)
     assert measured.value == pytest.approx(share)
-    assert measured.standard_error == pytest.approx(sqrt(share * (1 - share) / len(right)))
+    assert measured.standard_error == pytest.approx(sqrt(share * (1 - share) / (len(right) - 1)))
 
 
 def test_samples_of_one_prompt_count_as_one_observation() -> None:
     measured = estimate([1, 1, 0, 0], 2)
     assert (measured.value, measured.count) == (0.5, 2)
-    assert measured.standard_error == pytest.approx(np.std([1.0, 0.0]) / sqrt(2))
+    assert measured.standard_error == pytest.approx(np.std([1.0, 0.0], ddof=1) / sqrt(2))
+
+
+def test_a_single_prompt_has_no_standard_error() -> None:
+    assert estimate([1, 0], 2) == Estimate(0.5, None, 1)

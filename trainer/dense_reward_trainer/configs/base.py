@@ -133,13 +133,20 @@ def _explain(cls: type[BaseModel], location: tuple[int | str, ...], kind: str, m
 
 def _known_keys(cls: type[BaseModel], location: Iterable[int | str]) -> list[str]:
     """Keys of the nested configuration at `location`; none if it is not a configuration."""
+    annotation: object = cls
     for name in location:
-        field = cls.model_fields.get(str(name))
-        inner = None if field is None else _model_in(field.annotation)
-        if inner is None:
-            return []
-        cls = inner
-    return list(cls.model_fields)
+        annotation = _inner(annotation, str(name))
+    model = _model_in(annotation)
+    return [] if model is None else list(model.model_fields)
+
+
+def _inner(annotation: object, name: str) -> object:
+    """The annotation at a key of a configuration, or of the values of a dict of them; None if there is none."""
+    model = _model_in(annotation)
+    if model is not None:
+        field = model.model_fields.get(name)
+        return None if field is None else field.annotation
+    return get_args(annotation)[1] if get_origin(annotation) is dict else None
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:

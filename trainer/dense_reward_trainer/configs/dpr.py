@@ -1,4 +1,4 @@
-"""Configurations of the jobs that sample from a policy: `dpr`, `gradient` and `evaluate`.
+"""Configurations of the jobs that train a policy or could: `dpr` and `gradient`.
 
 "The paper" in a description is that of Dense-Path REINFORCE (arXiv 2510.02493). "The paper leaves this open" means that
 we did not find the value in it. Must not import torch: the command line parses before it imports anything slow.
@@ -10,8 +10,9 @@ from typing import Annotated, ClassVar, Literal, Self
 from dense_reward.schemas import SignalName
 from pydantic import Field, field_validator, model_validator
 
-from dense_reward_trainer.configs.base import JobOptions, SafeName
+from dense_reward_trainer.configs.base import JobOptions
 from dense_reward_trainer.configs.service import SERVICE_KEYS, ServiceJobConfig
+from dense_reward_trainer.data.final_answers import AnswerChecker
 from dense_reward_trainer.data.sources import DataSource
 
 ReturnName = Literal["reward_to_go", "immediate", "total"]
@@ -23,13 +24,13 @@ Schedule = Literal["constant", "linear", "cosine"]
 Device = Literal["auto", "cpu", "cuda"]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
-_AUTO = "auto: a GPU if there is one."
-_PRECISION = "Type of the policy's computation. bfloat16 keeps weights and optimiser in float32."
-_THREADS = "CPU threads; null: torch chooses."
+AUTO = "auto: a GPU if there is one."
+PRECISION = "Type of the policy's computation. bfloat16 keeps weights and optimiser in float32."
+THREADS = "CPU threads; null: torch chooses."
 
 
 class HeldOutOptions(JobOptions):
-    """How a policy is measured on held-out prompts. The sampling temperature is 1 unless the job sets another."""
+    """How a policy is measured on held-out prompts. It samples at temperature 1 unless the job sets another."""
 
     limit: int | None = Field(default=None, ge=1, description="Use only the first `limit` prompts; null: all.")
     samples_per_prompt: int = Field(default=4, ge=1, description="Responses sampled for each prompt.")
@@ -37,6 +38,12 @@ class HeldOutOptions(JobOptions):
         default=256,
         ge=1,
         description="Maximum response length, in tokens. Longer responses are cut off and count as wrong.",
+    )
+    checker: AnswerChecker = Field(
+        default="final_answer",
+        description="How the answer of a response is found. final_answer: its last line that starts with `#### `. "
+        "last_number: its last number. Both are compared with final_answer of the row, else with the answer of the "
+        "demonstration, as numbers. exact: the whole response, compared with that of the demonstration.",
     )
     batch_size: int = Field(default=64, ge=1, description="Responses generated in one batch.")
     microbatch_tokens: int = Field(default=8192, ge=1, description="Tokens in one forward pass, padding included.")
@@ -199,9 +206,9 @@ class DprConfig(ServiceJobConfig):
         default=20, ge=1, description="Steps between training states; a killed run resumes from the newest."
     )
     seed: int = Field(default=0, ge=0, description="Seed of the order of the prompts and of the samples.")
-    device: Device = Field(default="auto", description=_AUTO)
-    precision: Precision = Field(default="float32", description=_PRECISION)
-    threads: int | None = Field(default=None, ge=1, description=_THREADS)
+    device: Device = Field(default="auto", description=AUTO)
+    precision: Precision = Field(default="float32", description=PRECISION)
+    threads: int | None = Field(default=None, ge=1, description=THREADS)
 
     @model_validator(mode="after")
     def _groups_for_leave_one_out(self) -> Self:
@@ -258,36 +265,3 @@ class GradientConfig(DprConfig):
         ge=3,
         description="Batches of samples; batch n is drawn as step n of the run would, from the initial policy.",
     )
-
-
-class EvaluateConfig(ServiceJobConfig):
-    """Checkpoints to measure on the same held-out prompts."""
-
-    resume_may_change: ClassVar[frozenset[str]] = SERVICE_KEYS | {"output_dir", "threads"}
-
-    checkpoints: dict[SafeName, Path] = Field(min_length=1, description="Name in the table -> checkpoint folder.")
-    held_out: Path = Field(
-        description="Prompts to measure on: held_out.jsonl of the SFT run, or any file of demonstrations."
-    )
-    temperatures: dict[SafeName, Annotated[Finite, Field(gt=0.0)]] = Field(
-        default={},
-        description="Name in the table -> sampling temperature; other checkpoints sample at 1. The KL is that of the "
-        "policy at this temperature.",
-    )
-    service_url: str | None = Field(
-        default=None,
-        description="Address of the reward service; the KL is measured to its SFT model. null: no KL is measured.",
-    )
-    held_out_options: HeldOutOptions = Field(default=HeldOutOptions(), description="How held_out is measured.")
-    device: Device = Field(default="auto", description=_AUTO)
-    precision: Precision = Field(default="float32", description=_PRECISION)
-    threads: int | None = Field(default=None, ge=1, description=_THREADS)
-
-    @model_validator(mode="after")
-    def _temperatures_of_checkpoints(self) -> Self:
-        unknown = sorted(self.temperatures.keys() - self.checkpoints.keys())
-        if unknown:
-            raise ValueError(
-                f"temperatures.{unknown[0]}: no such checkpoint. Checkpoints: {', '.join(self.checkpoints)}"
-            )
-        return self

@@ -1,16 +1,23 @@
-"""Finds the final answer of a response, and spells each number in one way, so that answers compare as strings.
+"""Finds the answer of a response by a named rule. Each number is spelt in one way, so that answers compare as strings.
 
 Pure functions of text. Must not import files, tokenizers or models.
 """
 
 import re
 from decimal import Decimal
+from typing import Literal
+
+AnswerChecker = Literal["final_answer", "last_number", "exact"]
 
 _ANSWER_LINE = re.compile(r"^####[ \t]+(.*)$", re.MULTILINE)
 _NUMBER = re.compile(
     r"(?:\$\s*)?(?P<sign>[+-]?)(?:\$\s*)?"
     r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
     r"(?:\s*\$)?"
+)
+# In running text a minus after a letter, a digit or a bracket subtracts: the last number of `7-5` is 5.
+_NUMBER_IN_TEXT = re.compile(
+    r"(?:(?<![\w)\]])[+-])?\$?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
 )
 
 
@@ -34,3 +41,43 @@ def final_answer(text: str) -> str | None:
     """The normalised answer in the last line that starts with `#### ` (GSM8K's convention); None without one."""
     lines = _ANSWER_LINE.findall(text)
     return (normalise_number(lines[-1]) or None) if lines else None
+
+
+def last_number(text: str) -> str | None:
+    """The last number in a text, normalised; None without one. Fractions, powers and per cent signs are not read."""
+    numbers = _NUMBER_IN_TEXT.findall(text.replace("\N{MINUS SIGN}", "-"))
+    return normalise_number(numbers[-1]) if numbers else None
+
+
+def answer_of(response: str, checker: AnswerChecker) -> str | None:
+    """The answer that a complete response gives; None if it gives none.
+
+    final_answer: its last line that starts with `#### `. last_number: its last number. exact: the whole text without
+    surrounding white space.
+    """
+    match checker:
+        case "final_answer":
+            return final_answer(response)
+        case "last_number":
+            return last_number(response)
+        case "exact":
+            return response.strip()
+
+
+def right_answer(demonstration: str, stated: str | None, checker: AnswerChecker) -> str | None:
+    """The answer that is right for a prompt, in the form of `answer_of`; None if it is not known.
+
+    `demonstration`: the text of the demonstrated response. `stated`: the answer in the data, if there is one; exact
+    does not read it. Raises ValueError if the checker is last_number and the stated answer is no number.
+    """
+    match checker:
+        case "final_answer":
+            return stated
+        case "exact":
+            return demonstration.strip()
+        case "last_number":
+            if stated is None:
+                return last_number(demonstration)
+            if _NUMBER.fullmatch(stated) is None:
+                raise ValueError(f"the answer {stated!r} is no number, so the checker last_number never finds it")
+            return stated

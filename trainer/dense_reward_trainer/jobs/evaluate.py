@@ -1,12 +1,12 @@
-"""The `evaluate` job: measures checkpoints on held-out prompts; writes a table, the figures as JSON and every response.
+"""The `evaluate` job: measures policies on held-out prompts; writes a table, the figures as JSON and every response.
 
-Read from `run` downwards. All checkpoints answer the same prompts, with the same seed.
+Read from `run` downwards. All policies answer the same prompts, with the same seed.
 """
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -14,13 +14,24 @@ from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.engines.torch.device import chosen_device
 from dense_reward.records import Report
 
-from dense_reward_trainer.configs.dpr import EvaluateConfig
-from dense_reward_trainer.rl.held_out_metrics import Estimate, HeldOutResult, SampledResponse, measure_held_out
-from dense_reward_trainer.rl.policy import PolicyCheckpoint, load_policy
+from dense_reward_trainer.configs.evaluate import EvaluateConfig, PolicyOptions
+from dense_reward_trainer.policies.chosen import measure_chosen
+from dense_reward_trainer.policies.load import load_sampled
+from dense_reward_trainer.rl.held_out_metrics import (
+    Estimate,
+    HeldOutResult,
+    SampledResponse,
+    draw_held_out,
+    held_out_sampling,
+    measure_held_out,
+)
+from dense_reward_trainer.rl.policy import PolicyCheckpoint
 from dense_reward_trainer.rl.prompts import held_out_rows
 from dense_reward_trainer.rl.records import TokenRewards
 from dense_reward_trainer.rl.reward_service import ServiceAddress, connected
 from dense_reward_trainer.runs.run_folder import check_run, open_run
+
+Measured = tuple[HeldOutResult, list[SampledResponse]]
 
 # title of a column -> its value
 COLUMNS: Mapping[str, Callable[[HeldOutResult], Estimate | float | None]] = {
@@ -41,31 +52,47 @@ def run(config: EvaluateConfig, report: Report) -> None:
     check_run("evaluate", config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    results: dict[str, HeldOutResult] = {}
-    samples: dict[str, list[SampledResponse]] = {}
-    for name, folder in config.checkpoints.items():
-        report(f"measuring {name} ({folder})")
-        checkpoint = load_policy(folder, precision=config.precision, device=chosen_device(config.device))
-        temperature = config.temperatures.get(name, 1.0)
-        results[name], samples[name] = measure_checkpoint(config, checkpoint, temperature, report)
+    measured: dict[str, Measured] = {}
+    for sampled in dict.fromkeys(options.sampled for options in config.policies.values()):
+        names = [name for name, options in config.policies.items() if options.sampled == sampled]
+        report(f"measuring {', '.join(names)} ({sampled.checkpoint})")
+        measured |= measure_policies(config, sampled, names, report)
     started = open_run("evaluate", config)
-    for name, records in samples.items():
-        write_samples(started.folder / f"samples-{name}.jsonl", records)
+    results = {name: measured[name][0] for name in config.policies}
+    for name in config.policies:
+        write_samples(started.folder / f"samples-{name}.jsonl", measured[name][1])
     figures = {name: asdict(result) for name, result in results.items()}
     write_whole(started.folder / "evaluation.json", json.dumps(figures, indent=2, allow_nan=False).encode() + b"\n")
     report(evaluation_table(results))
     report(f"figures and samples: {started.folder}")
 
 
-def measure_checkpoint(
-    config: EvaluateConfig, checkpoint: PolicyCheckpoint, temperature: float, report: Report
-) -> tuple[HeldOutResult, list[SampledResponse]]:
-    """Measures one checkpoint on the held-out prompts, rendered as in its training."""
+def measure_policies(
+    config: EvaluateConfig, sampled: PolicyOptions, names: Sequence[str], report: Report
+) -> dict[str, Measured]:
+    """Measures the policies that share the samples of `sampled` on the held-out prompts, rendered as in training."""
     options = config.held_out_options
+    checkpoint = load_sampled(sampled, precision=config.precision, device=chosen_device(config.device))
     limit_tokens = checkpoint.policy.limit_tokens
     rows = held_out_rows(config.held_out, checkpoint.encoder, limit_tokens, options.max_new_tokens, report)
+    choices = {name: config.policies[name].choose for name in names}
+    sampling = replace(
+        held_out_sampling(options),
+        group_size=max(options.samples_per_prompt if one is None else one.samples for one in choices.values()),
+        temperature=sampled.temperature,
+        top_p=sampled.top_p,
+        min_p=sampled.min_p,
+    )
+    drawn = draw_held_out(checkpoint, rows, options, sampling)
+    measured: dict[str, Measured] = {}
     with sft_model_rewards(config, checkpoint, report) as rewards:
-        return measure_held_out(checkpoint, rows, options, rewards, temperature)
+        for name, choose in choices.items():
+            if choose is None:
+                own = drawn.first(options.samples_per_prompt)
+                measured[name] = measure_held_out(checkpoint, rows, options, rewards, own)
+            else:
+                measured[name] = measure_chosen(checkpoint, rows, options, drawn.first(choose.samples), choose)
+    return measured
 
 
 @contextmanager
@@ -87,8 +114,8 @@ def write_samples(path: Path, samples: Sequence[SampledResponse]) -> None:
 
 
 def evaluation_table(results: Mapping[str, HeldOutResult]) -> str:
-    """One aligned line for each checkpoint: each mean with its standard error."""
-    rows = [["checkpoint", *COLUMNS]]
+    """One aligned line for each policy: each mean with its standard error."""
+    rows = [["policy", *COLUMNS]]
     rows += [[name, *(_cell(column(result)) for column in COLUMNS.values())] for name, result in results.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
@@ -98,4 +125,7 @@ def evaluation_table(results: Mapping[str, HeldOutResult]) -> str:
 def _cell(value: Estimate | float | None) -> str:
     if value is None:
         return "-"
-    return f"{value.value:.3f} ± {value.standard_error:.3f}" if isinstance(value, Estimate) else f"{value:.4f}"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    error = "?" if value.standard_error is None else f"{value.standard_error:.3f}"
+    return f"{value.value:.3f} ± {error}"

@@ -8,23 +8,24 @@ import numpy as np
 from dense_reward.text.encode import Encoder
 
 from dense_reward_trainer.configs.dpr import HeldOutOptions
-from dense_reward_trainer.data.sources import final_answer
+from dense_reward_trainer.data.final_answers import answer_of, right_answer
+from dense_reward_trainer.data.sources import DataError
 from dense_reward_trainer.data.tokenised import TokenisedRow
 from dense_reward_trainer.rl.policy import Policy, PolicyCheckpoint, frozen_logprobs
 from dense_reward_trainer.rl.records import Rollout, TokenRewards
-from dense_reward_trainer.rl.sampling import Sampling, sample
+from dense_reward_trainer.rl.sampling import Sampling, sample, sampled_logprobs
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over `count` prompts and its standard error.
+    """A mean over `count` prompts and its standard error, null for a single prompt.
 
-    Samples of one prompt are not independent, so they are averaged first. With one response to each prompt, each right
-    or wrong, the error is that of a proportion.
+    Samples of one prompt are not independent, so they are averaged first. The error is the standard deviation over
+    prompts, with count - 1 in its denominator, over the root of count.
     """
 
     value: float
-    standard_error: float
+    standard_error: float | None
     count: int
 
 
@@ -47,16 +48,19 @@ class HeldOutResult:
     """Metrics of one policy.
 
     Accuracies are over the prompts whose answer is known, null if there is none. `nll_per_token` is the negative
-    log-likelihood of the demonstrations, in nats, end of turn included. Lengths are tokens of sampled responses.
-    `kl_to_sft` is the mean over samples of log pi(y) - log pi_sft(y), in nats per response; null without a service.
+    log-likelihood of the demonstrations at temperature 1 and without truncation, in nats, end of turn included. Lengths
+    are tokens of sampled responses. `kl_to_sft` is the mean over samples of log pi(y) - log pi_sft(y), in nats per
+    response, where pi is the policy that was sampled, with its temperature, truncation and tilt; null without a
+    service. Of a policy that chooses among samples, the figures are those of the chosen ones; the likelihood, the KL
+    and the greedy figures are null.
     """
 
     greedy_accuracy: Estimate | None
     sampled_accuracy: Estimate | None
-    nll_per_token: float
+    nll_per_token: float | None
     length_tokens: Estimate
     truncated: Estimate
-    greedy_truncated: Estimate
+    greedy_truncated: Estimate | None
     kl_to_sft: Estimate | None
 
     def numbers(self) -> dict[str, float | None]:
@@ -71,63 +75,124 @@ class HeldOutResult:
         return flat
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """Samples from a policy, `sampling.group_size` for each prompt, in the order of the prompts."""
+
+    rollouts: Sequence[Rollout]
+    sampling: Sampling
+
+    def first(self, size: int) -> "Drawn":
+        """The first `size` samples for each prompt."""
+        rollouts = [rollout for b, rollout in enumerate(self.rollouts) if b % self.sampling.group_size < size]
+        return Drawn(rollouts, replace(self.sampling, group_size=min(size, self.sampling.group_size)))
+
+
+def held_out_sampling(options: HeldOutOptions) -> Sampling:
+    """How `options` sample: at temperature 1, without truncation."""
+    return Sampling(options.max_new_tokens, options.samples_per_prompt, batch_size=options.batch_size)
+
+
+def draw_held_out(
+    checkpoint: PolicyCheckpoint, rows: Sequence[TokenisedRow], options: HeldOutOptions, sampling: Sampling
+) -> Drawn:
+    """Samples for the first `options.limit` prompts.
+
+    Raises ValueError if there is no prompt, ConfigError if one leaves no room for `max_new_tokens`, and DataError if
+    the checker cannot judge an answer.
+    """
+    if not rows:
+        raise ValueError("there is nothing to measure: no held-out prompt was given")
+    rows = rows[: options.limit]
+    for row in rows:
+        wanted_answer(row, options)
+    prompts = [row.encoded.prompt_P for row in rows]
+    return Drawn(sample(checkpoint.policy, prompts, sampling, options.seed), sampling)
+
+
 def measure_held_out(
     checkpoint: PolicyCheckpoint,
     rows: Sequence[TokenisedRow],
     options: HeldOutOptions,
     rewards: TokenRewards | None = None,
-    temperature: float = 1.0,
+    drawn: Drawn | None = None,
 ) -> tuple[HeldOutResult, list[SampledResponse]]:
     """Metrics from one greedy response and several samples for every prompt, and the responses.
 
-    `rewards` gives the SFT model's log-probs. All metrics are at `temperature`, except the likelihood of the
-    demonstrations, which is at 1. Raises ValueError if there is no prompt, ConfigError if one leaves no room for
-    `max_new_tokens`.
+    `rewards` gives the SFT model's log-probs. `drawn`: the samples; None draws them at temperature 1. Raises what
+    `draw_held_out` raises.
     """
-    if not rows:
-        raise ValueError("there is nothing to measure: no held-out prompt was given")
-    policy, encoder, size = checkpoint.policy, checkpoint.encoder, options.samples_per_prompt
-    rows = rows[: options.limit]
+    if drawn is None:
+        drawn = draw_held_out(checkpoint, rows, options, held_out_sampling(options))
+    rows, size = rows[: options.limit], drawn.sampling.group_size
     prompts = [row.encoded.prompt_P for row in rows]
-    sampling = Sampling(options.max_new_tokens, size, temperature, batch_size=options.batch_size)
-    greedy = sample(policy, prompts, replace(sampling, group_size=1, greedy=True), options.seed)
-    sampled = sample(policy, prompts, sampling, options.seed)
-    records = [_record(row, rollout, encoder, greedy=True) for row, rollout in zip(rows, greedy, strict=True)]
-    records += [_record(rows[b // size], rollout, encoder, greedy=False) for b, rollout in enumerate(sampled)]
+    greedy = sample(checkpoint.policy, prompts, replace(drawn.sampling, group_size=1, greedy=True), options.seed)
+    greedy_records = sampled_responses(checkpoint.encoder, rows, greedy, options, greedy=True)
+    records = sampled_responses(checkpoint.encoder, rows, drawn.rollouts, options, greedy=False)
+    kl = None if rewards is None else _kl_to_sft(checkpoint.policy, drawn, rewards, options.microbatch_tokens)
     result = HeldOutResult(
-        greedy_accuracy=_accuracy(records[: len(rows)], 1),
-        sampled_accuracy=_accuracy(records[len(rows) :], size),
-        nll_per_token=_nll_per_token(policy, rows, options.microbatch_tokens),
-        length_tokens=estimate([len(rollout.response_T) for rollout in sampled], size),
-        truncated=estimate([not rollout.finished for rollout in sampled], size),
+        greedy_accuracy=accuracy(greedy_records, 1),
+        sampled_accuracy=accuracy(records, size),
+        nll_per_token=_nll_per_token(checkpoint.policy, rows, options.microbatch_tokens),
+        length_tokens=estimate([len(rollout.response_T) for rollout in drawn.rollouts], size),
+        truncated=estimate([not rollout.finished for rollout in drawn.rollouts], size),
         greedy_truncated=estimate([not rollout.finished for rollout in greedy], 1),
-        kl_to_sft=None
-        if rewards is None
-        else _kl_to_sft(policy, sampled, rewards, sampling, options.microbatch_tokens),
+        kl_to_sft=kl,
     )
-    return result, records
+    return result, greedy_records + records
 
 
 def estimate(values: Sequence[float], group_size: int) -> Estimate:
     """Mean and standard error of values in the order of the prompts, `group_size` values for each prompt."""
     mean_P = np.asarray(values, dtype=np.float64).reshape(-1, group_size).mean(axis=1)
-    return Estimate(float(mean_P.mean()), float(mean_P.std()) / sqrt(len(mean_P)), len(mean_P))
+    error = float(mean_P.std(ddof=1)) / sqrt(len(mean_P)) if len(mean_P) > 1 else None
+    return Estimate(float(mean_P.mean()), error, len(mean_P))
 
 
-def _record(row: TokenisedRow, rollout: Rollout, encoder: Encoder, *, greedy: bool) -> SampledResponse:
+def accuracy(records: Sequence[SampledResponse], group_size: int) -> Estimate | None:
+    """Over the prompts whose answer is known; None if there is none."""
+    known = [record.right for record in records if record.right is not None]
+    return estimate(known, group_size) if known else None
+
+
+def wanted_answer(row: TokenisedRow, options: HeldOutOptions) -> str | None:
+    """The right answer, None if it is not known. Raises DataError if the checker can never find it."""
+    demonstration = row.demonstration
+    try:
+        return right_answer(demonstration.response, demonstration.answer, options.checker)
+    except ValueError as error:
+        raise DataError(
+            f"{demonstration.source}: {error}: set held_out_options.checker to final_answer or exact"
+        ) from error
+
+
+def sampled_responses(
+    encoder: Encoder,
+    rows: Sequence[TokenisedRow],
+    rollouts: Sequence[Rollout],
+    options: HeldOutOptions,
+    *,
+    greedy: bool,
+) -> list[SampledResponse]:
+    """The responses as text, judged; equally many for each row, in the order of the rows."""
+    size = len(rollouts) // len(rows)
+    wanted = [wanted_answer(row, options) for row in rows]
+    return [
+        _record(rows[b // size], rollout, encoder, options, wanted[b // size], greedy=greedy)
+        for b, rollout in enumerate(rollouts)
+    ]
+
+
+def _record(
+    row: TokenisedRow, rollout: Rollout, encoder: Encoder, options: HeldOutOptions, wanted: str | None, *, greedy: bool
+) -> SampledResponse:
     """A response that was cut off has no answer: its last line may be half a number."""
     body_T = rollout.response_T[:-1] if rollout.finished else rollout.response_T
     text = encoder.tokenizer.text_and_spans([int(i) for i in body_T])[0]
-    answer, wanted = final_answer(text) if rollout.finished else None, row.demonstration.answer
+    answer = answer_of(text, options.checker) if rollout.finished else None
     right = None if wanted is None else answer == wanted
     source = row.demonstration.source
     return SampledResponse(source, greedy, text, answer, wanted, right, rollout.finished, len(rollout.response_T))
-
-
-def _accuracy(records: Sequence[SampledResponse], group_size: int) -> Estimate | None:
-    """Over the prompts whose answer is known."""
-    known = [record.right for record in records if record.right is not None]
-    return estimate(known, group_size) if known else None
 
 
 def _nll_per_token(policy: Policy, rows: Sequence[TokenisedRow], microbatch_tokens: int) -> float:
@@ -136,11 +201,8 @@ def _nll_per_token(policy: Policy, rows: Sequence[TokenisedRow], microbatch_toke
     return -float(logprob_BT.double().sum()) / sum(len(ids) for ids in responses)
 
 
-def _kl_to_sft(
-    policy: Policy, sampled: Sequence[Rollout], rewards: TokenRewards, sampling: Sampling, microbatch_tokens: int
-) -> Estimate:
-    prompts, responses = [rollout.prompt_P for rollout in sampled], [rollout.response_T for rollout in sampled]
-    own_BT = frozen_logprobs(policy, prompts, responses, microbatch_tokens, sampling.temperature)
+def _kl_to_sft(policy: Policy, drawn: Drawn, rewards: TokenRewards, microbatch_tokens: int) -> Estimate:
+    own_BT = sampled_logprobs(policy, drawn.rollouts, drawn.sampling, microbatch_tokens)
     own_B = own_BT.double().sum(dim=1).tolist()
-    sft_B = [float(scored.sft_logprob_T.sum(dtype=np.float64)) for scored in rewards.score(sampled)]
-    return estimate([own - sft for own, sft in zip(own_B, sft_B, strict=True)], sampling.group_size)
+    sft_B = [float(scored.sft_logprob_T.sum(dtype=np.float64)) for scored in rewards.score(drawn.rollouts)]
+    return estimate([own - sft for own, sft in zip(own_B, sft_B, strict=True)], drawn.sampling.group_size)

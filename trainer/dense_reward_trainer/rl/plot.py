@@ -3,6 +3,7 @@
 Reads the lines of metrics.jsonl; must not know how training works.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -50,4 +51,5 @@ def _draw(axes: Axes, lines: Lines, key: str, label: str, error_key: str | None)
     if error_key is None:
         axes.plot(steps, values, label=label)
     else:
-        axes.errorbar(steps, values, yerr=errors, label=label, marker=".", capsize=2)
+        bars = [math.nan if error is None else error for error in errors]  # a single prompt has no standard error
+        axes.errorbar(steps, values, yerr=bars, label=label, marker=".", capsize=2)

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from dense_reward_trainer.configs.dpr import Precision
+from dense_reward_trainer.rl.tilt import Tilt
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,13 +31,15 @@ class Policy:
     """A model and the id that ends its turn.
 
     `vocab_size`: ids of the tokenizer, 0 to vocab_size - 1; output rows beyond them are never sampled.
-    `autocast`: weights and optimiser stay float32, and the model computes in bfloat16.
+    `autocast`: weights and optimiser stay float32, and the model computes in bfloat16. `tilt`: the policy is the model
+    tilted away from a reference; it can be sampled and measured, but not trained.
     """
 
     model: PreTrainedModel
     end_of_turn_id: int
     vocab_size: int
     autocast: bool = False
+    tilt: Tilt | None = None
 
     @property
     def device(self) -> torch.device:
@@ -45,8 +48,9 @@ class Policy:
 
     @property
     def limit_tokens(self) -> int:
-        """The model's maximum of prompt and response tokens together."""
-        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 1 << 20))
+        """The maximum of prompt and response tokens together; with a tilt, the smaller one of both models."""
+        models = [self.model] if self.tilt is None else [self.model, self.tilt.reference]
+        return min(int(getattr(m.config.get_text_config(), "max_position_embeddings", 1 << 20)) for m in models)
 
     def precision(self) -> AbstractContextManager[None]:
         """Context in which the model runs, for sampling and for gradients: autocast or not."""
@@ -119,12 +123,12 @@ def action_logprobs(
     weights, log pi - log pi_sft is 0. Those rows are never sampled, so the probabilities under which samples are drawn
     are larger by a factor that depends only on the state and is close to 1: its gradient is left out.
     """
-    place, logprobs_NV = _state_logprobs(policy, prompts, responses, temperature)
+    place, logprobs_NV = state_logprobs(policy, prompts, responses, temperature)
     logprob_NM = logprobs_NV.gather(1, ids_BTM.to(policy.device)[place])
     return logprob_NM.new_zeros(ids_BTM.shape).index_put(place, logprob_NM)
 
 
-def _state_logprobs(
+def state_logprobs(
     policy: Policy, prompts: Sequence[IdArray], responses: Sequence[IdArray], temperature: float
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """The row and the position of each response token in [B, T], both [N], and log pi of every id there, [N, V]."""
@@ -134,14 +138,21 @@ def _state_logprobs(
     row_N = torch.tensor([b for b, ids in enumerate(responses) for _ in ids], device=policy.device)
     step_N = torch.tensor([t for ids in responses for t in range(len(ids))], device=policy.device)
     start_B = torch.tensor([len(prompt) for prompt in prompts], device=policy.device)
-    with policy.precision():
-        # the output layer skips the positions before the first that predicts a response token
-        kept = ids_BL.shape[1] - first
-        logits_BKV = policy.model(input_ids=ids_BL, use_cache=False, logits_to_keep=kept).logits
     # position p predicts token p + 1, hence - 1
-    logits_NV = logits_BKV[row_N, start_B[row_N] + step_N - 1 - first]
-    scaled_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)) / temperature
-    return (row_N, step_N), torch.log_softmax(scaled_NV, dim=-1)
+    at = row_N, start_B[row_N] + step_N - 1 - first
+    with policy.precision():
+        logits_NV = _logits_from(policy.model, ids_BL, first)[at]
+        reference_NV = None if policy.tilt is None else _logits_from(policy.tilt.reference, ids_BL, first)[at]
+    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    if policy.tilt is not None and reference_NV is not None:
+        logits_NV = policy.tilt(logits_NV, reference_NV)
+    return (row_N, step_N), torch.log_softmax(logits_NV / temperature, dim=-1)
+
+
+def _logits_from(model: PreTrainedModel, ids_BL: Tensor, first: int) -> Tensor:
+    """Logits at the positions from `first` on, [B, L - first, V]; the output layer skips those before."""
+    logits: Tensor = model(input_ids=ids_BL, use_cache=False, logits_to_keep=ids_BL.shape[1] - first).logits
+    return logits
 
 
 def microbatches(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
@@ -189,7 +200,7 @@ def likeliest_actions(
     own_BT1 = own_actions(responses)
     for rows in microbatches(lengths, microbatch_tokens):
         parts = [prompts[b] for b in rows], [responses[b] for b in rows]
-        (row_N, step_N), logprobs_NV = _state_logprobs(policy, *parts, temperature)
+        (row_N, step_N), logprobs_NV = state_logprobs(policy, *parts, temperature)
         place = torch.tensor(rows)[row_N.cpu()], step_N.cpu()
         likeliest_NK = logprobs_NV[:, : policy.vocab_size].topk(count, dim=1).indices
         ids_NM = torch.cat([own_BT1[place].to(policy.device), likeliest_NK], dim=1)

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from dense_reward.records import IdArray
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, MinPLogitsWarper, PreTrainedModel, TopPLogitsWarper
 
 from dense_reward_trainer.errors import ConfigError
-from dense_reward_trainer.rl.policy import Policy
+from dense_reward_trainer.rl.policy import Policy, frozen_logprobs, microbatches, own_actions, state_logprobs
 from dense_reward_trainer.rl.records import Rollout
+from dense_reward_trainer.rl.tilt import TiltedSampling
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,9 @@ class Sampling:
     """How responses are sampled: `group_size` to each prompt, at most `max_new_tokens` long.
 
     `greedy` takes the likeliest token each time and ignores the temperature. `batch_size`: responses generated in
-    parallel.
+    parallel. `top_p`: only the likeliest tokens that together have this probability (nucleus sampling, arXiv
+    1904.09751); 1: all. `min_p`: only tokens with this share of the probability of the likeliest (arXiv 2407.01082);
+    0: all. Both act after the temperature, top_p first.
     """
 
     max_new_tokens: int
@@ -31,6 +34,13 @@ class Sampling:
     temperature: float = 1.0
     greedy: bool = False
     batch_size: int = 64
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens are never sampled in some states."""
+        return self.top_p < 1 or self.min_p > 0
 
 
 def sample(policy: Policy, prompts: Sequence[IdArray], sampling: Sampling, seed: int) -> list[Rollout]:
@@ -49,9 +59,46 @@ def sample(policy: Policy, prompts: Sequence[IdArray], sampling: Sampling, seed:
     return rollouts
 
 
+@torch.no_grad()
+def sampled_logprobs(policy: Policy, rollouts: Sequence[Rollout], sampling: Sampling, microbatch_tokens: int) -> Tensor:
+    """log-prob of each token of samples under the distribution that they were sampled from, [B, T], on the CPU.
+
+    In nats; 0 after the end of a response. If `sampling` truncates, normalised over the tokens that it keeps. A sampled
+    token always counts as kept: another batch rounds otherwise, which can put a token at the boundary outside.
+    """
+    prompts, responses = [r.prompt_P for r in rollouts], [r.response_T for r in rollouts]
+    if not sampling.truncates:
+        return frozen_logprobs(policy, prompts, responses, microbatch_tokens, sampling.temperature)
+    own_BT1 = own_actions(responses)
+    logprob_BT = torch.zeros(own_BT1.shape[:2], dtype=torch.promote_types(policy.model.dtype, torch.float32))
+    lengths = [len(prompt) + len(ids) for prompt, ids in zip(prompts, responses, strict=True)]
+    for rows in microbatches(lengths, microbatch_tokens):
+        parts = [prompts[b] for b in rows], [responses[b] for b in rows]
+        (row_N, step_N), logprob_NV = state_logprobs(policy, *parts, sampling.temperature)
+        place = torch.tensor(rows)[row_N.cpu()], step_N.cpu()
+        own_N1 = own_BT1[place].to(policy.device)
+        kept_NV = _truncated(logprob_NV[:, : policy.vocab_size], sampling)
+        kept_NV = kept_NV.scatter(1, own_N1, logprob_NV.gather(1, own_N1))
+        logprob_BT[place] = kept_NV.log_softmax(dim=-1).gather(1, own_N1)[:, 0].cpu()
+    return logprob_BT
+
+
+def _truncated(logprob_NV: Tensor, sampling: Sampling) -> Tensor:
+    """The log-probs of the tokens that top_p and then min_p keep, -inf for the others, as in `generate`."""
+    ids_N0 = torch.empty(len(logprob_NV), 0, dtype=torch.long)  # the ids so far, which truncation does not read
+    if sampling.top_p < 1:
+        logprob_NV = TopPLogitsWarper(sampling.top_p)(ids_N0, logprob_NV)
+    if sampling.min_p > 0:
+        logprob_NV = MinPLogitsWarper(sampling.min_p)(ids_N0, logprob_NV)
+    return logprob_NV
+
+
 def generation_config(policy: Policy, sampling: Sampling) -> GenerationConfig:
-    """The policy's own distribution at a temperature: no top-k, no top-p, no penalty."""
-    options = {} if sampling.greedy else {"temperature": sampling.temperature, "top_p": 1.0, "top_k": 0}
+    """The policy's own distribution at a temperature, truncated as `sampling` says: no top-k, no penalty."""
+    options: dict[str, float | None] = {}
+    if not sampling.greedy:
+        options = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+        options["min_p"] = sampling.min_p or None
     # suppress output rows beyond the tokenizer: their ids have no text
     unknown = list(range(policy.vocab_size, policy.model.config.get_text_config().vocab_size))
     return GenerationConfig(
@@ -100,8 +147,12 @@ def cut_at_end_of_turn(generated_T: IdArray, end_of_turn_id: int) -> tuple[IdArr
 
 def _sample_batch(policy: Policy, prompts: Sequence[IdArray], sampling: Sampling) -> list[Rollout]:
     ids_BP, mask_BP = left_padded(prompts, policy.device)
+    tilts = [] if policy.tilt is None else [TiltedSampling(policy.tilt, mask_BP)]
     output_BL: Tensor = policy.model.generate(
-        input_ids=ids_BP, attention_mask=mask_BP, generation_config=generation_config(policy, sampling)
+        input_ids=ids_BP,
+        attention_mask=mask_BP,
+        generation_config=generation_config(policy, sampling),
+        logits_processor=LogitsProcessorList(tilts),
     )
     generated_BT = output_BL[:, ids_BP.shape[1] :].to(torch.int32).cpu().numpy()
     return [

@@ -1,0 +1,33 @@
+"""Which of several samples to a prompt is the answer. Pure functions; must not import models or tokenizers."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def by_majority(answers: Sequence[str | None]) -> int:
+    """The index of the first sample with the most frequent answer; None does not vote.
+
+    Of equally frequent answers the one whose votes are complete first wins. Without any vote, the first sample.
+    """
+    votes: Counter[str] = Counter()
+    winner, most = None, 0
+    for answer in answers:
+        if answer is not None:
+            votes[answer] += 1
+            if votes[answer] > most:
+                winner, most = answer, votes[answer]
+    return 0 if winner is None else answers.index(winner)
+
+
+def by_power(logprobs_G: NDArray[np.float64], power: float, random: np.random.Generator) -> int:
+    """The index of one of G samples from pi, drawn with probability proportional to pi(y)^(power - 1).
+
+    `logprobs_G`: log pi(y) of the samples, in nats. Sampling-importance-resampling: for many samples the result is
+    distributed as pi^power. From few it is nearer to pi, and never likelier than the likeliest sample.
+    """
+    weights_G = (power - 1) * logprobs_G
+    weights_G = np.exp(weights_G - weights_G.max())
+    return int(random.choice(len(logprobs_G), p=weights_G / weights_G.sum()))

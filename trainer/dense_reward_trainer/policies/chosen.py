@@ -1,0 +1,54 @@
+"""Metrics of a policy that draws several samples for each prompt and chooses one as its answer. Must not know jobs."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dense_reward_trainer.configs.dpr import HeldOutOptions
+from dense_reward_trainer.configs.evaluate import ChooseOptions
+from dense_reward_trainer.data.tokenised import TokenisedRow
+from dense_reward_trainer.policies.choice import by_majority, by_power
+from dense_reward_trainer.rl.held_out_metrics import (
+    Drawn,
+    HeldOutResult,
+    SampledResponse,
+    accuracy,
+    estimate,
+    sampled_responses,
+)
+from dense_reward_trainer.rl.policy import PolicyCheckpoint
+from dense_reward_trainer.rl.sampling import sampled_logprobs
+
+
+def measure_chosen(
+    checkpoint: PolicyCheckpoint,
+    rows: Sequence[TokenisedRow],
+    options: HeldOutOptions,
+    drawn: Drawn,
+    choose: ChooseOptions,
+) -> tuple[HeldOutResult, list[SampledResponse]]:
+    """Metrics of the chosen answers, and these answers. `drawn`: the samples to choose from."""
+    rows, size = rows[: options.limit], drawn.sampling.group_size
+    records = sampled_responses(checkpoint.encoder, rows, drawn.rollouts, options, greedy=False)
+    if choose.by == "majority":
+        groups = [records[start : start + size] for start in range(0, len(records), size)]
+        picks = [by_majority([record.answer for record in group]) for group in groups]
+    else:
+        picks = _power_picks(checkpoint, drawn, options, choose.power or 1.0)
+    chosen = [records[p * size + pick] for p, pick in enumerate(picks)]
+    result = HeldOutResult(
+        greedy_accuracy=None,
+        sampled_accuracy=accuracy(chosen, 1),
+        nll_per_token=None,
+        length_tokens=estimate([record.tokens for record in chosen], 1),
+        truncated=estimate([not record.finished for record in chosen], 1),
+        greedy_truncated=None,
+        kl_to_sft=None,
+    )
+    return result, chosen
+
+
+def _power_picks(checkpoint: PolicyCheckpoint, drawn: Drawn, options: HeldOutOptions, power: float) -> list[int]:
+    logprob_BT = sampled_logprobs(checkpoint.policy, drawn.rollouts, drawn.sampling, options.microbatch_tokens)
+    logprob_PG = logprob_BT.double().sum(dim=1).numpy().reshape(-1, drawn.sampling.group_size)
+    return [by_power(row_G, power, np.random.default_rng([options.seed, p])) for p, row_G in enumerate(logprob_PG)]

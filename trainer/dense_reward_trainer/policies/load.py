@@ -1,0 +1,99 @@
+"""Loads the policy that a configuration names: a checkpoint as it is, tilted, or extrapolated. Must not know jobs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from dense_reward.errors import CheckpointError
+from dense_reward.manifest import check_pair
+
+from dense_reward_trainer.configs.dpr import Precision
+from dense_reward_trainer.configs.evaluate import ExtrapolateOptions, PolicyOptions, TiltOptions
+from dense_reward_trainer.rl.policy import Policy, PolicyCheckpoint, load_policy
+from dense_reward_trainer.rl.tilt import Tilt
+
+# Keys of a model's configuration that do not change what it computes from given weights.
+NO_COMPUTATION = frozenset(
+    {
+        "_name_or_path",
+        "architectures",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "initializer_range",
+        "pad_token_id",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+
+
+def load_sampled(options: PolicyOptions, *, precision: Precision, device: str) -> PolicyCheckpoint:
+    """The checkpoint of `options`, tilted or extrapolated if they say so; adapters are merged.
+
+    Raises CheckpointError, naming the cure, if a checkpoint cannot be used or two do not belong together.
+    """
+    checkpoint = load_policy(options.checkpoint, precision=precision, device=device)
+    if options.tilt is not None:
+        other = load_policy(options.tilt.reference, precision=precision, device=device)
+        return tilted(checkpoint, other, options.tilt, options.checkpoint)
+    if options.extrapolate is not None:
+        other = load_policy(options.extrapolate.base, precision=precision, device=device)
+        return extrapolated(checkpoint, other, options.extrapolate, options.checkpoint)
+    return checkpoint
+
+
+def tilted(
+    checkpoint: PolicyCheckpoint, reference: PolicyCheckpoint, options: TiltOptions, folder: Path
+) -> PolicyCheckpoint:
+    """`checkpoint`, from `folder`, tilted away from the reference. Raises CheckpointError if they are no pair."""
+    try:
+        check_pair(checkpoint.manifest, reference.manifest, allow_unrelated=True)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{folder} (sft) cannot be tilted away from {options.reference} (reference): {error}"
+        ) from error
+    own = checkpoint.policy
+    tilt = Tilt(reference.policy.model, options.strength)
+    policy = Policy(own.model, own.end_of_turn_id, own.vocab_size, own.autocast, tilt)
+    return PolicyCheckpoint(policy, checkpoint.encoder, checkpoint.manifest)
+
+
+def extrapolated(
+    checkpoint: PolicyCheckpoint, base: PolicyCheckpoint, options: ExtrapolateOptions, folder: Path
+) -> PolicyCheckpoint:
+    """`checkpoint`, from `folder`, with its weights changed to theta_sft + a (theta_sft - theta_base), in place.
+
+    Raises CheckpointError if the two differ in tokenizer or architecture, because their weights then do not correspond.
+    """
+    reason = _not_corresponding(checkpoint, base)
+    if reason is not None:
+        raise CheckpointError(
+            f"{folder} cannot be extrapolated from {options.base}: {reason}. Name the checkpoint that its training "
+            "started from"
+        )
+    base_weights = dict(base.policy.model.named_parameters())
+    with torch.no_grad():
+        for name, weight in checkpoint.policy.model.named_parameters():
+            weight.add_(weight - base_weights[name], alpha=options.strength)
+    return checkpoint
+
+
+def _not_corresponding(checkpoint: PolicyCheckpoint, base: PolicyCheckpoint) -> str | None:
+    if checkpoint.manifest.tokenizer_sha256 != base.manifest.tokenizer_sha256:
+        return "they have different tokenizers"
+    configs = [_computation(one.policy.model.config.to_dict()) for one in (checkpoint, base)]
+    different = sorted(key for key in {*configs[0], *configs[1]} if configs[0].get(key) != configs[1].get(key))
+    if different:
+        return f"their config.json differ in {', '.join(different)}"
+    shapes = [{name: p.shape for name, p in one.policy.model.named_parameters()} for one in (checkpoint, base)]
+    if shapes[0] != shapes[1]:
+        return "their weights have different names or shapes"
+    return None
+
+
+def _computation(values: Mapping[str, object]) -> dict[str, object]:
+    """The keys of a configuration, nested ones included, that change what the model computes."""
+    kept = {key: value for key, value in values.items() if key not in NO_COMPUTATION}
+    return {key: _computation(value) if isinstance(value, dict) else value for key, value in kept.items()}
