@@ -34,11 +34,6 @@ VERDICTS = {
     "no": "do not train",
     "unknown": "cannot tell",
 }
-    "gain": "expect a gain",
-    "control": "no more than a control",
-    "no": "do not train",
-    "unknown": "cannot tell",
-}
 
 
 def blocks(file: Record) -> dict[str, str]:
