@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dense_reward_trainer.credit.paired import Comparison, compare, in_words, paired_interval
+from dense_reward_trainer.credit.auroc import Interval
+from dense_reward_trainer.credit.paired import Comparison, bounded_interval, compare, in_words
 from dense_reward_trainer.studies.compare_options_config import Curve
 
 
@@ -53,6 +54,11 @@ def outcome(curves: Sequence[Curve], rates_tried: Sequence[float]) -> Outcome:
     )
 
 
+def gap_interval(gap_closed: Sequence[float]) -> Interval:
+    """The mean over seeds with its interval, up to 1: no policy closes more than the gap to the optimum."""
+    return bounded_interval(gap_closed, -np.inf, 1.0)
+
+
 def differences_to(
     control: str, outcomes: Mapping[str, Outcome], families: Sequence[Sequence[str]]
 ) -> dict[str, Comparison]:
@@ -95,7 +101,7 @@ def _cells(one: Outcome, difference: Comparison | None) -> list[str]:
         f"{one.learning_rate:g}{'*' if one.rate_on_edge else ''}",
         str(len(one.rates_tried)),
         str(len(one.seeds)),
-        in_words(paired_interval(one.gap_closed)),
+        in_words(gap_interval(one.gap_closed)),
         "-" if difference is None else in_words(difference.interval),
         "-" if difference is None else f"{difference.p_holm:.2g}",
         "-" if half is None else f"{half:,.0f}",
