@@ -77,7 +77,7 @@ bench-gpu: install .venv-vllm-gpu/tried ## measure the same on a GPU
 gpu-day: install ## test and measure the engine on a GPU, stage by stage: under an hour (STAGE=...: one stage)
 	$(BIN)/python -m bench.gpu $(if $(STAGE),--stage $(STAGE))
 
-estimators: install ## compare DPR's options and its alternatives by the reward that they collect: hours
+estimators: install ## compare DPR's options on a task whose optimum is known: more than an hour
 	$(BIN)/python -m bench.estimators
 
 reliability: install .venv-fuzz/installed ## test the service under overload, signals, faults and attacks (ONLY=overload,...)

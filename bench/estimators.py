@@ -1,93 +1,112 @@
-"""Runs both studies of the dense reward and writes bench/results/estimators.json: `python -m bench.estimators`.
+"""Runs the study of DPR's options and writes bench/results/estimators.json: `python -m bench.estimators`.
 
-One compares DPR's options on a task whose optimum is known, the other compares DPR with its alternatives on additions.
-Finished parts are reused, so an interrupted run continues; studies of another commit are reported.
+The study compares the options on a task whose optimum is known. Finished runs are reused, so an interrupted study
+continues; a study of another commit is reported.
 """
 
 import json
+import math
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from statistics import median
+from typing import TypedDict
 
 from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.credit.paired import paired_interval
 from dense_reward_trainer.studies.compare_options_config import EstimatorsConfig
-from dense_reward_trainer.studies.regimes_config import SweepConfig
 
 from bench.circumstances import circumstances
 from bench.credit import commit_of
 
 RESULTS, PICTURES = Path("bench/results"), Path("docs/pictures")
-BEST, PAPER = "best", "paper"
+TUNED, PLAIN = "tuned", "plain"
+RATIO = "sample_ratio_to_half_gap"
+
+
+class OutcomeJson(TypedDict):
+    """What the study writes for one set of options; lists have one entry for each seed."""
+
+    gap_closed: list[float]
+    tokens_to_half: list[float | None]
+
+
+class IntervalJson(TypedDict):
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class DifferenceJson(TypedDict):
+    """Gap closed minus that of the plain option, within a seed."""
+
+    interval: IntervalJson
+    p_holm: float
 
 
 def main() -> int:
-    """Returns exit code 0 once the results of both studies are written."""
-    estimators = load_config(EstimatorsConfig, config_path("estimators"))
-    sweep = load_config(SweepConfig, config_path("regimes_sweep"))
-    for job, recipe in (("estimators", "estimators"), ("sweep", "regimes_sweep")):
-        subprocess.run([sys.executable, "-m", "dense_reward_trainer.cli", job, recipe], check=True)
-    study = json.loads((estimators.output_dir / "estimators.json").read_text())
-    regimes = json.loads((sweep.output_dir / "sweep.json").read_text())
-    commits = {str(folder): commit_of(folder) for folder in (estimators.output_dir, sweep.output_dir)}
-    keys = (
-        gap_keys(study["outcomes"])
-        | fastest_key(study["tuning"])
-        | gain_keys(next(iter(regimes["summary"].values())), sweep.matched)
-    )
-    record = {**keys, "estimators": study, "regimes": regimes, "commits": commits, **circumstances()}
+    """Returns exit code 0 once the results are written."""
+    folder = load_config(EstimatorsConfig, config_path("estimators")).output_dir
+    subprocess.run([sys.executable, "-m", "dense_reward_trainer.cli", "estimators", "estimators"], check=True)
+    study = json.loads((folder / "estimators.json").read_text())
+    keys = gap_keys(study["outcomes"]) | difference_keys(study["differences"]) | fastest_key(study["tuning"])
+    record = {**keys, "estimators": study, "commits": {str(folder): commit_of(folder)}, **circumstances()}
     (RESULTS / "estimators.json").write_text(json.dumps(record, indent=2) + "\n")
     PICTURES.mkdir(exist_ok=True)
-    shutil.copy(estimators.output_dir / "estimators.png", PICTURES / "estimators.png")
-    shutil.copy(sweep.output_dir / "sweep.png", PICTURES / "regimes.png")
+    shutil.copy(folder / "estimators.png", PICTURES / "estimators.png")
     print(json.dumps(keys, indent=2))
     return 0
 
 
-def gap_keys(outcomes: Mapping[str, Mapping[str, list[float | None]]]) -> dict[str, float | None]:
-    """Mean gap closed over seeds; and scored tokens to half of the gap, the paper's divided by the best options'."""
-    best, paper = outcomes[BEST], outcomes[PAPER]
-    ratios = [
-        None if slow is None or fast is None else slow / fast
-        for slow, fast in zip(paper["tokens_to_half"], best["tokens_to_half"], strict=True)
+def gap_keys(outcomes: Mapping[str, OutcomeJson]) -> dict[str, float | None]:
+    """Mean gap closed over seeds; and scored tokens to half of the gap, the plain option's divided by the tuned one's.
+
+    The ratio is the geometric mean over the seeds, with its 95 % interval (Student's t of its logarithm); null if a run
+    never closed half of the gap. The keys `gap_closed_best` (tuned) and `gap_closed_paper` (plain) keep the names that
+    they have in the files of earlier commits.
+    """
+    tuned, plain = outcomes[TUNED], outcomes[PLAIN]
+    logs = [
+        None if slow is None or fast is None else math.log(slow / fast)
+        for slow, fast in zip(plain["tokens_to_half"], tuned["tokens_to_half"], strict=True)
     ]
-    known = [ratio for ratio in ratios if ratio is not None]
+    known = [ratio for ratio in logs if ratio is not None]
+    found = paired_interval(known) if len(known) == len(logs) else None
     return {
-        "gap_closed_best": mean(best["gap_closed"]),
-        "gap_closed_paper": mean(paper["gap_closed"]),
-        "sample_ratio_to_half_gap": median(known) if len(known) == len(ratios) else None,
+        "gap_closed_best": paired_interval(tuned["gap_closed"]).value,
+        "gap_closed_paper": paired_interval(plain["gap_closed"]).value,
+        RATIO: None if found is None else math.exp(found.value),
+        f"{RATIO}_ci_low": None if found is None else math.exp(found.low),
+        f"{RATIO}_ci_high": None if found is None else math.exp(found.high),
+    }
+
+
+def difference_keys(differences: Mapping[str, DifferenceJson]) -> dict[str, float | None]:
+    """Gap closed by the tuned option minus that of the plain one, paired over seeds."""
+    found = differences[TUNED]
+    return {
+        "gap_closed_tuned_minus_plain": found["interval"]["value"],
+        "gap_closed_tuned_minus_plain_ci_low": found["interval"]["low"],
+        "gap_closed_tuned_minus_plain_ci_high": found["interval"]["high"],
+        "gap_closed_tuned_minus_plain_p_holm": found["p_holm"],
     }
 
 
 def fastest_key(tuning: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> dict[str, float | None]:
-    """The same ratio on the tuning seed, each at the learning rate that reaches half of the gap fastest.
+    """The same ratio on the tuning seed alone, each at the learning rate that reaches half of the gap fastest.
 
-    The studies choose the rate that closes most of the gap at the end. All of the paper's rates then look alike, but
-    the rate determines how soon half of the gap is closed.
+    The study chooses the rate that closes most of the gap at the end. Many rates then look alike, but the rate
+    determines how soon half of the gap is closed.
     """
     fastest = {
         name: min((found["tokens_to_half"] for found in tuning[name].values() if found["tokens_to_half"]), default=None)
-        for name in (BEST, PAPER)
+        for name in (TUNED, PLAIN)
     }
-    slow, fast = fastest[PAPER], fastest[BEST]
-    return {"sample_ratio_to_half_gap_fastest_rates": None if slow is None or fast is None else slow / fast}
-
-
-def gain_keys(columns: Mapping[str, Mapping[str, Mapping[str, float]]], column: str) -> dict[str, float | None]:
-    """Gain of the best DPR over the SFT model, on additions."""
-    gain, length = columns[column]["sampled_accuracy_gain"], columns[column]["length_tokens_gain"]
-    return {
-        "sampled_accuracy_gain": gain["value"],
-        "sampled_accuracy_gain_ci_low": gain["low"],
-        "length_drift": length["value"] / columns["sft"]["length_tokens"]["value"],
-    }
-
-
-def mean(values: list[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if len(known) == len(values) else None
+    slow, fast = fastest[PLAIN], fastest[TUNED]
+    return {f"{RATIO}_fastest_rates": None if slow is None or fast is None else slow / fast}
 
 
 if __name__ == "__main__":

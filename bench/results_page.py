@@ -1,6 +1,7 @@
 """Writes the tables of docs/results.md from bench/results: `python -m bench.results_page`.
 
-Measures nothing: the files are those of `bench/credit.py` and `bench/estimators.py`.
+Measures nothing: the files are those of `bench/credit.py` and `bench/estimators.py`, and regimes.json, the figures of
+`dense-reward-train sweep regimes_sweep`.
 """
 
 import json
@@ -8,7 +9,11 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import mean, median
-from typing import TypedDict
+from typing import Literal, TypedDict
+
+from dense_reward_trainer.credit.auroc import Interval
+from dense_reward_trainer.credit.paired import in_words
+from dense_reward_trainer.studies.compare_options_table import gap_interval
 
 from bench.tables import replace_block, table
 
@@ -30,12 +35,19 @@ POLICIES = {
     "sft": "SFT",
     "tempered": "SFT at a lower temperature, matched to the KL of DPR best",
     "continued": "SFT continued, matched to the FLOPs of DPR best",
-    "dpr_paper": "DPR with the paper's settings",
-    "end_paid": "DPR with the paper's settings, but with the early reference and `returns: total`",
-    "dpr_half_way": "DPR best, but with the half-way reference",
-    "dpr_sft_logprob": "DPR best, but `sft_logprob` as the reward",
-    "dpr_best": "**DPR best**",
+    "dpr_plain": "Plain REINFORCE on Eq. 5 (b = 0.1; towards π_sft (π_sft / π_half)^10)",
+    "end_paid": "Plain REINFORCE on Eq. 5, but with the early reference and `returns: total`",
+    "dpr_half_way": "DPR best, but with the half-way reference (towards π_sft² / π_half at each token)",
+    "dpr_sft_logprob": "DPR best, but `sft_logprob` as the reward (towards SFT at temperature 1/2)",
+    "dpr_best": "**DPR best** (immediate credit, b = 1: towards π_sft² / π_early at each token)",
 }
+
+
+RATIOS: tuple[
+    Literal["sample_ratio_to_half_gap"],
+    Literal["sample_ratio_to_half_gap_ci_low"],
+    Literal["sample_ratio_to_half_gap_ci_high"],
+] = ("sample_ratio_to_half_gap", "sample_ratio_to_half_gap_ci_low", "sample_ratio_to_half_gap_ci_high")
 
 
 class Estimate(TypedDict):
@@ -70,32 +82,45 @@ class Outcome(TypedDict):
     """One set of options on the task with a known optimum; lists have one entry for each seed."""
 
     learning_rate: float
+    rates_tried: list[float]
     gap_closed: list[float]
     tokens_to_half: list[float | None]
 
 
+class Difference(TypedDict):
+    """Gap closed minus that of the control, paired over seeds."""
+
+    interval: Estimate
+    p_holm: float
+
+
 class OptionsConfig(TypedDict):
+    control: str
+    compared: list[str]
+    kl_coefficient: float
     estimators: Mapping[str, Mapping[str, object]]
 
 
 class OptionsStudy(TypedDict):
     config: OptionsConfig
     outcomes: Mapping[str, Outcome]
-
-
-class RegimesStudy(TypedDict):
-    summary: Mapping[str, Mapping[str, Mapping[str, Estimate]]]
+    differences: Mapping[str, Difference]
 
 
 class EstimatorsFile(Provenance):
     """bench/results/estimators.json."""
 
     estimators: OptionsStudy
-    regimes: RegimesStudy
-    gap_closed_best: float
-    gap_closed_paper: float
     sample_ratio_to_half_gap: float | None
+    sample_ratio_to_half_gap_ci_low: float | None
+    sample_ratio_to_half_gap_ci_high: float | None
     sample_ratio_to_half_gap_fastest_rates: float | None
+
+
+class RegimesFile(Provenance):
+    """bench/results/regimes.json: by regime and column, each figure with its interval over seeds."""
+
+    summary: Mapping[str, Mapping[str, Mapping[str, Estimate]]]
 
 
 def main() -> int:
@@ -111,11 +136,12 @@ def blocks() -> dict[str, str]:
     credit: dict[str, CreditFile] = {
         task: json.loads((RESULTS / f"credit_{task}.json").read_text("utf-8")) for task in ("arithmetic", "gsm8k")
     }
-    studies: EstimatorsFile = json.loads((RESULTS / "estimators.json").read_text("utf-8"))
+    options: EstimatorsFile = json.loads((RESULTS / "estimators.json").read_text("utf-8"))
+    regimes: RegimesFile = json.loads((RESULTS / "regimes.json").read_text("utf-8"))
     return {
         "credit": credit_block(credit),
-        "policies": policies_block(studies),
-        "options": options_block(studies),
+        "policies": policies_block(regimes),
+        "options": options_block(options),
     }
 
 
@@ -142,9 +168,9 @@ def samples(file: CreditFile) -> str:
     return f"{min(right)} to {max(right)} right against {min(wrong)} to {max(wrong)} wrong"
 
 
-def policies_block(file: EstimatorsFile) -> str:
+def policies_block(file: RegimesFile) -> str:
     """What each policy samples, how far it is from SFT, and what DPR gains."""
-    (columns,) = file["regimes"]["summary"].values()
+    (columns,) = file["summary"].values()
     head = ["policy", "sampled accuracy", "greedy", "length, tokens", "KL to SFT, nats"]
     rows = [
         [
@@ -161,34 +187,85 @@ def policies_block(file: EstimatorsFile) -> str:
         f"lower temperature {with_interval(columns['tempered']['sampled_accuracy_gain'])}, "
         f"continued SFT {with_interval(columns['continued']['sampled_accuracy_gain'])}."
     )
-    return "\n".join([table(head, rows), "", gains, "", source("estimators.json", file)])
+    return "\n".join([table(head, rows), "", gains, "", source("regimes.json", file)])
 
 
 def with_interval(found: Estimate) -> str:
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    return in_words(Interval(**found))
 
 
 def options_block(file: EstimatorsFile) -> str:
-    """Each set of options, the largest mean of the gap closed first; then `best` compared with `paper`."""
+    """Each set of options, the largest mean of the gap closed first; then the tuned one compared with the plain one."""
+    head = [
+        "options",
+        "what is set",
+        "moves towards",
+        "learning rate (tried)",
+        "seeds",
+        "gap closed",
+        "minus `plain`, paired",
+        "p, Holm",
+        "tokens to half",
+    ]
     study = file["estimators"]
-    head = ["options", "what is set", "learning rate", "gap closed, mean", "worst seed", "tokens to half, median"]
-    order = sorted(study["outcomes"].items(), key=lambda item: -mean(item[1]["gap_closed"]))
-    rows = (
-        [
-            f"`{name}`",
-            settings(study["config"]["estimators"][name]),
-            f"{found['learning_rate']:g}",
-            f"{mean(found['gap_closed']):.3f}",
-            f"{min(found['gap_closed']):.3f}",
-            tokens(found["tokens_to_half"]),
-        ]
-        for name, found in order
-    )
-    return "\n".join([table(head, rows), "", *comparison_with_paper(file), "", source("estimators.json", file)])
+    order = sorted(study["outcomes"], key=lambda name: -mean(study["outcomes"][name]["gap_closed"]))
+    rows = (option_row(study, name) for name in order)
+    sentences = [what_differs(study), *cost_of_the_plain_option(file)]
+    return "\n".join([table(head, rows), "", *sentences, "", source("estimators.json", file)])
+
+
+def option_row(study: OptionsStudy, name: str) -> list[str]:
+    """One set of options; those that get all seeds, and the control, are bold."""
+    config, found = study["config"], study["outcomes"][name]
+    options = config["estimators"][name]
+    bold = "**" if name in (config["control"], *config["compared"]) else ""
+    difference = study["differences"].get(name)
+    return [
+        f"{bold}`{name}`{bold}",
+        settings(options),
+        fixed_point(options, config["kl_coefficient"]),
+        f"{found['learning_rate']:g} ({len(found['rates_tried'])}{', at the edge' if on_edge(found) else ''})",
+        str(len(found["gap_closed"])),
+        in_words(gap_interval(found["gap_closed"])),
+        "-" if difference is None else with_interval(difference["interval"]),
+        "-" if difference is None else p_value(difference["p_holm"]),
+        tokens(found["tokens_to_half"]),
+    ]
+
+
+def fixed_point(options: Mapping[str, object], coefficient: float) -> str:
+    """Where training stands still if the policy can be any distribution; b is the coefficient of the KL.
+
+    With the reward-to-go or the total, the optimum of the reward that is paid, a tilted distribution of whole
+    responses. With immediate credit, each token is tilted by its own reward alone. With the KL as a loss, b stands
+    against the later rewards, Q, of each state: later KL is ignored.
+    """
+    power = f"{1 / coefficient:g}"
+    where = " at each token" if options.get("returns") == "immediate" else ""
+    cases = {
+        f"π_sft exp({power} Q), without later KL": options.get("kl_penalty") == "loss_k2",
+        "π_sft b / (b - Q + V), without later KL": options.get("kl_penalty") == "loss_k3",
+        "the optimum of no objective": options.get("gamma", 1.0) != 1.0,
+        f"π_sft^{1 + 1 / coefficient:g}{where}": options.get("signal") == "sft_logprob",
+        f"π_sft exp({power} Σ (r - kl)){where}": options.get("signal") == "centred",
+        f"π_sft exp({power} Σ clipped r){where}": "reward_clip" in options,
+        "near the optimum (biased)": options.get("normalise") == "tokens",
+        f"π_sft (π_sft / π_ref)^{power}{where}": bool(where),
+    }
+    return next((case for case, applies in cases.items() if applies), "the optimum")
+
+
+def on_edge(found: Outcome) -> bool:
+    """Whether a rate beyond those that were tried might be better."""
+    return found["learning_rate"] in (min(found["rates_tried"]), max(found["rates_tried"]))
 
 
 def settings(options: Mapping[str, object]) -> str:
     return ", ".join(f"`{key}: {str(value).lower()}`" for key, value in options.items())
+
+
+def p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def tokens(counts: list[float | None]) -> str:
@@ -197,17 +274,33 @@ def tokens(counts: list[float | None]) -> str:
     return f"{median(known):,.0f}" if len(known) == len(counts) else "never"
 
 
-def comparison_with_paper(file: EstimatorsFile) -> Iterator[str]:
-    """Compares `best` with `paper`, one sentence per known ratio."""
-    best, paper = file["gap_closed_best"], file["gap_closed_paper"]
-    yield f"`best` closes {best:.2f} of the gap and `paper` closes {paper:.2f} (means over the seeds)."
-    for key, rates in (
-        ("sample_ratio_to_half_gap", "at the learning rates of the table (median over the seeds)"),
-        ("sample_ratio_to_half_gap_fastest_rates", "if each takes its fastest learning rate (tuning seed)"),
-    ):
-        ratio = file.get(key)
-        if isinstance(ratio, float):
-            yield f"To close half of the gap, `paper` needs {ratio:.1f} times as many scored tokens as `best` {rates}."
+def what_differs(study: OptionsStudy) -> str:
+    """The options that differ from the control after the correction, in a sentence."""
+    differ = {name: one["interval"]["value"] for name, one in study["differences"].items() if one["p_holm"] < 0.05}
+    above = [f"`{name}`" for name, value in differ.items() if value > 0]
+    below = [f"`{name}`" for name, value in differ.items() if value < 0]
+    control = study["config"]["control"]
+    return (
+        f"After the correction, at 5 %: {', '.join(above) or 'none'} above `{control}`; "
+        f"{', '.join(below) or 'none'} below it."
+    )
+
+
+def cost_of_the_plain_option(file: EstimatorsFile) -> Iterator[str]:
+    """How many times as many scored tokens `plain` needs, one sentence per known ratio."""
+    ratio, low, high = (file[key] for key in RATIOS)
+    if ratio is not None and low is not None and high is not None:
+        found = in_words(Interval(ratio, low, high), digits=1)
+        yield (
+            f"To close half of the gap, `plain` needs {found} times as many scored tokens as `tuned` at the learning "
+            "rates of the table (geometric mean over the seeds)."
+        )
+    fastest = file["sample_ratio_to_half_gap_fastest_rates"]
+    if fastest is not None:
+        yield (
+            f"If each takes the learning rate that is fastest on the tuning task, it needs {fastest:.1f} times as many "
+            "there (one seed, so no interval)."
+        )
 
 
 def source(name: str, file: Provenance) -> str:

@@ -166,6 +166,7 @@ MUST_NOT_IMPORT = {
         "runs.training_state": TRAINING,
         "studies.compare_options_config": MODEL_LIBRARIES,
         "studies.compare_options_plot": {f"{TRAINER}.studies.compare_options"},
+        "studies.compare_options_table": TRAINING | {f"{TRAINER}.studies.compare_options"},
         "studies.exact_task": TRAINING,
         "studies.regimes_config": MODEL_LIBRARIES,
         "studies.regimes_figures": TRAINING,

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 from dense_reward_trainer.credit.auroc import Interval
-from dense_reward_trainer.credit.paired import compare, holm, in_words, paired_interval, paired_p, share_interval
+from dense_reward_trainer.credit.paired import (
+    bounded_interval,
+    compare,
+    holm,
+    in_words,
+    paired_interval,
+    paired_p,
+    share_interval,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -81,7 +89,8 @@ def test_the_interval_of_a_share_ends_where_shares_end() -> None:
     assert (found.value, found.low) == (free.value, free.low)
     assert share_interval([0.0, 0.0, 0.02]).low == 0
     assert share_interval([0.4, 0.5]) == Interval(0.45, 0.0, 1.0)
-    with pytest.raises(ValueError, match=r"1\.2 is no share"):
+    assert bounded_interval([-3.0, 0.9, 1.0], -float("inf"), 1.0).high == 1
+    with pytest.raises(ValueError, match=r"1\.2 is not between 0 and 1"):
         share_interval([0.5, 1.2])
 
 

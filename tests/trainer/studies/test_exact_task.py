@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
@@ -13,11 +14,11 @@ from dense_reward.engines.torch.pair import QUANTITIES, ComputeOptions, PairEngi
 from dense_reward.records import Branch, EngineInfo, Trunk, Wants
 from dense_reward.reward import candidate_reward, reward
 from dense_reward.schemas import SignalName
-from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.rl.sampling import Sampling, sample
-from dense_reward_trainer.runs.run_folder import open_run
 from dense_reward_trainer.studies import compare_options
 from dense_reward_trainer.studies.compare_options_config import Curve, EstimatorsConfig, TaskOptions
+from dense_reward_trainer.studies.compare_options_table import outcome, tokens_to
 from dense_reward_trainer.studies.exact_task import END, TableRewards, Task, Tree, make_task
 from pydantic import ValidationError
 from torch import Tensor
@@ -130,7 +131,7 @@ def study(folder: Path, **changes: object) -> EstimatorsConfig:
     values = {
         "output_dir": folder,
         "task": OPTIONS,
-        "estimators": {"paper": {"baseline": "none"}, "named": {"candidates": 4, "average_decay": 0.5}},
+        "estimators": {"plain": {"baseline": "none"}, "named": {"candidates": 4, "average_decay": 0.5}},
         "steps": 2,
         "prompts_per_step": 2,
         "group_size": 4,
@@ -150,7 +151,7 @@ def test_a_study_leaves_figures_curves_and_a_picture_and_goes_on_where_it_was(
         patched.setattr(compare_options, "in_processes", lambda _, function, items: map(function, items))
         outcomes = compare_options.run(study(tmp_path / "run"), reports.append)
     record = json.loads((tmp_path / "run" / "estimators.json").read_text())
-    assert set(outcomes) == set(record["outcomes"]) == {"paper", "named"}
+    assert set(outcomes) == set(record["outcomes"]) == {"plain", "named"}
     assert "gap closed" in reports[0]
     assert (tmp_path / "run" / "estimators.png").stat().st_size > 10_000
     curves = sorted((tmp_path / "run" / "curves").rglob("*.json"))
@@ -165,15 +166,21 @@ def test_a_study_leaves_figures_curves_and_a_picture_and_goes_on_where_it_was(
 
 
 def test_other_options_under_an_old_name_are_refused_instead_of_taking_its_runs(tmp_path: Path) -> None:
-    open_run("estimators", study(tmp_path))
-    changed = study(tmp_path, estimators={"paper": {"baseline": "batch"}, "named": {"candidates": 4}})
-    with pytest.raises(ConfigError, match="started with a different configuration"):
+    finished = a_curve(0.0, 0.5, estimator="plain", options={"baseline": "none"}, learning_rate=1e-3, seed=1000)
+    path = finished.path_in(tmp_path)
+    path.parent.mkdir(parents=True)
+    path.write_text(finished.model_dump_json())
+    changed = study(tmp_path, estimators={"plain": {"baseline": "batch"}, "more": {"candidates": 4}})
+    with pytest.raises(ConfigError, match=r"a run of plain with other options .*another name"):
         compare_options.run(changed, print)
+    path.write_text('{"estimator": "plain"}')
+    with pytest.raises(ConfigError, match="not a run that this version has written"):
+        compare_options.run(study(tmp_path), print)
 
 
 def test_scored_tokens_count_candidates(tmp_path: Path) -> None:
     config = study(tmp_path)
-    plain, named = (compare_options.learning_curve(config, name, 1e-3, 0) for name in ("paper", "named"))
+    plain, named = (compare_options.learning_curve(config, name, 1e-3, 0) for name in ("plain", "named"))
     assert plain.steps == named.steps == (0, 1, 2)
     assert plain.gap_closed[0] == named.gap_closed[0] == 0.0
     assert named.scored_tokens[-1] > 4 * plain.scored_tokens[-1]
@@ -181,25 +188,92 @@ def test_scored_tokens_count_candidates(tmp_path: Path) -> None:
 
 def test_more_steps_on_exact_credit_close_the_gap(tmp_path: Path) -> None:
     options = {"candidates": 4, "baseline": "leave_one_out", "updates_per_batch": 4}
-    config = study(tmp_path, steps=12, group_size=16, estimators={"best": options}, evaluate_every=12)
-    curve = compare_options.learning_curve(config, "best", 1e-2, 0)
+    estimators = {"plain": {}, "reused": options}
+    config = study(tmp_path, steps=12, group_size=16, estimators=estimators, evaluate_every=12)
+    curve = compare_options.learning_curve(config, "reused", 1e-2, 0)
     assert curve.steps[0] == 0
     assert curve.gap_closed[0] == pytest.approx(0.0, abs=1e-6)
     assert 0.5 < curve.gap_closed[-1] <= 1.0
 
 
-def a_curve(*gaps: float) -> Curve:
-    return Curve(
-        estimator="e",
-        learning_rate=1.0,
-        seed=0,
-        steps=tuple(range(len(gaps))),
-        scored_tokens=tuple(100 * i for i in range(len(gaps))),
-        gap_closed=gaps,
-        sft_objective=0.0,
-        optimal_objective=1.0,
-        cpu_s=0.0,
+def a_curve(*gaps: float, **changes: object) -> Curve:
+    values: dict[str, object] = {
+        "estimator": "e",
+        "options": {},
+        "learning_rate": 1.0,
+        "seed": 0,
+        "steps": range(len(gaps)),
+        "scored_tokens": [100 * i for i in range(len(gaps))],
+        "gap_closed": gaps,
+        "diverged": False,
+        "sft_objective": 0.0,
+        "optimal_objective": 1.0,
+        "cpu_s": 0.0,
+    }
+    return Curve.model_validate(values | changes)
+
+
+def finished_curves(config: EstimatorsConfig, gap: Callable[[str, float, int], float]) -> None:
+    """All runs that a study could ask for, with the gap that a function of estimator, rate and seed closes."""
+    rates = (*config.learning_rates, *config.wider_learning_rates)
+    for name, rate, seed in product(config.estimators, rates, (*config.seeds, config.tuning_seed)):
+        options = config.estimators[name]
+        curve = a_curve(0.0, gap(name, rate, seed), estimator=name, options=options, learning_rate=rate, seed=seed)
+        path = curve.path_in(config.output_dir)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(curve.model_dump_json())
+
+
+def test_a_rate_on_the_edge_widens_the_grid_up_to_its_bound(tmp_path: Path) -> None:
+    config = study(tmp_path, learning_rates=(1e-3, 1e-2), wider_learning_rates=(1e-5, 1e-4, 0.1, 1.0))
+    best = {"plain": 1e-5, "named": 0.1}
+    finished_curves(config, lambda name, rate, seed: -abs(np.log(rate / best[name])))
+    outcomes = compare_options.run(config, print)
+    assert outcomes["plain"].rates_tried == (1e-5, 1e-4, 1e-3, 1e-2)
+    assert outcomes["plain"].learning_rate == 1e-5
+    assert outcomes["plain"].rate_on_edge
+    assert outcomes["named"].rates_tried == (1e-3, 1e-2, 0.1, 1.0)
+    assert not outcomes["named"].rate_on_edge
+    assert outcomes["named"].learning_rate == 0.1
+
+
+def test_differences_are_within_a_seed_and_corrected_within_their_family(tmp_path: Path) -> None:
+    names = ["plain", "sure", "other", "another"]
+    config = study(
+        tmp_path,
+        estimators={name: {} for name in names},
+        seeds=(3, 4, 5, 6),
+        other_seeds=2,
+        compared=("sure",),
     )
+    above = {"plain": 0.0, "sure": 0.1, "other": 0.2, "another": -0.1}
+    finished_curves(config, lambda name, rate, seed: 0.1 * seed + above[name] + 1e-4 * (seed % 2) * len(name))
+    reports: list[str] = []
+    outcomes = compare_options.run(config, reports.append)
+    found = json.loads((tmp_path / "estimators.json").read_text())["differences"]
+    assert outcomes["sure"].seeds == outcomes["plain"].seeds == (3, 4, 5, 6)
+    assert outcomes["other"].seeds == (3, 4)
+    assert set(found) == {"sure", "other", "another"}
+    assert found["sure"]["interval"]["value"] == pytest.approx(0.1, abs=1e-3)
+    assert found["sure"]["interval"]["low"] > 0.09, "the spread over seeds, 0.3, is in both"
+    assert found["sure"]["p_holm"] == found["sure"]["p"] < 1e-6
+    smaller = min(found[name]["p"] for name in ("other", "another"))
+    assert min(found[name]["p_holm"] for name in ("other", "another")) == pytest.approx(2 * smaller)
+    assert "minus control" in reports[0]
+
+
+def test_a_rate_at_which_a_run_diverges_is_not_chosen(tmp_path: Path) -> None:
+    config = study(tmp_path)
+    broken = compare_options.learning_curve(config, "plain", 1e30, 0)
+    assert broken.diverged
+    assert len(broken.gap_closed) == len(broken.steps) < 3
+    fine = a_curve(0.0, -5.0, learning_rate=1e-3)
+    assert compare_options.best_rate([broken, fine]) == 1e-3
+    assert compare_options.by_rate([broken])["1e+30"]["gap_closed"] is None
+    with pytest.raises(JobError, match="plain diverges at every learning rate"):
+        compare_options.best_rate([broken])
+    with pytest.raises(JobError, match=r"diverges at its learning rate 1e\+30 with seed 0"):
+        compare_options.refuse_diverged([fine, broken])
 
 
 @pytest.mark.parametrize(
@@ -209,22 +283,29 @@ def a_curve(*gaps: float) -> Curve:
 def test_tokens_to_half_of_the_gap_lie_on_a_line_between_evaluations(
     gaps: tuple[float, ...], tokens: float | None
 ) -> None:
-    assert compare_options.tokens_to(0.5, a_curve(*gaps)) == (None if tokens is None else pytest.approx(tokens))
+    assert tokens_to(0.5, a_curve(*gaps)) == (None if tokens is None else pytest.approx(tokens))
 
 
 def test_an_estimator_that_did_not_get_half_way_with_every_seed_has_no_median() -> None:
-    reached = compare_options.outcome([a_curve(0.0, 1.0), a_curve(0.0, 0.6)])
+    reached = outcome([a_curve(0.0, 1.0), a_curve(0.0, 0.6)], [1.0])
     assert reached.median_tokens_to_half is not None
-    assert compare_options.outcome([a_curve(0.0, 1.0), a_curve(0.0, 0.4)]).median_tokens_to_half is None
+    assert outcome([a_curve(0.0, 1.0), a_curve(0.0, 0.4)], [1.0]).median_tokens_to_half is None
 
 
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
         ({"tuning_seed": 1}, "chosen on a reported task"),
-        ({"estimators": {"a": {"steps": 3}}}, "steps is set for all estimators: remove it here"),
-        ({"estimators": {"a": {"gama": 3}}}, "estimators.a.gama"),
-        ({"estimators": {"a": {"kl_penalty": "loss_k1"}}}, "would do nothing"),
+        ({"seeds": (0, 1, 1)}, "list each seed once"),
+        ({"seeds": (0,)}, "seeds"),
+        ({"other_seeds": 3}, "there are only 2 seeds"),
+        ({"learning_rates": (1e-2, 1e-3)}, "learning_rates must rise"),
+        ({"wider_learning_rates": (1e-4, 5e-3)}, "0.005 is between the lowest and the highest"),
+        ({"control": "paper"}, "'paper' is named in control or compared, but is none of the estimators"),
+        ({"compared": ("plain",)}, "has no difference to itself"),
+        ({"estimators": {"plain": {}, "a": {"steps": 3}}}, "steps is set for all estimators: remove it here"),
+        ({"estimators": {"plain": {}, "a": {"gama": 3}}}, "estimators.a.gama"),
+        ({"estimators": {"plain": {}, "a": {"kl_penalty": "loss_k1"}}}, "would do nothing"),
     ],
 )
 def test_a_study_that_means_nothing_is_refused(tmp_path: Path, changes: dict[str, object], complaint: str) -> None:
@@ -235,4 +316,4 @@ def test_a_study_that_means_nothing_is_refused(tmp_path: Path, changes: dict[str
 def test_a_task_without_a_gap_is_refused(tmp_path: Path) -> None:
     same = OPTIONS.model_copy(update={"reference": 0.9999999})
     with pytest.raises(ConfigError, match="leaves a gap"):
-        compare_options.learning_curve(study(tmp_path, task=same), "paper", 1e-3, 0)
+        compare_options.learning_curve(study(tmp_path, task=same), "plain", 1e-3, 0)

@@ -1,7 +1,10 @@
 """Configurations of the jobs that train a policy or could: `dpr` and `gradient`.
 
-"The paper" in a description is that of Dense-Path REINFORCE (arXiv 2510.02493). "The paper leaves this open" means that
-we did not find the value in it. Must not import torch: the command line parses before it imports anything slow.
+"The paper" in a description is that of Dense-Path REINFORCE (arXiv 2510.02493). "The paper leaves this open" says what
+was available to us: its abstract, equations and reviews, but not its table of hyper-parameters. The value may be stated
+there, so no recipe claims to be the paper's.
+
+Must not import torch: the command line parses before it imports anything slow.
 """
 
 from pathlib import Path

@@ -55,17 +55,24 @@ def paired_interval(differences: Sequence[float], method: Method = "t", seed: in
     return Interval(mean, float(found.low), float(found.high))
 
 
-def share_interval(shares: Sequence[float], method: Method = "t", seed: int = 0) -> Interval:
-    """`paired_interval` of shares, such as accuracies: the part of it between 0 and 1.
+def bounded_interval(
+    values: Sequence[float], least: float, most: float, method: Method = "t", seed: int = 0
+) -> Interval:
+    """`paired_interval` of values that cannot lie beyond `least` and `most`: the part of it between them.
 
-    No mean of shares lies beyond, so leaving that part out takes nothing from the interval's coverage. Only for shares
-    themselves: a difference of shares has its own range. Raises ValueError also for values beyond 0 and 1.
+    No mean of such values lies beyond, so leaving that part out takes nothing from the interval's coverage. Raises
+    ValueError also for a value beyond.
     """
-    beyond = [share for share in shares if not 0 <= share <= 1]
+    beyond = [value for value in values if not least <= value <= most]
     if beyond:
-        raise ValueError(f"{beyond[0]} is no share between 0 and 1: use paired_interval")
-    found = paired_interval(shares, method, seed)
-    return Interval(found.value, max(found.low, 0.0), min(found.high, 1.0))
+        raise ValueError(f"{beyond[0]} is not between {least:g} and {most:g}: use paired_interval")
+    found = paired_interval(values, method, seed)
+    return Interval(found.value, max(found.low, least), min(found.high, most))
+
+
+def share_interval(shares: Sequence[float], method: Method = "t", seed: int = 0) -> Interval:
+    """`bounded_interval` of shares, such as accuracies. A difference of shares has another range: `paired_interval`."""
+    return bounded_interval(shares, 0.0, 1.0, method, seed)
 
 
 def paired_p(differences: Sequence[float]) -> float:

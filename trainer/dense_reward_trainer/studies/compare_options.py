@@ -2,86 +2,97 @@
 
 Every run is the learner of the DPR job; its rewards come from a table instead of a service. Each estimator's learning
 rate is chosen on a separate task, by the gap closed at the end; the reported tasks have different seeds. Every finished
-run is written, so that a stopped study can be resumed.
+run is written, so that a stopped study can be resumed, also with more estimators or seeds.
 """
 
 import copy
 import json
+import math
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 
-import numpy as np
 import torch
 from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.records import Report
 from tqdm import tqdm
 
-from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.rl.learner import Learner
 from dense_reward_trainer.runs.processes import in_processes
 from dense_reward_trainer.runs.run_folder import check_run, open_run
-from dense_reward_trainer.studies.compare_options_config import Curve, EstimatorsConfig, TaskOptions, curve_path
+from dense_reward_trainer.studies.compare_options_config import (
+    Curve,
+    EstimatorsConfig,
+    TaskOptions,
+    curve_path,
+    read_curve,
+)
 from dense_reward_trainer.studies.compare_options_plot import plot_study
+from dense_reward_trainer.studies.compare_options_table import (
+    Outcome,
+    differences_to,
+    format_table,
+    outcome,
+    tokens_to,
+)
 from dense_reward_trainer.studies.exact_task import TableRewards, Task, make_task
 
 RunKey = tuple[str, float, int]  # estimator, learning rate, seed
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """The results of an estimator, in the order of the seeds.
-
-    `tokens_to_half`: scored tokens until half of the gap was closed, null if half was not reached.
-    """
-
-    learning_rate: float
-    gap_closed: tuple[float, ...]
-    tokens_to_half: tuple[float | None, ...]
-
-    @property
-    def mean_gap(self) -> float:
-        return float(np.mean(self.gap_closed))
-
-    @property
-    def median_tokens_to_half(self) -> float | None:
-        """None if any seed did not reach half of the gap."""
-        reached = [tokens for tokens in self.tokens_to_half if tokens is not None]
-        return float(np.median(reached)) if len(reached) == len(self.tokens_to_half) else None
-
-
 def run(config: EstimatorsConfig, report: Report) -> dict[str, Outcome]:
     """Leave `estimators.json`, `estimators.png` and all curves in `config.output_dir`, and report a table.
 
-    Raises ConfigError if the SFT model of a task leaves no gap, JobError if a run diverges.
+    Raises ConfigError if the SFT model of a task leaves no gap, JobError if a run diverges at a chosen learning rate.
     """
     check_run("estimators", config)
     folder = open_run("estimators", config).folder
-    tuning = [(name, rate, config.tuning_seed) for name in config.estimators for rate in config.learning_rates]
-    tuned = compute_curves(config, tuning, "learning rates")
-    rates = {name: best_rate([curve for curve in tuned if curve.estimator == name]) for name in config.estimators}
-    wanted = [(name, rates[name], seed) for name in config.estimators for seed in config.seeds]
+    tuned = tune(config)
+    rates = {name: best_rate(curves) for name, curves in tuned.items()}
+    wanted = [(name, rates[name], seed) for name in config.estimators for seed in config.seeds_of(name)]
     reported = compute_curves(config, wanted, "estimators")
+    refuse_diverged(reported)
     curves = {name: [curve for curve in reported if curve.estimator == name] for name in config.estimators}
-    outcomes = {name: outcome(some) for name, some in curves.items()}
-    cpu_hours = sum(curve.cpu_s for curve in [*tuned, *reported]) / 3600
+    outcomes = {name: outcome(some, [one.learning_rate for one in tuned[name]]) for name, some in curves.items()}
+    differences = differences_to(config.control, outcomes, config.families())
+    cpu_hours = sum(curve.cpu_s for some in (*tuned.values(), reported) for curve in some) / 3600
     record = {
         "config": config.model_dump(mode="json"),
         "outcomes": {name: asdict(one) for name, one in outcomes.items()},
-        "tuning": {name: by_rate(one for one in tuned if one.estimator == name) for name in config.estimators},
+        "differences": {name: asdict(one) for name, one in differences.items()},
+        "tuning": {name: by_rate(some) for name, some in tuned.items()},
         "cpu_hours": cpu_hours,
     }
     write_whole(folder / "estimators.json", json.dumps(record, indent=2).encode() + b"\n")
     plot_study(curves, folder / "estimators.png")
-    report(format_table(outcomes))
+    report(format_table(outcomes, differences))
     report(f"{cpu_hours:.2f} CPU-hours; figures, curves and plot: {folder}")
     return outcomes
+
+
+def tune(config: EstimatorsConfig) -> dict[str, list[Curve]]:
+    """Every estimator's runs on the tuning task: `learning_rates`, and wider ones while the best is on the edge."""
+    tried = {name: list(config.learning_rates) for name in config.estimators}
+    while True:
+        wanted = [(name, rate, config.tuning_seed) for name, rates in tried.items() for rate in rates]
+        found = compute_curves(config, wanted, "learning rates")
+        curves = {name: [curve for curve in found if curve.estimator == name] for name in tried}
+        wider = {name: config.next_rate(tried[name], best_rate(some)) for name, some in curves.items()}
+        if not any(wider.values()):
+            return curves
+        for name, rate in wider.items():
+            if rate is not None:
+                tried[name] = sorted([*tried[name], rate])
 
 
 def compute_curves(config: EstimatorsConfig, wanted: Sequence[RunKey], title: str) -> list[Curve]:
     """The wanted curves, in order; computes and writes those that have no file yet."""
     missing = [one for one in wanted if not curve_path(config.output_dir, *one).is_file()]
+    for one in wanted:  # a run with other options is refused before anything is computed
+        if one not in missing:
+            read_curve(config, *one)
     with tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=title, unit="run") as bar:
         for curve in in_processes(config.processes, curve_in_process, [(config, *one) for one in missing]):
             path = curve.path_in(config.output_dir)
@@ -89,7 +100,7 @@ def compute_curves(config: EstimatorsConfig, wanted: Sequence[RunKey], title: st
             write_whole(path, curve.model_dump_json().encode())
             bar.set_postfix_str(f"{curve.estimator} {curve.gap_closed[-1]:.2f}")
             bar.update()
-    return [Curve.model_validate_json(curve_path(config.output_dir, *one).read_bytes()) for one in wanted]
+    return [read_curve(config, *one) for one in wanted]
 
 
 def curve_in_process(arguments: tuple[EstimatorsConfig, str, float, int]) -> Curve:
@@ -115,73 +126,72 @@ def learning_curve(config: EstimatorsConfig, estimator: str, learning_rate: floa
         )
     learner = Learner.of(dpr, replace(task.sft, model=copy.deepcopy(task.sft.model)))
     rewards = TableRewards(task, dpr.signal)
-    steps, tokens, gaps, scored_tokens = [0], [0], [0.0], 0.0
+    steps, tokens, gaps, scored_tokens, diverged = [0], [0], [0.0], 0.0, False
     for step in range(1, config.steps + 1):
-        scored_tokens += learner.step(step, task.prompts, rewards)["scored_tokens"]
+        scored = scored_in_step(learner, step, task, rewards)
+        if scored is None:
+            diverged = True
+            break
+        scored_tokens += scored
         if step <= config.evaluate_first or step % config.evaluate_every == 0 or step == config.steps:
             reached = task.objective(task.logprobs(learner.result), config.kl_coefficient)
+            if not math.isfinite(reached):
+                diverged = True
+                break
             steps.append(step)
             tokens.append(round(scored_tokens))
             gaps.append((reached - at_sft) / (best - at_sft))
     return Curve(
         estimator=estimator,
+        options=config.estimators[estimator],
         learning_rate=learning_rate,
         seed=seed,
         steps=tuple(steps),
         scored_tokens=tuple(tokens),
         gap_closed=tuple(gaps),
+        diverged=diverged,
         sft_objective=at_sft,
         optimal_objective=best,
         cpu_s=time.process_time() - started_s,
     )
 
 
+def scored_in_step(learner: Learner, step: int, task: Task, rewards: TableRewards) -> float | None:
+    """Takes a step; returns the tokens that it scored, or None if the policy or its gradient is not finite any more."""
+    try:
+        return learner.step(step, task.prompts, rewards)["scored_tokens"]
+    except JobError:  # a gradient is not finite
+        return None
+    except RuntimeError as error:
+        if "probability tensor" not in str(error):  # torch.multinomial (torch 2.13), for probabilities that are nan
+            raise
+        return None
+
+
 def best_rate(curves: Sequence[Curve]) -> float:
-    """The learning rate that closed the largest part of the gap at the end."""
-    return max(curves, key=lambda curve: curve.gap_closed[-1]).learning_rate
+    """The learning rate that closed the largest part of the gap at the end. Raises JobError if all runs diverged."""
+    finished = [curve for curve in curves if not curve.diverged]
+    if not finished:
+        raise JobError(f"{curves[0].estimator} diverges at every learning rate: add lower ones to learning_rates")
+    return max(finished, key=lambda curve: curve.gap_closed[-1]).learning_rate
+
+
+def refuse_diverged(curves: Iterable[Curve]) -> None:
+    """Raises JobError if a reported run diverged: its estimator has no mean."""
+    for curve in curves:
+        if curve.diverged:
+            raise JobError(
+                f"{curve.estimator} diverges at its learning rate {curve.learning_rate:g} with seed {curve.seed}: "
+                "remove that rate from learning_rates and use another output_dir"
+            )
 
 
 def by_rate(curves: Iterable[Curve]) -> dict[str, dict[str, float | None]]:
-    """Gap closed by each learning rate on the tuning seed, and the tokens to half of it."""
+    """Gap closed by each learning rate on the tuning seed, and the tokens to half of it; null where a run diverged."""
     return {
-        f"{curve.learning_rate:g}": {"gap_closed": curve.gap_closed[-1], "tokens_to_half": tokens_to(0.5, curve)}
+        f"{curve.learning_rate:g}": {
+            "gap_closed": None if curve.diverged else curve.gap_closed[-1],
+            "tokens_to_half": tokens_to(0.5, curve),
+        }
         for curve in curves
     }
-
-
-def outcome(curves: Sequence[Curve]) -> Outcome:
-    return Outcome(
-        curves[0].learning_rate,
-        tuple(curve.gap_closed[-1] for curve in curves),
-        tuple(tokens_to(0.5, curve) for curve in curves),
-    )
-
-
-def tokens_to(share: float, curve: Curve) -> float | None:
-    """Scored tokens until this share of the gap was first closed, by linear interpolation between evaluations."""
-    for index in range(1, len(curve.gap_closed)):
-        before, after = curve.gap_closed[index - 1 : index + 1]
-        if after >= share:
-            tokens_before, tokens_after = curve.scored_tokens[index - 1 : index + 1]
-            return tokens_before + (tokens_after - tokens_before) * (share - before) / (after - before)
-    return None
-
-
-def format_table(outcomes: dict[str, Outcome]) -> str:
-    """One line for each estimator, the best first."""
-    ordered = sorted(outcomes.items(), key=lambda pair: -pair[1].mean_gap)
-    rows = [["estimator", "learning rate", "gap closed", "worst seed", "scored tokens to half"]]
-    for name, one in ordered:
-        half = one.median_tokens_to_half
-        rows.append(
-            [
-                name,
-                f"{one.learning_rate:g}",
-                f"{one.mean_gap:.3f}",
-                f"{min(one.gap_closed):.3f}",
-                "-" if half is None else f"{half:,.0f}",
-            ]
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join(lines)
