@@ -277,6 +277,22 @@ def check_pair(sft: Manifest, reference: Manifest, *, allow_unrelated: bool) -> 
 
     Raises CheckpointError if they cannot be a pair, or if they do not come from one run and `allow_unrelated` is false.
     """
+    check_same_texts(sft, reference)
+    if _equal(sft, reference):
+        raise CheckpointError(EQUAL_MODELS)
+    if (sft.role, reference.role) == ("reference", "sft"):
+        raise CheckpointError(
+            "the checkpoint given as sft is a reference, and the one given as reference is an sft: swap --sft and "
+            "--reference"
+        )
+    reason = _unrelated(sft, reference)
+    if reason is not None and not allow_unrelated:
+        raise CheckpointError(f"{reason}: pass --allow-unrelated if this pair is what you want")
+    return reason is None
+
+
+def check_same_texts(sft: Manifest, reference: Manifest) -> None:
+    """Raises CheckpointError if ids, chats or ends of turn mean different things to two checkpoints."""
     if sft.tokenizer_sha256 != reference.tokenizer_sha256:
         raise CheckpointError("sft and reference have different tokenizers: their ids mean different things")
     if sft.vocabulary != reference.vocabulary:
@@ -290,17 +306,6 @@ def check_pair(sft: Manifest, reference: Manifest, *, allow_unrelated: bool) -> 
         )
     if sft.renderer == "chat":
         _check_choices(sft, reference)
-    if _equal(sft, reference):
-        raise CheckpointError(EQUAL_MODELS)
-    if (sft.role, reference.role) == ("reference", "sft"):
-        raise CheckpointError(
-            "the checkpoint given as sft is a reference, and the one given as reference is an sft: swap --sft and "
-            "--reference"
-        )
-    reason = _unrelated(sft, reference)
-    if reason is not None and not allow_unrelated:
-        raise CheckpointError(f"{reason}: pass --allow-unrelated if this pair is what you want")
-    return reason is None
 
 
 def _check_choices(sft: Manifest, reference: Manifest) -> None:

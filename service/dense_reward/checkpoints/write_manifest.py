@@ -71,7 +71,7 @@ def measured_manifest(
 
     Without `hashed` the manifest has no hashes of files. Raises CheckpointError if the files cannot be served.
     """
-    manifest, encoder = _without_probe(folder, facts, hashed=hashed)
+    manifest, encoder = unmeasured_manifest(folder, facts, hashed=hashed)
     model = load_model(folder, manifest, dtype="float32", device=device)
     # What precedes a response may be undecided: the probe measures log-probs, for which any ids serve.
     decided = replace(encoder, choices=replace(facts.choices, response_prefix=facts.choices.response_prefix or ""))
@@ -90,8 +90,11 @@ def save_manifest(folder: Path, manifest: Manifest) -> None:
         ) from error
 
 
-def _without_probe(folder: Path, facts: ManifestFacts, *, hashed: bool) -> tuple[Manifest, Encoder]:
-    """The manifest with an empty probe, and the encoder that it describes."""
+def unmeasured_manifest(folder: Path, facts: ManifestFacts, *, hashed: bool) -> tuple[Manifest, Encoder]:
+    """The manifest with an empty probe, and the encoder that it describes. Loads no weights.
+
+    Raises CheckpointError if the configuration or the tokenizer cannot be read.
+    """
     files = facts.source or folder
     weights = facts.adapter_base or files
     tokenizer = load_tokenizer(files)

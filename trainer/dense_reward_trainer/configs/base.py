@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dense_reward_trainer.errors import ConfigError
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+FractionOrStart = Annotated[float, Field(ge=0.0, lt=1.0)]
 # A name that becomes part of a path, so it cannot hold a slash or start with a dot.
 SafeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 from dense_reward.text.tokenizer import RendererName
 from pydantic import Field, JsonValue, model_validator
 
-from dense_reward_trainer.configs.base import Fraction, JobConfig, JobOptions, SafeName
+from dense_reward_trainer.configs.base import FractionOrStart, JobConfig, JobOptions, SafeName
 from dense_reward_trainer.data.sources import DataSource
 
 
@@ -86,9 +86,10 @@ class SftConfig(JobConfig):
     train_on: Literal["response", "all_assistant"] = Field(
         default="response", description="Tokens in the loss: the last response, or every assistant turn."
     )
-    milestones: dict[SafeName, Fraction] = Field(
+    milestones: dict[SafeName, FractionOrStart] = Field(
         default={"reference": 0.5},
-        description="Checkpoints written during the run: name -> fraction of the samples that the whole run processes.",
+        description="Checkpoints written during the run: name -> fraction of the samples that the whole run processes. "
+        "0: the untrained start; if that is a base model, its files are named, not copied.",
     )
 
     epochs: int = Field(default=1, ge=1, description="Passes over the training demonstrations.")

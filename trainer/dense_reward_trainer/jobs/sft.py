@@ -7,20 +7,14 @@ and on a CPU ends with bitwise the weights of an uninterrupted run.
 import shutil
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from dense_reward.checkpoints.probe import ProbeIds, probe_of_demonstrations, probe_of_texts
-from dense_reward.checkpoints.write_manifest import ManifestFacts
 from dense_reward.engines.torch.device import chosen_device
-from dense_reward.manifest import Role
 from dense_reward.records import Report
-from dense_reward.text.encode import Encoder
 from peft import LoraConfig
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainingArguments
 from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
@@ -29,22 +23,21 @@ from dense_reward_trainer.configs.sft import LoraOptions, SftConfig
 from dense_reward_trainer.data.held_out_file import write_held_out
 from dense_reward_trainer.data.sources import DataError, Split, data_sha256, load, split
 from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrations
-from dense_reward_trainer.errors import ConfigError, JobError
+from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.runs.checkpoint import (
     is_complete,
     newest_training_state,
     recover,
     training_step,
-    write_checkpoint,
 )
 from dense_reward_trainer.runs.run_folder import METRICS_NAME, MetricsLog, check_run, pinned, plot_metrics
 from dense_reward_trainer.sft.callbacks import EvaluateAtEnd, LogToFile, QuietProgress
+from dense_reward_trainer.sft.checkpoint_writer import SFT, CheckpointWriter, SaveMilestones, shared_facts
 from dense_reward_trainer.sft.initial_model import InitialModel, initial_model_of
 from dense_reward_trainer.sft.length_sampler import LengthGroupedTrainer
 from dense_reward_trainer.sft.milestones import MilestoneSchedule
 from dense_reward_trainer.sft.pinned_inputs import open_pinned_run
 
-SFT: Role = "sft"
 # Newer versions of transformers renamed the argument, and warn about the older name.
 CHECKPOINTING = next(
     name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(TrlConfig, name)
@@ -74,6 +67,7 @@ def run(config: SftConfig, report: Report) -> None:
         return
     demonstrations = load_split(config, report)
     initial = initial_model_of(config, demonstrations.train, pinned(config.output_dir))
+    check_base_is_elsewhere(config, initial.base)
     for note in initial.notes:
         report(note)
     train, held_out = encode_split(config, initial, demonstrations, report)
@@ -137,6 +131,15 @@ def training_arguments(config: SftConfig) -> TrlConfig:
         report_to="none",
         **{CHECKPOINTING: config.gradient_checkpointing},
     )
+
+
+def check_base_is_elsewhere(config: SftConfig, base: Path | None) -> None:
+    """Raises ConfigError if the run would write into the folder of its base model, and so change or remove it."""
+    run_folder = config.output_dir
+    written = [run_folder / "checkpoints" / name for name in (SFT, *config.milestones)]
+    places = [place.resolve() for place in (run_folder, *written)]
+    if base is not None and (base.resolve() in places or base.resolve().is_relative_to(run_folder.resolve() / "resume")):
+        raise ConfigError(f"the run would write over its base model, {base}: use another output_dir")
 
 
 def load_split(config: SftConfig, report: Report) -> Split:
@@ -242,7 +245,7 @@ def milestone_steps(milestones: Mapping[str, float], schedule: MilestoneSchedule
 def check_milestones(steps: Mapping[str, int], checkpoints: Path, done: int) -> None:
     """Raises ConfigError if a resumed run is past the step of a milestone whose checkpoint is missing."""
     for name, step in steps.items():
-        if step <= done and not is_complete(checkpoints / name):
+        if 0 < done >= step and not is_complete(checkpoints / name):
             raise ConfigError(
                 f"{checkpoints / name} is gone, and the run is past its step {step}: use another output_dir"
             )
@@ -269,86 +272,10 @@ def start_run(
     *,
     train: Sequence[TokenisedRow],
     held_out: Sequence[TokenisedRow],
-) -> "CheckpointWriter":
+) -> CheckpointWriter:
     """Opens the run folder and writes held_out.jsonl. Raises ConfigError if a resumed run has other inputs."""
     data = data_sha256(row.demonstration for row in train)
     opened = open_pinned_run(config, initial, data, [*train, *held_out])
     write_held_out(config.output_dir / "held_out.jsonl", [row.demonstration for row in held_out])
-    facts = base_facts(config, opened.run_id, data, initial)
+    facts = shared_facts(config, opened.run_id, data, initial)
     return CheckpointWriter(config.output_dir / "checkpoints", trainer, initial, schedule, facts, train)
-
-
-def base_facts(config: SftConfig, run_id: str, data: str, initial: InitialModel) -> ManifestFacts:
-    """The manifest entries that all checkpoints of the run share."""
-    return ManifestFacts(
-        role=SFT,
-        run_id=run_id,
-        renderer=initial.encoder.renderer,
-        end_of_turn_id=initial.encoder.end_of_turn_id,
-        choices=initial.encoder.choices,
-        base_model=config.base_model,
-        data_sha256=data,
-        seed=config.seed,
-        dtype=str(initial.model.dtype).removeprefix("torch."),
-        adapter_base=initial.base if config.lora is not None else None,
-    )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class CheckpointWriter:
-    """Writes the run's checkpoints."""
-
-    folder: Path
-    trainer: SFTTrainer
-    initial: InitialModel
-    schedule: MilestoneSchedule
-    facts: ManifestFacts
-    train: Sequence[TokenisedRow]
-
-    def write(self, name: str, role: Role, step: int, learning_rate: float) -> None:
-        """Writes the current model, after `step` optimiser steps. Does not advance the random number generators."""
-        facts = replace(
-            self.facts,
-            role=role,
-            optimiser_step=step,
-            samples_processed=self.schedule.samples_processed(step),
-            samples_total=self.schedule.samples_total,
-            unique_samples=self.schedule.unique_samples(step),
-            learning_rate=learning_rate,
-        )
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        with torch.random.fork_rng():
-            write_checkpoint(self.folder / name, model, self.initial.tokenizer, facts, self.choose_probe)
-
-    def choose_probe(self, encoder: Encoder, limit_tokens: int) -> Sequence[ProbeIds]:
-        """Probe sequences from the demonstrations; fixed texts if fewer than two prompts differ."""
-        encoded = [row.encoded for row in self.train]
-        return probe_of_demonstrations(encoded, limit_tokens) or probe_of_texts(encoder, limit_tokens)
-
-
-class SaveMilestones(TrainerCallback):  # type: ignore[misc]
-    """Writes each milestone at its step, before the training state of that step: a resumed run skips none."""
-
-    def __init__(self, writer: CheckpointWriter, steps: Mapping[str, int], report: Report) -> None:
-        self._writer, self._steps, self._report = writer, steps, report
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
-    ) -> None:
-        if state.max_steps != self._writer.schedule.total_steps:
-            raise JobError(
-                f"transformers plans {state.max_steps} steps, milestones are for {self._writer.schedule.total_steps}"
-            )
-
-    def on_step_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        lr_scheduler: LRScheduler,
-        **_: object,
-    ) -> None:
-        for name, step in self._steps.items():
-            if state.global_step == step:
-                self._writer.write(name, "reference", step, float(lr_scheduler.get_last_lr()[0]))
-                self._report(f"milestone: {self._writer.folder / name} at step {step}")

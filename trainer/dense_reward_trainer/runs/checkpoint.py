@@ -4,10 +4,19 @@ import json
 import os
 import re
 import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from dense_reward.checkpoints.write_manifest import ChooseProbe, ManifestFacts, write_manifest
-from dense_reward.manifest import MANIFEST_NAME, Manifest
+from dense_reward.checkpoints.write_manifest import (
+    ChooseProbe,
+    ManifestFacts,
+    unmeasured_manifest,
+    write_manifest,
+)
+from dense_reward.errors import CheckpointError
+from dense_reward.manifest import MANIFEST_NAME, Manifest, check_same_texts
 from dense_reward.records import Report
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -31,15 +40,50 @@ def write_checkpoint(
     until the new one is on disk. Measures the probe on `device`, from the weights as written. Raises CheckpointError if
     they could not be served.
     """
+
+    def fill(partial: Path) -> Manifest:
+        set_model_end(model, tokenizer, facts.end_of_turn_id)
+        _save_model(model, partial, adapter=facts.adapter_base is not None)
+        tokenizer_with_end(tokenizer, facts.end_of_turn_id).save_pretrained(partial)
+        return write_manifest(partial, facts, choose_probe, device=device)
+
+    return _replace_whole(folder, fill)
+
+
+def write_named_checkpoint(
+    folder: Path, facts: ManifestFacts, choose_probe: ChooseProbe, *, device: str = "cpu"
+) -> Manifest:
+    """Writes only a manifest, of the checkpoint whose files are in `facts.source`; otherwise as `write_checkpoint`."""
+    return _replace_whole(folder, lambda partial: write_manifest(partial, facts, choose_probe, device=device))
+
+
+def writes_same_texts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: ManifestFacts) -> bool:
+    """Whether the files in `facts.source` can be a pair with what `write_checkpoint` would write of the model.
+
+    Tokenizer, chat template, vocabulary and end of turn must be the same. Loads no weights.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        written = Path(name)
+        if facts.adapter_base is None:
+            model.config.save_pretrained(written)
+        tokenizer_with_end(tokenizer, facts.end_of_turn_id).save_pretrained(written)
+        try:
+            own, _ = unmeasured_manifest(written, replace(facts, source=None), hashed=False)
+            named, _ = unmeasured_manifest(written, replace(facts, adapter_base=None), hashed=False)
+            check_same_texts(own, named)
+        except CheckpointError:
+            return False
+    return True
+
+
+def _replace_whole(folder: Path, fill: Callable[[Path], Manifest]) -> Manifest:
+    """Fills a new folder and renames it to `folder`; what was there is kept until then."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     recover(folder)
     partial, replaced = _partial(folder), _replaced(folder)
     _remove(partial)
     partial.mkdir()
-    set_model_end(model, tokenizer, facts.end_of_turn_id)
-    _save_model(model, partial, adapter=facts.adapter_base is not None)
-    tokenizer_with_end(tokenizer, facts.end_of_turn_id).save_pretrained(partial)
-    manifest = write_manifest(partial, facts, choose_probe, device=device)
+    manifest = fill(partial)
     _flush(partial)
     if folder.exists():
         folder.rename(replaced)

@@ -40,9 +40,9 @@ class MilestoneSchedule:
         return min(self.samples_processed(step), self.samples)
 
     def step_at(self, fraction: float) -> int:
-        """The first step at or past `fraction` of the samples that the whole run processes; at least 1.
+        """The first step at or past `fraction` of the samples that the whole run processes: 0 only for the fraction 0.
 
         The fraction is read as the decimal number that the user wrote: 0.1 is exactly one tenth.
         """
         target = ceil(Fraction(str(fraction)) * self.samples_total)
-        return 1 + bisect_left(range(1, self.total_steps), target, key=self.samples_processed)
+        return bisect_left(range(self.total_steps), target, key=self.samples_processed)
