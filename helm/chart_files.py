@@ -26,6 +26,7 @@ SET_BY_THE_CHART = frozenset(
         "sft",
         "reference",
         "pairs_file",
+        "run",
         "checkpoints_folder",
         "host",
         "port",

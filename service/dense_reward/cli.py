@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Errors that a user can fix are lines on stderr, without a traceback."""
     options = _parser().parse_args(arguments)
     try:
-        code: int = options.run(options)
+        code: int = options.command(options)
     except (CheckpointError, SettingsError, RequestError) as error:
         for line in str(error).splitlines():
             print(f"dense-reward: {line}", file=sys.stderr)
@@ -48,11 +48,11 @@ def _parser() -> argparse.ArgumentParser:
         "serve", help="serve the rewards of a pair of checkpoints over HTTP", allow_abbrev=False
     )
     _add_settings(serve)
-    serve.set_defaults(run=_serve)
+    serve.set_defaults(command=_serve)
     noise = "measure the rounding noise of the rewards, and which settings lower it"
     check = commands.add_parser("check", help=noise, allow_abbrev=False)
     _add_settings(check)
-    check.set_defaults(run=_check)
+    check.set_defaults(command=_check)
     _add_adopt(commands.add_parser("adopt", help="write the manifest of a checkpoint that another trainer saved"))
     return parser
 
@@ -128,7 +128,7 @@ def _add_adopt(parser: argparse.ArgumentParser) -> None:
         help="report as in an adoption, but write nothing; also verify an existing manifest. Exit code 2 if the "
         "checkpoint cannot be adopted or its manifest does not match",
     )
-    parser.set_defaults(run=_adopt)
+    parser.set_defaults(command=_adopt)
 
 
 def _adopt(options: argparse.Namespace) -> int:
@@ -173,8 +173,9 @@ def _settings(options: argparse.Namespace) -> Settings:
     keep_freed_memory()
     given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     settings = read_settings(given, os.environ.keys())
-    if settings.engine != "fake" and settings.pairs_file is None and None in {settings.sft, settings.reference}:
-        raise SettingsError("give both checkpoints: --sft DIR --reference DIR")
+    names_pairs = settings.pairs_file is not None or settings.run is not None
+    if settings.engine != "fake" and not names_pairs and None in {settings.sft, settings.reference}:
+        raise SettingsError("give both checkpoints: --sft DIR --reference DIR (or --run DIR, the folder of an SFT run)")
     return settings
 
 

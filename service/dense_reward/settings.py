@@ -33,6 +33,11 @@ class Settings(BaseSettings):
     pairs_file: Path | None = Field(
         None, description="JSON list of pairs, each with name, sft and reference; replaces --sft and --reference"
     )
+    run: Path | None = Field(
+        None,
+        description="folder of a finished SFT run: a pair for each of its references, named after the reference's "
+        "folder, the earliest first; replaces --sft and --reference",
+    )
     checkpoints_folder: Path | None = Field(
         None,
         description="load checkpoints, and the base models of adapters, only from below this folder; required for "

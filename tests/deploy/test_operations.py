@@ -81,6 +81,7 @@ def test_every_setting_that_is_named_exists() -> None:
         "tls_certificate",
         "tls_private_key",
         "pairs_file",
+        "run",
         "checkpoints_folder",
         "results_bytes",
         "drain_s",

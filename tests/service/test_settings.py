@@ -15,6 +15,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "reference": ("runs/a/reference", Path("runs/a/reference")),
     "name": ("gsm8k", "gsm8k"),
     "pairs_file": ("pairs.json", Path("pairs.json")),
+    "run": ("runs/a", Path("runs/a")),
     "checkpoints_folder": ("runs", Path("runs")),
     "engine": ("fake", "fake"),
     "sft_url": ("http://a:8000,http://b:8000", "http://a:8000,http://b:8000"),

@@ -45,6 +45,12 @@ def test_the_demonstration_leaves_its_pair_where_the_readme_says() -> None:
     assert config.milestones == {"reference": 0.5, "early": 0.1}
 
 
+@pytest.mark.parametrize("recipe", ["sft_full", "sft_full_tiny", "sft_lora", "sft_lora_tiny"])
+def test_a_recipe_for_a_real_model_keeps_its_base_an_early_and_a_half_way_reference(recipe: str) -> None:
+    config = load_config(SftConfig, config_path(recipe))
+    assert config.milestones == {"base": 0.0, "early": 0.1, "reference": 0.5}
+
+
 def resolved(kind: type[Config]) -> dict[str, Config]:
     """The recipes of one job, by name."""
     return {

@@ -1,12 +1,14 @@
 """Which pairs a service loads at its start, and which folders checkpoints can be loaded from."""
 
+from math import inf
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
 from dense_reward.errors import CheckpointError, SettingsError
-from dense_reward.manifest import MANIFEST_NAME, adapter_base_folder, files_folder, load_manifest
+from dense_reward.manifest import MANIFEST_NAME, Manifest, adapter_base_folder, files_folder, load_manifest
 from dense_reward.schemas import Strictly
 from dense_reward.settings import Settings, read_list
 
@@ -23,17 +25,87 @@ SOURCES = TypeAdapter(Annotated[list[PairSource], Field(min_length=1)])
 
 
 def first_pairs(settings: Settings) -> list[Settings]:
-    """The settings of each pair that is loaded at the start, in order. Raises SettingsError."""
-    if settings.pairs_file is None:
+    """The settings of each pair that is loaded at the start, in order. Raises SettingsError, CheckpointError."""
+    named = settings.sft is not None or settings.reference is not None
+    if named + (settings.pairs_file is not None) + (settings.run is not None) > 1:
+        raise SettingsError("give either --pairs-file, or --run, or --sft and --reference")
+    if settings.pairs_file is None and settings.run is None:
         return [settings]
-    if settings.sft is not None or settings.reference is not None:
-        raise SettingsError("give either --pairs-file, or --sft and --reference")
+    given = "--run" if settings.pairs_file is None else "--pairs-file"
     if settings.engine == "remote":
-        raise SettingsError(
-            "--engine remote serves one pair: replace --pairs-file by --sft, --reference and their URLs"
-        )
-    sources = read_list("--pairs-file", settings.pairs_file, SOURCES)
+        raise SettingsError(f"--engine remote serves one pair: replace {given} by --sft, --reference and their URLs")
+    if settings.run is not None and "name" in settings.model_fields_set:
+        raise SettingsError("--run names each pair after the folder of its reference: leave out --name")
+    sources = (
+        pairs_of_run(settings.run)
+        if settings.pairs_file is None and settings.run is not None
+        else read_list("--pairs-file", settings.pairs_file, SOURCES)
+    )
     return [settings.model_copy(update=source.model_dump()) for source in sources]
+
+
+def pairs_of_run(folder: Path) -> list[PairSource]:
+    """The sft checkpoint of a run with each of its references, the earliest first.
+
+    `folder` is the run's, or that of its checkpoints. Raises SettingsError if it holds no finished run or no reference,
+    CheckpointError for a manifest that cannot be read.
+    """
+    checkpoints = _checkpoints_of_run(folder)
+    sft = _complete(checkpoints / "sft")
+    found = [(place, _complete(place)) for place in _folders_in(checkpoints) if place.name != "sft"]
+    references = sorted((_step(manifest), place) for place, manifest in found if manifest.role == "reference")
+    if not references:
+        raise SettingsError(
+            f"--run {folder}: {checkpoints} holds no reference: adopt an earlier checkpoint of the run or its base "
+            f"model (dense-reward adopt PATH --role reference --run-id {sft.run_id} --out {checkpoints / 'base'}), or "
+            "train again with milestones"
+        )
+    try:
+        return [PairSource(name=place.name, sft=checkpoints / "sft", reference=place) for _, place in references]
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise SettingsError(f"--run {folder}: a folder's name cannot be that of a pair ({reason}): rename it") from None
+
+
+def _checkpoints_of_run(folder: Path) -> Path:
+    """The folder of a run's checkpoints. Raises SettingsError if there is no finished sft checkpoint in it."""
+    if not isdir(folder):
+        raise SettingsError(f"--run {folder}: no such folder: name the output_dir of a run of dense-reward-train sft")
+    for place in (folder / "checkpoints", folder):
+        if isdir(place / "sft"):
+            return place
+    if isfile(folder / MANIFEST_NAME):
+        raise SettingsError(f"--run {folder} is a checkpoint: name the folder of its run, or use --sft and --reference")
+    raise SettingsError(
+        f"--run {folder} holds no finished sft checkpoint (checkpoints/sft): name the output_dir of a run of "
+        "dense-reward-train sft; if that was interrupted, the same command resumes it"
+    )
+
+
+def _folders_in(checkpoints: Path) -> list[Path]:
+    """Its folders, without hidden ones, which a run that was killed can leave. Raises SettingsError."""
+    try:
+        found = sorted(place for place in checkpoints.iterdir() if not place.name.startswith("."))
+    except OSError as error:
+        raise SettingsError(
+            f"--run: {checkpoints} cannot be read ({error.strerror}): allow this user to read it"
+        ) from None
+    return [place for place in found if isdir(place)]
+
+
+def _complete(place: Path) -> Manifest:
+    """The manifest of a checkpoint of a run. Raises SettingsError if there is none."""
+    if not isfile(place / MANIFEST_NAME):
+        raise SettingsError(
+            f"--run: {place} has no {MANIFEST_NAME}, so it is no complete checkpoint: copy it again, adopt it, or move "
+            f"it out of {place.parent}"
+        )
+    return load_manifest(place)
+
+
+def _step(manifest: Manifest) -> float:
+    """The optimiser step; after all others if it is unknown."""
+    return inf if manifest.optimiser_step is None else manifest.optimiser_step
 
 
 def check_confined(settings: Settings) -> None:

@@ -68,6 +68,7 @@ def test_an_unknown_key_like_no_other_lists_what_is_known(tmp_path: Path) -> Non
     [
         (MINIMAL, ["batch_size=0"], "batch_size: Input should be greater than or equal to 1"),
         (MINIMAL, ["milestones.reference=1.5"], "milestones.reference: Input should be less than 1"),
+        (MINIMAL, ["milestones.base=-0.1"], "milestones.base: Input should be greater than or equal to 0"),
         (MINIMAL, ["milestones.sft=0.5"], "a milestone cannot be called sft"),
         (MINIMAL, ["milestones={../up: 0.5}"], "milestones.../up"),
         (MINIMAL, ["scratch.heads=3"], "hidden_size 128 must be a multiple of twice the 3 heads"),

@@ -110,10 +110,10 @@ def test_what_leaves_the_result_alone_may_change(tiny: Path) -> None:
 
 
 def test_milestones_do_not_change_where_training_ends(tiny: Path, tmp_path: Path) -> None:
-    other = trained("arithmetic_sft_tiny", tmp_path / "run", "milestones={early: 0.1, late: 0.9}")
+    other = trained("arithmetic_sft_tiny", tmp_path / "run", "milestones={base: 0, early: 0.1, late: 0.9}")
     finished = [load_manifest(folder / "checkpoints" / "sft") for folder in (tiny, other)]
     assert finished[0].weights_sha256 == finished[1].weights_sha256
-    assert sorted(path.name for path in (other / "checkpoints").iterdir()) == ["early", "late", "sft"]
+    assert sorted(path.name for path in (other / "checkpoints").iterdir()) == ["base", "early", "late", "sft"]
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def assert_same_outcome(resumed: Path, unbroken: Path) -> None:
 
 
 def test_a_killed_run_goes_on_to_bitwise_the_same_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    overrides = [*hard_to_resume(varied(tmp_path)), "milestones={reference: 0.75}"]
+    overrides = [*hard_to_resume(varied(tmp_path)), "milestones={base: 0, reference: 0.75}"]
     unbroken = trained("arithmetic_sft_tiny", tmp_path / "unbroken", *overrides)
     killed = tmp_path / "killed"
     code, stderr = ended_at_step(14, signal.SIGKILL, killed, overrides)
@@ -232,6 +232,9 @@ def test_a_killed_run_goes_on_to_bitwise_the_same_weights(tmp_path: Path, capsys
     assert "resumed at step 12" in reported
     assert_same_outcome(killed, unbroken)
     assert manifests(killed)[0].run_id == run_id
+    starts = [load_manifest(folder / "checkpoints" / "base") for folder in (killed, unbroken)]
+    assert starts[0].files == starts[1].files, "random weights are written at step 0"
+    assert [start.optimiser_step for start in starts] == [0, 0]
 
 
 def test_an_interrupted_run_stops_quietly_refuses_other_data_and_goes_on(

@@ -35,13 +35,13 @@ def test_samples_processed_is_what_counting_gives(
     )
 
 
-@given(st.integers(1, 60), SIZES, st.integers(1, 40), st.integers(1, 99))
+@given(st.integers(1, 60), SIZES, st.integers(1, 40), st.integers(0, 99))
 def test_a_milestone_is_the_first_step_at_or_past_its_fraction(
     samples: int, per_step: int, steps: int, percent: int
 ) -> None:
     schedule = MilestoneSchedule(samples, per_step, steps)
     totals = counted(samples, per_step, 1, 1, steps)
-    wanted = next(step for step in range(1, steps + 1) if 100 * totals[step] >= percent * totals[-1])
+    wanted = next(step for step in range(steps + 1) if 100 * totals[step] >= percent * totals[-1])
     assert schedule.step_at(percent / 100) == wanted
 
 
@@ -53,7 +53,9 @@ def test_half_of_several_epochs_lies_in_the_middle_of_them_and_not_of_the_first(
     assert (schedule.unique_samples(12), schedule.unique_samples(20)) == (60, 64)
 
 
-@pytest.mark.parametrize(("fraction", "step"), [(0.1, 1), (0.3, 3), (0.7, 7), (0.29, 3), (0.31, 4)])
+@pytest.mark.parametrize(
+    ("fraction", "step"), [(0.0, 0), (1e-9, 1), (0.1, 1), (0.3, 3), (0.7, 7), (0.29, 3), (0.31, 4)]
+)
 def test_a_fraction_is_the_decimal_number_that_was_written(fraction: float, step: int) -> None:
     """0.1 * 30 is more than 3 in binary floating point."""
     assert MilestoneSchedule(samples=30, samples_per_step=3, total_steps=10).step_at(fraction) == step

@@ -138,7 +138,9 @@ def check_base_is_elsewhere(config: SftConfig, base: Path | None) -> None:
     run_folder = config.output_dir
     written = [run_folder / "checkpoints" / name for name in (SFT, *config.milestones)]
     places = [place.resolve() for place in (run_folder, *written)]
-    if base is not None and (base.resolve() in places or base.resolve().is_relative_to(run_folder.resolve() / "resume")):
+    if base is not None and (
+        base.resolve() in places or base.resolve().is_relative_to(run_folder.resolve() / "resume")
+    ):
         raise ConfigError(f"the run would write over its base model, {base}: use another output_dir")
 
 

@@ -5,11 +5,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from dense_reward import Client
+from dense_reward.serving.pair_sources import pairs_of_run
 
 from dense_reward_trainer.errors import JobError
 
@@ -26,15 +27,30 @@ def serving(
     `threads` None: all cores. Raises JobError as soon as the process exits, or if it is not ready in time. The service
     prints the reason to stderr.
     """
-    pair = ("--sft", str(sft), "--reference", str(reference))
-    command = [sys.executable, "-m", "dense_reward.cli", "serve", *pair, "--port", str(port), "--log-level", "warning"]
+    with _service(("--sft", str(sft), "--reference", str(reference)), port, threads) as (server, url):
+        _check_identity(server, url, {(str(sft), str(reference))})
+        yield server, url
+
+
+@contextmanager
+def serving_run(folder: Path, port: int, threads: int | None = None) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """As `serving`, for the run of SFT in a folder: a pair for each of its references, named after its folder."""
+    with _service(("--run", str(folder)), port, threads) as (server, url):
+        pairs = pairs_of_run(folder)
+        _check_identity(server, url, {(str(pair.sft), str(pair.reference)) for pair in pairs})
+        yield server, url
+
+
+@contextmanager
+def _service(source: Sequence[str], port: int, threads: int | None) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    command = [sys.executable, "-m", "dense_reward.cli", "serve", *source, "--port", str(port)]
+    command += ["--log-level", "warning"]
     command += [] if threads is None else ["--threads", str(threads)]
     url = f"http://{HOST}:{port}"
     # Its progress bars for loading weights would mix with those of the job.
     with subprocess.Popen(command, env={**os.environ, "TQDM_DISABLE": "1"}) as server:
         try:
             _wait_until_ready(server, url)
-            _check_identity(server, url, sft, reference)
             yield server, url
         finally:
             server.terminate()
@@ -56,14 +72,19 @@ def _wait_until_ready(server: "subprocess.Popen[bytes]", url: str) -> None:
                 raise JobError(f"the service at {url} is not ready after {PATIENCE_S:g} s")
 
 
-def _check_identity(server: "subprocess.Popen[bytes]", url: str, sft: Path, reference: Path) -> None:
-    """Raises JobError if another process has opened the port since `free_port` found it free."""
+def _check_identity(server: "subprocess.Popen[bytes]", url: str, pairs: set[tuple[str, str]]) -> None:
+    """Raises JobError if another process has opened the port since `free_port` found it free.
+
+    `pairs`: the folders of sft and reference of each pair that must be served.
+    """
     with Client(url, timeout_s=10.0) as client:
-        card = client.models()[0]
-    if server.poll() is not None or (card.sft, card.reference) != (str(sft), str(reference)):
-        raise JobError(
-            f"{url} is a service of {card.sft} and {card.reference}, not of {sft} and {reference}: try again"
-        )
+        served = {(card.sft, card.reference) for card in client.models()}
+    if server.poll() is not None or served != pairs:
+        raise JobError(f"{url} is a service of {_in_words(served)}, not of {_in_words(pairs)}: try again")
+
+
+def _in_words(pairs: set[tuple[str, str]]) -> str:
+    return ", ".join(f"{sft} and {reference}" for sft, reference in sorted(pairs))
 
 
 def free_port(preferred: int = 0) -> int:
