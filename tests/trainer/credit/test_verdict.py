@@ -5,8 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 from dense_reward_trainer.configs.signals import Aggregate
-from dense_reward_trainer.credit.answer_ranking import JudgedAnswers
 from dense_reward_trainer.credit.auroc import auroc, auroc_draws
+from dense_reward_trainer.credit.judged_answers import JudgedAnswers
 from dense_reward_trainer.credit.verdict import MIN_PROMPTS, Verdict, verdict
 
 PROMPTS, EACH = 60, 4

@@ -15,7 +15,7 @@ from dense_reward.schemas import ArrayName
 from dense_reward_trainer.cli import main
 from dense_reward_trainer.configs.credit import CreditConfig
 from dense_reward_trainer.configs.signals import Aggregate
-from dense_reward_trainer.credit.answer_ranking import AGGREGATES, JudgedAnswers, rank
+from dense_reward_trainer.credit.answer_ranking import rank
 from dense_reward_trainer.credit.error_localisation import (
     MAX_TRIES,
     ErrorScores,
@@ -26,6 +26,7 @@ from dense_reward_trainer.credit.error_localisation import (
     planted_errors,
     proposals,
 )
+from dense_reward_trainer.credit.judged_answers import AGGREGATES, JudgedAnswers
 from dense_reward_trainer.credit.references import References
 from dense_reward_trainer.data.corruption import Corrupter, Corruption, ErrorKind, number_corruption
 from dense_reward_trainer.data.sources import ChatMessage, DataSource, Demonstration, load
@@ -131,6 +132,9 @@ def test_without_a_policy_the_job_measures_planted_errors_and_leaves_the_table_i
         assert list(found) == COLUMNS
         for one in found.values():
             assert all(0 <= x["low"] <= x["value"] <= x["high"] <= 1 for x in (one["auroc"], one["hit"]))
+    for kind in ("digit", "number"):
+        assert list(result["planted_ranking"][kind]) == COLUMNS
+        assert list(result["planted_ranking"][kind]["reward:default"]) == list(AGGREGATES)
     assert result["ranking"] is None
     assert result["verdict"] is None
     assert result["references"] == {"default": str(served.folder / "reference")}
@@ -176,10 +180,13 @@ def test_a_corrupted_answer_has_as_many_tokens_as_the_right_one_and_differs_in_i
         found = list(planted_errors(References((pinned,)), demonstrations, corrupter, seed=0))
     assert found
     with Client(served.url) as client:
-        for planted_one, answer_found in found:
+        for planted_one, right_answer, wrong_answer in found:
             right, corruption = planted_one.demonstration.response, planted_one.corruption
             prompt = planted_one.demonstration.messages[0].content
-            assert answer_found.scored.length == client.score(prompt=prompt, response=right).results[0].length
+            (scored,) = client.score(prompt=prompt, response=right).results
+            assert wrong_answer.scored.length == right_answer.scored.length == scored.length
+            assert scored.reward is not None
+            assert right_answer.signals["reward:default"] == pytest.approx(scored.reward, abs=1e-3)
             assert corruption.text != right
             assert corruption.text[: corruption.start] == right[: corruption.start]
             assert corruption.text[corruption.end :] == right[corruption.end :]
@@ -191,7 +198,15 @@ def test_more_answers_than_hold_such_an_error_are_refused(served: ServedPair, tm
         pinned_pair(ServiceAddress.of(served.url, config(output_dir=tmp_path)), ignore) as pinned,
         pytest.raises(ConfigError, match="only 1 answers can hold an error of kind digit, but answers is 2"),
     ):
-        localise(References((pinned,)), demonstrations, Corrupter.of("digit", []), count=2, against="tokens", seed=0)
+        localise(
+            References((pinned,)),
+            demonstrations,
+            Corrupter.of("digit", []),
+            count=2,
+            against="tokens",
+            window=8,
+            seed=0,
+        )
 
 
 def test_labelled_solutions_are_measured_step_against_step(served: ServedPair, tmp_path: Path) -> None:

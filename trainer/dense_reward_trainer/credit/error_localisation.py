@@ -13,6 +13,7 @@ from dense_reward.records import FloatArray
 from tqdm import tqdm
 
 from dense_reward_trainer.credit.auroc import Interval, auroc, mean_interval
+from dense_reward_trainer.credit.judged_answers import JudgedAnswers
 from dense_reward_trainer.credit.references import Answer, References
 from dense_reward_trainer.data.corruption import DIGITS, Corrupter, Corruption
 from dense_reward_trainer.data.sources import Demonstration
@@ -68,30 +69,34 @@ def localise(
     *,
     count: int,
     against: Against,
+    window: int,
     seed: int,
-) -> dict[str, Localisation]:
+) -> tuple[dict[str, Localisation], JudgedAnswers]:
     """How each column finds errors in the first `count` answers that can hold an error of the corrupter's kind.
 
-    Raises ConfigError if there are fewer, or if an error has no token to be compared with.
+    Also returns these answers without their error (right) and with it (wrong); `window`: see `aggregate`. Raises
+    ConfigError if there are fewer, or if an error has no token to be compared with.
     """
     scores: dict[str, list[ErrorScores]] = {column: [] for column in references.columns}
-    found = 0
+    judged = JudgedAnswers.of_columns(references.columns)
     with tqdm(total=count, desc=f"planted errors ({corrupter.kind})", unit="answer") as bar:
-        for planted, answer in planted_errors(references, demonstrations, corrupter, seed):
-            error, others = error_and_others(planted, offsets_of(answer.scored), against)
+        for index, (planted, right, wrong) in enumerate(planted_errors(references, demonstrations, corrupter, seed)):
+            error, others = error_and_others(planted, offsets_of(wrong.scored), against)
             if not others:
                 raise ConfigError(f"{planted.demonstration.source}: no other token has a digit: set against=tokens")
-            for column, values_T in answer.signals.items():
+            for column, values_T in wrong.signals.items():
                 scores[column].append(ErrorScores(float(values_T[error]), values_T[others]))
-            found += 1
+            judged.add(right, right=True, prompt=index, window=window)
+            judged.add(wrong, right=False, prompt=index, window=window)
             bar.update()
-            if found == count:
+            if index + 1 == count:
                 break
+    found = judged.counts[0]
     if found < count:
         raise ConfigError(
             f"only {found} answers can hold an error of kind {corrupter.kind}, but answers is {count}: lower answers"
         )
-    return summarise(scores, seed)
+    return summarise(scores, seed), judged
 
 
 def summarise(scores: Mapping[str, Sequence[ErrorScores]], seed: int) -> dict[str, Localisation]:
@@ -106,17 +111,16 @@ def summarise(scores: Mapping[str, Sequence[ErrorScores]], seed: int) -> dict[st
 
 def planted_errors(
     references: References, demonstrations: Sequence[Demonstration], corrupter: Corrupter, seed: int
-) -> Iterator[tuple[PlantedError, Answer]]:
-    """Answers with an error, and their scores, in the order of the demonstrations.
+) -> Iterator[tuple[PlantedError, Answer, Answer]]:
+    """Answers with an error, and their scores without it and with it, in the order of the demonstrations.
 
     Each answer gets the first of up to MAX_TRIES seeded errors that keeps its number of tokens, or is left out.
     """
     for start in range(0, len(demonstrations), ANSWERS_TOGETHER):
         part = demonstrations[start : start + ANSWERS_TOGETHER]
         proposed = {i: proposals(corrupter, one, [seed, start + i]) for i, one in enumerate(part)}
-        right = references.first.score_chats([_chat(one, one.response) for one in part], ["offsets", "token_ids"])
-        lengths = {i: scored.length for i, scored in zip(proposed, right, strict=True)}
-        found: dict[int, tuple[PlantedError, Answer]] = {}
+        right = [*references.score_chats([_chat(one, one.response) for one in part])]
+        found: dict[int, tuple[PlantedError, Answer, Answer]] = {}
         for attempt in range(MAX_TRIES):
             tried = {i: some[attempt] for i, some in proposed.items() if i not in found and attempt < len(some)}
             if not tried:
@@ -124,8 +128,8 @@ def planted_errors(
             chats = [_chat(part[i], corruption.text) for i, corruption in tried.items()]
             answers = references.score_chats(chats, ["offsets", "token_ids"])
             for (i, corruption), answer in zip(tried.items(), answers, strict=True):
-                if answer.scored.length == lengths[i]:
-                    found[i] = PlantedError(part[i], corruption), answer
+                if answer.scored.length == right[i].scored.length:
+                    found[i] = PlantedError(part[i], corruption), right[i], answer
         yield from (found[i] for i in sorted(found))
 
 

@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dense_reward_trainer.configs.signals import Aggregate
-from dense_reward_trainer.credit.answer_ranking import AGGREGATES, Ranking
 from dense_reward_trainer.credit.auroc import Interval
 from dense_reward_trainer.credit.error_localisation import Localisation
+from dense_reward_trainer.credit.judged_answers import AGGREGATES, Rankings
 from dense_reward_trainer.credit.references import pair_of
 from dense_reward_trainer.credit.verdict import Choice, Verdict
 
@@ -22,7 +22,7 @@ MARKERS: Mapping[Aggregate, str] = {"sum": "o", "mean": "s", "min": "v", "window
 
 def plot_credit(
     localisation: Mapping[str, Mapping[str, Localisation]],
-    ranking: Mapping[str, Mapping[Aggregate, Ranking]] | None,
+    ranking: Rankings | None,
     verdict: Verdict | None,
     steps: Mapping[str, Localisation] | None,
     path: Path,
@@ -56,7 +56,7 @@ def colours(columns: Iterable[str]) -> dict[str, str]:
     return greys | {column: COLOURS[i % len(COLOURS)] for i, column in enumerate(compared)}
 
 
-def _aggregates(axes: Axes, ranking: Mapping[str, Mapping[Aggregate, Ranking]]) -> None:
+def _aggregates(axes: Axes, ranking: Rankings) -> None:
     for place, name in enumerate(AGGREGATES):
         found = [one[name].auroc for one in ranking.values()]
         at = np.arange(len(found)) + (place - (len(AGGREGATES) - 1) / 2) * 0.15
@@ -68,7 +68,7 @@ def _aggregates(axes: Axes, ranking: Mapping[str, Mapping[Aggregate, Ranking]]) 
     axes.legend(loc="lower right", fontsize="small")
 
 
-def _calibration(axes: Axes, ranking: Mapping[str, Mapping[Aggregate, Ranking]], choices: Iterable[Choice]) -> None:
+def _calibration(axes: Axes, ranking: Rankings, choices: Iterable[Choice]) -> None:
     axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
     for choice in choices:
         found = ranking[choice.column][choice.aggregate].calibration

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
-from dense_reward_trainer.configs.signals import Aggregate
-from dense_reward_trainer.credit.answer_ranking import AGGREGATES, Ranking
 from dense_reward_trainer.credit.auroc import Interval
 from dense_reward_trainer.credit.error_localisation import Localisation
+from dense_reward_trainer.credit.judged_answers import AGGREGATES, Rankings
 
 
 def localisation_lines(title: str, by_column: Mapping[str, Localisation]) -> Iterator[str]:
@@ -16,7 +15,7 @@ def localisation_lines(title: str, by_column: Mapping[str, Localisation]) -> Ite
         yield f"  {column:{width}}  {_cell(one.auroc)}  {_cell(one.hit)}"
 
 
-def ranking_lines(title: str, ranking: Mapping[str, Mapping[Aggregate, Ranking]], window: int) -> Iterator[str]:
+def ranking_lines(title: str, ranking: Rankings, window: int) -> Iterator[str]:
     """A title, the names of the aggregates, then the AUROCs of each column by aggregate."""
     yield f"{title}: AUROC by aggregate (window_min: over {window} tokens)"
     width = max(map(len, ranking))

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dense_reward_trainer.configs.signals import Aggregate
-from dense_reward_trainer.credit.answer_ranking import JudgedAnswers, Ranking
 from dense_reward_trainer.credit.auroc import Interval, auroc_draws
+from dense_reward_trainer.credit.judged_answers import JudgedAnswers, Rankings
 from dense_reward_trainer.credit.paired import Comparison, holm
 from dense_reward_trainer.credit.references import pair_of
 
@@ -66,7 +66,7 @@ class Verdict:
     words: tuple[str, ...]
 
 
-def verdict(answers: JudgedAnswers, ranking: Mapping[str, Mapping[Aggregate, Ranking]], seed: int) -> Verdict:
+def verdict(answers: JudgedAnswers, ranking: Rankings, seed: int) -> Verdict:
     """The verdict on answers and their ranking. `seed` is that of the bootstrap."""
     choices = [Choice(column, name, one.auroc) for column, found in ranking.items() for name, one in found.items()]
     control = _best(choice for choice in choices if pair_of(choice.column) is None)

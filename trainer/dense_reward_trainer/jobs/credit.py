@@ -5,24 +5,24 @@ alone, which the reward must beat. The last lines say which reference to use, or
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from dense_reward.engines.torch.device import chosen_device
 from dense_reward.records import Report
 
 from dense_reward_trainer.configs.credit import CreditConfig
-from dense_reward_trainer.configs.signals import Aggregate
-from dense_reward_trainer.credit.answer_ranking import JudgedAnswers, Ranking, rank
+from dense_reward_trainer.credit.answer_ranking import rank
 from dense_reward_trainer.credit.error_localisation import Localisation, localise
 from dense_reward_trainer.credit.first_wrong_step import first_wrong_steps
+from dense_reward_trainer.credit.judged_answers import JudgedAnswers, Rankings
 from dense_reward_trainer.credit.plot import plot_credit
 from dense_reward_trainer.credit.references import References
 from dense_reward_trainer.credit.table import localisation_lines, ranking_lines, reference_lines
 from dense_reward_trainer.credit.verdict import Verdict, verdict
-from dense_reward_trainer.data.corruption import Corrupter
+from dense_reward_trainer.data.corruption import Corrupter, ErrorKind
 from dense_reward_trainer.data.process_labels import Solution, read_solutions
-from dense_reward_trainer.data.sources import load
+from dense_reward_trainer.data.sources import Demonstration, load
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.policy import PolicyCheckpoint, load_policy
 from dense_reward_trainer.rl.reward_service import ServiceAddress, pinned_pairs
@@ -35,15 +35,17 @@ class CreditResult:
     """Figures by column (see credit/references.py), with 95 % bootstrap intervals.
 
     `references`: the reference checkpoint of each pair. `left_out`: columns that the engine cannot compute.
-    `localisation`: also by kind of planted error. `ranking`: also by aggregate. It and `verdict` are null without a
-    policy to sample from, `steps` without labelled solutions.
+    `localisation`: also by kind of planted error. `planted_ranking`: right answers against the same ones with an error,
+    by kind, column and aggregate. `ranking`: right against wrong samples, by column and aggregate. It and `verdict` are
+    null without a policy to sample from, `steps` without labelled solutions.
     """
 
     references: dict[str, str]
     left_out: tuple[str, ...]
     localisation: dict[str, dict[str, Localisation]]
+    planted_ranking: dict[str, Rankings]
     answers: int
-    ranking: dict[str, dict[Aggregate, Ranking]] | None
+    ranking: Rankings | None
     verdict: Verdict | None
     right: int
     wrong: int
@@ -61,64 +63,57 @@ def run(config: CreditConfig, report: Report) -> CreditResult:
     loaded = load(config.data)
     report(loaded.summary)
     demonstrations = loaded.demonstrations
-    texts = [demonstration.response for demonstration in demonstrations]
     solutions = () if config.solutions is None else _with_an_error(read_solutions(config.solutions))
     policy = _policy(config)
-    localisation: dict[str, dict[str, Localisation]] = {}
     with pinned_pairs(ServiceAddress.of(config.service_url, config), config.pair_names, report) as pairs:
         references = References(pairs)
-        for kind in config.corruptions:
-            localisation[kind] = localise(
-                references,
-                demonstrations,
-                Corrupter.of(kind, texts),
-                count=config.answers,
-                against=config.against,
-                seed=config.seed,
-            )
+        planted = {kind: _planted(kind, references, demonstrations, config) for kind in config.corruptions}
         judged = None
         if policy is not None:
+            sampling = Sampling(config.max_new_tokens, batch_size=256)
             judged = rank(
                 references,
                 policy,
                 demonstrations,
-                Sampling(config.max_new_tokens, batch_size=256),
+                sampling,
                 samples=config.samples,
                 window=config.window_tokens,
                 seed=config.seed,
                 report=report,
             )
         steps = first_wrong_steps(references, solutions, config.seed) if solutions else None
-    result = _result(
-        references, config, localisation=localisation, judged=judged, steps=steps, solutions=len(solutions)
+    ranking = None if judged is None else judged.ranking(config.seed)
+    right, wrong = (0, 0) if judged is None else judged.counts
+    result = CreditResult(
+        references=references.names,
+        left_out=references.left_out,
+        localisation={kind: found for kind, (found, _) in planted.items()},
+        planted_ranking={kind: answers.ranking(config.seed) for kind, (_, answers) in planted.items()},
+        answers=config.answers,
+        ranking=ranking,
+        verdict=None if judged is None or ranking is None else verdict(judged, ranking, config.seed),
+        right=right,
+        wrong=wrong,
+        steps=steps,
+        solutions=len(solutions),
     )
     report(credit_table(result, config))
     _save(result, references, config)
     return result
 
 
-def _result(
-    references: References,
-    config: CreditConfig,
-    *,
-    localisation: dict[str, dict[str, Localisation]],
-    judged: JudgedAnswers | None,
-    steps: dict[str, Localisation] | None,
-    solutions: int,
-) -> CreditResult:
-    ranking = None if judged is None else judged.ranking(config.seed)
-    right, wrong = (0, 0) if judged is None else judged.counts
-    return CreditResult(
-        references.names,
-        references.left_out,
-        localisation,
-        config.answers,
-        ranking,
-        None if judged is None or ranking is None else verdict(judged, ranking, config.seed),
-        right,
-        wrong,
-        steps,
-        solutions,
+def _planted(
+    kind: ErrorKind, references: References, demonstrations: Sequence[Demonstration], config: CreditConfig
+) -> tuple[dict[str, Localisation], JudgedAnswers]:
+    corrupter = Corrupter.of(kind, [demonstration.response for demonstration in demonstrations])
+    return localise(
+        references,
+        demonstrations,
+        corrupter,
+        count=config.answers,
+        against=config.against,
+        window=config.window_tokens,
+        seed=config.seed,
     )
 
 
@@ -147,6 +142,8 @@ def _lines(result: CreditResult, config: CreditConfig) -> Iterator[str]:
     for kind, by_column in result.localisation.items():
         title = f"corrupted {kind} against the other {others} of its answer, {result.answers} answers"
         yield from localisation_lines(title, by_column)
+    for kind, found in result.planted_ranking.items():
+        yield from ranking_lines(f"right answers against those with a corrupted {kind}", found, config.window_tokens)
     if result.steps is not None:
         title = f"first wrong step against those before it, {result.solutions} solutions"
         yield from localisation_lines(title, result.steps)
