@@ -140,6 +140,7 @@ MUST_NOT_IMPORT = {
         "rl.held_out_metrics": TRAINER_JOBS,
         "rl.plot": TRAINING,
         "credit.aggregates": MODEL_LIBRARIES | NETWORK,
+        "credit.alignment": TRAINER_JOBS | NETWORK,
         "credit.answer_ranking": TRAINER_JOBS,
         "credit.auroc": MODEL_LIBRARIES | TEXT,
         "credit.calibration": MODEL_LIBRARIES | TEXT,
