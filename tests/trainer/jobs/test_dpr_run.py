@@ -100,13 +100,30 @@ def test_the_gradient_of_a_run_is_asked_before_it(
     recipe = str(write_config(served, tmp_path / "run"))
     assert main(["gradient", recipe, "batches=3"]) == 0
     record = json.loads((tmp_path / "run" / "gradient.json").read_text())
-    assert -1 <= record["alignment"]["cosine"] <= 1
-    assert record["rewards"]["sft"] == str(served.folder / "sft")
+    assert list(record["alignments"]) == ["default"]
+    assert -1 <= record["alignments"]["default"]["cosine"] <= 1
+    assert record["rewards"]["default"]["sft"] == str(served.folder / "sft")
     assert "of the expected gradient" in capsys.readouterr().err
     assert main(["dpr", recipe]) == 2
     assert "gradient" in capsys.readouterr().err
     assert main(["gradient", recipe, "batches=3", "held_out=null", f"output_dir={tmp_path}/other"]) == 2
     assert "held_out is null" in capsys.readouterr().err
+
+
+def test_the_gradients_of_all_references_are_compared_on_the_same_samples(
+    served_run: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = str(write_config(served_run, tmp_path / "run"))
+    assert main(["gradient", recipe, "batches=3", "signal=sft_logprob"]) == 0
+    record = json.loads((tmp_path / "run" / "gradient.json").read_text())
+    assert list(record["alignments"]) == list(record["rewards"]) == ["half", "early"]
+    assert record["rewards"]["early"]["reference"] == str(served_run.folder / "early")
+    half, early = record["alignments"].values()
+    assert half["cosines"] == pytest.approx(early["cosines"], abs=0.005), "sft_logprob does not depend on the reference"
+    reported = capsys.readouterr().err
+    assert "dense-reward-train credit" in reported
+    assert main(["gradient", recipe, "batches=3", "service_pair=early", f"output_dir={tmp_path}/one"]) == 0
+    assert list(json.loads((tmp_path / "one" / "gradient.json").read_text())["alignments"]) == ["early"]
 
 
 def test_a_finished_run_is_left_alone(served: ServedPair, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The direction of DPR's gradient: cosines, the estimate of signal and noise, and that it is the run's gradient."""
+"""The direction of DPR's gradient: that it is the run's gradient, and the target that it is compared with."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +8,9 @@ import pytest
 import torch
 from dense_reward.records import IdArray
 from dense_reward_trainer.configs.dpr import GradientConfig
+from dense_reward_trainer.credit.alignment import alignment
 from dense_reward_trainer.errors import JobError
-from dense_reward_trainer.jobs.gradient import alignment, alignment_summary, descent_directions, likelihood_gradient
+from dense_reward_trainer.jobs.gradient import descent_directions, likelihood_gradient
 from dense_reward_trainer.rl.advantages import action_advantages
 from dense_reward_trainer.rl.learner import Learner
 from dense_reward_trainer.rl.policy import policy_logprobs
@@ -17,51 +18,6 @@ from dense_reward_trainer.rl.records import ResponseRewards, Rollout
 from dense_reward_trainer.runs.timer import Timer
 from tiny_policy import EngineRewards, ids_of, tiny_policy
 from tiny_training import PROMPTS, batch_of, config_of, weights_of
-from torch.nn.functional import cosine_similarity
-
-
-def test_noise_around_a_direction_hides_it_from_one_batch_and_not_from_the_estimate() -> None:
-    generator = torch.Generator().manual_seed(0)
-    target, across = torch.zeros(4000), torch.zeros(4000)
-    target[0] = across[1] = 1.0
-    expected = 0.6 * target + 0.8 * across
-    noise = torch.randn(40, 4000, generator=generator) * 3 / 4000**0.5
-    found = alignment((expected + one for one in noise), target)
-    assert found.cosine == pytest.approx(0.6 / 10**0.5, abs=0.02)
-    assert found.agreement == pytest.approx(0.1, abs=0.02)
-    assert found.expected_cosine == pytest.approx(0.6, abs=0.06)
-    directions = expected + noise
-    cosines = cosine_similarity(directions, target[None], dim=1)
-    assert found.cosine == pytest.approx(float(cosines.mean()), abs=1e-5)
-    assert found.cosine_standard_error == pytest.approx(float(cosines.std()) / 40**0.5, rel=1e-4)
-    pairs = cosine_similarity(directions[:, None], directions[None], dim=2)
-    assert found.agreement == pytest.approx(float((pairs.sum() - 40) / (40 * 39)), abs=1e-5)
-    assert f"of the expected gradient: {found.expected_cosine:.2f} ± 0.01" in alignment_summary(found)
-
-
-def test_the_error_of_the_estimate_is_its_spread() -> None:
-    generator = torch.Generator().manual_seed(0)
-    target, expected = torch.zeros(500), torch.zeros(500)
-    target[0], expected[0], expected[1] = 1.0, 0.6, 0.8
-    found = [alignment(expected + torch.randn(20, 500, generator=generator) * 3 / 500**0.5, target) for _ in range(100)]
-    estimates = torch.tensor([one.expected_cosine for one in found])
-    errors = torch.tensor([one.expected_cosine_standard_error for one in found])
-    assert float(estimates.mean()) == pytest.approx(0.6, abs=0.02)
-    assert float(errors.mean()) == pytest.approx(float(estimates.std()), rel=0.3)
-
-
-@pytest.mark.parametrize("dimension", [30, 1000])
-def test_of_noise_next_to_nothing_is_claimed(dimension: int) -> None:
-    generator = torch.Generator().manual_seed(0)
-    found = [alignment(torch.randn(12, dimension, generator=generator), torch.ones(dimension)) for _ in range(200)]
-    claimed = [one for one in found if one.expected_cosine is not None]
-    assert 0 < len(claimed) < 20
-    spread = float(torch.tensor([one.agreement for one in found]).std())
-    errors = torch.tensor([one.agreement_standard_error for one in found])
-    assert float(errors.mean()) == pytest.approx(spread, rel=0.2)
-    assert "raise batches" in alignment_summary(next(one for one in found if one.expected_cosine is None))
-    with pytest.raises(ValueError, match="at least 3"):
-        alignment([torch.ones(2)] * 2, torch.ones(2))
 
 
 def test_a_batch_in_which_every_action_is_paid_the_same_has_no_direction() -> None:

@@ -14,7 +14,7 @@ from dense_reward.schemas import SignalName
 from pydantic import Field, field_validator, model_validator
 
 from dense_reward_trainer.configs.base import JobOptions
-from dense_reward_trainer.configs.service import SERVICE_KEYS, ServiceJobConfig
+from dense_reward_trainer.configs.service import SERVICE_KEYS, ServiceJobConfig, ServicePairsConfig
 from dense_reward_trainer.data.final_answers import AnswerChecker
 from dense_reward_trainer.data.sources import DataSource
 
@@ -258,8 +258,8 @@ class DprConfig(ServiceJobConfig):
                 raise ValueError(f"candidates need {cure}")
 
 
-class GradientConfig(DprConfig):
-    """A `dpr` recipe with its own output_dir: measures the gradient of that run before its first step."""
+class GradientConfig(DprConfig, ServicePairsConfig):
+    """A `dpr` recipe with its own output_dir: measures the gradient of that run before its first step, by reference."""
 
     resume_may_change: ClassVar[frozenset[str]] = SERVICE_KEYS | {"output_dir", "threads"}
 
