@@ -36,11 +36,10 @@ def first_pairs(settings: Settings) -> list[Settings]:
         raise SettingsError(f"--engine remote serves one pair: replace {given} by --sft, --reference and their URLs")
     if settings.run is not None and "name" in settings.model_fields_set:
         raise SettingsError("--run names each pair after the folder of its reference: leave out --name")
-    sources = (
-        pairs_of_run(settings.run)
-        if settings.pairs_file is None and settings.run is not None
-        else read_list("--pairs-file", settings.pairs_file, SOURCES)
-    )
+    if settings.pairs_file is not None:
+        sources = read_list("--pairs-file", settings.pairs_file, SOURCES)
+    elif settings.run is not None:
+        sources = pairs_of_run(settings.run)
     return [settings.model_copy(update=source.model_dump()) for source in sources]
 
 

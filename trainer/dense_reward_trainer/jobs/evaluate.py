@@ -28,7 +28,7 @@ from dense_reward_trainer.rl.held_out_metrics import (
 from dense_reward_trainer.rl.policy import PolicyCheckpoint
 from dense_reward_trainer.rl.prompts import held_out_rows
 from dense_reward_trainer.rl.records import TokenRewards
-from dense_reward_trainer.rl.reward_service import ServiceAddress, connected
+from dense_reward_trainer.rl.reward_service import ServiceAddress, ServiceRewards, pinned_pairs
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 
 Measured = tuple[HeldOutResult, list[SampledResponse]]
@@ -99,13 +99,14 @@ def measure_policies(
 def sft_model_rewards(
     config: EvaluateConfig, checkpoint: PolicyCheckpoint, report: Report
 ) -> Iterator[TokenRewards | None]:
-    """Log-probs of the service's SFT model; None if the configuration names no service."""
+    """Log-probs of the service's SFT model, by any of its pairs; None if the configuration names no service."""
     if config.service_url is None:
         yield None
         return
-    address, sha256 = ServiceAddress.of(config.service_url, config), checkpoint.manifest.tokenizer_sha256
-    with connected(address, sha256, report, signal="sft_logprob", with_kl=False) as rewards:
-        yield rewards
+    address = ServiceAddress.of(config.service_url, config)
+    with pinned_pairs(address, None if address.pair is None else [address.pair], report) as (pair, *_):
+        pair.check_tokenizer(checkpoint.manifest.tokenizer_sha256)
+        yield ServiceRewards(pair, "sft_logprob", with_kl=False)
 
 
 def write_samples(path: Path, samples: Sequence[SampledResponse]) -> None:
