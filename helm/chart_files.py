@@ -26,7 +26,6 @@ SET_BY_THE_CHART = frozenset(
         "sft",
         "reference",
         "pairs_file",
-        "run",
         "checkpoints_folder",
         "host",
         "port",
@@ -36,6 +35,8 @@ SET_BY_THE_CHART = frozenset(
         "tls_private_key",
     }
 )
+# Settings that have no place in the chart: its values list the pairs.
+NOT_IN_THE_CHART = frozenset({"run"})
 KEPT_KEYWORDS = ("type", "enum", "minimum", "maximum", "exclusiveMinimum")
 
 
@@ -61,7 +62,7 @@ def _schema() -> str:
 def settings_schema() -> dict[str, object]:
     """JSON schema of `settings`. engine and drain_s are required, because templates use them."""
     fields = Settings.model_json_schema()["properties"]
-    known = {name: _flat(field) for name, field in fields.items() if name not in SET_BY_THE_CHART}
+    known = {name: _flat(field) for name, field in fields.items() if name not in SET_BY_THE_CHART | NOT_IN_THE_CHART}
     required = ["engine", "drain_s"]
     return {"type": "object", "additionalProperties": False, "required": required, "properties": known}
 

@@ -299,10 +299,18 @@ def check_same_texts(sft: Manifest, reference: Manifest) -> None:
         raise CheckpointError(
             f"sft and reference have different vocabularies: {sft.vocabulary} and {reference.vocabulary} output rows"
         )
-    if (sft.template_sha256, sft.end_of_turn_id) != (reference.template_sha256, reference.end_of_turn_id):
+    if sft.template_sha256 != reference.template_sha256:
         raise CheckpointError(
-            "sft and reference have different chat templates or ends of turn: adopt both with --renderer plain (or "
-            "instruction), or give both folders one chat template and adopt them again"
+            "sft and reference have different chat templates: adopt both with --renderer plain (or instruction), or "
+            "give both folders one chat template and adopt them again"
+        )
+    if sft.end_of_turn_id != reference.end_of_turn_id:
+        ends = " and ".join(
+            "none" if end is None else f"id {end}" for end in (sft.end_of_turn_id, reference.end_of_turn_id)
+        )
+        raise CheckpointError(
+            f"sft and reference have different ends of turn ({ends}): adopt one again with the --end-of-turn of the "
+            "other"
         )
     if sft.renderer == "chat":
         _check_choices(sft, reference)

@@ -186,8 +186,9 @@ def test_two_checkpoints_of_one_run_in_order_are_related() -> None:
     [
         ({"tokenizer_sha256": "other"}, "different tokenizers: their ids mean different things"),
         ({"vocabulary": 101}, "different vocabularies: 100 and 101 output rows"),
-        ({"template_sha256": "other"}, "different chat templates or ends of turn: adopt both with --renderer plain"),
-        ({"end_of_turn_id": 3}, "different chat templates"),
+        ({"template_sha256": "other"}, "different chat templates: adopt both with --renderer plain"),
+        ({"end_of_turn_id": 3}, r"different ends of turn .* with the --end-of-turn of the other"),
+        ({"end_of_turn_id": None}, r"different ends of turn \(.* and none\)"),
     ],
 )
 def test_what_can_never_make_a_pair_is_refused(changes: dict[str, object], message: str, allow_unrelated: bool) -> None:

@@ -29,18 +29,22 @@ def first_pairs(settings: Settings) -> list[Settings]:
     named = settings.sft is not None or settings.reference is not None
     if named + (settings.pairs_file is not None) + (settings.run is not None) > 1:
         raise SettingsError("give either --pairs-file, or --run, or --sft and --reference")
-    if settings.pairs_file is None and settings.run is None:
+    if settings.run is not None:
+        _refuse_with("--run", settings)
+        if "name" in settings.model_fields_set:
+            raise SettingsError("--run names each pair after the folder of its reference: leave out --name")
+        sources = pairs_of_run(settings.run)
+    elif settings.pairs_file is not None:
+        _refuse_with("--pairs-file", settings)
+        sources = read_list("--pairs-file", settings.pairs_file, SOURCES)
+    else:
         return [settings]
-    given = "--run" if settings.pairs_file is None else "--pairs-file"
+    return [settings.model_copy(update=source.model_dump()) for source in sources]
+
+
+def _refuse_with(given: str, settings: Settings) -> None:
     if settings.engine == "remote":
         raise SettingsError(f"--engine remote serves one pair: replace {given} by --sft, --reference and their URLs")
-    if settings.run is not None and "name" in settings.model_fields_set:
-        raise SettingsError("--run names each pair after the folder of its reference: leave out --name")
-    if settings.pairs_file is not None:
-        sources = read_list("--pairs-file", settings.pairs_file, SOURCES)
-    elif settings.run is not None:
-        sources = pairs_of_run(settings.run)
-    return [settings.model_copy(update=source.model_dump()) for source in sources]
 
 
 def pairs_of_run(folder: Path) -> list[PairSource]:

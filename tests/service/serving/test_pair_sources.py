@@ -1,33 +1,34 @@
 """The pairs of an SFT run: one for each reference, in the order of the run; anything unclear is refused in words."""
 
+import json
 from pathlib import Path
 
 import pytest
 from dense_reward.cli import main
 from dense_reward.errors import CheckpointError, SettingsError
-from dense_reward.manifest import MANIFEST_NAME, Manifest, Role
+from dense_reward.manifest import MANIFEST_NAME, Role
 from dense_reward.serving.pair_sources import first_pairs
 from dense_reward.settings import Settings, env_name
 
 
 def write(checkpoint: Path, role: Role, step: int | None) -> None:
     """A manifest; which pairs a run has is decided without its weights."""
-    manifest = Manifest(
-        role=role,
-        run_id="run",
-        optimiser_step=step,
-        renderer="plain",
-        end_of_turn_id=None,
-        vocabulary=1,
-        tokenizer_sha256="",
-        template_sha256="",
-        dtype="float32",
-        files={},
-        probe=(),
-        created_at="",
-    )
+    manifest: dict[str, object] = {
+        "role": role,
+        "run_id": "run",
+        "optimiser_step": step,
+        "renderer": "plain",
+        "end_of_turn_id": None,
+        "vocabulary": 1,
+        "tokenizer_sha256": "",
+        "template_sha256": "",
+        "dtype": "float32",
+        "files": {},
+        "probe": [],
+        "created_at": "",
+    }
     checkpoint.mkdir(parents=True)
-    (checkpoint / MANIFEST_NAME).write_text(manifest.model_dump_json())
+    (checkpoint / MANIFEST_NAME).write_text(json.dumps(manifest))
 
 
 @pytest.fixture

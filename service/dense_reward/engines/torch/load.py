@@ -102,6 +102,7 @@ def load_pair(
         Checkpoint(role, folder, manifest, str(model.dtype).removeprefix("torch."))
         for role, folder, manifest, model in zip(ROLES, (sft, reference), manifests, models, strict=True)
     ]
+    _report_two_dtypes(checkpoints, report)
     tokenizer = tokenizer_of(checkpoints[0])
     options = context.on_device(lambda: _compute_options(models, serving, report))
     info = pair_info(
@@ -124,6 +125,16 @@ def _refuse_equal(models: Sequence[TorchModel], manifests: Sequence[Manifest]) -
     shortest = min([*stored, *(model.dtype for model in models)], key=lambda dtype: dtype.itemsize)
     if equal_weights(models[0].transformers_model, models[1].transformers_model, shortest):
         raise CheckpointError(EQUAL_MODELS)
+
+
+def _report_two_dtypes(checkpoints: Sequence[Checkpoint], report: Report) -> None:
+    """The rounding errors of two dtypes do not cancel in a reward, as those of one dtype do in part."""
+    sft, reference = (checkpoint.dtype for checkpoint in checkpoints)
+    if sft != reference:
+        report(
+            f"sft is computed in {sft}, the reference in {reference}: this adds rounding noise to the rewards (one "
+            "dtype for both: --dtype)"
+        )
 
 
 def _verify_probes(engine: PairEngine, checkpoints: Sequence[Checkpoint], report: Report) -> None:

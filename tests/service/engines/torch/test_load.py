@@ -218,12 +218,23 @@ def test_another_tokenizer_in_the_reference_is_refused(pair: Pair, tmp_path: Pat
         loaded((pair[0], other), allow_unrelated=True)
 
 
+def test_a_pair_in_two_dtypes_is_served_with_a_line_that_says_so(pair: Pair, tmp_path: Path) -> None:
+    """A base model that was adopted in bfloat16 is rounded, the sft model after it is not."""
+    mixed = copy_pair(pair, tmp_path)
+    edit_manifest(mixed[1], lambda manifest: manifest.update(dtype="float64"))
+    reports: list[str] = []
+    loaded(mixed, reports=reports)
+    assert [
+        line for line in reports if "--dtype" in line and "sft is computed in float32, the reference in float64" in line
+    ]
+    loaded(pair, reports=(reports := []))
+    assert not [line for line in reports if "is computed in" in line]
+
+
 def test_another_template_in_the_reference_is_refused(pair: Pair, tmp_path: Path) -> None:
     other = tmp_path / "reference"
     write_checkpoint(other, role="reference", step=10, renderer="chat")
-    with pytest.raises(
-        CheckpointError, match="different chat templates or ends of turn: adopt both with --renderer plain"
-    ):
+    with pytest.raises(CheckpointError, match="different chat templates: adopt both with --renderer plain"):
         loaded((pair[0], other), allow_unrelated=True)
 
 
