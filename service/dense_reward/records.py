@@ -33,16 +33,23 @@ class OnDevice(Protocol):
 class Wants:
     """What to compute at each scored token in addition to the two log-probs. Everything else is skipped.
 
-    `kl` is KL(pi_sft || pi_ref), `entropy` that of pi_sft; `top_k` is the number of likeliest ids under pi_sft.
+    `kl` is KL(pi_sft || pi_ref), `entropy` that of pi_sft, `varentropy` the variance of log pi_sft(a|s) over pi_sft, in
+    nats squared; `top_k` is the number of likeliest ids under pi_sft.
     """
 
     kl: bool = False
     entropy: bool = False
     top_k: int = 0
+    varentropy: bool = False
 
     def __or__(self, other: "Wants") -> "Wants":
         """The smallest Wants that covers both."""
-        return Wants(self.kl or other.kl, self.entropy or other.entropy, max(self.top_k, other.top_k))
+        return Wants(
+            self.kl or other.kl,
+            self.entropy or other.entropy,
+            max(self.top_k, other.top_k),
+            self.varentropy or other.varentropy,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,7 @@ class TokenScores:
     top_ids_SK: IdArray | None = None
     top_sft_logprob_SK: FloatArray | None = None
     top_reference_logprob_SK: FloatArray | None = None
+    varentropy_S: FloatArray | None = None
 
 
 def no_scores(branch: Branch, wants: Wants) -> TokenScores:
@@ -96,6 +104,7 @@ def no_scores(branch: Branch, wants: Wants) -> TokenScores:
         row_S,
         kl_S=row_S if wants.kl else None,
         entropy_S=row_S if wants.entropy else None,
+        varentropy_S=row_S if wants.varentropy else None,
         candidate_sft_logprob_SK=candidates_SK,
         candidate_reference_logprob_SK=candidates_SK,
         top_ids_SK=None if top_SK is None else top_SK.astype(np.int32),
@@ -110,7 +119,7 @@ class EngineInfo:
 
     `revision` is a hash of the files of both checkpoints and of the options that change their scores. `dtype` is that
     of the sft weights. `quantities` names what it can compute in addition to the two log-probs: kl, centred, entropy,
-    candidate_reward, alternatives. `related` is true if both checkpoints come from one run.
+    varentropy, candidate_reward, alternatives. `related` is true if both checkpoints come from one run.
     """
 
     sft: str

@@ -26,6 +26,7 @@ ArrayName = Literal[
     "kl",
     "centred",
     "entropy",
+    "varentropy",
     "return_to_go",
     "candidate_sft_logprob",
 ]

@@ -15,7 +15,7 @@ from tiny_models import plain_logprobs, random_trunk
 from torch import Tensor
 from transformers import PreTrainedModel
 
-ALL = Wants(kl=True, entropy=True, top_k=4)
+ALL = Wants(kl=True, entropy=True, varentropy=True, top_k=4)
 SMALL_TILES = Tiling(rows=5, vocab=100)
 TRUNKS = (
     random_trunk(1, 9, (13, 0, 5, 8, 13), k=2),
@@ -56,7 +56,12 @@ def scored(
 ) -> Mapping[str, Tensor]:
     """Every quantity of every scored token of a batch, in the models' own dtype."""
     rows, row_S = rows_of(sft, reference, batch, tiling), torch.from_numpy(batch.row_S)
-    of_rows = {"kl": rows.kl_R, "entropy": rows.entropy_R, "top": rows.top_sft_logprob_RK}
+    of_rows = {
+        "kl": rows.kl_R,
+        "entropy": rows.entropy_R,
+        "varentropy": rows.varentropy_R,
+        "top": rows.top_sft_logprob_RK,
+    }
     count = len(row_S)
     return {
         "sft": rows.sft_logprob_J[:count],
@@ -86,5 +91,6 @@ def expected(sft: PreTrainedModel, reference: PreTrainedModel, batch: Batch) -> 
         "candidates": (p - q).gather(1, candidates_SK).flatten(),
         "kl": (p.exp() * (p - q)).sum(1),
         "entropy": -(p.exp() * p).sum(1),
+        "varentropy": (p.exp() * p.square()).sum(1) - (p.exp() * p).sum(1).square(),
         "top": p.sort(dim=1, descending=True).values[:, : ALL.top_k],
     }

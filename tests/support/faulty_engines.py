@@ -17,7 +17,7 @@ INFO = EngineInfo(
     device="cpu",
     vocab_size=1 << 20,
     max_length_tokens=1 << 20,
-    quantities=frozenset({"kl", "centred", "entropy", "candidate_reward", "alternatives"}),
+    quantities=frozenset({"kl", "centred", "entropy", "varentropy", "candidate_reward", "alternatives"}),
     related=True,
 )
 PATIENCE_S = 30.0
@@ -45,6 +45,7 @@ def scores_of(prompt: Trunk, branch: Branch, wants: Wants) -> TokenScores:
         reference_logprob_S=np.full(n, place, np.float32),
         kl_S=np.full(n, 0.5, np.float32) if wants.kl else None,
         entropy_S=np.full(n, 0.25, np.float32) if wants.entropy else None,
+        varentropy_S=np.full(n, 0.125, np.float32) if wants.varentropy else None,
         top_ids_SK=ids_NK if k else None,
         top_sft_logprob_SK=-ids_NK.astype(np.float32) if k else None,
         top_reference_logprob_SK=-ids_NK.astype(np.float32) if k else None,

@@ -68,7 +68,7 @@ SHAPES: dict[str, tuple[int, int, int]] = {
     "short branches": (2048, 1024, 3),
 }
 """Prompt tokens, number of branches, tokens of each branch."""
-EVERYTHING = Wants(kl=True, entropy=True, top_k=5)
+EVERYTHING = Wants(kl=True, entropy=True, varentropy=True, top_k=5)
 
 
 def status_bytes(field: str) -> int:

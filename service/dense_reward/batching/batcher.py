@@ -352,6 +352,7 @@ def _wanted(scores: TokenScores, wants: Wants) -> TokenScores:
         scores.reference_logprob_S,
         kl_S=scores.kl_S if wants.kl else None,
         entropy_S=scores.entropy_S if wants.entropy else None,
+        varentropy_S=scores.varentropy_S if wants.varentropy else None,
         candidate_sft_logprob_SK=scores.candidate_sft_logprob_SK,
         candidate_reference_logprob_SK=scores.candidate_reference_logprob_SK,
         top_ids_SK=_first(scores.top_ids_SK, k),

@@ -29,6 +29,7 @@ WIRE_DTYPES: Mapping[str, str] = {
     "kl": "<f4",
     "centred": "<f4",
     "entropy": "<f4",
+    "varentropy": "<f4",
     "return_to_go": "<f4",
     "segments": "<f4",
     "candidate_reward": "<f4",
@@ -76,6 +77,7 @@ class _WireResult(BaseModel):
     kl: str | list[float] | None = None
     centred: str | list[float] | None = None
     entropy: str | list[float] | None = None
+    varentropy: str | list[float] | None = None
     return_to_go: str | list[float] | None = None
     candidate_reward: str | list[list[float]] | None = None
     candidate_sft_logprob: str | list[list[float]] | None = None
@@ -183,6 +185,7 @@ def _scored(row: _WireResult, expected: Expected, required: frozenset[str]) -> S
         kl=arrays.floats("kl", length),
         centred=arrays.floats("centred", length),
         entropy=arrays.floats("entropy", length),
+        varentropy=arrays.floats("varentropy", length),
         return_to_go=arrays.floats("return_to_go", length),
         candidate_reward=arrays.candidates("candidate_reward"),
         candidate_sft_logprob=arrays.candidates(CANDIDATE_SFT) if CANDIDATE_SFT in required else None,

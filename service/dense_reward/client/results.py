@@ -11,7 +11,9 @@ import numpy as np
 from dense_reward.client.errors import ItemError
 from dense_reward.records import BoolArray, FloatArray, IdArray
 
-FloatArrayName = Literal["reward", "sft_logprob", "reference_logprob", "kl", "centred", "entropy", "return_to_go"]
+FloatArrayName = Literal[
+    "reward", "sft_logprob", "reference_logprob", "kl", "centred", "entropy", "varentropy", "return_to_go"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class ScoredResponse:
     """One response with the requested arrays; the others are None.
 
     Arrays are [T], except offsets [T, 2] (code points of the text), candidate_reward and candidate_sft_logprob [T, K],
-    and segments [S].
+    and segments [S]. They are in nats; varentropy in nats squared.
 
     If `error` is set (only with on_error "per_item") the whole item failed: no response, no arrays, sum NaN.
     """
@@ -86,6 +88,7 @@ class ScoredResponse:
     kl: FloatArray | None = None
     centred: FloatArray | None = None
     entropy: FloatArray | None = None
+    varentropy: FloatArray | None = None
     return_to_go: FloatArray | None = None
     candidate_reward: FloatArray | None = None
     candidate_sft_logprob: FloatArray | None = None

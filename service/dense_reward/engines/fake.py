@@ -17,7 +17,7 @@ from dense_reward.text.tokenizer import Pieces
 
 BOS_ID, EOS_ID, VOCABULARY = 256, 257, 258
 _SPECIAL = {"<bos>": BOS_ID, "<eos>": EOS_ID}
-QUANTITIES = frozenset({"kl", "centred", "entropy", "candidate_reward", "alternatives"})
+QUANTITIES = frozenset({"kl", "centred", "entropy", "varentropy", "candidate_reward", "alternatives"})
 
 
 class FakeTokenizer:
@@ -119,12 +119,21 @@ def _score(trunk: Trunk, g: int, wants: Wants) -> TokenScores:
         reference_logprob_S=_taken(reference_SV, targets_S1)[:, 0],
         kl_S=(probability_SV * (sft_SV - reference_SV)).sum(1).astype(np.float32) if wants.kl else None,
         entropy_S=-(probability_SV * sft_SV).sum(1).astype(np.float32) if wants.entropy else None,
+        varentropy_S=_varentropy(sft_SV).astype(np.float32) if wants.varentropy else None,
         candidate_sft_logprob_SK=None if candidates_SK is None else _taken(sft_SV, candidates_SK),
         candidate_reference_logprob_SK=None if candidates_SK is None else _taken(reference_SV, candidates_SK),
         top_ids_SK=top_SK.astype(np.int32) if wants.top_k else None,
         top_sft_logprob_SK=_taken(sft_SV, top_SK) if wants.top_k else None,
         top_reference_logprob_SK=_taken(reference_SV, top_SK) if wants.top_k else None,
     )
+
+
+def _varentropy(logprob_SV: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The variance of the log-prob of a token that the distribution draws, [S]."""
+    probability_SV = np.exp(logprob_SV)
+    mean_S1 = (probability_SV * logprob_SV).sum(1, keepdims=True)
+    found: NDArray[np.float64] = (probability_SV * (logprob_SV - mean_S1) ** 2).sum(1)
+    return found
 
 
 def _taken(values_SV: NDArray[np.float64], ids_SK: NDArray[np.int64] | IdArray) -> FloatArray:

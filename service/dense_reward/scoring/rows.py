@@ -26,6 +26,7 @@ def wants(request: ScoreRequest) -> Wants:
     return Wants(
         kl=bool({"kl", "centred"} & included) or request.signal == "centred",
         entropy="entropy" in included,
+        varentropy="varentropy" in included,
         top_k=request.top_k,
     )
 
@@ -91,6 +92,7 @@ class RowBuilder:
             "reference_logprob": score.reference_logprob_S,
             "kl": score.kl_S,
             "entropy": score.entropy_S,
+            "varentropy": score.varentropy_S,
         }
         if "centred" in arrays:
             computed["centred"] = reward.centred(score)
@@ -146,6 +148,7 @@ def _check_finite(score: TokenScores) -> None:
         score.reference_logprob_S,
         score.kl_S,
         score.entropy_S,
+        score.varentropy_S,
         score.candidate_sft_logprob_SK,
         score.candidate_reference_logprob_SK,
         score.top_sft_logprob_SK,

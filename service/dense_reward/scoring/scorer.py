@@ -195,7 +195,7 @@ def _of_item(error: RequestError, index: int) -> list[Fault]:
 
 def _quantities(request: ScoreRequest) -> set[str]:
     """What the engine must be able to compute in addition to the two log-probs."""
-    quantities = {request.signal, *(request.include or ())} & {"kl", "centred", "entropy"}
+    quantities = {request.signal, *(request.include or ())} & {"kl", "centred", "entropy", "varentropy"}
     if request.top_k:
         quantities.add("alternatives")
     if any(item.candidate_ids is not None for item in request.listed()):

@@ -167,7 +167,15 @@ def test_nobody_gets_what_only_a_batch_mate_asked_for() -> None:
     """Otherwise an answer would depend on other requests, and a NaN in one of them would fail all of them."""
     gate = Gate()
     engine = Recorder(gate)
-    asked = [Wants(), Wants(kl=True), Wants(entropy=True), Wants(top_k=2), Wants(top_k=5), Wants(True, True, 1)]
+    asked = [
+        Wants(),
+        Wants(kl=True),
+        Wants(entropy=True),
+        Wants(varentropy=True),
+        Wants(top_k=2),
+        Wants(top_k=5),
+        Wants(True, True, 1),
+    ]
 
     async def ask() -> list[Computed]:
         async with running(engine) as batcher:
@@ -179,11 +187,12 @@ def test_nobody_gets_what_only_a_batch_mate_asked_for() -> None:
             return await soon(asyncio.gather(*tasks))
 
     answers = asyncio.run(ask())
-    assert engine.wants == [Wants(), Wants(kl=True, entropy=True, top_k=5)]
+    assert engine.wants == [Wants(), Wants(kl=True, entropy=True, varentropy=True, top_k=5)]
     for wants, computed in zip(asked, answers, strict=True):
         for scores in computed.scores[0]:
             assert (scores.kl_S is not None) == wants.kl
             assert (scores.entropy_S is not None) == wants.entropy
+            assert (scores.varentropy_S is not None) == wants.varentropy
             for array in (scores.top_ids_SK, scores.top_sft_logprob_SK, scores.top_reference_logprob_SK):
                 assert (0 if array is None else array.shape[1]) == wants.top_k
 
@@ -199,13 +208,13 @@ class Everything:
 
     def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
         row, table = np.zeros(3, np.float32), np.zeros((3, 2), np.float32)
-        return lambda: [[TokenScores(row, row, row, row, table, table, table.astype(np.int32), table, table)]]
+        return lambda: [[TokenScores(row, row, row, row, table, table, table.astype(np.int32), table, table, row)]]
 
 
 def test_every_field_of_the_scores_is_handed_on() -> None:
     async def ask() -> Computed:
         async with running(Everything()) as batcher:
-            return await soon(batcher.submit([trunk(1, 3)], Wants(True, True, 2)))
+            return await soon(batcher.submit([trunk(1, 3)], Wants(True, True, 2, True)))
 
     scores = asyncio.run(ask()).scores[0][0]
     assert all(getattr(scores, field.name) is not None for field in fields(TokenScores))

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from tiny_models import random_trunk, tiny_model
 from torch import Tensor
 
-ALL = Wants(kl=True, entropy=True, top_k=3)
+ALL = Wants(kl=True, entropy=True, varentropy=True, top_k=3)
 TOLERANCE_NATS = 5e-5
 OPTIONS = ComputeOptions(1000)
 

@@ -27,6 +27,7 @@ EVERYTHING: list[ArrayName] = [
     "kl",
     "centred",
     "entropy",
+    "varentropy",
     "return_to_go",
 ]
 RESPONSES = [list(b"four"), [], list("ö".encode())]

@@ -138,7 +138,8 @@ def test_rewards_of_candidates_are_given_where_the_engine_has_them(
 
 
 @pytest.mark.parametrize(
-    "options", [{"include": ["kl"]}, {"signal": "centred"}, {"include": ["entropy"]}, {"top_k": 2}]
+    "options",
+    [{"include": ["kl"]}, {"signal": "centred"}, {"include": ["entropy"]}, {"include": ["varentropy"]}, {"top_k": 2}],
 )
 def test_what_only_both_distributions_give_is_refused_where_nobody_has_them(
     engine: tuple[str, Served], options: dict[str, Any]

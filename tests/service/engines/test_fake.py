@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-EVERYTHING = Wants(kl=True, entropy=True, top_k=5)
+EVERYTHING = Wants(kl=True, entropy=True, varentropy=True, top_k=5)
 IDS = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=4)
 
 
@@ -53,6 +53,9 @@ def test_quantities_are_those_of_the_states_before_each_token(prompt: list[int],
         assert scores.entropy_S is not None
         assert scores.entropy_S[t] == pytest.approx(float(-(np.exp(sft_V) * sft_V).sum()), rel=1e-6)
         assert 0 <= scores.entropy_S[t] <= np.log(VOCABULARY)
+        assert scores.varentropy_S is not None
+        deviation_V = sft_V + float(-(np.exp(sft_V) * sft_V).sum())
+        assert scores.varentropy_S[t] == pytest.approx(float((np.exp(sft_V) * deviation_V**2).sum()), rel=1e-6)
         rewards_SK = candidate_reward(scores)
         assert rewards_SK is not None
         np.testing.assert_allclose(rewards_SK[t], sft_V - reference_V, atol=2e-6)
@@ -120,6 +123,7 @@ def test_results_do_not_depend_on_siblings_or_batch_mates() -> None:
 def test_what_nobody_asked_for_is_not_computed() -> None:
     scores = scored([1], branch(2, 3), Wants())
     assert [scores.kl_S, scores.entropy_S, candidate_reward(scores), scores.top_ids_SK] == [None] * 4
+    assert scores.varentropy_S is None
 
 
 def test_an_empty_response_has_empty_arrays() -> None:

@@ -338,7 +338,7 @@ def test_another_request_id_is_replaced(service: Served, given: str) -> None:
 def test_the_served_pair_is_listed(narrow: Served) -> None:
     (card,) = narrow.client.get("/models").json()["models"]
     assert (card["name"], card["max_length_tokens"], card["vocabulary"]) == ("narrow", 20, VOCABULARY)
-    assert card["quantities"] == sorted(["kl", "centred", "entropy", "candidate_reward", "alternatives"])
+    assert card["quantities"] == sorted(["kl", "centred", "entropy", "varentropy", "candidate_reward", "alternatives"])
     assert card["end_of_turn_id"] == FakeTokenizer.eos_id
 
 

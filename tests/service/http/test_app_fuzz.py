@@ -51,7 +51,7 @@ DETAILS = {
     "segments": st.lists(st.lists(st.tuples(st.integers(-1, 4), st.integers(0, 6)), max_size=3), max_size=3),
 }
 ITEM = st.builds(lambda one, more: one | more, INPUTS, st.fixed_dictionaries({}, optional=DETAILS))
-ARRAYS = ["token_ids", "tokens", "offsets", "text", "reward", "kl", "centred", "entropy", "return_to_go"]
+ARRAYS = ["token_ids", "tokens", "offsets", "text", "reward", "kl", "centred", "entropy", "varentropy", "return_to_go"]
 OPTIONS = st.fixed_dictionaries(
     {},
     optional={

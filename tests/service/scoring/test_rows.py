@@ -23,7 +23,18 @@ IDS = {"prompt_ids": [1, 2], "response_ids": [[3, 200, EOS_ID], [], [7]]}
 TEXT = {"prompt": "2+2=", "responses": ["4☃", ""]}
 SUMMARY = {"item", "response", "sum", "mean", "min", "length"}
 PER_TOKEN: tuple[ArrayName, ...] = (
-    *("token_ids", "offsets", "reward", "sft_logprob", "reference_logprob", "kl", "centred", "entropy", "return_to_go"),
+    *(
+        "token_ids",
+        "offsets",
+        "reward",
+        "sft_logprob",
+        "reference_logprob",
+        "kl",
+        "centred",
+        "entropy",
+        "varentropy",
+        "return_to_go",
+    ),
 )
 
 
@@ -82,6 +93,7 @@ def test_every_array_is_its_definition() -> None:
         assert array(row, "reward").tolist() == reward.reward(score).tolist()
         assert array(row, "kl").tolist() == cast(FloatArray, score.kl_S).tolist()
         assert array(row, "entropy").tolist() == cast(FloatArray, score.entropy_S).tolist()
+        assert array(row, "varentropy").tolist() == cast(FloatArray, score.varentropy_S).tolist()
         assert array(row, "centred").tolist() == reward.centred(score).tolist()
         assert array(row, "return_to_go").tolist() == reward.return_to_go(reward.centred(score), 0.5).tolist()
 
@@ -201,6 +213,7 @@ def test_only_scored_tokens_of_a_stream_are_answered() -> None:
         ({"include": ["centred"]}, Wants(kl=True)),
         ({"include": ["kl"]}, Wants(kl=True)),
         ({"include": ["entropy"]}, Wants(entropy=True)),
+        ({"include": ["varentropy"]}, Wants(varentropy=True)),
         ({"top_k": 4}, Wants(top_k=4)),
     ],
 )
@@ -212,13 +225,18 @@ def test_the_engine_computes_only_what_the_request_needs(body: dict[str, object]
 @pytest.mark.parametrize(
     "name",
     [
-        *("sft_logprob_S", "reference_logprob_S", "kl_S", "entropy_S"),
+        *("sft_logprob_S", "reference_logprob_S", "kl_S", "entropy_S", "varentropy_S"),
         *("candidate_sft_logprob_SK", "candidate_reference_logprob_SK"),
         *("top_sft_logprob_SK", "top_reference_logprob_SK"),
     ],
 )
 def test_no_number_that_is_not_finite_gets_out(name: str, number: float) -> None:
-    body: dict[str, object] = {**IDS, "include": ["kl", "entropy"], "top_k": 2, "candidate_ids": [[[1]] * 3, [], [[4]]]}
+    body: dict[str, object] = {
+        **IDS,
+        "include": ["kl", "entropy", "varentropy"],
+        "top_k": 2,
+        "candidate_ids": [[[1]] * 3, [], [[4]]],
+    }
     request, item, scores = scored(body)
     broken = np.array(getattr(scores[0], name))
     broken.flat[-1] = number

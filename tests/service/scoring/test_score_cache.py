@@ -188,7 +188,7 @@ def test_a_key_differs_with_everything_that_a_number_depends_on() -> None:
         Trunk(one.prompt_P, (Branch(branch.ids_T, branch.scored_T), one.branches[1])),
         Trunk(one.prompt_P, (Branch(branch.ids_T, branch.scored_T, candidates[:, ::-1]), one.branches[1])),
     ]
-    wants = [Wants(kl=True), Wants(entropy=True), Wants(top_k=1)]
+    wants = [Wants(kl=True), Wants(entropy=True), Wants(varentropy=True), Wants(top_k=1)]
     keys = keys_of([one, *others], Wants(), SCOPE)
     keys += [keys_of([one], asked, SCOPE)[0] for asked in wants]
     keys += [keys_of([one], Wants(), scope)[0] for scope in (Scope("other", None), Scope("revision", "group"))]

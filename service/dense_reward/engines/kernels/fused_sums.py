@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from dense_reward.engines.kernels.row_sums import Pair, Quantities, Top, likeliest
+from dense_reward.engines.kernels.row_sums import Pair, Quantities, Top, likeliest, variance
 from dense_reward.records import Wants
 
 try:
@@ -24,9 +24,10 @@ else:
 
 _BLOCK = 4096  # token ids that a program holds in registers at once
 _WARPS = 8
-_SUMS = 6
+_SUMS, _WITH_MOMENTS = 6, 8
 """Numbers kept for each row: the largest logit and the sum of exp(logit - largest) of the sft model, then of the
-reference; and the sums, with the sft model's weights, of its logit and of the difference of the two logits."""
+reference; and the sums, with the sft model's weights, of its logit and of the difference of the two logits; with
+varentropy also of the first and second power of (logit - largest)."""
 
 if _MISSING is None:
     _LOWEST = tl.constexpr(torch.finfo(torch.float32).min)
@@ -41,14 +42,17 @@ if _MISSING is None:
         sft_stride,  # noqa: ANN001
         reference_stride,  # noqa: ANN001
         EXPECTATIONS: tl.constexpr,
+        MOMENTS: tl.constexpr,
         BLOCK: tl.constexpr,
     ):
-        """Add a tile of a pair to the sums, [_SUMS, C]; one program for each row."""
+        """Add a tile of a pair to the sums, [_SUMS or _WITH_MOMENTS, C]; one program for each row."""
         row = tl.program_id(0).to(tl.int64)
         at = sums + row
         sft_most, sft_total = tl.load(at), tl.load(at + C)
         reference_most, reference_total = tl.load(at + 2 * C), tl.load(at + 3 * C)
         sft_logit, log_ratio = tl.load(at + 4 * C), tl.load(at + 5 * C)
+        if MOMENTS:
+            first, second = tl.load(at + 6 * C), tl.load(at + 7 * C)
         for start in range(0, W, BLOCK):
             word = start + tl.arange(0, BLOCK)
             inside = word < W
@@ -59,6 +63,12 @@ if _MISSING is None:
             most = tl.maximum(sft_most, tl.max(z, axis=0))
             shrink = tl.exp(sft_most - most)
             weight = tl.where(inside, tl.exp(z - most), 0.0)
+            if MOMENTS:  # before sft_total changes; row_sums._Moments has the formulas
+                moved = tl.where(shrink == 0.0, 0.0, sft_most - most)
+                below = tl.where(weight == 0.0, 0.0, z - most)
+                second += moved * (2 * first + moved * sft_total)
+                second = second * shrink + tl.sum(weight * below * below, axis=0)
+                first = (first + moved * sft_total) * shrink + tl.sum(weight * below, axis=0)
             sft_total = sft_total * shrink + tl.sum(weight, axis=0)
             if EXPECTATIONS:  # an id of weight 0 adds nothing, whatever its logits
                 sft_logit = sft_logit * shrink + tl.sum(tl.where(weight == 0.0, 0.0, weight * z), axis=0)
@@ -74,6 +84,9 @@ if _MISSING is None:
         tl.store(at + 3 * C, reference_total)
         tl.store(at + 4 * C, sft_logit)
         tl.store(at + 5 * C, log_ratio)
+        if MOMENTS:
+            tl.store(at + 6 * C, first)
+            tl.store(at + 7 * C, second)
 
 
 class FusedSums:
@@ -90,7 +103,8 @@ class FusedSums:
         """Add a tile of every model's logits, [C, W] each, in any dtype; rows must be dense."""
         rows, words = logits[0].shape
         if not self._sums_P:
-            self._sums_P = [_no_sums(rows, logits[0].device) for _ in self._pairs]
+            kept = _WITH_MOMENTS if self._wants.varentropy else _SUMS
+            self._sums_P = [_no_sums(kept, rows, logits[0].device) for _ in self._pairs]
         for at, (sft, reference) in enumerate(self._pairs):
             two = logits[sft], logits[reference]
             if self._wants.top_k:
@@ -106,7 +120,8 @@ class FusedSums:
                     words,
                     two[0].stride(0),
                     two[1].stride(0),
-                    EXPECTATIONS=self._wants.kl or self._wants.entropy,
+                    EXPECTATIONS=self._wants.kl or self._wants.entropy or self._wants.varentropy,
+                    MOMENTS=self._wants.varentropy,
                     BLOCK=_BLOCK,
                     num_warps=_WARPS,
                 )
@@ -124,11 +139,12 @@ class FusedSums:
         sft_C, reference_C = _log_totals(sums)
         kl = (sums[5] / sums[1] - (sft_C - reference_C)).clamp_min(0.0).float() if self._wants.kl else None
         entropy = (sft_C - sums[4] / sums[1]).float() if self._wants.entropy else None
+        varentropy = variance(sums[1], sums[6], sums[7]).float() if self._wants.varentropy else None
         top = self._top[at]
         if top is None:
-            return kl, entropy, None, None, None
+            return kl, entropy, varentropy, None, None, None
         ids, sft, reference = top
-        return kl, entropy, ids, (sft - sft_C[:, None]).float(), (reference - reference_C[:, None]).float()
+        return kl, entropy, varentropy, ids, (sft - sft_C[:, None]).float(), (reference - reference_C[:, None]).float()
 
 
 @cache
@@ -139,7 +155,7 @@ def cannot_fuse(device: torch.device) -> str | None:
     if _MISSING is not None:
         return _MISSING
     try:
-        for wants in (Wants(), Wants(kl=True)):
+        for wants in (Wants(), Wants(kl=True), Wants(varentropy=True)):
             for words in (2 * _BLOCK, 2 * _BLOCK - 1):  # Triton compiles a stride that is a multiple of 16 by itself
                 for dtype in (torch.float32, torch.bfloat16, torch.float16):
                     logits = torch.zeros(2, words, dtype=dtype, device=device)
@@ -150,8 +166,8 @@ def cannot_fuse(device: torch.device) -> str | None:
     return None
 
 
-def _no_sums(rows: int, device: torch.device) -> Tensor:
-    sums = torch.zeros(_SUMS, rows, device=device)
+def _no_sums(kept: int, rows: int, device: torch.device) -> Tensor:
+    sums = torch.zeros(kept, rows, device=device)
     sums[0] = sums[2] = torch.finfo(torch.float32).min  # finite: -inf - -inf is NaN
     return sums
 

@@ -1,4 +1,4 @@
-"""Running sums over the vocabulary tiles of a chunk of rows, in plain torch: log sum exp, kl, entropy and alternatives.
+"""Running sums over the vocabulary tiles of a chunk of rows, in plain torch: log sum exp, expectations, top ids.
 
 The tiles come one after another, of all models at once. A softmax is kept as a running maximum and a running sum.
 
@@ -15,8 +15,8 @@ from dense_reward.records import Wants
 
 Pair = tuple[int, int]
 """Indices of the sft model and of the reference among the models."""
-Quantities = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-"""kl, entropy, then ids and both log-probs of the alternatives; None for what is not requested."""
+Quantities = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+"""kl, entropy, varentropy, then ids and both log-probs of the alternatives; None for what is not requested."""
 Top = tuple[Tensor, Tensor, Tensor]
 """The likeliest token ids so far: ids, sft logits, reference logits, [C, K] each."""
 
@@ -42,13 +42,15 @@ class _Softmax:
 
     Invariant after every tile: `_largest_C` is the largest logit so far, and `total_C` the sum of exp(logit - largest)
     over all tiles so far. A tile that raises the maximum shrinks the earlier sum by exp(old - new largest), so no
-    exponent is ever positive and nothing overflows.
+    exponent is ever positive and nothing overflows. Of the last tile, `moved_C` is old - new largest, and `earlier_C`
+    the sum before it, not yet shrunk.
     """
 
     def __init__(self) -> None:
         # Finite rather than -inf: -inf - -inf is NaN, and a tile may hold only ids that the model rules out.
         self._largest_C = torch.tensor(torch.finfo(torch.float32).min)
         self.total_C = torch.zeros(())  # without a dimension until the first tile
+        self.moved_C, self.earlier_C = self._largest_C, self.total_C
 
     def add(self, logits_CW: Tensor, *, keep: bool) -> tuple[Tensor, Tensor]:
         """Add a tile. Returns exp(logit - largest), [C, W], and the factor by which earlier sums shrink, [C].
@@ -61,22 +63,61 @@ class _Softmax:
         else:
             # The first tile sets device and dtype, and its own maximum: the factor below is exactly 1.
             self._largest_C, self.total_C = largest_C, torch.zeros_like(largest_C)
-        shrink_C = (self._largest_C - largest_C).exp_()
+        self.moved_C, self.earlier_C = self._largest_C - largest_C, self.total_C
+        shrink_C = self.moved_C.exp()
         weights_CW = (logits_CW - largest_C[:, None] if keep else logits_CW.sub_(largest_C[:, None])).exp_()
         self.total_C = self.total_C * shrink_C + weights_CW.sum(dim=1)
         self._largest_C = largest_C
         return weights_CW, shrink_C
+
+    def below_largest(self, logits_CW: Tensor) -> Tensor:
+        """Logits of the last tile less the largest logit so far, [C, W]."""
+        return logits_CW - self._largest_C[:, None]
 
     def log_total_C(self) -> Tensor:  # noqa: N802 - names carry shapes
         """log sum exp, float64: a log-prob is a small difference between a logit and this, which may both be large."""
         return self._largest_C.double() + self.total_C.double().log()
 
 
+class _Moments:
+    """Weighted sums of the first and second power of (logit - largest), [C], of one softmax.
+
+    Powers of the logit itself would cancel where one id has nearly all probability: its logit may be large, but its
+    distance d to the largest is 0. If the largest changes by -m, an earlier d becomes d + m. So the sums of w d and of
+    w d^2 become those of w (d + m) and of w (d^2 + 2 m d + m^2), and shrink with the weights.
+    """
+
+    def __init__(self) -> None:
+        self._first_C: Tensor | float = 0.0
+        self._second_C: Tensor | float = 0.0
+
+    def add(self, softmax: _Softmax, weights_CW: Tensor, shrink_C: Tensor, logits_CW: Tensor) -> None:
+        """Add the tile that the softmax has just added, with the weights and the factor that it returned."""
+        # Where nothing is left of the earlier sums, m may be as low as float32 goes, and m^2 infinite.
+        moved_C = torch.where(shrink_C == 0, 0.0, softmax.moved_C)
+        moved_first_C = self._first_C + moved_C * softmax.earlier_C
+        moved_second_C = self._second_C + moved_C * (self._first_C + moved_first_C)
+        below_CW = torch.where(weights_CW == 0, 0.0, softmax.below_largest(logits_CW))  # an id of weight 0 adds nothing
+        weighted_CW = weights_CW * below_CW
+        self._first_C = shrink_C * moved_first_C + weighted_CW.sum(dim=1)
+        self._second_C = shrink_C * moved_second_C + weighted_CW.mul_(below_CW).sum(dim=1)
+
+    def variance(self, total_C: Tensor) -> Tensor:
+        """Of (logit - largest) under the softmax with this total, which is the variance of the log-prob; [C]."""
+        return variance(total_C.double(), *(torch.as_tensor(sums) for sums in (self._first_C, self._second_C)))
+
+
+def variance(total_C: Tensor, first_C: Tensor, second_C: Tensor) -> Tensor:
+    """From the sums of w, w d and w d^2, in float64: rounding can make it negative, so it is clamped at 0."""
+    mean_C = first_C.double() / total_C.double()
+    return (second_C.double() / total_C.double() - mean_C.square()).clamp_min(0.0)
+
+
 class TorchSums:
     """The running sums of C rows, over the tiles of their logits so far.
 
-    kl and entropy are expectations under the sft model. Their sums carry the same weights exp(sft logit - largest) as
-    its softmax, and shrink with it; `quantities` divides them by its total.
+    kl, entropy and varentropy are expectations under the sft model. Their sums carry the same weights exp(sft logit -
+    largest) as its softmax, and shrink with it; `quantities` divides them by its total.
     """
 
     def __init__(self, models: int, pairs: Sequence[Pair], wants: Wants) -> None:
@@ -87,6 +128,7 @@ class TorchSums:
         # Weighted sums: of (sft logit - reference logit) for each pair, of the sft logit for each model.
         self._log_ratio_C: list[Tensor | float] = [0.0] * len(pairs)
         self._sft_logit_C: list[Tensor | float] = [0.0] * models
+        self._moments = [_Moments() for _ in range(models)]
         self._top: list[Top | None] = [None] * len(pairs)
 
     def add(self, logits: Sequence[Tensor], first_id: int) -> None:
@@ -100,11 +142,13 @@ class TorchSums:
                 self._top[at] = likeliest(self._top[at], two, first_id, self._wants.top_k)
         weighted = {}
         for model in self._sft_models:
-            # kl and entropy need the logits and their weights at the same time; else the weights overwrite the logits.
-            keep = self._wants.kl or self._wants.entropy
+            # Expectations need the logits and their weights at the same time; else the weights overwrite the logits.
+            keep = self._wants.kl or self._wants.entropy or self._wants.varentropy
             weighted[model] = weights_CW, shrink_C = self._softmaxes[model].add(logits[model], keep=keep)
             if self._wants.entropy:
                 self._sft_logit_C[model] = self._sft_logit_C[model] * shrink_C + _expected(weights_CW, logits[model])
+            if self._wants.varentropy:
+                self._moments[model].add(self._softmaxes[model], weights_CW, shrink_C, logits[model])
         if self._wants.kl:
             for at, (sft, _) in enumerate(self._pairs):
                 weights_CW, shrink_C = weighted[sft]
@@ -128,7 +172,7 @@ class TorchSums:
         model, reference = self._pairs[at]
         total_C = self._softmaxes[model].total_C
         sft_C, reference_C = self._softmaxes[model].log_total_C(), self._softmaxes[reference].log_total_C()
-        kl = entropy = None
+        kl = entropy = varentropy = None
         if self._wants.kl:
             # E[log p - log q] = E[sft logit - reference logit] - (sft log sum exp - reference log sum exp)
             kl = self._log_ratio_C[at] / total_C.double() - (sft_C - reference_C)
@@ -136,12 +180,14 @@ class TorchSums:
         if self._wants.entropy:
             # -E[log p] = sft log sum exp - E[sft logit]
             entropy = (sft_C - self._sft_logit_C[model] / total_C.double()).to(total_C.dtype)
+        if self._wants.varentropy:
+            varentropy = self._moments[model].variance(total_C).to(total_C.dtype)
         top = self._top[at]
         if top is None:
-            return kl, entropy, None, None, None
+            return kl, entropy, varentropy, None, None, None
         ids, sft, found = top
         dtype = total_C.dtype
-        return kl, entropy, ids, (sft - sft_C[:, None]).to(dtype), (found - reference_C[:, None]).to(dtype)
+        return kl, entropy, varentropy, ids, (sft - sft_C[:, None]).to(dtype), (found - reference_C[:, None]).to(dtype)
 
 
 def likeliest(best: Top | None, pair: tuple[Tensor, Tensor], first_id: int, k: int) -> Top:

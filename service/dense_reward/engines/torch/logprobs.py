@@ -1,4 +1,4 @@
-"""THE token log-prob function: two models' head inputs -> log-probs, kl, entropy and alternatives, in one pass.
+"""THE token log-prob function: two models' head inputs -> log-probs, kl, entropy, alternatives, in one pass.
 
 The output layers run on chunks of rows and tiles of the vocabulary, both models tile by tile. So the logits of all rows
 over the whole vocabulary never exist, and on a CPU a tile is reduced while it is still in the cache. A softmax is kept
@@ -74,12 +74,16 @@ class WantedIds:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRows:
-    """Log-probs of the wanted ids, and the requested quantities of each row, in nats. On the device of the rows."""
+    """Log-probs of the wanted ids, and the requested quantities of each row, in nats; varentropy in nats squared.
+
+    On the device of the rows.
+    """
 
     sft_logprob_J: Tensor
     reference_logprob_J: Tensor
     kl_R: Tensor | None
     entropy_R: Tensor | None
+    varentropy_R: Tensor | None
     top_ids_RK: Tensor | None
     top_sft_logprob_RK: Tensor | None
     top_reference_logprob_RK: Tensor | None

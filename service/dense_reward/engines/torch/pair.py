@@ -30,7 +30,7 @@ from dense_reward.records import (
     no_scores,
 )
 
-QUANTITIES = frozenset({"kl", "centred", "entropy", "candidate_reward", "alternatives"})
+QUANTITIES = frozenset({"kl", "centred", "entropy", "varentropy", "candidate_reward", "alternatives"})
 # torch.OutOfMemoryError covers only torch's allocator of GPU memory; the rest is a RuntimeError with one of these.
 OUT_OF_MEMORY = ("DefaultCPUAllocator: ", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 DEVICE_LOST = ("CUDA error", "device-side assert")  # after one of these every later call fails too
@@ -67,6 +67,7 @@ class HostRows:
     reference_logprob_J: FloatArray
     kl_R: FloatArray | None
     entropy_R: FloatArray | None
+    varentropy_R: FloatArray | None
     top_ids_RK: IdArray | None
     top_sft_logprob_RK: FloatArray | None
     top_reference_logprob_RK: FloatArray | None
@@ -227,6 +228,7 @@ def _per_leaf(scored: ScoredRows, batch: Batch) -> Iterator[TokenScores]:
             reference_J[part],
             kl_S=_taken(found.kl_R, rows),
             entropy_S=_taken(found.entropy_R, rows),
+            varentropy_S=_taken(found.varentropy_R, rows),
             candidate_sft_logprob_SK=candidate_sft_SK,
             candidate_reference_logprob_SK=candidate_reference_SK,
             top_ids_SK=_taken(found.top_ids_RK, rows),

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from dense_reward.engines.kernels.fused_sums import FusedSums, cannot_fuse
+from dense_reward.engines.kernels.row_sums import TorchSums
 from dense_reward.records import Wants
 from torch import Tensor
 
 pytest.importorskip("triton")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-ALL = Wants(kl=True, entropy=True, top_k=3)
+ALL = Wants(kl=True, entropy=True, varentropy=True, top_k=3)
 LENGTHS = (1, 5, 100, 1000)
 
 
@@ -24,15 +25,22 @@ def summed(tensors: list[Tensor], tile: int, wants: Wants, pairs: tuple[tuple[in
     return sums
 
 
+def exact_varentropy(logprobs: Tensor) -> Tensor:
+    """The variance of the log-prob of a drawn id, by its definition."""
+    mean = (logprobs.exp() * logprobs).sum(1, keepdim=True)
+    return (logprobs.exp() * (logprobs - mean).square()).sum(1)
+
+
 def assert_exact(sums: FusedSums, tensors: list[Tensor], at: int = 0, pair: tuple[int, int] = (0, 1)) -> None:
     """Within 3e-6 nats of float64 over all ids."""
     sft, reference = (tensors[model].double().log_softmax(1) for model in pair)
-    kl, entropy, ids, top_sft, top_reference = sums.quantities(at)
+    kl, entropy, varentropy, ids, top_sft, top_reference = sums.quantities(at)
     expected = {
         "log sum exp": (sums.log_totals()[pair[0]], tensors[pair[0]].double().logsumexp(1)),
         "of the reference": (sums.log_totals()[pair[1]], tensors[pair[1]].double().logsumexp(1)),
         "kl": (kl, (sft.exp() * (sft - reference)).sum(1)),
         "entropy": (entropy, -(sft.exp() * sft).sum(1)),
+        "varentropy": (varentropy, exact_varentropy(sft)),
         "alternatives": (top_sft, sft.topk(min(3, sft.shape[1]), 1).values),
     }
     for name, (found, exact) in expected.items():
@@ -63,13 +71,58 @@ def test_ids_that_a_model_rules_out_add_nothing() -> None:
     tensors = logits(3, 40)
     tensors[0][:, ::2] = -torch.inf
     tensors[1][:, ::2] = -torch.inf
-    sums = summed(tensors, 16, Wants(kl=True, entropy=True))
+    sums = summed(tensors, 16, Wants(kl=True, entropy=True, varentropy=True))
     sft, reference = (each[:, 1::2].double().log_softmax(1) for each in tensors)
-    kl, entropy, *_ = sums.quantities(0)
+    kl, entropy, varentropy, *_ = sums.quantities(0)
     assert kl is not None
     assert entropy is not None
+    assert varentropy is not None
+    torch.testing.assert_close(varentropy.double(), exact_varentropy(sft), atol=1e-5, rtol=1e-6)
     torch.testing.assert_close(kl.double(), (sft.exp() * (sft - reference)).sum(1), atol=5e-6, rtol=0)
     torch.testing.assert_close(entropy.double(), -(sft.exp() * sft).sum(1), atol=5e-6, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # 0 * inf, which is then left out
+@pytest.mark.parametrize("sums_of", [FusedSums, TorchSums])
+@pytest.mark.parametrize("tile", [96, 300])
+@pytest.mark.parametrize("offset", [0.0, 1000.0], ids=["at zero", "far from zero"])
+@pytest.mark.parametrize("peak", [3.0, 15.0, 200.0])
+def test_the_variance_of_a_peaked_distribution_does_not_cancel(
+    peak: float, offset: float, tile: int, sums_of: type[FusedSums | TorchSums]
+) -> None:
+    """One id is likelier than the next by `peak` nats, first or last in the vocabulary, after tiles that rise."""
+    random = torch.Generator().manual_seed(int(peak))
+    rows = torch.randn(3, 300, generator=random)
+    rows[0, 0] += peak
+    rows[1, 299] += peak
+    rows[2] = torch.linspace(-peak, peak, 300)
+    rows[2, :150] = -torch.inf
+    logits_CW = (rows + offset).to(DEVICE)
+    sums = sums_of(2, ((0, 1),), Wants(varentropy=True))
+    for start in range(0, 300, tile):
+        part = logits_CW[:, start : start + tile]
+        sums.add([part.clone(), part.clone()], start)
+    varentropy = sums.quantities(0)[2]
+    assert varentropy is not None
+    exact = torch.where(logits_CW.isinf(), -1e4, logits_CW.double().log_softmax(1))
+    torch.testing.assert_close(varentropy.double(), exact_varentropy(exact), atol=1e-9, rtol=2e-5)
+
+
+@pytest.mark.parametrize("sums_of", [FusedSums, TorchSums])
+def test_equal_logits_have_no_variance_and_one_id_neither(sums_of: type[FusedSums | TorchSums]) -> None:
+    for words in (1, 40):
+        sums = sums_of(2, ((0, 1),), Wants(varentropy=True))
+        for start in range(0, words, 16):
+            width = min(16, words - start)
+            sums.add([torch.full((2, width), 12.5, device=DEVICE) for _ in range(2)], start)
+        varentropy = sums.quantities(0)[2]
+        assert varentropy is not None
+        assert varentropy.tolist() == [0.0, 0.0]
+
+
+def test_what_is_not_requested_keeps_no_sums() -> None:
+    assert summed(logits(7, 10), 10, ALL).quantities(0)[2] is not None
+    assert summed(logits(7, 10), 10, Wants(kl=True, entropy=True)).quantities(0)[2] is None
 
 
 def test_large_logits_do_not_overflow_and_equal_models_have_no_kl() -> None:

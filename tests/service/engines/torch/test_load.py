@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 pytestmark = pytest.mark.slow
 
 Pair = tuple[Path, Path]
-ALL = Wants(kl=True, entropy=True, top_k=3)
+ALL = Wants(kl=True, entropy=True, varentropy=True, top_k=3)
 SERVING = ServingOptions(max_batch_tokens=1000)
 
 

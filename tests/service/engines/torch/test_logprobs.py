@@ -17,7 +17,7 @@ from torch import Tensor
 
 pytestmark = pytest.mark.slow
 
-ALL = Wants(kl=True, entropy=True, top_k=3)
+ALL = Wants(kl=True, entropy=True, varentropy=True, top_k=3)
 WHOLE = Tiling(1 << 20, 1 << 20)
 tilings = st.builds(Tiling, st.integers(1, 50), st.integers(1, 20))
 seeds = st.integers(0, 2**32)
@@ -107,7 +107,10 @@ def test_every_quantity_is_its_definition_summed_over_the_whole_vocabulary(
     assert_close(found.reference_logprob_J, [log(q[row][token]) for row, token in wanted])
     pairs = [list(zip(a, b, strict=True)) for a, b in zip(p, q, strict=True)]
     assert_close(found.kl_R, [sum(a * (log(a) - log(b)) for a, b in row) for row in pairs])
-    assert_close(found.entropy_R, [-sum(a * log(a) for a in row) for row in p])
+    entropies = [-sum(a * log(a) for a in row) for row in p]
+    assert_close(found.entropy_R, entropies)
+    spreads = [sum(a * (log(a) + h) ** 2 for a in row) for row, h in zip(p, entropies, strict=True)]
+    assert_close(found.varentropy_R, spreads)
     for i, top in enumerate(given_tensor(found.top_ids_RK).tolist()):
         assert_close(given_tensor(found.top_sft_logprob_RK)[i], sorted(map(log, p[i]), reverse=True)[:3])
         assert_close(given_tensor(found.top_sft_logprob_RK)[i], [log(p[i][token]) for token in top])
@@ -313,6 +316,6 @@ def test_the_fused_sums_of_a_gpu_are_for_float32_only(
     of_gpu, plain = case(3, 5, 30, 9, dtype), case(3, 5, 30, 9, torch.float64)
     found = of_gpu.scored(tiling=Tiling(2, 11))
     assert bool(made) is fused
-    for column in ("sft_logprob_J", "reference_logprob_J", "kl_R", "entropy_R"):
+    for column in ("sft_logprob_J", "reference_logprob_J", "kl_R", "entropy_R", "varentropy_R"):
         exact = getattr(plain.scored(), column)
         torch.testing.assert_close(getattr(found, column).double(), exact, atol=1e-5 if fused else 1e-12, rtol=0)

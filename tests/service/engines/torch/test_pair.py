@@ -20,7 +20,7 @@ from tiny_models import plain_logprobs, random_trunk, tiny_model
 
 pytestmark = pytest.mark.slow
 
-ALL = Wants(kl=True, entropy=True, top_k=3)
+ALL = Wants(kl=True, entropy=True, varentropy=True, top_k=3)
 TOLERANCE_NATS = 5e-5
 """Rounding between a sequence alone and in any batch, in float32, on models whose log-probs spread over nats."""
 

@@ -54,7 +54,7 @@ def test_branches_without_a_scored_token_cost_nothing_and_get_empty_scores_of_th
     engine, shapes = counted_engine(options)
     empty = random_trunk(0, 50, (0,) * 20, k=2)
     masked = Trunk(empty.prompt_P, (Branch(np.arange(9, dtype=np.int32), np.zeros(9, dtype=bool)),))
-    answered = engine.score([empty, masked], Wants(kl=True, entropy=True, top_k=3))
+    answered = engine.score([empty, masked], Wants(kl=True, entropy=True, varentropy=True, top_k=3))
     assert shapes == []
     assert engine.cost(empty).tokens == engine.cost(masked).tokens == 0
     assert [len(branches) for branches in answered] == [20, 1]
