@@ -95,7 +95,7 @@ def test_the_difference_is_paired_over_prompts() -> None:
     answers.scores["reward:early"] = {"sum": (np.array(scores) + noise_N).tolist()}
     found = judge(answers).references["early"]
     own, interval = found.best.auroc, found.difference.interval
-    assert interval.low <= interval.value <= interval.high
+    assert interval.low < interval.value < interval.high
     assert interval.high - interval.low < (own.high - own.low) / 5
 
 
@@ -121,3 +121,23 @@ def test_many_prompts_with_a_single_wrong_answer_give_no_verdict() -> None:
     answers = judged({"sft_logprob": {"sum": 0.0}, "reward:early": {"sum": 5.0}})
     only_one = JudgedAnswers([index != 3 for index in range(len(answers.right))], answers.prompt, answers.scores)
     assert judge(only_one).words[0].startswith("no verdict: 60 prompts have a right answer and 1 have a wrong one")
+
+
+def test_the_best_of_many_rankings_must_show_more_than_a_single_one() -> None:
+    """The other rankings of the reference are noise: they widen the interval of the best one."""
+    one = judged({"sft_logprob": {"sum": 1.0}, "reward:a": {"sum": 1.6}})
+    noise = judged({f"signal{i}:a": {"sum": 0.0} for i in range(12)}, seed=9)
+    many = JudgedAnswers(one.right, one.prompt, one.scores | noise.scores)
+    alone, chosen = (judge(answers).references["a"] for answers in (one, many))
+    assert alone.best.column == chosen.best.column == "reward:a"
+    assert chosen.difference.interval.low < alone.difference.interval.low - 0.01
+    assert chosen.difference.p > alone.difference.p
+    assert chosen.difference.interval.value == alone.difference.interval.value
+
+
+def test_rankings_that_are_equal_in_every_resample_do_not_differ() -> None:
+    answers = judged({"sft_logprob": {"sum": 1.0}})
+    answers.scores["reward:early"] = {"sum": [2 * score for score in answers.scores["sft_logprob"]["sum"]]}
+    difference = judge(answers).references["early"].difference
+    assert (difference.interval.value, difference.p) == (0.0, 1.0)
+    assert abs(difference.interval.high) < 1e-9
