@@ -13,7 +13,20 @@ from dense_reward_trainer.rl.learner import describe
 from dense_reward_trainer.rl.losses import kl_loss, policy_gradient
 from dense_reward_trainer.rl.records import Rollout
 from dense_reward_trainer.rl.returns import mask_of, pad
-from enumerated_task import LENGTHS, RESPONSES, STATE_INDEX, World, a_world, assert_same, exact, gathered, gradient
+from enumerated_task import (
+    END,
+    HORIZON,
+    LENGTHS,
+    RESPONSES,
+    STATE_INDEX,
+    VOCABULARY,
+    World,
+    a_world,
+    assert_same,
+    exact,
+    gathered,
+    gradient,
+)
 from pydantic import ValidationError
 from tiny_policy import ids_of
 from torch import Tensor
@@ -65,7 +78,8 @@ def each_objective(world: World, size: int, config: DprConfig) -> list[tuple[flo
         logprob_BTM = world.policy_SV[states_BT].gather(2, weighed.ids_BTM)
         loss = policy_gradient(logprob_BTM, logprob_BTM, weighed.advantage_BTM, weighed.weight_BTM, over=size)
         if config.kl_penalty != "reward":
-            penalty = kl_loss(config.kl_penalty, logprob_BTM[..., 0], batch.sft_logprob_BT, batch.mask_BT, size)
+            own_BT = logprob_BTM[..., 0]
+            penalty = kl_loss(config.kl_penalty, own_BT, own_BT, batch.sft_logprob_BT, batch.mask_BT, over=size)
             loss = loss + config.kl_coefficient * penalty
         probability = float(world.probability_B().detach()[list(group)].prod())
         found.append((probability, -loss))
@@ -99,6 +113,55 @@ def test_immediate_rewards_follow_each_state_by_itself(world: World) -> None:
     found_SV = expected(world, returns="immediate")
     assert_same(found_SV, gradient(now, world))
     assert (found_SV - exact(world, world.reward_SV)).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("signal", ["reward", "sft_logprob"])
+def test_immediate_credit_rests_where_its_description_says(world: World, signal: str) -> None:
+    """At pi_sft (pi_sft / pi_ref)^(1/b); paid sft_logprob, as if the reference gave all ids log-prob 0."""
+    reference_SV = world.reference_SV if signal == "reward" else torch.zeros_like(world.sft_SV)
+    for coefficient in (0.5, 1.0):
+        logits_SV = world.sft_SV + (world.sft_SV - reference_SV) / coefficient
+        if signal == "sft_logprob":
+            torch.testing.assert_close(logits_SV, world.sft_SV / (coefficient / (1 + coefficient)))
+        rest = World(world.sft_SV, reference_SV, logits_SV.requires_grad_())
+        assert expected(rest, returns="immediate", kl_coefficient=coefficient).abs().max() < 1e-12
+        assert expected(rest, returns="immediate", kl_coefficient=2 * coefficient).abs().max() > 1e-2
+
+
+def least_from(world: World, state: tuple[int, ...], so_far: float) -> float:
+    """The expected least signal of a response from `state` on, if the least one before it is `so_far`."""
+    if len(state) == HORIZON or (state and state[-1] == END):
+        return so_far
+    row = STATE_INDEX[state]
+    probability_V, reward_V = world.policy_SV.detach()[row].exp().tolist(), world.reward_SV[row].tolist()
+    each = (least_from(world, (*state, a), min(so_far, reward_V[a])) for a in range(VOCABULARY))
+    return float(np.dot(probability_V, list(each)))
+
+
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [(1, {}), (2, {"baseline": "leave_one_out"}), (1, {"baseline": "kl"}), (1, {"kl_coefficient": COEFFICIENT})],
+    ids=["none", "leave_one_out", "kl baseline", "kl penalty"],
+)
+def test_the_minimum_follows_in_each_state_the_least_signal_from_there_on(
+    world: World, size: int, options: dict[str, object]
+) -> None:
+    """And the KL penalty its own objective: that of whole responses."""
+    least_SV = torch.tensor(
+        [
+            [least_from(world, (*state, a), float(world.reward_SV[row, a])) for a in range(VOCABULARY)]
+            for state, row in STATE_INDEX.items()
+        ],
+        dtype=torch.float64,
+    )
+    each_SV = gradient((visits(world)[:, None] * world.policy_SV.exp() * least_SV).sum(), world)
+    coefficient = COEFFICIENT if "kl_coefficient" in options else 0.0
+    penalty_SV = exact(world, world.reward_SV, coefficient) - exact(world, world.reward_SV)
+    found_SV = expected(world, size, returns="min", **options)
+    assert_same(found_SV, each_SV + penalty_SV)
+    least_B = torch.stack([row[: LENGTHS[b]].min() for b, row in enumerate(gathered(world.reward_SV))])
+    whole_SV = gradient((world.probability_B() * least_B).sum(), world)
+    assert (each_SV - whole_SV).abs().max() > 1e-2, "it is not the gradient of the least signal of whole responses"
 
 
 @pytest.mark.parametrize(
@@ -173,6 +236,13 @@ def test_advantages_are_returns_less_the_baseline_that_was_chosen() -> None:
     assert by_name["kl"].tolist() == [[2, 0, 0], [0, 0, 0], [6, 6, 0], [0, 0, 0]]
 
 
+def test_the_minimum_is_that_of_the_clipped_signal_and_the_penalty_is_summed() -> None:
+    batch = known_batch()
+    batch = replace(batch, policy_logprob_BT=batch.mask_BT * torch.tensor([[1.0, 10.0, 100.0]]))
+    found_BT = token_returns(batch, config_of(returns="min", reward_clip=3.0), 1.0)
+    assert found_BT.tolist() == [[1 - 11, 2 - 10, 0], [3 - 1, 0, 0], [-3 - 111, 0 - 110, 3 - 100], [0.5 - 1, 0, 0]]
+
+
 def test_a_total_is_compared_with_the_totals_of_the_others_at_every_position() -> None:
     found_BT = advantages(known_batch(), returns="total", baseline="leave_one_out")
     assert found_BT.tolist() == [[-1, -1, 0], [1, 0, 0], [2.5, 2.5, 2.5], [-2.5, 0, 0]]
@@ -209,7 +279,10 @@ def test_a_step_is_described_by_means_over_tokens_and_responses() -> None:
         ({"candidates": 2, "temperature": 0.7}, "candidates need temperature 1"),
         ({"candidates": 2, "returns": "total"}, "candidates need returns reward_to_go or immediate"),
         ({"candidates": 2, "baseline": "kl"}, "candidates need another baseline than kl"),
+        ({"candidates": 2, "returns": "min"}, "a minimum is no sum"),
         ({"gamma": 0.9, "returns": "total"}, "gamma only discounts"),
+        ({"gamma": 0.9, "returns": "min"}, "gamma only discounts"),
+        ({"kl_target": 1.0, "temperature": 0.7}, "kl_target to null"),
         ({"kl_penalty": "loss_k2", "temperature": 0.7}, "set temperature to 1"),
         ({"kl_target": 1.0, "kl_coefficient": 0.0}, "set kl_coefficient above 0"),
     ],

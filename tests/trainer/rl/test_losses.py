@@ -65,10 +65,30 @@ def test_a_kl_loss_pulls_by_its_own_function_of_the_log_ratio(
 ) -> None:
     logprob_12 = torch.tensor([[-1.0, -7.0]], requires_grad=True)
     sft_12, mask_12 = torch.tensor([[-1.5, 0.0]]), torch.tensor([[1.0, 0.0]])
-    torch.autograd.backward(kl_loss(name, logprob_12, sft_12, mask_12, 1))
+    torch.autograd.backward(kl_loss(name, logprob_12, logprob_12, sft_12, mask_12, over=1))
     assert logprob_12.grad is not None
     assert logprob_12.grad[0].tolist() == pytest.approx([gradient(0.5), 0.0])
-    assert float(kl_loss(name, sft_12, sft_12, mask_12, 1)) == 0.0
+    assert float(kl_loss(name, sft_12, sft_12, sft_12, mask_12, over=1)) == 0.0
+
+
+@pytest.mark.parametrize("name", ["loss_k2", "loss_k3"])
+def test_samples_of_an_older_policy_still_give_the_gradient_of_the_kl_of_this_one(
+    name: Literal["loss_k2", "loss_k3"],
+) -> None:
+    """One state with three actions: the expectation under the older policy, against the exact KL."""
+    logits_3 = torch.tensor([0.3, -1.0, 0.5], dtype=torch.float64, requires_grad=True)
+    old_3, sft_3 = (torch.tensor(row, dtype=torch.float64).log() for row in ([0.2, 0.5, 0.3], [0.6, 0.3, 0.1]))
+    logprob_3 = logits_3.log_softmax(0)
+    mask_11 = torch.ones(1, 1, dtype=torch.float64)
+    losses = [
+        kl_loss(name, logprob_3[a, None, None], old_3[a, None, None], sft_3[a, None, None], mask_11, over=1)
+        for a in range(3)
+    ]
+    (found_3,) = torch.autograd.grad((old_3.exp() * torch.stack(losses)).sum(), logits_3)
+    this_3 = logits_3.log_softmax(0)
+    reverse, forward = (this_3.exp() * (this_3 - sft_3)).sum(), (sft_3.exp() * (sft_3 - this_3)).sum()
+    (expected_3,) = torch.autograd.grad(reverse if name == "loss_k2" else forward, logits_3)
+    torch.testing.assert_close(found_3, expected_3, rtol=0, atol=1e-12)
 
 
 def test_a_batch_of_empty_responses_has_loss_0() -> None:

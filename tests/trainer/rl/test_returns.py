@@ -10,6 +10,7 @@ from dense_reward_trainer.configs.dpr import BaselineName
 from dense_reward_trainer.rl.returns import (
     baseline,
     batch_mean,
+    least_to_go,
     leave_one_out,
     mask_of,
     minus_kl_penalty,
@@ -158,3 +159,19 @@ def test_advantages_that_differ_by_rounding_alone_teach_nothing() -> None:
 def test_padding_keeps_every_row_and_adds_0() -> None:
     assert pad(rows_of([[], [1.0, 2.0]])).tolist() == [[0.0, 0.0], [1.0, 2.0]]
     assert mask_of([0, 2]).tolist() == [[0.0, 0.0], [1.0, 1.0]]
+
+
+@settings(deadline=None)
+@given(responses)
+def test_the_least_to_go_is_the_minimum_of_what_is_still_to_come(lists: list[list[float]]) -> None:
+    rows = rows_of(lists)
+    least_BT = least_to_go(pad(rows), mask_of([len(row) for row in rows]))
+    for b, row in enumerate(rows):
+        assert least_BT[b, : len(row)].tolist() == [float(row[t:].min()) for t in range(len(row))]
+        assert not least_BT[b, len(row) :].any()
+
+
+def test_signals_on_padding_reach_no_minimum() -> None:
+    signal_BT = torch.tensor([[1.0, 2.0, 1.5], [2.0, 1.0, torch.nan], [3.0, -torch.inf, -9.0]])
+    least_BT = least_to_go(signal_BT, mask_of([3, 2, 1]))
+    assert least_BT.tolist() == [[1.0, 1.5, 1.5], [1.0, 1.0, 0.0], [3.0, 0.0, 0.0]]

@@ -18,7 +18,7 @@ from dense_reward_trainer.configs.service import SERVICE_KEYS, ServiceJobConfig,
 from dense_reward_trainer.data.final_answers import AnswerChecker
 from dense_reward_trainer.data.sources import DataSource
 
-ReturnName = Literal["reward_to_go", "immediate", "total"]
+ReturnName = Literal["reward_to_go", "immediate", "total", "min"]
 BaselineName = Literal["none", "batch", "leave_one_out", "kl"]
 KlPenalty = Literal["reward", "loss_k2", "loss_k3"]
 Normalise = Literal["tokens", "sequences"]
@@ -88,7 +88,11 @@ class DprConfig(ServiceJobConfig):
         gt=0.0,
         allow_inf_nan=False,
         description="Temperature of the samples and of the log-probs in the loss. Rewards and the KL penalty use "
-        "log-probs at 1, also for samples at another temperature. The paper leaves this open.",
+        "log-probs at 1, also for samples at another temperature. This explores without moving the target: "
+        "the optimum at 1, if the policy can represent it, is a fixed point at every temperature. There "
+        "is no importance correction: elsewhere the gradient is that of the expected reward of these "
+        "samples, with the log-probs of the penalty held fixed. The metric kl_to_sft is then no KL and "
+        "can be negative. The paper leaves this open.",
     )
     max_new_tokens: int = Field(
         default=256,
@@ -101,7 +105,10 @@ class DprConfig(ServiceJobConfig):
     signal: SignalName = Field(
         default="reward",
         description="The reward of a token. reward: equation 5 of the paper. centred: reward - kl, a different "
-        "objective. sft_logprob: the paper's ablation without a reference.",
+        "objective. sft_logprob: the paper's ablation without a reference. With returns immediate and b "
+        "the kl_coefficient (kl_penalty reward or loss_k2), the fixed point in every state is pi_sft "
+        "(pi_sft / pi_ref)^(1/b) for reward and centred, and pi_sft^(1 + 1/b) for sft_logprob, which is "
+        "pi_sft at temperature b / (1 + b): 1/2 for b = 1.",
     )
     candidates: int = Field(
         default=0,
@@ -112,15 +119,20 @@ class DprConfig(ServiceJobConfig):
     )
     returns: ReturnName = Field(
         default="reward_to_go",
-        description="The credit of an action. reward_to_go: its own reward and all later ones. immediate: only its own "
-        "(ignores what it leads to). total: all rewards of the response, as if given at its end (the same expected "
-        "gradient as reward_to_go, more noise). The paper leaves this open.",
+        description="The credit of an action. reward_to_go: its own reward and all later ones. immediate: only its "
+        "own (ignores what it leads to); its fixed point is known, see signal, and can be sampled without "
+        "training, see `tilt` of evaluate. total: all rewards of the response, as if given at its end "
+        "(the same expected gradient as reward_to_go, more noise). min: the least of its own and all "
+        "later signals (arXiv 2504.15275), plus the reward-to-go of the KL penalty. Its gradient is, in "
+        "every state, that of the expected least signal from there on; it is not that of the least signal "
+        "of the response. The paper leaves this open.",
     )
     gamma: float = Field(
         default=1.0,
         ge=0.0,
         le=1.0,
-        description="Discount of the reward-to-go. Below 1 it favours early rewards: a different objective. The "
+        description="Discount of the reward-to-go. Below 1 it favours near rewards, and the gradient is that of no "
+        "objective: for E[sum of gamma^t r_t], the credit at t would also have the factor gamma^t. The "
         "paper's value is 1.",
     )
     baseline: BaselineName = Field(
@@ -168,7 +180,8 @@ class DprConfig(ServiceJobConfig):
         default=1,
         ge=1,
         description="Optimiser steps on each batch of samples. From the second on the samples are off policy; "
-        "importance ratios correct this for the action, not for the states before it (PPO, arXiv 1707.06347).",
+        "importance ratios correct this for the action, not for the states before it (PPO, arXiv 1707.06347), also in "
+        "loss_k2 and loss_k3.",
     )
     ratio_clip: float | None = Field(
         default=0.2,
@@ -185,7 +198,9 @@ class DprConfig(ServiceJobConfig):
     )
     normalise: Normalise = Field(
         default="sequences",
-        description="Divide the loss by the number of responses (sequences) or of tokens. The paper leaves this open.",
+        description="Divide the loss by the number of responses (sequences) or of tokens. tokens is biased: the "
+        "number of tokens is sampled too, so the expected gradient does not have exactly the direction of "
+        "the objective's; the bias falls as the batch grows. The paper leaves this open.",
     )
 
     learning_rate: float = Field(
@@ -239,6 +254,11 @@ class DprConfig(ServiceJobConfig):
             )
         if self.kl_penalty != "reward" and self.temperature != 1:
             raise ValueError("a kl_penalty in the loss needs samples at temperature 1: set temperature to 1")
+        if self.kl_target is not None and self.temperature != 1:
+            raise ValueError(
+                "kl_target steers by a KL that is measured on samples at temperature 1: set temperature to 1, or "
+                "kl_target to null"
+            )
         if self.kl_target is not None and self.kl_coefficient == 0:
             raise ValueError("kl_target multiplies kl_coefficient, so 0 would stay 0: set kl_coefficient above 0")
         if self.candidates:
@@ -250,6 +270,7 @@ class DprConfig(ServiceJobConfig):
         faults = {
             "temperature 1: their weights are the policy's probabilities": self.temperature != 1,
             "returns reward_to_go or immediate: total also credits earlier rewards": self.returns == "total",
+            "returns reward_to_go or immediate: a minimum is no sum of parts": self.returns == "min",
             "another baseline than kl: they have their own for the immediate reward": self.baseline == "kl",
             "whiten false: it would scale only the sampled part": self.whiten,
         }

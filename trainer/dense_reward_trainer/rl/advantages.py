@@ -15,6 +15,7 @@ from dense_reward_trainer.rl.records import ResponseRewards, Rollout
 from dense_reward_trainer.rl.returns import (
     baseline,
     immediate,
+    least_to_go,
     mask_of,
     minus_kl_penalty,
     pad,
@@ -94,8 +95,24 @@ def shaped_rewards(batch: Batch, config: DprConfig, coefficient: float) -> Tenso
 
 
 def token_returns(batch: Batch, config: DprConfig, coefficient: float) -> Tensor:
-    """The return that credits each sampled token, [B, T] float64."""
-    return _returns(shaped_rewards(batch, config, coefficient), batch.mask_BT, config)
+    """The return that credits each sampled token, [B, T] float64.
+
+    `min` is only that of the signals: the KL penalty is added as its own reward-to-go, so that its expected gradient
+    stays that of the KL between whole responses.
+    """
+    shaped_BT = shaped_rewards(batch, config, coefficient)
+    match config.returns:
+        case "reward_to_go":
+            return reward_to_go(shaped_BT, batch.mask_BT, config.gamma)
+        case "immediate":
+            return immediate(shaped_BT, batch.mask_BT)
+        case "total":
+            return total(shaped_BT, batch.mask_BT)
+        case "min":
+            nothing_BT = torch.zeros_like(batch.signal_BT)
+            penalty_BT = _shaped(nothing_BT, batch.policy_logprob_BT, batch.sft_logprob_BT, config, coefficient)
+            least_BT = least_to_go(_clipped(batch.signal_BT, config), batch.mask_BT)
+            return least_BT + reward_to_go(penalty_BT, batch.mask_BT)
 
 
 def action_advantages(batch: Batch, config: DprConfig, coefficient: float) -> Actions:
@@ -134,7 +151,7 @@ def _with_candidates(
     advantage_BT = torch.where(outside_BT, immediate_BT - expected_BT, 0.0)
     if config.returns == "reward_to_go":
         # expected_BT is the baseline of the immediate reward; config.baseline is only for the later ones
-        later_BT = config.gamma * _next(_returns(immediate_BT, batch.mask_BT, config))
+        later_BT = config.gamma * _next(reward_to_go(immediate_BT, batch.mask_BT, config.gamma))
         advantage_BT = advantage_BT + later_BT - baseline(config.baseline, later_BT, config.group_size)
     return Actions(
         torch.cat([ids_BT[..., None], candidates.ids_BTK], dim=2),
@@ -146,19 +163,12 @@ def _with_candidates(
 def _shaped(
     signal: Tensor, policy_logprob: Tensor, sft_logprob: Tensor, config: DprConfig, coefficient: float
 ) -> Tensor:
-    if config.reward_clip is not None:
-        signal = signal.clamp(-config.reward_clip, config.reward_clip)
+    signal = _clipped(signal, config)
     return minus_kl_penalty(signal, policy_logprob, sft_logprob, coefficient if config.kl_penalty == "reward" else 0.0)
 
 
-def _returns(shaped_BT: Tensor, mask_BT: Tensor, config: DprConfig) -> Tensor:
-    match config.returns:
-        case "reward_to_go":
-            return reward_to_go(shaped_BT, mask_BT, config.gamma)
-        case "immediate":
-            return immediate(shaped_BT, mask_BT)
-        case "total":
-            return total(shaped_BT, mask_BT)
+def _clipped(signal: Tensor, config: DprConfig) -> Tensor:
+    return signal if config.reward_clip is None else signal.clamp(-config.reward_clip, config.reward_clip)
 
 
 def _next(return_BT: Tensor) -> Tensor:

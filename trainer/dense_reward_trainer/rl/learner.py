@@ -165,8 +165,8 @@ class Learner:
             clip = config.ratio_clip if config.updates_per_batch > 1 else None
             part_loss = policy_gradient(logprob_btm, *on_device, over=over, clip=clip)
             if config.kl_penalty != "reward":
-                sft_bt, mask_bt = (t[part].to(policy.device) for t in (batch.sft_logprob_BT, batch.mask_BT))
-                penalty = kl_loss(config.kl_penalty, logprob_btm[..., 0], sft_bt, mask_bt, over)
+                rest = [t[part].to(policy.device) for t in (old_BTM[..., 0], batch.sft_logprob_BT, batch.mask_BT)]
+                penalty = kl_loss(config.kl_penalty, logprob_btm[..., 0], *rest, over=over)
                 part_loss = part_loss + self.kl_coefficient * penalty
             torch.autograd.backward(part_loss)
             loss += float(part_loss.detach())
@@ -222,7 +222,11 @@ def kl_factor(kl: float, target: float, speed: float) -> float:
 
 
 def describe(batch: Batch, shaped_BT: Tensor) -> dict[str, float]:
-    """Metrics of the samples of a step. KL and entropy are estimates from these samples, in nats."""
+    """Metrics of the samples of a step. KL and entropy are estimates from these samples, in nats.
+
+    At another sampling temperature than 1, `kl_to_sft` is no KL and can be negative: it is the mean of log pi - log
+    pi_sft, with pi at 1, under other samples. `entropy` is then a cross-entropy.
+    """
     log_ratio_BT = (batch.policy_logprob_BT - batch.sft_logprob_BT) * batch.mask_BT
     tokens, responses = float(batch.mask_BT.sum()), len(batch.rollouts)
     return {

@@ -43,15 +43,26 @@ def policy_gradient(
 
 
 def kl_loss(
-    name: Literal["loss_k2", "loss_k3"], logprob_BT: Tensor, sft_logprob_BT: Tensor, mask_BT: Tensor, over: int
+    name: Literal["loss_k2", "loss_k3"],
+    logprob_BT: Tensor,
+    old_logprob_BT: Tensor,
+    sft_logprob_BT: Tensor,
+    mask_BT: Tensor,
+    *,
+    over: int,
 ) -> Tensor:
-    """1/N sum over tokens of an estimate of the KL to the SFT model (Schulman, "Approximating KL divergence", 2020).
+    """1/N sum over tokens of rho times an estimate of the KL to the SFT model, rho = pi(a_t|s_t) / pi_old(a_t|s_t).
+
+    The estimates are those of Schulman ("Approximating KL divergence", 2020).
 
     With d = log pi - log pi_sft of the sampled token, k2 = d^2 / 2: its expected gradient is that of KL(pi || pi_sft)
     at each state. k3 = exp(-d) - 1 + d has the expectation KL(pi || pi_sft), but the expected gradient of
-    KL(pi_sft || pi). Both ignore that an action changes the states after it. Samples must be from pi at temperature 1.
+    KL(pi_sft || pi). Both ignore that an action changes the states after it. Samples must be from pi_old at temperature
+    1. After the first update of a batch they are no longer from pi: rho, through which no gradient flows, corrects this
+    for the action, not for the states before it, and is not clipped.
     """
     difference_BT = logprob_BT - sft_logprob_BT.to(logprob_BT.dtype).detach()
     k2, k3 = difference_BT.square() / 2, (-difference_BT).exp() - 1 + difference_BT
     estimate_BT = k2 if name == "loss_k2" else k3
-    return (mask_BT.to(logprob_BT.dtype) * estimate_BT).sum() / over
+    ratio_BT = (logprob_BT - old_logprob_BT.to(logprob_BT.dtype)).detach().exp()
+    return (mask_BT.to(logprob_BT.dtype) * ratio_BT * estimate_BT).sum() / over

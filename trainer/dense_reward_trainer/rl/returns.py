@@ -69,6 +69,19 @@ def total(reward_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return immediate(reward_BT, mask_BT).sum(dim=1, keepdim=True).expand(reward_BT.shape)
 
 
+def least_to_go(signal_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """m_t = min over k >= t of signal_k, [B, T] float64; 0 on padding, also if the signals are nan there.
+
+    "Min-form credit assignment" (PURE, arXiv 2504.15275): a response is worth what its worst token is worth. REINFORCE
+    with this return follows, at every state s that the policy reaches, the gradient of the mean of Q(s, a) over a from
+    pi(.|s). Q is the expected least signal from s on; neither Q nor how often s is reached is differentiated. That is
+    not the gradient of E[min over all k of signal_k]: unlike a sum, a minimum does not split into past and future.
+    """
+    signals_BT = torch.where(mask_BT > 0, signal_BT.double(), torch.inf)
+    least_BT = signals_BT.flip(1).cummin(dim=1).values.flip(1)
+    return torch.where(mask_BT > 0, least_BT, 0.0)
+
+
 def batch_mean(return_BT: Tensor) -> Tensor:
     """b_t = 1/B sum over all B responses of G_t, [B, T]; ended responses count with 0.
 
