@@ -36,12 +36,12 @@ SIZES = ScratchOptions(
 
 
 def write_pair(folder: Path, vocab_size: int = SIZES.vocabulary, sizes: ScratchOptions = SIZES) -> None:
-    """Writes sft, reference and held_out.jsonl; weights are random and enlarged; some samples end their turn."""
+    """Writes sft, reference, early and held_out.jsonl; weights are random and enlarged; some samples end their turn."""
     source = DataSource.model_validate(DATA)
     parts = split(load(source).demonstrations, source.held_out_fraction, source.seed)
     tokenizer = train_tokenizer([d.messages[0].content + d.response for d in parts.train], vocab_size)
-    roles: list[tuple[Role, int]] = [("sft", 20), ("reference", 10)]
-    for role, step in roles:
+    roles: list[tuple[str, Role, int]] = [("sft", "sft", 20), ("reference", "reference", 10), ("early", "reference", 2)]
+    for name, role, step in roles:
         model = random_model(sizes, tokenizer, seed=step)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -49,7 +49,7 @@ def write_pair(folder: Path, vocab_size: int = SIZES.vocabulary, sizes: ScratchO
                     parameter.mul_(10.0)
             model.lm_head.weight[tokenizer.eos_token_id] *= 2.0
         facts = ManifestFacts(role=role, run_id="tiny", renderer="plain", optimiser_step=step)
-        write_checkpoint(folder / role, model, tokenizer, facts, probe_of_texts)
+        write_checkpoint(folder / name, model, tokenizer, facts, probe_of_texts)
     lines = [
         {"messages": [{"role": m.role, "content": m.content} for m in d.messages], "final_answer": d.answer}
         for d in parts.held_out
@@ -70,10 +70,14 @@ def environment() -> dict[str, str]:
 
 @dataclass(slots=True)
 class ServedPair:
-    """A pair behind `dense-reward serve`, which can be killed and started again on its port."""
+    """A pair behind `dense-reward serve`, which can be killed and started again on its port.
+
+    `pairs_file`: serve the pairs of this file instead.
+    """
 
     folder: Path
     port: int
+    pairs_file: Path | None = None
     process: "subprocess.Popen[bytes] | None" = None
 
     @property
@@ -82,6 +86,8 @@ class ServedPair:
 
     def start(self) -> None:
         pair = ["--sft", str(self.folder / "sft"), "--reference", str(self.folder / "reference")]
+        if self.pairs_file is not None:
+            pair = ["--pairs-file", str(self.pairs_file)]
         command = [sys.executable, "-m", "dense_reward.cli", "serve", *pair, "--port", str(self.port), "--threads", "1"]
         with (self.folder / "service.log").open("ab") as log:
             self.process = subprocess.Popen(command, env=environment(), stdout=log, stderr=log)

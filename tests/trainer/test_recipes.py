@@ -116,5 +116,7 @@ def test_a_pair_that_a_recipe_says_to_serve_is_one_that_a_recipe_leaves(recipe: 
     for sft, reference in re.findall(r"serve --sft (\S+)\s+--reference (\S+)", text):
         assert {Path(sft), Path(reference)} <= written()
         assert sft_run_of(Path(sft)) == sft_run_of(Path(reference))
+    for folder in re.findall(r"serve --run (\S+)", text):
+        assert Path(folder) / "checkpoints" / "sft" in written()
     if "Needs" in text:
-        assert "dense-reward serve --sft" in text
+        assert "dense-reward serve --sft" in text or "dense-reward serve --run" in text

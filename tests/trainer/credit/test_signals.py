@@ -11,6 +11,7 @@ from dense_reward_trainer.configs.signals import TokenSignal
 from dense_reward_trainer.credit.signals import ARRAYS, FROM_REFERENCE, ONE_MODEL, SIGNALS, offered, request_for
 from dense_reward_trainer.credit.signals import token_signals as signals_of
 from dense_reward_trainer.errors import JobError
+from numpy.typing import NDArray
 
 SFT_V = np.array([0.7, 0.2, 0.1])
 REFERENCE_V = np.array([0.25, 0.25, 0.5])
@@ -36,7 +37,7 @@ def scored() -> ScoredResponse:
 def test_each_signal_is_that_of_its_formula() -> None:
     found = signals_of(scored(), SIGNALS)
     logprob_V = np.log(SFT_V)
-    expected = {
+    expected: dict[TokenSignal, NDArray[np.float64]] = {
         "sft_logprob": logprob_V,
         "entropy_corrected": logprob_V + ENTROPY,
         "z_score": (logprob_V + ENTROPY) / np.sqrt(VARENTROPY + 0.001),
@@ -46,7 +47,7 @@ def test_each_signal_is_that_of_its_formula() -> None:
     }
     assert list(found) == list(SIGNALS) == list(expected)
     for name, values_V in expected.items():
-        np.testing.assert_allclose(found[name], values_V, atol=1e-6, err_msg=name)
+        assert found[name] == pytest.approx(values_V, abs=1e-6), name
 
 
 @pytest.mark.parametrize("name", ["entropy_corrected", "z_score", "centred"])
@@ -55,7 +56,8 @@ def test_a_signal_with_mean_zero_in_every_state_has_it(name: TokenSignal) -> Non
 
 
 def test_where_only_one_token_is_possible_the_z_score_of_it_is_no_rounding() -> None:
-    certain = SimpleNamespace(sft_logprob=np.float32([-1e-6]), entropy=np.float32([2e-6]), varentropy=np.float32([0.0]))
+    arrays = {"sft_logprob": -1e-6, "entropy": 2e-6, "varentropy": 0.0}
+    certain = SimpleNamespace(**{name: np.array([value], np.float32) for name, value in arrays.items()})
     assert abs(float(signals_of(cast(ScoredResponse, certain), ["z_score"])["z_score"][0])) < 1e-4
 
 

@@ -5,6 +5,7 @@ import random
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ from dense_reward.client.requests import ItemToScore
 from dense_reward.schemas import ArrayName
 from dense_reward_trainer.cli import main
 from dense_reward_trainer.configs.credit import CreditConfig
-from dense_reward_trainer.credit.answer_ranking import AnswerSums, rank
+from dense_reward_trainer.configs.signals import Aggregate
+from dense_reward_trainer.credit.answer_ranking import rank
 from dense_reward_trainer.credit.error_localisation import (
     MAX_TRIES,
-    SIGNALS,
     ErrorScores,
     PlantedError,
     error_and_others,
@@ -25,6 +26,8 @@ from dense_reward_trainer.credit.error_localisation import (
     planted_errors,
     proposals,
 )
+from dense_reward_trainer.credit.judged_answers import AGGREGATES, JudgedAnswers
+from dense_reward_trainer.credit.references import References
 from dense_reward_trainer.data.corruption import Corrupter, Corruption, ErrorKind, number_corruption
 from dense_reward_trainer.data.sources import ChatMessage, DataSource, Demonstration, load
 from dense_reward_trainer.errors import ConfigError
@@ -36,6 +39,9 @@ from hypothesis import strategies as st
 from served_pair import ServedPair
 
 pytestmark = pytest.mark.slow
+HAS_Z = "varentropy" in get_args(ArrayName)
+ONE_MODEL = [name for name in ("sft_logprob", "entropy_corrected", "z_score", "margin") if name != "z_score" or HAS_Z]
+COLUMNS = [*ONE_MODEL, "reward:default", "centred:default"]
 
 
 def answer(response: str) -> Demonstration:
@@ -123,10 +129,15 @@ def test_without_a_policy_the_job_measures_planted_errors_and_leaves_the_table_i
     result = json.loads((tmp_path / "run" / "credit.json").read_text())["result"]
     assert set(result["localisation"]) == {"digit", "number"}
     for found in result["localisation"].values():
-        assert set(found) == {"sft_logprob", "reward", "centred"}
+        assert list(found) == COLUMNS
         for one in found.values():
             assert all(0 <= x["low"] <= x["value"] <= x["high"] <= 1 for x in (one["auroc"], one["hit"]))
+    for kind in ("digit", "number"):
+        assert list(result["planted_ranking"][kind]) == COLUMNS
+        assert list(result["planted_ranking"][kind]["reward:default"]) == list(AGGREGATES)
     assert result["ranking"] is None
+    assert result["verdict"] is None
+    assert result["references"] == {"default": str(served.folder / "reference")}
     assert (tmp_path / "run" / "credit.png").stat().st_size > 10_000
     reported = capsys.readouterr().err
     assert f"waiting for {served.url}, up to 300 s" in reported
@@ -145,9 +156,11 @@ def test_answers_are_asked_in_requests_of_the_size_that_is_configured(
         whole = pinned.score([{"messages": chat} for chat in chats], ["reward"]).results
         score = PinnedPair.score
 
-        def counted(pair: PinnedPair, items: Sequence[ItemToScore], include: Collection[ArrayName]) -> Scored:
+        def counted(
+            pair: PinnedPair, items: Sequence[ItemToScore], include: Collection[ArrayName], top_k: int
+        ) -> Scored:
             requested.append(len(items))
-            return score(pair, items, include)
+            return score(pair, items, include, top_k)
 
         monkeypatch.setattr(PinnedPair, "score", counted)
         found = list(pinned.score_chats(chats, ["reward"]))
@@ -164,13 +177,16 @@ def test_a_corrupted_answer_has_as_many_tokens_as_the_right_one_and_differs_in_i
     demonstrations = load(DataSource(source=str(served.folder / "held_out.jsonl"))).demonstrations
     corrupter = Corrupter.of(kind, [one.response for one in demonstrations])
     with pinned_pair(ServiceAddress.of(served.url, config(output_dir=tmp_path)), ignore) as pinned:
-        found = list(planted_errors(pinned, demonstrations, corrupter, seed=0))
+        found = list(planted_errors(References((pinned,)), demonstrations, corrupter, seed=0))
     assert found
     with Client(served.url) as client:
-        for planted_one, scored in found:
+        for planted_one, right_answer, wrong_answer in found:
             right, corruption = planted_one.demonstration.response, planted_one.corruption
             prompt = planted_one.demonstration.messages[0].content
-            assert scored.length == client.score(prompt=prompt, response=right).results[0].length
+            (scored,) = client.score(prompt=prompt, response=right).results
+            assert wrong_answer.scored.length == right_answer.scored.length == scored.length
+            assert scored.reward is not None
+            assert right_answer.signals["reward:default"] == pytest.approx(scored.reward, abs=1e-3)
             assert corruption.text != right
             assert corruption.text[: corruption.start] == right[: corruption.start]
             assert corruption.text[corruption.end :] == right[corruption.end :]
@@ -182,7 +198,15 @@ def test_more_answers_than_hold_such_an_error_are_refused(served: ServedPair, tm
         pinned_pair(ServiceAddress.of(served.url, config(output_dir=tmp_path)), ignore) as pinned,
         pytest.raises(ConfigError, match="only 1 answers can hold an error of kind digit, but answers is 2"),
     ):
-        localise(pinned, demonstrations, Corrupter.of("digit", []), count=2, against="tokens", seed=0)
+        localise(
+            References((pinned,)),
+            demonstrations,
+            Corrupter.of("digit", []),
+            count=2,
+            against="tokens",
+            window=8,
+            seed=0,
+        )
 
 
 def test_labelled_solutions_are_measured_step_against_step(served: ServedPair, tmp_path: Path) -> None:
@@ -199,10 +223,10 @@ def test_labelled_solutions_are_measured_step_against_step(served: ServedPair, t
     assert scored.reward is not None
     ends = scored.offsets[:, 1]
     right, wrong = scored.reward[ends <= 7].mean(), scored.reward[(ends > 7) & (ends <= 14)].mean()
-    assert result["steps"]["reward"]["auroc"]["value"] == float(wrong < right)
+    assert result["steps"]["reward:default"]["auroc"]["value"] == float(wrong < right)
 
 
-def test_right_and_wrong_samples_are_told_apart_and_summed_as_the_service_pays_them(
+def test_right_and_wrong_samples_are_told_apart_and_aggregated_as_the_service_pays_them(
     served: ServedPair, tmp_path: Path
 ) -> None:
     """A random model gives no right answers, so a text of even length counts as right."""
@@ -210,12 +234,13 @@ def test_right_and_wrong_samples_are_told_apart_and_summed_as_the_service_pays_t
     checkpoint = load_policy(served.folder / "sft", precision="float32", device="cpu")
     demonstrations = load(DataSource(source=str(served.folder / "held_out.jsonl"))).demonstrations
     with pinned_pair(ServiceAddress.of(served.url, settings), ignore) as pinned:
-        sums = rank(
-            pinned,
+        judged = rank(
+            References((pinned,)),
             checkpoint,
             demonstrations,
             Sampling(40, batch_size=256),
             samples=120,
+            window=4,
             seed=0,
             report=ignore,
             is_right=is_even,
@@ -224,22 +249,45 @@ def test_right_and_wrong_samples_are_told_apart_and_summed_as_the_service_pays_t
     each = -(-120 // len(demonstrations))
     prompts = [checkpoint.encoder.prompt(one.messages[0].content) for one in demonstrations]
     rollouts = sample(checkpoint.policy, prompts, Sampling(40, each, batch_size=256), seed=0)[:120]
-    expected: list[tuple[bool, float]] = []
+    expected: list[tuple[bool, float, float, float]] = []
     with Client(served.url) as client:
         for rollout in rollouts:
             body = [int(i) for i in rollout.response_T[: len(rollout.response_T) - rollout.finished]]
             right = rollout.finished and len(checkpoint.encoder.tokenizer.text_and_spans(body)[0]) % 2 == 0
             scored = client.score_ids(rollout.prompt_P, [rollout.response_T]).results[0]
             assert scored.reward is not None
-            expected.append((right, float(scored.reward.sum())))
-    assert sums.right == [right for right, _ in expected]
-    assert sums.counts == (sum(sums.right), 120 - sum(sums.right))
-    assert min(sums.counts) > 0
-    assert sums.nats["reward"] == pytest.approx([nats for _, nats in expected], abs=1e-3)
-    assert sums.prompt == [index // each for index in range(120)]
-    for one in sums.ranking(0).values():
+            windows = [scored.reward[i : i + 4].mean() for i in range(max(scored.length - 3, 1))]
+            expected.append((right, float(scored.reward.sum()), float(scored.reward.min()), float(min(windows))))
+    assert judged.right == [right for right, *_ in expected]
+    assert judged.counts == (sum(judged.right), 120 - sum(judged.right))
+    assert min(judged.counts) > 0
+    places: tuple[tuple[int, Aggregate], ...] = ((1, "sum"), (2, "min"), (3, "window_min"))
+    for place, name in places:
+        assert judged.scores["reward:default"][name] == pytest.approx([one[place] for one in expected], abs=1e-3)
+    assert judged.prompt == [index // each for index in range(120)]
+    ranking = judged.ranking(0)
+    assert list(ranking) == COLUMNS
+    for one in (ranking[column][name] for column in COLUMNS for name in AGGREGATES):
         assert 0 <= one.auroc.low <= one.auroc.value <= one.auroc.high <= 1
         assert one.calibration is not None
+
+
+def test_all_references_of_a_service_are_compared_in_one_table(
+    served_run: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert credit(served_run, tmp_path / "all", "corruptions=[digit]") == 0
+    record = json.loads((tmp_path / "all" / "credit.json").read_text())
+    columns = [*ONE_MODEL, "reward:half", "centred:half", "reward:early", "centred:early"]
+    assert list(record["result"]["localisation"]["digit"]) == columns
+    assert record["result"]["references"] == {
+        name: str(served_run.folder / folder) for name, folder in (("half", "reference"), ("early", "early"))
+    }
+    assert [model["name"] for model in record["models"]] == ["half", "early"]
+    assert f"reference of the pair early: {served_run.folder / 'early'}" in capsys.readouterr().err
+    assert credit(served_run, tmp_path / "one", "corruptions=[digit]", "service_pairs=[early]") == 0
+    alone = json.loads((tmp_path / "one" / "credit.json").read_text())["result"]["localisation"]["digit"]
+    assert list(alone) == [*ONE_MODEL, "reward:early", "centred:early"]
+    assert alone == {column: record["result"]["localisation"]["digit"][column] for column in alone}
 
 
 def is_even(_: Demonstration, text: str) -> bool:
@@ -262,9 +310,10 @@ def test_solutions_without_a_right_step_before_a_wrong_one_are_refused(
 @pytest.mark.parametrize(("right", "wrong"), [(2, 0), (0, 2)])
 def test_samples_that_are_all_right_or_all_wrong_cannot_be_ranked(right: int, wrong: int) -> None:
     count = right + wrong
-    sums = AnswerSums([True] * right + [False] * wrong, [0] * count, {name: [1.0] * count for name in SIGNALS})
+    scores = {column: {name: [1.0] * count for name in AGGREGATES} for column in COLUMNS}
+    judged = JudgedAnswers([True] * right + [False] * wrong, [0] * count, scores)
     with pytest.raises(ConfigError, match=f"{right} samples are right and {wrong} are wrong, .* policy=null"):
-        sums.ranking(0)
+        judged.ranking(0)
 
 
 @pytest.mark.parametrize(
@@ -274,6 +323,9 @@ def test_samples_that_are_all_right_or_all_wrong_cannot_be_ranked(right: int, wr
         (["policy={sft}", "samples=4", "max_new_tokens=90"], "the reward service takes 96: lower max_new_tokens"),
         (["policy=missing"], "no such checkpoint folder"),
         (["service_pair=other"], "'other' does not name one pair"),
+        (["service_pairs=[default, other]"], "'other' does not name one pair"),
+        (["service_pairs=[default, default]"], "service_pairs names default twice"),
+        (["service_pairs=[default]", "service_pair=default"], "service_pair and service_pairs both name pairs"),
         (["service_url=nonsense"], "service_url: .* has no http"),
         (["service_url=http://127.0.0.1:9", "service_patience_s=0.1"], "cannot be used: gave up after 1 attempts"),
         (["data.source=missing.jsonl"], "there is no such file"),

@@ -6,13 +6,14 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from dense_reward_trainer.configs.dpr import Device
-from dense_reward_trainer.configs.service import SERVICE_KEYS, ServiceJobConfig
+from dense_reward_trainer.configs.service import SERVICE_KEYS, ServicePairsConfig
+from dense_reward_trainer.configs.signals import WINDOW_TOKENS
 from dense_reward_trainer.data.corruption import ErrorKind
 from dense_reward_trainer.data.sources import DataSource
 
 
-class CreditConfig(ServiceJobConfig):
-    """Measures a served pair: does its reward locate planted errors, and rank right above wrong answers?"""
+class CreditConfig(ServicePairsConfig):
+    """Measures the references of a run: do their rewards locate planted errors, and rank right above wrong answers?"""
 
     resume_may_change: ClassVar[frozenset[str]] = SERVICE_KEYS | {"output_dir", "device"}
 
@@ -48,6 +49,11 @@ class CreditConfig(ServiceJobConfig):
         default=256,
         ge=1,
         description="Maximum length in tokens. Longer samples are cut off and count as wrong.",
+    )
+    window_tokens: int = Field(
+        default=WINDOW_TOKENS,
+        ge=1,
+        description="The aggregate window_min is the least mean over this many consecutive tokens of an answer.",
     )
     device: Device = Field(default="cpu", description="Device on which the policy samples.")
     seed: int = Field(default=0, ge=0, description="Seed of the errors, the samples and the bootstrap.")

@@ -10,17 +10,17 @@ from typing import Literal
 
 from dense_reward import ScoredResponse
 from dense_reward.records import FloatArray
-from dense_reward.schemas import SignalName
 from tqdm import tqdm
 
 from dense_reward_trainer.credit.auroc import Interval, auroc, mean_interval
+from dense_reward_trainer.credit.judged_answers import JudgedAnswers
+from dense_reward_trainer.credit.references import Answer, References
 from dense_reward_trainer.data.corruption import DIGITS, Corrupter, Corruption
 from dense_reward_trainer.data.sources import Demonstration
 from dense_reward_trainer.errors import ConfigError, JobError
-from dense_reward_trainer.rl.reward_service import PinnedPair
+from dense_reward_trainer.rl.reward_service import Chat
 
 Against = Literal["tokens", "digit_tokens"]
-SIGNALS: tuple[SignalName, ...] = ("sft_logprob", "reward", "centred")
 ANSWERS_TOGETHER, MAX_TRIES = 64, 8
 
 
@@ -63,40 +63,44 @@ class ErrorScores:
 
 
 def localise(
-    pair: PinnedPair,
+    references: References,
     demonstrations: Sequence[Demonstration],
     corrupter: Corrupter,
     *,
     count: int,
     against: Against,
+    window: int,
     seed: int,
-) -> dict[str, Localisation]:
-    """How each signal finds errors in the first `count` answers that can hold an error of the corrupter's kind.
+) -> tuple[dict[str, Localisation], JudgedAnswers]:
+    """How each column finds errors in the first `count` answers that can hold an error of the corrupter's kind.
 
-    Raises ConfigError if there are fewer, or if an error has no token to be compared with.
+    Also returns these answers without their error (right) and with it (wrong); `window`: see `aggregate`. Raises
+    ConfigError if there are fewer, or if an error has no token to be compared with.
     """
-    scores: dict[str, list[ErrorScores]] = {name: [] for name in SIGNALS}
+    scores: dict[str, list[ErrorScores]] = {column: [] for column in references.columns}
+    judged = JudgedAnswers.of_columns(references.columns)
     with tqdm(total=count, desc=f"planted errors ({corrupter.kind})", unit="answer") as bar:
-        for planted, scored in planted_errors(pair, demonstrations, corrupter, seed):
-            error, others = error_and_others(planted, offsets_of(scored), against)
+        for index, (planted, right, wrong) in enumerate(planted_errors(references, demonstrations, corrupter, seed)):
+            error, others = error_and_others(planted, offsets_of(wrong.scored), against)
             if not others:
                 raise ConfigError(f"{planted.demonstration.source}: no other token has a digit: set against=tokens")
-            for name in SIGNALS:
-                values_T = signal_of(scored, name)
-                scores[name].append(ErrorScores(float(values_T[error]), values_T[others]))
+            for column, values_T in wrong.signals.items():
+                scores[column].append(ErrorScores(float(values_T[error]), values_T[others]))
+            judged.add(right, right=True, prompt=index, window=window)
+            judged.add(wrong, right=False, prompt=index, window=window)
             bar.update()
-            if len(scores["reward"]) == count:
+            if index + 1 == count:
                 break
-    found = len(scores["reward"])
+    found = judged.counts[0]
     if found < count:
         raise ConfigError(
             f"only {found} answers can hold an error of kind {corrupter.kind}, but answers is {count}: lower answers"
         )
-    return summarise(scores, seed)
+    return summarise(scores, seed), judged
 
 
 def summarise(scores: Mapping[str, Sequence[ErrorScores]], seed: int) -> dict[str, Localisation]:
-    """Means over the errors, by signal."""
+    """Means over the errors, by column."""
     return {
         name: Localisation(
             mean_interval([one.auroc for one in errors], seed), mean_interval([one.hit for one in errors], seed)
@@ -106,26 +110,26 @@ def summarise(scores: Mapping[str, Sequence[ErrorScores]], seed: int) -> dict[st
 
 
 def planted_errors(
-    pair: PinnedPair, demonstrations: Sequence[Demonstration], corrupter: Corrupter, seed: int
-) -> Iterator[tuple[PlantedError, ScoredResponse]]:
-    """Answers with an error, and their scores, in the order of the demonstrations.
+    references: References, demonstrations: Sequence[Demonstration], corrupter: Corrupter, seed: int
+) -> Iterator[tuple[PlantedError, Answer, Answer]]:
+    """Answers with an error, and their scores without it and with it, in the order of the demonstrations.
 
     Each answer gets the first of up to MAX_TRIES seeded errors that keeps its number of tokens, or is left out.
     """
     for start in range(0, len(demonstrations), ANSWERS_TOGETHER):
         part = demonstrations[start : start + ANSWERS_TOGETHER]
         proposed = {i: proposals(corrupter, one, [seed, start + i]) for i, one in enumerate(part)}
-        right = _score(pair, [(one, one.response) for one in part], ())
-        lengths = {i: scored.length for i, scored in zip(proposed, right, strict=True)}
-        found: dict[int, tuple[PlantedError, ScoredResponse]] = {}
+        right = [*references.score_chats([_chat(one, one.response) for one in part])]
+        found: dict[int, tuple[PlantedError, Answer, Answer]] = {}
         for attempt in range(MAX_TRIES):
             tried = {i: some[attempt] for i, some in proposed.items() if i not in found and attempt < len(some)}
             if not tried:
                 continue
-            answers = [(part[i], corruption.text) for i, corruption in tried.items()]
-            for (i, corruption), scored in zip(tried.items(), _score(pair, answers, SIGNALS), strict=True):
-                if scored.length == lengths[i]:
-                    found[i] = PlantedError(part[i], corruption), scored
+            chats = [_chat(part[i], corruption.text) for i, corruption in tried.items()]
+            answers = references.score_chats(chats, ["offsets", "token_ids"])
+            for (i, corruption), answer in zip(tried.items(), answers, strict=True):
+                if answer.scored.length == right[i].scored.length:
+                    found[i] = PlantedError(part[i], corruption), right[i], answer
         yield from (found[i] for i in sorted(found))
 
 
@@ -160,14 +164,6 @@ def offsets_of(scored: ScoredResponse) -> list[tuple[int, int]]:
     return [(int(start), int(end)) for start, end in scored.offsets]
 
 
-def signal_of(scored: ScoredResponse, name: SignalName) -> FloatArray:
-    """[T] nats. Raises JobError if the service did not return it."""
-    values_T: FloatArray | None = getattr(scored, name)
-    if values_T is None:
-        raise JobError(f"the service returned no {name}")
-    return values_T
-
-
 def messages_of(demonstration: Demonstration) -> list[dict[str, str]]:
     """Role and content of each message. Raises ConfigError if the demonstration has more, which would be lost."""
     plain = all(message.as_mapping().keys() == {"role", "content"} for message in demonstration.messages)
@@ -176,8 +172,5 @@ def messages_of(demonstration: Demonstration) -> list[dict[str, str]]:
     return [{"role": message.role, "content": message.content} for message in demonstration.messages]
 
 
-def _score(
-    pair: PinnedPair, answers: Sequence[tuple[Demonstration, str]], signals: Sequence[SignalName]
-) -> Iterator[ScoredResponse]:
-    chats = [[*messages_of(one)[:-1], {"role": "assistant", "content": text}] for one, text in answers]
-    return pair.score_chats(chats, [*signals, "offsets", "token_ids"])
+def _chat(demonstration: Demonstration, response: str) -> Chat:
+    return [*messages_of(demonstration)[:-1], {"role": "assistant", "content": response}]

@@ -6,40 +6,32 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from dense_reward_trainer.credit.error_localisation import (
-    SIGNALS,
-    ErrorScores,
-    Localisation,
-    offsets_of,
-    signal_of,
-    summarise,
-)
+from dense_reward_trainer.credit.error_localisation import ErrorScores, Localisation, offsets_of, summarise
+from dense_reward_trainer.credit.references import References
 from dense_reward_trainer.data.process_labels import Solution
 from dense_reward_trainer.errors import ConfigError
-from dense_reward_trainer.rl.reward_service import PinnedPair
 
 
-def first_wrong_steps(pair: PinnedPair, solutions: Sequence[Solution], seed: int) -> dict[str, Localisation]:
-    """How each signal, as the mean over a step's tokens, finds the first wrong step among the right ones before it.
+def first_wrong_steps(references: References, solutions: Sequence[Solution], seed: int) -> dict[str, Localisation]:
+    """How each column, as the mean over a step's tokens, finds the first wrong step among the right ones before it.
 
     Steps after it are in neither group, because their labels are unknown. Raises JobError if the service cannot score a
     solution, ConfigError if a step has no token.
     """
-    scores: dict[str, list[ErrorScores]] = {name: [] for name in SIGNALS}
+    scores: dict[str, list[ErrorScores]] = {column: [] for column in references.columns}
     chats = [
         [{"role": "user", "content": one.problem}, {"role": "assistant", "content": one.text}] for one in solutions
     ]
-    answers = tqdm(pair.score_chats(chats, [*SIGNALS, "offsets"]), total=len(chats), desc="labelled solutions")
-    for solution, scored in zip(solutions, answers, strict=True):
-        step_T, known = steps_of(solution, offsets_of(scored)), range((solution.first_wrong or 0) + 1)
+    answers = tqdm(references.score_chats(chats, ["offsets"]), total=len(chats), desc="labelled solutions")
+    for solution, answer in zip(solutions, answers, strict=True):
+        step_T, known = steps_of(solution, offsets_of(answer.scored)), range((solution.first_wrong or 0) + 1)
         if not set(known) <= set(step_T.tolist()):
             raise ConfigError(
                 f"{solution.source}: a step shares all its tokens with the next one: remove the solution from the file"
             )
-        for name in SIGNALS:
-            values_T = signal_of(scored, name)
+        for column, values_T in answer.signals.items():
             means = [float(values_T[step_T == step].mean()) for step in known]
-            scores[name].append(ErrorScores(means[-1], np.array(means[:-1], dtype=np.float32)))
+            scores[column].append(ErrorScores(means[-1], np.array(means[:-1], dtype=np.float32)))
     return summarise(scores, seed)
 
 

@@ -1,40 +1,52 @@
-"""The `credit` job: does the reward locate errors planted in right answers, and rank right above wrong samples?
+"""The `credit` job: do rewards locate errors planted in right answers, and rank right above wrong samples?
 
-Every figure is also measured for the plain log-prob of the SFT model, the baseline that the reward must beat.
+All references of a run are compared in one table, by every signal and aggregate, beside the signals of the SFT model
+alone, which the reward must beat. The last lines say which reference to use, or that none helps.
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from dense_reward.engines.torch.device import chosen_device
 from dense_reward.records import Report
 
 from dense_reward_trainer.configs.credit import CreditConfig
-from dense_reward_trainer.credit.answer_ranking import Ranking, rank
-from dense_reward_trainer.credit.auroc import Interval
+from dense_reward_trainer.credit.answer_ranking import rank
 from dense_reward_trainer.credit.error_localisation import Localisation, localise
 from dense_reward_trainer.credit.first_wrong_step import first_wrong_steps
+from dense_reward_trainer.credit.judged_answers import JudgedAnswers, Rankings
 from dense_reward_trainer.credit.plot import plot_credit
-from dense_reward_trainer.data.corruption import Corrupter
+from dense_reward_trainer.credit.references import References
+from dense_reward_trainer.credit.table import localisation_lines, ranking_lines, reference_lines
+from dense_reward_trainer.credit.verdict import Verdict, verdict
+from dense_reward_trainer.data.corruption import Corrupter, ErrorKind
 from dense_reward_trainer.data.process_labels import Solution, read_solutions
-from dense_reward_trainer.data.sources import load
+from dense_reward_trainer.data.sources import Demonstration, load
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.policy import PolicyCheckpoint, load_policy
-from dense_reward_trainer.rl.reward_service import ServiceAddress, pinned_pair
+from dense_reward_trainer.rl.reward_service import ServiceAddress, pinned_pairs
 from dense_reward_trainer.rl.sampling import Sampling
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 
 
 @dataclass(frozen=True, slots=True)
 class CreditResult:
-    """Figures by signal, with 95 % bootstrap intervals; `localisation` also by kind of planted error.
+    """Figures by column (see credit/references.py), with 95 % bootstrap intervals.
 
-    `ranking` is null without a policy to sample from, `steps` without labelled solutions.
+    `references`: the reference checkpoint of each pair. `left_out`: columns that the engine cannot compute.
+    `localisation`: also by kind of planted error. `planted_ranking`: right answers against the same ones with an error,
+    by kind, column and aggregate. `ranking`: right against wrong samples, by column and aggregate. It and `verdict` are
+    null without a policy to sample from, `steps` without labelled solutions.
     """
 
+    references: dict[str, str]
+    left_out: tuple[str, ...]
     localisation: dict[str, dict[str, Localisation]]
+    planted_ranking: dict[str, Rankings]
     answers: int
-    ranking: dict[str, Ranking] | None
+    ranking: Rankings | None
+    verdict: Verdict | None
     right: int
     wrong: int
     steps: dict[str, Localisation] | None
@@ -51,30 +63,66 @@ def run(config: CreditConfig, report: Report) -> CreditResult:
     loaded = load(config.data)
     report(loaded.summary)
     demonstrations = loaded.demonstrations
-    texts = [demonstration.response for demonstration in demonstrations]
     solutions = () if config.solutions is None else _with_an_error(read_solutions(config.solutions))
     policy = _policy(config)
-    localisation: dict[str, dict[str, Localisation]] = {}
-    with pinned_pair(ServiceAddress.of(config.service_url, config), report) as pair:
-        for kind in config.corruptions:
-            corrupter = Corrupter.of(kind, texts)
-            localisation[kind] = localise(
-                pair, demonstrations, corrupter, count=config.answers, against=config.against, seed=config.seed
-            )
-        sums = None
+    with pinned_pairs(ServiceAddress.of(config.service_url, config), config.pair_names, report) as pairs:
+        references = References(pairs)
+        planted = {kind: _planted(kind, references, demonstrations, config) for kind in config.corruptions}
+        judged = None
         if policy is not None:
             sampling = Sampling(config.max_new_tokens, batch_size=256)
-            sums = rank(pair, policy, demonstrations, sampling, samples=config.samples, seed=config.seed, report=report)
-        steps = first_wrong_steps(pair, solutions, config.seed) if solutions else None
-    right, wrong = (0, 0) if sums is None else sums.counts
-    ranking = None if sums is None else sums.ranking(config.seed)
-    result = CreditResult(localisation, config.answers, ranking, right, wrong, steps, len(solutions))
+            judged = rank(
+                references,
+                policy,
+                demonstrations,
+                sampling,
+                samples=config.samples,
+                window=config.window_tokens,
+                seed=config.seed,
+                report=report,
+            )
+        steps = first_wrong_steps(references, solutions, config.seed) if solutions else None
+    ranking = None if judged is None else judged.ranking(config.seed)
+    right, wrong = (0, 0) if judged is None else judged.counts
+    result = CreditResult(
+        references=references.names,
+        left_out=references.left_out,
+        localisation={kind: found for kind, (found, _) in planted.items()},
+        planted_ranking={kind: answers.ranking(config.seed) for kind, (_, answers) in planted.items()},
+        answers=config.answers,
+        ranking=ranking,
+        verdict=None if judged is None or ranking is None else verdict(judged, ranking, config.seed),
+        right=right,
+        wrong=wrong,
+        steps=steps,
+        solutions=len(solutions),
+    )
     report(credit_table(result, config))
-    folder = open_run("credit", config).folder
-    record = {"result": asdict(result), "config": config.model_dump(mode="json"), "model": pair.card.model_dump()}
-    (folder / "credit.json").write_text(json.dumps(record, indent=2) + "\n")
-    plot_credit(result.localisation, result.ranking, result.steps, folder / "credit.png")
+    _save(result, references, config)
     return result
+
+
+def _planted(
+    kind: ErrorKind, references: References, demonstrations: Sequence[Demonstration], config: CreditConfig
+) -> tuple[dict[str, Localisation], JudgedAnswers]:
+    corrupter = Corrupter.of(kind, [demonstration.response for demonstration in demonstrations])
+    return localise(
+        references,
+        demonstrations,
+        corrupter,
+        count=config.answers,
+        against=config.against,
+        window=config.window_tokens,
+        seed=config.seed,
+    )
+
+
+def _save(result: CreditResult, references: References, config: CreditConfig) -> None:
+    folder = open_run("credit", config).folder
+    models = [pair.card.model_dump() for pair in references.pairs]
+    record = {"result": asdict(result), "config": config.model_dump(mode="json"), "models": models}
+    (folder / "credit.json").write_text(json.dumps(record, indent=2) + "\n")
+    plot_credit(result.localisation, result.ranking, result.verdict, result.steps, folder / "credit.png")
 
 
 def _policy(config: CreditConfig) -> PolicyCheckpoint | None:
@@ -84,27 +132,26 @@ def _policy(config: CreditConfig) -> PolicyCheckpoint | None:
 
 
 def credit_table(result: CreditResult, config: CreditConfig) -> str:
-    """The result as text, one line for each signal."""
-    lines: list[str] = []
+    """The result as text: a line for each column, and the verdict at the end."""
+    return "\n".join(_lines(result, config))
+
+
+def _lines(result: CreditResult, config: CreditConfig) -> Iterator[str]:
+    yield from reference_lines(result.references, result.left_out)
     others = config.against.replace("_", " ")
-    for kind, by_signal in result.localisation.items():
-        lines.append(
-            f"corrupted {kind} against the other {others} of its answer, {result.answers} answers: AUROC, hit@1"
-        )
-        lines += [_line(name, one.auroc, one.hit) for name, one in by_signal.items()]
-    if result.ranking is not None:
-        lines.append(f"{result.right} right against {result.wrong} wrong samples, summed: AUROC, calibration error")
-        for name, ranked in result.ranking.items():
-            error = "-" if ranked.calibration is None else f"{ranked.calibration.expected_error:.3f}"
-            lines.append(f"{_line(name, ranked.auroc)}  {error}")
+    for kind, by_column in result.localisation.items():
+        title = f"corrupted {kind} against the other {others} of its answer, {result.answers} answers"
+        yield from localisation_lines(title, by_column)
+    for kind, found in result.planted_ranking.items():
+        yield from ranking_lines(f"right answers against those with a corrupted {kind}", found, config.window_tokens)
     if result.steps is not None:
-        lines.append(f"first wrong step against those before it, {result.solutions} solutions: AUROC, hit@1")
-        lines += [_line(name, one.auroc, one.hit) for name, one in result.steps.items()]
-    return "\n".join(lines)
-
-
-def _line(name: str, *intervals: Interval) -> str:
-    return "  ".join([f"  {name:12}", *(f"{x.value:.3f} [{x.low:.3f}, {x.high:.3f}]" for x in intervals)])
+        title = f"first wrong step against those before it, {result.solutions} solutions"
+        yield from localisation_lines(title, result.steps)
+    if result.ranking is not None:
+        title = f"{result.right} right against {result.wrong} wrong samples"
+        yield from ranking_lines(title, result.ranking, config.window_tokens)
+    if result.verdict is not None:
+        yield from result.verdict.words
 
 
 def _with_an_error(solutions: list[Solution]) -> tuple[Solution, ...]:

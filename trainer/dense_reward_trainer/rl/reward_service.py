@@ -1,6 +1,6 @@
 """Token rewards from a running reward service, of one pair that stays the same. Must not know policies or losses."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -68,13 +68,16 @@ class PinnedPair:
             mismatch = TokenizerMismatchError(tokenizer_sha256, self.card.tokenizer_sha256, self.card.name)
             raise JobError(f"the reward service cannot be used: {mismatch}")
 
-    def score(self, items: Sequence[ItemToScore], include: Collection[ArrayName]) -> Scored:
-        """One request. Raises JobError if the pair was swapped, or the service is unavailable beyond the patience."""
+    def score(self, items: Sequence[ItemToScore], include: Collection[ArrayName], top_k: int = 0) -> Scored:
+        """One request. `top_k`: how many likeliest ids to return at each token. Raises JobError if the pair was
+        swapped, or the service is unavailable beyond the patience.
+        """
         options = ScoreOptions(
             model=self.card.name,
             tokenizer_sha256=self.card.tokenizer_sha256,
             expect_revision=self.card.revision,
             include=sorted(include),
+            top_k=top_k,
         )
         try:
             return self.client.score_items(items, options=options)
@@ -83,7 +86,9 @@ class PinnedPair:
             cure = ": raise service_timeout_s, or lower service_request_tokens" if timed_out else ""
             raise JobError(f"the reward service did not score: {error}{cure}") from error
 
-    def score_chats(self, chats: Sequence[Chat], include: Collection[ArrayName]) -> Iterator[ScoredResponse]:
+    def score_chats(
+        self, chats: Sequence[Chat], include: Collection[ArrayName], top_k: int = 0
+    ) -> Iterator[ScoredResponse]:
         """Scores the last message of each chat. Requests have about `request_tokens`; a character counts as a token."""
         items: list[dict[str, object]] = []
         characters = 0
@@ -91,7 +96,7 @@ class PinnedPair:
             items.append({"messages": chat})
             characters += sum(len(message["content"]) for message in chat)
             if characters >= self.request_tokens or index == len(chats) - 1:
-                yield from self.score(items, include).results
+                yield from self.score(items, include, top_k).results
                 items, characters = [], 0
 
 
@@ -155,6 +160,42 @@ def pinned_pair(address: ServiceAddress, report: Report) -> Iterator[PinnedPair]
     Raises ConfigError if the URL is invalid; JobError if the service cannot score within the patience, has no pair of
     that name, or has several and `address` names none.
     """
+    with _cards(address, report, lambda cards: [card_named(cards, address.pair)]) as (client, (card,)):
+        yield PinnedPair(client, card, address.request_tokens)
+
+
+@contextmanager
+def pinned_pairs(
+    address: ServiceAddress, names: Sequence[str] | None, report: Report
+) -> Iterator[tuple[PinnedPair, ...]]:
+    """Pins pairs of one SFT model: those of these names, or all that the service has. `address.pair` is not read.
+
+    Raises like `pinned_pair`; JobError also if the pairs have several SFT models.
+    """
+    with _cards(address, report, lambda cards: cards_of_one_sft(cards, names)) as (client, cards):
+        yield tuple(PinnedPair(client, card, address.request_tokens) for card in cards)
+
+
+def cards_of_one_sft(cards: Sequence[ModelCard], names: Sequence[str] | None) -> list[ModelCard]:
+    """The cards of these names in their order, or all; they have one SFT model and one tokenizer.
+
+    Raises ValueError for an unknown name, and if there are several SFT models.
+    """
+    chosen = list(cards) if names is None else [card_named(cards, name) for name in names]
+    models = {(card.sft, card.tokenizer_sha256): card.name for card in reversed(chosen)}
+    if not models:
+        raise ValueError("it serves nothing yet")
+    if len(models) > 1:
+        served = ", ".join(f"{card.name}: {card.sft}" for card in chosen)
+        raise ValueError(f"the pairs have several SFT models ({served}): set service_pairs to the pairs of one of them")
+    return chosen
+
+
+@contextmanager
+def _cards(
+    address: ServiceAddress, report: Report, choose: Callable[[Sequence[ModelCard]], list[ModelCard]]
+) -> Iterator[tuple[Client, list[ModelCard]]]:
+    """Waits until the service can score, and yields a client and the chosen cards. See `pinned_pair`."""
     try:
         client = Client(address.url, timeout_s=address.timeout_s, retry_for_s=address.patience_s)
     except ValueError as error:
@@ -163,10 +204,10 @@ def pinned_pair(address: ServiceAddress, report: Report) -> Iterator[PinnedPair]
         report(f"waiting for {address.url}, up to {address.patience_s:g} s")
         try:
             client.wait_until_ready(address.patience_s)
-            card = card_named(client.models(), address.pair)
+            cards = choose(client.models())
         except (ClientError, ValueError) as error:
             raise JobError(f"the reward service at {address.url} cannot be used: {error}") from error
-        yield PinnedPair(client, card, address.request_tokens)
+        yield client, cards
 
 
 @contextmanager
