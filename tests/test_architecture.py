@@ -45,16 +45,17 @@ TRAINER_ROOMS = {
     "rl": "configs data errors runs",
     "credit": "configs data errors rl",
     "policies": "configs credit data errors rl",
+    "preview": "configs credit data errors policies rl",
     "cli": "configs data errors runs",
     "studies": "cli configs credit data errors rl runs tasks",
-    "jobs": "configs credit data errors policies rl runs sft",
+    "jobs": "configs credit data errors policies preview rl runs sft",
 }
 MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "tokenizers", "vllm", "accelerate", "peft", "flash_attn"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
 TRAINING_LIBRARIES = {"trl", "datasets", "matplotlib", "tqdm", "scipy"}
 HEAVY = MODEL_LIBRARIES | WEB_LIBRARIES | TRAINING_LIBRARIES
 JOBS = {
-    *(f"{TRAINER}.jobs.{job}" for job in ("sft", "dpr", "gradient", "evaluate", "credit", "demo")),
+    *(f"{TRAINER}.jobs.{job}" for job in ("sft", "dpr", "gradient", "evaluate", "credit", "demo", "preview")),
     *(f"{TRAINER}.studies.{study}" for study in ("compare_options", "regimes")),
 }
 # Module -> what it must not import, directly or through its imports.
@@ -109,6 +110,7 @@ MUST_NOT_IMPORT = {
                 "configs.credit",
                 "configs.dpr",
                 "configs.evaluate",
+                "configs.preview",
                 "configs.service",
                 "configs.sft",
                 "configs.signals",
@@ -155,6 +157,14 @@ MUST_NOT_IMPORT = {
         "policies.chosen": TRAINER_JOBS,
         "policies.load": TRAINER_JOBS,
         "credit.alignment": TRAINER_JOBS | NETWORK,
+        **dict.fromkeys(
+            ("preview.gains", "preview.labelled", "preview.ranking", "preview.table", "preview.verdict"),
+            MODEL_LIBRARIES | TRAINER_JOBS,
+        ),
+        "preview.evidence": TRAINER_JOBS,
+        "preview.plot": MODEL_LIBRARIES | TRAINER_JOBS,
+        "preview.sampled": NETWORK | TRAINER_JOBS,
+        "rl.token_arrays": NETWORK | TRAINER_JOBS,
         "credit.answer_ranking": TRAINER_JOBS,
         "credit.auroc": MODEL_LIBRARIES | TEXT,
         "credit.calibration": MODEL_LIBRARIES | TEXT,

@@ -37,6 +37,11 @@ JOBS = {
         "train on demonstrations: an SFT checkpoint and its reference",
         data="data",
     ),
+    "preview": JobSpec(
+        "dense_reward_trainer.jobs.preview",
+        "dense_reward_trainer.configs.preview:PreviewConfig",
+        "before training on the reward: would it help? A verdict from labelled answers, in minutes, without a service",
+    ),
     "credit": JobSpec(
         "dense_reward_trainer.jobs.credit",
         "dense_reward_trainer.configs.credit:CreditConfig",

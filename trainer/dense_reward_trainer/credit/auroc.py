@@ -62,25 +62,27 @@ def auroc_draws(
     Which clusters are drawn depends on `positive`, `cluster` and `seed` only. So the draws of two scores of the same
     answers are paired, and their differences are those of one resample.
     """
-    positive_N = np.asarray(positive, dtype=np.bool_)
-    place_N = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True)[1]
-    cluster_N = np.unique(np.asarray(cluster), return_inverse=True)[1]
-    clusters, places = int(cluster_N.max()) + 1, int(place_N.max()) + 1
-    rng = np.random.default_rng(seed)
-    drawn = []
+    value_N, place_N = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True)
+    order_N = np.argsort(place_N, kind="stable")
+    starts_V = np.searchsorted(place_N[order_N], np.arange(len(value_N)))
+    positive_N = np.asarray(positive, dtype=np.bool_)[order_N]
     # not scipy's bootstrap: it keeps resamples without an AUROC, and its interval is then nan
-    for _ in range(resamples):
-        times_N = np.bincount(rng.integers(0, clusters, clusters), minlength=clusters)[cluster_N]
-        positive_V, negative_V = (
-            np.bincount(place_N, times_N * chosen_N, places).astype(np.float64)
-            for chosen_N in (positive_N, ~positive_N)
-        )
-        if positive_V.any() and negative_V.any():
-            drawn.append(_auroc_of_counts(positive_V, negative_V))
-    return np.array(drawn, dtype=np.float64)
+    times_RN = _times_drawn(cluster, seed, resamples)[:, order_N]
+    positive_RV, negative_RV = (
+        np.add.reduceat(times_RN * chosen_N, starts_V, axis=1, dtype=np.float64)
+        for chosen_N in (positive_N, ~positive_N)
+    )
+    pairs_R = positive_RV.sum(axis=1) * negative_RV.sum(axis=1)
+    won_RV = np.cumsum(negative_RV, axis=1) - negative_RV / 2
+    drawn_R: NDArray[np.float64] = (positive_RV * won_RV).sum(axis=1)[pairs_R > 0] / pairs_R[pairs_R > 0]
+    return drawn_R
 
 
-def _auroc_of_counts(positive_V: NDArray[np.float64], negative_V: NDArray[np.float64]) -> float:
-    """AUROC from the number of positives and negatives at each of the V different scores, from the least up."""
-    won_V = np.cumsum(negative_V) - negative_V / 2
-    return float(positive_V @ won_V / (positive_V.sum() * negative_V.sum()))
+def _times_drawn(cluster: Sequence[int], seed: int, resamples: int) -> NDArray[np.int64]:
+    """How often each score's cluster is drawn in each resample, [R, N]."""
+    cluster_N = np.unique(np.asarray(cluster), return_inverse=True)[1]
+    clusters = int(cluster_N.max()) + 1
+    drawn_RC = np.random.default_rng(seed).integers(0, clusters, (resamples, clusters))
+    flat_RC = drawn_RC + clusters * np.arange(resamples)[:, None]
+    times_RC = np.bincount(flat_RC.ravel(), minlength=resamples * clusters).reshape(resamples, clusters)
+    return times_RC[:, cluster_N]

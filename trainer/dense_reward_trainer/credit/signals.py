@@ -25,7 +25,9 @@ from dense_reward.schemas import ArrayName
 
 from dense_reward_trainer.configs.signals import TokenSignal
 from dense_reward_trainer.errors import JobError
+from dense_reward_trainer.rl.records import TokenArrays
 
+Scores = ScoredResponse | TokenArrays
 SIGNALS: tuple[TokenSignal, ...] = get_args(TokenSignal)
 FROM_REFERENCE: tuple[TokenSignal, ...] = ("reward", "centred")
 ONE_MODEL: tuple[TokenSignal, ...] = tuple(name for name in SIGNALS if name not in FROM_REFERENCE)
@@ -64,35 +66,37 @@ def request_for(names: Collection[TokenSignal]) -> Request:
     return Request(tuple(cast(ArrayName, array) for array in include), int("alternatives" in arrays))
 
 
-def token_signals(scored: ScoredResponse, names: Collection[TokenSignal]) -> dict[TokenSignal, FloatArray]:
-    """Each signal of each token, [T] float32. Raises JobError if the answer lacks an array that a signal needs."""
+def token_signals(scored: Scores, names: Collection[TokenSignal]) -> dict[TokenSignal, FloatArray]:
+    """Each signal of each token, [T] float32. Raises JobError if an array that a signal needs is missing."""
     return {name: _FORMULAS[name](scored) for name in names}
 
 
-def _array(scored: ScoredResponse, name: str) -> FloatArray:
+def _array(scored: Scores, name: str) -> FloatArray:
     values_T: FloatArray | None = getattr(scored, name, None)
     if values_T is None:
         raise JobError(f"the service returned no {name}")
     return values_T
 
 
-def _entropy_corrected(scored: ScoredResponse) -> FloatArray:
+def _entropy_corrected(scored: Scores) -> FloatArray:
     return _array(scored, "sft_logprob") + _array(scored, "entropy")
 
 
-def _z_score(scored: ScoredResponse) -> FloatArray:
+def _z_score(scored: Scores) -> FloatArray:
     deviation_T = np.sqrt(_array(scored, "varentropy") + np.float32(VARIANCE_FLOOR))
     values_T: FloatArray = _entropy_corrected(scored) / deviation_T
     return values_T
 
 
-def _margin(scored: ScoredResponse) -> FloatArray:
+def _margin(scored: Scores) -> FloatArray:
+    if isinstance(scored, TokenArrays):
+        return scored.sft_logprob - scored.largest_logprob
     if scored.alternatives is None or not all(scored.alternatives):
         raise JobError("the service returned no alternatives, which margin needs")
     return _array(scored, "sft_logprob") - np.array([top[0].sft_logprob for top in scored.alternatives], np.float32)
 
 
-_FORMULAS: Mapping[TokenSignal, Callable[[ScoredResponse], FloatArray]] = {
+_FORMULAS: Mapping[TokenSignal, Callable[[Scores], FloatArray]] = {
     "sft_logprob": lambda scored: _array(scored, "sft_logprob"),
     "entropy_corrected": _entropy_corrected,
     "z_score": _z_score,

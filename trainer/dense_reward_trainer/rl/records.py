@@ -34,6 +34,24 @@ class ResponseRewards:
     candidate_sft_logprob_TK: FloatArray | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenArrays:
+    """What an SFT model, and a reference, say of the T tokens of one response; each [T] float32, in nats.
+
+    Named as in the service's answers. `varentropy`, in nats^2, is the variance of log pi_sft under pi_sft at each
+    state; `largest_logprob` is the log-prob of the likeliest token. `reward`, `centred` and `kl` are None without a
+    reference.
+    """
+
+    sft_logprob: FloatArray
+    entropy: FloatArray
+    varentropy: FloatArray
+    largest_logprob: FloatArray
+    reward: FloatArray | None = None
+    centred: FloatArray | None = None
+    kl: FloatArray | None = None
+
+
 class TokenRewards(Protocol):
     """A source of token rewards."""
 

@@ -1,0 +1,90 @@
+"""The `preview` job: would training on the reward help? Minutes with labelled answers, before hours of training.
+
+It ranks right above wrong answers by every signal, aggregate and reference, measures the policy that is tilted by the
+reward beside what the SFT model gives for free, and gives a verdict with its reason (preview/verdict.py has the rules).
+No service is needed. Read from `run` downwards.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from dense_reward.checkpoints.atomic_file import write_whole
+from dense_reward.engines.torch.device import chosen_device
+from dense_reward.errors import SettingsError
+from dense_reward.manifest import load_manifest
+from dense_reward.records import Report
+from dense_reward.serving.pair_sources import pairs_of_run
+
+from dense_reward_trainer.configs.preview import PreviewConfig
+from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.preview.evidence import Evidence, Models, check_references, evidence
+from dense_reward_trainer.preview.labelled import read_labelled
+from dense_reward_trainer.preview.plot import plot_preview
+from dense_reward_trainer.preview.table import gain_lines, ranking_lines, verdict_lines
+from dense_reward_trainer.preview.verdict import Verdict, verdict
+from dense_reward_trainer.rl.policy import load_policy
+from dense_reward_trainer.runs.run_folder import check_run, open_run
+
+
+def run(config: PreviewConfig, report: Report) -> Verdict:
+    """Reports tables and the verdict; writes preview.json, preview.png, preview.svg and the sampled answers.
+
+    Raises ConfigError, DataError, CheckpointError or JobError; the message states the cure.
+    """
+    check_run("preview", config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    labelled = read_labelled(config.labelled, config.checker)
+    report(labelled.summary)
+    sft, references = folders_of(config)
+    check_references(sft, references, report)
+    report(f"sft: {sft}; references: {', '.join(references) or 'none'}")
+    device = chosen_device(config.device)
+    checkpoint = load_policy(sft, precision=config.precision, device=device)
+    found = evidence(Models(sft, checkpoint, references, config, device), labelled, report)
+    result = verdict(found.ranking, found.gains, found.counts, list(references))
+    report("\n".join([*ranking_lines(found.ranking, found.counts), *gain_lines(found.gains), *verdict_lines(result)]))
+    folder = open_run("preview", config).folder
+    write_whole(folder / "preview.json", record(result, found, sft, references))
+    for name, samples in found.samples.items():
+        lines = "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
+        write_whole(folder / f"samples-{name.replace(' ', '-')}.jsonl", lines.encode())
+    plot_preview(found.ranking, found.gains, result, folder / "preview")
+    report(f"tables, picture and answers: {folder}")
+    return result
+
+
+def folders_of(config: PreviewConfig) -> tuple[Path, dict[str, Path]]:
+    """The SFT checkpoint, and the references by name, the earliest first. Raises ConfigError or CheckpointError."""
+    if config.sft is not None:
+        return config.sft, dict(config.references)
+    if config.run is None:
+        raise ConfigError("name the models: run, or sft and references")
+    try:
+        pairs = pairs_of_run(config.run)
+    except SettingsError as error:
+        words = str(error).replace("--sft and --reference", "sft and references").replace("--run", "run")
+        raise ConfigError(words) from None
+    return pairs[0].sft, {pair.name: pair.reference for pair in pairs}
+
+
+def record(result: Verdict, found: Evidence, sft: Path, references: dict[str, Path]) -> bytes:
+    """The content of preview.json."""
+    values = {
+        "verdict": result.verdict,
+        "reference": result.reference,
+        "signal": result.signal,
+        "aggregate": result.aggregate,
+        "reason": result.reason,
+        "references": {name: asdict(one) for name, one in result.references.items()},
+        "counts": asdict(found.counts),
+        "ranking": [asdict(one) for one in found.ranking],
+        "gains": None if found.gains is None else asdict(found.gains),
+        "models": {
+            name: {"folder": str(folder), "weights_sha256": load_manifest(folder).weights_sha256}
+            for name, folder in {"sft": sft, **references}.items()
+        },
+    }
+    return json.dumps(values, indent=2, allow_nan=False).encode() + b"\n"

@@ -1,0 +1,186 @@
+"""From models and labelled data to the figures that a verdict needs. Must not know jobs.
+
+Two kinds of labelled data: prompts, whose answers are sampled and judged here; and judged answers, which are used as
+they are. One reference is in memory at a time, beside the SFT model.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dense_reward.errors import CheckpointError
+from dense_reward.manifest import check_pair, load_manifest
+from dense_reward.records import IdArray, Report
+from tqdm import tqdm
+
+from dense_reward_trainer.configs.evaluate import TiltOptions
+from dense_reward_trainer.configs.preview import PreviewConfig
+from dense_reward_trainer.data.sources import NO_SKIP
+from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrations
+from dense_reward_trainer.policies.load import tilted
+from dense_reward_trainer.preview.gains import SFT, Gains, Tilted, compare_policies, likeliest, reweighted, several
+from dense_reward_trainer.preview.labelled import Labelled
+from dense_reward_trainer.preview.ranking import Ranked, Scored, rank_all, scores_of
+from dense_reward_trainer.preview.sampled import CONTROLS, Sampler
+from dense_reward_trainer.preview.verdict import Counts
+from dense_reward_trainer.rl.held_out_metrics import SampledResponse
+from dense_reward_trainer.rl.policy import Policy, PolicyCheckpoint, load_policy
+from dense_reward_trainer.rl.records import TokenArrays
+from dense_reward_trainer.rl.token_arrays import token_arrays
+
+ANSWERS_TOGETHER = 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Models:
+    """An SFT model, loaded, and its references, loaded when they are needed."""
+
+    folder: Path
+    sft: PolicyCheckpoint
+    references: Mapping[str, Path]
+    config: PreviewConfig
+    device: str
+
+    def pairs(self) -> Iterator[tuple[str, Policy, PolicyCheckpoint]]:
+        """Name, reference, and the SFT model tilted away from it; each reference is loaded in turn."""
+        for name, folder in self.references.items():
+            other = load_policy(folder, precision=self.config.precision, device=self.device)
+            options = TiltOptions(reference=folder, strength=self.config.strength)
+            yield name, other.policy, tilted(self.sft, other, options, self.folder)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Answers:
+    """N judged answers as ids; `prompt` is the index of the prompt of each."""
+
+    prompts: Sequence[IdArray]
+    responses: Sequence[IdArray]
+    right: Sequence[bool]
+    prompt: Sequence[int]
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(len(set(self.prompt)), sum(self.right), len(self.right) - sum(self.right))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evidence:
+    """All figures; `samples`: by policy, for people to read."""
+
+    counts: Counts
+    ranking: list[Ranked]
+    gains: Gains | None
+    samples: dict[str, list[SampledResponse]] = field(default_factory=dict)
+
+
+def check_references(sft: Path, references: Mapping[str, Path], report: Report) -> None:
+    """Raises CheckpointError if one cannot be a reference of the SFT model; reports those of another run."""
+    own = load_manifest(sft)
+    for name, folder in references.items():
+        try:
+            related = check_pair(own, load_manifest(folder), allow_unrelated=True)
+        except CheckpointError as error:
+            raise CheckpointError(f"reference {name} ({folder}): {error}") from None
+        if not related:
+            report(f"reference {name} comes from another run than the SFT model, or from a later step")
+
+
+def evidence(models: Models, labelled: Labelled, report: Report) -> Evidence:
+    """Samples if needed, scores and compares. Raises DataError, ConfigError, CheckpointError or JobError."""
+    if labelled.right is None:
+        return _of_prompts(models, labelled, report)
+    return _of_judged(models, labelled)
+
+
+def _of_prompts(models: Models, labelled: Labelled, report: Report) -> Evidence:
+    sampler = Sampler.of(models.config, models.sft, labelled, report)
+    drawn = sampler.draw(models.sft, SFT)
+    answers = Answers(
+        [rollout.prompt_P for rollout in drawn.rollouts],
+        [rollout.response_T for rollout in drawn.rollouts],
+        drawn.right,
+        [i // drawn.size for i in range(len(drawn.rollouts))],
+    )
+    samples = {SFT: drawn.records}
+    free = {SFT: drawn.share}
+    for name in CONTROLS:
+        control = sampler.draw(models.sft, name, CONTROLS[name])
+        free[name], samples[name] = control.share, control.records
+    scores: list[Scored] = []
+    found: dict[str, Tilted] = {}
+    for name, reference, policy in models.pairs():
+        scores += _scores(models, answers, name, reference, first=not scores)
+        own = sampler.draw(policy, f"tilted, {name}")
+        greedy = sampler.draw(policy, f"tilted, {name}, greedy", CONTROLS["greedy"])
+        found[name] = Tilted(own.share, greedy=greedy.share)
+        samples |= {f"tilted-{name}": own.records, f"tilted-{name}-greedy": greedy.records}
+    scores = scores or _scores(models, answers, None, None, first=True)
+    ranking = rank_all(scores, answers.right, answers.prompt, models.config.seed)
+    gains = compare_policies("sampled", free, found) if answers.counts.prompts > 1 else None
+    return Evidence(answers.counts, ranking, gains, samples)
+
+
+def _of_judged(models: Models, labelled: Labelled) -> Evidence:
+    answers = _encoded(models.sft, labelled)
+    scores: list[Scored] = []
+    for name, reference, _ in models.pairs():
+        scores += _scores(models, answers, name, reference, first=not scores)
+    scores = scores or _scores(models, answers, None, None, first=True)
+    ranking = rank_all(scores, answers.right, answers.prompt, models.config.seed)
+    return Evidence(answers.counts, ranking, _reweighted_gains(models, answers, scores))
+
+
+def _reweighted_gains(models: Models, answers: Answers, scores: Sequence[Scored]) -> Gains | None:
+    """Gains from the answers to prompts with several; None for fewer than two such prompts."""
+    if len(several(answers.prompt)) < 2:
+        return None
+    sums = {(one.reference, one.signal): one.values for one in scores if one.aggregate == "sum"}
+    own = sums[None, "sft_logprob"]
+    free = {
+        SFT: reweighted([0.0] * len(own), answers.right, answers.prompt).share,
+        "likeliest answer": likeliest(own, answers.right, answers.prompt),
+        "power 2": reweighted(own, answers.right, answers.prompt).share,
+    }
+    a = models.config.strength
+    found = {
+        name: reweighted([a * nats for nats in sums[name, "reward"]], answers.right, answers.prompt)
+        for name in models.references
+    }
+    return compare_policies("reweighted", free, found)
+
+
+def _encoded(sft: PolicyCheckpoint, labelled: Labelled) -> Answers:
+    """The judged answers as ids, each with its end of turn. Raises DataError, naming file and line."""
+    rows: Sequence[TokenisedRow] = encode_demonstrations(
+        labelled.demonstrations,
+        sft.encoder,
+        every_turn=False,
+        limit_tokens=sft.policy.limit_tokens,
+        skip_bad=False,
+        cure=NO_SKIP,
+    ).rows
+    prompts = [row.encoded.prompt_P for row in rows]
+    index: dict[bytes, int] = {}
+    return Answers(
+        prompts,
+        [row.encoded.responses[0].ids_T for row in rows],
+        labelled.right or (),
+        [index.setdefault(prompt.tobytes(), len(index)) for prompt in prompts],
+    )
+
+
+def _scores(
+    models: Models, answers: Answers, name: str | None, reference: Policy | None, *, first: bool
+) -> list[Scored]:
+    """The scores under a reference; if it is the first, also those of the SFT model alone."""
+    arrays: list[TokenArrays] = []
+    title = "scoring answers" if name is None else f"scoring answers, {name}"
+    with tqdm(total=len(answers.responses), desc=title, unit="answer") as bar:
+        for start in range(0, len(answers.responses), ANSWERS_TOGETHER):
+            part = slice(start, start + ANSWERS_TOGETHER)
+            given = answers.prompts[part], answers.responses[part]
+            arrays += token_arrays(models.sft.policy, reference, *given, models.config.microbatch_tokens)
+            bar.update(len(given[0]))
+    window = models.config.window_tokens
+    alone = scores_of(None, arrays, window) if first else []
+    return alone + ([] if name is None else scores_of(name, arrays, window))
