@@ -154,6 +154,7 @@ MUST_NOT_IMPORT = {
         "policies.choice": MODEL_LIBRARIES | TEXT | FILES,
         "policies.chosen": TRAINER_JOBS,
         "policies.load": TRAINER_JOBS,
+        "policies.signals": TRAINER_JOBS,
         "credit.alignment": TRAINER_JOBS | NETWORK,
         "credit.answer_ranking": TRAINER_JOBS,
         "credit.auroc": MODEL_LIBRARIES | TEXT,
