@@ -13,6 +13,6 @@ def test_a_signal_that_the_engine_does_not_compute_is_refused_with_those_that_it
         pair = PinnedPair(client, ModelCard.model_construct(name="base", quantities=["kl", "centred"]), 1000)
         check_offered(pair, {"reward", "sft_logprob", "centred"})
         with pytest.raises(
-            ConfigError, match="cannot compute margin for the pair base: .*sft_logprob, reward, centred"
+            ConfigError, match=r"cannot compute margin for the pair base: .*sft_logprob, reward, centred"
         ):
             check_offered(pair, {"reward", "margin"})
