@@ -153,9 +153,11 @@ MUST_NOT_IMPORT = {
         "rl.plot": TRAINING,
         "credit.aggregates": MODEL_LIBRARIES | NETWORK,
         "rl.tilt": NETWORK | TRAINER_JOBS,
+        **dict.fromkeys(("policies.chosen", "policies.load", "policies.signals"), TRAINER_JOBS),
+        **dict.fromkeys(
+            ("credit.answer_ranking", "credit.error_localisation", "credit.first_wrong_step"), TRAINER_JOBS
+        ),
         "policies.choice": MODEL_LIBRARIES | TEXT | FILES,
-        "policies.chosen": TRAINER_JOBS,
-        "policies.load": TRAINER_JOBS,
         "credit.alignment": TRAINER_JOBS | NETWORK,
         **dict.fromkeys(
             ("preview.gains", "preview.labelled", "preview.ranking", "preview.table", "preview.verdict"),
@@ -165,12 +167,9 @@ MUST_NOT_IMPORT = {
         "preview.plot": MODEL_LIBRARIES | TRAINER_JOBS,
         "preview.sampled": NETWORK | TRAINER_JOBS,
         "rl.token_arrays": NETWORK | TRAINER_JOBS,
-        "credit.answer_ranking": TRAINER_JOBS,
         "credit.auroc": MODEL_LIBRARIES | TEXT,
         "credit.calibration": MODEL_LIBRARIES | TEXT,
         "credit.paired": MODEL_LIBRARIES | TEXT,
-        "credit.error_localisation": TRAINER_JOBS,
-        "credit.first_wrong_step": TRAINER_JOBS,
         "runs.checkpoint": TRAINING,
         "runs.processes": TRAINER_JOBS,
         "runs.run_folder": MODEL_LIBRARIES | TRAINING,

@@ -175,7 +175,14 @@ def test_evaluate_compares_policies_side_by_side(
     served: ServedPair, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, config = tmp_path / "evaluation", tmp_path / "evaluate.yaml"
-    policies = {"sft": str(served.folder / "sft"), "policy": str(finished / "checkpoints" / "policy")}
+    sft, reference = str(served.folder / "sft"), str(served.folder / "reference")
+    best = {name: {"samples": 5, "by": name, "aggregate": "min"} for name in ("reward", "entropy_corrected")}
+    policies = {
+        "sft": sft,
+        "policy": str(finished / "checkpoints" / "policy"),
+        "tilted": {"checkpoint": sft, "tilt": {"reference": reference, "strength": 0.5}},
+        **{name: {"checkpoint": sft, "choose": choose} for name, choose in best.items()},
+    }
     values: Mapping[str, object] = {
         "output_dir": str(out),
         "policies": policies,
@@ -187,15 +194,23 @@ def test_evaluate_compares_policies_side_by_side(
     config.write_text(yaml.safe_dump(values, sort_keys=False))
     assert main(["evaluate", str(config)]) == 0
     printed = capsys.readouterr().err
+    assert "measuring sft, reward, entropy_corrected (" in printed
     assert re.search(r"policy +greedy accuracy +sampled accuracy +NLL per token +KL to SFT", printed)
     figures = json.loads((out / "evaluation.json").read_text())
-    assert list(figures) == ["sft", "policy"]
+    assert list(figures) == list(policies)
+    assert figures["tilted"]["kl_to_sft"]["value"] > 0.1
+    assert figures["reward"]["kl_to_sft"] is None
     assert figures["sft"]["kl_to_sft"]["value"] == pytest.approx(0.0, abs=1e-4)
     logged = metrics_of(finished)[-1]
     assert figures["policy"]["kl_to_sft"]["value"] == pytest.approx(logged["held_out_kl_to_sft"], abs=1e-4)
     assert figures["policy"]["nll_per_token"] == pytest.approx(logged["held_out_nll_per_token"], abs=1e-5)
-    samples = [json.loads(line) for line in (out / "samples-policy.jsonl").read_text().splitlines()]
-    assert len(samples) == 3 * figures["policy"]["length_tokens"]["count"]
+    texts = {
+        name: [json.loads(s)["text"] for s in (out / f"samples-{name}.jsonl").read_text().splitlines()]
+        for name in policies
+    }
+    assert texts["reward"] != texts["entropy_corrected"], "two signals choose from the same samples"
+    assert len(texts["reward"]) == figures["reward"]["length_tokens"]["count"]
+    assert len(texts["policy"]) == 3 * figures["policy"]["length_tokens"]["count"]
 
 
 def ignore(_: str) -> None:

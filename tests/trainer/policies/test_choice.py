@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from dense_reward_trainer.policies.choice import by_majority, by_power
+from dense_reward_trainer.policies.choice import by_majority, by_power, by_score
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,23 @@ def test_power_sampling_from_many_samples_is_sampling_from_the_power() -> None:
 
 def test_log_probs_of_long_responses_do_not_underflow() -> None:
     assert by_power(np.array([-9000.0, -8000.0]), 4.0, np.random.default_rng(0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "finished", "chosen"),
+    [
+        ([-3.0, -1.0, -2.0], [True, True, True], 1),
+        ([-3.0, -1.0, -2.0], [True, False, True], 2),
+        ([-3.0, -1.0, -2.0], [False, False, False], 1),
+        ([-1.0, -1.0], [True, True], 0),
+    ],
+    ids=["highest", "cut off", "all cut off", "equal"],
+)
+def test_the_best_finished_sample_is_chosen(scores: list[float], finished: list[bool], chosen: int) -> None:
+    assert by_score(scores, finished) == chosen
+
+
+@pytest.mark.parametrize("scores", [[1.0], [1.0, float("nan")]], ids=["too few", "nan"])
+def test_scores_that_cannot_be_compared_are_refused(scores: list[float]) -> None:
+    with pytest.raises(ValueError, match="2 samples need as many finite scores"):
+        by_score(scores, [True, True])

@@ -1,10 +1,14 @@
 """One answer out of several samples: its accuracy, and what is not measured."""
 
+import numpy as np
+import pytest
 from dense_reward_trainer.configs.dpr import HeldOutOptions
 from dense_reward_trainer.configs.evaluate import ChooseOptions
+from dense_reward_trainer.configs.signals import Aggregate
 from dense_reward_trainer.data.sources import ChatMessage, Demonstration
 from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrations
 from dense_reward_trainer.policies.chosen import measure_chosen
+from dense_reward_trainer.policies.signals import SampleSignals
 from dense_reward_trainer.rl.held_out_metrics import Drawn
 from dense_reward_trainer.rl.policy import PolicyCheckpoint, frozen_logprobs
 from dense_reward_trainer.rl.records import Rollout
@@ -65,6 +69,24 @@ def test_a_high_power_takes_the_likeliest_sample() -> None:
     assert [sample.text for sample in samples] == [
         texts[best] for texts, best in zip(SAMPLES.values(), best_P, strict=True)
     ]
+
+
+@pytest.mark.parametrize(
+    ("name", "window", "texts"),
+    [("sum", 8, ["so\n#### 2", "#### 6"]), ("min", 8, ["#### 3", "#### 4"]), ("window_min", 2, ["#### 2", "#### 4"])],
+)
+def test_the_sample_with_the_best_aggregate_of_its_signal_is_chosen(
+    name: Aggregate, window: int, texts: list[str]
+) -> None:
+    """Of four samples to each prompt the first two or all compete."""
+    checkpoint = tiny_checkpoint()
+    rows = rows_of(checkpoint)
+    values = [[-2, -2], [0, -3], [9, 9], [9, 9], [-4, -4], [-1, -3], [-5, -5], [0, -3.5]]
+    signals: SampleSignals = {"reward": [np.array(row, np.float32) for row in values]}
+    size = 2 if name != "sum" else 4
+    choose = ChooseOptions(samples=size, by="reward", aggregate=name, window=window)
+    _, samples = measure_chosen(checkpoint, rows, OPTIONS, drawn_of(checkpoint, rows), choose, signals=signals)
+    assert [sample.text for sample in samples] == texts
 
 
 def test_fewer_samples_are_the_first_ones_of_each_prompt() -> None:

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from dense_reward_trainer.configs.base import JobOptions, SafeName
 from dense_reward_trainer.configs.dpr import AUTO, PRECISION, THREADS, Device, Finite, HeldOutOptions, Precision
 from dense_reward_trainer.configs.service import SERVICE_KEYS, ServiceJobConfig
+from dense_reward_trainer.configs.signals import WINDOW_TOKENS, Aggregate, TokenSignal
 
 ChoiceRule = Literal["majority", "power"]
 Positive = Annotated[Finite, Field(gt=0.0)]
@@ -42,18 +43,43 @@ class ChooseOptions(JobOptions):
     """Draws several samples for each prompt and keeps one of them as the answer."""
 
     samples: int = Field(default=8, ge=2, description="Samples for each prompt, one of which is chosen.")
-    by: ChoiceRule = Field(
+    by: ChoiceRule | TokenSignal = Field(
         description="majority: the answer that most samples give, found by held_out_options.checker; of equally "
         "frequent answers the one that reaches its number of votes first; samples that are cut off or give no answer "
         "do not vote. power: one sample drawn with weights pi(y)^(power-1); for many samples this approaches samples "
-        "from pi^power over whole responses (power sampling, arXiv 2601.21590)."
+        "from pi^power over whole responses (power sampling, arXiv 2601.21590). A signal: the sample with the highest "
+        "aggregate of this signal at the service; samples that are cut off only if all are."
     )
     power: Positive | None = Field(default=None, description="With by power: the exponent. null for the other rules.")
+    aggregate: Aggregate | None = Field(
+        default=None, description="With a signal: how the signals of its tokens become one number of a sample."
+    )
+    window: int = Field(default=WINDOW_TOKENS, ge=1, description="Tokens in the window of aggregate window_min.")
+    pair: str | None = Field(
+        default=None, description="With a signal: the pair at the service whose signal it is; null: service_pair."
+    )
+
+    @property
+    def signal(self) -> TokenSignal | None:
+        """The signal that chooses; None for majority and power."""
+        match self.by:
+            case "majority" | "power":
+                return None
+            case signal:
+                return signal
 
     @model_validator(mode="after")
-    def _power_of_its_rule(self) -> Self:
+    def _keys_of_their_rule(self) -> Self:
         if (self.by == "power") != (self.power is not None):
             raise ValueError("power is the exponent of by: power; set both, or neither")
+        if (self.signal is None) != (self.aggregate is None):
+            raise ValueError(
+                "aggregate says how the signals of tokens become one number: set it if `by` is a signal, and only then"
+            )
+        if self.signal is None and self.pair is not None:
+            raise ValueError("pair names the pair of a signal: set by to a signal, or pair to null")
+        if self.aggregate != "window_min" and "window" in self.model_fields_set and self.window != WINDOW_TOKENS:
+            raise ValueError("window is that of aggregate window_min: set aggregate to window_min, or leave window out")
         return self
 
 
@@ -127,3 +153,12 @@ class EvaluateConfig(ServiceJobConfig):
                 "{checkpoint: FOLDER, temperature: 0.7}}`"
             )
         return values
+
+    @model_validator(mode="after")
+    def _service_of_signals(self) -> Self:
+        for name, policy in self.policies.items():
+            if self.service_url is None and policy.choose is not None and policy.choose.signal is not None:
+                raise ValueError(
+                    f"policies.{name} chooses by {policy.choose.by}, which a reward service computes: set service_url"
+                )
+        return self

@@ -4,8 +4,8 @@ Read from `run` downwards. All policies answer the same prompts, with the same s
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,9 +14,12 @@ from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.engines.torch.device import chosen_device
 from dense_reward.records import Report
 
-from dense_reward_trainer.configs.evaluate import EvaluateConfig, PolicyOptions
+from dense_reward_trainer.configs.dpr import HeldOutOptions
+from dense_reward_trainer.configs.evaluate import ChooseOptions, EvaluateConfig, PolicyOptions
+from dense_reward_trainer.configs.signals import TokenSignal
 from dense_reward_trainer.policies.chosen import measure_chosen
 from dense_reward_trainer.policies.load import load_sampled
+from dense_reward_trainer.policies.signals import check_offered, sample_signals
 from dense_reward_trainer.rl.held_out_metrics import (
     Estimate,
     HeldOutResult,
@@ -28,7 +31,14 @@ from dense_reward_trainer.rl.held_out_metrics import (
 from dense_reward_trainer.rl.policy import PolicyCheckpoint
 from dense_reward_trainer.rl.prompts import held_out_rows
 from dense_reward_trainer.rl.records import TokenRewards
-from dense_reward_trainer.rl.reward_service import ServiceAddress, ServiceRewards, pinned_pairs
+from dense_reward_trainer.rl.reward_service import (
+    PinnedPair,
+    ServiceAddress,
+    ServiceRewards,
+    pinned_pair,
+    pinned_pairs,
+)
+from dense_reward_trainer.rl.sampling import Sampling
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 
 Measured = tuple[HeldOutResult, list[SampledResponse]]
@@ -76,23 +86,58 @@ def measure_policies(
     limit_tokens = checkpoint.policy.limit_tokens
     rows = held_out_rows(config.held_out, checkpoint.encoder, limit_tokens, options.max_new_tokens, report)
     choices = {name: config.policies[name].choose for name in names}
-    sampling = replace(
-        held_out_sampling(options),
-        group_size=max(options.samples_per_prompt if one is None else one.samples for one in choices.values()),
-        temperature=sampled.temperature,
-        top_p=sampled.top_p,
-        min_p=sampled.min_p,
-    )
-    drawn = draw_held_out(checkpoint, rows, options, sampling)
-    measured: dict[str, Measured] = {}
-    with sft_model_rewards(config, checkpoint, report) as rewards:
+    with (
+        sft_model_rewards(config, checkpoint, report) as rewards,
+        pairs_of_choices(config, checkpoint, choices.values(), report) as pairs,
+    ):
+        drawn = draw_held_out(checkpoint, rows, options, shared_sampling(options, sampled, choices.values()))
+        signals = {name: sample_signals(pair, drawn.rollouts, wanted) for name, (pair, wanted) in pairs.items()}
+        measured: dict[str, Measured] = {}
         for name, choose in choices.items():
             if choose is None:
                 own = drawn.first(options.samples_per_prompt)
                 measured[name] = measure_held_out(checkpoint, rows, options, rewards, own)
             else:
-                measured[name] = measure_chosen(checkpoint, rows, options, drawn.first(choose.samples), choose)
-    return measured
+                scores = signals.get(pair_name(config, choose))
+                measured[name] = measure_chosen(checkpoint, rows, options, drawn, choose, signals=scores)
+        return measured
+
+
+def shared_sampling(
+    options: HeldOutOptions, sampled: PolicyOptions, choices: Collection[ChooseOptions | None]
+) -> Sampling:
+    """How the samples are drawn that several policies share: as many as the policy with the most samples needs."""
+    sizes = [options.samples_per_prompt if choose is None else choose.samples for choose in choices]
+    own = replace(held_out_sampling(options), temperature=sampled.temperature, top_p=sampled.top_p, min_p=sampled.min_p)
+    return replace(own, group_size=max(sizes))
+
+
+def pair_name(config: EvaluateConfig, choose: ChooseOptions) -> str | None:
+    """The pair at the service whose signal chooses; None: its only pair."""
+    return choose.pair or config.service_pair
+
+
+@contextmanager
+def pairs_of_choices(
+    config: EvaluateConfig, checkpoint: PolicyCheckpoint, choices: Collection[ChooseOptions | None], report: Report
+) -> Iterator[dict[str | None, tuple[PinnedPair, set[TokenSignal]]]]:
+    """The pairs whose signals choose among samples, by name, each with these signals.
+
+    Raises ConfigError if a pair does not offer a signal, and what `pinned_pair` raises.
+    """
+    wanted: dict[str | None, set[TokenSignal]] = {}
+    for choose in choices:
+        if choose is not None and choose.signal is not None:
+            wanted.setdefault(pair_name(config, choose), set()).add(choose.signal)
+    with ExitStack() as stack:
+        pairs: dict[str | None, tuple[PinnedPair, set[TokenSignal]]] = {}
+        for name, signals in wanted.items():
+            address = replace(ServiceAddress.of(config.service_url or "", config), pair=name)
+            pair = stack.enter_context(pinned_pair(address, report))
+            pair.check_tokenizer(checkpoint.manifest.tokenizer_sha256)
+            check_offered(pair, signals)
+            pairs[name] = pair, signals
+        yield pairs
 
 
 @contextmanager

@@ -31,3 +31,14 @@ def by_power(logprobs_G: NDArray[np.float64], power: float, random: np.random.Ge
     weights_G = (power - 1) * logprobs_G
     weights_G = np.exp(weights_G - weights_G.max())
     return int(random.choice(len(logprobs_G), p=weights_G / weights_G.sum()))
+
+
+def by_score(scores: Sequence[float], finished: Sequence[bool]) -> int:
+    """The index of the finished sample with the highest score, of all samples if none is finished; the first of equals.
+
+    Raises ValueError for scores of another number than samples, or one that is not finite.
+    """
+    if len(scores) != len(finished) or not np.isfinite(scores).all():
+        raise ValueError(f"{len(finished)} samples need as many finite scores, but these are {list(scores)}")
+    eligible = [index for index, ended in enumerate(finished) if ended] or range(len(scores))
+    return max(eligible, key=lambda index: scores[index])

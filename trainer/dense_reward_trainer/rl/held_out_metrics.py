@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from math import sqrt
+from typing import TypeVar
 
 import numpy as np
 from dense_reward.text.encode import Encoder
@@ -14,6 +15,8 @@ from dense_reward_trainer.data.tokenised import TokenisedRow
 from dense_reward_trainer.rl.policy import Policy, PolicyCheckpoint, frozen_logprobs
 from dense_reward_trainer.rl.records import Rollout, TokenRewards
 from dense_reward_trainer.rl.sampling import Sampling, sample, sampled_logprobs
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +87,13 @@ class Drawn:
 
     def first(self, size: int) -> "Drawn":
         """The first `size` samples for each prompt."""
-        rollouts = [rollout for b, rollout in enumerate(self.rollouts) if b % self.sampling.group_size < size]
+        rollouts = first_of_groups(self.rollouts, self.sampling.group_size, size)
         return Drawn(rollouts, replace(self.sampling, group_size=min(size, self.sampling.group_size)))
+
+
+def first_of_groups(values: Sequence[T], group_size: int, size: int) -> list[T]:
+    """The first `size` of each `group_size` values."""
+    return [value for b, value in enumerate(values) if b % group_size < size]
 
 
 def held_out_sampling(options: HeldOutOptions) -> Sampling:
