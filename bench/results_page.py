@@ -243,9 +243,9 @@ def fixed_point(options: Mapping[str, object], coefficient: float) -> str:
     power = f"{1 / coefficient:g}"
     where = " at each token" if options.get("returns") == "immediate" else ""
     cases = {
-        f"π_sft exp({power} Q), without later KL": options.get("kl_penalty") == "loss_k2",
+        f"π_sft exp({power} Q), without later KL": options.get("kl_penalty") == "loss_k2" and not where,
         "π_sft b / (b - Q + V), without later KL": options.get("kl_penalty") == "loss_k3",
-        "the optimum of no objective": options.get("gamma", 1.0) != 1.0,
+        "the optimum of no objective": options.get("gamma", 1.0) != 1.0 or options.get("returns") == "min",
         f"π_sft^{1 + 1 / coefficient:g}{where}": options.get("signal") == "sft_logprob",
         f"π_sft exp({power} Σ (r - kl)){where}": options.get("signal") == "centred",
         f"π_sft exp({power} Σ clipped r){where}": "reward_clip" in options,

@@ -26,6 +26,8 @@ def test_a_seed_that_never_closes_half_of_the_gap_has_no_median() -> None:
         ({"returns": "immediate"}, "π_sft (π_sft / π_ref)^2 at each token"),
         ({"signal": "sft_logprob"}, "π_sft^3"),
         ({"signal": "sft_logprob", "returns": "immediate"}, "π_sft^3 at each token"),
+        ({"returns": "min"}, "the optimum of no objective"),
+        ({"returns": "immediate", "kl_penalty": "loss_k2"}, "π_sft (π_sft / π_ref)^2 at each token"),
         ({"kl_penalty": "loss_k2", "baseline": "leave_one_out"}, "π_sft exp(2 Q), without later KL"),
     ],
 )

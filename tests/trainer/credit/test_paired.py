@@ -54,6 +54,7 @@ def test_equal_values_are_a_point_and_are_printed_as_such(method: str) -> None:
     assert (found.value, found.low, found.high) == pytest.approx((0.1, 0.1, 0.1))
     assert in_words(found) == "0.100 (no spread)"
     assert in_words(Interval(0.1, 0.05, 0.15)) == "0.100 [0.050, 0.150]"
+    assert in_words(Interval(-1e-4, -0.2, 0.2)) == "0.000 [-0.200, 0.200]"
 
 
 def test_equal_differences_have_the_p_value_of_the_exact_test() -> None:

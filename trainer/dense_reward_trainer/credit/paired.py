@@ -116,7 +116,7 @@ def compare(differences: Mapping[str, Sequence[float]], method: Method = "t", se
 
 def in_words(found: Interval, digits: int = 3) -> str:
     """`0.310 [0.280, 0.340]`, or `0.310 (no spread)` if all seeds gave the same value, so that there is no interval."""
-    value, low, high = (f"{number:.{digits}f}" for number in (found.value, found.low, found.high))
+    value, low, high = (f"{number:z.{digits}f}" for number in (found.value, found.low, found.high))
     return f"{value} (no spread)" if found.low == found.high else f"{value} [{low}, {high}]"
 
 

@@ -2,7 +2,8 @@
 
 Every step (rl/learner.py) samples G responses to each of its prompts and requests the reward of every token. It
 subtracts b (log pi - log pi_sft) and takes a REINFORCE step on the reward-to-go minus a baseline (rl/advantages.py).
-It loads no critic, no reference model and no SFT model. DprConfig has an option for each choice the paper leaves open.
+It loads no critic, no reference model and no SFT model. DprConfig has an option for each choice that was not available
+to us from the paper.
 """
 
 from collections.abc import Sequence
