@@ -55,7 +55,7 @@ WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
 TRAINING_LIBRARIES = {"trl", "datasets", "matplotlib", "tqdm", "scipy"}
 HEAVY = MODEL_LIBRARIES | WEB_LIBRARIES | TRAINING_LIBRARIES
 JOBS = {
-    *(f"{TRAINER}.jobs.{job}" for job in ("sft", "dpr", "gradient", "evaluate", "credit", "demo", "preview")),
+    *(f"{TRAINER}.jobs.{job}" for job in ("sft", "dpr", "gradient", "evaluate", "credit", "demo", "preview", "sample")),
     *(f"{TRAINER}.studies.{study}" for study in ("compare_options", "regimes")),
 }
 # Module -> what it must not import, directly or through its imports.
@@ -106,7 +106,7 @@ MUST_NOT_IMPORT = {
     for name, forbidden in {
         **{
             f"configs.{name}": MODEL_LIBRARIES
-            for name in ("base", "credit", "dpr", "evaluate", "preview", "service", "sft", "signals")
+            for name in ("base", "credit", "dpr", "evaluate", "preview", "sample", "service", "sft", "signals")
         },
         "data.arithmetic": MODEL_LIBRARIES | FILES,
         "data.corruption": MODEL_LIBRARIES | FILES | TEXT,
