@@ -104,7 +104,7 @@ MUST_NOT_IMPORT = {
 } | {
     f"{TRAINER}.{name}": forbidden
     for names, forbidden in {
-        "configs.base configs.credit configs.dpr configs.evaluate configs.preview configs.service configs.sft "
+        "configs.base configs.credit configs.dpr configs.evaluate configs.preview configs.sample configs.service configs.sft "
         "configs.signals": MODEL_LIBRARIES,
         "credit.aggregates": MODEL_LIBRARIES | NETWORK,
         "credit.alignment": TRAINER_JOBS | NETWORK,

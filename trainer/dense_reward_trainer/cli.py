@@ -75,6 +75,11 @@ JOBS = {
         "dense_reward_trainer.configs.evaluate:EvaluateConfig",
         "compare policies on held-out prompts: accuracy, likelihood, length and KL",
     ),
+    "sample": JobSpec(
+        "dense_reward_trainer.jobs.sample",
+        "dense_reward_trainer.configs.sample:SampleConfig",
+        "write responses of any policy to a file, also of a tilted one, which needs no training",
+    ),
 }
 
 

@@ -39,7 +39,10 @@ def test_power_sampling_from_many_samples_is_sampling_from_the_power() -> None:
 
 
 def test_log_probs_of_long_responses_do_not_underflow() -> None:
-    assert by_power(np.array([-9000.0, -8000.0]), 4.0, np.random.default_rng(0)) == 1
+    random = np.random.default_rng(0)
+    assert by_power(np.array([-9000.0, -8000.0]), 4.0, random) == 1
+    assert by_power(np.array([-9000.0, -8000.0]), 1e308, random) == 1
+    assert by_power(np.array([-9000.0, -8000.0]), 1e-9, random) == 0
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ def test_what_does_not_change_the_computation_may_differ() -> None:
     sft, base = tiny_checkpoint(), tiny_checkpoint(seed=1)
     base.policy.model.config.eos_token_id = 7
     base.policy.model.config.use_cache = False
+    base.policy.model.config.attention_dropout = 0.1
     extrapolated(sft, base, ExtrapolateOptions(base=OTHER), FOLDER)
 
 

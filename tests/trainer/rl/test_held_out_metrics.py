@@ -8,7 +8,7 @@ import pytest
 import torch
 from dense_reward.engines.fake import EOS_ID
 from dense_reward_trainer.configs.dpr import HeldOutOptions
-from dense_reward_trainer.data.sources import ChatMessage, Demonstration
+from dense_reward_trainer.data.sources import ChatMessage, DataError, Demonstration
 from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrations
 from dense_reward_trainer.rl.held_out_metrics import Estimate, estimate, measure_held_out
 from dense_reward_trainer.rl.policy import PolicyCheckpoint, frozen_logprobs, policy_logprobs
@@ -162,3 +162,17 @@ def test_samples_of_one_prompt_count_as_one_observation() -> None:
 
 def test_a_single_prompt_has_no_standard_error() -> None:
     assert estimate([1, 0], 2) == Estimate(0.5, None, 1)
+
+
+@pytest.mark.parametrize(("checker", "right"), [("exact", [True, True]), ("last_number", [True, False])])
+def test_the_checker_decides_which_answers_are_right(taught: PolicyCheckpoint, checker: str, right: list[bool]) -> None:
+    """exact compares with the demonstration, whatever final answer the data state."""
+    options = OPTIONS.model_copy(update={"checker": checker})
+    _, samples = measure_held_out(taught, rows_of(taught, {"1+1": "2", "2+2": "5"}), options)
+    assert [sample.right for sample in samples if sample.greedy] == right
+
+
+def test_an_answer_that_the_checker_can_never_find_is_refused_before_sampling(taught: PolicyCheckpoint) -> None:
+    options = OPTIONS.model_copy(update={"checker": "last_number"})
+    with pytest.raises(DataError, match=r"here:1: the answer 'two' is no number.*set held_out_options.checker"):
+        measure_held_out(taught, rows_of(taught, {"1+1": "two", "2+2": "4"}), options)

@@ -16,13 +16,16 @@ from dense_reward_trainer.configs.signals import WINDOW_TOKENS, Aggregate, Token
 
 ChoiceRule = Literal["majority", "power"]
 Positive = Annotated[Finite, Field(gt=0.0)]
+# Beyond these bounds float32 log-probs overflow.
+Strength = Annotated[Finite, Field(gt=0.0, le=100.0)]
+Temperature = Annotated[Finite, Field(ge=0.001)]
 
 
 class TiltOptions(JobOptions):
     """Tilts a policy away from a reference in every state, by the logits of two models."""
 
     reference: Path = Field(description="Checkpoint folder of pi_ref.")
-    strength: Positive = Field(
+    strength: Strength = Field(
         default=1.0,
         description="a in pi(token) proportional to pi_sft (pi_sft / pi_ref)^a. DPR with returns immediate and "
         "kl_coefficient b moves towards a = 1/b.",
@@ -33,7 +36,7 @@ class ExtrapolateOptions(JobOptions):
     """Extrapolates the weights of a policy beyond those of its base (ExPO, arXiv 2404.16792)."""
 
     base: Path = Field(description="Checkpoint folder of theta_base: the same architecture and tokenizer.")
-    strength: Positive = Field(
+    strength: Strength = Field(
         default=0.5,
         description="a in theta = theta_sft + a (theta_sft - theta_base). The right a is small for some models.",
     )
@@ -87,7 +90,9 @@ class PolicyOptions(JobOptions):
     """A policy: a checkpoint and how it is sampled. A plain path is a checkpoint that is sampled as it is."""
 
     checkpoint: Path = Field(description="Checkpoint folder; pi_sft or theta_sft in `tilt` and `extrapolate`.")
-    temperature: Positive = Field(default=1.0, description="Sampling temperature; greedy answers do not depend on it.")
+    temperature: Temperature = Field(
+        default=1.0, description="Sampling temperature; greedy answers do not depend on it."
+    )
     top_p: float = Field(
         default=1.0, gt=0.0, le=1.0, description="Sample only the likeliest tokens that together have this probability."
     )

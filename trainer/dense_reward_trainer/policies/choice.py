@@ -28,7 +28,8 @@ def by_power(logprobs_G: NDArray[np.float64], power: float, random: np.random.Ge
     `logprobs_G`: log pi(y) of the samples, in nats. Sampling-importance-resampling: for many samples the result is
     distributed as pi^power. From few it is nearer to pi, and never likelier than the likeliest sample.
     """
-    weights_G = (power - 1) * logprobs_G
+    with np.errstate(over="ignore"):  # a weight of -inf is right for a high power, and nan never occurs
+        weights_G = (power - 1) * (logprobs_G - logprobs_G.max())
     weights_G = np.exp(weights_G - weights_G.max())
     return int(random.choice(len(logprobs_G), p=weights_G / weights_G.sum()))
 

@@ -1,5 +1,6 @@
 """Loads the policy that a configuration names: a checkpoint as it is, tilted, or extrapolated. Must not know jobs."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dense_reward_trainer.configs.evaluate import ExtrapolateOptions, PolicyOpti
 from dense_reward_trainer.rl.policy import Policy, PolicyCheckpoint, load_policy
 from dense_reward_trainer.rl.tilt import Tilt
 
+_DROPOUT = re.compile(r"dropout|drop$")  # of layers or attention; off outside training
 # Keys of a model's configuration that do not change what it computes from given weights.
 NO_COMPUTATION = frozenset(
     {
@@ -95,5 +97,5 @@ def _not_corresponding(checkpoint: PolicyCheckpoint, base: PolicyCheckpoint) -> 
 
 def _computation(values: Mapping[str, object]) -> dict[str, object]:
     """The keys of a configuration, nested ones included, that change what the model computes."""
-    kept = {key: value for key, value in values.items() if key not in NO_COMPUTATION}
+    kept = {key: value for key, value in values.items() if key not in NO_COMPUTATION and not _DROPOUT.search(str(key))}
     return {key: _computation(value) if isinstance(value, dict) else value for key, value in kept.items()}

@@ -6,6 +6,7 @@ from math import sqrt
 from typing import TypeVar
 
 import numpy as np
+from dense_reward.records import IdArray
 from dense_reward.text.encode import Encoder
 
 from dense_reward_trainer.configs.dpr import HeldOutOptions
@@ -113,7 +114,7 @@ def draw_held_out(
         raise ValueError("there is nothing to measure: no held-out prompt was given")
     rows = rows[: options.limit]
     for row in rows:
-        wanted_answer(row, options)
+        wanted_answer(row, checkpoint.encoder, options)
     prompts = [row.encoded.prompt_P for row in rows]
     return Drawn(sample(checkpoint.policy, prompts, sampling, options.seed), sampling)
 
@@ -163,11 +164,16 @@ def accuracy(records: Sequence[SampledResponse], group_size: int) -> Estimate | 
     return estimate(known, group_size) if known else None
 
 
-def wanted_answer(row: TokenisedRow, options: HeldOutOptions) -> str | None:
-    """The right answer, None if it is not known. Raises DataError if the checker can never find it."""
+def wanted_answer(row: TokenisedRow, encoder: Encoder, options: HeldOutOptions) -> str | None:
+    """The right answer, None if it is not known. Raises DataError if the checker can never find it.
+
+    The demonstration is read from its ids, as samples are: a template can write more than the words of a message, such
+    as tool calls.
+    """
     demonstration = row.demonstration
+    text = _text(row.encoded.responses[0].ids_T[:-1], encoder)
     try:
-        return right_answer(demonstration.response, demonstration.answer, options.checker)
+        return right_answer(text, demonstration.answer, options.checker)
     except ValueError as error:
         raise DataError(
             f"{demonstration.source}: {error}: set held_out_options.checker to final_answer or exact"
@@ -184,7 +190,7 @@ def sampled_responses(
 ) -> list[SampledResponse]:
     """The responses as text, judged; equally many for each row, in the order of the rows."""
     size = len(rollouts) // len(rows)
-    wanted = [wanted_answer(row, options) for row in rows]
+    wanted = [wanted_answer(row, encoder, options) for row in rows]
     return [
         _record(rows[b // size], rollout, encoder, options, wanted[b // size], greedy=greedy)
         for b, rollout in enumerate(rollouts)
@@ -195,12 +201,15 @@ def _record(
     row: TokenisedRow, rollout: Rollout, encoder: Encoder, options: HeldOutOptions, wanted: str | None, *, greedy: bool
 ) -> SampledResponse:
     """A response that was cut off has no answer: its last line may be half a number."""
-    body_T = rollout.response_T[:-1] if rollout.finished else rollout.response_T
-    text = encoder.tokenizer.text_and_spans([int(i) for i in body_T])[0]
+    text = _text(rollout.response_T[:-1] if rollout.finished else rollout.response_T, encoder)
     answer = answer_of(text, options.checker) if rollout.finished else None
     right = None if wanted is None else answer == wanted
     source = row.demonstration.source
     return SampledResponse(source, greedy, text, answer, wanted, right, rollout.finished, len(rollout.response_T))
+
+
+def _text(ids_T: IdArray, encoder: Encoder) -> str:
+    return encoder.tokenizer.text_and_spans([int(i) for i in ids_T])[0]
 
 
 def _nll_per_token(policy: Policy, rows: Sequence[TokenisedRow], microbatch_tokens: int) -> float:

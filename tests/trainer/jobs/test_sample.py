@@ -1,0 +1,57 @@
+"""The `sample` job: responses of a tilted policy in a file that later jobs read."""
+
+import json
+from pathlib import Path
+
+import pytest
+from dense_reward_trainer.cli import main
+from dense_reward_trainer.data.sources import DataSource, load
+
+pytestmark = pytest.mark.slow
+
+
+def arguments(pair: Path, out: Path, *more: str) -> list[str]:
+    config = out.with_suffix(".yaml")
+    config.write_text("max_new_tokens: 8\ndevice: cpu\nthreads: 1\n")
+    policy = f"policy={{checkpoint: {pair / 'sft'}, tilt: {{reference: {pair / 'reference'}}}}}"
+    return ["sample", str(config), policy, f"prompts={pair / 'held_out.jsonl'}", f"output_dir={out}", *more]
+
+
+def test_samples_are_written_as_demonstrations_with_the_prompts_answers(pair_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(arguments(pair_folder, out, "samples_per_prompt=2", "limit=3")) == 0
+    lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    given = [json.loads(line) for line in (pair_folder / "held_out.jsonl").read_text().splitlines()][:3]
+    assert [line["messages"][:-1] for line in lines] == [row["messages"][:-1] for row in given for _ in range(2)]
+    assert [line["final_answer"] for line in lines] == [row["final_answer"] for row in given for _ in range(2)]
+    assert lines[0]["messages"][-1] != lines[1]["messages"][-1]
+    assert all(line["messages"][-1]["role"] == "assistant" for line in lines)
+    assert {line["finished"] for line in lines} <= {True, False}
+    kept = out / "kept.jsonl"
+    kept.write_text("".join(json.dumps(line) + "\n" for line in lines if line["messages"][-1]["content"].strip()))
+    assert load(DataSource(source=str(kept), held_out_fraction=0.0)).demonstrations
+
+
+def test_greedy_responses_are_the_same_again_and_those_of_the_tilted_policy(pair_folder: Path, tmp_path: Path) -> None:
+    texts = []
+    for name, more in {"a": ["seed=1"], "b": ["seed=2"], "plain": [f"policy={pair_folder / 'sft'}"]}.items():
+        assert main(arguments(pair_folder, tmp_path / name, "greedy=true", *more)) == 0
+        texts.append((tmp_path / name / "samples.jsonl").read_text())
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("policy={checkpoint: x, choose: {by: majority}}", "remove policy.choose"),
+        ("max_new_tokens=90", "set max_new_tokens to at most"),
+        ("prompts=missing.jsonl", "no such file"),
+        ("limit=0", "limit: "),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused_in_one_line(
+    pair_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, complaint: str
+) -> None:
+    assert main(arguments(pair_folder, tmp_path / "out", override)) == 2
+    assert complaint in capsys.readouterr().err.splitlines()[-1]
+    assert main(arguments(pair_folder, tmp_path / "out", "greedy=true", "samples_per_prompt=2")) == 2
