@@ -104,32 +104,16 @@ MUST_NOT_IMPORT = {
 } | {
     f"{TRAINER}.{name}": forbidden
     for name, forbidden in {
-        **dict.fromkeys(
-            (
-                "configs.base",
-                "configs.credit",
-                "configs.dpr",
-                "configs.evaluate",
-                "configs.preview",
-                "configs.service",
-                "configs.sft",
-                "configs.signals",
-            ),
-            MODEL_LIBRARIES,
-        ),
+        **{
+            f"configs.{name}": MODEL_LIBRARIES
+            for name in ("base", "credit", "dpr", "evaluate", "preview", "service", "sft", "signals")
+        },
         "data.arithmetic": MODEL_LIBRARIES | FILES,
         "data.corruption": MODEL_LIBRARIES | FILES | TEXT,
-        **dict.fromkeys(
-            (
-                "data.conversions",
-                "data.demonstration",
-                "data.layouts",
-                "data.messages",
-                "data.records",
-                "data.row_values",
-            ),
-            MODEL_LIBRARIES | FILES | TEXT | {"datasets"},
-        ),
+        **{
+            f"data.{name}": MODEL_LIBRARIES | FILES | TEXT | {"datasets"}
+            for name in ("conversions", "demonstration", "layouts", "messages", "records", "row_values")
+        },
         "data.final_answers": MODEL_LIBRARIES | FILES | TEXT,
         "data.process_labels": MODEL_LIBRARIES | TRAINER_JOBS,
         "data.sources": MODEL_LIBRARIES | TEXT | TRAINER_JOBS,
