@@ -110,6 +110,13 @@ def test_the_gradient_of_a_run_is_asked_before_it(
     assert "held_out is null" in capsys.readouterr().err
 
 
+def test_a_run_on_a_service_of_several_pairs_must_name_one(
+    served_run: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["dpr", str(write_config(served_run, tmp_path / "run"))]) == 2
+    assert "it serves several pairs: set service_pair to one of half, early" in capsys.readouterr().err
+
+
 def test_the_gradients_of_all_references_are_compared_on_the_same_samples(
     served_run: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

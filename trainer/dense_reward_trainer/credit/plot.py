@@ -36,7 +36,8 @@ def plot_credit(
     areas.axhline(0.5, color="black", linewidth=0.8, linestyle=":")
     _bars(hits, {title: {n: one.hit for n, one in found.items()} for title, found in groups.items()})
     hits.set_title("hit@1: the error is the lowest of its answer")
-    areas.legend(loc="lower right", fontsize="small")
+    handles, columns = areas.get_legend_handles_labels()
+    figure.legend(handles, columns, loc="outside upper center", ncols=min(len(columns), 8), fontsize="small")
     if ranking is None or verdict is None:
         ranks.set_axis_off()
         reliability.set_axis_off()

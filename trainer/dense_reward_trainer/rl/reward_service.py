@@ -160,7 +160,7 @@ def pinned_pair(address: ServiceAddress, report: Report) -> Iterator[PinnedPair]
     Raises ConfigError if the URL is invalid; JobError if the service cannot score within the patience, has no pair of
     that name, or has several and `address` names none.
     """
-    with _cards(address, report, lambda cards: [card_named(cards, address.pair)]) as (client, (card,)):
+    with _cards(address, report, lambda cards: [_only_card(cards, address.pair)]) as (client, (card,)):
         yield PinnedPair(client, card, address.request_tokens)
 
 
@@ -174,6 +174,14 @@ def pinned_pairs(
     """
     with _cards(address, report, lambda cards: cards_of_one_sft(cards, names)) as (client, cards):
         yield tuple(PinnedPair(client, card, address.request_tokens) for card in cards)
+
+
+def _only_card(cards: Sequence[ModelCard], name: str | None) -> ModelCard:
+    if name is None and len(cards) > 1:
+        raise ValueError(
+            f"it serves several pairs: set service_pair to one of {', '.join(card.name for card in cards)}"
+        )
+    return card_named(cards, name)
 
 
 def cards_of_one_sft(cards: Sequence[ModelCard], names: Sequence[str] | None) -> list[ModelCard]:
