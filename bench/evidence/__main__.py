@@ -44,16 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def gain_keys(primary: Record) -> dict[str, float | str]:
-    """DPR with the base as reference minus the best control, on demonstrators of mixed quality."""
+    """DPR with the base as reference minus the best control, on demonstrators of mixed quality.
+
+    `..._over_one_model`: minus the best of the controls that need the SFT model alone, as the reward does not.
+    """
     keys: dict[str, float | str] = {}
     for metric, name in (("greedy_accuracy", "greedy"), ("sampled_accuracy", "sampled")):
-        control = primary["best_control"][metric]
-        found = primary["differences"][metric][control]["interval"]
-        keys |= {
-            f"regime_a_{name}_gain": found["value"],
-            f"regime_a_{name}_gain_ci_low": found["low"],
-            f"regime_a_{name}_best_control": control,
-        }
+        for kind, suffix in (("best_control", ""), ("best_of_one_model", "_over_one_model")):
+            control = primary[kind][metric]
+            found = primary["differences"][metric][control]["interval"]
+            keys |= {
+                f"regime_a_{name}_gain{suffix}": found["value"],
+                f"regime_a_{name}_gain{suffix}_ci_low": found["low"],
+                f"regime_a_{name}_control{suffix}": control,
+            }
     return keys
 
 

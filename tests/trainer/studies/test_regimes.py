@@ -120,6 +120,9 @@ def test_nested_options_are_tuned_too() -> None:
 def test_policies_that_need_the_log_ratio_are_no_controls() -> None:
     using = {name for name, policy in config().all_policies.items() if policy.uses_reward}
     assert using == {"dpr", "tilted", "best"}
+    far = {"far": {"kind": "sampled", "options": {"extrapolate": {"base": "base", "strength": 1.0}}}}
+    names, alone = regimes.controls(config(policies=POLICIES | far).all_policies)
+    assert set(names) - set(alone) == {"far"}
 
 
 def test_checkpoints_are_named_by_what_the_cell_trains() -> None:
@@ -170,7 +173,8 @@ def test_gains_are_differences_within_a_seed() -> None:
 
 
 def test_the_primary_policy_is_compared_with_the_control_that_is_best_on_these_very_seeds() -> None:
-    result = compare_primary(CELLS, "dpr", ["sft", "control", "majority"])
+    result = compare_primary(CELLS, "dpr", ["sft", "control", "majority"], ["sft", "control"])
+    assert result.best_of_one_model == {"sampled_accuracy": "control", "greedy_accuracy": "sft"}
     assert result.best_control == {"sampled_accuracy": "majority", "greedy_accuracy": "sft"}
     found = result.differences["sampled_accuracy"]
     assert set(found) == {"sft", "control", "majority"}

@@ -56,7 +56,7 @@ def run(config: SweepConfig, report: Report) -> None:
         figures[cell.regime].append(found)
     cells += reported
     results = {
-        regime: compare_primary(seeds, config.primary_of(regime), controls(policies[regime]))
+        regime: compare_primary(seeds, config.primary_of(regime), *controls(policies[regime]))
         for regime, seeds in figures.items()
     }
     places = boundary_places(config, figures)
@@ -85,9 +85,10 @@ def check_cells(config: SweepConfig) -> None:
             check_names(Cell(config, regime, config.tuning.seeds[0], variants(here)))
 
 
-def controls(policies: Mapping[str, AnyPolicy]) -> list[str]:
-    """The SFT model, and the policies that do not use the reward."""
-    return ["sft", *(name for name, policy in policies.items() if not policy.uses_reward)]
+def controls(policies: Mapping[str, AnyPolicy]) -> tuple[list[str], list[str]]:
+    """The SFT model and the policies that do not use the reward; of these, those that need no other model."""
+    names = [name for name, policy in policies.items() if not policy.uses_reward]
+    return ["sft", *names], ["sft", *(name for name in names if not policies[name].uses_other_model)]
 
 
 def tune(config: SweepConfig, report: Report) -> tuple[dict[str, dict[str, Choice]], list[Cell]]:

@@ -47,6 +47,11 @@ class DprPolicy(JobOptions):
         """Whether the policy needs the log-ratio; else it is a control."""
         return self.dpr.get("signal") != "sft_logprob"
 
+    @property
+    def uses_other_model(self) -> bool:
+        """Whether the policy needs a second model: a reference, or the base."""
+        return self.uses_reward
+
 
 class SftPolicy(JobOptions):
     """SFT that continues from the SFT model, on the same demonstrations."""
@@ -58,6 +63,7 @@ class SftPolicy(JobOptions):
     )
     grid: Grid = Field(default={}, description=_GRID)
     uses_reward: ClassVar[bool] = False
+    uses_other_model: ClassVar[bool] = False
 
 
 class SampledPolicy(JobOptions):
@@ -76,6 +82,11 @@ class SampledPolicy(JobOptions):
         choose = self.options.get("choose")
         return "tilt" in self.options or (isinstance(choose, dict) and choose.get("by") in {"reward", "centred"})
 
+    @property
+    def uses_other_model(self) -> bool:
+        """Whether the policy needs a second model: a reference, or the base."""
+        return self.uses_reward or "extrapolate" in self.options
+
 
 class MatchedKlPolicy(JobOptions):
     """A sampled policy at the value of an option at which its KL to the SFT model is that of another policy."""
@@ -93,6 +104,11 @@ class MatchedKlPolicy(JobOptions):
     def uses_reward(self) -> bool:
         """Whether the policy needs the log-ratio; else it is a control."""
         return "tilt" in self.options
+
+    @property
+    def uses_other_model(self) -> bool:
+        """Whether the policy needs a second model: a reference, or the base."""
+        return self.uses_reward or "extrapolate" in self.options
 
 
 Policy = Annotated[DprPolicy | SftPolicy | SampledPolicy | MatchedKlPolicy, Field(discriminator="kind")]

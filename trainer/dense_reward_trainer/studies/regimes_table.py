@@ -21,9 +21,11 @@ class PrimaryResult:
     """The primary policy minus every other one, within each seed, by metric; p-values with Holm's correction.
 
     `best_control`: the control with the highest mean over these very seeds, which favours the control.
+    `best_of_one_model`: the same among the controls that need the SFT model alone.
     """
 
     best_control: dict[str, str]
+    best_of_one_model: dict[str, str]
     differences: dict[str, dict[str, Comparison]]
 
 
@@ -60,15 +62,25 @@ def differences(cells: Cells, policy: str, other: str, metric: str) -> list[floa
     return [cell.policies[policy].accuracy(metric) - cell.policies[other].accuracy(metric) for cell in cells]
 
 
-def compare_primary(cells: Cells, primary: str, controls: Sequence[str]) -> PrimaryResult:
-    """The primary policy against all others; `controls` are those that do not use the reward."""
-    best, found = {}, {}
-    for metric in METRICS:
-        mean = {name: sum(cell.policies[name].accuracy(metric) for cell in cells) / len(cells) for name in controls}
-        best[metric] = max(mean, key=lambda name: mean[name])
-        others = [name for name in cells[0].policies if name != primary]
-        found[metric] = compare({other: differences(cells, primary, other, metric) for other in others})
-    return PrimaryResult(best, found)
+def compare_primary(cells: Cells, primary: str, controls: Sequence[str], one_model: Sequence[str]) -> PrimaryResult:
+    """The primary policy against all others.
+
+    `controls` do not use the reward; of these, `one_model` need the SFT model alone.
+    """
+    others = [name for name in cells[0].policies if name != primary]
+    return PrimaryResult(
+        {metric: _best(cells, controls, metric) for metric in METRICS},
+        {metric: _best(cells, one_model, metric) for metric in METRICS},
+        {
+            metric: compare({other: differences(cells, primary, other, metric) for other in others})
+            for metric in METRICS
+        },
+    )
+
+
+def _best(cells: Cells, names: Sequence[str], metric: str) -> str:
+    """The policy with the highest mean; the first of equal ones."""
+    return max(names, key=lambda name: sum(cell.policies[name].accuracy(metric) for cell in cells))
 
 
 def place(cells: Cells, primary: str, metric: str = "sampled_accuracy") -> Place | None:
@@ -98,9 +110,11 @@ def format_comparison(regimes: Mapping[str, PrimaryResult], primary: Mapping[str
     rows = [["regime", "metric", "primary", "minus", "difference", "p, Holm"]]
     for regime, result in regimes.items():
         for metric, title in METRICS.items():
-            for other in dict.fromkeys((result.best_control[metric], "sft")):
+            notes = {"sft": ""}
+            notes[result.best_of_one_model[metric]] = " (best control of one model)"
+            notes[result.best_control[metric]] = " (best control)"
+            for other, note in notes.items():
                 one = result.differences[metric][other]
-                note = " (best control)" if other == result.best_control[metric] else ""
                 rows.append([regime, title, primary[regime], other + note, in_words(one.interval), f"{one.p_holm:.2g}"])
     return aligned(rows)
 
