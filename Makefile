@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/deploy/test_operations.py tests/deploy/test_release_scripts.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture bench bench-gpu gpu-day estimators reliability soak scale rolling test-vllm engines constraints programs package images push-images push-chart try-image version clean
+.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture bench bench-gpu gpu-day evidence estimators reliability soak scale rolling test-vllm engines constraints programs package images push-images push-chart try-image version clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -76,6 +76,10 @@ bench-gpu: install .venv-vllm-gpu/tried ## measure the same on a GPU
 
 gpu-day: install ## test and measure the engine on a GPU, stage by stage: under an hour (STAGE=...: one stage)
 	$(BIN)/python -m bench.gpu $(if $(STAGE),--stage $(STAGE))
+
+evidence: install ## when does training on the reward help, and when does it hurt: an hour (FULL=1: all regimes, nights)
+	$(BIN)/python -m bench.evidence$(if $(FULL), --full)
+	$(BIN)/python -m bench.results_page
 
 estimators: install ## compare DPR's options on a task whose optimum is known: more than an hour
 	$(BIN)/python -m bench.estimators

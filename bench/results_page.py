@@ -1,7 +1,6 @@
 """Writes the tables of docs/results.md from bench/results: `python -m bench.results_page`.
 
-Measures nothing: the files are those of `bench/credit.py` and `bench/estimators.py`, and regimes.json, the figures of
-`dense-reward-train sweep regimes_sweep`.
+Measures nothing: the files are those of `bench/evidence`, `bench/credit.py` and `bench/estimators.py`.
 """
 
 import json
@@ -9,12 +8,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import mean, median
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from dense_reward_trainer.credit.auroc import Interval
 from dense_reward_trainer.credit.paired import in_words
 from dense_reward_trainer.studies.compare_options_table import gap_interval
 
+from bench.evidence import page as evidence
 from bench.tables import replace_block, table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,18 +31,6 @@ CREDIT_ROWS = {
     ("gsm8k", "corrupted word"): "GSM8K: a wrong word against the other digit tokens",
     ("gsm8k", "corrupted step"): "GSM8K: a wrong step against the other digit tokens",
 }
-POLICIES = {
-    "sft": "SFT",
-    "tempered": "SFT at a lower temperature, matched to the KL of DPR best",
-    "continued": "SFT continued, matched to the FLOPs of DPR best",
-    "dpr_plain": "Plain REINFORCE on Eq. 5 (b = 0.1; towards π_sft (π_sft / π_half)^10)",
-    "end_paid": "Plain REINFORCE on Eq. 5, but with the early reference and `returns: total`",
-    "dpr_half_way": "DPR best, but with the half-way reference (towards π_sft² / π_half at each token)",
-    "dpr_sft_logprob": "DPR best, but `sft_logprob` as the reward (towards SFT at temperature 1/2)",
-    "dpr_best": "**DPR best** (immediate credit, b = 1: towards π_sft² / π_early at each token)",
-}
-
-
 RATIOS: tuple[
     Literal["sample_ratio_to_half_gap"],
     Literal["sample_ratio_to_half_gap_ci_low"],
@@ -117,10 +105,10 @@ class EstimatorsFile(Provenance):
     sample_ratio_to_half_gap_fastest_rates: float | None
 
 
-class RegimesFile(Provenance):
-    """bench/results/regimes.json: by regime and column, each figure with its interval over seeds."""
+class EvidenceFile(Provenance):
+    """bench/results/evidence.json; bench/evidence/page.py reads the study."""
 
-    summary: Mapping[str, Mapping[str, Mapping[str, Estimate]]]
+    study: Mapping[str, Any]
 
 
 def main() -> int:
@@ -137,10 +125,14 @@ def blocks() -> dict[str, str]:
         task: json.loads((RESULTS / f"credit_{task}.json").read_text("utf-8")) for task in ("arithmetic", "gsm8k")
     }
     options: EstimatorsFile = json.loads((RESULTS / "estimators.json").read_text("utf-8"))
-    regimes: RegimesFile = json.loads((RESULTS / "regimes.json").read_text("utf-8"))
+    found: EvidenceFile = json.loads((RESULTS / "evidence.json").read_text("utf-8"))
+    made = source("evidence.json", found)
     return {
         "credit": credit_block(credit),
-        "policies": policies_block(regimes),
+        **{
+            name: f"{body}\n\n{source('evidence.json', found)}"
+            for name, body in evidence.blocks(found["study"]).items()
+        },
         "options": options_block(options),
     }
 
@@ -166,28 +158,6 @@ def samples(file: CreditFile) -> str:
     runs = [runs["reference"] for runs in file["seeds"].values()]
     right, wrong = [run["right"] for run in runs], [run["wrong"] for run in runs]
     return f"{min(right)} to {max(right)} right against {min(wrong)} to {max(wrong)} wrong"
-
-
-def policies_block(file: RegimesFile) -> str:
-    """What each policy samples, how far it is from SFT, and what DPR gains."""
-    (columns,) = file["summary"].values()
-    head = ["policy", "sampled accuracy", "greedy", "length, tokens", "KL to SFT, nats"]
-    rows = [
-        [
-            label,
-            with_interval(columns[name]["sampled_accuracy"]),
-            f"{columns[name]['greedy_accuracy']['value']:.3f}",
-            f"{columns[name]['length_tokens']['value']:.1f}",
-            f"{abs(columns[name]['kl_to_sft']['value']):.2f}",
-        ]
-        for name, label in POLICIES.items()
-    ]
-    gains = (
-        f"Gain in sampled accuracy over SFT: DPR best {with_interval(columns['dpr_best']['sampled_accuracy_gain'])}, "
-        f"lower temperature {with_interval(columns['tempered']['sampled_accuracy_gain'])}, "
-        f"continued SFT {with_interval(columns['continued']['sampled_accuracy_gain'])}."
-    )
-    return "\n".join([table(head, rows), "", gains, "", source("regimes.json", file)])
 
 
 def with_interval(found: Estimate) -> str:

@@ -36,9 +36,8 @@ VERDICTS = {
 }
 
 
-def blocks(file: Record) -> dict[str, str]:
+def blocks(study: Record) -> dict[str, str]:
     """The page's blocks by name, as Markdown."""
-    study = file["study"]
     return {
         "mixed": policies_block(study, "mixed"),
         "additions": policies_block(study, "additions"),
