@@ -68,10 +68,13 @@ def test_the_reason_holds_the_figures_that_decide() -> None:
         pytest.param(BELOW, gains({"base": 0.71}), "no", "wrong answers above right", id="rule 3 before 4"),
         pytest.param(ABOVE, gains({"base": 0.71}, greedy=0.9), "control", "greedy is free", id="rule 5: greedy ahead"),
         pytest.param(ABOVE, gains({"base": 0.71}, top_p=0.705), "control", "top-p 0.95 is", id="rule 5: as good"),
-        pytest.param(ABOVE, gains({"base": 0.36}, greedy=0.9), "control", "greedy", id="rule 5: only a control gains"),
-        pytest.param(CHANCE, gains({"base": 0.33}, top_p=0.34), "no", "does not separate", id="rule 6: nothing"),
-        pytest.param(CHANCE, None, "no", "does not separate", id="rule 6: gain not known"),
-        pytest.param(ABOVE, gains({"base": 0.345}, half=0.02, top_p=0.35), "no", "gains nothing", id="rule 7"),
+        pytest.param(
+            ABOVE, gains({"base": 0.41}, greedy=0.6, half=0.1), "control", "greedy", id="rule 5: control surely gains"
+        ),
+        pytest.param(ABOVE, gains({"base": 0.345}, half=0.02, top_p=0.35), "no", "hardly better", id="rule 6: surely"),
+        pytest.param(ABOVE, gains({"base": 0.37}, greedy=0.9), "no", "greedy is free and better", id="rule 6: control"),
+        pytest.param(CHANCE, gains({"base": 0.36}, top_p=0.34), "no", "does not separate", id="rule 7: nothing"),
+        pytest.param(CHANCE, None, "no", "does not separate", id="rule 7: gain not known"),
         pytest.param(ABOVE, None, "unknown", "the gain is not known", id="rule 8: gain not known"),
         pytest.param(WIDE, gains({"base": 0.40}, half=0.2, top_p=0.30), "unknown", "too wide", id="rule 8: wide"),
         pytest.param(ABOVE, gains({"base": 0.50}, half=0.2), "unknown", "too wide", id="rule 8: gain not sure"),
