@@ -43,6 +43,7 @@ def judged(path: Path, answers: Sequence[str] = ("1", "2", "2", "1"), count: int
 
 def preview(path: Path, labelled: Path, **values: object) -> str:
     """The text of preview.json of a run of the job that succeeds."""
+    path.mkdir(exist_ok=True)
     out, config = path / "preview", path / "preview.yaml"
     fixed: dict[str, object] = {"max_new_tokens": 4, "checker": "last_number", "device": "cpu", "threads": 1}
     given = {"output_dir": str(out), "labelled": str(labelled), **fixed, **values}
@@ -141,3 +142,14 @@ def test_what_cannot_be_previewed_is_refused_in_one_line(
     assert last.startswith("error: ")
     assert re.search(complaint, last), last
     assert not (tmp_path / "out").exists()
+
+
+def test_answers_that_are_cut_off_or_hold_no_answer_are_counted_for_the_user(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = questions(tmp_path, count=4)
+    sft = str(run_folder / "checkpoints" / "sft")
+    preview(tmp_path, few, sft=sft, checker="final_answer")
+    assert "the checker final_answer found no answer in 16 of 16 answers" in capsys.readouterr().err
+    preview(tmp_path / "short", few, sft=sft, max_new_tokens=1)
+    assert "16 of 16 answers were cut off at max_new_tokens 1, and count as wrong" in capsys.readouterr().err
