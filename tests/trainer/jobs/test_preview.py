@@ -70,7 +70,7 @@ def test_the_worse_base_is_the_reference_to_train_on_and_every_share_is_the_one_
     assert ranked["better", "reward", "min"] == 0.0
     assert ranked[None, "sft_logprob", "sum"] == 0.0
     printed = capsys.readouterr().err
-    assert "worse reference, reward by sum: 1.00 [1.00, 1.00]; tilted 0." in printed
+    assert "worse reference, reward by sum: 1.00 [0.93, 1.00]; tilted 0." in printed
     assert printed.rstrip().splitlines()[-2].endswith("(best control, top-p 0.95): expect a gain")
     for name in ("preview.png", "preview.svg", "samples-SFT.jsonl", "samples-tilted-worse.jsonl"):
         assert (tmp_path / "preview" / name).stat().st_size > 1000

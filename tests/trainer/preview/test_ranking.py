@@ -36,6 +36,8 @@ def test_scores_are_those_of_the_signals_and_aggregates() -> None:
 def test_a_score_that_tells_right_from_wrong_separates_and_one_that_is_equal_does_not() -> None:
     good, none = rank_all([scored([1.0, 0.0] * 20), scored([1.0] * 40)], RIGHT, PROMPT, seed=0)
     assert (good.auroc.value, good.separates) == (1.0, True)
+    # 20 prompts have right answers: if 14 % of all were ranked last, 20 prompts would show none in 5 of 100 cases
+    assert good.auroc.low**20 == pytest.approx(0.05)
     assert (none.auroc.value, none.separates, none.p_holm) == (0.5, False, 1.0)
 
 
