@@ -98,6 +98,7 @@ def test_prompts_that_cannot_be_judged_are_refused(tmp_path: Path, row: dict[str
         read_labelled(written(tmp_path, [row]), checker)
 
 
-def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["none.jsonl", "."])
+def test_a_file_that_is_not_there_and_a_folder_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match="there is no such file"):
-        read_labelled(tmp_path / "none.jsonl", "final_answer")
+        read_labelled(tmp_path / name, "final_answer")
