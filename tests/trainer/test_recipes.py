@@ -10,6 +10,7 @@ from dense_reward_trainer.configs.base import Config, JobConfig, config_path, lo
 from dense_reward_trainer.configs.credit import CreditConfig
 from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.configs.evaluate import EvaluateConfig
+from dense_reward_trainer.configs.preview import PreviewConfig
 from dense_reward_trainer.configs.sft import SftConfig
 
 
@@ -120,3 +121,11 @@ def test_a_pair_that_a_recipe_says_to_serve_is_one_that_a_recipe_leaves(recipe: 
         assert Path(folder) / "checkpoints" / "sft" in written()
     if "Needs" in text:
         assert "dense-reward serve --sft" in text or "dense-reward serve --run" in text
+
+
+@pytest.mark.parametrize("recipe", resolved(PreviewConfig))
+def test_a_recipe_of_preview_reads_an_sft_recipes_run_and_what_it_held_out(recipe: str) -> None:
+    config = resolved(PreviewConfig)[recipe]
+    run = sft_run_of(config.labelled)
+    assert config.run == run.output_dir
+    assert config.labelled == run.output_dir / "held_out.jsonl"

@@ -4,7 +4,7 @@ Two kinds of labelled data: prompts, whose answers are sampled and judged here; 
 they are. One reference is in memory at a time, beside the SFT model.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from dense_reward_trainer.policies.load import tilted
 from dense_reward_trainer.preview.gains import SFT, Gains, Tilted, compare_policies, likeliest, reweighted, several
 from dense_reward_trainer.preview.labelled import Labelled
 from dense_reward_trainer.preview.ranking import Ranked, Scored, rank_all, scores_of
-from dense_reward_trainer.preview.sampled import CONTROLS, Sampler
+from dense_reward_trainer.preview.sampled import CONTROLS, DrawnAnswers, Sampler
 from dense_reward_trainer.preview.verdict import Counts
 from dense_reward_trainer.rl.held_out_metrics import SampledResponse
 from dense_reward_trainer.rl.policy import Policy, PolicyCheckpoint, load_policy
@@ -41,12 +41,12 @@ class Models:
     config: PreviewConfig
     device: str
 
-    def pairs(self) -> Iterator[tuple[str, Policy, PolicyCheckpoint]]:
-        """Name, reference, and the SFT model tilted away from it; each reference is loaded in turn."""
-        for name, folder in self.references.items():
-            other = load_policy(folder, precision=self.config.precision, device=self.device)
-            options = TiltOptions(reference=folder, strength=self.config.strength)
-            yield name, other.policy, tilted(self.sft, other, options, self.folder)
+    def pair(self, name: str) -> tuple[Policy, PolicyCheckpoint]:
+        """A reference, and the SFT model tilted away from it. Let go of both before the next one is loaded."""
+        folder = self.references[name]
+        other = load_policy(folder, precision=self.config.precision, device=self.device)
+        options = TiltOptions(reference=folder, strength=self.config.strength)
+        return other.policy, tilted(self.sft, other, options, self.folder)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,37 +95,43 @@ def evidence(models: Models, labelled: Labelled, report: Report) -> Evidence:
 def _of_prompts(models: Models, labelled: Labelled, report: Report) -> Evidence:
     sampler = Sampler.of(models.config, models.sft, labelled, report)
     drawn = sampler.draw(models.sft, SFT)
+    for note in sampler.notes(drawn):
+        report(note)
     answers = Answers(
         [rollout.prompt_P for rollout in drawn.rollouts],
         [rollout.response_T for rollout in drawn.rollouts],
         drawn.right,
         [i // drawn.size for i in range(len(drawn.rollouts))],
     )
-    samples = {SFT: drawn.records}
-    free = {SFT: drawn.share}
-    for name in CONTROLS:
-        control = sampler.draw(models.sft, name, CONTROLS[name])
-        free[name], samples[name] = control.share, control.records
-    scores: list[Scored] = []
+    free = {SFT: drawn} | {name: sampler.draw(models.sft, name, change) for name, change in CONTROLS.items()}
+    samples = {name: one.records for name, one in free.items()}
+    scores = _scores(models, answers, None, None)
     found: dict[str, Tilted] = {}
-    for name, reference, policy in models.pairs():
-        scores += _scores(models, answers, name, reference, first=not scores)
-        own = sampler.draw(policy, f"tilted, {name}")
-        greedy = sampler.draw(policy, f"tilted, {name}, greedy", CONTROLS["greedy"])
+    for name in models.references:
+        own, greedy = _tilted_answers(models, sampler, answers, name, scores)
         found[name] = Tilted(own.share, greedy=greedy.share)
         samples |= {f"tilted-{name}": own.records, f"tilted-{name}-greedy": greedy.records}
-    scores = scores or _scores(models, answers, None, None, first=True)
     ranking = rank_all(scores, answers.right, answers.prompt, models.config.seed)
-    gains = compare_policies("sampled", free, found) if answers.counts.prompts > 1 else None
+    shares = {name: one.share for name, one in free.items()}
+    gains = compare_policies("sampled", shares, found) if answers.counts.prompts > 1 else None
     return Evidence(answers.counts, ranking, gains, samples)
+
+
+def _tilted_answers(
+    models: Models, sampler: Sampler, answers: Answers, name: str, scores: list[Scored]
+) -> tuple[DrawnAnswers, DrawnAnswers]:
+    """Sampled and greedy answers of the policy tilted away from a reference; adds its scores of `answers`."""
+    reference, policy = models.pair(name)
+    scores += _scores(models, answers, name, reference)
+    own = sampler.draw(policy, f"tilted, {name}")
+    return own, sampler.draw(policy, f"tilted, {name}, greedy", CONTROLS["greedy"])
 
 
 def _of_judged(models: Models, labelled: Labelled) -> Evidence:
     answers = _encoded(models.sft, labelled)
-    scores: list[Scored] = []
-    for name, reference, _ in models.pairs():
-        scores += _scores(models, answers, name, reference, first=not scores)
-    scores = scores or _scores(models, answers, None, None, first=True)
+    scores = _scores(models, answers, None, None)
+    for name in models.references:
+        scores += _scores(models, answers, name, models.pair(name)[0])
     ranking = rank_all(scores, answers.right, answers.prompt, models.config.seed)
     return Evidence(answers.counts, ranking, _reweighted_gains(models, answers, scores))
 
@@ -169,10 +175,8 @@ def _encoded(sft: PolicyCheckpoint, labelled: Labelled) -> Answers:
     )
 
 
-def _scores(
-    models: Models, answers: Answers, name: str | None, reference: Policy | None, *, first: bool
-) -> list[Scored]:
-    """The scores under a reference; if it is the first, also those of the SFT model alone."""
+def _scores(models: Models, answers: Answers, name: str | None, reference: Policy | None) -> list[Scored]:
+    """The scores of the answers under a reference; without one, those of the SFT model alone."""
     arrays: list[TokenArrays] = []
     title = "scoring answers" if name is None else f"scoring answers, {name}"
     with tqdm(total=len(answers.responses), desc=title, unit="answer") as bar:
@@ -181,6 +185,4 @@ def _scores(
             given = answers.prompts[part], answers.responses[part]
             arrays += token_arrays(models.sft.policy, reference, *given, models.config.microbatch_tokens)
             bar.update(len(given[0]))
-    window = models.config.window_tokens
-    alone = scores_of(None, arrays, window) if first else []
-    return alone + ([] if name is None else scores_of(name, arrays, window))
+    return scores_of(name, arrays, models.config.window_tokens)

@@ -91,16 +91,19 @@ def _difference(one: Sequence[float], other: Sequence[float]) -> tuple[Interval,
 
 
 def spread_of(values: Sequence[float], *, low: float) -> Interval:
-    """The mean of values between `low` and 1, one for each prompt, with a 95 % interval.
-
-    Student's t; of values that are all equal, the interval that allows for prompts that were not seen: with P equal
-    values, at most the share 1 - 0.05^(1/P) of all prompts has another one (the "rule of three").
-    """
+    """The mean of values between `low` and 1, one for each prompt, with a 95 % interval by Student's t."""
     found = share_interval(values) if low == 0.0 else paired_interval(values)
-    if found.low < found.high:
-        return found
-    unseen = 1 - 0.05 ** (1 / len(values))
-    return Interval(found.value, found.value - unseen * (found.value - low), found.value + unseen * (1 - found.value))
+    return found if found.low < found.high else without_spread(found.value, len(values), low=low)
+
+
+def without_spread(value: float, count: int, *, low: float) -> Interval:
+    """The 95 % interval of a mean between `low` and 1 of `count` equal values, which a sample cannot show.
+
+    It allows for what was not seen: with N equal values, at most the share 1 - 0.05^(1/N) of all others differs (the
+    "rule of three").
+    """
+    unseen = 1 - 0.05 ** (1 / count)
+    return Interval(value, value - unseen * (value - low), value + unseen * (1 - value))
 
 
 def reweighted(log_weights: Sequence[float], right: Sequence[bool], prompt: Sequence[int]) -> Tilted:

@@ -40,8 +40,9 @@ def read_labelled(path: Path, checker: AnswerChecker) -> Labelled:
 
     Of other rows, only those whose answer the checker can know are kept. Raises DataError, with the place and the cure.
     """
-    if not path.exists():
-        raise DataError(f"{path}: there is no such file: labelled is held_out.jsonl of an SFT run, or your own file")
+    path = path.expanduser()
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file: labelled is held_out.jsonl of an SFT run, or a file like it")
     rows = list(_rows(path))
     if any("right" in row for _, row in rows if not isinstance(row, LineError)):
         return _judged(path, rows)

@@ -40,7 +40,7 @@ def _ranks(axes: Axes, ranking: Sequence[Ranked], colours: dict[str, str]) -> No
     """The best signal by every aggregate: of the SFT model alone in grey, of each reference in its colour."""
     references: list[str | None] = [None, *colours]
     for place, reference in enumerate(references):
-        label = "best signal of SFT alone" if reference is None else f"reward, {titled(reference)}"
+        label = "best signal of SFT alone" if reference is None else f"best signal, {titled(reference)}"
         found = [_best(ranking, reference, how) for how in AGGREGATES]
         shown = [(x, one.auroc) for x, one in enumerate(found) if one is not None]
         if shown:

@@ -3,7 +3,7 @@
 Must not know jobs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -102,6 +102,18 @@ class Sampler:
                 bar.update(len(prompts) * size)
         judged = sampled_responses(checkpoint.encoder, self.rows, rollouts, self.judging, greedy=change.greedy)
         return DrawnAnswers(rollouts, judged, size)
+
+    def notes(self, drawn: DrawnAnswers) -> Iterator[str]:
+        """What may make answers wrong that the user did not mean: a low limit of length, or another checker."""
+        cut_off = sum(not record.finished for record in drawn.records)
+        unread = sum(record.finished and record.answer is None for record in drawn.records)
+        count = len(drawn.records)
+        if cut_off:
+            limit = self.sampling.max_new_tokens
+            yield f"{cut_off} of {count} answers were cut off at max_new_tokens {limit}, and count as wrong"
+        if unread:
+            checker = self.judging.checker
+            yield f"the checker {checker} found no answer in {unread} of {count} answers, which count as wrong"
 
 
 def _different(labelled: Labelled, sft: PolicyCheckpoint, config: PreviewConfig) -> list[TokenisedRow]:

@@ -11,14 +11,15 @@ decides:
 4. gain: the best ranking is above chance (interval above 0.5, p < 0.05 after Holm's correction over all rankings), and
    the tilted policy is above the SFT model and every control (each interval above 0, the largest p-value below 0.05
    after Holm's correction over the references). The burden of proof is on the reward, because training costs.
-5. control: a control is as good as the tilted policy (the tilted one is not ahead of it, or surely by less than 0.05),
-   and the tilted policy or that control gains on the SFT model.
-6. no: nothing ranks above chance, and the intervals are narrow enough to say so (the best AUROC surely below 0.7; the
+5. control: a control is as good as the tilted policy (the tilted one is not ahead of it, or surely by less than 0.05).
+   Also, the tilted policy surely gains on the SFT model; or that control does, and the tilted one gains 0.05 or more.
+6. no: the gain of the tilted policy on the SFT model is surely below 0.05; or it is below 0.05, not surely, and a
+   control that is as good surely gains.
+7. no: nothing ranks above chance, and the intervals are narrow enough to say so (the best AUROC surely below 0.7; the
    gain on the SFT model, if it is known, surely below 0.1).
-7. no: the reward ranks, but the gain on the SFT model is surely below 0.05.
 8. unknown: the intervals are too wide, or the gain is not known; more labelled answers can tell.
 
-The gain is not known, so that rules 2, 4, 5 and 7 say nothing, if judged answers are reweighted and fewer than 10
+The gain is not known, so that rules 2, 4, 5 and 6 say nothing, if judged answers are reweighted and fewer than 10
 prompts have several answers, or these count as fewer than 1.5 answers to a prompt.
 
 Over all references: gain if one has it (the one that is right most often), else unknown if one is unknown, because that
@@ -133,18 +134,16 @@ def _rule(best: Ranked, gains: Gains | None, gain: Gain | None) -> tuple[Kind, s
     over = None if gain is None else gain.over[SFT].interval
     control = None if gains is None or gain is None else _as_good(gains, gain)
     narrow = best.auroc.high < USEFUL_AUROC and (over is None or over.high < USEFUL_GAIN)
+    gains_too = over is not None and (over.low > 0 or over.value >= AS_GOOD)
     ahead = gain is not None and _is_above(gain.over.values()) and gain.p < LEVEL
     rules: tuple[tuple[bool, Kind, str], ...] = (
         (over is not None and over.high < 0, "no", "the tilted policy is worse than SFT"),
         (best.auroc.high < CHANCE, "no", "the reward ranks wrong answers above right ones"),
         (best.separates and ahead, "gain", ""),
-        (control is not None, "control", f"{control} is free, and as good"),
+        (control is not None and gains_too, "control", f"{control} is free, and as good"),
+        (over is not None and over.high < AS_GOOD, "no", "the tilted policy is hardly better than SFT"),
+        (control is not None, "no", f"the tilted policy is hardly better than SFT, and {control} is free and better"),
         (not best.separates and narrow, "no", "it does not separate right from wrong answers"),
-        (
-            best.separates and over is not None and over.high < AS_GOOD,
-            "no",
-            "it ranks answers, but tilting gains nothing",
-        ),
         (gain is None, "unknown", f"the gain is not known: {_CURE_OF_GAIN}"),
         (True, "unknown", "the intervals are too wide: label more answers (raise prompts, or give more rows)"),
     )
