@@ -129,10 +129,7 @@ def blocks() -> dict[str, str]:
     made = source("evidence.json", found)
     return {
         "credit": credit_block(credit),
-        **{
-            name: f"{body}\n\n{source('evidence.json', found)}"
-            for name, body in evidence.blocks(found["study"]).items()
-        },
+        **{name: f"{body}\n\n{made}" for name, body in evidence.blocks(found["study"]).items()},
         "options": options_block(options),
     }
 
