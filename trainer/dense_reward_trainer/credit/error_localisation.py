@@ -13,8 +13,9 @@ from dense_reward.records import FloatArray
 from tqdm import tqdm
 
 from dense_reward_trainer.credit.auroc import Interval, auroc, mean_interval
+from dense_reward_trainer.credit.example import Example, ShownAnswer
 from dense_reward_trainer.credit.judged_answers import JudgedAnswers
-from dense_reward_trainer.credit.references import Answer, References
+from dense_reward_trainer.credit.references import Answer, References, pair_of
 from dense_reward_trainer.data.corruption import DIGITS, Corrupter, Corruption
 from dense_reward_trainer.data.sources import Demonstration
 from dense_reward_trainer.errors import ConfigError, JobError
@@ -71,14 +72,15 @@ def localise(
     against: Against,
     window: int,
     seed: int,
-) -> tuple[dict[str, Localisation], JudgedAnswers]:
+) -> tuple[dict[str, Localisation], JudgedAnswers, Example]:
     """How each column finds errors in the first `count` answers that can hold an error of the corrupter's kind.
 
-    Also returns these answers without their error (right) and with it (wrong); `window`: see `aggregate`. Raises
-    ConfigError if there are fewer, or if an error has no token to be compared with.
+    Also returns these answers without their error (right) and with it (wrong), and the first of them as an example;
+    `window`: see `aggregate`. Raises ConfigError if there are fewer, or if an error has no token to be compared with.
     """
     scores: dict[str, list[ErrorScores]] = {column: [] for column in references.columns}
     judged = JudgedAnswers.of_columns(references.columns)
+    example: Example | None = None
     with tqdm(total=count, desc=f"planted errors ({corrupter.kind})", unit="answer") as bar:
         for index, (planted, right, wrong) in enumerate(planted_errors(references, demonstrations, corrupter, seed)):
             error, others = error_and_others(planted, offsets_of(wrong.scored), against)
@@ -88,15 +90,29 @@ def localise(
                 scores[column].append(ErrorScores(float(values_T[error]), values_T[others]))
             judged.add(right, right=True, prompt=index, window=window)
             judged.add(wrong, right=False, prompt=index, window=window)
+            example = example or example_of(planted, right, wrong, error)
             bar.update()
             if index + 1 == count:
                 break
     found = judged.counts[0]
-    if found < count:
+    if found < count or example is None:
         raise ConfigError(
             f"only {found} answers can hold an error of kind {corrupter.kind}, but answers is {count}: lower answers"
         )
-    return summarise(scores, seed), judged
+    return summarise(scores, seed), judged, example
+
+
+def example_of(planted: PlantedError, right: Answer, wrong: Answer, error: int) -> Example:
+    """The answers with their rewards under each reference, for the picture."""
+    shown = [
+        ShownAnswer(
+            text,
+            offsets_of(answer.scored),
+            {column: values_T for column, values_T in answer.signals.items() if pair_of(column) is not None},
+        )
+        for text, answer in ((planted.demonstration.response, right), (planted.corruption.text, wrong))
+    ]
+    return Example(shown[0], shown[1], error)
 
 
 def summarise(scores: Mapping[str, Sequence[ErrorScores]], seed: int) -> dict[str, Localisation]:
@@ -119,7 +135,7 @@ def planted_errors(
     for start in range(0, len(demonstrations), ANSWERS_TOGETHER):
         part = demonstrations[start : start + ANSWERS_TOGETHER]
         proposed = {i: proposals(corrupter, one, [seed, start + i]) for i, one in enumerate(part)}
-        right = [*references.score_chats([_chat(one, one.response) for one in part])]
+        right = [*references.score_chats([_chat(one, one.response) for one in part], ["offsets"])]
         found: dict[int, tuple[PlantedError, Answer, Answer]] = {}
         for attempt in range(MAX_TRIES):
             tried = {i: some[attempt] for i, some in proposed.items() if i not in found and attempt < len(some)}

@@ -5,7 +5,7 @@ alone, which the reward must beat. The last lines say which reference to use, or
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from dense_reward.engines.torch.device import chosen_device
@@ -14,6 +14,7 @@ from dense_reward.records import Report
 from dense_reward_trainer.configs.credit import CreditConfig
 from dense_reward_trainer.credit.answer_ranking import rank
 from dense_reward_trainer.credit.error_localisation import Localisation, localise
+from dense_reward_trainer.credit.example import Example, plot_example
 from dense_reward_trainer.credit.first_wrong_step import first_wrong_steps
 from dense_reward_trainer.credit.judged_answers import JudgedAnswers, Rankings
 from dense_reward_trainer.credit.plot import plot_credit
@@ -54,7 +55,7 @@ class CreditResult:
 
 
 def run(config: CreditConfig, report: Report) -> CreditResult:
-    """Measures, reports a table, and writes credit.json and credit.png to the run folder.
+    """Measures, reports a table, and writes credit.json, credit.png and an example of each kind of error.
 
     Raises ConfigError if too few answers can hold an error, or if the samples are all right or all wrong; also
     DataError, CheckpointError or JobError. The message states the cure.
@@ -87,8 +88,8 @@ def run(config: CreditConfig, report: Report) -> CreditResult:
     result = CreditResult(
         references=references.names,
         left_out=references.left_out,
-        localisation={kind: found for kind, (found, _) in planted.items()},
-        planted_ranking={kind: answers.ranking(config.seed) for kind, (_, answers) in planted.items()},
+        localisation={kind: found for kind, (found, _, _) in planted.items()},
+        planted_ranking={kind: answers.ranking(config.seed) for kind, (_, answers, _) in planted.items()},
         answers=config.answers,
         ranking=ranking,
         verdict=None if judged is None or ranking is None else verdict(judged, ranking, config.seed),
@@ -98,13 +99,13 @@ def run(config: CreditConfig, report: Report) -> CreditResult:
         solutions=len(solutions),
     )
     report(credit_table(result, config))
-    _save(result, references, config)
+    _save(result, references, config, {kind: example for kind, (_, _, example) in planted.items()})
     return result
 
 
 def _planted(
     kind: ErrorKind, references: References, demonstrations: Sequence[Demonstration], config: CreditConfig
-) -> tuple[dict[str, Localisation], JudgedAnswers]:
+) -> tuple[dict[str, Localisation], JudgedAnswers, Example]:
     corrupter = Corrupter.of(kind, [demonstration.response for demonstration in demonstrations])
     return localise(
         references,
@@ -117,12 +118,16 @@ def _planted(
     )
 
 
-def _save(result: CreditResult, references: References, config: CreditConfig) -> None:
+def _save(
+    result: CreditResult, references: References, config: CreditConfig, examples: Mapping[ErrorKind, Example]
+) -> None:
     folder = open_run("credit", config).folder
     models = [pair.card.model_dump() for pair in references.pairs]
     record = {"result": asdict(result), "config": config.model_dump(mode="json"), "models": models}
     (folder / "credit.json").write_text(json.dumps(record, indent=2) + "\n")
     plot_credit(result.localisation, result.ranking, result.verdict, result.steps, folder / "credit.png")
+    for kind, example in examples.items():
+        plot_example(example, folder / f"example_{kind}")
 
 
 def _policy(config: CreditConfig) -> PolicyCheckpoint | None:
