@@ -81,7 +81,7 @@ def _run_job(folder: Path, kills: int) -> int:
     port = int(server.url.rpartition(":")[2])
     server.wait_until_ready()
     changes = [f"output_dir={folder}", f"service_url={server.url}", f"steps={STEPS}", "threads=1"]
-    changes += ["evaluate_every=1000", "held_out_options.limit=8"]
+    changes += ["service_pair=null", "evaluate_every=1000", "held_out_options.limit=8"]
     command = [sys.executable, "-m", "dense_reward_trainer.cli", "dpr", RECIPE, *changes]
     done = 0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as job:
