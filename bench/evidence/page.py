@@ -9,9 +9,9 @@ Record = Mapping[str, Any]
 
 NAMES = {
     "sft": "SFT",
-    "dpr": "**DPR, the base as reference**",
-    "dpr_early": "DPR, the early reference",
-    "dpr_half_way": "DPR, the half-way reference",
+    "dpr": "**DPR, the base as reference** (fixed point π_sft² / π_base, token by token)",
+    "dpr_early": "DPR, the early reference (π_sft² / π_early)",
+    "dpr_half_way": "DPR, the half-way reference (π_sft² / π_half)",
     "tilted": "tilted: π_sft (π_sft/π_base)^a, no training",
     "best_of_8_reward_sum": "best of 8 by `reward`, sum",
     "best_of_8_reward_min": "best of 8 by `reward`, min",

@@ -254,7 +254,7 @@ def test_checkpoints_that_no_run_leaves_are_refused_before_anything_runs() -> No
         regimes.check_cells(config(policies=POLICIES | wrong))
 
 
-@pytest.mark.parametrize("recipe", ["evidence_sweep", "figures_sweep"])
+@pytest.mark.parametrize("recipe", ["evidence_full_sweep", "evidence_sweep", "figures_sweep", "gsm8k_sweep"])
 def test_the_recipe_is_what_the_jobs_take(recipe: str) -> None:
     study = load_config(SweepConfig, config_path(recipe))
     assert not {0, 1, 2}.intersection(study.seeds), "seeds that were looked at while options were chosen"
