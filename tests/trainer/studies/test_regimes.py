@@ -7,9 +7,8 @@ import pytest
 from dense_reward_trainer.configs.base import config_path, load_config
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.studies import regimes, regimes_jobs
-from dense_reward_trainer.studies.flops import dpr_flops_per_token, matched_sft_steps
 from dense_reward_trainer.studies.regimes_cell import Cell, evaluated_policies
-from dense_reward_trainer.studies.regimes_config import AnyPolicy, SweepConfig
+from dense_reward_trainer.studies.regimes_config import AnyPolicy, SweepConfig, controls, free_controls
 from dense_reward_trainer.studies.regimes_figures import CellFigures, Figures, Verdict, at_matched_kl
 from dense_reward_trainer.studies.regimes_preview import check_preview
 from dense_reward_trainer.studies.regimes_table import (
@@ -36,12 +35,16 @@ POLICIES: dict[str, dict[str, object]] = {
 }
 
 
+MILESTONES: dict[str, object] = {"milestones": {"base": 0.0, "reference": 0.5}}
+SERIES: dict[str, object] = {"of": "dpr_log", "key": "kl_coefficient", "values": [0.5, 1.0], "label": "b"}
+
+
 def config(**changes: object) -> SweepConfig:
     values = {
         "output_dir": "unused",
         "regimes": {"mixed": MIXED},
         "seeds": (1, 2),
-        "sft": {"milestones": {"base": 0.0, "reference": 0.5}},
+        "sft": MILESTONES,
         "policies": POLICIES,
         "tuning": {"seeds": [1000]},
         "primary": "dpr",
@@ -62,10 +65,10 @@ def cell(policies: Mapping[str, Figures], right: float | None = 0.4, start: floa
 
 
 def test_a_dpr_token_costs_what_its_parts_cost() -> None:
-    assert dpr_flops_per_token(1) == 2 + 2 + 2 * 2 + 6
-    assert matched_sft_steps(dpr_tokens=600, updates_per_batch=1, sft_tokens_per_step=100) == 14
-    assert matched_sft_steps(dpr_tokens=600, updates_per_batch=4, sft_tokens_per_step=100) == 32
-    assert matched_sft_steps(dpr_tokens=1, updates_per_batch=1, sft_tokens_per_step=100) == 1
+    assert regimes_jobs.dpr_flops_per_token(1) == 2 + 2 + 2 * 2 + 6
+    assert regimes_jobs.matched_sft_steps(dpr_tokens=600, updates_per_batch=1, sft_tokens_per_step=100) == 14
+    assert regimes_jobs.matched_sft_steps(dpr_tokens=600, updates_per_batch=4, sft_tokens_per_step=100) == 32
+    assert regimes_jobs.matched_sft_steps(dpr_tokens=1, updates_per_batch=1, sft_tokens_per_step=100) == 1
 
 
 def test_tokens_of_an_sft_run_are_counted_across_a_resumption() -> None:
@@ -121,8 +124,24 @@ def test_policies_that_need_the_log_ratio_are_no_controls() -> None:
     using = {name for name, policy in config().all_policies.items() if policy.uses_reward}
     assert using == {"dpr", "tilted", "best"}
     far = {"far": {"kind": "sampled", "options": {"extrapolate": {"base": "base", "strength": 1.0}}}}
-    names, alone = regimes.controls(config(policies=POLICIES | far).all_policies)
+    names, alone = controls(config(policies=POLICIES | far).all_policies)
     assert set(names) - set(alone) == {"far"}
+
+
+def test_a_sample_of_a_checkpoint_that_was_trained_on_the_reward_is_no_control() -> None:
+    more: dict[str, object] = {
+        "dpr_cold": {"kind": "sampled", "options": {"checkpoint": "dpr", "temperature": 0.5}},
+        "log_cold": {"kind": "sampled", "options": {"checkpoint": "dpr_log", "temperature": 0.5}},
+        "half_way": {"kind": "sampled", "options": {"checkpoint": "reference"}},
+        "far": {"kind": "sampled", "options": {"extrapolate": {"base": "base", "strength": 1.0}}},
+    }
+    study = config(policies=POLICIES | more)
+    names, alone = controls(study.all_policies)
+    assert "dpr_cold" not in names
+    assert {"log_cold", "half_way"} <= set(names)
+    assert "log_cold" in alone
+    assert "half_way" not in alone
+    assert free_controls(study.all_policies) == ["cold"]
 
 
 def test_checkpoints_are_named_by_what_the_cell_trains() -> None:
@@ -254,7 +273,84 @@ def test_checkpoints_that_no_run_leaves_are_refused_before_anything_runs() -> No
         regimes.check_cells(config(policies=POLICIES | wrong))
 
 
-@pytest.mark.parametrize("recipe", ["evidence_sweep", "figures_sweep"])
+CHECKED: dict[str, tuple[dict[str, object], str]] = {
+    "one seed for all": ({"sft": MILESTONES | {"seed": 3}}, "sft: seed is set by the study"),
+    "other data": ({"regimes": {"a": MIXED | {"base": {"data.source": "x"}}}}, "regimes.a.base: data.source is set by"),
+    "other policies": ({"evaluate": {"policies.sft.temperature": 0.5}}, "evaluate: policies.sft.temperature is set by"),
+    "other start": ({"policies": POLICIES | {"c": {"kind": "sft", "sft": {"scratch.layers": 2}}}}, "c: scratch.layers"),
+    "other FLOPs": (
+        {"policies": POLICIES | {"c": {"kind": "sft", "matched_flops": "dpr", "sft": {"epochs": 2}}}},
+        "policies.c: epochs is set by",
+    ),
+    "a milestone's name": (
+        {"policies": POLICIES | {"reference": {"kind": "dpr", "reference": "base"}}},
+        "policies.reference: a milestone of SFT has this name too",
+    ),
+    "FLOPs of a sampled policy": (
+        {"policies": POLICIES | {"c": {"kind": "sft", "matched_flops": "cold"}}},
+        "policies.c.matched_flops: cold is no policy of kind dpr",
+    ),
+    "FLOPs that a grid changes": (
+        {"policies": POLICIES | {"dpr": POLICIES["dpr"] | {"grid": {"steps": [1, 2]}}}},
+        r"policies.continued is tuned with the FLOPs of dpr, whose grid changes them \(steps\)",
+    ),
+    "the KL of a choice": (
+        {"policies": POLICIES | {"as_far": POLICIES["as_far"] | {"to": "best"}}},
+        "policies.as_far: a KL can be matched between policies that sample one answer",
+    ),
+    "the KL of a matched KL": (
+        {"policies": POLICIES | {"further": POLICIES["as_far"] | {"to": "as_far"}}},
+        "policies.further: a KL can be matched",
+    ),
+    "a series of a tuned policy": ({"series": {"s": SERIES | {"of": "dpr"}}}, "series.s.of: dpr has a grid"),
+    "two points of one name": ({"series": {"s": SERIES | {"values": [0.9, 0.9]}}}, "would be called s_0.9"),
+    "a point without a place": (
+        {"series": {"s": SERIES | {"key": "returns", "values": ["min", "total"]}}},
+        "series.s: its values are no numbers: give positions",
+    ),
+    "a point that is no folder": ({"series": {"s": SERIES | {"values": ["a/b", "c"]}}}, "'a/b' cannot be part of a"),
+    "a picture of the study": ({"series": {"sweep": SERIES}}, "choose a name without dots"),
+    "a grid without effect": (
+        {"regimes": {"a": MIXED | {"dpr": {"learning_rate": 1e-4}}}},
+        "regimes.a.dpr: learning_rate would replace every value of policies.dpr.grid",
+    ),
+    "a series without effect": (
+        {"regimes": {"a": MIXED | {"dpr": {"kl_coefficient": 1.0}}}, "series": {"s": SERIES}},
+        "regimes.a.dpr: kl_coefficient would replace every value of series.s",
+    ),
+    "a grid that is tuned nowhere": (
+        {
+            "regimes": {
+                "a": MIXED | {"policies": ["dpr"]},
+                "b": MIXED | {"policies": ["dpr", "cold"], "tuned_as": "a"},
+            }
+        },
+        "regimes.b.tuned_as: a does not have cold",
+    ),
+    "a control that is paid the reward": (
+        {"dpr": {"signal": "sft_logprob"}},
+        "policies.dpr: regime mixed or recipe arithmetic_dpr sets signal to sft_logprob",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "complaint"), CHECKED.values(), ids=CHECKED)
+def test_a_study_whose_figures_would_mislead_is_refused(changes: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        regimes.check_cells(config(**changes))
+
+
+def test_a_study_that_is_right_passes_all_checks() -> None:
+    regimes.check_cells(config(series={"s": SERIES}))
+
+
+@pytest.mark.parametrize("name", ["base", "preview", "log.txt"])
+def test_a_name_that_the_study_uses_itself_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="reserved for the study itself"):
+        config(policies=POLICIES | {name: {"kind": "dpr", "reference": "base"}})
+
+
+@pytest.mark.parametrize("recipe", ["evidence_sweep", "evidence_full_sweep", "figures_sweep"])
 def test_the_recipe_is_what_the_jobs_take(recipe: str) -> None:
     study = load_config(SweepConfig, config_path(recipe))
     assert not {0, 1, 2}.intersection(study.seeds), "seeds that were looked at while options were chosen"

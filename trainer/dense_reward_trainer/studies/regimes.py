@@ -21,7 +21,8 @@ from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.processes import in_processes
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 from dense_reward_trainer.studies.regimes_cell import Cell, check_names
-from dense_reward_trainer.studies.regimes_config import AnyPolicy, SweepConfig, series_name
+from dense_reward_trainer.studies.regimes_checks import check_study
+from dense_reward_trainer.studies.regimes_config import AnyPolicy, SweepConfig, controls, series_name
 from dense_reward_trainer.studies.regimes_figures import CellFigures
 from dense_reward_trainer.studies.regimes_jobs import cell_figures
 from dense_reward_trainer.studies.regimes_plot import plot_boundary, plot_policies, plot_series
@@ -76,19 +77,14 @@ def run(config: SweepConfig, report: Report) -> None:
 
 
 def check_cells(config: SweepConfig) -> None:
-    """Raise ConfigError, before anything runs, if a cell names a recipe or a checkpoint that does not exist."""
+    """Raise ConfigError, before anything runs, if the study cannot be run as it is, or would not mean what it says."""
+    check_study(config)
     for regime in config.regimes:
         check_names(Cell(config, regime, config.seeds[0], config.policies_of(regime, config.all_policies)))
     if config.tuning is not None:
         for regime in config.regimes:
             here = config.policies_of(regime, config.policies)
             check_names(Cell(config, regime, config.tuning.seeds[0], variants(here)))
-
-
-def controls(policies: Mapping[str, AnyPolicy]) -> tuple[list[str], list[str]]:
-    """The SFT model and the policies that do not use the reward; of these, those that need no other model."""
-    names = [name for name, policy in policies.items() if not policy.uses_reward]
-    return ["sft", *names], ["sft", *(name for name in names if not policies[name].uses_other_model)]
 
 
 def tune(config: SweepConfig, report: Report) -> tuple[dict[str, dict[str, Choice]], list[Cell]]:

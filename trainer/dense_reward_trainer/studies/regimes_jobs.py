@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import pairwise
+from pathlib import Path
 
 from dense_reward.checkpoints.atomic_file import write_whole
+from dense_reward.manifest import load_manifest
 from dense_reward.records import Report
 
 from dense_reward_trainer.cli import JOBS, main
@@ -23,7 +25,6 @@ from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.runs.checkpoint import is_complete
 from dense_reward_trainer.runs.local_service import free_port, serving_run
 from dense_reward_trainer.runs.run_folder import CONFIG_NAME, METRICS_NAME, MetricsLog
-from dense_reward_trainer.studies.flops import matched_sft_steps
 from dense_reward_trainer.studies.regimes_cell import (
     START,
     Cell,
@@ -37,6 +38,10 @@ from dense_reward_trainer.studies.regimes_config import DprPolicy, MatchedKlPoli
 from dense_reward_trainer.studies.regimes_figures import CellFigures, Figures, Verdict, at_matched_kl
 from dense_reward_trainer.tasks.records import share_right
 from dense_reward_trainer.tasks.write import write_task
+
+# FLOPs per weight and token (Kaplan et al., arXiv 2001.08361, section 2.1); attention is left out on both sides.
+FORWARD, TRAINING = 2, 6
+SAMPLING = SCORING_OF_EACH_MODEL = LOGPROBS = FORWARD
 
 
 def cell_figures(cell: Cell, report: Report) -> CellFigures:
@@ -84,12 +89,7 @@ def train_sft(cell: Cell, *, with_base: bool) -> None:
             "milestones": {},
         }
         run_job(cell, "base_model", "sft", cell.config.sft_recipe, base | cell.config.base | cell.settings.base)
-        start: Overrides = {
-            "base_model": str(cell.folder / "base_model" / "checkpoints" / "sft"),
-            "scratch": None,
-            "renderer": "plain",
-        }
-        overrides |= start
+        overrides = started_from(cell.folder / "base_model" / "checkpoints" / "sft", overrides)
     run_job(cell, "sft", "sft", cell.config.sft_recipe, overrides)
 
 
@@ -117,17 +117,22 @@ def train_dpr(cell: Cell, name: str, policy: DprPolicy, url: str) -> None:
 
 def continue_sft(cell: Cell, name: str, policy: SftPolicy) -> None:
     """Continue SFT from the SFT model on the same demonstrations."""
-    overrides: Overrides = {
-        "data": {"source": str(cell.files.train), "held_out_fraction": 0.0},
-        "eval_every_steps": None,
-        "base_model": str(cell.checkpoint("sft")),
-        "scratch": None,
-        "renderer": "plain",
-    }
+    data: Overrides = {"data": {"source": str(cell.files.train), "held_out_fraction": 0.0}, "eval_every_steps": None}
+    overrides = started_from(cell.checkpoint("sft"), data | sft_overrides(cell))
     own: Overrides = {"milestones": {}}
     if policy.matched_flops is not None:
         own |= {"epochs": 10_000, "max_steps": matched_steps(cell, policy.matched_flops), "warmup_steps": 0}
-    run_job(cell, name, "sft", cell.config.sft_recipe, overrides | sft_overrides(cell) | own | policy.sft)
+    run_job(cell, name, "sft", cell.config.sft_recipe, overrides | own | policy.sft)
+
+
+def started_from(checkpoint: Path, overrides: Overrides) -> Overrides:
+    """The overrides of an SFT run that starts from a checkpoint, and keeps the renderer that it was trained with.
+
+    What the overrides say about another start is left out.
+    """
+    kept = {key: value for key, value in overrides.items() if key.partition(".")[0] != "scratch"}
+    start: Overrides = {"base_model": str(checkpoint), "scratch": None, "renderer": load_manifest(checkpoint).renderer}
+    return kept | start
 
 
 def matched_steps(cell: Cell, dpr: str) -> int:
@@ -137,6 +142,16 @@ def matched_steps(cell: Cell, dpr: str) -> int:
     matched = load_config(DprConfig, cell.folder / dpr / CONFIG_NAME)
     dpr_tokens = sum(line.get("computed_tokens") or 0.0 for line in dpr_lines)
     return matched_sft_steps(dpr_tokens, matched.updates_per_batch, tokens_per_step(sft_lines))
+
+
+def dpr_flops_per_token(updates_per_batch: int) -> int:
+    """FLOPs per weight and token: sample it, compute its log-prob, score it with two models, train on it."""
+    return SAMPLING + LOGPROBS + 2 * SCORING_OF_EACH_MODEL + TRAINING * updates_per_batch
+
+
+def matched_sft_steps(dpr_tokens: float, updates_per_batch: int, sft_tokens_per_step: float) -> int:
+    """Steps of SFT with the FLOPs of a DPR run over `dpr_tokens`, prompts included; at least 1."""
+    return max(1, round(dpr_tokens * dpr_flops_per_token(updates_per_batch) / (TRAINING * sft_tokens_per_step)))
 
 
 def tokens_per_step(lines: Sequence[Mapping[str, float | None]]) -> float:
@@ -192,7 +207,13 @@ def run_job(cell: Cell, name: str, kind: str, recipe: str, overrides: Overrides,
     process.start()
     process.join()
     if process.exitcode:
-        raise JobError(f"{kind} of {folder} failed with exit code {process.exitcode}: the error is above")
+        raise JobError(f"{kind} of {folder} {_how_it_ended(process.exitcode)}")
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"was ended by signal {-code}: if you did not do that, memory ran out; start again with fewer processes"
+    return f"failed with exit code {code}: the error is above"
 
 
 def _exit_with(command: Sequence[str]) -> None:

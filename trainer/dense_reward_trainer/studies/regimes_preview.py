@@ -6,7 +6,7 @@ Must not know jobs.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dense_reward_trainer.studies.regimes_config import AnyPolicy, DprPolicy, SampledPolicy
+from dense_reward_trainer.studies.regimes_config import AnyPolicy, DprPolicy, free_controls
 from dense_reward_trainer.studies.regimes_figures import CellFigures, Verdict
 
 MARGIN = 0.02
@@ -56,9 +56,5 @@ def check_preview(
 def free_control(cell: CellFigures, policies: Mapping[str, AnyPolicy]) -> float:
     """The best accuracy that the SFT model reaches with one answer to each prompt, greedy or sampled."""
     sft = cell.policies["sft"]
-    sampled = [
-        cell.policies[name].sampled_accuracy
-        for name, policy in policies.items()
-        if isinstance(policy, SampledPolicy) and not policy.uses_reward and not policy.options.keys() & {"choose"}
-    ]
+    sampled = [cell.policies[name].sampled_accuracy for name in free_controls(policies)]
     return max([sft.sampled_accuracy, sft.greedy_accuracy or 0.0, *sampled])
