@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dense_reward_trainer.credit.auroc import Interval
+from dense_reward_trainer.credit.paired import in_words
+
 from bench.tables import table
 
 Record = Mapping[str, Any]
@@ -120,7 +123,5 @@ def tuning_block(tuning: Record) -> str:
 
 
 def interval(found: Record | None) -> str:
-    """A mean with its 95 % interval."""
-    if found is None:
-        return "-"
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    """A mean with its 95 % interval; "no spread" if all seeds gave the same, so that there is no interval."""
+    return "-" if found is None else in_words(Interval(**found))
