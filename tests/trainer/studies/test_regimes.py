@@ -1,7 +1,11 @@
 """The regimes study without its jobs: what is tuned, matched, compared and refused."""
 
-from collections.abc import Mapping
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from dense_reward_trainer.configs.base import config_path, load_config
@@ -20,7 +24,8 @@ from dense_reward_trainer.studies.regimes_table import (
     summarise,
 )
 from dense_reward_trainer.studies.regimes_tuning import choice_lines, choose, tuned, variant_name, variants
-from pydantic import ValidationError
+from known_policies import write_known_policy
+from pydantic import JsonValue, ValidationError
 
 MIXED = {"task": {"name": "mixed_demonstrators"}}
 POLICIES: dict[str, dict[str, object]] = {
@@ -358,7 +363,113 @@ def test_the_recipe_is_what_the_jobs_take(recipe: str) -> None:
 
 
 def test_a_missing_submitit_is_named_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "submitit", None)
+    monkeypatch.setitem(sys.modules, "submitit", None)
     study = config(output_dir=tmp_path, submitit={"timeout_min": 5})
     with pytest.raises(ConfigError, match="pip install submitit"):
         regimes.run_cells([Cell(study, "mixed", 1, {})], study, "seeds", print)
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedJob:
+    """A job of a cluster that ended with an error, or without."""
+
+    error: Exception | None
+
+    def exception(self) -> Exception | None:
+        return self.error
+
+
+class AtOnce:
+    """submitit's executor, with jobs that run at once in this process."""
+
+    def __init__(self, folder: Path, cluster: object = None) -> None:
+        if cluster == "moon":
+            raise ValueError("AutoExecutor doesn't know any executor named moon")
+        self.options: dict[str, object] = {}
+
+    def update_parameters(self, **options: object) -> None:
+        if "minutes" in options:
+            raise NameError("Unknown argument(s): minutes")
+        self.options |= options
+
+    def map_array(self, function: Callable[[Cell], object], cells: Sequence[Cell]) -> list[FinishedJob]:
+        assert self.options == {"timeout_min": 5}
+        jobs = []
+        for one in cells:
+            try:
+                function(one)
+            except JobError as error:
+                jobs.append(FinishedJob(RuntimeError(f"Job failed during processing with trace:\n{error}")))
+            else:
+                jobs.append(FinishedJob(None))
+        return jobs
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("submitit")
+    monkeypatch.setattr(module, "AutoExecutor", AtOnce, raising=False)
+    monkeypatch.setitem(sys.modules, "submitit", module)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_cells_become_jobs_of_a_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = config(output_dir=tmp_path, submitit={"cluster": "debug", "timeout_min": 5})
+    cells = [Cell(study, "mixed", seed, {}) for seed in (1, 2)]
+    found = cell({"sft": figures(0.5)})
+
+    def leave_figures(one: Cell) -> None:
+        one.folder.mkdir(parents=True)
+        one.figures.write_text(json.dumps(asdict(found)))
+
+    monkeypatch.setattr(regimes, "logged_cell", leave_figures)
+    assert regimes.run_cells(cells, study, "seeds", print) == [found, found]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_job_of_a_cluster_that_leaves_no_figures_is_not_run_again_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = config(output_dir=tmp_path, submitit={"timeout_min": 5})
+    monkeypatch.setattr(regimes, "logged_cell", lambda _: None)
+    with pytest.raises(
+        JobError, match=r"mixed, seed 1 ended, but .*figures.json is not here: put output_dir on a file"
+    ):
+        regimes.run_cells([Cell(study, "mixed", 1, {})], study, "seeds", print)
+
+    def fail(_: Cell) -> None:
+        raise JobError("sft failed with exit code 2")
+
+    monkeypatch.setattr(regimes, "logged_cell", fail)
+    with pytest.raises(JobError, match=r"mixed, seed 1: sft failed with exit code 2; more in .*log.txt"):
+        regimes.run_cells([Cell(study, "mixed", 1, {})], study, "seeds", print)
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("options", "complaint"), [({"cluster": "moon"}, "named moon"), ({"minutes": 5}, "Unknown argument.*minutes")]
+)
+def test_options_that_submitit_refuses_are_named(tmp_path: Path, options: dict[str, object], complaint: str) -> None:
+    study = config(output_dir=tmp_path, submitit=options)
+    with pytest.raises(ConfigError, match=f"submitit refuses these options: .*{complaint}"):
+        regimes.run_cells([Cell(study, "mixed", 1, {})], study, "seeds", print)
+
+
+def test_continued_sft_starts_from_the_sft_model_whatever_the_overrides_say(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "sft"
+    write_known_policy(checkpoint, 0.4)
+    given: dict[str, JsonValue] = {"base_model": "org/model", "scratch.layers": 2, "renderer": "chat", "epochs": 3}
+    found = regimes_jobs.started_from(checkpoint, given)
+    assert found == {"base_model": str(checkpoint), "scratch": None, "renderer": "plain", "epochs": 3}
+
+
+def test_jobs_of_several_commits_are_reported(tmp_path: Path) -> None:
+    study, reports = config(output_dir=tmp_path), list[str]()
+    cells = [Cell(study, "mixed", seed, {}) for seed in (1, 2)]
+    for one, commit in zip(cells, ("aaa", "bbb"), strict=True):
+        (one.folder / "sft").mkdir(parents=True)
+        (one.folder / "sft" / "run.json").write_text(json.dumps({"commit": commit}))
+    assert regimes.commits_of(cells[:1], reports.append) == {"aaa": 1}
+    assert not reports
+    assert regimes.commits_of(cells, reports.append) == {"aaa": 1, "bbb": 1}
+    assert "may not be comparable: 1 at aaa, 1 at bbb" in reports[0]

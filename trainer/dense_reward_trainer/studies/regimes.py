@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -65,6 +66,7 @@ def run(config: SweepConfig, report: Report) -> None:
     cpu_hours = sum(cell.cpu_s() for cell in cells) / 3600
     record = sweep_record(config, choices, figures, results, places)
     record |= {"preview": [asdict(one) | {"right": one.right} for one in previews], "cpu_hours": cpu_hours}
+    record |= {"commits": commits_of(cells, report)}
     write_whole(folder / "sweep.json", json.dumps(record, indent=2).encode() + b"\n")
     plot(config, figures, places, folder)
     report(format_table(figures))
@@ -170,16 +172,41 @@ def logged_cell(cell: Cell) -> CellFigures:
         raise JobError(f"{error}, in {cell.log}") from error
 
 
-def on_a_cluster(cells: Sequence[Cell], options: Mapping[str, object], folder: Path) -> Iterable[CellFigures]:
-    """The figures of the cells, each as a job that submitit submits. Raises ConfigError if submitit is missing."""
+def on_a_cluster(cells: Sequence[Cell], options: Mapping[str, object], folder: Path) -> Iterable[None]:
+    """Runs the cells, each as a job that submitit submits; yields after each.
+
+    Raises ConfigError if submitit is missing or refuses the options, JobError if a job fails or leaves no figures here.
+    """
     try:
         submitit = importlib.import_module("submitit")
     except ImportError:
         raise ConfigError("submitit is set, but not installed: pip install submitit") from None
-    executor = submitit.AutoExecutor(folder=folder, cluster=options.get("cluster"))
-    executor.update_parameters(**{name: value for name, value in options.items() if name != "cluster"})
-    for job in executor.map_array(logged_cell, cells):
-        yield job.result()
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=options.get("cluster"))
+        executor.update_parameters(**{name: value for name, value in options.items() if name != "cluster"})
+    except (NameError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"submitit refuses these options: {' '.join(str(error).split())}") from None
+    for cell, job in zip(cells, executor.map_array(logged_cell, cells), strict=True):
+        failure = job.exception()
+        if failure is not None:
+            last_line = (str(failure).strip().splitlines() or [type(failure).__name__])[-1]
+            raise JobError(f"{cell.regime}, seed {cell.seed}: {last_line}; more in {cell.log} and {folder}")
+        if not cell.figures.is_file():
+            raise JobError(
+                f"the job of {cell.regime}, seed {cell.seed} ended, but {cell.figures} is not here: put output_dir on "
+                "a file system that the cluster shares with this machine"
+            )
+        yield
+
+
+def commits_of(cells: Sequence[Cell], report: Report) -> dict[str, int]:
+    """Commit of this program -> number of jobs that were last started at it; reports if there are several."""
+    records = [json.loads(path.read_text()) for cell in cells for path in sorted(cell.folder.glob("*/run.json"))]
+    counts = Counter(str(record["commit"]) for record in records)
+    if len(counts) > 1:
+        listed = ", ".join(f"{number} at {name}" for name, number in counts.most_common())
+        report(f"the jobs ran at several commits, so they may not be comparable: {listed}")
+    return dict(counts)
 
 
 def sweep_record(
