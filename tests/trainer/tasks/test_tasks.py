@@ -81,6 +81,13 @@ def test_prompts_can_be_more_or_others_than_the_demonstrations() -> None:
     assert all("How many" in prompt for prompt in prompts_of(data_of(TASKS["other_kind"]).prompts))
 
 
+def test_neighbouring_seeds_do_not_share_their_problems() -> None:
+    task = TASKS["few"] | {"digits": 3, "demonstrations": 100, "prompts": 100}
+    first, second = data_of(task, 20), data_of(task, 21)
+    shared = set(prompts_of(first.prompts)) & set(prompts_of(second.train))
+    assert len(shared) < 5, "the problems of one seed are nearly independent of those of the next"
+
+
 def test_nuisance_words_surround_the_working_and_leave_the_answer_alone() -> None:
     for row in data_of(TASKS["nuisance_entropy"]).train:
         *lines, answer = row.response.split("\n")
