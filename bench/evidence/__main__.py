@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def gain_keys(primary: Record) -> dict[str, float | str]:
     """DPR with the base as reference minus the best control, on demonstrators of mixed quality.
 
-    `..._over_one_model`: minus the best of the controls that need the SFT model alone, as the reward does not.
+    `..._over_one_model`: minus the best of the controls that, unlike the reward, need the SFT model alone.
     """
     keys: dict[str, float | str] = {}
     for metric, name in (("greedy_accuracy", "greedy"), ("sampled_accuracy", "sampled")):

@@ -228,8 +228,33 @@ def test_a_verdict_is_right_if_training_did_what_it_said(reached: float, outcome
         check = check_preview("mixed", 1, found, study.all_policies, "dpr")
         assert check is not None
         assert (check.policy, check.outcome, check.right) == ("dpr_early", outcome, said == outcome)
+        assert check.on_its_reference
         assert "of 1 verdicts" in format_previews([check])
     assert check_preview("mixed", 1, CellFigures(policies, None, None), study.all_policies, "dpr") is None
+
+
+def test_a_verdict_on_a_reference_that_was_not_trained_on_is_marked() -> None:
+    policies = {name: figures(0.5) for name in ("sft", "cold", "dpr")}
+    study = config()
+    for reference, marked in (("half", True), ("base", False), (None, False)):
+        found = CellFigures(policies, None, None, Verdict("no", reference, "because"))
+        check = check_preview("mixed", 1, found, study.all_policies, "dpr")
+        assert check is not None
+        assert check.policy == "dpr"
+        assert ("dpr (other reference)" in format_previews([check])) == marked
+
+
+def test_a_series_is_plotted_for_the_regimes_that_have_it(tmp_path: Path) -> None:
+    regimes_of_two: dict[str, object] = {"all": MIXED, "few": MIXED | {"policies": ["dpr"]}}
+    study = config(output_dir=tmp_path, series={"b": SERIES}, regimes=regimes_of_two)
+    names = ("sft", "dpr", "b_0.5", "b_1.0")
+    two = [cell({name: figures(value) for name in names}) for value in (0.1, 0.2)]
+    few = [cell({name: figures(value) for name in ("sft", "dpr")}) for value in (0.1, 0.2)]
+    regimes.plot(study, {"all": two, "few": few}, {}, tmp_path)
+    assert (tmp_path / "b.png").is_file()
+    (tmp_path / "b.png").unlink()
+    regimes.plot(study, {"few": few}, {}, tmp_path)
+    assert not (tmp_path / "b.png").exists()
 
 
 def test_figures_survive_their_file() -> None:
@@ -358,7 +383,8 @@ def test_a_name_that_the_study_uses_itself_is_refused(name: str) -> None:
 @pytest.mark.parametrize("recipe", ["evidence_sweep", "evidence_full_sweep", "figures_sweep"])
 def test_the_recipe_is_what_the_jobs_take(recipe: str) -> None:
     study = load_config(SweepConfig, config_path(recipe))
-    assert not {0, 1, 2}.intersection(study.seeds), "seeds that were looked at while options were chosen"
+    reported = {seed for regime in study.regimes for seed in study.seeds_of(regime)}
+    assert not {0, 1, 2}.intersection(reported), "seeds that were looked at while options were chosen"
     regimes.check_cells(study)
 
 

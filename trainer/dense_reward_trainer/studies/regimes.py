@@ -230,11 +230,14 @@ def sweep_record(
 def plot(
     config: SweepConfig, figures: Mapping[str, Sequence[CellFigures]], places: Mapping[str, Place], folder: Path
 ) -> None:
-    """The pictures: all policies, the boundary if it has several places, and each series."""
+    """The pictures: all policies, the boundary if it has several places, each series in the regimes that have it."""
     plot_policies(figures, folder / "sweep")
     if len(places) > 1:
-        plot_boundary(places, folder / "boundary", config.primary)
+        primaries = sorted({config.primary_of(regime) for regime in places})
+        plot_boundary(places, folder / "boundary", " or ".join(primaries))
     for name, series in config.series.items():
         names = [series_name(name, value) for value in series.values]
         positions = series.positions or [float(str(value)) for value in series.values]
-        plot_series(figures, names, positions, series.label, folder / name)
+        here = {regime: cells for regime, cells in figures.items() if set(names) <= cells[0].policies.keys()}
+        if here:
+            plot_series(here, names, positions, series.label, folder / name)

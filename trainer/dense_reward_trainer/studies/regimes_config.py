@@ -156,7 +156,7 @@ class SweepConfig(JobConfig):
     series: dict[SafeName, Series] = Field(default={}, description="Policies along an axis.")
     primary: SafeName = Field(description="The policy that is compared with every other one, paired over the seeds.")
     processes: int = Field(
-        default=1, ge=1, description="Cells in parallel; with more than one, each writes its output to its log.txt."
+        default=1, ge=1, description="Cells in parallel; each writes the output of its jobs to its log.txt."
     )
     threads: int = Field(default=1, ge=1, description="CPU threads of every job and of its service.")
     preview: Overrides | None = Field(
