@@ -11,7 +11,10 @@ POLICIES: dict[str, dict[str, object]] = {
     "continued": {"kind": "sft", "matched_flops": "dpr", "grid": {"learning_rate": [1e-4, 1e-3]}},
     "cold": {"kind": "sampled", "grid": {"temperature": [1.0, 0.7, 0.4]}},
     "tilted": {"kind": "sampled", "options": {"tilt": {"reference": "base", "strength": 1.0}}},
-    "best": {"kind": "sampled", "options": {"choose": {"samples": 8, "by": "reward", "pair": "base"}}},
+    "best": {
+        "kind": "sampled",
+        "options": {"choose": {"samples": 8, "by": "reward", "aggregate": "sum", "pair": "base"}},
+    },
     "majority": {"kind": "sampled", "options": {"choose": {"samples": 8, "by": "majority"}}},
     "dpr_log": {"kind": "dpr", "reference": "base", "dpr": {"signal": "sft_logprob"}},
     "as_far": {"kind": "matched_kl", "to": "dpr", "values": [1.0, 0.7, 0.4]},

@@ -19,6 +19,7 @@ from dense_reward_trainer.studies.regimes_table import (
     summarise,
 )
 from dense_reward_trainer.studies.regimes_tuning import choice_lines, choose, tuned, variant_name, variants
+from dense_reward_trainer.tasks.records import TaskData, demonstration
 from known_policies import write_known_policy
 from pydantic import JsonValue
 from regimes_study import MIXED, POLICIES, SERIES, cell_of, figures, study
@@ -251,3 +252,11 @@ def test_jobs_of_several_commits_are_reported(tmp_path: Path) -> None:
     assert not reports
     assert regimes.commits_of(cells, reports.append) == {"aaa": 1, "bbb": 1}
     assert "may not be comparable: 1 at aaa, 1 at bbb" in reports[0]
+
+
+@pytest.mark.parametrize(("checker", "expected"), [("final_answer", 0.5), ("last_number", 1.0), ("exact", None)])
+def test_demonstrations_are_judged_as_the_evaluation_judges(checker: str, expected: float | None) -> None:
+    rows = (demonstration("1+1?", "#### 2", 2, "x"), demonstration("1+2?", "It is 3.", 3, "x"))
+    small = study(evaluate={"held_out_options.checker": checker})
+    job = regimes_jobs.evaluation_job(Cell(small, "mixed", 1, {}), "http://127.0.0.1")
+    assert regimes_jobs.demonstrations_right(TaskData(rows, rows, rows), job) == expected

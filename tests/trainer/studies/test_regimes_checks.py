@@ -96,6 +96,23 @@ CHECKED: dict[str, tuple[dict[str, object], str]] = {
         },
         "regimes.b.tuned_as: a does not have cold",
     ),
+    "an unknown option of the base": ({"base": {"epoch": 2}}, "unknown key epoch: did you mean epochs"),
+    "an unknown option of continued SFT": (
+        {"policies": POLICIES | {"more": {"kind": "sft", "sft": {"learning_rat": 1}}}},
+        "unknown key learning_rat: did you mean learning_rate",
+    ),
+    "an unknown option of a sampled policy": (
+        {"policies": POLICIES | {"hot": {"kind": "sampled", "options": {"temprature": 2}}}},
+        "unknown key policies.hot.temprature: did you mean policies.hot.temperature",
+    ),
+    "a grid of no option": (
+        {"policies": POLICIES | {"hot": {"kind": "sampled", "grid": {"top_p": [0.5, 1.5]}}}},
+        "policies.hot--1.top_p: Input should be less than or equal to 1",
+    ),
+    "two ways to find an answer": (
+        {"preview": {}, "labelled": 5, "evaluate": {"held_out_options.checker": "last_number"}},
+        "preview finds answers by final_answer, evaluate by last_number: set preview.checker and",
+    ),
     "a control that is paid the reward": (
         {"dpr": {"signal": "sft_logprob"}},
         "policies.dpr: regime mixed or recipe arithmetic_dpr sets signal to sft_logprob",

@@ -22,7 +22,7 @@ from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.processes import in_processes
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 from dense_reward_trainer.studies.regimes_cell import Cell, check_names
-from dense_reward_trainer.studies.regimes_checks import check_study
+from dense_reward_trainer.studies.regimes_checks import check_jobs, check_study
 from dense_reward_trainer.studies.regimes_config import AnyPolicy, SweepConfig, controls, series_name
 from dense_reward_trainer.studies.regimes_figures import CellFigures
 from dense_reward_trainer.studies.regimes_jobs import cell_figures
@@ -82,11 +82,13 @@ def check_cells(config: SweepConfig) -> None:
     """Raise ConfigError, before anything runs, if the study cannot be run as it is, or would not mean what it says."""
     check_study(config)
     for regime in config.regimes:
-        check_names(Cell(config, regime, config.seeds[0], config.policies_of(regime, config.all_policies)))
-    if config.tuning is not None:
-        for regime in config.regimes:
+        cells = [Cell(config, regime, config.seeds[0], config.policies_of(regime, config.all_policies))]
+        if config.tuning is not None:
             here = config.policies_of(regime, config.policies)
-            check_names(Cell(config, regime, config.tuning.seeds[0], variants(here)))
+            cells.append(Cell(config, regime, config.tuning.seeds[0], variants(here)))
+        for cell in cells:
+            check_names(cell)
+            check_jobs(cell)
 
 
 def tune(config: SweepConfig, report: Report) -> tuple[dict[str, dict[str, Choice]], list[Cell]]:

@@ -3,7 +3,12 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.configs.evaluate import EvaluateConfig
+from dense_reward_trainer.configs.preview import PreviewConfig
+from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.studies.regimes_cell import Cell, arguments, evaluated_policies, sft_overrides
 from dense_reward_trainer.studies.regimes_config import (
     DprPolicy,
     MatchedKlPolicy,
@@ -51,6 +56,36 @@ def check_study(config: SweepConfig) -> None:
     for name, regime in config.regimes.items():
         _check_reached(config, name, regime)
         _check_tuned(config, name)
+
+
+def check_jobs(cell: Cell) -> None:
+    """Raises ConfigError, before anything runs, if a job of the cell would refuse its configuration."""
+    config, here, files = cell.config, cell.settings, cell.files
+    folder: Overrides = {"output_dir": str(cell.folder)}
+    data: Overrides = folder | {"data": {"source": str(files.train)}}
+    recipe = config_path(config.sft_recipe)
+    load_config(SftConfig, recipe, arguments(data | config.base | here.base))
+    for policy in cell.policies.values():
+        if isinstance(policy, SftPolicy):
+            start: Overrides = {"base_model": str(cell.checkpoint("sft")), "scratch": None}
+            kept = {key: value for key, value in sft_overrides(cell).items() if key.partition(".")[0] != "scratch"}
+            load_config(SftConfig, recipe, arguments(data | kept | start | policy.sft))
+    own: Overrides = folder | {
+        "policies": evaluated_policies(cell),
+        "held_out": str(files.test),
+        "service_url": "http://127.0.0.1",
+    }
+    evaluated = load_config(
+        EvaluateConfig, config_path("arithmetic_evaluate"), arguments(own | config.evaluate | here.evaluate)
+    )
+    if config.preview is not None:
+        own = folder | {"run": str(cell.folder), "labelled": str(files.labelled)} | config.preview | here.preview
+        checker = load_config(PreviewConfig, config_path("arithmetic_preview"), arguments(own)).checker
+        if checker != evaluated.held_out_options.checker:
+            raise ConfigError(
+                f"regime {cell.regime}: preview finds answers by {checker}, evaluate by "
+                f"{evaluated.held_out_options.checker}: set preview.checker and evaluate.held_out_options.checker alike"
+            )
 
 
 def _sections(config: SweepConfig) -> Iterator[tuple[str, str, Overrides]]:

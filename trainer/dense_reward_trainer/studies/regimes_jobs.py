@@ -21,7 +21,8 @@ from dense_reward.records import Report
 from dense_reward_trainer.cli import JOBS, main
 from dense_reward_trainer.configs.base import JobConfig, changed_keys, config_path, load_config
 from dense_reward_trainer.configs.dpr import DprConfig
-from dense_reward_trainer.data.final_answers import final_answer
+from dense_reward_trainer.configs.evaluate import EvaluateConfig
+from dense_reward_trainer.data.final_answers import answer_of
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.checkpoint import is_complete
 from dense_reward_trainer.runs.local_service import free_port, serving_run
@@ -37,7 +38,7 @@ from dense_reward_trainer.studies.regimes_cell import (
 )
 from dense_reward_trainer.studies.regimes_config import DprPolicy, MatchedKlPolicy, Overrides, SftPolicy
 from dense_reward_trainer.studies.regimes_figures import CellFigures, Figures, Verdict, at_matched_kl
-from dense_reward_trainer.tasks.records import share_right
+from dense_reward_trainer.tasks.records import TaskData, share_right
 from dense_reward_trainer.tasks.write import write_task
 
 
@@ -77,7 +78,8 @@ def cell_figures(cell: Cell, report: Report) -> CellFigures:
             for name, policy in cell.policies.items():
                 if isinstance(policy, SftPolicy):
                     run_job(cell, continued_job(cell, name, policy))
-            run_job(cell, evaluation_job(cell, url))
+            tested = evaluation_job(cell, url)
+            run_job(cell, tested)
     evaluation = json.loads((cell.folder / "evaluation" / "evaluation.json").read_text())
     policies = {name: policy_figures(cell, name, evaluation) for name in ("sft", *cell.policies)}
     for name, policy in cell.policies.items():
@@ -85,9 +87,16 @@ def cell_figures(cell: Cell, report: Report) -> CellFigures:
             curve = [Figures.of(evaluation[point]) for point in points_of(name, policy)]
             policies[name] = at_matched_kl(curve, policies[policy.to].kl_to_sft)
     start = Figures.of(evaluation[START]) if data.base and START in evaluation else None
-    figures = CellFigures(policies, share_right(data.train, final_answer), start, verdict)
+    figures = CellFigures(policies, demonstrations_right(data, tested), start, verdict)
     write_whole(cell.figures, json.dumps(asdict(figures), indent=2).encode() + b"\n")
     return figures
+
+
+def demonstrations_right(data: TaskData, tested: Job) -> float | None:
+    """The share of right demonstrations, by the checker of the evaluation; None if it is not known."""
+    config = load_config(EvaluateConfig, config_path(tested.recipe), arguments(tested.overrides))
+    checker = config.held_out_options.checker
+    return None if checker == "exact" else share_right(data.train, lambda text: answer_of(text, checker))
 
 
 def policy_figures(cell: Cell, name: str, evaluation: Mapping[str, Mapping[str, object]]) -> Figures:
