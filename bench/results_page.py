@@ -109,6 +109,7 @@ class EvidenceFile(Provenance):
     """bench/results/evidence.json; bench/evidence/page.py reads the study."""
 
     study: Mapping[str, Any]
+    study_commits: Mapping[str, int]
 
 
 def main() -> int:
@@ -126,7 +127,7 @@ def blocks() -> dict[str, str]:
     }
     options: EstimatorsFile = json.loads((RESULTS / "estimators.json").read_text("utf-8"))
     found: EvidenceFile = json.loads((RESULTS / "evidence.json").read_text("utf-8"))
-    made = source("evidence.json", found)
+    made = evidence_source(found)
     return {
         "credit": credit_block(credit),
         **{name: f"{body}\n\n{made}" for name, body in evidence.blocks(found["study"]).items()},
@@ -268,6 +269,17 @@ def cost_of_the_plain_option(file: EstimatorsFile) -> Iterator[str]:
             f"If each takes the learning rate that is fastest on the tuning task, it needs {fastest:.1f} times as many "
             "there (one seed, so no interval)."
         )
+
+
+def evidence_source(file: EvidenceFile) -> str:
+    """`source` with the commit at which the jobs of the study ran, not that of its analysis; names several as such."""
+    ran = file["study_commits"]
+    most = max(ran, key=lambda commit: ran[commit])
+    made: Provenance = {"commit": most, "machine": file["machine"], "versions": file["versions"]}
+    others = sum(ran.values()) - ran[most]
+    return source("evidence.json", made) + (
+        f" {others} of {sum(ran.values())} jobs ran at other commits." * bool(others)
+    )
 
 
 def source(name: str, file: Provenance) -> str:

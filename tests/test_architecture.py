@@ -144,8 +144,8 @@ MUST_NOT_IMPORT = {
         "studies.compare_options_config studies.regimes_config": MODEL_LIBRARIES,
         "studies.compare_options_plot": {f"{TRAINER}.studies.compare_options"},
         "studies.compare_options_table": TRAINING | {f"{TRAINER}.studies.compare_options"},
-        "studies.exact_task studies.regimes_figures studies.regimes_plot studies.regimes_preview "
-        "studies.regimes_table": TRAINING,
+        "studies.exact_task studies.regimes_checks studies.regimes_figures studies.regimes_plot "
+        "studies.regimes_preview studies.regimes_table": TRAINING,
         "tasks.mixed_demonstrators tasks.nuisance_entropy tasks.records tasks.worked": MODEL_LIBRARIES | TEXT,
     }.items()
     for name in names.split()

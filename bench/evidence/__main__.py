@@ -1,6 +1,6 @@
 """Runs the regimes study and writes bench/results/evidence.json: `python -m bench.evidence [--full]`.
 
-Finished parts are reused, so an interrupted run continues; a study of another commit is reported.
+Finished parts are reused, so an interrupted run continues; `study_commits` are those at which its jobs ran.
 """
 
 import argparse
@@ -16,7 +16,6 @@ from dense_reward_trainer.configs.base import config_path, load_config
 from dense_reward_trainer.studies.regimes_config import SweepConfig
 
 from bench.circumstances import circumstances
-from bench.credit import commit_of
 
 RESULTS, PICTURES = Path("bench/results"), Path("docs/pictures")
 MIXED = "mixed"
@@ -24,16 +23,18 @@ Record = Mapping[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns exit code 0 once the results are written."""
+    """Returns exit code 0 once the results are written, or the code of the study if it fails."""
     parser = argparse.ArgumentParser(prog="python -m bench.evidence", description=__doc__)
     parser.add_argument("--full", action="store_true", help="all regimes and figures: nights of CPU time")
     options = parser.parse_args(arguments)
     recipe = "evidence_full_sweep" if options.full else "evidence_sweep"
     config = load_config(SweepConfig, config_path(recipe))
-    subprocess.run([sys.executable, "-m", "dense_reward_trainer.cli", "sweep", recipe], check=True)
+    done = subprocess.run([sys.executable, "-m", "dense_reward_trainer.cli", "sweep", recipe], check=False)
+    if done.returncode:
+        return done.returncode
     study = json.loads((config.output_dir / "sweep.json").read_text())
     keys = gain_keys(study["primary"][MIXED]) | boundary_keys(study["boundary"]) | preview_keys(study["preview"])
-    record = {**keys, "study": study, "study_commit": commit_of(config.output_dir), **circumstances()}
+    record = {**keys, "study": study, "study_commits": study["commits"], **circumstances()}
     name = "evidence_full" if options.full else "evidence"
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
     PICTURES.mkdir(exist_ok=True)
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def gain_keys(primary: Record) -> dict[str, float | str]:
     """DPR with the base as reference minus the best control, on demonstrators of mixed quality.
 
-    `..._over_one_model`: minus the best of the controls that need the SFT model alone, as the reward does not.
+    `..._over_one_model`: minus the best of the controls that, unlike the reward, need the SFT model alone.
     """
     keys: dict[str, float | str] = {}
     for metric, name in (("greedy_accuracy", "greedy"), ("sampled_accuracy", "sampled")):

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dense_reward_trainer.credit.auroc import Interval
+from dense_reward_trainer.credit.paired import in_words
+
 from bench.tables import table
 
 Record = Mapping[str, Any]
@@ -22,7 +25,7 @@ NAMES = {
     "top_p": "SFT, top-p",
     "min_p": "SFT, min-p",
     "extrapolated": "weights θ_sft + a (θ_sft − θ_base)",
-    "power_4": "power sampling, π_sft⁴ from 16 samples",
+    "power_4": "power sampling, π_sft⁴ from 8 samples",
     "majority_of_8": "majority of 8",
     "best_of_8_sft_logprob_sum": "best of 8 by `sft_logprob`, sum",
     "best_of_8_sft_logprob_min": "best of 8 by `sft_logprob`, min",
@@ -92,7 +95,7 @@ def preview_block(previews: list[Record]) -> str:
             one["regime"],
             str(one["seed"]),
             VERDICTS[one["verdict"]["verdict"]],
-            one["verdict"]["reference"] or "-",
+            reference_of(one),
             f"{one['over_sft']:+.3f}",
             f"{one['over_control']:+.3f}",
             "yes" if one["right"] else f"no: {VERDICTS[one['outcome']]}",
@@ -101,6 +104,14 @@ def preview_block(previews: list[Record]) -> str:
     ]
     head = ["task", "seed", "verdict", "reference", "DPR − SFT", "DPR − best free control", "right"]
     return f"{table(head, rows)}\n\n{sum(one['right'] for one in previews)} of {len(previews)} verdicts were right."
+
+
+def reference_of(check: Record) -> str:
+    """The reference that the verdict names; says so if training used another one, with which it was then compared."""
+    named = check["verdict"]["reference"]
+    if named is None or check["on_its_reference"]:
+        return named or "-"
+    return f"{named} (trained: `{check['policy']}`)"
 
 
 def tuning_block(tuning: Record) -> str:
@@ -120,7 +131,5 @@ def tuning_block(tuning: Record) -> str:
 
 
 def interval(found: Record | None) -> str:
-    """A mean with its 95 % interval."""
-    if found is None:
-        return "-"
-    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+    """A mean with its 95 % interval; "no spread" if all seeds gave the same, so that there is no interval."""
+    return "-" if found is None else in_words(Interval(**found))

@@ -1,16 +1,14 @@
 """The regimes study without its jobs: what is tuned, matched, compared and refused."""
 
-from collections.abc import Mapping
+import json
 from pathlib import Path
 
 import pytest
-from dense_reward_trainer.configs.base import config_path, load_config
-from dense_reward_trainer.errors import ConfigError, JobError
+from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.studies import regimes, regimes_jobs
-from dense_reward_trainer.studies.flops import dpr_flops_per_token, matched_sft_steps
 from dense_reward_trainer.studies.regimes_cell import Cell, evaluated_policies
-from dense_reward_trainer.studies.regimes_config import AnyPolicy, SweepConfig
-from dense_reward_trainer.studies.regimes_figures import CellFigures, Figures, Verdict, at_matched_kl
+from dense_reward_trainer.studies.regimes_config import AnyPolicy, controls, free_controls
+from dense_reward_trainer.studies.regimes_figures import CellFigures, Verdict, at_matched_kl
 from dense_reward_trainer.studies.regimes_preview import check_preview
 from dense_reward_trainer.studies.regimes_table import (
     compare_primary,
@@ -21,51 +19,21 @@ from dense_reward_trainer.studies.regimes_table import (
     summarise,
 )
 from dense_reward_trainer.studies.regimes_tuning import choice_lines, choose, tuned, variant_name, variants
-from pydantic import ValidationError
-
-MIXED = {"task": {"name": "mixed_demonstrators"}}
-POLICIES: dict[str, dict[str, object]] = {
-    "dpr": {"kind": "dpr", "reference": "base", "grid": {"learning_rate": [1e-4, 2e-4, 4e-4]}},
-    "continued": {"kind": "sft", "matched_flops": "dpr", "grid": {"learning_rate": [1e-4, 1e-3]}},
-    "cold": {"kind": "sampled", "grid": {"temperature": [1.0, 0.7, 0.4]}},
-    "tilted": {"kind": "sampled", "options": {"tilt": {"reference": "base", "strength": 1.0}}},
-    "best": {"kind": "sampled", "options": {"choose": {"samples": 8, "by": "reward", "pair": "base"}}},
-    "majority": {"kind": "sampled", "options": {"choose": {"samples": 8, "by": "majority"}}},
-    "dpr_log": {"kind": "dpr", "reference": "base", "dpr": {"signal": "sft_logprob"}},
-    "as_far": {"kind": "matched_kl", "to": "dpr", "values": [1.0, 0.7, 0.4]},
-}
-
-
-def config(**changes: object) -> SweepConfig:
-    values = {
-        "output_dir": "unused",
-        "regimes": {"mixed": MIXED},
-        "seeds": (1, 2),
-        "sft": {"milestones": {"base": 0.0, "reference": 0.5}},
-        "policies": POLICIES,
-        "tuning": {"seeds": [1000]},
-        "primary": "dpr",
-    }
-    return SweepConfig.model_validate(values | changes)
+from dense_reward_trainer.tasks.records import TaskData, demonstration
+from known_policies import write_known_policy
+from pydantic import JsonValue
+from regimes_study import MIXED, POLICIES, SERIES, cell_of, figures, study
 
 
 def option(policy: AnyPolicy, name: str) -> object:
     return policy.model_dump()[name]
 
 
-def figures(sampled: float, greedy: float | None = 1.0, kl: float | None = 0.0) -> Figures:
-    return Figures(sampled, greedy, 40.0, kl)
-
-
-def cell(policies: Mapping[str, Figures], right: float | None = 0.4, start: float = 0.1) -> CellFigures:
-    return CellFigures(dict(policies), right, figures(start))
-
-
 def test_a_dpr_token_costs_what_its_parts_cost() -> None:
-    assert dpr_flops_per_token(1) == 2 + 2 + 2 * 2 + 6
-    assert matched_sft_steps(dpr_tokens=600, updates_per_batch=1, sft_tokens_per_step=100) == 14
-    assert matched_sft_steps(dpr_tokens=600, updates_per_batch=4, sft_tokens_per_step=100) == 32
-    assert matched_sft_steps(dpr_tokens=1, updates_per_batch=1, sft_tokens_per_step=100) == 1
+    assert regimes_jobs.dpr_flops_per_token(1) == 2 + 2 + 2 * 2 + 6
+    assert regimes_jobs.matched_sft_steps(dpr_tokens=600, updates_per_batch=1, sft_tokens_per_step=100) == 14
+    assert regimes_jobs.matched_sft_steps(dpr_tokens=600, updates_per_batch=4, sft_tokens_per_step=100) == 32
+    assert regimes_jobs.matched_sft_steps(dpr_tokens=1, updates_per_batch=1, sft_tokens_per_step=100) == 1
 
 
 def test_tokens_of_an_sft_run_are_counted_across_a_resumption() -> None:
@@ -87,8 +55,8 @@ def test_a_policy_at_a_matched_kl_is_interpolated_between_its_values() -> None:
 
 
 def test_every_value_of_a_grid_is_tried_and_the_best_one_is_used() -> None:
-    study = config()
-    tried = variants(study.policies)
+    small = study()
+    tried = variants(small.policies)
     assert set(tried) == {
         *(variant_name("dpr", i) for i in range(3)),
         *(variant_name("continued", i) for i in range(2)),
@@ -99,13 +67,13 @@ def test_every_value_of_a_grid_is_tried_and_the_best_one_is_used() -> None:
     assert option(tried["continued--1"], "matched_flops") == "dpr--0", "FLOPs do not depend on the learning rate"
     accuracies = {"dpr--0": 0.1, "dpr--1": 0.3, "dpr--2": 0.2, "continued--0": 0.2, "continued--1": 0.1}
     accuracies |= {"cold--0": 0.1, "cold--1": 0.2, "cold--2": 0.4}
-    two = [cell({name: figures(value) for name, value in accuracies.items()}) for _ in range(2)]
-    choices = choose(study.policies, two, "sampled_accuracy")
+    two = [cell_of({name: figures(value) for name, value in accuracies.items()}) for _ in range(2)]
+    choices = choose(small.policies, two, "sampled_accuracy")
     assert (choices["dpr"].chosen, choices["dpr"].on_edge) == (2e-4, False)
     assert (choices["cold"].chosen, choices["cold"].on_edge) == (0.4, True)
     assert choices["continued"].chosen == 1e-4
     assert any("cold: temperature = 0.4 of 3 tried" in line and "edge" in line for line in choice_lines(choices))
-    final = tuned(study.all_policies, choices)
+    final = tuned(small.all_policies, choices)
     assert option(final["dpr"], "dpr") == {"learning_rate": 2e-4}
     assert not any(policy.grid for policy in final.values())
     assert option(final["continued"], "matched_flops") == "dpr"
@@ -113,21 +81,37 @@ def test_every_value_of_a_grid_is_tried_and_the_best_one_is_used() -> None:
 
 def test_nested_options_are_tuned_too() -> None:
     tilted = {**POLICIES["tilted"], "grid": {"tilt.strength": [0.5, 2.0]}}
-    found = variants(config(policies=POLICIES | {"tilted": tilted}).policies)
+    found = variants(study(policies=POLICIES | {"tilted": tilted}).policies)
     assert option(found["tilted--1"], "options") == {"tilt": {"reference": "base", "strength": 2.0}}
 
 
 def test_policies_that_need_the_log_ratio_are_no_controls() -> None:
-    using = {name for name, policy in config().all_policies.items() if policy.uses_reward}
+    using = {name for name, policy in study().all_policies.items() if policy.uses_reward}
     assert using == {"dpr", "tilted", "best"}
     far = {"far": {"kind": "sampled", "options": {"extrapolate": {"base": "base", "strength": 1.0}}}}
-    names, alone = regimes.controls(config(policies=POLICIES | far).all_policies)
+    names, alone = controls(study(policies=POLICIES | far).all_policies)
     assert set(names) - set(alone) == {"far"}
 
 
+def test_a_sample_of_a_checkpoint_that_was_trained_on_the_reward_is_no_control() -> None:
+    more: dict[str, object] = {
+        "dpr_cold": {"kind": "sampled", "options": {"checkpoint": "dpr", "temperature": 0.5}},
+        "log_cold": {"kind": "sampled", "options": {"checkpoint": "dpr_log", "temperature": 0.5}},
+        "half_way": {"kind": "sampled", "options": {"checkpoint": "reference"}},
+        "far": {"kind": "sampled", "options": {"extrapolate": {"base": "base", "strength": 1.0}}},
+    }
+    small = study(policies=POLICIES | more)
+    names, alone = controls(small.all_policies)
+    assert "dpr_cold" not in names
+    assert {"log_cold", "half_way"} <= set(names)
+    assert "log_cold" in alone
+    assert "half_way" not in alone
+    assert free_controls(small.all_policies) == ["cold"]
+
+
 def test_checkpoints_are_named_by_what_the_cell_trains() -> None:
-    study = config()
-    here = Cell(study, "mixed", 1, study.all_policies)
+    small = study()
+    here = Cell(small, "mixed", 1, small.all_policies)
     found = evaluated_policies(here)
     assert found["sft"] == {"checkpoint": "unused/mixed/1/sft/checkpoints/sft"}
     assert found["base"] == {"checkpoint": "unused/mixed/1/sft/checkpoints/base"}
@@ -150,16 +134,20 @@ def test_a_series_is_a_policy_for_each_value() -> None:
         "positions": [0, 1],
     }
     policies = {"dpr": {"kind": "dpr", "reference": "base"}}
-    study = config(policies=policies, series=series | {"place": place_series}, tuning=None)
-    found = study.all_policies
+    small = study(policies=policies, series=series | {"place": place_series}, tuning=None)
+    found = small.all_policies
     assert list(found) == ["dpr", "gamma_0.9", "gamma_1.0", "place_base", "place_reference"]
     assert option(found["gamma_0.9"], "dpr") == {"gamma": 0.9}
     assert option(found["place_reference"], "reference") == "reference"
 
 
 CELLS = [
-    cell({"sft": figures(0.5), "dpr": figures(0.6), "control": figures(0.55), "majority": figures(0.58, None, None)}),
-    cell({"sft": figures(0.7), "dpr": figures(0.9), "control": figures(0.75), "majority": figures(0.78, None, None)}),
+    cell_of(
+        {"sft": figures(0.5), "dpr": figures(0.6), "control": figures(0.55), "majority": figures(0.58, None, None)}
+    ),
+    cell_of(
+        {"sft": figures(0.7), "dpr": figures(0.9), "control": figures(0.75), "majority": figures(0.78, None, None)}
+    ),
 ]
 
 
@@ -189,7 +177,7 @@ def test_the_boundary_is_the_quality_of_the_demonstrations_less_that_of_the_star
     assert found is not None
     assert found.shift.value == pytest.approx(0.3)
     assert found.gain.value == pytest.approx(0.15)
-    assert place([cell({"sft": figures(0.1)}, right=None)], "sft") is None
+    assert place([cell_of({"sft": figures(0.1)}, right=None)], "sft") is None
 
 
 @pytest.mark.parametrize(
@@ -198,14 +186,39 @@ def test_the_boundary_is_the_quality_of_the_demonstrations_less_that_of_the_star
 def test_a_verdict_is_right_if_training_did_what_it_said(reached: float, outcome: str) -> None:
     policies = {name: figures(0.5, greedy=0.1) for name in ("sft", "tilted", "majority", "dpr")}
     policies |= {"cold": figures(0.7, greedy=0.1), "dpr_early": figures(reached)}
-    study = config(policies=POLICIES | {"dpr_early": {"kind": "dpr", "reference": "early"}})
+    small = study(policies=POLICIES | {"dpr_early": {"kind": "dpr", "reference": "early"}})
     for said in ("gain", "control", "no", "unknown"):
         found = CellFigures(policies, None, None, Verdict(said, "early", "because"))
-        check = check_preview("mixed", 1, found, study.all_policies, "dpr")
+        check = check_preview("mixed", 1, found, small.all_policies, "dpr")
         assert check is not None
         assert (check.policy, check.outcome, check.right) == ("dpr_early", outcome, said == outcome)
+        assert check.on_its_reference
         assert "of 1 verdicts" in format_previews([check])
-    assert check_preview("mixed", 1, CellFigures(policies, None, None), study.all_policies, "dpr") is None
+    assert check_preview("mixed", 1, CellFigures(policies, None, None), small.all_policies, "dpr") is None
+
+
+def test_a_verdict_on_a_reference_that_was_not_trained_on_is_marked() -> None:
+    policies = {name: figures(0.5) for name in ("sft", "cold", "dpr")}
+    small = study()
+    for reference, marked in (("half", True), ("base", False), (None, False)):
+        found = CellFigures(policies, None, None, Verdict("no", reference, "because"))
+        check = check_preview("mixed", 1, found, small.all_policies, "dpr")
+        assert check is not None
+        assert check.policy == "dpr"
+        assert ("dpr (other reference)" in format_previews([check])) == marked
+
+
+def test_a_series_is_plotted_for_the_regimes_that_have_it(tmp_path: Path) -> None:
+    regimes_of_two: dict[str, object] = {"all": MIXED, "few": MIXED | {"policies": ["dpr"]}}
+    small = study(output_dir=tmp_path, series={"b": SERIES}, regimes=regimes_of_two)
+    names = ("sft", "dpr", "b_0.5", "b_1.0")
+    two = [cell_of({name: figures(value) for name in names}) for value in (0.1, 0.2)]
+    few = [cell_of({name: figures(value) for name in ("sft", "dpr")}) for value in (0.1, 0.2)]
+    regimes.plot(small, {"all": two, "few": few}, {}, tmp_path)
+    assert (tmp_path / "b.png").is_file()
+    (tmp_path / "b.png").unlink()
+    regimes.plot(small, {"few": few}, {}, tmp_path)
+    assert not (tmp_path / "b.png").exists()
 
 
 def test_figures_survive_their_file() -> None:
@@ -221,48 +234,29 @@ def test_figures_survive_their_file() -> None:
     assert CellFigures.of(values) == found
 
 
-@pytest.mark.parametrize(
-    ("changes", "complaint"),
-    [
-        ({"primary": "none"}, "primary: 'none' is none of the policies"),
-        ({"policies": {"sft": {"kind": "sampled"}}, "primary": "sft"}, "reserved for the study itself"),
-        ({"seeds": (1, 1)}, "list each seed once"),
-        ({"seeds": (1,)}, "seeds"),
-        ({"tuning": {"seeds": [1]}}, "tuning.seeds: 1 is also reported"),
-        ({"tuning": None}, "has a grid, but tuning is null"),
-        ({"labelled": 100}, "set both or neither"),
-        ({"regimes": {"a": MIXED | {"policies": ["dpr", "dqr"]}}}, "'dqr' is none of the policies"),
-        ({"regimes": {"a": MIXED | {"policies": ["dpr", "as_far"], "primary": "cold"}}}, "'cold' is none"),
-        ({"regimes": {"a": MIXED | {"policies": ["continued", "cold"], "primary": "cold"}}}, "'dpr' is none"),
-        ({"regimes": {"a": MIXED | {"tuned_as": "b"}}}, "'b' is no regime with its own tuning"),
-        ({"regimes": {"a": MIXED | {"seeds": [3]}}}, "seeds"),
-        ({"policies": POLICIES | {"more": {"kind": "sft", "matched_flops": "less"}}}, "'less' is none of the policies"),
-        ({"policies": POLICIES | {"two": {"kind": "sampled", "grid": {"a": [1], "b": [2]}}}}, "at most 1"),
-        ({"series": {"s": {"of": "cold", "key": "gamma", "values": [1, 2], "label": ""}}}, "no policy of kind dpr"),
-    ],
-)
-def test_a_study_that_means_nothing_is_refused(changes: dict[str, object], complaint: str) -> None:
-    with pytest.raises(ValidationError, match=complaint):
-        config(**changes)
+def test_continued_sft_starts_from_the_sft_model_whatever_the_overrides_say(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "sft"
+    write_known_policy(checkpoint, 0.4)
+    given: dict[str, JsonValue] = {"base_model": "org/model", "scratch.layers": 2, "renderer": "chat", "epochs": 3}
+    found = regimes_jobs.started_from(checkpoint, given)
+    assert found == {"base_model": str(checkpoint), "scratch": None, "renderer": "plain", "epochs": 3}
 
 
-def test_checkpoints_that_no_run_leaves_are_refused_before_anything_runs() -> None:
-    with pytest.raises(ConfigError, match=r"policies.dpr: regime mixed has no checkpoint 'base', only reference:"):
-        regimes.check_cells(config(sft={"milestones": {"reference": 0.5}}))
-    wrong = {"of_base": {"kind": "sampled", "options": {"extrapolate": {"base": "bse", "strength": 1.0}}}}
-    with pytest.raises(ConfigError, match=r"policies.of_base: regime mixed has no checkpoint 'bse'"):
-        regimes.check_cells(config(policies=POLICIES | wrong))
+def test_jobs_of_several_commits_are_reported(tmp_path: Path) -> None:
+    small, reports = study(output_dir=tmp_path), list[str]()
+    cells = [Cell(small, "mixed", seed, {}) for seed in (1, 2)]
+    for one, commit in zip(cells, ("aaa", "bbb"), strict=True):
+        (one.folder / "sft").mkdir(parents=True)
+        (one.folder / "sft" / "run.json").write_text(json.dumps({"commit": commit}))
+    assert regimes.commits_of(cells[:1], reports.append) == {"aaa": 1}
+    assert not reports
+    assert regimes.commits_of(cells, reports.append) == {"aaa": 1, "bbb": 1}
+    assert "may not be comparable: 1 at aaa, 1 at bbb" in reports[0]
 
 
-@pytest.mark.parametrize("recipe", ["evidence_full_sweep", "evidence_sweep", "figures_sweep", "gsm8k_sweep"])
-def test_the_recipe_is_what_the_jobs_take(recipe: str) -> None:
-    study = load_config(SweepConfig, config_path(recipe))
-    assert not {0, 1, 2}.intersection(study.seeds), "seeds that were looked at while options were chosen"
-    regimes.check_cells(study)
-
-
-def test_a_missing_submitit_is_named_with_its_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "submitit", None)
-    study = config(output_dir=tmp_path, submitit={"timeout_min": 5})
-    with pytest.raises(ConfigError, match="pip install submitit"):
-        regimes.run_cells([Cell(study, "mixed", 1, {})], study, "seeds", print)
+@pytest.mark.parametrize(("checker", "expected"), [("final_answer", 0.5), ("last_number", 1.0), ("exact", None)])
+def test_demonstrations_are_judged_as_the_evaluation_judges(checker: str, expected: float | None) -> None:
+    rows = (demonstration("1+1?", "#### 2", 2, "x"), demonstration("1+2?", "It is 3.", 3, "x"))
+    small = study(evaluate={"held_out_options.checker": checker})
+    job = regimes_jobs.evaluation_job(Cell(small, "mixed", 1, {}), "http://127.0.0.1")
+    assert regimes_jobs.demonstrations_right(TaskData(rows, rows, rows), job) == expected

@@ -81,6 +81,13 @@ def test_prompts_can_be_more_or_others_than_the_demonstrations() -> None:
     assert all("How many" in prompt for prompt in prompts_of(data_of(TASKS["other_kind"]).prompts))
 
 
+def test_neighbouring_seeds_do_not_share_their_problems() -> None:
+    task = TASKS["few"] | {"digits": 3, "demonstrations": 100, "prompts": 100}
+    first, second = data_of(task, 20), data_of(task, 21)
+    shared = set(prompts_of(first.prompts)) & set(prompts_of(second.train))
+    assert len(shared) < 5, "the problems of one seed are nearly independent of those of the next"
+
+
 def test_nuisance_words_surround_the_working_and_leave_the_answer_alone() -> None:
     for row in data_of(TASKS["nuisance_entropy"]).train:
         *lines, answer = row.response.split("\n")
@@ -131,6 +138,28 @@ def test_own_files_must_not_share_a_test_prompt(tmp_path: Path) -> None:
     }
     with pytest.raises(DataError, match=r"1 of 2 test prompts are also in `train`, the first is .*test.jsonl:1"):
         data_of(options)
+
+
+def test_labelled_problems_are_not_tested(tmp_path: Path) -> None:
+    task = TypeAdapter(AnyTask).validate_python(TASKS["additions"])
+    write_task(task, 0, tmp_path, labelled=8)
+    files = TaskFiles(tmp_path)
+    tested, labelled = (
+        prompts_of(load(DataSource(source=str(path), held_out_fraction=0.0)).demonstrations)
+        for path in (files.test, files.labelled)
+    )
+    assert (len(tested), len(labelled)) == (12, 8)
+    assert not set(tested) & set(labelled)
+    with pytest.raises(DataError, match="labelled is 20, but there are only 20 test problems: lower it"):
+        write_task(task, 0, tmp_path, labelled=20)
+
+
+def test_a_test_prompt_that_is_repeated_among_the_labelled_ones_is_refused(tmp_path: Path) -> None:
+    train, test = a_file(tmp_path / "train.jsonl", 1, 2), a_file(tmp_path / "test.jsonl", 4, 5, 6, 5)
+    task = TypeAdapter(AnyTask).validate_python({"name": "files", "train": train, "test": test})
+    write_task(task, 0, tmp_path / "task")
+    with pytest.raises(DataError, match="1 prompts of the last 2 test problems, which only the preview uses, are also"):
+        write_task(task, 0, tmp_path / "task", labelled=2)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -21,7 +22,8 @@ from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.processes import in_processes
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 from dense_reward_trainer.studies.regimes_cell import Cell, check_names
-from dense_reward_trainer.studies.regimes_config import AnyPolicy, SweepConfig, series_name
+from dense_reward_trainer.studies.regimes_checks import check_jobs, check_study
+from dense_reward_trainer.studies.regimes_config import AnyPolicy, SweepConfig, controls, series_name
 from dense_reward_trainer.studies.regimes_figures import CellFigures
 from dense_reward_trainer.studies.regimes_jobs import cell_figures
 from dense_reward_trainer.studies.regimes_plot import plot_boundary, plot_policies, plot_series
@@ -64,6 +66,7 @@ def run(config: SweepConfig, report: Report) -> None:
     cpu_hours = sum(cell.cpu_s() for cell in cells) / 3600
     record = sweep_record(config, choices, figures, results, places)
     record |= {"preview": [asdict(one) | {"right": one.right} for one in previews], "cpu_hours": cpu_hours}
+    record |= {"commits": commits_of(cells, report)}
     write_whole(folder / "sweep.json", json.dumps(record, indent=2).encode() + b"\n")
     plot(config, figures, places, folder)
     report(format_table(figures))
@@ -76,19 +79,16 @@ def run(config: SweepConfig, report: Report) -> None:
 
 
 def check_cells(config: SweepConfig) -> None:
-    """Raise ConfigError, before anything runs, if a cell names a recipe or a checkpoint that does not exist."""
+    """Raise ConfigError, before anything runs, if the study cannot be run as it is, or would not mean what it says."""
+    check_study(config)
     for regime in config.regimes:
-        check_names(Cell(config, regime, config.seeds[0], config.policies_of(regime, config.all_policies)))
-    if config.tuning is not None:
-        for regime in config.regimes:
+        cells = [Cell(config, regime, config.seeds[0], config.policies_of(regime, config.all_policies))]
+        if config.tuning is not None:
             here = config.policies_of(regime, config.policies)
-            check_names(Cell(config, regime, config.tuning.seeds[0], variants(here)))
-
-
-def controls(policies: Mapping[str, AnyPolicy]) -> tuple[list[str], list[str]]:
-    """The SFT model and the policies that do not use the reward; of these, those that need no other model."""
-    names = [name for name, policy in policies.items() if not policy.uses_reward]
-    return ["sft", *names], ["sft", *(name for name in names if not policies[name].uses_other_model)]
+            cells.append(Cell(config, regime, config.tuning.seeds[0], variants(here)))
+        for cell in cells:
+            check_names(cell)
+            check_jobs(cell)
 
 
 def tune(config: SweepConfig, report: Report) -> tuple[dict[str, dict[str, Choice]], list[Cell]]:
@@ -174,16 +174,41 @@ def logged_cell(cell: Cell) -> CellFigures:
         raise JobError(f"{error}, in {cell.log}") from error
 
 
-def on_a_cluster(cells: Sequence[Cell], options: Mapping[str, object], folder: Path) -> Iterable[CellFigures]:
-    """The figures of the cells, each as a job that submitit submits. Raises ConfigError if submitit is missing."""
+def on_a_cluster(cells: Sequence[Cell], options: Mapping[str, object], folder: Path) -> Iterable[None]:
+    """Runs the cells, each as a job that submitit submits; yields after each.
+
+    Raises ConfigError if submitit is missing or refuses the options, JobError if a job fails or leaves no figures here.
+    """
     try:
         submitit = importlib.import_module("submitit")
     except ImportError:
         raise ConfigError("submitit is set, but not installed: pip install submitit") from None
-    executor = submitit.AutoExecutor(folder=folder, cluster=options.get("cluster"))
-    executor.update_parameters(**{name: value for name, value in options.items() if name != "cluster"})
-    for job in executor.map_array(logged_cell, cells):
-        yield job.result()
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=options.get("cluster"))
+        executor.update_parameters(**{name: value for name, value in options.items() if name != "cluster"})
+    except (NameError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"submitit refuses these options: {' '.join(str(error).split())}") from None
+    for cell, job in zip(cells, executor.map_array(logged_cell, cells), strict=True):
+        failure = job.exception()
+        if failure is not None:
+            last_line = (str(failure).strip().splitlines() or [type(failure).__name__])[-1]
+            raise JobError(f"{cell.regime}, seed {cell.seed}: {last_line}; more in {cell.log} and {folder}")
+        if not cell.figures.is_file():
+            raise JobError(
+                f"the job of {cell.regime}, seed {cell.seed} ended, but {cell.figures} is not here: put output_dir on "
+                "a file system that the cluster shares with this machine"
+            )
+        yield
+
+
+def commits_of(cells: Sequence[Cell], report: Report) -> dict[str, int]:
+    """Commit of this program -> number of jobs that were last started at it; reports if there are several."""
+    records = [json.loads(path.read_text()) for cell in cells for path in sorted(cell.folder.glob("*/run.json"))]
+    counts = Counter(str(record["commit"]) for record in records)
+    if len(counts) > 1:
+        listed = ", ".join(f"{number} at {name}" for name, number in counts.most_common())
+        report(f"the jobs ran at several commits, so they may not be comparable: {listed}")
+    return dict(counts)
 
 
 def sweep_record(
@@ -207,11 +232,14 @@ def sweep_record(
 def plot(
     config: SweepConfig, figures: Mapping[str, Sequence[CellFigures]], places: Mapping[str, Place], folder: Path
 ) -> None:
-    """The pictures: all policies, the boundary if it has several places, and each series."""
+    """The pictures: all policies, the boundary if it has several places, each series in the regimes that have it."""
     plot_policies(figures, folder / "sweep")
     if len(places) > 1:
-        plot_boundary(places, folder / "boundary", config.primary)
+        primaries = sorted({config.primary_of(regime) for regime in places})
+        plot_boundary(places, folder / "boundary", " or ".join(primaries))
     for name, series in config.series.items():
         names = [series_name(name, value) for value in series.values]
         positions = series.positions or [float(str(value)) for value in series.values]
-        plot_series(figures, names, positions, series.label, folder / name)
+        here = {regime: cells for regime, cells in figures.items() if set(names) <= cells[0].policies.keys()}
+        if here:
+            plot_series(here, names, positions, series.label, folder / name)

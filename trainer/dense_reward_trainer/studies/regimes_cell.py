@@ -156,8 +156,15 @@ def check_names(cell: Cell) -> None:
     milestones = sft_milestones(cell)
     trained = {name for name, policy in cell.policies.items() if isinstance(policy, DprPolicy | SftPolicy)}
     for name, policy in cell.policies.items():
+        if name in milestones:
+            raise ConfigError(f"policies.{name}: a milestone of SFT has this name too: choose another")
         if isinstance(policy, DprPolicy):
-            load_config(DprConfig, config_path(policy.recipe), arguments(always | dpr_overrides(cell, policy)))
+            own = load_config(DprConfig, config_path(policy.recipe), arguments(always | dpr_overrides(cell, policy)))
+            if (own.signal != "sft_logprob") != policy.uses_reward:
+                raise ConfigError(
+                    f"policies.{name}: regime {cell.regime} or recipe {policy.recipe} sets signal to {own.signal}, so "
+                    "it is unclear whether this is a control: set signal in the policy's own dpr, and only there"
+                )
             _check_known(cell, name, policy.reference, milestones)
     for name, options in policy_options(cell).items():
         for _, checkpoint in named_checkpoints(options):

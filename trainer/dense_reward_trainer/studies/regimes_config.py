@@ -1,6 +1,6 @@
 """The configuration of the regimes study. Must not import torch."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, model_validator
@@ -12,7 +12,9 @@ Overrides = dict[str, JsonValue]
 Grid = Annotated[dict[str, tuple[JsonValue, ...]], Field(max_length=1)]
 Metric = Literal["sampled_accuracy", "greedy_accuracy"]
 # Names of folders and policies that every cell has.
-RESERVED = frozenset({"sft", "base_model", "task", "evaluation"})
+RESERVED = frozenset(
+    {"sft", "base", "base_model", "task", "preview", "evaluation", "figures.json", "log.txt", "cpu_s.txt"}
+)
 _GRID = "key.sub -> values that are tried with the tuning seeds; the best one is used. At most one key."
 
 
@@ -80,12 +82,14 @@ class SampledPolicy(JobOptions):
     def uses_reward(self) -> bool:
         """Whether the policy needs the log-ratio; else it is a control."""
         choose = self.options.get("choose")
-        return "tilt" in self.options or (isinstance(choose, dict) and choose.get("by") in {"reward", "centred"})
+        return self.options.get("tilt") is not None or (
+            isinstance(choose, dict) and choose.get("by") in {"reward", "centred"}
+        )
 
     @property
     def uses_other_model(self) -> bool:
         """Whether the policy needs a second model: a reference, or the base."""
-        return self.uses_reward or "extrapolate" in self.options
+        return self.uses_reward or self.options.get("extrapolate") is not None
 
 
 class MatchedKlPolicy(JobOptions):
@@ -103,16 +107,17 @@ class MatchedKlPolicy(JobOptions):
     @property
     def uses_reward(self) -> bool:
         """Whether the policy needs the log-ratio; else it is a control."""
-        return "tilt" in self.options
+        return self.options.get("tilt") is not None
 
     @property
     def uses_other_model(self) -> bool:
         """Whether the policy needs a second model: a reference, or the base."""
-        return self.uses_reward or "extrapolate" in self.options
+        return self.uses_reward or self.options.get("extrapolate") is not None
 
 
 Policy = Annotated[DprPolicy | SftPolicy | SampledPolicy | MatchedKlPolicy, Field(discriminator="kind")]
 AnyPolicy = DprPolicy | SftPolicy | SampledPolicy | MatchedKlPolicy
+Policies = Mapping[str, AnyPolicy]
 
 
 class Tuning(JobOptions):
@@ -151,7 +156,7 @@ class SweepConfig(JobConfig):
     series: dict[SafeName, Series] = Field(default={}, description="Policies along an axis.")
     primary: SafeName = Field(description="The policy that is compared with every other one, paired over the seeds.")
     processes: int = Field(
-        default=1, ge=1, description="Cells in parallel; with more than one, each writes its output to its log.txt."
+        default=1, ge=1, description="Cells in parallel; each writes the output of its jobs to its log.txt."
     )
     threads: int = Field(default=1, ge=1, description="CPU threads of every job and of its service.")
     preview: Overrides | None = Field(
@@ -297,3 +302,46 @@ def _others(policy: AnyPolicy) -> Iterable[str]:
 def _each_once(name: str, seeds: tuple[int, ...]) -> None:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"{name} {list(seeds)} repeats a seed, so intervals would be too narrow: list each seed once")
+
+
+def controls(policies: Policies) -> tuple[list[str], list[str]]:
+    """The SFT model and the policies that do not use the reward; of these, those that need no other model."""
+    names = [name for name in policies if not uses_reward(policies, name)]
+    return ["sft", *names], ["sft", *(name for name in names if not uses_other_model(policies, name))]
+
+
+def free_controls(policies: Policies) -> list[str]:
+    """The options of sampling the SFT model that cost nothing: one answer to each prompt, by one model."""
+    return [
+        name
+        for name, policy in policies.items()
+        if isinstance(policy, SampledPolicy)
+        and checkpoint_of(policy) == "sft"
+        and not policy.uses_other_model
+        and policy.options.get("choose") is None
+    ]
+
+
+def uses_reward(policies: Policies, name: str) -> bool:
+    """Whether a policy needs the log-ratio, or samples the checkpoint of one that was trained on it."""
+    policy = policies[name]
+    return policy.uses_reward or _of_checkpoint(uses_reward, policies, policy)
+
+
+def uses_other_model(policies: Policies, name: str) -> bool:
+    """Whether a policy needs a model beside the SFT model, or samples the checkpoint of a milestone."""
+    policy = policies[name]
+    milestone = checkpoint_of(policy) not in {"sft", *policies}
+    return policy.uses_other_model or milestone or _of_checkpoint(uses_other_model, policies, policy)
+
+
+def checkpoint_of(policy: AnyPolicy) -> str:
+    """The name of the checkpoint that a policy samples; of a trained policy, that of its start."""
+    if isinstance(policy, SampledPolicy | MatchedKlPolicy):
+        return str(policy.options.get("checkpoint", "sft"))
+    return "sft"
+
+
+def _of_checkpoint(asked: Callable[[Policies, str], bool], policies: Policies, policy: AnyPolicy) -> bool:
+    name = checkpoint_of(policy)
+    return name in policies and asked(policies, name)

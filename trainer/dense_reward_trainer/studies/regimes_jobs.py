@@ -9,21 +9,24 @@ import multiprocessing
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import pairwise
+from pathlib import Path
 
+import yaml
 from dense_reward.checkpoints.atomic_file import write_whole
+from dense_reward.manifest import load_manifest
 from dense_reward.records import Report
 
 from dense_reward_trainer.cli import JOBS, main
-from dense_reward_trainer.configs.base import load_config
+from dense_reward_trainer.configs.base import JobConfig, changed_keys, config_path, load_config
 from dense_reward_trainer.configs.dpr import DprConfig
-from dense_reward_trainer.data.final_answers import final_answer
-from dense_reward_trainer.errors import JobError
+from dense_reward_trainer.configs.evaluate import EvaluateConfig
+from dense_reward_trainer.data.final_answers import answer_of
+from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.checkpoint import is_complete
 from dense_reward_trainer.runs.local_service import free_port, serving_run
-from dense_reward_trainer.runs.run_folder import CONFIG_NAME, METRICS_NAME, MetricsLog
-from dense_reward_trainer.studies.flops import matched_sft_steps
+from dense_reward_trainer.runs.run_folder import CONFIG_NAME, METRICS_NAME, MetricsLog, redacted
 from dense_reward_trainer.studies.regimes_cell import (
     START,
     Cell,
@@ -35,36 +38,65 @@ from dense_reward_trainer.studies.regimes_cell import (
 )
 from dense_reward_trainer.studies.regimes_config import DprPolicy, MatchedKlPolicy, Overrides, SftPolicy
 from dense_reward_trainer.studies.regimes_figures import CellFigures, Figures, Verdict, at_matched_kl
-from dense_reward_trainer.tasks.records import share_right
+from dense_reward_trainer.tasks.records import TaskData, share_right
 from dense_reward_trainer.tasks.write import write_task
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job of a cell: the name of its folder, its kind and recipe, and all its overrides."""
+
+    name: str
+    kind: str
+    recipe: str
+    overrides: Overrides
+
+
+# FLOPs per weight and token (Kaplan et al., arXiv 2001.08361, section 2.1); attention is left out on both sides.
+FORWARD, TRAINING = 2, 6
+SAMPLING = SCORING_OF_EACH_MODEL = LOGPROBS = FORWARD
+
+
 def cell_figures(cell: Cell, report: Report) -> CellFigures:
-    """The figures of every policy; runs the jobs that are not finished. Raises JobError if one fails."""
+    """The figures of every policy; runs the jobs that are not finished. Raises JobError if one fails.
+
+    Raises ConfigError if the cell was finished with other values.
+    """
     if cell.figures.is_file():
+        check_finished(cell)
         return CellFigures.of(json.loads(cell.figures.read_text()))
     report(f"{cell.regime}, seed {cell.seed}")
     with cpu_time_recorded(cell):
         data = write_task(cell.settings.task, cell.seed, cell.files.folder, labelled=cell.config.labelled)
-        train_sft(cell, with_base=bool(data.base))
+        for job in sft_jobs(cell, with_base=bool(data.base)):
+            run_job(cell, job)
         verdict = previewed(cell)
         with serving_run(cell.folder / "sft", free_port(), cell.config.threads) as (_, url):
             for name, policy in cell.policies.items():
-                if isinstance(policy, DprPolicy) and not is_complete(cell.checkpoint(name)):
-                    train_dpr(cell, name, policy, url)
+                if isinstance(policy, DprPolicy):
+                    train_dpr(cell, dpr_job(cell, name, policy, url))
             for name, policy in cell.policies.items():
                 if isinstance(policy, SftPolicy):
-                    continue_sft(cell, name, policy)
-            evaluation = evaluate(cell, url)
+                    run_job(cell, continued_job(cell, name, policy))
+            tested = evaluation_job(cell, url)
+            run_job(cell, tested)
+    evaluation = json.loads((cell.folder / "evaluation" / "evaluation.json").read_text())
     policies = {name: policy_figures(cell, name, evaluation) for name in ("sft", *cell.policies)}
     for name, policy in cell.policies.items():
         if isinstance(policy, MatchedKlPolicy):
             curve = [Figures.of(evaluation[point]) for point in points_of(name, policy)]
             policies[name] = at_matched_kl(curve, policies[policy.to].kl_to_sft)
     start = Figures.of(evaluation[START]) if data.base and START in evaluation else None
-    figures = CellFigures(policies, share_right(data.train, final_answer), start, verdict)
+    figures = CellFigures(policies, demonstrations_right(data, tested), start, verdict)
     write_whole(cell.figures, json.dumps(asdict(figures), indent=2).encode() + b"\n")
     return figures
+
+
+def demonstrations_right(data: TaskData, tested: Job) -> float | None:
+    """The share of right demonstrations, by the checker of the evaluation; None if it is not known."""
+    config = load_config(EvaluateConfig, config_path(tested.recipe), arguments(tested.overrides))
+    checker = config.held_out_options.checker
+    return None if checker == "exact" else share_right(data.train, lambda text: answer_of(text, checker))
 
 
 def policy_figures(cell: Cell, name: str, evaluation: Mapping[str, Mapping[str, object]]) -> Figures:
@@ -73,8 +105,9 @@ def policy_figures(cell: Cell, name: str, evaluation: Mapping[str, Mapping[str, 
     return Figures.of(evaluation[points_of(name, policy)[0] if isinstance(policy, MatchedKlPolicy) else name])
 
 
-def train_sft(cell: Cell, *, with_base: bool) -> None:
-    """Train the base model if the task has data for one, then the SFT model and its milestones."""
+def sft_jobs(cell: Cell, *, with_base: bool) -> Iterator[Job]:
+    """SFT of the base model if the task has data for one, then of the SFT model and its milestones."""
+    recipe = cell.config.sft_recipe
     data: Overrides = {"data": {"source": str(cell.files.train), "held_out_fraction": 0.0}, "eval_every_steps": None}
     overrides = data | sft_overrides(cell)
     if with_base:
@@ -83,28 +116,34 @@ def train_sft(cell: Cell, *, with_base: bool) -> None:
             "eval_every_steps": None,
             "milestones": {},
         }
-        run_job(cell, "base_model", "sft", cell.config.sft_recipe, base | cell.config.base | cell.settings.base)
-        start: Overrides = {
-            "base_model": str(cell.folder / "base_model" / "checkpoints" / "sft"),
-            "scratch": None,
-            "renderer": "plain",
-        }
-        overrides |= start
-    run_job(cell, "sft", "sft", cell.config.sft_recipe, overrides)
+        yield seeded_job(cell, "base_model", "sft", recipe, base | cell.config.base | cell.settings.base)
+        overrides = started_from(base_checkpoint(cell), overrides)
+    yield seeded_job(cell, "sft", "sft", recipe, overrides)
+
+
+def base_checkpoint(cell: Cell) -> Path:
+    return cell.folder / "base_model" / "checkpoints" / "sft"
 
 
 def previewed(cell: Cell) -> Verdict | None:
     """The verdict of the job preview, before any policy is trained; None if the study has no preview."""
-    if cell.config.preview is None or cell.is_tuning:
-        return None
-    overrides: Overrides = {"run": str(cell.folder / "sft"), "labelled": str(cell.files.labelled)}
-    run_job(cell, "preview", "preview", "arithmetic_preview", overrides | cell.config.preview | cell.settings.preview)
-    found = json.loads((cell.folder / "preview" / "preview.json").read_text())
-    return Verdict(found["verdict"], found["reference"], found["reason"])
+    for job in preview_jobs(cell):
+        run_job(cell, job)
+        found = json.loads((cell.folder / "preview" / "preview.json").read_text())
+        return Verdict(found["verdict"], found["reference"], found["reason"])
+    return None
 
 
-def train_dpr(cell: Cell, name: str, policy: DprPolicy, url: str) -> None:
-    """Train one DPR policy on the service's pair of its reference."""
+def preview_jobs(cell: Cell) -> Iterator[Job]:
+    """The job preview, if the study has one; cells that only tune have none."""
+    if cell.config.preview is not None and not cell.is_tuning:
+        overrides: Overrides = {"run": str(cell.folder / "sft"), "labelled": str(cell.files.labelled)}
+        overrides |= cell.config.preview | cell.settings.preview
+        yield seeded_job(cell, "preview", "preview", "arithmetic_preview", overrides)
+
+
+def dpr_job(cell: Cell, name: str, policy: DprPolicy, url: str) -> Job:
+    """DPR of one policy on the service's pair of its reference."""
     overrides: Overrides = {
         "prompts": {"source": str(cell.files.prompts), "held_out_fraction": 0.0},
         "policy": str(cell.checkpoint("sft")),
@@ -112,22 +151,35 @@ def train_dpr(cell: Cell, name: str, policy: DprPolicy, url: str) -> None:
         "service_url": url,
         "service_pair": policy.reference,
     }
-    run_job(cell, name, "dpr", policy.recipe, overrides | dpr_overrides(cell, policy))
+    return seeded_job(cell, name, "dpr", policy.recipe, overrides | dpr_overrides(cell, policy))
 
 
-def continue_sft(cell: Cell, name: str, policy: SftPolicy) -> None:
-    """Continue SFT from the SFT model on the same demonstrations."""
-    overrides: Overrides = {
-        "data": {"source": str(cell.files.train), "held_out_fraction": 0.0},
-        "eval_every_steps": None,
-        "base_model": str(cell.checkpoint("sft")),
-        "scratch": None,
-        "renderer": "plain",
-    }
+def train_dpr(cell: Cell, job: Job) -> None:
+    """Run a job of DPR, unless its policy is finished with the same values. Raises ConfigError if they differ."""
+    if not is_complete(cell.checkpoint(job.name)):
+        run_job(cell, job)
+    elif changed := changed_values(cell, job):
+        raise ConfigError(_other_values(cell.folder / job.name, changed))
+
+
+def continued_job(cell: Cell, name: str, policy: SftPolicy) -> Job:
+    """SFT that continues from the SFT model on the same demonstrations."""
+    data: Overrides = {"data": {"source": str(cell.files.train), "held_out_fraction": 0.0}, "eval_every_steps": None}
+    overrides = started_from(cell.checkpoint("sft"), data | sft_overrides(cell))
     own: Overrides = {"milestones": {}}
     if policy.matched_flops is not None:
         own |= {"epochs": 10_000, "max_steps": matched_steps(cell, policy.matched_flops), "warmup_steps": 0}
-    run_job(cell, name, "sft", cell.config.sft_recipe, overrides | sft_overrides(cell) | own | policy.sft)
+    return seeded_job(cell, name, "sft", cell.config.sft_recipe, overrides | own | policy.sft)
+
+
+def started_from(checkpoint: Path, overrides: Overrides) -> Overrides:
+    """The overrides of an SFT run that starts from a checkpoint, and keeps the renderer that it was trained with.
+
+    What the overrides say about another start is left out.
+    """
+    kept = {key: value for key, value in overrides.items() if key.partition(".")[0] != "scratch"}
+    start: Overrides = {"base_model": str(checkpoint), "scratch": None, "renderer": load_manifest(checkpoint).renderer}
+    return kept | start
 
 
 def matched_steps(cell: Cell, dpr: str) -> int:
@@ -137,6 +189,16 @@ def matched_steps(cell: Cell, dpr: str) -> int:
     matched = load_config(DprConfig, cell.folder / dpr / CONFIG_NAME)
     dpr_tokens = sum(line.get("computed_tokens") or 0.0 for line in dpr_lines)
     return matched_sft_steps(dpr_tokens, matched.updates_per_batch, tokens_per_step(sft_lines))
+
+
+def dpr_flops_per_token(updates_per_batch: int) -> int:
+    """FLOPs per weight and token: sample it, compute its log-prob, score it with two models, train on it."""
+    return SAMPLING + LOGPROBS + 2 * SCORING_OF_EACH_MODEL + TRAINING * updates_per_batch
+
+
+def matched_sft_steps(dpr_tokens: float, updates_per_batch: int, sft_tokens_per_step: float) -> int:
+    """Steps of SFT with the FLOPs of a DPR run over `dpr_tokens`, prompts included; at least 1."""
+    return max(1, round(dpr_tokens * dpr_flops_per_token(updates_per_batch) / (TRAINING * sft_tokens_per_step)))
 
 
 def tokens_per_step(lines: Sequence[Mapping[str, float | None]]) -> float:
@@ -158,41 +220,102 @@ def tokens_per_step(lines: Sequence[Mapping[str, float | None]]) -> float:
     return tokens / steps
 
 
-def evaluate(cell: Cell, url: str) -> Mapping[str, Mapping[str, object]]:
-    """Evaluate every policy and the start of the SFT run on the test problems. Keys: names of policies and points."""
+def evaluation_job(cell: Cell, url: str) -> Job:
+    """Evaluates every policy and the start of the SFT run on the test problems."""
     overrides: Overrides = {
         "policies": evaluated_policies(cell),
         "held_out": str(cell.files.test),
         "service_url": url,
     }
-    run_job(
-        cell,
-        "evaluation",
-        "evaluate",
-        "arithmetic_evaluate",
-        overrides | cell.config.evaluate | cell.settings.evaluate,
-        seeded=False,
-    )
-    evaluation: dict[str, dict[str, object]] = json.loads((cell.folder / "evaluation" / "evaluation.json").read_text())
-    return evaluation
+    overrides |= cell.config.evaluate | cell.settings.evaluate
+    return Job("evaluation", "evaluate", "arithmetic_evaluate", job_folder(cell, "evaluation") | overrides)
 
 
-def run_job(cell: Cell, name: str, kind: str, recipe: str, overrides: Overrides, *, seeded: bool = True) -> None:
-    """Run one job in its own process, in the folder `name` of the cell. Raises JobError if it fails.
+def seeded_job(cell: Cell, name: str, kind: str, recipe: str, overrides: Overrides) -> Job:
+    """A job with the cell's seed."""
+    return Job(name, kind, recipe, job_folder(cell, name) | {"seed": cell.seed} | overrides)
+
+
+def job_folder(cell: Cell, name: str) -> Overrides:
+    return {"output_dir": str(cell.folder / name), "threads": cell.config.threads, "device": "cpu"}
+
+
+def run_job(cell: Cell, job: Job) -> None:
+    """Run one job in its own process, in its folder of the cell. Raises JobError if it fails.
 
     The process is a fork of this one, which has imported the job's libraries but computed nothing with them: imports
     would take as long as a small job.
     """
-    folder = cell.folder / name
-    always: Overrides = {"output_dir": str(folder), "threads": cell.config.threads, "device": "cpu"}
-    always |= {"seed": cell.seed} if seeded else {}
-    importlib.import_module(JOBS[kind].module)
-    command = [kind, recipe, *arguments(always | overrides)]
+    importlib.import_module(JOBS[job.kind].module)
+    command = [job.kind, job.recipe, *arguments(job.overrides)]
     process = multiprocessing.get_context("fork").Process(target=_exit_with, args=(command,))
     process.start()
     process.join()
     if process.exitcode:
-        raise JobError(f"{kind} of {folder} failed with exit code {process.exitcode}: the error is above")
+        raise JobError(f"{job.kind} of {cell.folder / job.name} {_how_it_ended(process.exitcode)}")
+
+
+def check_finished(cell: Cell) -> None:
+    """Raises ConfigError if a job of a finished cell ran with other values than it would get now.
+
+    A recipe may have changed, or another value of a grid may have been chosen. Cells whose checkpoints were removed
+    are not compared.
+    """
+    with_base = cell.files.base.is_file()
+    if not is_complete(cell.checkpoint("sft")) or (with_base and not is_complete(base_checkpoint(cell))):
+        return
+    jobs = [*sft_jobs(cell, with_base=with_base), *preview_jobs(cell), evaluation_job(cell, "http://not.asked")]
+    for name, policy in cell.policies.items():
+        if isinstance(policy, DprPolicy):
+            jobs.append(dpr_job(cell, name, policy, "http://not.asked"))
+    for name, policy in cell.policies.items():
+        if isinstance(policy, SftPolicy):
+            jobs.append(continued_job(cell, name, policy))
+    for job in jobs:
+        if changed := changed_values(cell, job):
+            raise ConfigError(_other_values(cell.folder, [f"{job.name}: {key}" for key in changed]))
+
+
+def changed_values(cell: Cell, job: Job) -> list[str]:
+    """The keys of a job whose values are not those that it was last run with; none if it never ran.
+
+    Keys that only one of the two versions of the program knows are left out.
+    """
+    path = cell.folder / job.name / CONFIG_NAME
+    if not path.is_file():
+        return []
+    module, _, name = JOBS[job.kind].config.partition(":")
+    kind: type[JobConfig] = getattr(importlib.import_module(module), name)
+    config = load_config(kind, config_path(job.recipe), arguments(job.overrides))
+    now = redacted(config.model_dump(mode="json"))
+    started = yaml.safe_load(path.read_text(encoding="utf-8"))
+    # the study's folder may have been moved, and its jobs name files by it
+    moved = json.dumps(started).replace(str(Path(started["output_dir"]).parent), str(cell.folder))
+    return changed_keys(*_in_both(json.loads(moved), now), kind.resume_may_change)
+
+
+def _in_both(one: Mapping[str, object], other: Mapping[str, object]) -> tuple[dict[str, object], dict[str, object]]:
+    """The two mappings with the keys of both, also inside."""
+    found: tuple[dict[str, object], dict[str, object]] = ({}, {})
+    for key in one.keys() & other.keys():
+        mine, theirs = one[key], other[key]
+        if isinstance(mine, dict) and isinstance(theirs, dict):
+            mine, theirs = _in_both(mine, theirs)
+        found[0][key], found[1][key] = mine, theirs
+    return found
+
+
+def _other_values(folder: Path, changed: Sequence[str]) -> str:
+    return (
+        f"{folder} was finished with other values ({', '.join(changed)}): remove this folder to run it again, or "
+        "restore the recipes and values that it was run with"
+    )
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"was ended by signal {-code}: if you did not do that, memory ran out; start again with fewer processes"
+    return f"failed with exit code {code}: the error is above"
 
 
 def _exit_with(command: Sequence[str]) -> None:

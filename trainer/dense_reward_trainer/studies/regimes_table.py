@@ -135,7 +135,7 @@ def format_previews(previews: Sequence[PreviewCheck]) -> str:
             one.regime,
             str(one.seed),
             one.verdict.verdict,
-            one.policy,
+            one.policy if one.on_its_reference or one.verdict.reference is None else f"{one.policy} (other reference)",
             f"{one.over_sft:+.3f}",
             f"{one.over_control:+.3f}",
             one.outcome,

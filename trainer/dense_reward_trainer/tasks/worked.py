@@ -16,6 +16,9 @@ from dense_reward_trainer.data.records import DataError, Demonstration
 from dense_reward_trainer.tasks.records import TaskData, demonstration
 
 Kind = Literal["additions", "two_step"]
+# Added to the seed of prompts and tests that are not drawn with the demonstrations: far from the seeds of other cells,
+# whose demonstrations would be these very problems.
+OTHER_PROBLEMS = 1_000_000
 
 
 class WorkedTask(JobOptions):
@@ -46,7 +49,7 @@ class WorkedTask(JobOptions):
         taken = {problem.prompt for problem in trained}
         kind, digits = self.prompt_kind or self.name, self.prompt_digits or self.digits
         wanted = (self.prompts or self.demonstrations) + self.test
-        drawn = _problems(kind, digits, wanted + len(trained), seed + 1)
+        drawn = _problems(kind, digits, wanted + len(trained), seed + OTHER_PROBLEMS)
         others = _demonstrations([one for one in drawn if one.prompt not in taken][:wanted])
         return TaskData(self._noisy(trained, seed), others[self.test :], others[: self.test])
 

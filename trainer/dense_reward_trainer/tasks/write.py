@@ -53,6 +53,14 @@ def write_task(task: Task, seed: int, folder: Path, labelled: int = 0) -> TaskDa
     tested = len(data.test) - labelled
     if tested < 1:
         raise DataError(f"labelled is {labelled}, but there are only {len(data.test)} test problems: lower it")
+    shared = {one.prompt_messages for one in data.test[:tested]}.intersection(
+        one.prompt_messages for one in data.test[tested:]
+    )
+    if shared:
+        raise DataError(
+            f"{len(shared)} prompts of the last {labelled} test problems, which only the preview uses, are also among "
+            "the others: remove repeated test prompts, or set labelled to 0"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     for path, rows in (
         (files.base, data.base),

@@ -1,0 +1,214 @@
+"""The whole regimes study on tiny models; its jobs run in this process, because imports cost more than the jobs."""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import pytest
+import yaml
+from dense_reward.serving.loaders import loader
+from dense_reward_trainer.cli import main
+from dense_reward_trainer.configs.base import config_path
+from dense_reward_trainer.errors import ConfigError, JobError
+from dense_reward_trainer.runs.checkpoint import is_complete
+from dense_reward_trainer.studies import regimes, regimes_jobs
+from dense_reward_trainer.studies.regimes_cell import Cell, arguments
+from dense_reward_trainer.studies.regimes_config import AnyPolicy, DprPolicy, SweepConfig
+from dense_reward_trainer.studies.regimes_figures import CellFigures
+from dense_reward_trainer.studies.regimes_jobs import Job
+from dense_reward_trainer.studies.regimes_tuning import Choice, tuned
+from pydantic import JsonValue
+from running_service import served
+from served_pair import SIZES
+
+pytestmark = pytest.mark.slow
+
+TASK = {
+    "name": "mixed_demonstrators",
+    "base_novices": 0.5,
+    "sft_novices": 0.25,
+    "base_demonstrations": 16,
+    "demonstrations": 16,
+    "test": 8,
+}
+TINY_SFT: dict[str, JsonValue] = {
+    "scratch": SIZES.model_dump(),
+    "epochs": 1,
+    "batch_size": 8,
+    "warmup_steps": 0,
+    "log_every_steps": 1,
+}
+POLICIES: Mapping[str, object] = {
+    "dpr": {"kind": "dpr", "reference": "base", "grid": {"learning_rate": [1e-4, 1e-2]}},
+    "continued": {"kind": "sft", "matched_flops": "dpr"},
+    "cold": {"kind": "matched_kl", "to": "dpr", "values": [1.0, 0.5]},
+    "majority": {"kind": "sampled", "options": {"choose": {"samples": 2, "by": "majority"}}},
+}
+
+
+def config(folder: Path, **changes: object) -> SweepConfig:
+    values: dict[str, object] = {
+        "output_dir": folder,
+        "regimes": {"mixed": {"task": TASK}},
+        "seeds": (1, 2),
+        "tuning": {"seeds": (1000,)},
+        "base": TINY_SFT,
+        "sft": {**TINY_SFT, "milestones": {"base": 0.0, "half": 0.5}},
+        "dpr": {"steps": 2, "prompts_per_step": 2, "max_new_tokens": 8, "warmup_steps": 0},
+        "evaluate": {"held_out_options.max_new_tokens": 8, "held_out_options.samples_per_prompt": 1},
+        "preview": {"prompts": 2, "samples_per_prompt": 2, "max_new_tokens": 8},
+        "labelled": 3,
+        "policies": POLICIES,
+        "primary": "dpr",
+    }
+    return SweepConfig.model_validate(values | changes)
+
+
+class JobsHere:
+    """Runs jobs in this process, and counts them by cell and name."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.fails: str | None = None
+
+    def run(self, cell: Cell, job: Job) -> None:
+        self.ran.append(f"{cell.seed}/{job.name}")
+        if self.ran[-1] == self.fails:
+            raise JobError("stopped")
+        assert main([job.kind, job.recipe, *arguments(job.overrides)]) == 0
+
+
+@contextmanager
+def serving_here(folder: Path, _: int, __: int | None = None) -> Iterator[tuple[None, str]]:
+    """The service of a run, in this process."""
+    with served(loader("torch"), run=folder, device="cpu") as running:
+        yield None, str(running.client.base_url).rstrip("/")
+
+
+def cells_here(_: int, __: Callable[[Cell], CellFigures], cells: Sequence[Cell]) -> Iterator[CellFigures]:
+    return (regimes_jobs.cell_figures(cell, print) for cell in cells)
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> JobsHere:
+    """Jobs and services of a study without processes."""
+    found = JobsHere()
+    monkeypatch.setattr(regimes_jobs, "run_job", found.run)
+    monkeypatch.setattr(regimes_jobs, "serving_run", serving_here)
+    monkeypatch.setattr(regimes, "in_processes", cells_here)
+    for name in ("jobs.dpr.plot_run", "jobs.sft.plot_metrics", "jobs.preview.plot_preview"):
+        monkeypatch.setattr(f"dense_reward_trainer.{name}", lambda *_, **__: None)
+    return found
+
+
+def read(path: Path) -> dict[str, dict[str, dict[str, object]]]:
+    return cast(dict[str, dict[str, dict[str, object]]], json.loads(path.read_text()))
+
+
+def test_the_whole_study_runs_resumes_and_is_not_done_twice(tmp_path: Path, jobs: JobsHere) -> None:
+    reports: list[str] = []
+    study, folder = config(tmp_path / "run"), tmp_path / "run"
+    jobs.fails = "2/evaluation"
+    with pytest.raises(JobError, match="stopped"):
+        regimes.run(study, reports.append)
+    jobs.fails = None
+    before = len(jobs.ran)
+    regimes.run(study, reports.append)
+    assert jobs.ran[before:] == ["2/base_model", "2/sft", "2/preview", "2/continued", "2/evaluation"]
+    record = read(folder / "sweep.json")
+    assert set(record["summary"]["mixed"]) == {"sft", "dpr", "continued", "cold", "majority"}
+    chosen = cast(dict[str, object], record["tuning"]["mixed"]["dpr"])["chosen"]
+    for seed in (1, 2):
+        here = folder / "mixed" / str(seed)
+        assert yaml.safe_load((here / "dpr" / "config.yaml").read_text())["learning_rate"] == chosen
+        started = yaml.safe_load((here / "continued" / "config.yaml").read_text())
+        assert (started["base_model"], started["scratch"]) == (str(here / "sft" / "checkpoints" / "sft"), None)
+        assert not (folder / "mixed" / "1000" / "preview").exists()
+        tested, labelled = (
+            (here / "task" / name).read_text().splitlines() for name in ("test.jsonl", "labelled.jsonl")
+        )
+        assert (len(tested), len(labelled)) == (5, 3)
+        assert not set(tested) & set(labelled)
+    cell = CellFigures.of(read(folder / "mixed" / "1" / "figures.json"))
+    assert cell.policies["sft"].kl_to_sft == pytest.approx(0, abs=1e-3)
+    assert cell.demonstrations_right == 0.75
+    assert cell.start is not None
+    assert len(record["preview"]) == 2
+    assert len(record["commits"]) == 1
+    assert {path.name for path in folder.glob("*.png")} == {"sweep.png"}
+
+    jobs.ran.clear()
+    regimes.run(study.model_copy(update={"processes": 2}), reports.append)
+    assert jobs.ran == []
+    assert read(folder / "sweep.json")["cells"] == record["cells"]
+
+    recipe = tmp_path / "dpr.yaml"
+    shipped = yaml.safe_load(config_path("arithmetic_dpr").read_text())
+    recipe.write_text(yaml.safe_dump(shipped))
+    values = {**POLICIES, "dpr": {**cast(dict[str, object], POLICIES["dpr"]), "recipe": str(recipe)}}
+    moved = folder.rename(tmp_path / "moved")
+    study = config(moved, policies=values)
+    finished = Cell(study, "mixed", 1, policies_with(study, cast(float, chosen)))
+    assert regimes_jobs.cell_figures(finished, reports.append) == cell
+    recipe.write_text(yaml.safe_dump({**shipped, "kl_coefficient": 0.5}))
+    with pytest.raises(ConfigError, match=r"moved/mixed/1 was finished with other values \(dpr: kl_coefficient\)"):
+        regimes_jobs.cell_figures(finished, reports.append)
+    finished.figures.unlink()
+    with pytest.raises(ConfigError, match=r"moved/mixed/1/dpr was finished with other values \(kl_coefficient\)"):
+        regimes_jobs.train_dpr(finished, regimes_jobs.dpr_job(finished, "dpr", dpr_of(finished), "http://unused"))
+
+
+def policies_with(study: SweepConfig, learning_rate: float) -> dict[str, AnyPolicy]:
+    """The policies once their learning rate is chosen."""
+    choice = Choice("learning_rate", (learning_rate,), (0.0,), learning_rate, on_edge=False)
+    return tuned(study.all_policies, {"dpr": choice})
+
+
+def dpr_of(cell: Cell) -> DprPolicy:
+    found = cell.policies["dpr"]
+    assert isinstance(found, DprPolicy)
+    return found
+
+
+def job_of(cell: Cell, **overrides: JsonValue) -> Job:
+    values: dict[str, JsonValue] = {
+        **TINY_SFT,
+        "data": {"source": "arithmetic", "held_out_fraction": 0.0, "arithmetic": {"demonstrations": 8, "digits": 1}},
+        "milestones": {},
+        "eval_every_steps": None,
+    }
+    return regimes_jobs.seeded_job(cell, "sft", "sft", "arithmetic_sft", values | overrides)
+
+
+def test_a_job_is_a_process_whose_cpu_time_counts_also_if_it_fails(tmp_path: Path) -> None:
+    cell = Cell(config(tmp_path), "mixed", 1, {})
+    with regimes_jobs.cpu_time_recorded(cell):
+        regimes_jobs.run_job(cell, job_of(cell))
+    assert is_complete(cell.checkpoint("sft"))
+    used_s = cell.cpu_s()
+    assert used_s > 0
+    with (
+        pytest.raises(JobError, match=r"sft of .*/1/sft failed with exit code 2: the error is above"),
+        regimes_jobs.cpu_time_recorded(cell),
+    ):
+        regimes_jobs.run_job(cell, job_of(cell, epochs=0))
+    assert cell.cpu_times.read_text().count("\n") == 2
+
+
+def test_a_job_that_is_killed_names_the_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regimes_jobs, "main", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    cell = Cell(config(tmp_path), "mixed", 1, {})
+    with pytest.raises(JobError, match=r"was ended by signal 9: .* start again with fewer processes"):
+        regimes_jobs.run_job(cell, job_of(cell))
+
+
+def test_a_cell_in_a_worker_that_fails_names_its_log(tmp_path: Path) -> None:
+    study = config(tmp_path, base={"epochs": 0})
+    cell = Cell(study, "mixed", 1, {})
+    with pytest.raises(JobError, match=r"failed with exit code 2: the error is above, in .*mixed/1/log\.txt"):
+        regimes.run_cells([cell], study, "seeds", print)
+    assert "epochs" in cell.log.read_text()
