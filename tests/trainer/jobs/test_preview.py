@@ -87,7 +87,13 @@ def test_a_reward_that_only_sharpens_is_no_more_than_a_control_gives(tmp_path: P
 
 def test_judged_answers_are_used_as_they_are(run_folder: Path, tmp_path: Path) -> None:
     found = json.loads(preview(tmp_path, judged(tmp_path), run=str(run_folder)))
-    assert found["counts"] == {"prompts": 15, "right": 30, "wrong": 30}
+    assert found["counts"] == {
+        "prompts": 15,
+        "right": 30,
+        "wrong": 30,
+        "prompts_with_right": 15,
+        "prompts_with_wrong": 15,
+    }
     assert (found["verdict"], found["reference"]) == ("gain", "worse")
     worse = found["gains"]["tilted"]["worse"]
     # weights pi_sft / pi_base: 4 for `1`, 2/3 for `2`

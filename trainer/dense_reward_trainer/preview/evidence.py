@@ -60,7 +60,12 @@ class Answers:
 
     @property
     def counts(self) -> Counts:
-        return Counts(len(set(self.prompt)), sum(self.right), len(self.right) - sum(self.right))
+        with_right, with_wrong = (
+            {prompt for prompt, right in zip(self.prompt, self.right, strict=True) if right == kind}
+            for kind in (True, False)
+        )
+        right = sum(self.right)
+        return Counts(len(set(self.prompt)), right, len(self.right) - right, len(with_right), len(with_wrong))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
