@@ -67,7 +67,8 @@ def extrapolated(
 ) -> PolicyCheckpoint:
     """`checkpoint`, from `folder`, with its weights changed to theta_sft + a (theta_sft - theta_base), in place.
 
-    Raises CheckpointError if the two differ in tokenizer or architecture, because their weights then do not correspond.
+    Raises CheckpointError if the two differ in tokenizer or architecture, because their weights then do not correspond,
+    and if their weights are equal.
     """
     reason = _not_corresponding(checkpoint, base)
     if reason is not None:
@@ -92,6 +93,9 @@ def _not_corresponding(checkpoint: PolicyCheckpoint, base: PolicyCheckpoint) -> 
     shapes = [{name: p.shape for name, p in one.policy.model.named_parameters()} for one in (checkpoint, base)]
     if shapes[0] != shapes[1]:
         return "their weights have different names or shapes"
+    weights = [dict(one.policy.model.named_parameters()) for one in (checkpoint, base)]
+    if all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items()):
+        return "their weights are equal, so nothing would change"
     return None
 
 
