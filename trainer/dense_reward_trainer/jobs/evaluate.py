@@ -106,7 +106,7 @@ def measure_policies(
 ) -> dict[str, Measured]:
     """Measures the policies that share the samples of `sampled` on the held-out prompts, rendered as in training."""
     options = config.held_out_options
-    checkpoint = load_sampled(sampled, precision=config.precision, device=chosen_device(config.device))
+    checkpoint = load_sampled(sampled, report, precision=config.precision, device=chosen_device(config.device))
     limit_tokens = checkpoint.policy.limit_tokens
     rows = held_out_rows(config.held_out, checkpoint.encoder, limit_tokens, options.max_new_tokens, report)
     choices = {name: config.policies[name].choose for name in names}

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import check_pair
+from dense_reward.records import Report
 
 from dense_reward_trainer.configs.dpr import Precision
 from dense_reward_trainer.configs.evaluate import ExtrapolateOptions, PolicyOptions, TiltOptions
@@ -31,15 +32,22 @@ NO_COMPUTATION = frozenset(
 )
 
 
-def load_sampled(options: PolicyOptions, *, precision: Precision, device: str) -> PolicyCheckpoint:
+def load_sampled(options: PolicyOptions, report: Report, *, precision: Precision, device: str) -> PolicyCheckpoint:
     """The checkpoint of `options`, tilted or extrapolated if they say so; adapters are merged.
 
-    Raises CheckpointError, naming the cure, if a checkpoint cannot be used or two do not belong together.
+    Reports a reference of another run. Raises CheckpointError, naming the cure, if a checkpoint cannot be used or two
+    do not belong together.
     """
     checkpoint = load_policy(options.checkpoint, precision=precision, device=device)
     if options.tilt is not None:
         other = load_policy(options.tilt.reference, precision=precision, device=device)
-        return tilted(checkpoint, other, options.tilt, options.checkpoint)
+        policy = tilted(checkpoint, other, options.tilt, options.checkpoint)
+        if not check_pair(checkpoint.manifest, other.manifest, allow_unrelated=True):
+            report(
+                f"the tilt's reference {options.tilt.reference} comes from another run than {options.checkpoint}, or "
+                "from a later step"
+            )
+        return policy
     if options.extrapolate is not None:
         other = load_policy(options.extrapolate.base, precision=precision, device=device)
         return extrapolated(checkpoint, other, options.extrapolate, options.checkpoint)
