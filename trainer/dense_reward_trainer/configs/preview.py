@@ -5,7 +5,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from dense_reward_trainer.configs.base import JobConfig, SafeName
+from dense_reward_trainer.configs.base import JobConfig, SafeName, Seed
 from dense_reward_trainer.configs.dpr import AUTO, PRECISION, THREADS, Device, Precision
 from dense_reward_trainer.configs.evaluate import Strength
 from dense_reward_trainer.configs.signals import WINDOW_TOKENS
@@ -55,7 +55,7 @@ class PreviewConfig(JobConfig):
     )
     batch_size: int = Field(default=64, ge=1, description="Answers generated in one batch.")
     microbatch_tokens: int = Field(default=2048, ge=1, description="Tokens in one forward pass, padding included.")
-    seed: int = Field(default=0, ge=0, description="Seed of the prompts, the samples and the bootstrap.")
+    seed: Seed = Field(default=0, description="Seed of the prompts, the samples and the bootstrap.")
     device: Device = Field(default="auto", description=AUTO)
     precision: Precision = Field(default="float32", description=PRECISION)
     threads: int | None = Field(default=None, ge=1, description=THREADS)
