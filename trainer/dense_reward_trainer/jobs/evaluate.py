@@ -18,7 +18,7 @@ from dense_reward_trainer.configs.dpr import HeldOutOptions
 from dense_reward_trainer.configs.evaluate import ChooseOptions, EvaluateConfig, PolicyOptions
 from dense_reward_trainer.configs.signals import TokenSignal
 from dense_reward_trainer.policies.chosen import measure_chosen
-from dense_reward_trainer.policies.load import load_sampled
+from dense_reward_trainer.policies.load import check_sampled, load_sampled
 from dense_reward_trainer.policies.signals import check_offered, sample_signals
 from dense_reward_trainer.rl.held_out_metrics import (
     Estimate,
@@ -83,6 +83,8 @@ def run(config: EvaluateConfig, report: Report) -> None:
     Raises ConfigError, DataError, CheckpointError or JobError; the message states the cure.
     """
     check_run("evaluate", config)
+    for options in config.policies.values():
+        check_sampled(options)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     measured: dict[str, Measured] = {}

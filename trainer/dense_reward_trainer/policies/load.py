@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import check_pair
+from dense_reward.manifest import check_pair, load_manifest
 from dense_reward.records import Report
 
 from dense_reward_trainer.configs.dpr import Precision
@@ -30,6 +30,15 @@ NO_COMPUTATION = frozenset(
         "use_cache",
     }
 )
+
+
+def check_sampled(options: PolicyOptions) -> None:
+    """Raises CheckpointError for a checkpoint of `options` without a readable manifest. Loads no weights."""
+    load_manifest(options.checkpoint)
+    if options.tilt is not None:
+        load_manifest(options.tilt.reference)
+    if options.extrapolate is not None:
+        load_manifest(options.extrapolate.base)
 
 
 def load_sampled(options: PolicyOptions, report: Report, *, precision: Precision, device: str) -> PolicyCheckpoint:
