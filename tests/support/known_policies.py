@@ -22,8 +22,8 @@ NEVER = -20.0
 """The log-prob, up to a constant, of what is practically never sampled."""
 
 
-def write_known_policy(folder: Path, one: float, *, role: Role = "sft", step: int = 20) -> None:
-    """A checkpoint that answers `1` with probability `one`, and `2` otherwise."""
+def write_known_policy(folder: Path, one: float, *, role: Role = "sft", step: int = 20, positions: int = 64) -> None:
+    """A checkpoint that answers `1` with probability `one`, and `2` otherwise; it reads `positions` tokens."""
     folder.mkdir(parents=True)
     write_tokenizer(folder)
     tokenizer = load_tokenizer(folder)
@@ -33,12 +33,12 @@ def write_known_policy(folder: Path, one: float, *, role: Role = "sft", step: in
     end = tokenizer.eos_id
     assert end is not None
     nexts = {last: {ids["1"]: one, ids["2"]: 1 - one}, ids["1"]: {end: 1.0}, ids["2"]: {end: 1.0}}
-    model_of(nexts, tokenizer.vocab_size).save_pretrained(folder)
+    model_of(nexts, tokenizer.vocab_size, positions).save_pretrained(folder)
     facts = ManifestFacts(role=role, run_id="known", renderer="plain", optimiser_step=step)
     write_manifest(folder, facts, probe_of_texts)
 
 
-def model_of(nexts: Mapping[int, Mapping[int, float]], vocab_size: int) -> LlamaForCausalLM:
+def model_of(nexts: Mapping[int, Mapping[int, float]], vocab_size: int, positions: int) -> LlamaForCausalLM:
     """A model with these probabilities of the next id, by last id; of other last ids, all are equal."""
     config = LlamaConfig(
         vocab_size=vocab_size,
@@ -46,7 +46,7 @@ def model_of(nexts: Mapping[int, Mapping[int, float]], vocab_size: int) -> Llama
         intermediate_size=4,
         num_hidden_layers=1,
         num_attention_heads=1,
-        max_position_embeddings=64,
+        max_position_embeddings=positions,
         tie_word_embeddings=False,
         bos_token_id=None,
         eos_token_id=None,

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 from dense_reward_trainer.cli import main
 from dense_reward_trainer.configs.base import changed_keys, config_path, load_config, recipe_names
+from dense_reward_trainer.configs.credit import CreditConfig
+from dense_reward_trainer.configs.dpr import DprConfig, HeldOutOptions
+from dense_reward_trainer.configs.preview import PreviewConfig
+from dense_reward_trainer.configs.sample import SampleConfig
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.errors import ConfigError
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 MINIMAL = "output_dir: out\ndata: {source: arithmetic}\nscratch: {}\n"
 
@@ -140,3 +144,11 @@ def test_a_mistake_is_told_before_anything_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["2", "False"]
+
+
+@pytest.mark.parametrize("config", [SftConfig, DprConfig, HeldOutOptions, CreditConfig, PreviewConfig, SampleConfig])
+def test_a_seed_that_some_library_does_not_take_is_refused(config: type[BaseModel]) -> None:
+    for seed, wrong in {-1: True, 0: False, 2**32 - 1: False, 2**32: True}.items():
+        with pytest.raises(ValidationError) as caught:
+            config.model_validate({"seed": seed, "no such key": 0})
+        assert (("seed",) in [fault["loc"] for fault in caught.value.errors()]) == wrong

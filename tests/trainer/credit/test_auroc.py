@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from dense_reward_trainer.credit.auroc import auroc, auroc_interval, mean_interval
+from dense_reward_trainer.credit import auroc as module
+from dense_reward_trainer.credit.auroc import auroc, auroc_draws, auroc_interval, mean_interval
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,3 +84,15 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     intervals = [mean_interval(rng.normal(size=60).tolist(), seed, resamples=300) for seed in range(200)]
     covered = np.mean([interval.low <= 0.0 <= interval.high for interval in intervals])
     assert 0.88 <= covered <= 0.99
+
+
+@pytest.mark.parametrize("together", [1, 60, 200, 1000])
+def test_draws_do_not_depend_on_how_many_are_in_memory_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, together: int
+) -> None:
+    rng = np.random.default_rng(3)
+    scores, positive = rng.normal(size=20).tolist(), [True, False, False, True] * 5
+    cluster = [i // 3 for i in range(20)]
+    whole_R = auroc_draws(scores, positive, cluster, seed=4, resamples=50)
+    monkeypatch.setattr(module, "COUNTS_TOGETHER", together)
+    assert auroc_draws(scores, positive, cluster, seed=4, resamples=50).tolist() == whole_R.tolist()

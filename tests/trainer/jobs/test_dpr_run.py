@@ -202,6 +202,8 @@ def test_evaluate_compares_policies_side_by_side(
     assert main(["evaluate", str(config)]) == 0
     printed = capsys.readouterr().err
     assert "measuring sft, reward, entropy_corrected (" in printed
+    pinned = re.findall("waiting for http|measuring", printed)
+    assert pinned == ["waiting for http"] * 2 + ["measuring"] * 3, "all rows have the same models of the service"
     assert re.search(r"policy +greedy accuracy +sampled accuracy +NLL per token +KL to SFT", printed)
     figures = json.loads((out / "evaluation.json").read_text())
     assert list(figures) == list(policies)

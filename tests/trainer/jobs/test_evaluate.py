@@ -57,6 +57,19 @@ def test_every_kind_of_policy_has_its_row_and_its_samples(
     assert [json.loads(line)["text"] for line in lines["tilted"]] != plain
 
 
+@pytest.mark.parametrize("last", ["missing", "{sft}|tilt|reference", "{sft}|extrapolate|base"])
+def test_a_missing_checkpoint_is_refused_before_the_first_policy_is_measured(
+    pair_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], last: str
+) -> None:
+    checkpoint, *keys = last.format(sft=pair_folder / "sft").split("|")
+    policy: dict[str, object] = {"checkpoint": checkpoint} | ({keys[0]: {keys[1]: "missing"}} if keys else {})
+    policies = {"plain": str(pair_folder / "sft"), "last": policy}
+    assert main(["evaluate", write_config(pair_folder, tmp_path / "out", policies=policies)]) == 2
+    printed = capsys.readouterr().err
+    assert "error: missing: no such checkpoint folder" in printed
+    assert "measuring" not in printed
+
+
 def test_a_checkpoint_that_is_its_own_reference_is_refused_in_one_line(
     pair_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

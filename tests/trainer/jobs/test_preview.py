@@ -87,7 +87,13 @@ def test_a_reward_that_only_sharpens_is_no_more_than_a_control_gives(tmp_path: P
 
 def test_judged_answers_are_used_as_they_are(run_folder: Path, tmp_path: Path) -> None:
     found = json.loads(preview(tmp_path, judged(tmp_path), run=str(run_folder)))
-    assert found["counts"] == {"prompts": 15, "right": 30, "wrong": 30}
+    assert found["counts"] == {
+        "prompts": 15,
+        "right": 30,
+        "wrong": 30,
+        "prompts_with_right": 15,
+        "prompts_with_wrong": 15,
+    }
     assert (found["verdict"], found["reference"]) == ("gain", "worse")
     worse = found["gains"]["tilted"]["worse"]
     # weights pi_sft / pi_base: 4 for `1`, 2/3 for `2`
@@ -103,6 +109,14 @@ def test_answers_that_are_all_wrong_give_no_verdict_but_the_cure(run_folder: Pat
     assert found["verdict"] == "unknown"
     assert found["ranking"] == []
     assert "0 right and 30 wrong answers to 15 prompts are too few" in found["reason"]
+
+
+def test_right_answers_to_few_prompts_give_no_verdict_however_many_they_are(run_folder: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}?", "responses": ["1"] * 5, "right": [n < 2] * 5} for n in range(20)]
+    labelled = write_lines(tmp_path / "judged.jsonl", rows)
+    found = json.loads(preview(tmp_path, labelled, run=str(run_folder)))
+    counts = {"prompts": 20, "right": 10, "wrong": 90, "prompts_with_right": 2, "prompts_with_wrong": 18}
+    assert (found["verdict"], found["counts"]) == ("unknown", counts)
 
 
 def test_without_a_reference_there_is_a_table_and_no_reward(run_folder: Path, tmp_path: Path) -> None:
@@ -128,6 +142,7 @@ def test_without_a_reference_there_is_a_table_and_no_reward(run_folder: Path, tm
         (["max_new_tokens=64"], "set max_new_tokens to at most 6"),
         (["checker=final_answers"], "checker"),
         (["strength=0"], "strength"),
+        (["strength=200"], "strength: .* less than or equal to 100"),
     ],
 )
 def test_what_cannot_be_previewed_is_refused_in_one_line(
@@ -153,3 +168,28 @@ def test_answers_that_are_cut_off_or_hold_no_answer_are_counted_for_the_user(
     assert "the checker final_answer found no answer in 16 of 16 answers" in capsys.readouterr().err
     preview(tmp_path / "short", few, sft=sft, max_new_tokens=1)
     assert "16 of 16 answers were cut off at max_new_tokens 1, and count as wrong" in capsys.readouterr().err
+
+
+def test_every_policy_has_its_own_file_of_answers_whatever_the_references_are_called(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    checkpoints = run_folder / "checkpoints"
+    references = {"a": str(checkpoints / "worse"), "a-greedy": str(checkpoints / "better")}
+    preview(tmp_path, questions(tmp_path, count=3), sft=str(checkpoints / "sft"), references=references)
+    lines = {path.name: len(path.read_text().splitlines()) for path in (tmp_path / "preview").glob("*tilted*.jsonl")}
+    sizes = {"tilted": 12, "greedy-tilted": 3}
+    assert lines == {f"samples-{how}-{name}.jsonl": size for name in references for how, size in sizes.items()}
+
+
+def test_an_answer_that_a_reference_cannot_read_is_refused(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_known_policy(tmp_path / "short", 0.1, role="reference", step=0, positions=60)
+    config = tmp_path / "preview.yaml"
+    sft = str(run_folder / "checkpoints" / "sft")
+    models = {"sft": sft, "references": {"short": str(tmp_path / "short")}, "device": "cpu"}
+    labelled = write_lines(tmp_path / "long.jsonl", [{"prompt": "?" * 59, "response": "1", "right": True}] * 2)
+    config.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "out"), "labelled": str(labelled), **models}))
+    assert main(["preview", str(config)]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search("reference short reads at most 60 tokens, but a prompt and its answer have 6[1-4]: ", last), last

@@ -40,6 +40,23 @@ def test_greedy_responses_are_the_same_again_and_those_of_the_tilted_policy(pair
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_cut_off_responses_and_a_reference_of_a_later_step_are_reported(
+    pair_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    later = f"policy={{checkpoint: {pair_folder / 'early'}, tilt: {{reference: {pair_folder / 'reference'}}}}}"
+    notes = []
+    for name, more in {"in-order": [], "later": [later, "max_new_tokens=1"]}.items():
+        assert main(arguments(pair_folder, tmp_path / name, *more)) == 0
+        finished = [
+            json.loads(line)["finished"] for line in (tmp_path / name / "samples.jsonl").read_text().splitlines()
+        ]
+        printed = capsys.readouterr().err
+        assert ("learns to stop there" in printed) == (not all(finished))
+        notes.append(("or from a later step" in printed, all(finished)))
+    assert notes[0][0] is False
+    assert notes[1] == (True, False)
+
+
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [

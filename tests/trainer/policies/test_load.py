@@ -56,6 +56,11 @@ def test_weights_of_other_names_or_tokenizers_are_refused() -> None:
         extrapolated(sft, wider, ExtrapolateOptions(base=OTHER), FOLDER)
 
 
+def test_a_checkpoint_is_not_extrapolated_from_itself() -> None:
+    with pytest.raises(CheckpointError, match=r"extrapolated from runs/base: their weights are equal.*started from"):
+        extrapolated(tiny_checkpoint(), tiny_checkpoint(), ExtrapolateOptions(base=OTHER), FOLDER)
+
+
 def test_a_tilted_checkpoint_keeps_its_own_model_and_encoder() -> None:
     sft, reference = tiny_checkpoint(), with_manifest(tiny_checkpoint(seed=1), files={"model.safetensors": "another"})
     found = tilted(sft, reference, TiltOptions(reference=OTHER, strength=2.0), FOLDER)

@@ -9,7 +9,7 @@ from dense_reward_trainer.preview.gains import SFT, Gain, Gains
 from dense_reward_trainer.preview.ranking import Ranked
 from dense_reward_trainer.preview.verdict import Counts, Kind, Verdict, verdict
 
-ENOUGH = Counts(prompts=50, right=80, wrong=120)
+ENOUGH = Counts(50, right=80, wrong=120, prompts_with_right=40, prompts_with_wrong=45)
 ABOVE, CHANCE, BELOW, WIDE = (0.94, 0.90, 0.97), (0.52, 0.43, 0.61), (0.28, 0.20, 0.36), (0.60, 0.42, 0.78)
 Found = tuple[float, float, float]
 
@@ -90,13 +90,24 @@ def test_the_first_rule_that_holds_decides(auroc: Found, found: Gains | None, ki
 
 @pytest.mark.parametrize(
     "counts",
-    [Counts(9, 80, 120), Counts(29, 14, 15), Counts(50, 4, 196), Counts(50, 196, 4), Counts(50, 0, 200)],
-    ids=["prompts", "answers", "right", "wrong", "none right"],
+    [
+        Counts(9, 80, 120, 9, 9),
+        Counts(29, 14, 15, 14, 15),
+        Counts(50, 16, 184, 4, 50),
+        Counts(50, 184, 16, 50, 4),
+        Counts(50, 0, 200, 0, 50),
+    ],
+    ids=["prompts", "answers", "right answers to 4 prompts", "wrong answers to 4 prompts", "none right"],
 )
 def test_too_few_answers_give_no_verdict_but_the_cure(counts: Counts) -> None:
     one = of_base(ABOVE, gains({"base": 0.71}), counts)
     assert one.verdict == "unknown"
+    assert f"({counts.prompts_with_right} prompts have a right one, " in one.reason
     assert "label more answers (raise prompts" in one.reason
+
+
+def test_five_prompts_with_each_kind_of_answer_are_enough() -> None:
+    assert of_base(ABOVE, gains({"base": 0.71}), Counts(10, 15, 15, 5, 5)).verdict == "gain"
 
 
 @pytest.mark.parametrize(("prompts", "effective"), [(9, 2.5), (15, 1.4)])

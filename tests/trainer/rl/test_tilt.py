@@ -42,6 +42,13 @@ def test_the_log_probs_are_those_of_the_formula() -> None:
     torch.testing.assert_close(found_V, weight_V / weight_V.sum(), rtol=1e-9, atol=1e-12)
 
 
+def test_ids_that_neither_model_gives_are_not_sampled_and_spoil_no_other() -> None:
+    sft_NV = torch.tensor([[0.6, 0.4, 0.0, 0.0]], dtype=torch.float64).log()
+    reference_NV = torch.tensor([[0.3, 0.4, 0.3, 0.0]], dtype=torch.float64).log()
+    found_NV = Tilt(tiny_llama(), 1.0)(sft_NV, reference_NV).exp()
+    torch.testing.assert_close(found_NV, torch.tensor([[0.75, 0.25, 0.0, 0.0]], dtype=torch.float64))
+
+
 def test_a_tilt_away_from_oneself_changes_nothing() -> None:
     policy = tiny_policy()
     both = tilted(policy.model, policy.model, 2.0, policy.vocab_size)

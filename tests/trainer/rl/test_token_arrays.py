@@ -6,6 +6,7 @@ import torch
 from dense_reward.engines.fake import VOCABULARY
 from dense_reward.records import IdArray
 from dense_reward_trainer.errors import JobError
+from dense_reward_trainer.rl import token_arrays as module
 from dense_reward_trainer.rl.token_arrays import token_arrays
 from tiny_models import plain_logprobs
 from tiny_policy import tiny_policy
@@ -19,8 +20,11 @@ def sequences(seed: int) -> tuple[list[IdArray], list[IdArray]]:
     )
 
 
-@pytest.mark.parametrize("microbatch_tokens", [1, 30, 1000])
-def test_arrays_are_exact_sums_in_the_order_of_the_responses(microbatch_tokens: int) -> None:
+@pytest.mark.parametrize(("microbatch_tokens", "states_together"), [(1, 128), (30, 5), (1000, 128), (1000, 5)])
+def test_arrays_are_exact_sums_in_the_order_of_the_responses(
+    monkeypatch: pytest.MonkeyPatch, microbatch_tokens: int, states_together: int
+) -> None:
+    monkeypatch.setattr(module, "STATES_TOGETHER", states_together)
     sft, reference = tiny_policy(seed=1), tiny_policy(seed=2)
     prompts, responses = sequences(0)
     found = token_arrays(sft, reference, prompts, responses, microbatch_tokens)

@@ -1,13 +1,22 @@
 """The run folder: what it records, what it redacts, and which second start it refuses."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 import yaml
 from dense_reward_trainer.configs.base import JobConfig, JobOptions
 from dense_reward_trainer.errors import ConfigError, JobError
-from dense_reward_trainer.runs.run_folder import MetricsLog, command_line, open_run, pin, plot_metrics, redacted
+from dense_reward_trainer.runs.run_folder import (
+    MetricsLog,
+    check_run,
+    command_line,
+    open_run,
+    pin,
+    plot_metrics,
+    redacted,
+)
 
 
 class ServiceOptions(JobOptions):
@@ -54,6 +63,21 @@ def test_the_folder_of_another_job_is_refused(tmp_path: Path) -> None:
     open_run("example", ExampleConfig(output_dir=tmp_path))
     with pytest.raises(ConfigError, match="holds a run of example, not of other"):
         open_run("other", ExampleConfig(output_dir=tmp_path))
+
+
+@pytest.mark.parametrize("inside", ["", "deeper", "much/deeper"])
+def test_a_file_in_place_of_the_folder_is_refused_before_the_work(tmp_path: Path, inside: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ConfigError, match=f"{tmp_path / 'file'} is a file: use another output_dir"):
+        check_run("example", ExampleConfig(output_dir=tmp_path / "file" / inside))
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda place, mode: place != tmp_path)
+    with pytest.raises(ConfigError, match=f"cannot write to {tmp_path}: "):
+        check_run("example", ExampleConfig(output_dir=tmp_path / "new" / "run"))
 
 
 def test_a_resumed_run_must_find_what_it_was_started_with(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from dense_reward_trainer.errors import ConfigError
 
 Fraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 FractionOrStart = Annotated[float, Field(ge=0.0, lt=1.0)]
+# The largest seed that all libraries take is that of numpy's older generator, which transformers seeds.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # A name that becomes part of a path, so it cannot hold a slash or start with a dot.
 SafeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 

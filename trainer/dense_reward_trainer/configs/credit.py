@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from dense_reward_trainer.configs.base import Seed
 from dense_reward_trainer.configs.dpr import Device
 from dense_reward_trainer.configs.service import SERVICE_KEYS, ServicePairsConfig
 from dense_reward_trainer.configs.signals import WINDOW_TOKENS
@@ -56,4 +57,4 @@ class CreditConfig(ServicePairsConfig):
         description="The aggregate window_min is the least mean over this many consecutive tokens of an answer.",
     )
     device: Device = Field(default="cpu", description="Device on which the policy samples.")
-    seed: int = Field(default=0, ge=0, description="Seed of the errors, the samples and the bootstrap.")
+    seed: Seed = Field(default=0, description="Seed of the errors, the samples and the bootstrap.")

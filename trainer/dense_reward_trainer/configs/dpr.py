@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from dense_reward.schemas import SignalName
 from pydantic import Field, field_validator, model_validator
 
-from dense_reward_trainer.configs.base import JobOptions
+from dense_reward_trainer.configs.base import JobOptions, Seed
 from dense_reward_trainer.configs.service import SERVICE_KEYS, ServiceJobConfig, ServicePairsConfig
 from dense_reward_trainer.data.final_answers import AnswerChecker
 from dense_reward_trainer.data.sources import DataSource
@@ -50,7 +50,7 @@ class HeldOutOptions(JobOptions):
     )
     batch_size: int = Field(default=64, ge=1, description="Responses generated in one batch.")
     microbatch_tokens: int = Field(default=8192, ge=1, description="Tokens in one forward pass, padding included.")
-    seed: int = Field(default=0, ge=0, description="Seed of the samples, the same for all policies that are compared.")
+    seed: Seed = Field(default=0, description="Seed of the samples, the same for all policies that are compared.")
 
 
 class DprConfig(ServiceJobConfig):
@@ -223,7 +223,7 @@ class DprConfig(ServiceJobConfig):
     save_every: int = Field(
         default=20, ge=1, description="Steps between training states; a killed run resumes from the newest."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the order of the prompts and of the samples.")
+    seed: Seed = Field(default=0, description="Seed of the order of the prompts and of the samples.")
     device: Device = Field(default="auto", description=AUTO)
     precision: Precision = Field(default="float32", description=PRECISION)
     threads: int | None = Field(default=None, ge=1, description=THREADS)

@@ -1,12 +1,13 @@
 """Configuration of the `preview` job. Must not import torch: the command line parses before any slow import."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from dense_reward_trainer.configs.base import JobConfig, SafeName
-from dense_reward_trainer.configs.dpr import AUTO, PRECISION, THREADS, Device, Finite, Precision
+from dense_reward_trainer.configs.base import JobConfig, SafeName, Seed
+from dense_reward_trainer.configs.dpr import AUTO, PRECISION, THREADS, Device, Precision
+from dense_reward_trainer.configs.evaluate import Strength
 from dense_reward_trainer.configs.signals import WINDOW_TOKENS
 from dense_reward_trainer.data.final_answers import AnswerChecker
 
@@ -42,7 +43,7 @@ class PreviewConfig(JobConfig):
     max_new_tokens: int = Field(
         default=256, ge=1, description="Maximum length in tokens. Longer samples are cut off and count as wrong."
     )
-    strength: Annotated[Finite, Field(gt=0.0)] = Field(
+    strength: Strength = Field(
         default=1.0,
         description="a of the tilted policy, pi_sft (pi_sft / pi_ref)^a in every state. DPR with returns immediate and "
         "kl_coefficient b moves towards a = 1/b.",
@@ -54,7 +55,7 @@ class PreviewConfig(JobConfig):
     )
     batch_size: int = Field(default=64, ge=1, description="Answers generated in one batch.")
     microbatch_tokens: int = Field(default=2048, ge=1, description="Tokens in one forward pass, padding included.")
-    seed: int = Field(default=0, ge=0, description="Seed of the prompts, the samples and the bootstrap.")
+    seed: Seed = Field(default=0, description="Seed of the prompts, the samples and the bootstrap.")
     device: Device = Field(default="auto", description=AUTO)
     precision: Precision = Field(default="float32", description=PRECISION)
     threads: int | None = Field(default=None, ge=1, description=THREADS)

@@ -5,7 +5,7 @@ from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from dense_reward_trainer.configs.base import JobConfig
+from dense_reward_trainer.configs.base import JobConfig, Seed
 from dense_reward_trainer.configs.dpr import AUTO, PRECISION, THREADS, Device, Precision
 from dense_reward_trainer.configs.evaluate import PolicyOptions
 
@@ -26,7 +26,7 @@ class SampleConfig(JobConfig):
         default=256, ge=1, description="Maximum response length, in tokens. Longer responses are cut off."
     )
     batch_size: int = Field(default=64, ge=1, description="Responses generated in one batch.")
-    seed: int = Field(default=0, ge=0, description="Seed of the samples.")
+    seed: Seed = Field(default=0, description="Seed of the samples.")
     device: Device = Field(default="auto", description=AUTO)
     precision: Precision = Field(default="float32", description=PRECISION)
     threads: int | None = Field(default=None, ge=1, description=THREADS)

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 from dense_reward.text.tokenizer import RendererName
 from pydantic import Field, JsonValue, model_validator
 
-from dense_reward_trainer.configs.base import FractionOrStart, JobConfig, JobOptions, SafeName
+from dense_reward_trainer.configs.base import FractionOrStart, JobConfig, JobOptions, SafeName, Seed
 from dense_reward_trainer.data.sources import DataSource
 
 
@@ -114,7 +114,7 @@ class SftConfig(JobConfig):
     group_by_length: bool = Field(
         default=False, description="Put samples of similar length in one batch: less padding."
     )
-    seed: int = Field(default=0, ge=0, description="Seed of the initial weights and of the order of the samples.")
+    seed: Seed = Field(default=0, description="Seed of the initial weights and of the order of the samples.")
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU if there is one.")
     precision: Literal["float32", "bfloat16"] = Field(

@@ -1,11 +1,14 @@
 """AUROC and mean with bootstrap intervals: how well scores separate two groups."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import bootstrap, rankdata
+
+COUNTS_TOGETHER = 1 << 21
+"""Counts of a bootstrap, resamples times scores, that are in memory at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,14 @@ def auroc_draws(
     starts_V = np.searchsorted(place_N[order_N], np.arange(len(value_N)))
     positive_N = np.asarray(positive, dtype=np.bool_)[order_N]
     # not scipy's bootstrap: it keeps resamples without an AUROC, and its interval is then nan
-    times_RN = _times_drawn(cluster, seed, resamples)[:, order_N]
+    parts = [_aurocs(times_rN[:, order_N], positive_N, starts_V) for times_rN in _times_drawn(cluster, seed, resamples)]
+    return np.concatenate(parts)
+
+
+def _aurocs(
+    times_RN: NDArray[np.int64], positive_N: NDArray[np.bool_], starts_V: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """AUROC of each resample that holds both groups. Scores are in order; `starts_V`: the first of each value."""
     positive_RV, negative_RV = (
         np.add.reduceat(times_RN * chosen_N, starts_V, axis=1, dtype=np.float64)
         for chosen_N in (positive_N, ~positive_N)
@@ -78,11 +88,14 @@ def auroc_draws(
     return drawn_R
 
 
-def _times_drawn(cluster: Sequence[int], seed: int, resamples: int) -> NDArray[np.int64]:
-    """How often each score's cluster is drawn in each resample, [R, N]."""
+def _times_drawn(cluster: Sequence[int], seed: int, resamples: int) -> Iterator[NDArray[np.int64]]:
+    """How often each score's cluster is drawn, [r, N] for r resamples at a time: few if there are many scores."""
     cluster_N = np.unique(np.asarray(cluster), return_inverse=True)[1]
     clusters = int(cluster_N.max()) + 1
-    drawn_RC = np.random.default_rng(seed).integers(0, clusters, (resamples, clusters))
-    flat_RC = drawn_RC + clusters * np.arange(resamples)[:, None]
-    times_RC = np.bincount(flat_RC.ravel(), minlength=resamples * clusters).reshape(resamples, clusters)
-    return times_RC[:, cluster_N]
+    rng = np.random.default_rng(seed)
+    together = max(1, COUNTS_TOGETHER // len(cluster_N))
+    for start in range(0, resamples, together):
+        size = min(together, resamples - start)
+        flat_rC = rng.integers(0, clusters, (size, clusters)) + clusters * np.arange(size)[:, None]
+        times_rC = np.bincount(flat_rC.ravel(), minlength=size * clusters).reshape(size, clusters)
+        yield times_rC[:, cluster_N]

@@ -4,9 +4,9 @@ Read from `run` downwards. All policies answer the same prompts, with the same s
 """
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from dense_reward_trainer.configs.dpr import HeldOutOptions
 from dense_reward_trainer.configs.evaluate import ChooseOptions, EvaluateConfig, PolicyOptions
 from dense_reward_trainer.configs.signals import TokenSignal
 from dense_reward_trainer.policies.chosen import measure_chosen
-from dense_reward_trainer.policies.load import load_sampled
+from dense_reward_trainer.policies.load import check_sampled, load_sampled
 from dense_reward_trainer.policies.signals import check_offered, sample_signals
 from dense_reward_trainer.rl.held_out_metrics import (
     Estimate,
@@ -28,7 +28,6 @@ from dense_reward_trainer.rl.held_out_metrics import (
     held_out_sampling,
     measure_held_out,
 )
-from dense_reward_trainer.rl.policy import PolicyCheckpoint
 from dense_reward_trainer.rl.prompts import held_out_rows
 from dense_reward_trainer.rl.records import TokenRewards
 from dense_reward_trainer.rl.reward_service import (
@@ -54,19 +53,46 @@ COLUMNS: Mapping[str, Callable[[HeldOutResult], Estimate | float | None]] = {
 }
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PinnedService:
+    """The pairs of the service, pinned once, so that all rows of the table have the same models.
+
+    `sft`: one whose SFT model the KL is measured to; null without a service. `choosing`: those whose signals choose
+    among samples, by `pair_name`.
+    """
+
+    sft: PinnedPair | None
+    choosing: Mapping[str | None, PinnedPair]
+
+    @property
+    def sft_model_rewards(self) -> TokenRewards | None:
+        """Log-probs of the SFT model; None without a service."""
+        return None if self.sft is None else ServiceRewards(self.sft, "sft_logprob", with_kl=False)
+
+    def check_tokenizer(self, choosing: Iterable[str | None], tokenizer_sha256: str) -> None:
+        """Raises JobError if a pair that a policy needs has a different tokenizer; `choosing`: the names of some."""
+        needed = [self.sft, *(self.choosing[name] for name in choosing)]
+        for pair in needed:
+            if pair is not None:
+                pair.check_tokenizer(tokenizer_sha256)
+
+
 def run(config: EvaluateConfig, report: Report) -> None:
     """Writes `evaluation.json` and `samples-NAME.jsonl` to `config.output_dir`, and reports a table.
 
     Raises ConfigError, DataError, CheckpointError or JobError; the message states the cure.
     """
     check_run("evaluate", config)
+    for options in config.policies.values():
+        check_sampled(options)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     measured: dict[str, Measured] = {}
-    for sampled in dict.fromkeys(options.sampled for options in config.policies.values()):
-        names = [name for name, options in config.policies.items() if options.sampled == sampled]
-        report(f"measuring {', '.join(names)} ({sampled.checkpoint})")
-        measured |= measure_policies(config, sampled, names, report)
+    with pinned_service(config, report) as service:
+        for sampled in dict.fromkeys(options.sampled for options in config.policies.values()):
+            names = [name for name, options in config.policies.items() if options.sampled == sampled]
+            report(f"measuring {', '.join(names)} ({sampled.checkpoint})")
+            measured |= measure_policies(config, sampled, names, service, report)
     started = open_run("evaluate", config)
     results = {name: measured[name][0] for name in config.policies}
     for name in config.policies:
@@ -78,29 +104,27 @@ def run(config: EvaluateConfig, report: Report) -> None:
 
 
 def measure_policies(
-    config: EvaluateConfig, sampled: PolicyOptions, names: Sequence[str], report: Report
+    config: EvaluateConfig, sampled: PolicyOptions, names: Sequence[str], service: PinnedService, report: Report
 ) -> dict[str, Measured]:
     """Measures the policies that share the samples of `sampled` on the held-out prompts, rendered as in training."""
     options = config.held_out_options
-    checkpoint = load_sampled(sampled, precision=config.precision, device=chosen_device(config.device))
+    checkpoint = load_sampled(sampled, report, precision=config.precision, device=chosen_device(config.device))
     limit_tokens = checkpoint.policy.limit_tokens
     rows = held_out_rows(config.held_out, checkpoint.encoder, limit_tokens, options.max_new_tokens, report)
     choices = {name: config.policies[name].choose for name in names}
-    with (
-        sft_model_rewards(config, checkpoint, report) as rewards,
-        pairs_of_choices(config, checkpoint, choices.values(), report) as pairs,
-    ):
-        drawn = draw_held_out(checkpoint, rows, options, shared_sampling(options, sampled, choices.values()))
-        signals = {name: sample_signals(pair, drawn.rollouts, wanted) for name, (pair, wanted) in pairs.items()}
-        measured: dict[str, Measured] = {}
-        for name, choose in choices.items():
-            if choose is None:
-                own = drawn.first(options.samples_per_prompt)
-                measured[name] = measure_held_out(checkpoint, rows, options, rewards, own)
-            else:
-                scores = signals.get(pair_name(config, choose))
-                measured[name] = measure_chosen(checkpoint, rows, options, drawn, choose, signals=scores)
-        return measured
+    wanted = signals_of_choices(config, choices.values())
+    service.check_tokenizer(wanted, checkpoint.manifest.tokenizer_sha256)
+    drawn = draw_held_out(checkpoint, rows, options, shared_sampling(options, sampled, choices.values()))
+    signals = {pair: sample_signals(service.choosing[pair], drawn.rollouts, found) for pair, found in wanted.items()}
+    measured: dict[str, Measured] = {}
+    for name, choose in choices.items():
+        if choose is None:
+            own = drawn.first(options.samples_per_prompt)
+            measured[name] = measure_held_out(checkpoint, rows, options, service.sft_model_rewards, own)
+        else:
+            scores = signals.get(pair_name(config, choose))
+            measured[name] = measure_chosen(checkpoint, rows, options, drawn, choose, signals=scores)
+    return measured
 
 
 def shared_sampling(
@@ -117,41 +141,36 @@ def pair_name(config: EvaluateConfig, choose: ChooseOptions) -> str | None:
     return choose.pair or config.service_pair
 
 
-@contextmanager
-def pairs_of_choices(
-    config: EvaluateConfig, checkpoint: PolicyCheckpoint, choices: Collection[ChooseOptions | None], report: Report
-) -> Iterator[dict[str | None, tuple[PinnedPair, set[TokenSignal]]]]:
-    """The pairs whose signals choose among samples, by name, each with these signals.
-
-    Raises ConfigError if a pair does not offer a signal, and what `pinned_pair` raises.
-    """
+def signals_of_choices(
+    config: EvaluateConfig, choices: Iterable[ChooseOptions | None]
+) -> dict[str | None, set[TokenSignal]]:
+    """The signals that choose among samples, by `pair_name`."""
     wanted: dict[str | None, set[TokenSignal]] = {}
     for choose in choices:
         if choose is not None and choose.signal is not None:
             wanted.setdefault(pair_name(config, choose), set()).add(choose.signal)
-    with ExitStack() as stack:
-        pairs: dict[str | None, tuple[PinnedPair, set[TokenSignal]]] = {}
-        for name, signals in wanted.items():
-            address = replace(ServiceAddress.of(config.service_url or "", config), pair=name)
-            pair = stack.enter_context(pinned_pair(address, report))
-            pair.check_tokenizer(checkpoint.manifest.tokenizer_sha256)
-            check_offered(pair, signals)
-            pairs[name] = pair, signals
-        yield pairs
+    return wanted
 
 
 @contextmanager
-def sft_model_rewards(
-    config: EvaluateConfig, checkpoint: PolicyCheckpoint, report: Report
-) -> Iterator[TokenRewards | None]:
-    """Log-probs of the service's SFT model, by any of its pairs; None if the configuration names no service."""
+def pinned_service(config: EvaluateConfig, report: Report) -> Iterator[PinnedService]:
+    """Pins all pairs that the table needs; of those that the KL could be measured by, the first.
+
+    Raises ConfigError if a pair does not offer a signal, and what `pinned_pair` raises.
+    """
     if config.service_url is None:
-        yield None
+        yield PinnedService(None, {})
         return
     address = ServiceAddress.of(config.service_url, config)
-    with pinned_pairs(address, None if address.pair is None else [address.pair], report) as (pair, *_):
-        pair.check_tokenizer(checkpoint.manifest.tokenizer_sha256)
-        yield ServiceRewards(pair, "sft_logprob", with_kl=False)
+    wanted = signals_of_choices(config, [options.choose for options in config.policies.values()])
+    with ExitStack() as stack:
+        names = None if address.pair is None else [address.pair]
+        pair, *_ = stack.enter_context(pinned_pairs(address, names, report))
+        choosing: dict[str | None, PinnedPair] = {}
+        for name, signals in wanted.items():
+            choosing[name] = stack.enter_context(pinned_pair(replace(address, pair=name), report))
+            check_offered(choosing[name], signals)
+        yield PinnedService(pair, choosing)
 
 
 def write_samples(path: Path, samples: Sequence[SampledResponse]) -> None:

@@ -31,7 +31,7 @@ def run(config: SampleConfig, report: Report) -> None:
     check_run("sample", config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    checkpoint = load_sampled(config.policy, precision=config.precision, device=chosen_device(config.device))
+    checkpoint = load_sampled(config.policy, report, precision=config.precision, device=chosen_device(config.device))
     rows = prompt_rows(config, checkpoint, report)[: config.limit]
     options = config.policy
     sampling = Sampling(
@@ -52,6 +52,11 @@ def run(config: SampleConfig, report: Report) -> None:
     write_whole(path, "".join(f"{line}\n" for line in lines).encode())
     unfinished = sum(not rollout.finished for rollout in rollouts)
     report(f"{len(rollouts)} responses to {len(rows)} prompts, {unfinished} of them cut off: {path}")
+    if unfinished:
+        report(
+            "a model that is trained on cut-off responses learns to stop there: raise max_new_tokens, or remove the "
+            "lines with `finished` false before sft reads them"
+        )
 
 
 def prompt_rows(config: SampleConfig, checkpoint: PolicyCheckpoint, report: Report) -> Sequence[TokenisedRow]:

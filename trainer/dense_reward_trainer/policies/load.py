@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import check_pair
+from dense_reward.manifest import check_pair, load_manifest
+from dense_reward.records import Report
 
 from dense_reward_trainer.configs.dpr import Precision
 from dense_reward_trainer.configs.evaluate import ExtrapolateOptions, PolicyOptions, TiltOptions
@@ -31,15 +32,31 @@ NO_COMPUTATION = frozenset(
 )
 
 
-def load_sampled(options: PolicyOptions, *, precision: Precision, device: str) -> PolicyCheckpoint:
+def check_sampled(options: PolicyOptions) -> None:
+    """Raises CheckpointError for a checkpoint of `options` without a readable manifest. Loads no weights."""
+    load_manifest(options.checkpoint)
+    if options.tilt is not None:
+        load_manifest(options.tilt.reference)
+    if options.extrapolate is not None:
+        load_manifest(options.extrapolate.base)
+
+
+def load_sampled(options: PolicyOptions, report: Report, *, precision: Precision, device: str) -> PolicyCheckpoint:
     """The checkpoint of `options`, tilted or extrapolated if they say so; adapters are merged.
 
-    Raises CheckpointError, naming the cure, if a checkpoint cannot be used or two do not belong together.
+    Reports a reference of another run. Raises CheckpointError, naming the cure, if a checkpoint cannot be used or two
+    do not belong together.
     """
     checkpoint = load_policy(options.checkpoint, precision=precision, device=device)
     if options.tilt is not None:
         other = load_policy(options.tilt.reference, precision=precision, device=device)
-        return tilted(checkpoint, other, options.tilt, options.checkpoint)
+        policy = tilted(checkpoint, other, options.tilt, options.checkpoint)
+        if not check_pair(checkpoint.manifest, other.manifest, allow_unrelated=True):
+            report(
+                f"the tilt's reference {options.tilt.reference} comes from another run than {options.checkpoint}, or "
+                "from a later step"
+            )
+        return policy
     if options.extrapolate is not None:
         other = load_policy(options.extrapolate.base, precision=precision, device=device)
         return extrapolated(checkpoint, other, options.extrapolate, options.checkpoint)
@@ -67,7 +84,8 @@ def extrapolated(
 ) -> PolicyCheckpoint:
     """`checkpoint`, from `folder`, with its weights changed to theta_sft + a (theta_sft - theta_base), in place.
 
-    Raises CheckpointError if the two differ in tokenizer or architecture, because their weights then do not correspond.
+    Raises CheckpointError if the two differ in tokenizer or architecture, because their weights then do not correspond,
+    and if their weights are equal.
     """
     reason = _not_corresponding(checkpoint, base)
     if reason is not None:
@@ -92,6 +110,9 @@ def _not_corresponding(checkpoint: PolicyCheckpoint, base: PolicyCheckpoint) -> 
     shapes = [{name: p.shape for name, p in one.policy.model.named_parameters()} for one in (checkpoint, base)]
     if shapes[0] != shapes[1]:
         return "their weights have different names or shapes"
+    weights = [dict(one.policy.model.named_parameters()) for one in (checkpoint, base)]
+    if all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items()):
+        return "their weights are equal, so nothing would change"
     return None
 
 

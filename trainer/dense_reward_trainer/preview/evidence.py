@@ -17,6 +17,7 @@ from dense_reward_trainer.configs.evaluate import TiltOptions
 from dense_reward_trainer.configs.preview import PreviewConfig
 from dense_reward_trainer.data.sources import NO_SKIP
 from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrations
+from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.policies.load import tilted
 from dense_reward_trainer.preview.gains import SFT, Gains, Tilted, compare_policies, likeliest, reweighted, several
 from dense_reward_trainer.preview.labelled import Labelled
@@ -60,7 +61,12 @@ class Answers:
 
     @property
     def counts(self) -> Counts:
-        return Counts(len(set(self.prompt)), sum(self.right), len(self.right) - sum(self.right))
+        with_right, with_wrong = (
+            {prompt for prompt, right in zip(self.prompt, self.right, strict=True) if right == kind}
+            for kind in (True, False)
+        )
+        right = sum(self.right)
+        return Counts(len(set(self.prompt)), right, len(self.right) - right, len(with_right), len(with_wrong))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +116,7 @@ def _of_prompts(models: Models, labelled: Labelled, report: Report) -> Evidence:
     for name in models.references:
         own, greedy = _tilted_answers(models, sampler, answers, name, scores)
         found[name] = Tilted(own.share, greedy=greedy.share)
-        samples |= {f"tilted-{name}": own.records, f"tilted-{name}-greedy": greedy.records}
+        samples |= {f"tilted-{name}": own.records, f"greedy-tilted-{name}": greedy.records}
     ranking = rank_all(scores, answers.right, answers.prompt, models.config.seed)
     shares = {name: one.share for name, one in free.items()}
     gains = compare_policies("sampled", shares, found) if answers.counts.prompts > 1 else None
@@ -176,7 +182,16 @@ def _encoded(sft: PolicyCheckpoint, labelled: Labelled) -> Answers:
 
 
 def _scores(models: Models, answers: Answers, name: str | None, reference: Policy | None) -> list[Scored]:
-    """The scores of the answers under a reference; without one, those of the SFT model alone."""
+    """The scores of the answers under a reference; without one, those of the SFT model alone.
+
+    Raises ConfigError if an answer is longer than the reference can read.
+    """
+    longest = max(len(prompt) + len(ids) for prompt, ids in zip(answers.prompts, answers.responses, strict=True))
+    if reference is not None and longest > reference.limit_tokens:
+        raise ConfigError(
+            f"reference {name} reads at most {reference.limit_tokens} tokens, but a prompt and its answer have "
+            f"{longest}: lower max_new_tokens, remove long rows, or leave out this reference"
+        )
     arrays: list[TokenArrays] = []
     title = "scoring answers" if name is None else f"scoring answers, {name}"
     with tqdm(total=len(answers.responses), desc=title, unit="answer") as bar:

@@ -5,7 +5,8 @@ wrong answers? *Gain*: is the policy that is tilted by the reward, towards which
 the SFT model and than every control that costs nothing? Intervals are 95 % over prompts. The first rule that holds
 decides:
 
-1. unknown: fewer than 10 prompts, 30 answers, or 5 answers of either kind.
+1. unknown: fewer than 10 prompts, 30 answers, or 5 prompts with answers of either kind. An interval over prompts is too
+   narrow if the answers of one kind are those of few prompts: it then knows little of what other prompts would show.
 2. no: the tilted policy is worse than the SFT model (interval of the difference below 0).
 3. no: the best ranking of the reference is below chance (interval below 0.5).
 4. gain: the best ranking is above chance (interval above 0.5, p < 0.05 after Holm's correction over all rankings), and
@@ -56,11 +57,13 @@ _CURE_OF_GAIN = "give prompts with final answers, which are sampled, or more jud
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """The labelled answers."""
+    """The labelled answers, and how many prompts have right ones and wrong ones."""
 
     prompts: int
     right: int
     wrong: int
+    prompts_with_right: int
+    prompts_with_wrong: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +102,14 @@ def verdict(ranking: Sequence[Ranked], gains: Gains | None, counts: Counts, refe
 
 def too_few(counts: Counts) -> str | None:
     """Why there are too few labelled answers for a verdict, with the cure; None if there are enough."""
-    least = min(counts.right, counts.wrong)
+    least = min(counts.prompts_with_right, counts.prompts_with_wrong)
     if counts.prompts >= MIN_PROMPTS and counts.right + counts.wrong >= MIN_ANSWERS and least >= MIN_OF_A_KIND:
         return None
     return (
-        f"{counts.right} right and {counts.wrong} wrong answers to {counts.prompts} prompts are too few, at least "
-        f"{MIN_OF_A_KIND} of each kind, {MIN_ANSWERS} in all and {MIN_PROMPTS} prompts are needed: label more answers "
-        "(raise prompts or samples_per_prompt, or give more rows)"
+        f"{counts.right} right and {counts.wrong} wrong answers to {counts.prompts} prompts are too few "
+        f"({counts.prompts_with_right} prompts have a right one, {counts.prompts_with_wrong} a wrong one), at least "
+        f"{MIN_OF_A_KIND} prompts with each kind, {MIN_ANSWERS} answers and {MIN_PROMPTS} prompts are needed: label "
+        "more answers (raise prompts or samples_per_prompt, or give more rows)"
     )
 
 

@@ -8,6 +8,7 @@ B rows of a batch; P prompt tokens, L tokens so far; N positions; V ids.
 
 import inspect
 from dataclasses import dataclass
+from math import inf
 
 from torch import Tensor
 from torch.nn.functional import pad
@@ -22,9 +23,14 @@ class Tilt:
     strength: float
 
     def __call__(self, sft_NV: Tensor, reference_NV: Tensor) -> Tensor:
-        """log pi of the tilted policy, [N, V], from the logits of both models; normalised over all output rows."""
+        """log pi of the tilted policy, [N, V], from the logits of both models; normalised over all output rows.
+
+        An id that the SFT model never gives stays at -inf, also if the reference never gives it: some models mask
+        output rows without a token.
+        """
         sft_NV, reference_NV = sft_NV.log_softmax(-1), reference_NV.to(sft_NV.dtype).log_softmax(-1)
-        return ((1 + self.strength) * sft_NV - self.strength * reference_NV).log_softmax(-1)
+        tilted_NV = (1 + self.strength) * sft_NV - self.strength * reference_NV
+        return tilted_NV.masked_fill(sft_NV == -inf, -inf).log_softmax(-1)
 
 
 class TiltedSampling:

@@ -14,6 +14,8 @@ from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.rl.policy import Policy, microbatches, own_actions, state_logprobs
 from dense_reward_trainer.rl.records import TokenArrays
 
+STATES_TOGETHER = 128
+
 
 @torch.no_grad()
 def token_arrays(
@@ -35,7 +37,7 @@ def token_arrays(
         reference_NV = None if reference is None else state_logprobs(reference, *parts, 1.0)[1]
         own_N1 = own_actions(parts[1]).to(row_N.device)[row_N, step_N]
         arrays = {
-            name: values_N.float().cpu().numpy() for name, values_N in _sums(sft_NV, reference_NV, own_N1).items()
+            name: values_N.float().cpu().numpy() for name, values_N in _all_sums(sft_NV, reference_NV, own_N1).items()
         }
         _check_finite(arrays)
         ends = np.cumsum([len(ids) for ids in parts[1]])[:-1]
@@ -43,6 +45,19 @@ def token_arrays(
         for place, b in enumerate(rows):
             found[b] = TokenArrays(**{name: one[place] for name, one in split.items()})
     return [found[b] for b in range(len(responses))]
+
+
+def _all_sums(sft_NV: Tensor, reference_NV: Tensor | None, own_N1: Tensor) -> dict[str, Tensor]:
+    """The arrays of N states, [N] each; few states at a time, because `_sums` makes several tables [N, V]."""
+    parts = [
+        _sums(
+            sft_NV[start : start + STATES_TOGETHER],
+            None if reference_NV is None else reference_NV[start : start + STATES_TOGETHER],
+            own_N1[start : start + STATES_TOGETHER],
+        )
+        for start in range(0, len(sft_NV), STATES_TOGETHER)
+    ]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _sums(sft_NV: Tensor, reference_NV: Tensor | None, own_N1: Tensor) -> dict[str, Tensor]:

@@ -5,6 +5,7 @@ Secrets are redacted.
 
 import json
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -56,9 +57,11 @@ class Run:
 def check_run(job: str, config: JobConfig) -> None:
     """Checks that `config.output_dir` can be used. Writes nothing, so a job that fails early leaves no run folder.
 
-    Raises ConfigError if the folder holds a run of another job, or of a configuration that gives a different result.
+    Raises ConfigError if the folder cannot be written to, or holds a run of another job, or of a configuration that
+    gives a different result.
     """
     folder = config.output_dir
+    _check_place(folder)
     record = _read_record(folder)
     if record is not None:
         _check_job(folder, record, job)
@@ -204,6 +207,16 @@ def commit() -> str | None:
     except OSError:
         return None
     return done.stdout.strip() or None
+
+
+def _check_place(folder: Path) -> None:
+    """Raises ConfigError if the folder cannot be made or written to: results would be lost at the end."""
+    # not Path.exists, which raises if a parent cannot be read
+    place = next(each for each in (folder, *folder.absolute().parents) if os.path.exists(each))
+    if not place.is_dir():
+        raise ConfigError(f"output_dir is {folder}, but {place} is a file: use another output_dir")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise ConfigError(f"output_dir is {folder}, but this user cannot write to {place}: use another output_dir")
 
 
 def _read_record(folder: Path) -> RunRecord | None:
