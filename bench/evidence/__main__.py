@@ -1,4 +1,4 @@
-"""Runs the regimes study and writes bench/results/evidence.json: `python -m bench.evidence [--full]`.
+"""Runs the regimes study and writes bench/results/evidence.json: `python -m bench.evidence [--full] [--finished]`.
 
 Finished parts are reused, so an interrupted run continues; `study_commits` are those at which its jobs ran.
 """
@@ -26,10 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns exit code 0 once the results are written, or the code of the study if it fails."""
     parser = argparse.ArgumentParser(prog="python -m bench.evidence", description=__doc__)
     parser.add_argument("--full", action="store_true", help="all regimes and figures: nights of CPU time")
+    parser.add_argument("--finished", action="store_true", help="run nothing: the figures of what is finished so far")
     options = parser.parse_args(arguments)
     recipe = "evidence_full_sweep" if options.full else "evidence_sweep"
     config = load_config(SweepConfig, config_path(recipe))
-    done = subprocess.run([sys.executable, "-m", "dense_reward_trainer.cli", "sweep", recipe], check=False)
+    command = [sys.executable, "-m", "dense_reward_trainer.cli", "sweep", recipe]
+    command += ["finished_only=true"] if options.finished else []
+    done = subprocess.run(command, check=False)
     if done.returncode:
         return done.returncode
     study = json.loads((config.output_dir / "sweep.json").read_text())
@@ -63,7 +66,9 @@ def gain_keys(primary: Record) -> dict[str, float | str]:
 
 
 def boundary_keys(places: Record) -> dict[str, float]:
-    """The gain where the demonstrations are furthest below the model that SFT starts from."""
+    """The gain where the demonstrations are furthest below the model that SFT starts from, if there are two places."""
+    if len(places) < 2:
+        return {}
     worst = min(places.values(), key=lambda one: float(one["shift"]["value"]))
     return {"boundary_gain": worst["gain"]["value"], "boundary_gain_ci_high": worst["gain"]["high"]}
 

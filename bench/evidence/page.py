@@ -31,6 +31,7 @@ NAMES = {
     "best_of_8_sft_logprob_min": "best of 8 by `sft_logprob`, min",
     "best_of_8_entropy_corrected_sum": "best of 8 by `sft_logprob + entropy`, sum",
 }
+UNFINISHED = "Not measured yet: `make evidence` does."
 VERDICTS = {
     "gain": "expect a gain",
     "control": "no more than a control",
@@ -53,6 +54,8 @@ def blocks(study: Record) -> dict[str, str]:
 
 def policies_block(study: Record, regime: str) -> str:
     """Accuracies of every policy of a regime, and the primary policy minus each, paired over the seeds."""
+    if regime not in study["summary"]:
+        return UNFINISHED
     summary, primary = study["summary"][regime], study["primary"][regime]
     head = ["policy", "sampled", "greedy", "KL to SFT", "DPR minus it, sampled", "DPR minus it, greedy", "p, Holm"]
     rows = []
@@ -74,6 +77,8 @@ def policies_block(study: Record, regime: str) -> str:
 
 def boundary_block(study: Record) -> str:
     """The gain of DPR by how far the demonstrations are above the model that SFT starts from."""
+    if len(study["boundary"]) < 2:
+        return UNFINISHED
     places = sorted(study["boundary"].items(), key=lambda pair: float(pair[1]["shift"]["value"]))
     rows = [
         [

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from dense_reward_trainer.errors import JobError
+from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.studies import regimes, regimes_jobs
 from dense_reward_trainer.studies.regimes_cell import Cell, evaluated_policies
 from dense_reward_trainer.studies.regimes_config import AnyPolicy, controls, free_controls
@@ -240,6 +240,21 @@ def test_continued_sft_starts_from_the_sft_model_whatever_the_overrides_say(tmp_
     given: dict[str, JsonValue] = {"base_model": "org/model", "scratch.layers": 2, "renderer": "chat", "epochs": 3}
     found = regimes_jobs.started_from(checkpoint, given)
     assert found == {"base_model": str(checkpoint), "scratch": None, "renderer": "plain", "epochs": 3}
+
+
+def test_a_report_of_what_is_finished_leaves_out_regimes_with_a_single_seed(tmp_path: Path) -> None:
+    small, reports = study(output_dir=tmp_path, regimes={"a": MIXED, "b": MIXED}, seeds=(1, 2, 3)), list[str]()
+    cells = [Cell(small, regime, seed, {}) for regime in "ab" for seed in (1, 2, 3)]
+    for one in (cells[0], cells[2], cells[4]):
+        one.folder.mkdir(parents=True)
+        one.figures.write_text("{}")
+    assert regimes.finished(cells, reports.append) == [cells[0], cells[2]]
+    assert "2 of 6 cells" in reports[0]
+    cells[2].figures.unlink()
+    with pytest.raises(ConfigError, match="run the study without it"):
+        regimes.finished(cells, reports.append)
+    with pytest.raises(ConfigError, match="5 cells of tuning are not finished"):
+        regimes.run_cells(cells, small.model_copy(update={"finished_only": True}), "tuning", reports.append)
 
 
 def test_jobs_of_several_commits_are_reported(tmp_path: Path) -> None:

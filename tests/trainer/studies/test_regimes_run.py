@@ -117,6 +117,8 @@ def test_the_whole_study_runs_resumes_and_is_not_done_twice(tmp_path: Path, jobs
         regimes.run(study, reports.append)
     jobs.fails = None
     before = len(jobs.ran)
+    with pytest.raises(ConfigError, match="no regime has two finished seeds yet"):
+        regimes.run(config(folder, finished_only=True), reports.append)
     regimes.run(study, reports.append)
     assert jobs.ran[before:] == ["2/base_model", "2/sft", "2/preview", "2/continued", "2/evaluation"]
     record = read(folder / "sweep.json")

@@ -53,7 +53,9 @@ def run(config: SweepConfig, report: Report) -> None:
     choices, cells = tune(config, report)
     policies = {regime: policies_here(config, regime, choices) for regime in config.regimes}
     reported = [Cell(config, regime, seed, policies[regime]) for regime in policies for seed in config.seeds_of(regime)]
-    figures: dict[str, list[CellFigures]] = {regime: [] for regime in config.regimes}
+    if config.finished_only:
+        reported = finished(reported, report)
+    figures: dict[str, list[CellFigures]] = {cell.regime: [] for cell in reported}
     for cell, found in zip(reported, run_cells(reported, config, "seeds", report), strict=True):
         figures[cell.regime].append(found)
     cells += reported
@@ -62,7 +64,7 @@ def run(config: SweepConfig, report: Report) -> None:
         for regime, seeds in figures.items()
     }
     places = boundary_places(config, figures)
-    previews = preview_checks(config, figures, policies)
+    previews = preview_checks(config, reported, figures)
     cpu_hours = sum(cell.cpu_s() for cell in cells) / 3600
     record = sweep_record(config, choices, figures, results, places)
     record |= {"preview": [asdict(one) | {"right": one.right} for one in previews], "cpu_hours": cpu_hours}
@@ -124,16 +126,25 @@ def policies_here(
     return tuned(config.policies_of(regime, config.all_policies), choices.get(config.tuned_in(regime) or regime, {}))
 
 
+def finished(cells: Sequence[Cell], report: Report) -> list[Cell]:
+    """The finished cells of regimes with two or more of them. Raises ConfigError if there is no such regime."""
+    done = [cell for cell in cells if cell.figures.is_file()]
+    counts = Counter(cell.regime for cell in done)
+    found = [cell for cell in done if counts[cell.regime] >= 2]
+    report(f"finished_only: {len(found)} of {len(cells)} cells; no job is run")
+    if not found:
+        raise ConfigError("finished_only: no regime has two finished seeds yet: run the study without it")
+    return found
+
+
 def preview_checks(
-    config: SweepConfig,
-    figures: Mapping[str, Sequence[CellFigures]],
-    policies: Mapping[str, Mapping[str, AnyPolicy]],
+    config: SweepConfig, cells: Sequence[Cell], figures: Mapping[str, Sequence[CellFigures]]
 ) -> list[PreviewCheck]:
     """Every verdict of the job preview against what training then did."""
+    found = [one for regime in figures.values() for one in regime]
     checks = [
-        check_preview(regime, seed, cell, policies[regime], config.primary_of(regime))
-        for regime, cells in figures.items()
-        for seed, cell in zip(config.seeds_of(regime), cells, strict=True)
+        check_preview(cell.regime, cell.seed, one, cell.policies, config.primary_of(cell.regime))
+        for cell, one in zip(cells, found, strict=True)
     ]
     return [one for one in checks if one is not None]
 
@@ -148,6 +159,8 @@ def boundary_places(config: SweepConfig, figures: Mapping[str, Sequence[CellFigu
 def run_cells(cells: Sequence[Cell], config: SweepConfig, title: str, report: Report) -> list[CellFigures]:
     """The figures of all cells, in order; runs those that are not finished."""
     missing = [cell for cell in cells if not cell.figures.is_file()]
+    if missing and config.finished_only:
+        raise ConfigError(f"finished_only: {len(missing)} cells of {title} are not finished: run the study without it")
     if missing:
         report(f"{len(missing)} of {len(cells)} cells to run; each has its own log, such as {missing[0].log}")
     done: Iterable[object] = ()

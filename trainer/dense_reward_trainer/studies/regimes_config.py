@@ -140,7 +140,9 @@ class Series(JobOptions):
 class SweepConfig(JobConfig):
     """SFT in several regimes; then policies that use the reward, and controls that do not, on the same problems."""
 
-    resume_may_change: ClassVar[frozenset[str]] = frozenset({"output_dir", "processes", "seeds", "threads", "submitit"})
+    resume_may_change: ClassVar[frozenset[str]] = frozenset(
+        {"output_dir", "processes", "seeds", "threads", "submitit", "finished_only"}
+    )
 
     regimes: dict[SafeName, Regime] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(
@@ -166,6 +168,9 @@ class SweepConfig(JobConfig):
     )
     labelled: int = Field(
         default=0, ge=0, description="The last test problems of each cell, which only the preview uses; 0 without one."
+    )
+    finished_only: bool = Field(
+        default=False, description="Run nothing: tables and pictures of the cells that are finished so far."
     )
     submitit: dict[str, JsonValue] | None = Field(
         default=None,
