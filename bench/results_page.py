@@ -5,7 +5,7 @@ Measures nothing: the files are those of `bench/evidence`, `bench/credit.py` and
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, Literal, TypedDict
@@ -14,6 +14,7 @@ from dense_reward_trainer.credit.auroc import Interval
 from dense_reward_trainer.credit.paired import in_words
 from dense_reward_trainer.studies.compare_options_table import gap_interval
 
+from bench.credit import Medians
 from bench.evidence import page as evidence
 from bench.tables import replace_block, table
 
@@ -21,15 +22,32 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "results.md"
 RESULTS = ROOT / "bench" / "results"
 
-SIGNALS = ("sft_logprob", "reward", "centred")
-# (file, key of its medians) -> what the row compares; a `{samples}` is replaced by the numbers of ranked samples.
-CREDIT_ROWS = {
-    ("arithmetic", "corrupted digit"): "additions: a wrong digit against the other tokens of its answer",
-    ("arithmetic", "corrupted step"): "additions: a wrong line against the other tokens of its answer",
-    ("arithmetic", "ranking"): "additions: {samples} samples, summed over the answer",
-    ("gsm8k", "corrupted number"): "GSM8K: a wrong number against the other digit tokens",
-    ("gsm8k", "corrupted word"): "GSM8K: a wrong word against the other digit tokens",
-    ("gsm8k", "corrupted step"): "GSM8K: a wrong step against the other digit tokens",
+# column of the credit job -> its name on the page. The pair `reference` is the half-way reference.
+COLUMNS = {
+    "sft_logprob": "`sft_logprob`",
+    "entropy_corrected": "`entropy_corrected`",
+    "z_score": "`z_score`",
+    "margin": "`margin`",
+    "reward:reference": "`reward`, half-way",
+    "centred:reference": "`centred`, half-way",
+    "reward:early": "`reward`, early",
+    "centred:early": "`centred`, early",
+}
+AGGREGATES = ("sum", "mean", "min", "window_min")
+# (file, kind of error) -> what the row compares
+ERRORS = {
+    ("arithmetic", "digit"): "additions: a wrong digit against the other tokens of its answer",
+    ("arithmetic", "step"): "additions: a wrong line against the other tokens of its answer",
+    ("gsm8k", "number"): "GSM8K: a wrong number against the other digit tokens",
+    ("gsm8k", "word"): "GSM8K: a wrong word against the other digit tokens",
+    ("gsm8k", "step"): "GSM8K: a wrong step against the other digit tokens",
+}
+# (file, group of answers) -> what the row ranks; `{samples}` is replaced by the numbers of ranked samples.
+RANKED = {
+    ("arithmetic", "samples"): "additions: {samples} samples",
+    ("gsm8k", "number"): "GSM8K: solutions against the same with a wrong number",
+    ("gsm8k", "word"): "GSM8K: solutions against the same with a wrong word",
+    ("gsm8k", "step"): "GSM8K: solutions against the same with a wrong step",
 }
 RATIOS: tuple[
     Literal["sample_ratio_to_half_gap"],
@@ -60,10 +78,10 @@ class Provenance(TypedDict):
 
 
 class CreditFile(Provenance):
-    """bench/results/credit_NAME.json: medians by reference, comparison and signal; runs by seed and reference."""
+    """bench/results/credit_NAME.json: medians over the seeds, and the credit job of each seed."""
 
-    medians: Mapping[str, Mapping[str, Mapping[str, float]]]
-    seeds: Mapping[str, Mapping[str, CreditRun]]
+    medians: Medians
+    seeds: Mapping[str, CreditRun]
 
 
 class Outcome(TypedDict):
@@ -123,7 +141,9 @@ def main() -> int:
 def blocks() -> dict[str, str]:
     """The page's blocks by name, as Markdown."""
     credit: dict[str, CreditFile] = {
-        task: json.loads((RESULTS / f"credit_{task}.json").read_text("utf-8")) for task in ("arithmetic", "gsm8k")
+        task: json.loads(path.read_text("utf-8"))
+        for task in ("arithmetic", "gsm8k")
+        if (path := RESULTS / f"credit_{task}.json").is_file()
     }
     options: EstimatorsFile = json.loads((RESULTS / "estimators.json").read_text("utf-8"))
     found: EvidenceFile = json.loads((RESULTS / "evidence.json").read_text("utf-8"))
@@ -136,25 +156,43 @@ def blocks() -> dict[str, str]:
 
 
 def credit_block(files: Mapping[str, CreditFile]) -> str:
-    """AUROC of each signal, with the half-way and with the early reference; then where the figures come from."""
-    head = ["AUROC", *(f"`{name}`" for name in SIGNALS), *(f"`{name}`, early" for name in SIGNALS[1:])]
-    rows = [
-        [label.format(samples=samples(files[task])), *credit_cells(files[task], comparison)]
-        for (task, comparison), label in CREDIT_ROWS.items()
-    ]
+    """AUROC of each column: for errors in answers, then for whole answers by aggregate; then the sources."""
+    measured = {column for file in files.values() for found in located(file).values() for column in found}
+    columns = [column for column in COLUMNS if column in measured]
+    names = [COLUMNS[column] for column in columns]
+    errors = (
+        [label, *cells(located(files[task])[kind], columns)] for (task, kind), label in ERRORS.items() if task in files
+    )
+    ranked = ((*key, label, name) for key, label in RANKED.items() for name in AGGREGATES if key[0] in files)
+    answers = (
+        [
+            label.format(samples=samples(files[task])),
+            f"`{name}`",
+            *cells(by_aggregate(files[task], group, name), columns),
+        ]
+        for task, group, label, name in ranked
+    )
+    tables = [table(["AUROC of errors", *names], errors), table(["AUROC of answers", "aggregate", *names], answers)]
     sources = (source(f"credit_{task}.json", file) for task, file in files.items())
-    return "\n".join([table(head, rows), "", *sources])
+    return "\n".join([tables[0], "", tables[1], "", *sources])
 
 
-def credit_cells(file: CreditFile, comparison: str) -> list[str]:
-    half_way, early = (file["medians"][reference][comparison] for reference in ("reference", "early"))
-    return [f"{found[name]:.3f}" for found, names in ((half_way, SIGNALS), (early, SIGNALS[1:])) for name in names]
+def located(file: CreditFile) -> Mapping[str, Mapping[str, float]]:
+    return file["medians"]["localisation"]
+
+
+def by_aggregate(file: CreditFile, group: str, name: str) -> dict[str, float]:
+    """The AUROC of each column with one aggregate."""
+    return {column: found[name] for column, found in file["medians"]["ranking"][group].items()}
+
+
+def cells(found: Mapping[str, float], columns: Iterable[str]) -> list[str]:
+    return [f"{found[column]:.3f}" for column in columns]
 
 
 def samples(file: CreditFile) -> str:
     """How many right and wrong samples were ranked, over the training seeds."""
-    runs = [runs["reference"] for runs in file["seeds"].values()]
-    right, wrong = [run["right"] for run in runs], [run["wrong"] for run in runs]
+    right, wrong = ([run[kind] for run in file["seeds"].values()] for kind in ("right", "wrong"))
     return f"{min(right)} to {max(right)} right against {min(wrong)} to {max(wrong)} wrong"
 
 
