@@ -75,7 +75,9 @@ def boundary_keys(places: Record) -> dict[str, float]:
 
 def preview_keys(previews: Sequence[Record]) -> dict[str, int]:
     """How many verdicts of the job preview agree with what training then did."""
-    return {"preview_right": sum(one["right"] for one in previews), "preview_runs": len(previews)}
+    unknown = sum(one["verdict"]["verdict"] == "unknown" for one in previews)
+    right = sum(one["right"] for one in previews)
+    return {"preview_right": right, "preview_runs": len(previews), "preview_unknown": unknown}
 
 
 if __name__ == "__main__":

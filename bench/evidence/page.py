@@ -1,6 +1,7 @@
 """The tables of docs/results.md from bench/results/evidence.json."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import mean
 from typing import Any
 
 from dense_reward_trainer.credit.auroc import Interval
@@ -93,30 +94,30 @@ def boundary_block(study: Record) -> str:
     return table(["demonstrations − start", "SFT, sampled", "DPR, sampled", "gain of DPR over SFT", "seeds"], rows)
 
 
-def preview_block(previews: list[Record]) -> str:
-    """Every verdict, and what training then did."""
+def preview_block(previews: Sequence[Record]) -> str:
+    """For each task and reference, the verdicts, what training then did on the mean, and how many were right."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for one in previews:
+        groups.setdefault((one["regime"], one["reference"]), []).append(one)
     rows = [
         [
-            one["regime"],
-            str(one["seed"]),
-            VERDICTS[one["verdict"]["verdict"]],
-            reference_of(one),
-            f"{one['over_sft']:+.3f}",
-            f"{one['over_control']:+.3f}",
-            "yes" if one["right"] else f"no: {VERDICTS[one['outcome']]}",
+            regime,
+            reference,
+            ", ".join(f"{words}: {count}" for kind, words in VERDICTS.items() if (count := verdicts(checks, kind))),
+            f"{mean(one['over_sft'] for one in checks):+.3f}",
+            f"{mean(one['over_control'] for one in checks):+.3f}",
+            f"{sum(one['right'] for one in checks)} of {len(checks)}",
         ]
-        for one in previews
+        for (regime, reference), checks in groups.items()
     ]
-    head = ["task", "seed", "verdict", "reference", "DPR − SFT", "DPR − best free control", "right"]
-    return f"{table(head, rows)}\n\n{sum(one['right'] for one in previews)} of {len(previews)} verdicts were right."
+    head = ["task", "reference", "verdicts", "DPR − SFT", "DPR − best free control", "right"]
+    right, unknown = sum(one["right"] for one in previews), verdicts(previews, "unknown")
+    return f"{table(head, rows)}\n\n{right} of {len(previews)} verdicts were right; {unknown} could not tell."
 
 
-def reference_of(check: Record) -> str:
-    """The reference that the verdict names; says so if training used another one, with which it was then compared."""
-    named = check["verdict"]["reference"]
-    if named is None or check["on_its_reference"]:
-        return named or "-"
-    return f"{named} (trained: `{check['policy']}`)"
+def verdicts(checks: Sequence[Record], kind: str) -> int:
+    """How many verdicts are of a kind."""
+    return sum(one["verdict"]["verdict"] == kind for one in checks)
 
 
 def tuning_block(tuning: Record) -> str:

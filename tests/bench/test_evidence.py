@@ -4,12 +4,18 @@ from dense_reward_trainer.configs.base import config_path, load_config
 from dense_reward_trainer.studies.regimes_config import SampledPolicy, SweepConfig
 
 from bench.evidence.__main__ import boundary_keys, gain_keys, preview_keys
-from bench.evidence.page import NAMES, interval, reference_of
+from bench.evidence.page import NAMES, interval, preview_block
 from bench.results_page import EvidenceFile, evidence_source
 
 
 def found(value: float) -> dict[str, float]:
     return {"value": value, "low": value - 0.1, "high": value + 0.1}
+
+
+def check(kind: str, *, right: bool) -> dict[str, object]:
+    verdict = {"verdict": kind, "reason": "because"}
+    figures = {"over_sft": 0.2, "over_control": 0.1}
+    return {"regime": "mixed", "reference": "base", "verdict": verdict, "right": right, **figures}
 
 
 def test_gains_are_those_over_the_best_control_of_each_metric() -> None:
@@ -34,20 +40,26 @@ def test_the_boundary_is_read_where_the_demonstrations_are_worst() -> None:
         "better": {"shift": found(0.3), "gain": found(0.4)},
     }
     assert boundary_keys(places) == {"boundary_gain": -0.2, "boundary_gain_ci_high": -0.1}
-    assert preview_keys([{"right": True}, {"right": False}]) == {"preview_right": 1, "preview_runs": 2}
+    checks = [check("gain", right=True), check("gain", right=False), check("unknown", right=False)]
+    assert preview_keys(checks) == {"preview_right": 1, "preview_runs": 3, "preview_unknown": 1}
+
+
+def test_verdicts_are_counted_for_each_task_and_reference() -> None:
+    checks = [
+        check("gain", right=True),
+        check("unknown", right=False),
+        check("no", right=True) | {"reference": "early"},
+    ]
+    block = preview_block(checks)
+    assert "| mixed | base | expect a gain: 1, cannot tell: 1 | +0.200 | +0.100 | 1 of 2 |" in block
+    assert "| mixed | early | do not train: 1 |" in block
+    assert block.endswith("2 of 3 verdicts were right; 1 could not tell.")
 
 
 def test_an_interval_without_spread_is_not_printed_as_one() -> None:
     assert interval({"value": 1.0, "low": 1.0, "high": 1.0}) == "1.000 (no spread)"
     assert interval(found(0.5)) == "0.500 [0.400, 0.600]"
     assert interval(None) == "-"
-
-
-def test_a_verdict_on_a_reference_that_was_not_trained_on_is_marked() -> None:
-    verdict = {"verdict": {"reference": "early"}, "policy": "dpr"}
-    assert reference_of(verdict | {"on_its_reference": True}) == "early"
-    assert reference_of(verdict | {"on_its_reference": False}) == "early (trained: `dpr`)"
-    assert reference_of({"verdict": {"reference": None}, "policy": "dpr", "on_its_reference": False}) == "-"
 
 
 def test_the_source_is_the_commit_of_the_jobs_and_not_of_their_analysis() -> None:

@@ -8,8 +8,8 @@ from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.studies import regimes, regimes_jobs
 from dense_reward_trainer.studies.regimes_cell import Cell, evaluated_policies
 from dense_reward_trainer.studies.regimes_config import AnyPolicy, controls, free_controls
-from dense_reward_trainer.studies.regimes_figures import CellFigures, Verdict, at_matched_kl
-from dense_reward_trainer.studies.regimes_preview import check_preview
+from dense_reward_trainer.studies.regimes_figures import CellFigures, at_matched_kl
+from dense_reward_trainer.studies.regimes_preview import Verdict, check_previews
 from dense_reward_trainer.studies.regimes_table import (
     compare_primary,
     format_comparison,
@@ -187,25 +187,13 @@ def test_a_verdict_is_right_if_training_did_what_it_said(reached: float, outcome
     policies = {name: figures(0.5, greedy=0.1) for name in ("sft", "tilted", "majority", "dpr")}
     policies |= {"cold": figures(0.7, greedy=0.1), "dpr_early": figures(reached)}
     small = study(policies=POLICIES | {"dpr_early": {"kind": "dpr", "reference": "early"}})
+    found = CellFigures(policies, None, None)
     for said in ("gain", "control", "no", "unknown"):
-        found = CellFigures(policies, None, None, Verdict(said, "early", "because"))
-        check = check_preview("mixed", 1, found, small.all_policies, "dpr")
-        assert check is not None
+        verdicts = {"early": Verdict(said, "because"), "never trained on": Verdict("gain", "because")}
+        (check,) = check_previews("mixed", 1, found, small.all_policies, verdicts)
         assert (check.policy, check.outcome, check.right) == ("dpr_early", outcome, said == outcome)
-        assert check.on_its_reference
         assert "of 1 verdicts" in format_previews([check])
-    assert check_preview("mixed", 1, CellFigures(policies, None, None), small.all_policies, "dpr") is None
-
-
-def test_a_verdict_on_a_reference_that_was_not_trained_on_is_marked() -> None:
-    policies = {name: figures(0.5) for name in ("sft", "cold", "dpr")}
-    small = study()
-    for reference, marked in (("half", True), ("base", False), (None, False)):
-        found = CellFigures(policies, None, None, Verdict("no", reference, "because"))
-        check = check_preview("mixed", 1, found, small.all_policies, "dpr")
-        assert check is not None
-        assert check.policy == "dpr"
-        assert ("dpr (other reference)" in format_previews([check])) == marked
+    assert check_previews("mixed", 1, found, small.all_policies, {}) == []
 
 
 def test_a_series_is_plotted_for_the_regimes_that_have_it(tmp_path: Path) -> None:
@@ -222,14 +210,13 @@ def test_a_series_is_plotted_for_the_regimes_that_have_it(tmp_path: Path) -> Non
 
 
 def test_figures_survive_their_file() -> None:
-    found = CellFigures({"sft": figures(0.5, None, None)}, 0.4, figures(0.1), Verdict("no", None, "because"))
+    found = CellFigures({"sft": figures(0.5, None, None)}, 0.4, figures(0.1))
     values = {
         "policies": {
             "sft": {"sampled_accuracy": 0.5, "greedy_accuracy": None, "length_tokens": 40.0, "kl_to_sft": None}
         },
         "demonstrations_right": 0.4,
         "start": {"sampled_accuracy": 0.1, "greedy_accuracy": 1.0, "length_tokens": 40.0, "kl_to_sft": 0.0},
-        "preview": {"verdict": "no", "reference": None, "reason": "because"},
     }
     assert CellFigures.of(values) == found
 

@@ -25,9 +25,9 @@ from dense_reward_trainer.studies.regimes_cell import Cell, check_names
 from dense_reward_trainer.studies.regimes_checks import check_jobs, check_study
 from dense_reward_trainer.studies.regimes_config import AnyPolicy, SweepConfig, controls, series_name
 from dense_reward_trainer.studies.regimes_figures import CellFigures
-from dense_reward_trainer.studies.regimes_jobs import cell_figures
+from dense_reward_trainer.studies.regimes_jobs import cell_figures, verdicts_of
 from dense_reward_trainer.studies.regimes_plot import plot_boundary, plot_policies, plot_series
-from dense_reward_trainer.studies.regimes_preview import PreviewCheck, check_preview
+from dense_reward_trainer.studies.regimes_preview import PreviewCheck, check_previews
 from dense_reward_trainer.studies.regimes_table import (
     Place,
     PrimaryResult,
@@ -64,7 +64,7 @@ def run(config: SweepConfig, report: Report) -> None:
         for regime, seeds in figures.items()
     }
     places = boundary_places(config, figures)
-    previews = preview_checks(config, reported, figures)
+    previews = preview_checks(reported, figures)
     cpu_hours = sum(cell.cpu_s() for cell in cells) / 3600
     record = sweep_record(config, choices, figures, results, places)
     record |= {"preview": [asdict(one) | {"right": one.right} for one in previews], "cpu_hours": cpu_hours}
@@ -137,16 +137,14 @@ def finished(cells: Sequence[Cell], report: Report) -> list[Cell]:
     return found
 
 
-def preview_checks(
-    config: SweepConfig, cells: Sequence[Cell], figures: Mapping[str, Sequence[CellFigures]]
-) -> list[PreviewCheck]:
+def preview_checks(cells: Sequence[Cell], figures: Mapping[str, Sequence[CellFigures]]) -> list[PreviewCheck]:
     """Every verdict of the job preview against what training then did."""
     found = [one for regime in figures.values() for one in regime]
-    checks = [
-        check_preview(cell.regime, cell.seed, one, cell.policies, config.primary_of(cell.regime))
+    return [
+        check
         for cell, one in zip(cells, found, strict=True)
+        for check in check_previews(cell.regime, cell.seed, one, cell.policies, verdicts_of(cell))
     ]
-    return [one for one in checks if one is not None]
 
 
 def boundary_places(config: SweepConfig, figures: Mapping[str, Sequence[CellFigures]]) -> dict[str, Place]:

@@ -34,15 +34,6 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the job preview said: gain, control, no or unknown; its reference (null if none), and why."""
-
-    verdict: str
-    reference: str | None
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class CellFigures:
     """All policies of a cell; the share of right demonstrations (null if unknown).
 
@@ -52,15 +43,13 @@ class CellFigures:
     policies: Mapping[str, Figures]
     demonstrations_right: float | None
     start: Figures | None
-    preview: Verdict | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
         """From its JSON."""
         policies = {name: Figures(**one) for name, one in values["policies"].items()}
         start = None if values["start"] is None else Figures(**values["start"])
-        preview = None if values["preview"] is None else Verdict(**values["preview"])
-        return cls(policies, values["demonstrations_right"], start, preview)
+        return cls(policies, values["demonstrations_right"], start)
 
 
 def at_matched_kl(curve: Sequence[Figures], kl: float | None) -> Figures:

@@ -37,7 +37,8 @@ from dense_reward_trainer.studies.regimes_cell import (
     sft_overrides,
 )
 from dense_reward_trainer.studies.regimes_config import DprPolicy, MatchedKlPolicy, Overrides, SftPolicy
-from dense_reward_trainer.studies.regimes_figures import CellFigures, Figures, Verdict, at_matched_kl
+from dense_reward_trainer.studies.regimes_figures import CellFigures, Figures, at_matched_kl
+from dense_reward_trainer.studies.regimes_preview import Verdict
 from dense_reward_trainer.tasks.records import TaskData, share_right
 from dense_reward_trainer.tasks.write import write_task
 
@@ -70,7 +71,8 @@ def cell_figures(cell: Cell, report: Report) -> CellFigures:
         data = write_task(cell.settings.task, cell.seed, cell.files.folder, labelled=cell.config.labelled)
         for job in sft_jobs(cell, with_base=bool(data.base)):
             run_job(cell, job)
-        verdict = previewed(cell)
+        for job in preview_jobs(cell):
+            run_job(cell, job)
         with serving_run(cell.folder / "sft", free_port(), cell.config.threads) as (_, url):
             for name, policy in cell.policies.items():
                 if isinstance(policy, DprPolicy):
@@ -87,7 +89,7 @@ def cell_figures(cell: Cell, report: Report) -> CellFigures:
             curve = [Figures.of(evaluation[point]) for point in points_of(name, policy)]
             policies[name] = at_matched_kl(curve, policies[policy.to].kl_to_sft)
     start = Figures.of(evaluation[START]) if data.base and START in evaluation else None
-    figures = CellFigures(policies, demonstrations_right(data, tested), start, verdict)
+    figures = CellFigures(policies, demonstrations_right(data, tested), start)
     write_whole(cell.figures, json.dumps(asdict(figures), indent=2).encode() + b"\n")
     return figures
 
@@ -125,13 +127,13 @@ def base_checkpoint(cell: Cell) -> Path:
     return cell.folder / "base_model" / "checkpoints" / "sft"
 
 
-def previewed(cell: Cell) -> Verdict | None:
-    """The verdict of the job preview, before any policy is trained; None if the study has no preview."""
+def verdicts_of(cell: Cell) -> dict[str, Verdict]:
+    """What the job preview said of each reference, before any policy was trained; nothing if there was no preview."""
+    found: dict[str, Verdict] = {}
     for job in preview_jobs(cell):
-        run_job(cell, job)
-        found = json.loads((cell.folder / "preview" / "preview.json").read_text())
-        return Verdict(found["verdict"], found["reference"], found["reason"])
-    return None
+        references = json.loads((cell.folder / job.name / "preview.json").read_text())["references"]
+        found = {name: Verdict(one["verdict"], one["reason"]) for name, one in references.items()}
+    return found
 
 
 def preview_jobs(cell: Cell) -> Iterator[Job]:

@@ -1,4 +1,4 @@
-"""Was the verdict of the job preview right? It is compared with what training then did in the same cell.
+"""Were the verdicts of the job preview right? Each is compared with what training on its reference then did.
 
 Must not know jobs.
 """
@@ -7,52 +7,56 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dense_reward_trainer.studies.regimes_config import AnyPolicy, DprPolicy, free_controls
-from dense_reward_trainer.studies.regimes_figures import CellFigures, Verdict
+from dense_reward_trainer.studies.regimes_figures import CellFigures
 
 MARGIN = 0.02
 """Differences of sampled accuracy up to this are none: a standard error of a share of 0.5 among 600 samples."""
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the job preview said of one reference: gain, control, no or unknown; and why."""
+
+    verdict: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class PreviewCheck:
-    """One verdict, and the sampled accuracy that training on its reference then gained.
+    """The verdict on one reference, and the sampled accuracy that a policy trained on it then gained.
 
     `over_control`: over the best of the SFT model's greedy answer and its sampling options, which cost nothing.
-    `on_its_reference`: whether `policy` was trained on the reference that the verdict names; else it is the primary.
     `outcome`: what the verdict should have been, in its terms.
     """
 
     regime: str
     seed: int
+    reference: str
     verdict: Verdict
     policy: str
     over_sft: float
     over_control: float
     outcome: str
-    on_its_reference: bool
 
     @property
     def right(self) -> bool:
         return self.verdict.verdict == self.outcome
 
 
-def check_preview(
-    regime: str, seed: int, cell: CellFigures, policies: Mapping[str, AnyPolicy], primary: str
-) -> PreviewCheck | None:
-    """None if the cell has no preview. Looks at the policy trained on the verdict's reference, else at the primary."""
-    if cell.preview is None:
-        return None
-    trained = [
-        name
-        for name, policy in policies.items()
-        if isinstance(policy, DprPolicy) and policy.uses_reward and policy.reference == cell.preview.reference
-    ]
-    policy = trained[0] if trained else primary
-    reached = cell.policies[policy].sampled_accuracy
-    over_sft = reached - cell.policies["sft"].sampled_accuracy
-    over_control = reached - free_control(cell, policies)
-    outcome = "no" if over_sft <= MARGIN else "gain" if over_control > MARGIN else "control"
-    return PreviewCheck(regime, seed, cell.preview, policy, over_sft, over_control, outcome, bool(trained))
+def check_previews(
+    regime: str, seed: int, cell: CellFigures, policies: Mapping[str, AnyPolicy], verdicts: Mapping[str, Verdict]
+) -> list[PreviewCheck]:
+    """One check for each policy that was trained on the reward of a reference with a verdict."""
+    sft, control = cell.policies["sft"].sampled_accuracy, free_control(cell, policies)
+    checks = []
+    for name, policy in policies.items():
+        if isinstance(policy, DprPolicy) and policy.uses_reward and policy.reference in verdicts:
+            reached = cell.policies[name].sampled_accuracy
+            gains = reached - sft, reached - control
+            outcome = "no" if gains[0] <= MARGIN else "gain" if gains[1] > MARGIN else "control"
+            verdict = verdicts[policy.reference]
+            checks.append(PreviewCheck(regime, seed, policy.reference, verdict, name, *gains, outcome))
+    return checks
 
 
 def free_control(cell: CellFigures, policies: Mapping[str, AnyPolicy]) -> float:

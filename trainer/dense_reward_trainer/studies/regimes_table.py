@@ -129,13 +129,13 @@ def format_boundary(places: Mapping[str, Place]) -> str:
 
 def format_previews(previews: Sequence[PreviewCheck]) -> str:
     """Every verdict of the job preview, what training then did, and how many verdicts were right."""
-    rows = [["regime", "seed", "verdict", "trained", "over SFT", "over a control", "outcome", ""]]
+    rows = [["regime", "seed", "reference", "verdict", "over SFT", "over a control", "outcome", ""]]
     rows += [
         [
             one.regime,
             str(one.seed),
+            one.reference,
             one.verdict.verdict,
-            one.policy if one.on_its_reference or one.verdict.reference is None else f"{one.policy} (other reference)",
             f"{one.over_sft:+.3f}",
             f"{one.over_control:+.3f}",
             one.outcome,
