@@ -16,9 +16,11 @@ FORMATS = (".png", ".svg")
 
 def plot_policies(regimes: Mapping[str, Cells], path: Path) -> None:
     """The accuracies of every policy: sampled above, greedy below, one panel for each regime; dotted: the SFT model."""
-    policies = max(len(cells[0].policies) for cells in regimes.values())
-    figure = Figure(figsize=(1.5 + (1.2 + 0.25 * policies) * len(regimes), 7), layout="constrained")
-    panels = figure.subplots(2, len(regimes), squeeze=False, sharey="row", sharex="col")
+    widths = [1.2 + 0.25 * len(cells[0].policies) for cells in regimes.values()]
+    figure = Figure(figsize=(1.5 + sum(widths), 7), layout="constrained")
+    panels = figure.subplots(
+        2, len(regimes), squeeze=False, sharey="row", sharex="col", gridspec_kw={"width_ratios": widths}
+    )
     for name, row in zip(METRICS, panels, strict=True):
         for axes, (regime, cells) in zip(row, regimes.items(), strict=True):
             _draw_policies(axes, summarise(cells), name)
