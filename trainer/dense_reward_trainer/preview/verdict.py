@@ -1,30 +1,32 @@
 """The verdict of a preview, from its tables. Pure; must not import models or tokenizers.
 
-Two things are asked of every reference. *Ranking*: does the reward, by some signal and aggregate, rank right above
-wrong answers? *Gain*: is the policy that is tilted by the reward, towards which training moves, right more often than
-the SFT model and than every control that costs nothing? Intervals are 95 % over prompts. The first rule that holds
-decides:
+Every reference is judged by two figures. *Ranking*: does the reward, by some signal and aggregate, rank right above
+wrong answers? *Gain*: training moves towards the policy that is tilted by the reward; is this policy right more often
+than the SFT model and every free control? Intervals are 95 % over prompts. "Surely" means that the whole interval is on
+that side. The first rule that holds decides:
 
-1. unknown: fewer than 10 prompts, 30 answers, or 5 prompts with answers of either kind. An interval over prompts is too
-   narrow if the answers of one kind are those of few prompts: it then knows little of what other prompts would show.
+1. unknown: fewer than 10 prompts, fewer than 30 answers, fewer than 5 prompts with a right answer, or fewer than 5 with
+   a wrong one. If few prompts have answers of one kind, an interval over prompts is too narrow: it says little about
+   other prompts.
 2. no: the tilted policy is worse than the SFT model (interval of the difference below 0).
 3. no: the best ranking of the reference is below chance (interval below 0.5).
 4. gain: the best ranking is above chance (interval above 0.5, p < 0.05 after Holm's correction over all rankings), and
    the tilted policy is above the SFT model and every control (each interval above 0, the largest p-value below 0.05
    after Holm's correction over the references). The burden of proof is on the reward, because training costs.
-5. control: a control is as good as the tilted policy (the tilted one is not ahead of it, or surely by less than 0.05).
-   Also, the tilted policy surely gains on the SFT model; or that control does, and the tilted one gains 0.05 or more.
-6. no: the gain of the tilted policy on the SFT model is surely below 0.05; or it is below 0.05, not surely, and a
+5. control: a control is as good as the tilted policy (the tilted one is not ahead of it, or surely by less than 0.05),
+   and one of two conditions holds: the tilted policy surely gains over the SFT model; or that control surely gains, and
+   the tilted policy gains 0.05 or more.
+6. no: the gain of the tilted policy over the SFT model is surely below 0.05; or it is below 0.05, but not surely, and a
    control that is as good surely gains.
-7. no: nothing ranks above chance, and the intervals are narrow enough to say so (the best AUROC surely below 0.7; the
-   gain on the SFT model, if it is known, surely below 0.1).
-8. unknown: the intervals are too wide, or the gain is not known; more labelled answers can tell.
+7. no: no ranking is above chance, and the intervals are narrow enough to conclude this (the best AUROC surely below
+   0.7; the gain over the SFT model, if it is known, surely below 0.1).
+8. unknown: the intervals are too wide, or the gain is not known. More labelled answers can decide it.
 
-The gain is not known, so that rules 2, 4, 5 and 6 say nothing, if judged answers are reweighted and fewer than 10
-prompts have several answers, or these count as fewer than 1.5 answers to a prompt.
+The gain is not known if fewer than 10 prompts have several answers, or if judged answers are reweighted and count as
+fewer than 1.5 answers to a prompt. Rules 2, 4, 5 and 6 then do not apply.
 
-Over all references: gain if one has it (the one that is right most often), else unknown if one is unknown, because that
-one could still gain, else control, else no.
+The verdict over all references is gain if one reference has it (the one whose tilted policy is right most often); else
+unknown if one is unknown, because that one could still gain; else control; else no.
 """
 
 from collections.abc import Iterable, Sequence
