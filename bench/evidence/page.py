@@ -68,7 +68,7 @@ def policies_block(study: Record, regime: str) -> str:
                 NAMES.get(name, name),
                 interval(figures["sampled_accuracy"]),
                 interval(figures.get("greedy_accuracy")),
-                "-" if kl is None else f"{kl['value']:.2f}",
+                "-" if kl is None else f"{round(kl['value'], 2) + 0.0:.2f}",
                 *("-" if one is None else interval(one["interval"]) for one in compared),
                 " / ".join("-" if one is None else f"{one['p_holm']:.1g}" for one in compared),
             ]
