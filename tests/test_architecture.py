@@ -37,6 +37,7 @@ SERVICE_ROOMS = {
 }
 TRAINER_ROOMS = {
     "errors": "",
+    "text_table": "",
     "data": "",
     "configs": "data errors",
     "runs": "configs errors",
@@ -47,8 +48,8 @@ TRAINER_ROOMS = {
     "policies": "configs credit data errors rl",
     "preview": "configs credit data errors policies rl",
     "cli": "configs data errors runs",
-    "studies": "cli configs credit data errors rl runs tasks",
-    "jobs": "configs credit data errors policies preview rl runs sft",
+    "studies": "cli configs credit data errors rl runs tasks text_table",
+    "jobs": "configs credit data errors policies preview rl runs sft text_table",
 }
 MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "tokenizers", "vllm", "accelerate", "peft", "flash_attn"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}

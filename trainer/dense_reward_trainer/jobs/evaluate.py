@@ -39,6 +39,7 @@ from dense_reward_trainer.rl.reward_service import (
 )
 from dense_reward_trainer.rl.sampling import Sampling
 from dense_reward_trainer.runs.run_folder import check_run, open_run
+from dense_reward_trainer.text_table import aligned
 
 Measured = tuple[HeldOutResult, list[SampledResponse]]
 
@@ -182,9 +183,7 @@ def evaluation_table(results: Mapping[str, HeldOutResult]) -> str:
     """One aligned line for each policy: each mean with its standard error."""
     rows = [["policy", *COLUMNS]]
     rows += [[name, *(_cell(column(result)) for column in COLUMNS.values())] for name, result in results.items()]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join(lines)
+    return aligned(rows)
 
 
 def _cell(value: Estimate | float | None) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from dense_reward_trainer.credit.auroc import Interval
 from dense_reward_trainer.credit.paired import Comparison, bounded_interval, compare, in_words
 from dense_reward_trainer.studies.compare_options_config import Curve
+from dense_reward_trainer.text_table import aligned
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +91,7 @@ def format_table(outcomes: Mapping[str, Outcome], differences: Mapping[str, Comp
     head = ["estimator", "learning rate", "tried", "seeds", "gap closed", "minus control", "p, Holm", "tokens to half"]
     ordered = sorted(outcomes.items(), key=lambda pair: -pair[1].mean_gap)
     rows = [head, *([name, *_cells(one, differences.get(name))] for name, one in ordered)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join(lines)
+    return aligned(rows)
 
 
 def _cells(one: Outcome, difference: Comparison | None) -> list[str]:

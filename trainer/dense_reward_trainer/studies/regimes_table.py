@@ -10,6 +10,7 @@ from dense_reward_trainer.credit.auroc import Interval
 from dense_reward_trainer.credit.paired import Comparison, compare, in_words, paired_interval, share_interval
 from dense_reward_trainer.studies.regimes_figures import CellFigures
 from dense_reward_trainer.studies.regimes_preview import PreviewCheck
+from dense_reward_trainer.text_table import aligned
 
 METRICS = {"sampled_accuracy": "sampled accuracy", "greedy_accuracy": "greedy accuracy"}
 OTHERS = {"length_tokens": "length", "kl_to_sft": "KL to SFT"}
@@ -144,13 +145,6 @@ def format_previews(previews: Sequence[PreviewCheck]) -> str:
         for one in previews
     ]
     return f"{aligned(rows)}\npreview: {sum(one.right for one in previews)} of {len(previews)} verdicts were right"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """The rows as text, with columns of equal width."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-    return "\n".join(lines)
 
 
 def _cell(found: Mapping[str, float] | None) -> str:
