@@ -244,6 +244,12 @@ def test_a_report_of_what_is_finished_leaves_out_regimes_with_a_single_seed(tmp_
         regimes.run_cells(cells, small.model_copy(update={"finished_only": True}), "tuning", reports.append)
 
 
+def test_jobs_run_on_the_device_of_the_study() -> None:
+    for values, device in (({}, "cpu"), ({"device": "cuda"}, "cuda")):
+        cell = Cell(study(**values), "mixed", 1, {})
+        assert regimes_jobs.evaluation_job(cell, "http://127.0.0.1").overrides["device"] == device
+
+
 def test_jobs_of_several_commits_are_reported(tmp_path: Path) -> None:
     small, reports = study(output_dir=tmp_path), list[str]()
     cells = [Cell(small, "mixed", seed, {}) for seed in (1, 2)]

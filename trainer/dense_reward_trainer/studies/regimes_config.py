@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 
 from dense_reward_trainer.configs.base import JobConfig, JobOptions, SafeName
+from dense_reward_trainer.configs.dpr import Device
 from dense_reward_trainer.tasks.write import AnyTask
 
 Overrides = dict[str, JsonValue]
@@ -141,7 +142,7 @@ class SweepConfig(JobConfig):
     """SFT in several regimes; then policies that use the reward, and controls that do not, on the same problems."""
 
     resume_may_change: ClassVar[frozenset[str]] = frozenset(
-        {"output_dir", "processes", "seeds", "threads", "submitit", "finished_only"}
+        {"output_dir", "processes", "seeds", "threads", "device", "submitit", "finished_only"}
     )
 
     regimes: dict[SafeName, Regime] = Field(min_length=1)
@@ -161,6 +162,7 @@ class SweepConfig(JobConfig):
         default=1, ge=1, description="Cells in parallel; each writes the output of its jobs to its log.txt."
     )
     threads: int = Field(default=1, ge=1, description="CPU threads of every job and of its service.")
+    device: Device = Field(default="cpu", description="Device of every job; with a GPU, run one cell at a time.")
     preview: Overrides | None = Field(
         default=None,
         description="key.sub -> value, over recipe `arithmetic_preview`: every cell also runs the job preview before "

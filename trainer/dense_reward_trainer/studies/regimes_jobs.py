@@ -239,7 +239,7 @@ def seeded_job(cell: Cell, name: str, kind: str, recipe: str, overrides: Overrid
 
 
 def job_folder(cell: Cell, name: str) -> Overrides:
-    return {"output_dir": str(cell.folder / name), "threads": cell.config.threads, "device": "cpu"}
+    return {"output_dir": str(cell.folder / name), "threads": cell.config.threads, "device": cell.config.device}
 
 
 def run_job(cell: Cell, job: Job) -> None:
