@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if done.returncode:
         return done.returncode
     study = json.loads((config.output_dir / "sweep.json").read_text())
-    keys = gain_keys(study["primary"][MIXED]) | boundary_keys(study["boundary"]) | preview_keys(study["preview"])
+    keys = gain_keys(study["primary"].get(MIXED)) | boundary_keys(study["boundary"]) | preview_keys(study["preview"])
     record = {**keys, "study": study, "study_commits": study["commits"], **circumstances()}
     name = "evidence_full" if options.full else "evidence"
     (RESULTS / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -47,12 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def gain_keys(primary: Record) -> dict[str, float | str]:
-    """DPR with the base as reference minus the best control, on demonstrators of mixed quality.
+def gain_keys(primary: Record | None) -> dict[str, float | str]:
+    """DPR with the base as reference minus the best control, on demonstrators of mixed quality; none if unfinished.
 
     `..._over_one_model`: minus the best of the controls that, unlike the reward, need the SFT model alone.
     """
     keys: dict[str, float | str] = {}
+    if primary is None:
+        return keys
     for metric, name in (("greedy_accuracy", "greedy"), ("sampled_accuracy", "sampled")):
         for kind, suffix in (("best_control", ""), ("best_of_one_model", "_over_one_model")):
             control = primary[kind][metric]

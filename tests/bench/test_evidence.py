@@ -32,6 +32,7 @@ def test_gains_are_those_over_the_best_control_of_each_metric() -> None:
     assert keys["regime_a_greedy_gain"] == keys["regime_a_sampled_gain_over_one_model"] == 0.5
     assert (keys["regime_a_sampled_gain"], keys["regime_a_sampled_gain_ci_low"]) == (0.25, 0.15)
     assert keys["regime_a_sampled_control"] == "extrapolated"
+    assert gain_keys(None) == {}, "a study of which this regime is not finished"
 
 
 def test_the_boundary_is_read_where_the_demonstrations_are_worst() -> None:
