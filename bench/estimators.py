@@ -15,7 +15,7 @@ from typing import TypedDict
 
 from dense_reward_trainer.configs.base import config_path, load_config
 from dense_reward_trainer.credit.paired import paired_interval
-from dense_reward_trainer.studies.compare_options_config import EstimatorsConfig
+from dense_reward_trainer.studies.options.config import EstimatorsConfig
 
 from bench.circumstances import circumstances
 from bench.credit import commit_of

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict
 
 from dense_reward_trainer.credit.auroc import Interval
 from dense_reward_trainer.credit.paired import in_words
-from dense_reward_trainer.studies.compare_options_table import gap_interval
+from dense_reward_trainer.studies.options.table import gap_interval
 
 from bench.credit import Medians
 from bench.evidence import page as evidence

@@ -48,7 +48,9 @@ TRAINER_ROOMS = {
     "policies": "configs credit data errors rl",
     "preview": "configs credit data errors policies rl",
     "cli": "configs data errors runs",
-    "studies": "cli configs credit data errors rl runs tasks text_table",
+    "studies": "configs errors",
+    "studies.options": "configs credit errors rl runs text_table",
+    "studies.regimes": "cli configs credit data errors rl runs tasks text_table",
     "jobs": "configs credit data errors policies preview rl runs sft text_table",
 }
 MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "tokenizers", "vllm", "accelerate", "peft", "flash_attn"}
@@ -57,7 +59,7 @@ TRAINING_LIBRARIES = {"trl", "datasets", "matplotlib", "tqdm", "scipy"}
 HEAVY = MODEL_LIBRARIES | WEB_LIBRARIES | TRAINING_LIBRARIES
 JOBS = {
     *(f"{TRAINER}.jobs.{job}" for job in ("sft", "dpr", "gradient", "evaluate", "credit", "demo", "preview")),
-    *(f"{TRAINER}.studies.{study}" for study in ("compare_options", "regimes")),
+    *(f"{TRAINER}.studies.{study}" for study in ("options.compare", "regimes.study")),
 }
 # Module -> what it must not import, directly or through its imports.
 HTTP = WEB_LIBRARIES | {f"{SERVICE}.http"}
@@ -142,11 +144,11 @@ MUST_NOT_IMPORT = {
         "runs.run_folder": MODEL_LIBRARIES | TRAINING,
         "sft.callbacks": TRAINER_JOBS | {f"{TRAINER}.runs.checkpoint"},
         "sft.from_scratch sft.initial_model sft.length_sampler": TRAINER_JOBS,
-        "studies.compare_options_config studies.regimes_config": MODEL_LIBRARIES,
-        "studies.compare_options_plot": {f"{TRAINER}.studies.compare_options"},
-        "studies.compare_options_table": TRAINING | {f"{TRAINER}.studies.compare_options"},
-        "studies.exact_task studies.regimes_checks studies.regimes_figures studies.regimes_plot "
-        "studies.regimes_preview studies.regimes_table": TRAINING,
+        "studies.options.config studies.regimes.config": MODEL_LIBRARIES,
+        "studies.options.plot": {f"{TRAINER}.studies.options.compare"},
+        "studies.options.table": TRAINING | {f"{TRAINER}.studies.options.compare"},
+        "studies.options.exact_task studies.regimes.checks studies.regimes.figures studies.regimes.plot "
+        "studies.regimes.preview studies.regimes.table": TRAINING,
         "tasks.mixed_demonstrators tasks.nuisance_entropy tasks.records tasks.worked": MODEL_LIBRARIES | TEXT,
     }.items()
     for name in names.split()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dense_reward_trainer.configs.base import config_path, load_config
-from dense_reward_trainer.studies.regimes_config import SweepConfig
+from dense_reward_trainer.studies.regimes.config import SweepConfig
 
 from bench.circumstances import circumstances
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from dense_reward_trainer.studies.regimes_config import SweepConfig
-from dense_reward_trainer.studies.regimes_figures import CellFigures, Figures
+from dense_reward_trainer.studies.regimes.config import SweepConfig
+from dense_reward_trainer.studies.regimes.figures import CellFigures, Figures
 
 MIXED = {"task": {"name": "mixed_demonstrators"}}
 POLICIES: dict[str, dict[str, object]] = {

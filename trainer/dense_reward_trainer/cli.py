@@ -61,13 +61,13 @@ JOBS = {
         data="prompts",
     ),
     "estimators": JobSpec(
-        "dense_reward_trainer.studies.compare_options",
-        "dense_reward_trainer.studies.compare_options_config:EstimatorsConfig",
+        "dense_reward_trainer.studies.options.compare",
+        "dense_reward_trainer.studies.options.config:EstimatorsConfig",
         "compare options of dpr on a task whose optimum is known exactly",
     ),
     "sweep": JobSpec(
-        "dense_reward_trainer.studies.regimes",
-        "dense_reward_trainer.studies.regimes_config:SweepConfig",
+        "dense_reward_trainer.studies.regimes.study",
+        "dense_reward_trainer.studies.regimes.config:SweepConfig",
         "run SFT in several regimes, then DPR and its alternatives at matched KL and FLOPs",
     ),
     "evaluate": JobSpec(

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from dense_reward_trainer.credit.auroc import Interval
 from dense_reward_trainer.credit.paired import share_interval
-from dense_reward_trainer.studies.regimes_table import METRICS, Cells, Place, summarise
+from dense_reward_trainer.studies.regimes.table import METRICS, Cells, Place, summarise
 
 FORMATS = (".png", ".svg")
 

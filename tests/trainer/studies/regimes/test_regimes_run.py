@@ -15,12 +15,13 @@ from dense_reward_trainer.cli import main
 from dense_reward_trainer.configs.base import config_path
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.checkpoint import is_complete
-from dense_reward_trainer.studies import regimes, regimes_jobs
-from dense_reward_trainer.studies.regimes_cell import Cell, arguments
-from dense_reward_trainer.studies.regimes_config import AnyPolicy, DprPolicy, SweepConfig
-from dense_reward_trainer.studies.regimes_figures import CellFigures
-from dense_reward_trainer.studies.regimes_jobs import Job
-from dense_reward_trainer.studies.regimes_tuning import Choice, tuned
+from dense_reward_trainer.studies.regimes import jobs as regimes_jobs
+from dense_reward_trainer.studies.regimes import study as regimes
+from dense_reward_trainer.studies.regimes.cell import Cell, arguments
+from dense_reward_trainer.studies.regimes.config import AnyPolicy, DprPolicy, SweepConfig
+from dense_reward_trainer.studies.regimes.figures import CellFigures
+from dense_reward_trainer.studies.regimes.jobs import Job
+from dense_reward_trainer.studies.regimes.tuning import Choice, tuned
 from pydantic import JsonValue
 from running_service import served
 from served_pair import SIZES

@@ -3,8 +3,8 @@
 import pytest
 from dense_reward_trainer.configs.base import config_path, load_config
 from dense_reward_trainer.errors import ConfigError
-from dense_reward_trainer.studies import regimes
-from dense_reward_trainer.studies.regimes_config import SweepConfig
+from dense_reward_trainer.studies.regimes import study as regimes
+from dense_reward_trainer.studies.regimes.config import SweepConfig
 from pydantic import ValidationError
 from regimes_study import MILESTONES, MIXED, POLICIES, SERIES, study
 

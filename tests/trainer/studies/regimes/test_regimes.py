@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 from dense_reward_trainer.errors import ConfigError, JobError
-from dense_reward_trainer.studies import regimes, regimes_jobs
-from dense_reward_trainer.studies.regimes_cell import Cell, evaluated_policies
-from dense_reward_trainer.studies.regimes_config import AnyPolicy, controls, free_controls
-from dense_reward_trainer.studies.regimes_figures import CellFigures, at_matched_kl
-from dense_reward_trainer.studies.regimes_preview import Verdict, check_previews
-from dense_reward_trainer.studies.regimes_table import (
+from dense_reward_trainer.studies.regimes import jobs as regimes_jobs
+from dense_reward_trainer.studies.regimes import study as regimes
+from dense_reward_trainer.studies.regimes.cell import Cell, evaluated_policies
+from dense_reward_trainer.studies.regimes.config import AnyPolicy, controls, free_controls
+from dense_reward_trainer.studies.regimes.figures import CellFigures, at_matched_kl
+from dense_reward_trainer.studies.regimes.preview import Verdict, check_previews
+from dense_reward_trainer.studies.regimes.table import (
     compare_primary,
     format_comparison,
     format_previews,
@@ -18,7 +19,7 @@ from dense_reward_trainer.studies.regimes_table import (
     place,
     summarise,
 )
-from dense_reward_trainer.studies.regimes_tuning import choice_lines, choose, tuned, variant_name, variants
+from dense_reward_trainer.studies.regimes.tuning import choice_lines, choose, tuned, variant_name, variants
 from dense_reward_trainer.tasks.records import TaskData, demonstration
 from known_policies import write_known_policy
 from pydantic import JsonValue

@@ -27,7 +27,7 @@ from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.checkpoint import is_complete
 from dense_reward_trainer.runs.local_service import free_port, serving_run
 from dense_reward_trainer.runs.run_folder import CONFIG_NAME, METRICS_NAME, MetricsLog, redacted
-from dense_reward_trainer.studies.regimes_cell import (
+from dense_reward_trainer.studies.regimes.cell import (
     START,
     Cell,
     arguments,
@@ -36,9 +36,9 @@ from dense_reward_trainer.studies.regimes_cell import (
     points_of,
     sft_overrides,
 )
-from dense_reward_trainer.studies.regimes_config import DprPolicy, MatchedKlPolicy, Overrides, SftPolicy
-from dense_reward_trainer.studies.regimes_figures import CellFigures, Figures, at_matched_kl
-from dense_reward_trainer.studies.regimes_preview import Verdict
+from dense_reward_trainer.studies.regimes.config import DprPolicy, MatchedKlPolicy, Overrides, SftPolicy
+from dense_reward_trainer.studies.regimes.figures import CellFigures, Figures, at_matched_kl
+from dense_reward_trainer.studies.regimes.preview import Verdict
 from dense_reward_trainer.tasks.records import TaskData, share_right
 from dense_reward_trainer.tasks.write import write_task
 

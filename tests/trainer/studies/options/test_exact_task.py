@@ -16,10 +16,10 @@ from dense_reward.reward import candidate_reward, reward
 from dense_reward.schemas import SignalName
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.rl.sampling import Sampling, sample
-from dense_reward_trainer.studies import compare_options
-from dense_reward_trainer.studies.compare_options_config import Curve, EstimatorsConfig, TaskOptions
-from dense_reward_trainer.studies.compare_options_table import outcome, tokens_to
-from dense_reward_trainer.studies.exact_task import END, TableRewards, Task, Tree, make_task
+from dense_reward_trainer.studies.options import compare as compare_options
+from dense_reward_trainer.studies.options.config import Curve, EstimatorsConfig, TaskOptions
+from dense_reward_trainer.studies.options.exact_task import END, TableRewards, Task, Tree, make_task
+from dense_reward_trainer.studies.options.table import outcome, tokens_to
 from pydantic import ValidationError
 from torch import Tensor
 

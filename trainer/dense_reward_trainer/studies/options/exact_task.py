@@ -21,7 +21,7 @@ from dense_reward_trainer.rl.policy import Policy, policy_logprobs
 from dense_reward_trainer.rl.records import ResponseRewards, Rollout
 from dense_reward_trainer.rl.returns import mask_of
 from dense_reward_trainer.rl.sampling import Sampling, sample
-from dense_reward_trainer.studies.compare_options_config import TaskOptions
+from dense_reward_trainer.studies.options.config import TaskOptions
 
 END = 0
 BackUp = Callable[[Tensor, slice], Tensor]

@@ -8,8 +8,8 @@ from dense_reward_trainer.configs.evaluate import EvaluateConfig
 from dense_reward_trainer.configs.preview import PreviewConfig
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.errors import ConfigError
-from dense_reward_trainer.studies.regimes_cell import Cell, arguments, evaluated_policies, sft_overrides
-from dense_reward_trainer.studies.regimes_config import (
+from dense_reward_trainer.studies.regimes.cell import Cell, arguments, evaluated_policies, sft_overrides
+from dense_reward_trainer.studies.regimes.config import (
     DprPolicy,
     MatchedKlPolicy,
     Overrides,

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 
 from dense_reward_trainer.credit.auroc import Interval
 from dense_reward_trainer.credit.paired import Comparison, compare, in_words, paired_interval, share_interval
-from dense_reward_trainer.studies.regimes_figures import CellFigures
-from dense_reward_trainer.studies.regimes_preview import PreviewCheck
+from dense_reward_trainer.studies.regimes.figures import CellFigures
+from dense_reward_trainer.studies.regimes.preview import PreviewCheck
 from dense_reward_trainer.text_table import aligned
 
 METRICS = {"sampled_accuracy": "sampled accuracy", "greedy_accuracy": "greedy accuracy"}

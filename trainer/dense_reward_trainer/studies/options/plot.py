@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from dense_reward_trainer.studies.compare_options_config import Curve
+from dense_reward_trainer.studies.options.config import Curve
 
 FLOOR, CEILING = 1e-3, 1.5
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from dense_reward_trainer.credit.auroc import Interval
 from dense_reward_trainer.credit.paired import Comparison, bounded_interval, compare, in_words
-from dense_reward_trainer.studies.compare_options_config import Curve
+from dense_reward_trainer.studies.options.config import Curve
 from dense_reward_trainer.text_table import aligned
 
 

@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 from dense_reward_trainer.errors import ConfigError, JobError
-from dense_reward_trainer.studies import regimes
-from dense_reward_trainer.studies.regimes_cell import Cell
+from dense_reward_trainer.studies.regimes import study as regimes
+from dense_reward_trainer.studies.regimes.cell import Cell
 from regimes_study import cell_of, figures, study
 
 

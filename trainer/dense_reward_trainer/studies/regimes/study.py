@@ -21,14 +21,14 @@ from tqdm import tqdm
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.processes import in_processes
 from dense_reward_trainer.runs.run_folder import check_run, open_run
-from dense_reward_trainer.studies.regimes_cell import Cell, check_names
-from dense_reward_trainer.studies.regimes_checks import check_jobs, check_study
-from dense_reward_trainer.studies.regimes_config import AnyPolicy, SweepConfig, controls, series_name
-from dense_reward_trainer.studies.regimes_figures import CellFigures
-from dense_reward_trainer.studies.regimes_jobs import cell_figures, verdicts_of
-from dense_reward_trainer.studies.regimes_plot import plot_boundary, plot_policies, plot_series
-from dense_reward_trainer.studies.regimes_preview import PreviewCheck, check_previews
-from dense_reward_trainer.studies.regimes_table import (
+from dense_reward_trainer.studies.regimes.cell import Cell, check_names
+from dense_reward_trainer.studies.regimes.checks import check_jobs, check_study
+from dense_reward_trainer.studies.regimes.config import AnyPolicy, SweepConfig, controls, series_name
+from dense_reward_trainer.studies.regimes.figures import CellFigures
+from dense_reward_trainer.studies.regimes.jobs import cell_figures, verdicts_of
+from dense_reward_trainer.studies.regimes.plot import plot_boundary, plot_policies, plot_series
+from dense_reward_trainer.studies.regimes.preview import PreviewCheck, check_previews
+from dense_reward_trainer.studies.regimes.table import (
     Place,
     PrimaryResult,
     compare_primary,
@@ -39,7 +39,7 @@ from dense_reward_trainer.studies.regimes_table import (
     place,
     summarise,
 )
-from dense_reward_trainer.studies.regimes_tuning import Choice, choice_lines, choose, tuned, variants
+from dense_reward_trainer.studies.regimes.tuning import Choice, choice_lines, choose, tuned, variants
 
 
 def run(config: SweepConfig, report: Report) -> None:

@@ -11,7 +11,7 @@ from dense_reward_trainer.configs.base import config_path, load_config
 from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.errors import ConfigError
-from dense_reward_trainer.studies.regimes_config import (
+from dense_reward_trainer.studies.regimes.config import (
     AnyPolicy,
     DprPolicy,
     MatchedKlPolicy,

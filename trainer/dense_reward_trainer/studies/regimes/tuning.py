@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from dense_reward_trainer.studies.regimes_config import (
+from dense_reward_trainer.studies.regimes.config import (
     AnyPolicy,
     Metric,
     SftPolicy,
     with_value,
 )
-from dense_reward_trainer.studies.regimes_figures import CellFigures
+from dense_reward_trainer.studies.regimes.figures import CellFigures
 
 
 @dataclass(frozen=True, slots=True)

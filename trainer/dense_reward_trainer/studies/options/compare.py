@@ -22,22 +22,22 @@ from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.rl.learner import Learner
 from dense_reward_trainer.runs.processes import in_processes
 from dense_reward_trainer.runs.run_folder import check_run, open_run
-from dense_reward_trainer.studies.compare_options_config import (
+from dense_reward_trainer.studies.options.config import (
     Curve,
     EstimatorsConfig,
     TaskOptions,
     curve_path,
     read_curve,
 )
-from dense_reward_trainer.studies.compare_options_plot import plot_study
-from dense_reward_trainer.studies.compare_options_table import (
+from dense_reward_trainer.studies.options.exact_task import TableRewards, Task, make_task
+from dense_reward_trainer.studies.options.plot import plot_study
+from dense_reward_trainer.studies.options.table import (
     Outcome,
     differences_to,
     format_table,
     outcome,
     tokens_to,
 )
-from dense_reward_trainer.studies.exact_task import TableRewards, Task, make_task
 
 RunKey = tuple[str, float, int]  # estimator, learning rate, seed
 

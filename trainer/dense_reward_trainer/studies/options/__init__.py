@@ -1,0 +1,1 @@
+"""Compares options of DPR on a task whose optimum is known exactly."""
