@@ -144,7 +144,7 @@ MUST_NOT_IMPORT = {
         "runs.run_folder": MODEL_LIBRARIES | TRAINING,
         "sft.callbacks": TRAINER_JOBS | {f"{TRAINER}.runs.checkpoint"},
         "sft.from_scratch sft.initial_model sft.length_sampler": TRAINER_JOBS,
-        "studies.options.config studies.regimes.config": MODEL_LIBRARIES,
+        "studies.options.config studies.regimes.config studies.regimes.policies": MODEL_LIBRARIES,
         "studies.options.plot": {f"{TRAINER}.studies.options.compare"},
         "studies.options.table": TRAINING | {f"{TRAINER}.studies.options.compare"},
         "studies.options.exact_task studies.regimes.checks studies.regimes.figures studies.regimes.plot "

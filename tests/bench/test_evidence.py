@@ -1,7 +1,8 @@
 """The figures of evidence.json, and the cells of its tables."""
 
 from dense_reward_trainer.configs.base import config_path, load_config
-from dense_reward_trainer.studies.regimes.config import SampledPolicy, SweepConfig
+from dense_reward_trainer.studies.regimes.config import SweepConfig
+from dense_reward_trainer.studies.regimes.policies import SampledPolicy
 
 from bench.evidence.__main__ import boundary_keys, gain_keys, preview_keys
 from bench.evidence.page import NAMES, interval, preview_block

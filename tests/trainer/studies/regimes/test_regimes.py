@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 from dense_reward_trainer.errors import ConfigError, JobError
+from dense_reward_trainer.studies.regimes import flops
 from dense_reward_trainer.studies.regimes import jobs as regimes_jobs
 from dense_reward_trainer.studies.regimes import study as regimes
 from dense_reward_trainer.studies.regimes.cell import Cell, evaluated_policies
-from dense_reward_trainer.studies.regimes.config import AnyPolicy, controls, free_controls
 from dense_reward_trainer.studies.regimes.figures import CellFigures, at_matched_kl
+from dense_reward_trainer.studies.regimes.policies import AnyPolicy, controls, free_controls
 from dense_reward_trainer.studies.regimes.preview import Verdict, check_previews
 from dense_reward_trainer.studies.regimes.table import (
     compare_primary,
@@ -31,18 +32,18 @@ def option(policy: AnyPolicy, name: str) -> object:
 
 
 def test_a_dpr_token_costs_what_its_parts_cost() -> None:
-    assert regimes_jobs.dpr_flops_per_token(1) == 2 + 2 + 2 * 2 + 6
-    assert regimes_jobs.matched_sft_steps(dpr_tokens=600, updates_per_batch=1, sft_tokens_per_step=100) == 14
-    assert regimes_jobs.matched_sft_steps(dpr_tokens=600, updates_per_batch=4, sft_tokens_per_step=100) == 32
-    assert regimes_jobs.matched_sft_steps(dpr_tokens=1, updates_per_batch=1, sft_tokens_per_step=100) == 1
+    assert flops.dpr_flops_per_token(1) == 2 + 2 + 2 * 2 + 6
+    assert flops.matched_sft_steps(dpr_tokens=600, updates_per_batch=1, sft_tokens_per_step=100) == 14
+    assert flops.matched_sft_steps(dpr_tokens=600, updates_per_batch=4, sft_tokens_per_step=100) == 32
+    assert flops.matched_sft_steps(dpr_tokens=1, updates_per_batch=1, sft_tokens_per_step=100) == 1
 
 
 def test_tokens_of_an_sft_run_are_counted_across_a_resumption() -> None:
     counts = [(10, 1000), (20, 1900), (30, 900), (40, 1800), (50, None)]
     lines: list[dict[str, float | None]] = [{"step": step, "num_tokens": count} for step, count in counts if count]
-    assert regimes_jobs.tokens_per_step([*lines, {"step": 50.0, "loss": 0.1}]) == (1900 + 900) / 30
+    assert flops.tokens_per_step([*lines, {"step": 50.0, "loss": 0.1}]) == (1900 + 900) / 30
     with pytest.raises(JobError, match=r"lower sft.log_every_steps"):
-        regimes_jobs.tokens_per_step([{"step": 50.0, "loss": 0.1}])
+        flops.tokens_per_step([{"step": 50.0, "loss": 0.1}])
 
 
 def test_a_policy_at_a_matched_kl_is_interpolated_between_its_values() -> None:

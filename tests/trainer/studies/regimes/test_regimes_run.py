@@ -17,10 +17,10 @@ from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.checkpoint import is_complete
 from dense_reward_trainer.studies.regimes import jobs as regimes_jobs
 from dense_reward_trainer.studies.regimes import study as regimes
-from dense_reward_trainer.studies.regimes.cell import Cell, arguments
-from dense_reward_trainer.studies.regimes.config import AnyPolicy, DprPolicy, SweepConfig
+from dense_reward_trainer.studies.regimes.cell import Cell, Job, arguments, seeded_job
+from dense_reward_trainer.studies.regimes.config import SweepConfig
 from dense_reward_trainer.studies.regimes.figures import CellFigures
-from dense_reward_trainer.studies.regimes.jobs import Job
+from dense_reward_trainer.studies.regimes.policies import AnyPolicy, DprPolicy
 from dense_reward_trainer.studies.regimes.tuning import Choice, tuned
 from pydantic import JsonValue
 from running_service import served
@@ -184,7 +184,7 @@ def job_of(cell: Cell, **overrides: JsonValue) -> Job:
         "milestones": {},
         "eval_every_steps": None,
     }
-    return regimes_jobs.seeded_job(cell, "sft", "sft", "arithmetic_sft", values | overrides)
+    return seeded_job(cell, "sft", "sft", "arithmetic_sft", values | overrides)
 
 
 def test_a_job_is_a_process_whose_cpu_time_counts_also_if_it_fails(tmp_path: Path) -> None:

@@ -11,15 +11,15 @@ from dense_reward_trainer.configs.base import config_path, load_config
 from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.errors import ConfigError
-from dense_reward_trainer.studies.regimes.config import (
+from dense_reward_trainer.studies.regimes.config import Regime, SweepConfig
+from dense_reward_trainer.studies.regimes.policies import (
     AnyPolicy,
     DprPolicy,
     MatchedKlPolicy,
     Overrides,
-    Regime,
     SampledPolicy,
     SftPolicy,
-    SweepConfig,
+    TrainedPolicy,
     sampled_at,
 )
 from dense_reward_trainer.tasks.write import TaskFiles
@@ -27,6 +27,8 @@ from dense_reward_trainer.tasks.write import TaskFiles
 # The milestone at 0: the model that the SFT run starts from.
 START = "base"
 # Options of evaluate's policies that are folders; a cell names them by its checkpoints.
+# The checkpoint of the trained policy, by the job that trains it.
+FINAL = {"irft": "sft", "rft": "policy"}
 FOLDER_OPTIONS = ("checkpoint", "tilt.reference", "extrapolate.base")
 
 
@@ -83,12 +85,33 @@ class Cell:
                 return self.folder / name / "checkpoints" / "policy"
             case SftPolicy():
                 return self.folder / name / "checkpoints" / "sft"
+            case TrainedPolicy(kind=kind):
+                return self.folder / name / "checkpoints" / FINAL[kind]
             case _:
                 return self.checkpoints / name
 
     def cpu_s(self) -> float:
         """CPU seconds of all jobs of the cell and of their services."""
         return sum(float(line) for line in self.cpu_times.read_text().split()) if self.cpu_times.is_file() else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job of a cell: the name of its folder, its kind and recipe, and all its overrides."""
+
+    name: str
+    kind: str
+    recipe: str
+    overrides: Overrides
+
+
+def seeded_job(cell: Cell, name: str, kind: str, recipe: str, overrides: Overrides) -> Job:
+    """A job with the cell's seed."""
+    return Job(name, kind, recipe, job_folder(cell, name) | {"seed": cell.seed} | overrides)
+
+
+def job_folder(cell: Cell, name: str) -> Overrides:
+    return {"output_dir": str(cell.folder / name), "threads": cell.config.threads, "device": cell.config.device}
 
 
 def sft_overrides(cell: Cell) -> Overrides:
@@ -154,7 +177,9 @@ def check_names(cell: Cell) -> None:
     """Raise ConfigError, before anything runs, if a recipe, a reference or the name of a checkpoint is wrong."""
     always: Overrides = {"output_dir": str(cell.folder), "prompts": {"source": "prompts.jsonl"}}
     milestones = sft_milestones(cell)
-    trained = {name for name, policy in cell.policies.items() if isinstance(policy, DprPolicy | SftPolicy)}
+    trained = {
+        name for name, policy in cell.policies.items() if isinstance(policy, DprPolicy | SftPolicy | TrainedPolicy)
+    }
     for name, policy in cell.policies.items():
         if name in milestones:
             raise ConfigError(f"policies.{name}: a milestone of SFT has this name too: choose another")

@@ -9,15 +9,14 @@ from dense_reward_trainer.configs.preview import PreviewConfig
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.studies.regimes.cell import Cell, arguments, evaluated_policies, sft_overrides
-from dense_reward_trainer.studies.regimes.config import (
+from dense_reward_trainer.studies.regimes.config import Regime, SweepConfig, series_name
+from dense_reward_trainer.studies.regimes.policies import (
     DprPolicy,
     MatchedKlPolicy,
     Overrides,
-    Regime,
     SampledPolicy,
     SftPolicy,
-    SweepConfig,
-    series_name,
+    TrainedPolicy,
 )
 
 # What every cell sets itself, by section: an override would give all cells the same seed, or another cell's files.
@@ -29,7 +28,9 @@ SET_BY_CELLS: Mapping[str, tuple[str, ...]] = {
     "dpr": (*_ALWAYS, "policy", "prompts", "prompts.source", "service_url", "service_pair"),
     "evaluate": ("output_dir", "policies", "held_out", "service_url", "service_pair"),
     "preview": (*_ALWAYS, "run", "sft", "references", "labelled"),
+    "credit": (*_ALWAYS, *_DATA, "policy", "service_url", "service_pair", "service_pairs"),
 }
+TRAINED = (*_ALWAYS, *_DATA, "policy")
 CONTINUED = (*_ALWAYS, *_DATA, "base_model", "scratch", "renderer")
 MATCHED = ("epochs", "max_steps")
 # Options of DPR that change how many tokens it computes with.
@@ -49,6 +50,8 @@ def check_study(config: SweepConfig) -> None:
             case SftPolicy():
                 own = CONTINUED if policy.matched_flops is None else CONTINUED + MATCHED
                 _check_not_set_by_cells(f"policies.{name}", {**policy.sft, **policy.grid}, own)
+            case TrainedPolicy():
+                _check_not_set_by_cells(f"policies.{name}", {**policy.options, **policy.grid}, TRAINED)
             case _:
                 pass
     _check_series(config)

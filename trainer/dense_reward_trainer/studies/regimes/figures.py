@@ -1,10 +1,13 @@
 """Figures of a cell of the regimes study. Must not know jobs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Self
 
 import numpy as np
+
+RewardFigures = Mapping[str, Mapping[str, float]]
+"""AUROCs by column of the job credit: of each kind of planted error; of right against wrong samples, by aggregate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +40,21 @@ class Figures:
 class CellFigures:
     """All policies of a cell; the share of right demonstrations (null if unknown).
 
-    `start`: the model that SFT started from, null if it had random weights or is no milestone of the run.
+    `start`: the model that SFT started from, null if it had random weights or is no milestone of the run. `rewards`:
+    how good each reward is, by the policy whose training left it; empty if the study does not measure it.
     """
 
     policies: Mapping[str, Figures]
     demonstrations_right: float | None
     start: Figures | None
+    rewards: Mapping[str, RewardFigures] = field(default_factory=dict)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
         """From its JSON."""
         policies = {name: Figures(**one) for name, one in values["policies"].items()}
         start = None if values["start"] is None else Figures(**values["start"])
-        return cls(policies, values["demonstrations_right"], start)
+        return cls(policies, values["demonstrations_right"], start, values.get("rewards", {}))
 
 
 def at_matched_kl(curve: Sequence[Figures], kl: float | None) -> Figures:

@@ -9,8 +9,7 @@ import multiprocessing
 import resource
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from dataclasses import asdict
 from pathlib import Path
 
 import yaml
@@ -20,42 +19,37 @@ from dense_reward.records import Report
 
 from dense_reward_trainer.cli import JOBS, main
 from dense_reward_trainer.configs.base import JobConfig, changed_keys, config_path, load_config
-from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.configs.evaluate import EvaluateConfig
 from dense_reward_trainer.data.final_answers import answer_of
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.checkpoint import is_complete
 from dense_reward_trainer.runs.local_service import free_port, serving_run
-from dense_reward_trainer.runs.run_folder import CONFIG_NAME, METRICS_NAME, MetricsLog, redacted
+from dense_reward_trainer.runs.run_folder import CONFIG_NAME, redacted
 from dense_reward_trainer.studies.regimes.cell import (
     START,
     Cell,
+    Job,
     arguments,
     dpr_overrides,
     evaluated_policies,
+    job_folder,
     points_of,
+    seeded_job,
     sft_overrides,
 )
-from dense_reward_trainer.studies.regimes.config import DprPolicy, MatchedKlPolicy, Overrides, SftPolicy
 from dense_reward_trainer.studies.regimes.figures import CellFigures, Figures, at_matched_kl
+from dense_reward_trainer.studies.regimes.flops import matched_steps
+from dense_reward_trainer.studies.regimes.policies import (
+    DprPolicy,
+    MatchedKlPolicy,
+    Overrides,
+    SftPolicy,
+    TrainedPolicy,
+)
 from dense_reward_trainer.studies.regimes.preview import Verdict
+from dense_reward_trainer.studies.regimes.rewards import SFT, credit_file, credit_job, reward_figures, sources
 from dense_reward_trainer.tasks.records import TaskData, share_right
 from dense_reward_trainer.tasks.write import write_task
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One job of a cell: the name of its folder, its kind and recipe, and all its overrides."""
-
-    name: str
-    kind: str
-    recipe: str
-    overrides: Overrides
-
-
-# FLOPs per weight and token (Kaplan et al., arXiv 2001.08361, section 2.1); attention is left out on both sides.
-FORWARD, TRAINING = 2, 6
-SAMPLING = SCORING_OF_EACH_MODEL = LOGPROBS = FORWARD
 
 
 def cell_figures(cell: Cell, report: Report) -> CellFigures:
@@ -80,6 +74,9 @@ def cell_figures(cell: Cell, report: Report) -> CellFigures:
             for name, policy in cell.policies.items():
                 if isinstance(policy, SftPolicy):
                     run_job(cell, continued_job(cell, name, policy))
+                if isinstance(policy, TrainedPolicy):
+                    run_job(cell, trained_job(cell, name, policy))
+            measure_rewards(cell, url)
             tested = evaluation_job(cell, url)
             run_job(cell, tested)
     evaluation = json.loads((cell.folder / "evaluation" / "evaluation.json").read_text())
@@ -89,7 +86,8 @@ def cell_figures(cell: Cell, report: Report) -> CellFigures:
             curve = [Figures.of(evaluation[point]) for point in points_of(name, policy)]
             policies[name] = at_matched_kl(curve, policies[policy.to].kl_to_sft)
     start = Figures.of(evaluation[START]) if data.base and START in evaluation else None
-    figures = CellFigures(policies, demonstrations_right(data, tested), start)
+    rewards = {source: reward_figures(cell, source) for source in sources(cell)}
+    figures = CellFigures(policies, demonstrations_right(data, tested), start, rewards)
     write_whole(cell.figures, json.dumps(asdict(figures), indent=2).encode() + b"\n")
     return figures
 
@@ -174,6 +172,25 @@ def continued_job(cell: Cell, name: str, policy: SftPolicy) -> Job:
     return seeded_job(cell, name, "sft", cell.config.sft_recipe, overrides | own | policy.sft)
 
 
+def trained_job(cell: Cell, name: str, policy: TrainedPolicy) -> Job:
+    """Training by another job, from the SFT model, on the demonstrations of SFT."""
+    data: Overrides = {"data": {"source": str(cell.files.train), "held_out_fraction": 0.0}}
+    start: Overrides = {"policy": str(cell.checkpoint("sft"))}
+    return seeded_job(cell, name, policy.kind, policy.recipe, data | start | policy.options)
+
+
+def measure_rewards(cell: Cell, url: str) -> None:
+    """Run the job credit on every run that leaves a reward, unless it is done. `url`: the service of the SFT run."""
+    for source in sources(cell):
+        if credit_file(cell, source).is_file():
+            continue
+        if source == SFT:
+            run_job(cell, credit_job(cell, source, url))
+            continue
+        with serving_run(cell.folder / source, free_port(), cell.config.threads) as (_, own):
+            run_job(cell, credit_job(cell, source, own))
+
+
 def started_from(checkpoint: Path, overrides: Overrides) -> Overrides:
     """The overrides of an SFT run that starts from a checkpoint, and keeps the renderer that it was trained with.
 
@@ -182,44 +199,6 @@ def started_from(checkpoint: Path, overrides: Overrides) -> Overrides:
     kept = {key: value for key, value in overrides.items() if key.partition(".")[0] != "scratch"}
     start: Overrides = {"base_model": str(checkpoint), "scratch": None, "renderer": load_manifest(checkpoint).renderer}
     return kept | start
-
-
-def matched_steps(cell: Cell, dpr: str) -> int:
-    """The steps of SFT that cost as many FLOPs as a DPR policy of the cell."""
-    sft_lines = MetricsLog(cell.folder / "sft" / METRICS_NAME).read()
-    dpr_lines = MetricsLog(cell.folder / dpr / METRICS_NAME).read()
-    matched = load_config(DprConfig, cell.folder / dpr / CONFIG_NAME)
-    dpr_tokens = sum(line.get("computed_tokens") or 0.0 for line in dpr_lines)
-    return matched_sft_steps(dpr_tokens, matched.updates_per_batch, tokens_per_step(sft_lines))
-
-
-def dpr_flops_per_token(updates_per_batch: int) -> int:
-    """FLOPs per weight and token: sample it, compute its log-prob, score it with two models, train on it."""
-    return SAMPLING + LOGPROBS + 2 * SCORING_OF_EACH_MODEL + TRAINING * updates_per_batch
-
-
-def matched_sft_steps(dpr_tokens: float, updates_per_batch: int, sft_tokens_per_step: float) -> int:
-    """Steps of SFT with the FLOPs of a DPR run over `dpr_tokens`, prompts included; at least 1."""
-    return max(1, round(dpr_tokens * dpr_flops_per_token(updates_per_batch) / (TRAINING * sft_tokens_per_step)))
-
-
-def tokens_per_step(lines: Sequence[Mapping[str, float | None]]) -> float:
-    """The mean number of tokens in a step of an SFT run, from the lines of its metrics.
-
-    TRL counts tokens from 0 again after a run is resumed, so intervals over which the count falls are left out.
-    Raises JobError if no line has a count.
-    """
-    known = [((line.get("step") or 0.0), line["num_tokens"] or 0.0) for line in lines if "num_tokens" in line]
-    steps = tokens = 0.0
-    for (step, count), (next_step, next_count) in pairwise([(0.0, 0.0), *known]):
-        if next_count >= count:
-            steps += next_step - step
-            tokens += next_count - count
-    if not steps:
-        raise JobError(
-            "the SFT run logged no token counts, so no FLOPs can be matched to it: lower sft.log_every_steps"
-        )
-    return tokens / steps
 
 
 def evaluation_job(cell: Cell, url: str) -> Job:
@@ -231,15 +210,6 @@ def evaluation_job(cell: Cell, url: str) -> Job:
     }
     overrides |= cell.config.evaluate | cell.settings.evaluate
     return Job("evaluation", "evaluate", "arithmetic_evaluate", job_folder(cell, "evaluation") | overrides)
-
-
-def seeded_job(cell: Cell, name: str, kind: str, recipe: str, overrides: Overrides) -> Job:
-    """A job with the cell's seed."""
-    return Job(name, kind, recipe, job_folder(cell, name) | {"seed": cell.seed} | overrides)
-
-
-def job_folder(cell: Cell, name: str) -> Overrides:
-    return {"output_dir": str(cell.folder / name), "threads": cell.config.threads, "device": cell.config.device}
 
 
 def run_job(cell: Cell, job: Job) -> None:
@@ -273,6 +243,9 @@ def check_finished(cell: Cell) -> None:
     for name, policy in cell.policies.items():
         if isinstance(policy, SftPolicy):
             jobs.append(continued_job(cell, name, policy))
+        if isinstance(policy, TrainedPolicy):
+            jobs.append(trained_job(cell, name, policy))
+    jobs += [credit_job(cell, source, "http://not.asked") for source in sources(cell)]
     for job in jobs:
         if changed := changed_values(cell, job):
             raise ConfigError(_other_values(cell.folder, [f"{job.name}: {key}" for key in changed]))

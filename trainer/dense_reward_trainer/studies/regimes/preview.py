@@ -6,8 +6,8 @@ Must not know jobs.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dense_reward_trainer.studies.regimes.config import AnyPolicy, DprPolicy, free_controls
 from dense_reward_trainer.studies.regimes.figures import CellFigures
+from dense_reward_trainer.studies.regimes.policies import AnyPolicy, DprPolicy, free_controls
 
 MARGIN = 0.02
 """Differences of sampled accuracy up to this are none: a standard error of a share of 0.5 among 600 samples."""

@@ -23,10 +23,11 @@ from dense_reward_trainer.runs.processes import in_processes
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 from dense_reward_trainer.studies.regimes.cell import Cell, check_names
 from dense_reward_trainer.studies.regimes.checks import check_jobs, check_study
-from dense_reward_trainer.studies.regimes.config import AnyPolicy, SweepConfig, controls, series_name
+from dense_reward_trainer.studies.regimes.config import SweepConfig, series_name
 from dense_reward_trainer.studies.regimes.figures import CellFigures
 from dense_reward_trainer.studies.regimes.jobs import cell_figures, verdicts_of
 from dense_reward_trainer.studies.regimes.plot import plot_boundary, plot_policies, plot_series
+from dense_reward_trainer.studies.regimes.policies import AnyPolicy, controls
 from dense_reward_trainer.studies.regimes.preview import PreviewCheck, check_previews
 from dense_reward_trainer.studies.regimes.table import (
     Place,
@@ -35,9 +36,11 @@ from dense_reward_trainer.studies.regimes.table import (
     format_boundary,
     format_comparison,
     format_previews,
+    format_rewards,
     format_table,
     place,
     summarise,
+    summarise_rewards,
 )
 from dense_reward_trainer.studies.regimes.tuning import Choice, choice_lines, choose, tuned, variants
 
@@ -73,6 +76,9 @@ def run(config: SweepConfig, report: Report) -> None:
     plot(config, figures, places, folder)
     report(format_table(figures))
     report(format_comparison(results, {regime: config.primary_of(regime) for regime in results}))
+    rewards = format_rewards(figures)
+    if rewards:
+        report(rewards)
     if len(places) > 1:
         report(format_boundary(places))
     if previews:
@@ -237,6 +243,7 @@ def sweep_record(
         "summary": {regime: summarise(cells) for regime, cells in figures.items()},
         "primary": {regime: asdict(one) for regime, one in results.items()},
         "boundary": {regime: asdict(one) for regime, one in places.items()},
+        "rewards": {regime: summarise_rewards(cells) for regime, cells in figures.items()},
     }
 
 

@@ -147,5 +147,32 @@ def format_previews(previews: Sequence[PreviewCheck]) -> str:
     return f"{aligned(rows)}\npreview: {sum(one.right for one in previews)} of {len(previews)} verdicts were right"
 
 
+def summarise_rewards(cells: Cells) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Mean and interval over seeds of each AUROC: by the run that left the reward, column, and what is told apart."""
+    return {
+        source: {
+            column: {
+                name: asdict(share_interval([cell.rewards[source][column][name] for cell in cells]))
+                for name in measured
+            }
+            for column, measured in columns.items()
+        }
+        for source, columns in cells[0].rewards.items()
+    }
+
+
+def format_rewards(regimes: Mapping[str, Cells]) -> str:
+    """How good every reward is in every regime, and the signals of the SFT model alone; empty if none was measured."""
+    found = {regime: summarise_rewards(cells) for regime, cells in regimes.items()}
+    measured = [one for sources in found.values() for columns in sources.values() for one in columns.values()]
+    names = list(dict.fromkeys(name for one in measured for name in one))
+    rows = [["regime", "training", "signal", *names]]
+    for regime, sources in found.items():
+        for source, columns in sources.items():
+            for column, one in columns.items():
+                rows.append([regime, source, column, *(_cell(one.get(name)) for name in names)])
+    return aligned(rows) if measured else ""
+
+
 def _cell(found: Mapping[str, float] | None) -> str:
     return "-" if found is None else in_words(Interval(**found))

@@ -5,13 +5,9 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from dense_reward_trainer.studies.regimes.config import (
-    AnyPolicy,
-    Metric,
-    SftPolicy,
-    with_value,
-)
+from dense_reward_trainer.studies.regimes.config import Metric
 from dense_reward_trainer.studies.regimes.figures import CellFigures
+from dense_reward_trainer.studies.regimes.policies import AnyPolicy, SftPolicy, with_value
 
 
 @dataclass(frozen=True, slots=True)
