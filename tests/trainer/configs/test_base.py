@@ -111,6 +111,12 @@ def test_only_changes_of_what_matters_are_named() -> None:
     assert changed_keys(started, started, frozenset()) == []
 
 
+def test_a_key_below_any_name_may_change() -> None:
+    started = {"regimes": {"one": {"seeds": [1], "task": "a"}}, "seeds": [1]}
+    now = {"regimes": {"one": {"seeds": [1, 2], "task": "b"}}, "seeds": [1, 2]}
+    assert changed_keys(started, now, frozenset({"regimes.*.seeds"})) == ["regimes.one.task", "seeds"]
+
+
 def test_a_mistyped_override_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sft", "arithmetic_sft_tiny", "batchsize=4"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -6,6 +6,7 @@ Must not import torch: the command line checks a configuration before it imports
 import difflib
 import types
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, ClassVar, TypeVar, Union, get_args, get_origin
@@ -161,12 +162,17 @@ def _model_in(annotation: object) -> type[BaseModel] | None:
 
 
 def changed_keys(started: Mapping[str, object], now: Mapping[str, object], may_change: frozenset[str]) -> list[str]:
-    """Dotted names of the keys whose values differ between two dumped configurations, except those in `may_change`."""
+    """Dotted names of the keys whose values differ between two dumped configurations, except those in `may_change`.
+
+    `may_change`: names of keys, whose sub-keys may change too, or dotted patterns such as `regimes.*.seeds`.
+    """
     changed = []
-    for key in sorted({*started, *now} - may_change):
+    for key in sorted({*started, *now}):
         before, after = started.get(key), now.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
             changed += [f"{key}.{name}" for name in changed_keys(before, after, frozenset())]
         elif before != after:
             changed.append(key)
-    return changed
+    return [
+        name for name in changed if not any(fnmatchcase(name, one) or name.startswith(f"{one}.") for one in may_change)
+    ]

@@ -63,7 +63,7 @@ class SweepConfig(JobConfig):
     """SFT in several regimes; then policies that use the reward, and controls that do not, on the same problems."""
 
     resume_may_change: ClassVar[frozenset[str]] = frozenset(
-        {"output_dir", "processes", "seeds", "threads", "device", "submitit", "finished_only"}
+        {"output_dir", "processes", "seeds", "regimes.*.seeds", "threads", "device", "submitit", "finished_only"}
     )
 
     regimes: dict[SafeName, Regime] = Field(min_length=1)
