@@ -56,7 +56,7 @@ class IrftConfig(JobConfig):
     rounds: int = Field(default=1, ge=1, description="Rounds T. Each one generates anew.")
     prompts: Literal["share", "all"] = Field(
         default="share",
-        description="Prompts of a round. share: an equal part that no other round uses (IRFT). all: all of them (SPIN).",
+        description="Prompts of a round. share: an equal part, which no other round uses (IRFT). all: all (SPIN).",
     )
     previous_rounds: Literal[0, 1] = Field(
         default=0, description="1: also train on the pairs of the round before (SPIN); 0: only on those of the round."
@@ -77,7 +77,7 @@ class IrftConfig(JobConfig):
     gradient_accumulation: int = Field(default=1, ge=1, description="Forward passes per optimiser step.")
     optimiser: Literal["rmsprop", "adamw"] = Field(
         default="rmsprop",
-        description="The papers use RMSprop. It starts anew in each round, as its learning rate does.",
+        description="The papers use RMSprop. It starts anew in each round, as the learning rate does.",
     )
     learning_rate: PerRound = Field(
         default=5e-7, description="Peak learning rate; a number, or a list of one per round."

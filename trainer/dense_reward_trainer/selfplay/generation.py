@@ -1,4 +1,4 @@
-"""Generates a round's answers, by transformers or by vLLM, chunk by chunk. A chunk's answers depend only on its seed."""
+"""Generates a round's answers, by transformers or by vLLM, chunk by chunk; each chunk has its own seed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+from dense_reward.engines.torch.device import chosen_device
 from dense_reward.manifest import files_folder, load_manifest
 from dense_reward.records import IdArray
 from tqdm import tqdm
@@ -30,16 +31,25 @@ class Chunk:
     seed: int
 
 
-def generate(config: IrftConfig, folder: Path, number: int, start: Start, pairs: PairFile, device: str) -> None:
-    """Completes the round's file with answers of the checkpoint in `folder`; does nothing if it is complete."""
-    chunks = [_chunk(config.seed, number, rows, pairs) for rows in pairs.missing()]
+@dataclass(frozen=True, slots=True, eq=False)
+class Opponent:
+    """The model at the start of round `number`: the checkpoint in `folder`, with the encoder and limits of `start`."""
+
+    folder: Path
+    number: int
+    start: Start
+
+
+def generate(config: IrftConfig, opponent: Opponent, pairs: PairFile) -> None:
+    """Completes the round's file with the opponent's answers; does nothing if it is complete."""
+    chunks = [_chunk(config.seed, opponent.number, rows, pairs) for rows in pairs.missing()]
     if not chunks:
         return
     missing = sum(len(chunk.rows) for chunk in chunks)
     with tqdm(total=len(pairs.rows), initial=len(pairs.rows) - missing, unit="answer", dynamic_ncols=True) as bar:
-        bar.set_description_str(f"round {number}: generating")
-        for chunk, rollouts in zip(chunks, _answers(config, folder, start, chunks, device), strict=True):
-            pairs.append(chunk.rows, rollouts, start.encoder)
+        bar.set_description_str(f"round {opponent.number}: generating")
+        for chunk, rollouts in zip(chunks, _answers(config, opponent, chunks), strict=True):
+            pairs.append(chunk.rows, rollouts, opponent.start.encoder)
             bar.update(len(chunk.rows))
 
 
@@ -74,15 +84,13 @@ def _chunk(seed: int, number: int, rows: range, pairs: PairFile) -> Chunk:
     return Chunk(rows, tuple(pairs.rows[i].encoded.prompt_P for i in rows), own)
 
 
-def _answers(
-    config: IrftConfig, folder: Path, start: Start, chunks: Sequence[Chunk], device: str
-) -> Iterator[list[Rollout]]:
+def _answers(config: IrftConfig, opponent: Opponent, chunks: Sequence[Chunk]) -> Iterator[list[Rollout]]:
     """The answers of each chunk, in order."""
     if config.generation.engine == "transformers":
-        checkpoint = load_policy(folder, precision=config.precision, device=device)
+        checkpoint = load_policy(opponent.folder, precision=config.precision, device=chosen_device(config.device))
         yield from (_sampled(checkpoint, chunk, config.generation) for chunk in chunks)
         return
-    tasks = [_vllm_task(config, folder, start, chunk) for chunk in chunks]
+    tasks = [_vllm_task(config, opponent, chunk) for chunk in chunks]
     # a process of its own: when it ends, all of the GPU's memory is free for training
     yield from in_processes(1, vllm_answers, tasks)
 
@@ -91,7 +99,8 @@ def _sampled(checkpoint: PolicyCheckpoint, chunk: Chunk, options: GenerationOpti
     return sample(checkpoint.policy, chunk.prompts, sampling_of(options), chunk.seed)
 
 
-def _vllm_task(config: IrftConfig, folder: Path, start: Start, chunk: Chunk) -> VllmTask:
+def _vllm_task(config: IrftConfig, opponent: Opponent, chunk: Chunk) -> VllmTask:
+    folder, start = opponent.folder, opponent.start
     return VllmTask(
         files=files_folder(folder, load_manifest(folder)),
         dtype=config.precision,

@@ -18,7 +18,7 @@ from dense_reward_trainer.rl.policy import load_policy
 from dense_reward_trainer.runs.checkpoint import newest_training_state, training_step
 from dense_reward_trainer.runs.run_folder import METRICS_NAME, MetricsLog
 from dense_reward_trainer.selfplay.checkpoint_writer import RoundWriter
-from dense_reward_trainer.selfplay.generation import generate
+from dense_reward_trainer.selfplay.generation import Opponent, generate
 from dense_reward_trainer.selfplay.pairs import Pair, PairCounts, PairFile
 from dense_reward_trainer.selfplay.plan import RoundPlan
 from dense_reward_trainer.selfplay.start import Start
@@ -64,7 +64,7 @@ class SelfPlay:
         """Runs one round, or the rest of it, and writes the checkpoint after it."""
         before = self._folder_before(plan)
         own = self._pair_file(plan)
-        generate(self.config, before, plan.number, self.start, own, chosen_device(self.config.device))
+        generate(self.config, Opponent(before, plan.number, self.start), own)
         pairs = own.read()
         self._describe(plan, pairs)
         if plan.number > 1 and self.config.previous_rounds:
@@ -79,7 +79,8 @@ class SelfPlay:
         self.metrics.drop_after(plan.first_step + done)
         checkpoint = load_policy(before, precision=config.precision, device=chosen_device(config.device))
         tokenizer = read_tokenizer(files_folder(self.start.folder, self.start.manifest))
-        trainer = make_trainer(config, plan, checkpoint.policy.model, tokenizer, pairs, [LogRound(self.metrics, plan)])
+        trainer = make_trainer(config, plan, checkpoint.policy.model, tokenizer, pairs)
+        trainer.add_callback(LogRound(self.metrics, plan))
         resumed = f", resumed at step {done}" if done else ""
         self.report(f"round {plan.number}: {plan.steps} steps on {len(pairs)} pairs{resumed}")
         trainer.train(resume_from_checkpoint=None if state is None else str(state))

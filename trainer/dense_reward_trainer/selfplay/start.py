@@ -1,4 +1,4 @@
-"""The checkpoint that self-play starts from: its encoder and its limits, without its weights; and the demonstrations."""
+"""The checkpoint that self-play starts from, without its weights: encoder and limits; and the demonstrations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -8,7 +8,6 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any
 
 import torch
 from datasets import Dataset
@@ -16,10 +15,11 @@ from datasets.utils.logging import disable_progress_bar
 from dense_reward.engines.torch.device import chosen_device
 from peft import LoraConfig
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback
 from trl import DPOConfig, DPOTrainer
 
 from dense_reward_trainer.configs.irft import IrftConfig, LossName
+from dense_reward_trainer.configs.sft import LoraOptions
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.selfplay.losses import loss_at_start
 from dense_reward_trainer.selfplay.pairs import Pair
@@ -80,9 +80,19 @@ def check_processes(arguments: DPOConfig) -> None:
 class PairTrainer(DPOTrainer):  # type: ignore[misc]
     """DPOTrainer on rows of ids, with GSIL's b, that verifies its first loss."""
 
-    def __init__(self, *, loss: LossName, bernoulli_b: float, **options: Any) -> None:
-        self._loss, self._b, self._verified = loss, bernoulli_b, False
-        super().__init__(**options)
+    def __init__(
+        self,
+        config: IrftConfig,
+        arguments: DPOConfig,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Dataset,
+    ) -> None:
+        self._loss, self._b, self._verified = config.loss, config.bernoulli_b, False
+        # A copy: TRL makes the EOS the padding of a tokenizer that has none, and checkpoints must not keep that.
+        copied = deepcopy(tokenizer)
+        adapter = None if config.lora is None else lora_config(config.lora)
+        super().__init__(model, args=arguments, train_dataset=rows, processing_class=copied, peft_config=adapter)
 
     def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
         """The rows as they are: prompt_ids, chosen_ids, rejected_ids."""
@@ -128,23 +138,12 @@ def make_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     pairs: Sequence[Pair],
-    callbacks: Sequence[TrainerCallback],
 ) -> PairTrainer:
     """The trainer of one round. It computes the reference's log-probs from the model as it is now."""
     use_cache = model.config.use_cache
     turn_dropout_off(model)
     disable_progress_bar()
-    trainer = PairTrainer(
-        loss=config.loss,
-        bernoulli_b=config.bernoulli_b,
-        model=model,
-        args=training_arguments(config, plan),
-        train_dataset=as_dataset(pairs),
-        # A copy: TRL makes the EOS the padding of a tokenizer that has none, and checkpoints must not keep that.
-        processing_class=deepcopy(tokenizer),
-        peft_config=_adapter(config),
-        callbacks=[*callbacks],
-    )
+    trainer = PairTrainer(config, training_arguments(config, plan), model, tokenizer, as_dataset(pairs))
     # TRL turns the KV cache off for training. Without this, the checkpoint keeps that and sampling from it is slow.
     model.config.use_cache = use_cache
     trainer.remove_callback(ProgressCallback)
@@ -180,14 +179,9 @@ def _dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
                 yield module, name
 
 
-def _adapter(config: IrftConfig) -> LoraConfig | None:
-    lora = config.lora
-    if lora is None:
-        return None
+def lora_config(lora: LoraOptions) -> LoraConfig:
     modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    return LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=modules, task_type="CAUSAL_LM"
-    )
+    return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=modules, task_type="CAUSAL_LM")
 
 
 def merged(trainer: PairTrainer) -> PreTrainedModel:

@@ -1,9 +1,10 @@
 """Answers by vLLM, in a process of their own. Imports vllm only when the first chunk arrives."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from dense_reward.records import IdArray
@@ -12,6 +13,16 @@ from dense_reward_trainer.configs.irft import GenerationOptions
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.rl.records import Rollout
 from dense_reward_trainer.rl.sampling import cut_at_end_of_turn
+
+if TYPE_CHECKING:
+    from vllm import LLM, SamplingParams
+
+
+class Completion(Protocol):
+    """What vLLM returns of one answer."""
+
+    token_ids: Sequence[int]
+    finish_reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +48,7 @@ def vllm_answers(task: VllmTask) -> list[Rollout]:
     return [rollout_of(task, prompt, output.outputs[0]) for prompt, output in zip(task.prompts, outputs, strict=True)]
 
 
-def rollout_of(task: VllmTask, prompt_P: IdArray, completion: Any) -> Rollout:
+def rollout_of(task: VllmTask, prompt_P: IdArray, completion: Completion) -> Rollout:
     """The answer that vLLM gave, up to and including its end of turn."""
     ids_T = np.array(completion.token_ids, dtype=np.int32)
     response_T, finished = cut_at_end_of_turn(ids_T, task.end_of_turn_id)
@@ -54,9 +65,9 @@ def rollout_of(task: VllmTask, prompt_P: IdArray, completion: Any) -> Rollout:
     return Rollout(prompt_P, response_T, finished)
 
 
-def _parameters(task: VllmTask, i: int) -> Any:
+def _parameters(task: VllmTask, i: int) -> "SamplingParams":
     """The model's own distribution at a temperature; a seed for each prompt."""
-    from vllm import SamplingParams
+    from vllm import SamplingParams  # noqa: PLC0415 - an optional library
 
     options = task.options
     return SamplingParams(
@@ -73,8 +84,8 @@ def _parameters(task: VllmTask, i: int) -> Any:
 
 
 @cache
-def _engine(files: Path, dtype: str, limit_tokens: int) -> Any:
-    from vllm import LLM
+def _engine(files: Path, dtype: str, limit_tokens: int) -> "LLM":
+    from vllm import LLM  # noqa: PLC0415 - an optional library
 
     return LLM(
         model=str(files),
