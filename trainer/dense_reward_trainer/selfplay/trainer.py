@@ -7,6 +7,7 @@ tokenise: it would append an end of turn to answers that were cut off.
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
@@ -92,26 +93,21 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
         # A copy: TRL makes the EOS the padding of a tokenizer that has none, and checkpoints must not keep that.
         copied = deepcopy(tokenizer)
         adapter = None if config.lora is None else lora_config(config.lora)
-        super().__init__(model, args=arguments, train_dataset=rows, processing_class=copied, peft_config=adapter)
+        with quiet():
+            super().__init__(model, args=arguments, train_dataset=rows, processing_class=copied, peft_config=adapter)
 
     def _prepare_dataset(self, dataset: Dataset, *_: object) -> Dataset:
         """The rows as they are: prompt_ids, chosen_ids, rejected_ids."""
         return dataset
-
-    def compute_ref_log_probs(self, model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """As in TRL 1.16, without the warning that it raises with transformers 5.12 and later, for each batch."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-            chosen_B, rejected_B = super().compute_ref_log_probs(model, inputs)
-        return chosen_B, rejected_B
 
     def _compute_loss(self, model: nn.Module, inputs: Mapping[str, Tensor], return_outputs: bool) -> Tensor:
         # b is a shift of both log-ratios: beta (D + b / beta) = beta D + b. TRL then logs rewards with b in them.
         shift = self._b / self.beta
         shifted = {name: inputs[name] - shift for name in ("ref_chosen_logps", "ref_rejected_logps")}
         loss: Tensor = super()._compute_loss(model, {**inputs, **shifted}, return_outputs)
+        logged = self._metrics["train" if self.model.training else "eval"]
         for name in ("rewards/chosen", "rewards/rejected"):
-            self._metrics["train"][name][-1] -= self._b
+            logged[name][-1] -= self._b
         if not self._verified and self.state.global_step == 0:
             self._verify_first(float(loss.detach()), inputs)
         self._verified = True
@@ -130,6 +126,14 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
                 f"reference (mean log-ratios {ratios[0]:.4g} and {ratios[1]:.4g} nats). Set every dropout of the "
                 "policy's config.json to 0, or precision to float32"
             )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warning that TRL 1.16 and peft 0.21 cause in transformers 5.24, which renamed an attribute."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def make_trainer(
