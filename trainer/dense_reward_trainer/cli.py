@@ -54,6 +54,12 @@ JOBS = {
         "improve a policy on the token rewards of a service (Dense-Path REINFORCE)",
         data="prompts",
     ),
+    "irft": JobSpec(
+        "dense_reward_trainer.jobs.irft",
+        "dense_reward_trainer.configs.irft:IrftConfig",
+        "self-play on demonstrations, in rounds: learn to prefer them to own answers (IRFT, SPIN, GSIL)",
+        data="data",
+    ),
     "gradient": JobSpec(
         "dense_reward_trainer.jobs.gradient",
         "dense_reward_trainer.configs.dpr:GradientConfig",

@@ -1,0 +1,1 @@
+"""The methods that learn from demonstrations, compared with each other and with theory."""
