@@ -251,6 +251,10 @@ def make_trainer(
         )
     if rows.order is not None:
         trainer.order = rows.order
+    if config.lora is not None and config.lora.quantise is not None:
+        # TRL makes the adapter of a quantised base bfloat16, in which a small step rounds to nothing.
+        for parameter in filter(lambda parameter: parameter.requires_grad, trainer.model.parameters()):
+            parameter.data = parameter.data.float()
     # TRL turns the KV cache off for training. Without this, the checkpoint keeps that and sampling from it is slow.
     initial.model.config.use_cache = use_cache
     trainer.remove_callback(ProgressCallback)
