@@ -119,7 +119,10 @@ def whole_weights(model: PreTrainedModel) -> Weights | None:
     if not _has_shards(model):
         return None
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return {name: value for name, value in get_model_state_dict(model, options=options).items() if _is_tensor(value)}
+    whole = get_model_state_dict(model, options=options)
+    once = {name for name, _ in model.named_parameters()}
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - once
+    return {name: value for name, value in whole.items() if name not in tied and _is_tensor(value)}
 
 
 def _is_tensor(value: object) -> TypeGuard[torch.Tensor]:
