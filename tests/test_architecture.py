@@ -38,6 +38,7 @@ SERVICE_ROOMS = {
 TRAINER_ROOMS = {
     "errors": "",
     "text_table": "",
+    "launch": "errors",
     "data": "",
     "configs": "data errors",
     "runs": "configs errors",
@@ -47,7 +48,7 @@ TRAINER_ROOMS = {
     "credit": "configs data errors rl",
     "policies": "configs credit data errors rl",
     "preview": "configs credit data errors policies rl",
-    "cli": "configs data errors runs",
+    "cli": "configs data errors launch runs",
     "studies": "cli configs credit data errors rl runs tasks text_table",
     "jobs": "configs credit data errors policies preview rl runs sft text_table",
 }
@@ -120,6 +121,7 @@ MUST_NOT_IMPORT = {
         "data.process_labels": MODEL_LIBRARIES | TRAINER_JOBS,
         "data.sources": MODEL_LIBRARIES | TEXT | TRAINER_JOBS,
         "data.tokenised": {"torch", "transformers"} | TRAINER_JOBS,
+        "launch": HEAVY,
         "policies.choice": MODEL_LIBRARIES | TEXT | FILES,
         "policies.chosen policies.load policies.signals": TRAINER_JOBS,
         "preview.gains preview.labelled preview.plot preview.ranking preview.table preview.verdict": MODEL_LIBRARIES
@@ -141,9 +143,8 @@ MUST_NOT_IMPORT = {
         "runs.processes runs.trackers": TRAINER_JOBS,
         "runs.run_folder": MODEL_LIBRARIES | TRAINING,
         "sft.callbacks": TRAINER_JOBS | {f"{TRAINER}.runs.checkpoint"},
-        "sft.from_scratch sft.initial_model sft.memory_check sft.packing sft.quantised sft.row_order sft.sharding "
+        "sft.from_scratch sft.initial_model sft.packing sft.quantised sft.row_order sft.sharding "
         "sft.training_rows": TRAINER_JOBS,
-        "sft.memory": MODEL_LIBRARIES | TRAINER_JOBS | FILES,
         "studies.compare_options_config studies.regimes_config": MODEL_LIBRARIES,
         "studies.compare_options_plot": {f"{TRAINER}.studies.compare_options"},
         "studies.compare_options_table": TRAINING | {f"{TRAINER}.studies.compare_options"},

@@ -107,8 +107,9 @@ def test_shards_of_two_processes_are_written_once_and_whole(tmp_path: Path) -> N
     assert configs[0] == configs[1]
 
 
-CPU = SimpleNamespace(world_size=1, device=torch.device("cpu"))
-GPU = SimpleNamespace(world_size=1, device=torch.device("cuda"))
+CPU = SimpleNamespace(world_size=1, n_gpu=0, device=torch.device("cpu"))
+GPU = SimpleNamespace(world_size=1, n_gpu=1, device=torch.device("cuda"))
+GPUS = SimpleNamespace(world_size=1, n_gpu=8, device=torch.device("cuda"))
 FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 
 
@@ -116,6 +117,7 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     ("arguments", "variables", "reason"),
     [
         (CPU, {"WORLD_SIZE": "2"}, "started 2 processes, but each of them would train alone"),
+        (GPUS, {}, "one process sees 8 GPUs"),
         (CPU, {"ACCELERATE_MIXED_PRECISION": "no", "MASTER_ADDR": "127.0.0.1"}, "asked for several processes"),
         (CPU, {"ACCELERATE_MIXED_PRECISION": "bf16"}, "asks for bfloat16, but precision is float32"),
         (CPU, {"ACCELERATE_MIXED_PRECISION": "fp8"}, "asks for another, but precision is float32"),
@@ -123,7 +125,7 @@ FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
         (GPU, {"ACCELERATE_USE_FSDP": "true"}, "fsdp_version: 2"),
         (GPU, FSDP | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "fsdp_cpu_ram_efficient_loading: false"),
     ],
-    ids=["alone", "accelerate-cpu", "bf16", "fp8", "fsdp-cpu", "fsdp1", "meta-device"],
+    ids=["alone", "data-parallel", "accelerate-cpu", "bf16", "fp8", "fsdp-cpu", "fsdp1", "meta-device"],
 )
 def test_processes_that_are_not_what_was_asked_for_are_refused(
     arguments: SimpleNamespace, variables: dict[str, str], reason: str

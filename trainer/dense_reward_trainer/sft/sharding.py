@@ -35,6 +35,11 @@ def check_processes(config: SftConfig, arguments: TrainingArguments, variables: 
             f"the launcher started {asked} processes, but each of them would train alone (world size "
             f"{arguments.world_size}): {_LAUNCH}"
         )
+    if arguments.n_gpu > 1:
+        raise ConfigError(
+            f"one process sees {arguments.n_gpu} GPUs, but would use them by torch's DataParallel, which trl refuses: "
+            f"{_LAUNCH}, or set CUDA_VISIBLE_DEVICES=0 to use one"
+        )
     # accelerate 1.15 starts one process for `--cpu --num_processes 2`; it sets an address, but no world size
     if "ACCELERATE_MIXED_PRECISION" in variables and "MASTER_ADDR" in variables and "WORLD_SIZE" not in variables:
         raise ConfigError(
