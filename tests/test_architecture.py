@@ -38,6 +38,7 @@ SERVICE_ROOMS = {
 TRAINER_ROOMS = {
     "errors": "",
     "text_table": "",
+    "launch": "errors",
     "data": "",
     "configs": "data errors",
     "runs": "configs errors",
@@ -47,7 +48,7 @@ TRAINER_ROOMS = {
     "credit": "configs data errors rl",
     "policies": "configs credit data errors rl",
     "preview": "configs credit data errors policies rl",
-    "cli": "configs data errors runs",
+    "cli": "configs data errors launch runs",
     "studies": "configs errors",
     "studies.options": "configs credit errors rl runs text_table",
     "studies.regimes": "cli configs credit data errors rl runs tasks text_table",
@@ -122,6 +123,7 @@ MUST_NOT_IMPORT = {
         "data.process_labels": MODEL_LIBRARIES | TRAINER_JOBS,
         "data.sources": MODEL_LIBRARIES | TEXT | TRAINER_JOBS,
         "data.tokenised": {"torch", "transformers"} | TRAINER_JOBS,
+        "launch": HEAVY,
         "policies.choice": MODEL_LIBRARIES | TEXT | FILES,
         "policies.chosen policies.load policies.signals": TRAINER_JOBS,
         "preview.gains preview.labelled preview.plot preview.ranking preview.table preview.verdict": MODEL_LIBRARIES
@@ -140,10 +142,11 @@ MUST_NOT_IMPORT = {
         "rl.returns": {"transformers", f"{TRAINER}.rl.policy"} | NETWORK,
         "rl.reward_service": {"transformers", f"{TRAINER}.rl.policy", f"{TRAINER}.rl.losses"},
         "runs.checkpoint runs.training_state": TRAINING,
-        "runs.processes": TRAINER_JOBS,
+        "runs.processes runs.trackers": TRAINER_JOBS,
         "runs.run_folder": MODEL_LIBRARIES | TRAINING,
         "sft.callbacks": TRAINER_JOBS | {f"{TRAINER}.runs.checkpoint"},
-        "sft.from_scratch sft.initial_model sft.length_sampler": TRAINER_JOBS,
+        "sft.from_scratch sft.initial_model sft.packing sft.quantised sft.row_order sft.sharding "
+        "sft.training_rows": TRAINER_JOBS,
         "studies.options.config studies.regimes.config studies.regimes.policies": MODEL_LIBRARIES,
         "studies.options.plot": {f"{TRAINER}.studies.options.compare"},
         "studies.options.table": TRAINING | {f"{TRAINER}.studies.options.compare"},

@@ -10,9 +10,10 @@ from importlib.metadata import version
 from dense_reward import ClientError
 from dense_reward.errors import CheckpointError, RequestError
 
-from dense_reward_trainer.configs.base import config_path, load_config, recipe_names
+from dense_reward_trainer.configs.base import JobConfig, config_path, load_config, recipe_names
 from dense_reward_trainer.data.sources import DataError
 from dense_reward_trainer.errors import ConfigError, JobError
+from dense_reward_trainer.launch import STRATEGIES, Cluster, launch_command
 from dense_reward_trainer.runs.full_disk import reports_full_disk
 from dense_reward_trainer.runs.processes import sigterm_exits
 
@@ -21,13 +22,14 @@ from dense_reward_trainer.runs.processes import sigterm_exits
 class JobSpec:
     """Where to find a job: `module` has run(config, report); `config` is module:Class, without slow imports.
 
-    `data`: the key of the job's data source, if it has one.
+    `data`: the key of the job's data source, if it has one. `launches`: whether it runs in several processes.
     """
 
     module: str
     config: str
     help: str
     data: str | None = None
+    launches: bool = False
 
 
 JOBS = {
@@ -36,6 +38,7 @@ JOBS = {
         "dense_reward_trainer.configs.sft:SftConfig",
         "train on demonstrations: an SFT checkpoint and its reference",
         data="data",
+        launches=True,
     ),
     "preview": JobSpec(
         "dense_reward_trainer.jobs.preview",
@@ -94,9 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     job = JOBS[options.job]
     skip_bad = [f"{job.data}.skip_bad=true"] if options.skip_bad else []
+    overrides = [*options.overrides, *skip_bad]
     try:
+        if options.launch is not None:
+            _print_launch(options, overrides)
+            return 0
         with sigterm_exits():
-            _run(job, options.config, [*options.overrides, *skip_bad])
+            _run(job, options.config, overrides)
     except (ConfigError, JobError, DataError, CheckpointError, RequestError, ClientError) as error:
         _report(f"error: {error}")
         return 2
@@ -105,12 +112,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _print_launch(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    """Prints the command for several GPUs, if the configuration is valid."""
+    _resolved(JOBS[options.job], options.config, overrides)
+    print(launch_command(Cluster.of(options.launch), options.strategy, [options.job, options.config, *overrides]))
+
+
 def _run(job: JobSpec, config: str, overrides: Sequence[str]) -> None:
     """Reads the configuration before it imports the job: a typo is reported immediately."""
-    module, _, name = job.config.partition(":")
-    resolved = load_config(getattr(importlib.import_module(module), name), config_path(config), overrides)
+    resolved = _resolved(job, config, overrides)
     with reports_full_disk(resolved.output_dir):
         importlib.import_module(job.module).run(resolved, _report)
+
+
+def _resolved(job: JobSpec, config: str, overrides: Sequence[str]) -> JobConfig:
+    module, _, name = job.config.partition(":")
+    kind: type[JobConfig] = getattr(importlib.import_module(module), name)
+    return load_config(kind, config_path(config), overrides)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -139,10 +157,20 @@ def _parser() -> argparse.ArgumentParser:
             metavar="key.sub=value",
             help="overrides of keys of the configuration; values are YAML",
         )
-        command.set_defaults(skip_bad=False)
+        command.set_defaults(skip_bad=False, launch=None)
         if job.data is not None:
             skip_bad = f"skip lines that are not demonstrations, and report how many ({job.data}.skip_bad=true)"
             command.add_argument("--skip-bad", action="store_true", help=skip_bad)
+        if job.launches:
+            command.add_argument(
+                "--launch", metavar="[MACHINESx]GPUS", help="print the command for so many GPUs, such as 8 or 2x8"
+            )
+            command.add_argument(
+                "--strategy",
+                choices=STRATEGIES,
+                default="ddp",
+                help="with --launch. ddp: each GPU holds the whole model; fsdp2, zero3: the GPUs share it",
+            )
     return parser
 
 

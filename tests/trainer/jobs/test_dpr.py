@@ -12,7 +12,7 @@ import torch
 from dense_reward.records import IdArray
 from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.jobs import dpr
-from dense_reward_trainer.jobs.dpr import Training, train_policy
+from dense_reward_trainer.jobs.dpr import Training, metrics_of, train_policy
 from dense_reward_trainer.rl.learner import Learner
 from dense_reward_trainer.rl.policy import Policy
 from dense_reward_trainer.rl.records import ResponseRewards, Rollout
@@ -36,9 +36,8 @@ def training_in(folder: Path, **changes: object) -> Training:
     """A fresh policy, not yet trained, in a run folder."""
     config, checkpoint = config_of(**changes), tiny_checkpoint()
     folder.mkdir(exist_ok=True)
-    return Training(
-        config, checkpoint, Learner.of(config, checkpoint.policy), PROMPTS, (), Run(folder, "run", resumed=False)
-    )
+    run, learner = Run(folder, "run", resumed=False), Learner.of(config, checkpoint.policy)
+    return Training(config, checkpoint, learner, PROMPTS, (), run, metrics_of(config, run))
 
 
 def ignore(_: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, ClassVar, TypeVar, Union, get_args, get_origin
+from typing import Annotated, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,6 +22,11 @@ FractionOrStart = Annotated[float, Field(ge=0.0, lt=1.0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 # A name that becomes part of a path, so it cannot hold a slash or start with a dot.
 SafeName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+REPORT_TO = (
+    "Also log to these trackers, by their own settings (such as WANDB_PROJECT); metrics.jsonl is always written."
+)
 
 
 class JobOptions(BaseModel):

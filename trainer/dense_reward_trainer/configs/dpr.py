@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from dense_reward.schemas import SignalName
 from pydantic import Field, field_validator, model_validator
 
-from dense_reward_trainer.configs.base import JobOptions, Seed
+from dense_reward_trainer.configs.base import REPORT_TO, JobOptions, Seed, Tracker
 from dense_reward_trainer.configs.service import SERVICE_KEYS, ServiceJobConfig, ServicePairsConfig
 from dense_reward_trainer.data.final_answers import AnswerChecker
 from dense_reward_trainer.data.sources import DataSource
@@ -63,6 +63,7 @@ class DprConfig(ServiceJobConfig):
         "evaluate_every",
         "save_every",
         "threads",
+        "report_to",
     }
 
     policy: Path = Field(description="Checkpoint folder to start from, usually the sft checkpoint that is served.")
@@ -227,6 +228,7 @@ class DprConfig(ServiceJobConfig):
     device: Device = Field(default="auto", description=AUTO)
     precision: Precision = Field(default="float32", description=PRECISION)
     threads: int | None = Field(default=None, ge=1, description=THREADS)
+    report_to: tuple[Tracker, ...] = Field(default=(), description=REPORT_TO)
 
     @model_validator(mode="after")
     def _groups_for_leave_one_out(self) -> Self:

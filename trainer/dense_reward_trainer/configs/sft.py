@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, Self
 from dense_reward.text.tokenizer import RendererName
 from pydantic import Field, JsonValue, model_validator
 
-from dense_reward_trainer.configs.base import FractionOrStart, JobConfig, JobOptions, SafeName, Seed
+from dense_reward_trainer.configs.base import REPORT_TO, FractionOrStart, JobConfig, JobOptions, SafeName, Seed, Tracker
 from dense_reward_trainer.data.sources import DataSource
 
 
@@ -46,13 +46,18 @@ class LoraOptions(JobOptions):
     target_modules: str | tuple[str, ...] = Field(
         default="all-linear", description="`all-linear`, or the names of the layers that get an adapter."
     )
+    quantise: Literal["4bit"] | None = Field(
+        default=None,
+        description="4bit: the frozen base is held in NF4 (QLoRA, arXiv 2305.14314); needs a GPU and bitsandbytes. The "
+        "service adds the adapter to the base as it is on disk, and says so. null: not quantised.",
+    )
 
 
 class SftConfig(JobConfig):
     """Supervised fine-tuning (SFT): the demonstrations, the initial model, the optimiser and the checkpoints."""
 
     resume_may_change: ClassVar[frozenset[str]] = frozenset(
-        {"output_dir", "save_every_steps", "log_every_steps", "threads"}
+        {"output_dir", "save_every_steps", "log_every_steps", "threads", "report_to"}
     )
 
     data: DataSource = Field(description="The demonstrations.")
@@ -114,6 +119,11 @@ class SftConfig(JobConfig):
     group_by_length: bool = Field(
         default=False, description="Put samples of similar length in one batch: less padding."
     )
+    packing: bool = Field(
+        default=False,
+        description="Join short demonstrations into rows of at most max_length_tokens, without padding; batch_size "
+        "counts rows. Each demonstration is computed as if it were alone; a model in which that is not so is refused.",
+    )
     seed: Seed = Field(default=0, description="Seed of the initial weights and of the order of the samples.")
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU if there is one.")
@@ -124,6 +134,9 @@ class SftConfig(JobConfig):
     )
     gradient_checkpointing: bool = Field(
         default=False, description="Recompute activations: less memory, about a fifth more time."
+    )
+    liger: bool = Field(
+        default=False, description="Use the fused layers of Liger Kernel, which must be installed; needs a GPU."
     )
     threads: int | None = Field(default=None, ge=1, description="CPU threads; null: torch chooses.")
 
@@ -136,6 +149,7 @@ class SftConfig(JobConfig):
         ge=1,
         description="Optimiser steps between evaluations of the held-out loss; also after the last step. null: never.",
     )
+    report_to: tuple[Tracker, ...] = Field(default=(), description=REPORT_TO)
 
     @model_validator(mode="after")
     def _one_start(self) -> Self:
@@ -143,6 +157,8 @@ class SftConfig(JobConfig):
             raise ValueError("give either base_model or scratch: training starts from one of them")
         if self.lora is not None and self.scratch is not None:
             raise ValueError("lora needs a base_model: a model from scratch has nothing to adapt")
+        if self.packing and self.group_by_length:
+            raise ValueError("packing leaves no padding that group_by_length could save: set one of them to false")
         if "sft" in self.milestones:
             raise ValueError("a milestone cannot be called sft: that is the name of the finished checkpoint")
         return self

@@ -29,7 +29,8 @@ from dense_reward_trainer.rl.prompts import check_room_at_service, prompts_and_h
 from dense_reward_trainer.rl.records import TokenRewards
 from dense_reward_trainer.rl.reward_service import ServiceAddress, connected
 from dense_reward_trainer.runs.checkpoint import is_complete, recover, write_checkpoint
-from dense_reward_trainer.runs.run_folder import METRICS_NAME, MetricsLog, Run, check_run, open_run, pin
+from dense_reward_trainer.runs.run_folder import METRICS_NAME, MetricsLog, Run, check_run, open_run, pin, redacted
+from dense_reward_trainer.runs.trackers import check_trackers, open_trackers
 from dense_reward_trainer.runs.training_state import TrainingStates
 
 
@@ -43,10 +44,7 @@ class Training:
     prompts: Sequence[IdArray]
     held_out: Sequence[TokenisedRow]
     run: Run
-
-    @property
-    def metrics(self) -> MetricsLog:
-        return MetricsLog(self.run.folder / METRICS_NAME)
+    metrics: MetricsLog
 
     @property
     def states(self) -> TrainingStates:
@@ -59,6 +57,7 @@ def run(config: DprConfig, report: Report) -> None:
     Raises ConfigError, DataError, CheckpointError or JobError; the message states the cure.
     """
     check_run("dpr", config)
+    check_trackers(config.report_to)
     finished = config.output_dir / "checkpoints" / "policy"
     recover(finished)
     if is_complete(finished):
@@ -76,11 +75,19 @@ def run(config: DprConfig, report: Report) -> None:
         identity = {"policy": checkpoint.manifest.weights_sha256, "prompts": prompts_sha256(prompts)}
         pin(opened, {**identity, "reward model": rewards.card.revision})
         report(f"{len(prompts)} prompts, {len(held_out)} held out; rewards from {rewards.card.sft}")
-        training = Training(config, checkpoint, Learner.of(config, checkpoint.policy), prompts, held_out, opened)
+        learner = Learner.of(config, checkpoint.policy)
+        training = Training(config, checkpoint, learner, prompts, held_out, opened, metrics_of(config, opened))
         train_policy(training, rewards, report)
     write_policy(training)
     training.states.remove()
     report(f"finished: {finished}")
+
+
+def metrics_of(config: DprConfig, opened: Run) -> MetricsLog:
+    """metrics.jsonl and the trackers."""
+    done = TrainingStates(opened.folder / "resume").newest_step()
+    trackers = open_trackers(config.report_to, opened, redacted(config.model_dump(mode="json")), done)
+    return MetricsLog(opened.folder / METRICS_NAME, trackers)
 
 
 def train_policy(training: Training, rewards: TokenRewards, report: Report) -> None:

@@ -5,16 +5,18 @@ and on a CPU ends with bitwise the weights of an uninterrupted run.
 """
 
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from datasets import Dataset
 from dense_reward.engines.torch.device import chosen_device
 from dense_reward.records import Report
 from peft import LoraConfig
-from transformers import ProgressCallback, TrainingArguments
+from transformers import ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
@@ -30,13 +32,25 @@ from dense_reward_trainer.runs.checkpoint import (
     recover,
     training_step,
 )
-from dense_reward_trainer.runs.run_folder import METRICS_NAME, MetricsLog, check_run, pinned, plot_metrics
+from dense_reward_trainer.runs.run_folder import (
+    METRICS_NAME,
+    MetricsLog,
+    Run,
+    check_run,
+    pinned,
+    plot_metrics,
+    redacted,
+)
+from dense_reward_trainer.runs.trackers import check_trackers, open_trackers
 from dense_reward_trainer.sft.callbacks import EvaluateAtEnd, LogToFile, QuietProgress
 from dense_reward_trainer.sft.checkpoint_writer import SFT, CheckpointWriter, SaveMilestones, shared_facts
 from dense_reward_trainer.sft.initial_model import InitialModel, initial_model_of
-from dense_reward_trainer.sft.length_sampler import LengthGroupedTrainer
-from dense_reward_trainer.sft.milestones import MilestoneSchedule
+from dense_reward_trainer.sft.milestones import Schedule
+from dense_reward_trainer.sft.packing import check_packing
 from dense_reward_trainer.sft.pinned_inputs import open_pinned_run
+from dense_reward_trainer.sft.row_order import OrderedTrainer
+from dense_reward_trainer.sft.sharding import check_processes, check_same_run_folder
+from dense_reward_trainer.sft.training_rows import TrainingRows, as_dataset, training_rows
 
 # Newer versions of transformers renamed the argument, and warn about the older name.
 CHECKPOINTING = next(
@@ -50,9 +64,10 @@ def run(config: SftConfig, report: Report) -> None:
     Raises ConfigError, DataError or CheckpointError, whose message states the cure; JobError if training diverges.
     """
     disable_progress_bar()
+    check_options(config)
     arguments = training_arguments(config)
-    first = arguments.process_index == 0
-    report = report if first else silent
+    check_processes(config, arguments)
+    report = report if arguments.process_index == 0 else silent
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     checkpoints = config.output_dir / "checkpoints"
@@ -61,36 +76,59 @@ def run(config: SftConfig, report: Report) -> None:
         state = newest_training_state(config.output_dir / "resume", report)
         for name in (SFT, *config.milestones):
             recover(checkpoints / name)
-    if is_complete(checkpoints / SFT):
+    done, finished = 0 if state is None else training_step(state), is_complete(checkpoints / SFT)
+    check_same_run_folder(done, finished)
+    if finished:
         shutil.rmtree(config.output_dir / "resume", ignore_errors=True)
         report(f"{config.output_dir} holds a finished run, so there is nothing to do: {checkpoints / SFT}")
         return
+    train(config, arguments, state, report)
+    if arguments.process_index == 0:
+        shutil.rmtree(config.output_dir / "resume")
+    report(f"finished: {checkpoints / SFT}")
+
+
+def train(config: SftConfig, arguments: TrlConfig, state: Path | None, report: Report) -> None:
+    """Trains from `state`, the newest training state, or from the start; writes all checkpoints."""
+    done = 0 if state is None else training_step(state)
     demonstrations = load_split(config, report)
     initial = initial_model_of(config, demonstrations.train, pinned(config.output_dir))
     check_base_is_elsewhere(config, initial.base)
     for note in initial.notes:
         report(note)
     train, held_out = encode_split(config, initial, demonstrations, report)
-    schedule = milestone_schedule(config, arguments, len(train))
-    done = 0 if state is None else training_step(state)
-    steps = milestone_steps(config.milestones, schedule)
-    check_milestones(steps, checkpoints, done)
-    trainer = make_trainer(config, arguments, initial, train, held_out)
-    report(run_summary(trainer, schedule, steps, (len(train), len(held_out)), done))
-    resume_from = None if state is None else str(state)
-    if not first:
-        trainer.train(resume_from_checkpoint=resume_from)
-        return
-    writer = start_run(config, trainer, initial, schedule, train=train, held_out=held_out)
-    metrics = MetricsLog(config.output_dir / METRICS_NAME)
-    metrics.drop_after(done)
-    trainer.add_callback(LogToFile(metrics))
-    trainer.add_callback(SaveMilestones(writer, steps, report))
-    trainer.train(resume_from_checkpoint=resume_from)
-    plot_metrics(metrics, ("loss", "eval_loss"), config.output_dir / "loss.png", ylabel="loss (nats per token)")
-    writer.write(SFT, SFT, schedule.total_steps, float(trainer.lr_scheduler.get_last_lr()[0]))
-    shutil.rmtree(config.output_dir / "resume")
-    report(f"finished: {checkpoints / SFT}")
+    rows = training_rows(config, train, processes=arguments.world_size, limit_tokens=initial.limit_tokens)
+    steps = milestone_steps(config.milestones, rows.schedule)
+    check_milestones(steps, config.output_dir / "checkpoints", done)
+    trainer = make_trainer(config, arguments, initial, rows, held_out)
+    report(run_summary(trainer, rows.schedule, steps, (len(train), len(held_out)), done))
+    metrics, writer = MetricsLog(config.output_dir / METRICS_NAME), None
+    if arguments.process_index == 0:
+        opened, writer = start_run(config, initial, rows.schedule, train=train, held_out=held_out)
+        values = redacted(config.model_dump(mode="json"))
+        metrics = replace(metrics, trackers=open_trackers(config.report_to, opened, values, done))
+        metrics.drop_after(done)
+        trainer.add_callback(LogToFile(metrics))
+    milestones = SaveMilestones(
+        lambda: trainer.accelerator.unwrap_model(trainer.model), rows.schedule, steps, writer, report
+    )
+    trainer.add_callback(milestones)
+    trainer.train(resume_from_checkpoint=None if state is None else str(state))
+    if writer is not None:
+        plot_metrics(metrics, ("loss", "eval_loss"), config.output_dir / "loss.png", ylabel="loss (nats per token)")
+    milestones.write_sft(rows.schedule.total_steps, trainer.lr_scheduler)
+
+
+def check_options(config: SftConfig) -> None:
+    """Raises ConfigError if an option needs a library or a device that is not there."""
+    check_trackers(config.report_to)
+    quantised = config.lora is not None and config.lora.quantise is not None
+    needs = {"liger": ("liger_kernel", config.liger), "lora.quantise": ("bitsandbytes", quantised)}
+    for option, (library, wanted) in needs.items():
+        if wanted and find_spec(library) is None:
+            raise ConfigError(f"{option} needs {library}: pip install {library.replace('_', '-')}")
+        if wanted and not chosen_device(config.device).startswith("cuda"):
+            raise ConfigError(f"{option} needs a GPU: remove it to train on the CPU")
 
 
 def silent(_: str) -> None:
@@ -105,7 +143,8 @@ def training_arguments(config: SftConfig) -> TrlConfig:
         bf16=config.precision == "bfloat16",
         seed=config.seed,
         max_length=None,
-        packing=False,
+        packing=config.packing,
+        use_liger_kernel=config.liger,
         completion_only_loss=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         per_device_train_batch_size=config.batch_size,
@@ -191,23 +230,31 @@ def make_trainer(
     config: SftConfig,
     arguments: TrlConfig,
     initial: InitialModel,
-    train: Sequence[TokenisedRow],
+    rows: TrainingRows,
     held_out: Sequence[TokenisedRow],
 ) -> SFTTrainer:
-    """TRL's trainer on rows that are tokenised already."""
+    """TRL's trainer on rows that are tokenised already. Raises ConfigError if the model cannot be packed."""
+    if config.packing:
+        check_packing(initial.model.config)
     use_cache = initial.model.config.use_cache
-    trainer = (LengthGroupedTrainer if config.group_by_length else SFTTrainer)(
-        model=initial.model,
-        args=arguments,
-        train_dataset=as_dataset(train),
-        eval_dataset=as_dataset(held_out) if config.eval_every_steps is not None else None,
-        # A copy: TRL makes the EOS the padding of a tokenizer that has none, and checkpoints must not keep that.
-        processing_class=deepcopy(initial.tokenizer),
-        peft_config=None if config.lora is None else adapter(config.lora),
-        callbacks=[EvaluateAtEnd()],
-    )
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise ConfigError("sft shards no weights: start it with torchrun (data parallel), without FSDP or DeepSpeed")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`use_liger_kernel=True` is deprecated", category=FutureWarning)
+        trainer = (SFTTrainer if rows.order is None else OrderedTrainer)(
+            model=initial.model,
+            args=arguments,
+            train_dataset=rows.dataset,
+            eval_dataset=as_dataset(held_out) if config.eval_every_steps is not None else None,
+            # A copy: TRL makes the EOS the padding of a tokenizer that has none, and checkpoints must not keep that.
+            processing_class=deepcopy(initial.tokenizer),
+            peft_config=None if config.lora is None else adapter(config.lora),
+            callbacks=[EvaluateAtEnd()],
+        )
+    if rows.order is not None:
+        trainer.order = rows.order
+    if config.lora is not None and config.lora.quantise is not None:
+        # TRL makes the adapter of a quantised base bfloat16, in which a small step rounds to nothing.
+        for parameter in filter(lambda parameter: parameter.requires_grad, trainer.model.parameters()):
+            parameter.data = parameter.data.float()
     # TRL turns the KV cache off for training. Without this, the checkpoint keeps that and sampling from it is slow.
     initial.model.config.use_cache = use_cache
     trainer.remove_callback(ProgressCallback)
@@ -222,17 +269,7 @@ def adapter(lora: LoraOptions) -> LoraConfig:
     )
 
 
-def as_dataset(rows: Sequence[TokenisedRow]) -> Dataset:
-    return Dataset.from_dict({"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]})
-
-
-def milestone_schedule(config: SftConfig, arguments: TrainingArguments, samples: int) -> MilestoneSchedule:
-    """Samples processed by each step of the run."""
-    per_step = config.batch_size * config.gradient_accumulation * arguments.world_size
-    return MilestoneSchedule(samples, per_step, config.max_steps or config.epochs * -(-samples // per_step))
-
-
-def milestone_steps(milestones: Mapping[str, float], schedule: MilestoneSchedule) -> dict[str, int]:
+def milestone_steps(milestones: Mapping[str, float], schedule: Schedule) -> dict[str, int]:
     """The step of each milestone. Raises ConfigError if one falls on the last step, which is the sft checkpoint's."""
     steps = {name: schedule.step_at(fraction) for name, fraction in milestones.items()}
     for name, step in steps.items():
@@ -254,7 +291,7 @@ def check_milestones(steps: Mapping[str, int], checkpoints: Path, done: int) -> 
 
 
 def run_summary(
-    trainer: SFTTrainer, schedule: MilestoneSchedule, steps: Mapping[str, int], counts: tuple[int, int], done: int
+    trainer: SFTTrainer, schedule: Schedule, steps: Mapping[str, int], counts: tuple[int, int], done: int
 ) -> str:
     """One line about the run: sizes, steps and milestones."""
     trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
@@ -262,22 +299,21 @@ def run_summary(
     resumed = f"; resumed at step {done}" if done else ""
     return (
         f"{trained / 1e6:.2f}M parameters to train, {counts[0]} demonstrations ({counts[1]} held out), "
-        f"{schedule.total_steps} steps of {schedule.samples_per_step} samples; {at}{resumed}"
+        f"{schedule.words()}; {at}{resumed}"
     )
 
 
 def start_run(
     config: SftConfig,
-    trainer: SFTTrainer,
     initial: InitialModel,
-    schedule: MilestoneSchedule,
+    schedule: Schedule,
     *,
     train: Sequence[TokenisedRow],
     held_out: Sequence[TokenisedRow],
-) -> CheckpointWriter:
+) -> tuple[Run, CheckpointWriter]:
     """Opens the run folder and writes held_out.jsonl. Raises ConfigError if a resumed run has other inputs."""
     data = data_sha256(row.demonstration for row in train)
     opened = open_pinned_run(config, initial, data, [*train, *held_out])
     write_held_out(config.output_dir / "held_out.jsonl", [row.demonstration for row in held_out])
     facts = shared_facts(config, opened.run_id, data, initial)
-    return CheckpointWriter(config.output_dir / "checkpoints", trainer, initial, schedule, facts, train)
+    return opened, CheckpointWriter(config.output_dir / "checkpoints", initial, schedule, facts, train)

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from dense_reward.checkpoints.write_manifest import (
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import MANIFEST_NAME, Manifest, check_same_texts
 from dense_reward.records import Report
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dense_reward_trainer.runs.end_of_turn import set_model_end, tokenizer_with_end, write_generation_config
@@ -33,17 +34,18 @@ def write_checkpoint(
     choose_probe: ChooseProbe,
     *,
     device: str = "cpu",
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Manifest:
     """Writes a model (or a LoRA adapter), its tokenizer and its manifest; `folder` appears complete or not at all.
 
     The files name `facts.end_of_turn_id` as the end of a text. Replaces a complete checkpoint in `folder`, but keeps it
     until the new one is on disk. Measures the probe on `device`, from the weights as written. Raises CheckpointError if
-    they could not be served.
+    they could not be served. `weights`: the whole weights, on the CPU, of a model that several processes share.
     """
 
     def fill(partial: Path) -> Manifest:
         set_model_end(model, tokenizer, facts.end_of_turn_id)
-        _save_model(model, partial, adapter=facts.adapter_base is not None)
+        _save_model(model, partial, weights, adapter=facts.adapter_base is not None)
         tokenizer_with_end(tokenizer, facts.end_of_turn_id).save_pretrained(partial)
         return write_manifest(partial, facts, choose_probe, device=device)
 
@@ -129,13 +131,19 @@ def training_step(state: Path) -> int:
     return int(state.name.removeprefix("checkpoint-"))
 
 
-def _save_model(model: PreTrainedModel, folder: Path, *, adapter: bool) -> None:
+def _save_model(model: PreTrainedModel, folder: Path, weights: Mapping[str, Tensor] | None, *, adapter: bool) -> None:
+    given = None if weights is None else dict(weights)  # a copy: transformers empties it
     if adapter:
         write_generation_config(model, folder)
         # By default peft queries the hub to find out whether the base model's embedding was resized.
-        model.save_pretrained(folder, save_embedding_layers=False)
-    else:
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=given, save_embedding_layers=False)
+        return
+    model.save_pretrained(folder, state_dict=given)
+    if weights is not None:
+        # DeepSpeed's copy of the model has another type than its weights as written
+        config = json.loads((folder / "config.json").read_bytes())
+        config["dtype"] = str(next(iter(weights.values())).dtype).removeprefix("torch.")
+        (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _partial(folder: Path) -> Path:

@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -147,11 +147,16 @@ def command_line(arguments: Sequence[str]) -> str:
     return shlex.join(safe)
 
 
+SendMetrics = Callable[[int, Mapping[str, float]], None]
+"""Sends the metrics of a step to a tracker."""
+
+
 @dataclass(frozen=True, slots=True)
 class MetricsLog:
-    """metrics.jsonl: one JSON object for each logged step."""
+    """metrics.jsonl: one JSON object for each logged step. The `trackers` get the same numbers."""
 
     path: Path
+    trackers: tuple[SendMetrics, ...] = ()
 
     def append(self, step: int, values: Mapping[str, float | None]) -> None:
         """Appends a line. Raises JobError if a value is not finite: training has diverged."""
@@ -163,6 +168,8 @@ class MetricsLog:
                 )
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        for send in self.trackers:
+            send(step, {name: value for name, value in values.items() if value is not None})
 
     def read(self) -> list[dict[str, float | None]]:
         """All complete lines; skips a last line that a kill cut off."""

@@ -42,6 +42,10 @@ class TrainingStates:
             return int(saved["step"]), saved["state"]
         return None
 
+    def newest_step(self) -> int:
+        """The step of the newest state; 0 without states. Reads no file."""
+        return max((int(_NAME.fullmatch(path.name)[1]) for path in self._newest_first()), default=0)  # type: ignore[index]
+
     def remove(self) -> None:
         """Removes all states: a finished run needs none, and each is three times as large as the weights."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,6 +1,6 @@
 """Writes the checkpoints of an SFT run: its milestones, the untrained start among them, and the finished model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,15 +11,15 @@ from dense_reward.manifest import Role
 from dense_reward.records import Report
 from dense_reward.text.encode import Encoder
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import SFTTrainer
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.data.tokenised import TokenisedRow
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.runs.checkpoint import write_checkpoint, write_named_checkpoint, writes_same_texts
 from dense_reward_trainer.sft.initial_model import InitialModel
-from dense_reward_trainer.sft.milestones import MilestoneSchedule
+from dense_reward_trainer.sft.milestones import Schedule
+from dense_reward_trainer.sft.sharding import Snapshot, check_sharded, whole_weights
 
 SFT: Role = "sft"
 
@@ -42,23 +42,28 @@ def shared_facts(config: SftConfig, run_id: str, data: str, initial: InitialMode
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CheckpointWriter:
-    """Writes the run's checkpoints."""
+    """Writes the run's checkpoints; only the first process has one."""
 
     folder: Path
-    trainer: SFTTrainer
     initial: InitialModel
-    schedule: MilestoneSchedule
+    schedule: Schedule
     facts: ManifestFacts
     train: Sequence[TokenisedRow]
 
-    def write(self, name: str, role: Role, step: int, learning_rate: float) -> None:
-        """Writes the current model, after `step` optimiser steps. Does not advance the random number generators."""
+    def write(self, name: str, role: Role, step: int, learning_rate: float, snapshot: Snapshot) -> None:
+        """Writes the model, after `step` optimiser steps. Does not advance the random number generators."""
         facts = self._facts_at(role, step, learning_rate)
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         with torch.random.fork_rng():
-            write_checkpoint(self.folder / name, model, self.initial.tokenizer, facts, self.choose_probe)
+            write_checkpoint(
+                self.folder / name,
+                snapshot.model,
+                self.initial.tokenizer,
+                facts,
+                self.choose_probe,
+                weights=snapshot.weights,
+            )
 
-    def write_start(self, name: str, learning_rate: float) -> Path | None:
+    def write_start(self, name: str, learning_rate: float, snapshot: Snapshot) -> Path | None:
         """Writes the reference at step 0: the model before training. Returns the folder of the files that it names.
 
         A base model's files are named, without a copy and without an adapter, if their tokenizer, chat template and end
@@ -68,7 +73,7 @@ class CheckpointWriter:
         base = self.initial.base
         facts = replace(self._facts_at("reference", 0, learning_rate), source=base)
         if base is None or not writes_same_texts(self.initial.model, self.initial.tokenizer, facts):
-            self.write(name, "reference", 0, learning_rate)
+            self.write(name, "reference", 0, learning_rate, snapshot)
             return None
         with torch.random.fork_rng():
             write_named_checkpoint(self.folder / name, replace(facts, adapter_base=None), self.choose_probe)
@@ -92,10 +97,21 @@ class CheckpointWriter:
 
 
 class SaveMilestones(TrainerCallback):  # type: ignore[misc]
-    """Writes each milestone at its step, before the training state of that step: a resumed run skips none."""
+    """Writes each milestone at its step, before the training state of that step: a resumed run skips none.
 
-    def __init__(self, writer: CheckpointWriter, steps: Mapping[str, int], report: Report) -> None:
-        self._writer, self._steps, self._report = writer, steps, report
+    All processes have one, because all take part in gathering the weights; only that of the first has a writer.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[], PreTrainedModel],
+        schedule: Schedule,
+        steps: Mapping[str, int],
+        writer: CheckpointWriter | None,
+        report: Report,
+    ) -> None:
+        self._model, self._schedule, self._steps = model, schedule, steps
+        self._writer, self._report = writer, report
 
     def on_train_begin(
         self,
@@ -105,16 +121,11 @@ class SaveMilestones(TrainerCallback):  # type: ignore[misc]
         lr_scheduler: LRScheduler,
         **_: object,
     ) -> None:
-        if state.max_steps != self._writer.schedule.total_steps:
-            raise JobError(
-                f"transformers plans {state.max_steps} steps, milestones are for {self._writer.schedule.total_steps}"
-            )
-        if state.global_step > 0:  # resumed
-            return
-        for name in self._named_at(0):
-            base = self._writer.write_start(name, float(lr_scheduler.get_last_lr()[0]))
-            named = "" if base is None else f", which names the files of {base}"
-            self._report(f"milestone: {self._writer.folder / name} at step 0{named}")
+        if state.max_steps != self._schedule.total_steps:
+            raise JobError(f"transformers plans {state.max_steps} steps, milestones are for {self._schedule.words()}")
+        check_sharded(self._model())
+        if state.global_step == 0:  # not resumed
+            self._write_due(0, lr_scheduler)
 
     def on_step_end(
         self,
@@ -124,9 +135,26 @@ class SaveMilestones(TrainerCallback):  # type: ignore[misc]
         lr_scheduler: LRScheduler,
         **_: object,
     ) -> None:
-        for name in self._named_at(state.global_step):
-            self._writer.write(name, "reference", state.global_step, float(lr_scheduler.get_last_lr()[0]))
-            self._report(f"milestone: {self._writer.folder / name} at step {state.global_step}")
+        self._write_due(state.global_step, lr_scheduler)
 
-    def _named_at(self, step: int) -> list[str]:
-        return [name for name, at in self._steps.items() if at == step]
+    def write_sft(self, step: int, lr_scheduler: LRScheduler) -> None:
+        """Writes the finished model."""
+        self._write(SFT, SFT, step, float(lr_scheduler.get_last_lr()[0]))
+
+    def _write_due(self, step: int, lr_scheduler: LRScheduler) -> None:
+        for name in [name for name, at in self._steps.items() if at == step]:
+            base = self._write(name, "reference", step, float(lr_scheduler.get_last_lr()[0]))
+            if self._writer is not None:
+                named = "" if base is None else f", which names the files of {base}"
+                self._report(f"milestone: {self._writer.folder / name} at step {step}{named}")
+
+    def _write(self, name: str, role: Role, step: int, learning_rate: float) -> Path | None:
+        """Returns the folder of the files that a start names."""
+        model = self._model()
+        snapshot = Snapshot(model, whole_weights(model))
+        if self._writer is None:
+            return None
+        if step == 0:
+            return self._writer.write_start(name, learning_rate, snapshot)
+        self._writer.write(name, role, step, learning_rate, snapshot)
+        return None

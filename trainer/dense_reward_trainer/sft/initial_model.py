@@ -19,6 +19,7 @@ from dense_reward_trainer.data.sources import Demonstration
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.sft.chat import InitialFolder, training_encoder
 from dense_reward_trainer.sft.from_scratch import random_model, train_tokenizer
+from dense_reward_trainer.sft.quantised import QUANTISED, quantised_model
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,10 +49,12 @@ def initial_model_of(config: SftConfig, train: Sequence[Demonstration], pinned: 
     else:
         named = locate(str(config.base_model)).folder
         base = InitialFolder(named, files_of_side_folder(named) or named)
-        model, tokenizer = _load_base_model(base.files, _weights_dtype(config))
+        model, tokenizer = _load_base_model(base.files, config)
     text_to_ids = TransformersTokenizer(tokenizer) if base is None else adapted_tokenizer(tokenizer, base.files)
     renderer = config.renderer or ("plain" if base is None else default_renderer(text_to_ids, base.files))
     encoder, notes = training_encoder(config, text_to_ids, renderer, base, pinned)
+    if config.lora is not None and config.lora.quantise is not None:
+        notes = [*notes, QUANTISED]
     files = None if base is None else base.files
     limit_tokens = _limit_tokens(config, model)
     return InitialModel(model, tokenizer, encoder, text_to_ids.sha256(), files, limit_tokens, tuple(notes))
@@ -62,12 +65,14 @@ def _weights_dtype(config: SftConfig) -> torch.dtype:
     return torch.bfloat16 if config.lora is not None and config.precision == "bfloat16" else torch.float32
 
 
-def _load_base_model(folder: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_base_model(folder: Path, config: SftConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(f"{folder} is an adapter: merge it into its base model, and start from the merged model")
     load_config(folder)  # before the tokenizer, which reads config.json too
     tokenizer = read_tokenizer(folder)
-    return load_weights(folder, folder, dtype), tokenizer
+    if config.lora is not None and config.lora.quantise is not None:
+        return quantised_model(folder, _weights_dtype(config)), tokenizer
+    return load_weights(folder, folder, _weights_dtype(config)), tokenizer
 
 
 def _limit_tokens(config: SftConfig, model: PreTrainedModel) -> int:

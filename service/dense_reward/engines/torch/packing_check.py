@@ -45,7 +45,7 @@ def unsupported_reason(
     if reason is not None:
         return reason
     try:
-        proxy = _proxy_model(model.config)
+        proxy = proxy_model(model.config)
     except Exception as error:  # a configuration can break anything here; such a model is served padded
         return f"no small proxy model of it can be built ({type(error).__name__}: {error})"
     try:
@@ -53,7 +53,7 @@ def unsupported_reason(
         reason = _measured_reason(on_cpu, _layers(model.config))
         if reason is not None or device == "cpu":  # the experiment has tested the CPU's kernels
             return reason
-        return _kernel_reason(on_cpu, TorchModel(_proxy_model(model.config).to(device, dtype)))
+        return _kernel_reason(on_cpu, TorchModel(proxy_model(model.config).to(device, dtype)))
     except (attention.PackedAttentionError, RuntimeError, TypeError, ValueError) as error:
         return " ".join(str(error).split())  # in one line
 
@@ -79,7 +79,7 @@ def _layers(config: PreTrainedConfig) -> int:
     return int(min(text.num_hidden_layers, max([2, *first])))
 
 
-def _proxy_model(config: PreTrainedConfig) -> PreTrainedModel:
+def proxy_model(config: PreTrainedConfig) -> PreTrainedModel:
     """A small model of the architecture with large random weights, in float32, on the CPU. Always the same weights."""
     small = deepcopy(config.get_text_config())
     layers, whole = _layers(small), small.num_hidden_layers

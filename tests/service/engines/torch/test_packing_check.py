@@ -41,14 +41,14 @@ def broken() -> Iterator[Callable[[Break], None]]:
 
 def with_proxy(patch: pytest.MonkeyPatch, change: Callable[[PreTrainedModel], object]) -> None:
     """Changes every proxy model of the experiment."""
-    plain = packing_check._proxy_model
+    plain = packing_check.proxy_model
 
     def changed(config: PreTrainedConfig) -> PreTrainedModel:
         proxy = plain(config)
         change(proxy)
         return proxy
 
-    patch.setattr(packing_check, "_proxy_model", changed)
+    patch.setattr(packing_check, "proxy_model", changed)
 
 
 def reason(name: str = "llama") -> str:
@@ -96,7 +96,7 @@ def test_what_a_configuration_says_is_believed_without_an_experiment(
     model = tiny_model("llama")
     for key, entry in entries.items():
         setattr(model.config, key, entry)
-    monkeypatch.setattr(packing_check, "_proxy_model", None)
+    monkeypatch.setattr(packing_check, "proxy_model", None)
     assert unsupported_reason(model) == expected
 
 
