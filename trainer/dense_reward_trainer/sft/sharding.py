@@ -55,7 +55,7 @@ def check_processes(config: SftConfig, arguments: TrainingArguments, variables: 
 
 
 def _check_sharding(config: SftConfig, arguments: TrainingArguments, variables: Mapping[str, str]) -> None:
-    fsdp, zero = fsdp_is_asked(variables), variables.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+    fsdp, zero = fsdp_is_asked(variables), zero_is_asked(variables)
     if not fsdp and not zero:
         return
     if config.lora is not None and config.lora.quantise is not None:
@@ -81,6 +81,15 @@ def _check_sharding(config: SftConfig, arguments: TrainingArguments, variables: 
 
 def fsdp_is_asked(variables: Mapping[str, str] = os.environ) -> bool:
     return variables.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def zero_is_asked(variables: Mapping[str, str] = os.environ) -> bool:
+    return variables.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+
+
+def sharing_processes(processes: int) -> int:
+    """How many processes share the weights of a model: 1 under DDP."""
+    return processes if fsdp_is_asked() or zero_is_asked() else 1
 
 
 def check_same_run_folder(step: int, finished: bool) -> None:
