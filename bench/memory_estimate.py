@@ -1,7 +1,7 @@
 """Compares the memory estimate of sft with the measured peak of training steps, on a CPU.
 
 `python -m bench.memory_estimate` measures each case in a fresh process and writes bench/results/memory_estimate.json.
-glibc is told to map large blocks by itself, so the resident set follows the live tensors.
+With an environment variable glibc maps large blocks by itself, so the resident set follows the live tensors.
 """
 
 import argparse

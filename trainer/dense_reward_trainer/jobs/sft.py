@@ -50,7 +50,12 @@ from dense_reward_trainer.sft.milestones import Schedule
 from dense_reward_trainer.sft.packing import check_packing
 from dense_reward_trainer.sft.pinned_inputs import open_pinned_run
 from dense_reward_trainer.sft.row_order import OrderedTrainer
-from dense_reward_trainer.sft.sharding import check_processes, check_same_run_folder, sharing_processes
+from dense_reward_trainer.sft.sharding import (
+    check_processes,
+    check_same_run_folder,
+    loads_whole_models,
+    sharing_processes,
+)
 from dense_reward_trainer.sft.training_rows import TrainingRows, as_dataset, training_rows
 
 # Newer versions of transformers renamed the argument, and warn about the older name.
@@ -93,7 +98,8 @@ def train(config: SftConfig, arguments: TrlConfig, state: Path | None, report: R
     """Trains from `state`, the newest training state, or from the start; writes all checkpoints."""
     done = 0 if state is None else training_step(state)
     demonstrations = load_split(config, report)
-    initial = initial_model_of(config, demonstrations.train, pinned(config.output_dir))
+    with loads_whole_models():
+        initial = initial_model_of(config, demonstrations.train, pinned(config.output_dir))
     check_base_is_elsewhere(config, initial.base)
     for note in initial.notes:
         report(note)
