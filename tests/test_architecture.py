@@ -145,8 +145,9 @@ MUST_NOT_IMPORT = {
         "runs.processes runs.trackers": TRAINER_JOBS,
         "runs.run_folder": MODEL_LIBRARIES | TRAINING,
         "sft.callbacks": TRAINER_JOBS | {f"{TRAINER}.runs.checkpoint"},
-        "sft.from_scratch sft.initial_model sft.packing sft.quantised sft.row_order sft.sharding "
+        "sft.from_scratch sft.initial_model sft.memory_check sft.packing sft.quantised sft.row_order sft.sharding "
         "sft.training_rows": TRAINER_JOBS,
+        "sft.memory": MODEL_LIBRARIES | TRAINER_JOBS | FILES,
         "studies.options.config studies.regimes.config studies.regimes.policies": MODEL_LIBRARIES,
         "studies.options.plot": {f"{TRAINER}.studies.options.compare"},
         "studies.options.table": TRAINING | {f"{TRAINER}.studies.options.compare"},
@@ -158,7 +159,7 @@ MUST_NOT_IMPORT = {
 }
 PURE = {
     *(f"{SERVICE}.{name}" for name in ("text.*", "heatmap*", "batching.packing", "reward", "records")),
-    *(f"{TRAINER}.{name}" for name in ("rl.losses", "rl.returns", "rl.advantages", "rl.records")),
+    *(f"{TRAINER}.{name}" for name in ("sft.memory", "rl.losses", "rl.returns", "rl.advantages", "rl.records")),
 }
 IMPURE = {"asyncio", "datetime", "httpx2", "os", "pathlib", "shutil", "socket", "subprocess", "tempfile", "time"}
 FILE_METHODS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}

@@ -20,6 +20,7 @@ from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.sft import sharding
 from safetensors.torch import load_file
 from served_pair import environment, free_port
+from transformers.integrations import deepspeed
 
 pytestmark = pytest.mark.slow
 
@@ -153,6 +154,23 @@ def test_a_model_that_fsdp_left_whole_is_noticed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(os.environ, "ACCELERATE_USE_FSDP", "true")
     with pytest.raises(JobError, match="the model is not sharded"):
         sharding.check_sharded(model)
+
+
+def test_models_are_loaded_whole_although_zero3_would_share_them() -> None:
+    class Zero3:
+        def is_zero3(self) -> bool:
+            return True
+
+    asked = Zero3()
+    deepspeed.set_hf_deepspeed_config(asked)
+    try:
+        with sharding.loads_whole_models():
+            assert not deepspeed.is_deepspeed_zero3_enabled()
+        assert deepspeed.is_deepspeed_zero3_enabled(), "the trainer needs to know"
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
+    with sharding.loads_whole_models():
+        assert not deepspeed.is_deepspeed_zero3_enabled()
 
 
 def test_processes_that_see_different_run_folders_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

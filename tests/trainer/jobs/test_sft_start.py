@@ -197,3 +197,20 @@ def test_a_run_does_not_write_over_its_own_base_model(
     assert main(arguments) == 2
     assert "would write over its base model" in capsys.readouterr().err
     assert sorted(path.name for path in own.iterdir()) == sorted(path.name for path in base.iterdir())
+
+
+@pytest.mark.parametrize("recipe", ["sft_full", "sft_lora", "sft_qlora"])
+def test_a_recipe_for_a_real_model_runs_to_its_end_as_it_stands(base: Path, tmp_path: Path, recipe: str) -> None:
+    """Only the model, the data and what needs a GPU are replaced."""
+    given = [f"base_model={base}", "data={source: arithmetic, held_out_fraction: 0.05}", "data.arithmetic.digits=1"]
+    given += [
+        "data.arithmetic.demonstrations=60",
+        f"output_dir={tmp_path / 'run'}",
+        "device=cpu",
+        "max_length_tokens=128",
+    ]
+    given += ["lora.quantise=null"] if recipe == "sft_qlora" else []
+    assert main(["sft", recipe, *given]) == 0
+    names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["base", "early", "reference", "sft"]
+    assert_is_the_start(tmp_path / "run" / "checkpoints")

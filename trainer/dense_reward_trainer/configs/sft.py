@@ -57,7 +57,7 @@ class SftConfig(JobConfig):
     """Supervised fine-tuning (SFT): the demonstrations, the initial model, the optimiser and the checkpoints."""
 
     resume_may_change: ClassVar[frozenset[str]] = frozenset(
-        {"output_dir", "save_every_steps", "log_every_steps", "threads", "report_to"}
+        {"output_dir", "save_every_steps", "log_every_steps", "threads", "report_to", "allow_memory"}
     )
 
     data: DataSource = Field(description="The demonstrations.")
@@ -137,6 +137,9 @@ class SftConfig(JobConfig):
     )
     liger: bool = Field(
         default=False, description="Use the fused layers of Liger Kernel, which must be installed; needs a GPU."
+    )
+    allow_memory: bool = Field(
+        default=False, description="Train even if the estimated memory is more than the GPU has free."
     )
     threads: int | None = Field(default=None, ge=1, description="CPU threads; null: torch chooses.")
 

@@ -45,11 +45,17 @@ from dense_reward_trainer.runs.trackers import check_trackers, open_trackers
 from dense_reward_trainer.sft.callbacks import EvaluateAtEnd, LogToFile, QuietProgress
 from dense_reward_trainer.sft.checkpoint_writer import SFT, CheckpointWriter, SaveMilestones, shared_facts
 from dense_reward_trainer.sft.initial_model import InitialModel, initial_model_of
+from dense_reward_trainer.sft.memory_check import check_memory
 from dense_reward_trainer.sft.milestones import Schedule
 from dense_reward_trainer.sft.packing import check_packing
 from dense_reward_trainer.sft.pinned_inputs import open_pinned_run
 from dense_reward_trainer.sft.row_order import OrderedTrainer
-from dense_reward_trainer.sft.sharding import check_processes, check_same_run_folder
+from dense_reward_trainer.sft.sharding import (
+    check_processes,
+    check_same_run_folder,
+    loads_whole_models,
+    sharing_processes,
+)
 from dense_reward_trainer.sft.training_rows import TrainingRows, as_dataset, training_rows
 
 # Newer versions of transformers renamed the argument, and warn about the older name.
@@ -92,7 +98,8 @@ def train(config: SftConfig, arguments: TrlConfig, state: Path | None, report: R
     """Trains from `state`, the newest training state, or from the start; writes all checkpoints."""
     done = 0 if state is None else training_step(state)
     demonstrations = load_split(config, report)
-    initial = initial_model_of(config, demonstrations.train, pinned(config.output_dir))
+    with loads_whole_models():
+        initial = initial_model_of(config, demonstrations.train, pinned(config.output_dir))
     check_base_is_elsewhere(config, initial.base)
     for note in initial.notes:
         report(note)
@@ -100,6 +107,8 @@ def train(config: SftConfig, arguments: TrlConfig, state: Path | None, report: R
     rows = training_rows(config, train, processes=arguments.world_size, limit_tokens=initial.limit_tokens)
     steps = milestone_steps(config.milestones, rows.schedule)
     check_milestones(steps, config.output_dir / "checkpoints", done)
+    processes = arguments.world_size
+    check_memory(config, initial.model, rows, report, processes=processes, sharing=sharing_processes(processes))
     trainer = make_trainer(config, arguments, initial, rows, held_out)
     report(run_summary(trainer, rows.schedule, steps, (len(train), len(held_out)), done))
     metrics, writer = MetricsLog(config.output_dir / METRICS_NAME), None

@@ -19,7 +19,7 @@ from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.runs.checkpoint import write_checkpoint, write_named_checkpoint, writes_same_texts
 from dense_reward_trainer.sft.initial_model import InitialModel
 from dense_reward_trainer.sft.milestones import Schedule
-from dense_reward_trainer.sft.sharding import Snapshot, check_sharded, whole_weights
+from dense_reward_trainer.sft.sharding import Snapshot, check_sharded, loads_whole_models, whole_weights
 
 SFT: Role = "sft"
 
@@ -154,7 +154,8 @@ class SaveMilestones(TrainerCallback):  # type: ignore[misc]
         snapshot = Snapshot(model, whole_weights(model))
         if self._writer is None:
             return None
-        if step == 0:
-            return self._writer.write_start(name, learning_rate, snapshot)
-        self._writer.write(name, role, step, learning_rate, snapshot)
+        with loads_whole_models():
+            if step == 0:
+                return self._writer.write_start(name, learning_rate, snapshot)
+            self._writer.write(name, role, step, learning_rate, snapshot)
         return None

@@ -5,7 +5,8 @@ one of them writes a checkpoint.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeGuard
 
@@ -14,7 +15,7 @@ import torch.distributed
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations import deepspeed
 
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.errors import ConfigError, JobError
@@ -55,8 +56,8 @@ def check_processes(config: SftConfig, arguments: TrainingArguments, variables: 
 
 
 def _check_sharding(config: SftConfig, arguments: TrainingArguments, variables: Mapping[str, str]) -> None:
-    fsdp, zero = fsdp_is_asked(variables), variables.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
-    if not fsdp and not zero:
+    fsdp = fsdp_is_asked(variables)
+    if not fsdp and not zero_is_asked(variables):
         return
     if config.lora is not None and config.lora.quantise is not None:
         raise ConfigError("lora.quantise: a quantised base cannot be sharded: use --strategy ddp")
@@ -72,15 +73,36 @@ def _check_sharding(config: SftConfig, arguments: TrainingArguments, variables: 
             "every process verifies all weights of the base model: set fsdp_cpu_ram_efficient_loading: false in the "
             "fsdp_config of the launcher"
         )
-    if zero and is_deepspeed_zero3_enabled():
-        raise ConfigError(
-            "every process verifies all weights of the base model: set zero3_init_flag: false in the deepspeed_config "
-            "of the launcher"
-        )
 
 
 def fsdp_is_asked(variables: Mapping[str, str] = os.environ) -> bool:
     return variables.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def zero_is_asked(variables: Mapping[str, str] = os.environ) -> bool:
+    return variables.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+
+
+@contextmanager
+def loads_whole_models() -> Iterator[None]:
+    """Within the block transformers loads all weights in this process, also if DeepSpeed ZeRO-3 is asked for.
+
+    Otherwise it would share each loaded model among the processes. All weights of the base model are verified, and the
+    first process alone loads the checkpoints that it writes.
+    """
+    given = deepspeed._hf_deepspeed_config_weak_ref
+    config = None if given is None else given()
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            deepspeed.set_hf_deepspeed_config(config)
+
+
+def sharing_processes(processes: int) -> int:
+    """How many processes share the weights of a model: 1 under DDP."""
+    return processes if fsdp_is_asked() or zero_is_asked() else 1
 
 
 def check_same_run_folder(step: int, finished: bool) -> None:
