@@ -110,8 +110,8 @@ MUST_NOT_IMPORT = {
 } | {
     f"{TRAINER}.{name}": forbidden
     for names, forbidden in {
-        "configs.base configs.credit configs.dpr configs.evaluate configs.irft configs.preview configs.sample configs.service "
-        "configs.sft configs.signals": MODEL_LIBRARIES,
+        "configs.base configs.credit configs.dpr configs.evaluate configs.irft configs.preview configs.sample "
+        "configs.service configs.sft configs.signals": MODEL_LIBRARIES,
         "credit.aggregates": MODEL_LIBRARIES | NETWORK,
         "credit.alignment": TRAINER_JOBS | NETWORK,
         "credit.answer_ranking credit.error_localisation credit.first_wrong_step": TRAINER_JOBS,
@@ -160,10 +160,8 @@ MUST_NOT_IMPORT = {
 }
 PURE = {
     *(f"{SERVICE}.{name}" for name in ("text.*", "heatmap*", "batching.packing", "reward", "records")),
-    *(
-        f"{TRAINER}.{name}"
-        for name in ("rl.losses", "rl.returns", "rl.advantages", "rl.records", "selfplay.losses", "selfplay.plan")
-    ),
+    *(f"{TRAINER}.{name}" for name in ("rl.losses", "rl.returns", "rl.advantages", "rl.records")),
+    *(f"{TRAINER}.selfplay.{name}" for name in ("losses", "plan")),
 }
 IMPURE = {"asyncio", "datetime", "httpx2", "os", "pathlib", "shutil", "socket", "subprocess", "tempfile", "time"}
 FILE_METHODS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}

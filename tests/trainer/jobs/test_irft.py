@@ -89,6 +89,7 @@ def test_the_first_loss_of_each_round_is_log_2(played: Path) -> None:
     logged = losses(played)
     assert [step for step, _ in logged] == list(range(1, STEPS + 1))
     assert [logged[i][1] for i in (0, 3)] == pytest.approx([math.log(2)] * 2, abs=1e-4)
+    # the warm-up begins at 0, so that the first step of a round trains nothing
     assert all(logged[i][1] != pytest.approx(math.log(2), abs=1e-4) for i in (2, 5)), (
         "the warm-up begins at 0, so that the first step trains nothing"
     )
