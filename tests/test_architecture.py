@@ -47,19 +47,21 @@ TRAINER_ROOMS = {
     "rl": "configs data errors runs",
     "credit": "configs data errors rl",
     "policies": "configs credit data errors rl",
+    "selfplay": "configs data errors rl runs sft",
     "preview": "configs credit data errors policies rl",
     "cli": "configs data errors launch runs",
     "studies": "configs errors",
+    "studies.methods": "selfplay",
     "studies.options": "configs credit errors rl runs text_table",
     "studies.regimes": "cli configs credit data errors rl runs tasks text_table",
-    "jobs": "configs credit data errors policies preview rl runs sft text_table",
+    "jobs": "configs credit data errors policies preview rl runs selfplay sft text_table",
 }
 MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "tokenizers", "vllm", "accelerate", "peft", "flash_attn"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
 TRAINING_LIBRARIES = {"trl", "datasets", "matplotlib", "tqdm", "scipy"}
 HEAVY = MODEL_LIBRARIES | WEB_LIBRARIES | TRAINING_LIBRARIES
 JOBS = {
-    *(f"{TRAINER}.jobs.{job}" for job in ("sft", "dpr", "gradient", "evaluate", "credit", "demo", "preview")),
+    *(f"{TRAINER}.jobs.{job}" for job in ("sft", "irft", "dpr", "gradient", "evaluate", "credit", "demo", "preview")),
     *(f"{TRAINER}.studies.{study}" for study in ("options.compare", "regimes.study")),
 }
 # Module -> what it must not import, directly or through its imports.
@@ -108,8 +110,8 @@ MUST_NOT_IMPORT = {
 } | {
     f"{TRAINER}.{name}": forbidden
     for names, forbidden in {
-        "configs.base configs.credit configs.dpr configs.evaluate configs.preview configs.sample configs.service "
-        "configs.sft configs.signals": MODEL_LIBRARIES,
+        "configs.base configs.credit configs.dpr configs.evaluate configs.irft configs.preview configs.sample "
+        "configs.service configs.sft configs.signals": MODEL_LIBRARIES,
         "credit.aggregates": MODEL_LIBRARIES | NETWORK,
         "credit.alignment": TRAINER_JOBS | NETWORK,
         "credit.answer_ranking credit.error_localisation credit.first_wrong_step": TRAINER_JOBS,
@@ -160,6 +162,7 @@ MUST_NOT_IMPORT = {
 PURE = {
     *(f"{SERVICE}.{name}" for name in ("text.*", "heatmap*", "batching.packing", "reward", "records")),
     *(f"{TRAINER}.{name}" for name in ("sft.memory", "rl.losses", "rl.returns", "rl.advantages", "rl.records")),
+    *(f"{TRAINER}.selfplay.{name}" for name in ("losses", "plan")),
 }
 IMPURE = {"asyncio", "datetime", "httpx2", "os", "pathlib", "shutil", "socket", "subprocess", "tempfile", "time"}
 FILE_METHODS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from dense_reward.engines.fake import EOS_ID
-from dense_reward_trainer.configs.irft import IrftConfig
+from dense_reward_trainer.configs.irft import IrftConfig, LossName
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.rl.policy import Policy, policy_logprobs
 from dense_reward_trainer.selfplay.losses import loss_at_start, pair_losses
 from dense_reward_trainer.selfplay.pairs import Pair
 from dense_reward_trainer.selfplay.plan import RoundPlan
-from dense_reward_trainer.selfplay.trainer import PairTrainer, make_trainer, merged
+from dense_reward_trainer.selfplay.trainer import PairTrainer, make_trainer, merged, training_arguments
 from dense_reward_trainer.sft.from_scratch import train_tokenizer
 from tiny_policy import tiny_llama
 from torch import Tensor
@@ -78,22 +78,20 @@ def moved(model: LlamaForCausalLM) -> None:
             parameter.add_(0.02 * torch.randn_like(parameter))
 
 
-@pytest.mark.parametrize(
-    "loss", [{"loss": "sigmoid"}, {"loss": "bernoulli"}, {"loss": "bernoulli", "bernoulli_b": 2.0}], ids=str
-)
+@pytest.mark.parametrize(("loss", "b"), [("sigmoid", 0.0), ("bernoulli", 0.0), ("bernoulli", 2.0)])
 def test_loss_and_gradient_are_those_of_the_formula(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, loss: dict[str, object]
+    tmp_path: Path, tokenizer: PreTrainedTokenizerBase, loss: LossName, b: float
 ) -> None:
     model = tiny_llama(vocab_size=VOCABULARY)
     old, own = copy.deepcopy(model), copy.deepcopy(model)
-    trainer = trainer_of(tmp_path, tokenizer, model, **loss)
+    trainer = trainer_of(tmp_path, tokenizer, model, loss=loss, bernoulli_b=b)
     moved(model)
     moved(own)
     trainer._verified = True  # the model is no longer its reference
     batch = trainer.data_collator([trainer.train_dataset[i] for i in range(len(PAIRS))])
     found = trainer._compute_loss(model, batch, False)
     torch.autograd.backward(found)
-    expected = pair_losses(loss["loss"], *log_ratios(own, old), 0.5, float(str(loss.get("bernoulli_b", 0)))).mean()
+    expected = pair_losses(loss, *log_ratios(own, old), 0.5, b).mean()
     torch.autograd.backward(expected)
     assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     assert abs(float(expected.detach()) - loss_at_start("sigmoid")) > 0.01, "the model has moved"
@@ -115,6 +113,13 @@ def test_the_first_loss_is_known_and_the_next_ones_are_lower(
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert losses[0] == pytest.approx(first, abs=1e-5)
     assert losses[-1] < losses[0] - 0.05
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (2, 1), (10, 1), (11, 2)])
+def test_a_short_round_has_a_step_that_trains(tmp_path: Path, steps: int, warmup: int) -> None:
+    values = {"output_dir": tmp_path, "policy": "unused", "data": {"source": "arithmetic"}, "device": "cpu"}
+    plan = RoundPlan(1, (), 4, steps, 4 * steps, 0, 0)
+    assert training_arguments(IrftConfig.model_validate(values), plan).warmup_steps == warmup
 
 
 def test_rows_reach_the_model_as_they_are(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:

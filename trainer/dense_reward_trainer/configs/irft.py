@@ -53,7 +53,7 @@ class IrftConfig(JobConfig):
 
     policy: Path = Field(description="Checkpoint folder to start from: an SFT checkpoint, or any adopted one.")
     data: DataSource = Field(description="The demonstrations; best those of the SFT run, with its data settings.")
-    rounds: int = Field(default=1, ge=1, description="Rounds T. Each one generates anew.")
+    rounds: int = Field(default=1, ge=1, description="Rounds T. Each one generates its own answers.")
     prompts: Literal["share", "all"] = Field(
         default="share",
         description="Prompts of a round. share: an equal part, which no other round uses (IRFT). all: all (SPIN).",
@@ -77,7 +77,7 @@ class IrftConfig(JobConfig):
     gradient_accumulation: int = Field(default=1, ge=1, description="Forward passes per optimiser step.")
     optimiser: Literal["rmsprop", "adamw"] = Field(
         default="rmsprop",
-        description="The papers use RMSprop. It starts anew in each round, as the learning rate does.",
+        description="The papers use RMSprop. Each round starts with a new one, and a new schedule.",
     )
     learning_rate: PerRound = Field(
         default=5e-7, description="Peak learning rate; a number, or a list of one per round."

@@ -85,7 +85,7 @@ class PairFile:
         """The chunks of rows that are not written yet, in order. Removes a chunk that a kill cut off."""
         written = len(self.read())
         whole = written if written == len(self.rows) else written // self.chunk * self.chunk
-        if self.path.is_file():
+        if self.path.is_file() and whole < len(self.rows):
             lines = self.path.read_bytes().split(b"\n")[:whole]
             write_whole(self.path, b"".join(line + b"\n" for line in lines))
         for start in range(whole, len(self.rows), self.chunk):

@@ -54,7 +54,7 @@ def training_arguments(config: IrftConfig, plan: RoundPlan) -> DPOConfig:
         optim=OPTIMISER[config.optimiser],
         learning_rate=config.learning_rate_of(plan.number),
         lr_scheduler_type=config.schedule,
-        warmup_steps=math.ceil(config.warmup_fraction * plan.steps),
+        warmup_steps=warmup_steps(config, plan.steps),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         logging_steps=config.log_every_steps,
@@ -68,6 +68,11 @@ def training_arguments(config: IrftConfig, plan: RoundPlan) -> DPOConfig:
         report_to="none",
         **{CHECKPOINTING: config.gradient_checkpointing},
     )
+
+
+def warmup_steps(config: IrftConfig, steps: int) -> int:
+    """Steps of the warm-up. The first of them has learning rate 0, so at least one step follows."""
+    return min(math.ceil(config.warmup_fraction * steps), steps - 1)
 
 
 def check_processes(arguments: DPOConfig) -> None:

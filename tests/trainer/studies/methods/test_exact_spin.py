@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from dense_reward_trainer.selfplay.losses import pair_losses
 from dense_reward_trainer.studies.methods import exact_spin
 from dense_reward_trainer.studies.methods.exact_spin import response_logprobs, spin_round, spin_round_error, states
 
@@ -12,8 +13,7 @@ def test_one_round_tilts_the_model_towards_the_data_as_the_theorem_says(seed: in
 
 
 def test_the_error_is_that_of_another_exponent_if_the_loss_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = exact_spin.pair_losses
-    monkeypatch.setattr(exact_spin, "pair_losses", lambda loss, d, g, beta: original(loss, d, g, 1.1 * beta))
+    monkeypatch.setattr(exact_spin, "pair_losses", lambda loss, d, g, beta: pair_losses(loss, d, g, 1.1 * beta))
     assert spin_round_error() > 1e-3
 
 

@@ -49,7 +49,7 @@ def spin_round(start_SV: Tensor, data_R: Tensor, lam: float) -> Tensor:
         torch.autograd.backward(loss)
         return loss
 
-    optimiser.step(expected_loss)
+    optimiser.step(expected_loss)  # type: ignore[no-untyped-call]
     return response_logprobs(table_SV).detach()
 
 
