@@ -114,7 +114,8 @@ MUST_NOT_IMPORT = {
         "credit.alignment": TRAINER_JOBS | NETWORK,
         "credit.answer_ranking credit.error_localisation credit.first_wrong_step": TRAINER_JOBS,
         "credit.auroc credit.calibration credit.paired": MODEL_LIBRARIES | TEXT,
-        "data.arithmetic data.word_problems": MODEL_LIBRARIES | FILES,
+        "data.arithmetic": MODEL_LIBRARIES | FILES,
+        "data.data_sets": MODEL_LIBRARIES | TEXT | TRAINER_JOBS,
         "data.conversions data.demonstration data.layouts data.messages data.records data.row_values": MODEL_LIBRARIES
         | FILES
         | TEXT
