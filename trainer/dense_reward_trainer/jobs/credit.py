@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.engines.torch.device import chosen_device
 from dense_reward.records import Report
 
@@ -124,7 +125,7 @@ def _save(
     folder = open_run("credit", config).folder
     models = [pair.card.model_dump() for pair in references.pairs]
     record = {"result": asdict(result), "config": config.model_dump(mode="json"), "models": models}
-    (folder / "credit.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_whole(folder / "credit.json", json.dumps(record, indent=2).encode() + b"\n")
     plot_credit(result.localisation, result.ranking, result.verdict, result.steps, folder / "credit.png")
     for kind, example in examples.items():
         plot_example(example, folder / f"example_{kind}")
