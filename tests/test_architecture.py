@@ -126,7 +126,7 @@ MUST_NOT_IMPORT = {
         "data.tokenised": {"torch", "transformers"} | TRAINER_JOBS,
         "launch": HEAVY,
         "policies.choice": MODEL_LIBRARIES | TEXT | FILES,
-        "policies.chosen policies.load policies.signals": TRAINER_JOBS,
+        "policies.chosen policies.kept policies.load policies.signals": TRAINER_JOBS,
         "preview.gains preview.labelled preview.plot preview.ranking preview.table preview.verdict": MODEL_LIBRARIES
         | TRAINER_JOBS,
         "preview.evidence": TRAINER_JOBS,
@@ -143,7 +143,7 @@ MUST_NOT_IMPORT = {
         "rl.returns": {"transformers", f"{TRAINER}.rl.policy"} | NETWORK,
         "rl.reward_service": {"transformers", f"{TRAINER}.rl.policy", f"{TRAINER}.rl.losses"},
         "runs.checkpoint runs.training_state": TRAINING,
-        "runs.processes runs.trackers": TRAINER_JOBS,
+        "runs.next_step runs.processes runs.trackers": TRAINER_JOBS,
         "runs.run_folder": MODEL_LIBRARIES | TRAINING,
         "sft.callbacks": TRAINER_JOBS | {f"{TRAINER}.runs.checkpoint"},
         "sft.from_scratch sft.initial_model sft.packing sft.quantised sft.row_order sft.sharding "
