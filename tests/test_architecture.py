@@ -116,7 +116,8 @@ MUST_NOT_IMPORT = {
         "credit.alignment": TRAINER_JOBS | NETWORK,
         "credit.answer_ranking credit.error_localisation credit.first_wrong_step": TRAINER_JOBS,
         "credit.auroc credit.calibration credit.paired": MODEL_LIBRARIES | TEXT,
-        "data.arithmetic data.word_problems": MODEL_LIBRARIES | FILES,
+        "data.arithmetic": MODEL_LIBRARIES | FILES,
+        "data.data_sets": MODEL_LIBRARIES | TEXT | TRAINER_JOBS,
         "data.conversions data.demonstration data.layouts data.messages data.records data.row_values": MODEL_LIBRARIES
         | FILES
         | TEXT
@@ -127,7 +128,7 @@ MUST_NOT_IMPORT = {
         "data.tokenised": {"torch", "transformers"} | TRAINER_JOBS,
         "launch": HEAVY,
         "policies.choice": MODEL_LIBRARIES | TEXT | FILES,
-        "policies.chosen policies.load policies.signals": TRAINER_JOBS,
+        "policies.chosen policies.kept policies.load policies.signals": TRAINER_JOBS,
         "preview.gains preview.labelled preview.plot preview.ranking preview.table preview.verdict": MODEL_LIBRARIES
         | TRAINER_JOBS,
         "preview.evidence": TRAINER_JOBS,
@@ -144,7 +145,7 @@ MUST_NOT_IMPORT = {
         "rl.returns": {"transformers", f"{TRAINER}.rl.policy"} | NETWORK,
         "rl.reward_service": {"transformers", f"{TRAINER}.rl.policy", f"{TRAINER}.rl.losses"},
         "runs.checkpoint runs.training_state": TRAINING,
-        "runs.processes runs.trackers": TRAINER_JOBS,
+        "runs.next_step runs.processes runs.trackers": TRAINER_JOBS,
         "runs.run_folder": MODEL_LIBRARIES | TRAINING,
         "sft.callbacks": TRAINER_JOBS | {f"{TRAINER}.runs.checkpoint"},
         "sft.from_scratch sft.initial_model sft.memory_check sft.packing sft.quantised sft.row_order sft.sharding "

@@ -93,5 +93,6 @@ def improve_and_measure(folder: Path, run: Path, url: str) -> None:
     figures = json.loads((folder / "evaluate" / "evaluation.json").read_text())
     assert list(figures) == ["sft", "policy"]
     for result in figures.values():
+        assert result.pop("pairs").keys() == {"default"}
         numbers = [value["value"] if isinstance(value, dict) else value for value in result.values()]
         assert all(math.isfinite(number) for number in numbers), result

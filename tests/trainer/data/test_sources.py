@@ -200,7 +200,7 @@ class RecordingOpener:
 @pytest.mark.parametrize(
     ("source", "opened"),
     [
-        ("gsm8k", ("gsm8k", None, "train")),
+        ("gsm8k", ("openai/gsm8k", "main", "train")),
         ("openai/gsm8k:main", ("openai/gsm8k", "main", "train")),
         ("openai/gsm8k:main@test", ("openai/gsm8k", "main", "test")),
         ("some-org/v1.5-chat@train[:10%]", ("some-org/v1.5-chat", None, "train[:10%]")),
@@ -248,7 +248,7 @@ def test_a_folder_is_refused_with_both_ways_out(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"only .jsonl and .json files, plain or .gz, are read: rename it"):
+    with pytest.raises(DataError, match=r"only .jsonl and .json files, plain or .gz, and .parquet are read: rename it"):
         load(write(tmp_path / "a.txt", GOOD))
     with pytest.raises(DataError, match=r"(?s)CSV.*csv\.DictReader"):
         load(write(tmp_path / "a.csv", b"question,answer", b"2+3?,5"))

@@ -316,10 +316,26 @@ def test_samples_that_are_all_right_or_all_wrong_cannot_be_ranked(right: int, wr
         judged.ranking(0)
 
 
+def test_samples_of_one_kind_are_reported_at_once_and_the_other_figures_are_kept(
+    served: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def score_rollouts(*_: object) -> None:
+        raise AssertionError("samples that cannot be ranked are not scored")
+
+    monkeypatch.setattr(References, "score_rollouts", score_rollouts)
+    policy = f"policy={served.folder / 'sft'}"
+    assert credit(served, tmp_path / "run", "corruptions=[digit]", policy, "samples=4", "max_new_tokens=8") == 0
+    words = "0 samples are right and 4 are wrong, but ranking compares the two"
+    assert capsys.readouterr().err.count(words) == 2, "once when it is known, and in the table"
+    result = json.loads((tmp_path / "run" / "credit.json").read_text())["result"]
+    assert (result["right"], result["wrong"], result["ranking"], result["verdict"]) == (0, 4, None, None)
+    assert words in result["not_ranked"]
+    assert list(result["localisation"]["digit"]) == COLUMNS
+
+
 @pytest.mark.parametrize(
     ("overrides", "complaint"),
     [
-        (["policy={sft}", "samples=4", "max_new_tokens=8"], "0 samples are right and 4 are wrong"),
         (["policy={sft}", "samples=4", "max_new_tokens=90"], "the reward service takes 96: lower max_new_tokens"),
         (["policy=missing"], "no such checkpoint folder"),
         (["service_pair=other"], "'other' does not name one pair"),

@@ -1,11 +1,16 @@
 """The `evaluate` job on a tiny pair on disk: every kind of policy in one table, and samples that are shared."""
 
 import json
+import shutil
+import signal
+import subprocess
 from pathlib import Path
 
+import killed_job
 import pytest
 import yaml
 from dense_reward_trainer.cli import main
+from served_pair import environment
 
 pytestmark = pytest.mark.slow
 
@@ -42,8 +47,9 @@ def test_every_kind_of_policy_has_its_row_and_its_samples(
     figures = json.loads((out / "evaluation.json").read_text())
     assert list(figures) == names
     table = capsys.readouterr().err
-    shared = [line.split(" (")[0] for line in table.splitlines() if line.startswith("measuring")]
-    assert shared == [f"measuring {name}" for name in ("plain, majority, power", "cold", "tilted", "extrapolated")]
+    assert measured_lines(table) == [
+        f"measuring {name}" for name in ("plain, majority, power", "cold", "tilted", "extrapolated")
+    ]
     assert [line.split()[0] for line in table.splitlines() if line.startswith(tuple(names))] == names
     assert all(figures[name]["nll_per_token"] > 0 for name in ("plain", "cold", "tilted", "extrapolated"))
     assert figures["cold"]["nll_per_token"] == figures["plain"]["nll_per_token"]
@@ -78,3 +84,133 @@ def test_a_checkpoint_that_is_its_own_reference_is_refused_in_one_line(
     assert main(["evaluate", write_config(pair_folder, tmp_path / "out", policies=policies)]) == 2
     assert "cannot be tilted away from" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out" / "evaluation.json").exists()
+
+
+SAMPLES = ("samples-plain.jsonl", "samples-cold.jsonl")
+
+
+def two_policies(pair: Path, **changes: object) -> dict[str, object]:
+    return {"plain": str(pair / "sft"), "cold": {"checkpoint": str(pair / "sft"), "temperature": 0.5} | changes}
+
+
+def measured_lines(printed: str) -> list[str]:
+    """What was measured, and why again; the progress stands on other lines."""
+    lines = printed.replace("\r", "\n").split("\n")
+    return [line.split(" (")[0] for line in lines if line.startswith("measuring") or "measured again" in line]
+
+
+@pytest.fixture(scope="module")
+def evaluated(pair_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an unbroken evaluation of two policies."""
+    out = tmp_path_factory.mktemp("evaluated") / "out"
+    assert main(["evaluate", write_config(pair_folder, out, policies=two_policies(pair_folder))]) == 0
+    return out
+
+
+def again(pair: Path, evaluated: Path, tmp_path: Path, **changes: object) -> tuple[Path, str]:
+    """A copy of the finished folder, and the configuration that names it."""
+    out = tmp_path / "out"
+    shutil.copytree(evaluated, out)
+    return out, write_config(pair, out, **({"policies": two_policies(pair)} | changes))
+
+
+def test_an_evaluation_that_was_killed_keeps_what_it_measured_and_ends_alike(
+    pair_folder: Path, evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    config = write_config(pair_folder, out, policies=two_policies(pair_folder))
+    command = killed_job.command(signal.SIGKILL, "plain.json", "evaluate", config)
+    killed = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (out / "evaluation.json").exists()
+    assert main(["evaluate", config]) == 0
+    printed = capsys.readouterr().err
+    assert measured_lines(printed) == ["measuring cold"]
+    assert "measured by an earlier start: 1 policies" in printed
+    for name in ("evaluation.json", *SAMPLES):
+        assert (out / name).read_bytes() == (evaluated / name).read_bytes()
+    assert f"finished: {out / 'evaluation.json'}; next: read the answers, " in printed.splitlines()[-1]
+
+
+def test_a_policy_that_changed_is_measured_again_with_the_reason_and_the_others_are_kept(
+    pair_folder: Path, evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, config = again(pair_folder, evaluated, tmp_path, policies=two_policies(pair_folder, temperature=0.6))
+    assert main(["evaluate", config]) == 0
+    printed = capsys.readouterr().err
+    assert measured_lines(printed) == ["cold is measured again: its options changed", "measuring cold"]
+    same = {name: (out / name).read_bytes() == (evaluated / name).read_bytes() for name in SAMPLES}
+    assert same == dict(zip(SAMPLES, (True, False), strict=True))
+
+
+def test_other_weights_in_the_same_folder_are_measured_again(
+    pair_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint = tmp_path / "policy"
+    shutil.copytree(pair_folder / "early", checkpoint)
+    out = tmp_path / "out"
+    config = write_config(pair_folder, out, policies={"one": str(checkpoint)})
+    assert main(["evaluate", config]) == 0
+    shutil.rmtree(checkpoint)
+    shutil.copytree(pair_folder / "reference", checkpoint)
+    assert main(["evaluate", config]) == 0
+    again = [line for line in measured_lines(capsys.readouterr().err) if "again" in line]
+    assert again == [f"one is measured again: the checkpoint {checkpoint} changed"]
+
+
+def test_what_an_earlier_start_left_damaged_is_measured_again(
+    pair_folder: Path, evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, config = again(pair_folder, evaluated, tmp_path)
+    (out / "samples-cold.jsonl").unlink()
+    (out / "measured" / "plain.json").write_text("{")
+    assert main(["evaluate", config]) == 0
+    assert measured_lines(capsys.readouterr().err) == [
+        f"plain is measured again: {out / 'measured' / 'plain.json'} cannot be read",
+        f"cold is measured again: {out / 'samples-cold.jsonl'} is missing, or was changed",
+        "measuring plain",
+        "measuring cold",
+    ]
+    assert (out / "evaluation.json").read_bytes() == (evaluated / "evaluation.json").read_bytes()
+
+
+def test_other_prompts_or_another_seed_are_refused_and_nothing_is_measured(
+    pair_folder: Path, evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fewer = tmp_path / "fewer.jsonl"
+    fewer.write_text("".join((pair_folder / "held_out.jsonl").read_text().splitlines(keepends=True)[:-1]))
+    out, config = again(pair_folder, evaluated, tmp_path)
+    seeded = write_config(pair_folder, out, held_out_options={"max_new_tokens": 8, "seed": 1})
+    assert main(["evaluate", seeded]) == 2
+    assert "held_out_options.seed: 0 -> 1" in capsys.readouterr().err
+    started = yaml.safe_load((out / "config.yaml").read_text()) | {"held_out": str(fewer)}
+    (out / "config.yaml").write_text(yaml.safe_dump(started))
+    config = write_config(pair_folder, out, held_out=str(fewer), policies=two_policies(pair_folder))
+    assert main(["evaluate", config]) == 2
+    printed = capsys.readouterr().err
+    assert "was started with a different held-out prompts" in printed
+    assert measured_lines(printed) == []
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("model.safetensors", "is missing, which the manifest of"),
+        ("held_out.jsonl", "there is no such file"),
+    ],
+)
+def test_a_missing_file_is_refused_before_the_first_policy_is_measured(
+    pair_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], missing: str, words: str
+) -> None:
+    pair = tmp_path / "pair"
+    shutil.copytree(pair_folder, pair)
+    config = write_config(
+        pair, tmp_path / "out", policies={"first": str(pair / "reference"), "last": str(pair / "sft")}
+    )
+    place = pair if missing == "held_out.jsonl" else pair / "sft"
+    (place / missing).unlink()
+    assert main(["evaluate", config]) == 2
+    printed = capsys.readouterr().err
+    assert words in printed
+    assert measured_lines(printed) == []
+    assert not (tmp_path / "out").exists(), "nothing was started"

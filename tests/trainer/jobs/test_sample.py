@@ -1,11 +1,17 @@
 """The `sample` job: responses of a tilted policy in a file that later jobs read."""
 
 import json
+import re
+import shutil
+import signal
+import subprocess
 from pathlib import Path
 
+import killed_job
 import pytest
 from dense_reward_trainer.cli import main
 from dense_reward_trainer.data.sources import DataSource, load
+from served_pair import environment
 
 pytestmark = pytest.mark.slow
 
@@ -72,3 +78,44 @@ def test_what_cannot_be_sampled_is_refused_in_one_line(
     assert main(arguments(pair_folder, tmp_path / "out", override)) == 2
     assert complaint in capsys.readouterr().err.splitlines()[-1]
     assert main(arguments(pair_folder, tmp_path / "out", "greedy=true", "samples_per_prompt=2")) == 2
+
+
+BATCHES = ("samples_per_prompt=2", "batch_size=2", "max_new_tokens=8")
+
+
+def test_samples_that_were_killed_go_on_to_those_of_an_unbroken_job_and_a_finished_one_is_kept(
+    pair_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments(pair_folder, tmp_path / "unbroken", *BATCHES)) == 0
+    killed = arguments(pair_folder, tmp_path / "killed", *BATCHES)
+    command = killed_job.command(signal.SIGKILL, "000000001.jsonl", *killed)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    parts = sorted(part.name for part in (tmp_path / "killed" / "parts").iterdir())
+    assert parts == ["000000000.jsonl", "000000001.jsonl"], "two of three batches are kept"
+    assert main(killed) == 0
+    samples = (tmp_path / "killed" / "samples.jsonl").read_bytes()
+    assert samples == (tmp_path / "unbroken" / "samples.jsonl").read_bytes()
+    assert len(samples.splitlines()) == 6
+    assert not (tmp_path / "killed" / "parts").exists()
+    printed = capsys.readouterr().err
+    assert re.search(r"\r2/3 prompts|^2/3 prompts", printed, re.MULTILINE), "the last start had one batch to sample"
+    assert "next: dense-reward-train sft CONFIG data.source=" in printed.splitlines()[-1]
+    assert main(killed) == 0
+    assert "holds a finished run, so there is nothing to do" in capsys.readouterr().err
+    assert (tmp_path / "killed" / "samples.jsonl").read_bytes() == samples
+    assert main([*killed, "seed=1"]) == 2
+    assert "seed: 0 -> 1" in capsys.readouterr().err
+
+
+def test_another_policy_in_the_same_folder_is_refused(
+    pair_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint, out = tmp_path / "policy", tmp_path / "out"
+    shutil.copytree(pair_folder / "early", checkpoint)
+    command = arguments(pair_folder, out, f"policy={checkpoint}", *BATCHES)
+    assert main(command) == 0
+    shutil.rmtree(checkpoint)
+    shutil.copytree(pair_folder / "reference", checkpoint)
+    assert main(command) == 2
+    assert "was started with a different policy" in capsys.readouterr().err

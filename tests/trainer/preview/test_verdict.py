@@ -65,7 +65,13 @@ def test_the_reason_holds_the_figures_that_decide() -> None:
         pytest.param(ABOVE, gains({"base": 0.71}), "gain", "expect a gain", id="rule 4: ahead of all"),
         pytest.param(ABOVE, gains({"base": 0.20}), "no", "worse than SFT", id="rule 2: tilted is worse"),
         pytest.param(BELOW, gains({"base": 0.33}), "no", "wrong answers above right", id="rule 3: below chance"),
-        pytest.param(BELOW, gains({"base": 0.71}), "no", "wrong answers above right", id="rule 3 before 4"),
+        pytest.param(
+            BELOW,
+            gains({"base": 0.71}),
+            "no",
+            "wrong answers above right",
+            id="rule 3: below chance, though the tilted policy gains",
+        ),
         pytest.param(ABOVE, gains({"base": 0.71}, greedy=0.9), "control", "greedy is free", id="rule 5: greedy ahead"),
         pytest.param(ABOVE, gains({"base": 0.71}, top_p=0.705), "control", "top-p 0.95 is", id="rule 5: as good"),
         pytest.param(

@@ -1,11 +1,16 @@
 """The run folder: what it records, what it redacts, and which second start it refuses."""
 
+import importlib
 import json
 import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+from dense_reward_trainer.cli import JOBS
 from dense_reward_trainer.configs.base import JobConfig, JobOptions
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.run_folder import (
@@ -17,6 +22,7 @@ from dense_reward_trainer.runs.run_folder import (
     plot_metrics,
     redacted,
 )
+from pydantic import BaseModel
 
 
 class ServiceOptions(JobOptions):
@@ -47,6 +53,32 @@ def test_the_same_folder_again_is_the_same_run(tmp_path: Path) -> None:
     assert len(json.loads((tmp_path / "run.json").read_text())["commands"]) == 2
 
 
+# What decides the result of a run: a resumed run with another value would be neither the old run nor the new one.
+DECISIVE = re.compile(
+    r"seed|batch_size|prompts_per_step|group_size|gradient_accumulation|epochs|max_steps|learning_rate"
+)
+OWN_JOBS = [name for name, job in JOBS.items() if ".jobs." in job.module]
+
+
+def keys_of(model: type[BaseModel]) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        inner = [each for each in (field.annotation, *get_args(field.annotation)) if isinstance(each, type)]
+        nested = [each for each in inner if issubclass(each, BaseModel)]
+        yield name
+        for each in nested:
+            yield from (f"{name}.{key}" for key in keys_of(each))
+
+
+@pytest.mark.parametrize("job", OWN_JOBS)
+def test_no_job_resumes_with_another_seed_batch_or_number_of_epochs(job: str) -> None:
+    module, _, name = JOBS[job].config.partition(":")
+    config: type[JobConfig] = getattr(importlib.import_module(module), name)
+    decisive = {key for key in keys_of(config) if DECISIVE.search(key.rpartition(".")[2])}
+    free = {key for key in decisive if key.partition(".")[0] in config.resume_may_change}
+    allowed = {"dpr", "gradient"} if any(key.startswith("held_out_options") for key in free) else set()
+    assert not free or (job in allowed and all(key.startswith("held_out_options.") for key in free)), free
+
+
 def test_two_folders_are_two_runs(tmp_path: Path) -> None:
     runs = [open_run("example", ExampleConfig(output_dir=tmp_path / name)) for name in ("one", "two")]
     assert runs[0].run_id != runs[1].run_id
@@ -55,7 +87,8 @@ def test_two_folders_are_two_runs(tmp_path: Path) -> None:
 def test_a_changed_configuration_is_refused_with_its_keys_and_the_cure(tmp_path: Path) -> None:
     open_run("example", ExampleConfig(output_dir=tmp_path))
     changed = ExampleConfig(output_dir=tmp_path, seed=1, service=ServiceOptions(url="http://elsewhere"))
-    with pytest.raises(ConfigError, match=r"a different configuration \(seed, service.url\): use another output_dir"):
+    values = r"\(seed: 0 -> 1, service\.url: http://127\.0\.0\.1:8000 -> http://elsewhere\)"
+    with pytest.raises(ConfigError, match=rf"{values}, so its results.*use another output_dir"):
         open_run("example", changed)
 
 

@@ -171,13 +171,23 @@ def changed_keys(started: Mapping[str, object], now: Mapping[str, object], may_c
 
     `may_change`: names of keys, whose sub-keys may change too, or dotted patterns such as `regimes.*.seeds`.
     """
-    changed = []
+    return list(changed_values(started, now, may_change))
+
+
+def changed_values(
+    started: Mapping[str, object], now: Mapping[str, object], may_change: frozenset[str]
+) -> dict[str, tuple[object, object]]:
+    """`changed_keys` -> the value before and the value now; None for a value that is not there."""
+    changed: dict[str, tuple[object, object]] = {}
     for key in sorted({*started, *now}):
         before, after = started.get(key), now.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            changed += [f"{key}.{name}" for name in changed_keys(before, after, frozenset())]
+            inner = changed_values(before, after, frozenset())
+            changed |= {f"{key}.{name}": values for name, values in inner.items()}
         elif before != after:
-            changed.append(key)
-    return [
-        name for name in changed if not any(fnmatchcase(name, one) or name.startswith(f"{one}.") for one in may_change)
-    ]
+            changed[key] = before, after
+    return {
+        name: values
+        for name, values in changed.items()
+        if not any(fnmatchcase(name, one) or name.startswith(f"{one}.") for one in may_change)
+    }

@@ -130,7 +130,8 @@ class PolicyOptions(JobOptions):
 class EvaluateConfig(ServiceJobConfig):
     """Policies to measure on the same held-out prompts."""
 
-    resume_may_change: ClassVar[frozenset[str]] = SERVICE_KEYS | {"output_dir", "threads"}
+    # A policy that changed is measured again (policies/kept.py).
+    resume_may_change: ClassVar[frozenset[str]] = SERVICE_KEYS | {"output_dir", "threads", "policies"}
 
     policies: dict[SafeName, PolicyOptions] = Field(
         min_length=1,

@@ -13,6 +13,7 @@ from dense_reward_trainer.data.sources import Demonstration, final_answer
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.policy import PolicyCheckpoint
 from dense_reward_trainer.rl.prompts import check_room_at_service
+from dense_reward_trainer.rl.records import Rollout
 from dense_reward_trainer.rl.sampling import Sampling, sample
 
 IsRight = Callable[[Demonstration, str], bool]
@@ -37,7 +38,8 @@ def rank(
 ) -> JudgedAnswers:
     """Sample `samples` answers, spread over the prompts whose answer is known, and score each under all references.
 
-    `is_right` judges answers that end their turn; an answer that was cut off is wrong. `window`: see `aggregate`.
+    `is_right` judges answers that end their turn; an answer that was cut off is wrong. `window`: see `aggregate`. If
+    all are right, or all wrong, this is reported and none is scored.
     Raises ConfigError if no answer is known or a prompt leaves no room; JobError if the service cannot score.
     """
     known = [demonstration for demonstration in demonstrations if demonstration.answer is not None]
@@ -51,11 +53,22 @@ def rank(
     check_room_at_service(longest, prompts, sampling.max_new_tokens)
     report(f"sampling {samples} answers to {len(chosen)} prompts")
     rollouts = sample(checkpoint.policy, prompts, replace(sampling, group_size=each), seed)[:samples]
+    texts = [_text(checkpoint, rollout) for rollout in rollouts]
+    rights = [
+        rollout.finished and is_right(chosen[index // each], text)
+        for index, (rollout, text) in enumerate(zip(rollouts, texts, strict=True))
+    ]
+    unscored = JudgedAnswers(rights, [index // each for index in range(len(rollouts))], {})
+    if unscored.not_ranked is not None:
+        report(unscored.not_ranked)
+        return unscored
     judged = JudgedAnswers.of_columns(references.columns)
     answers = tqdm(references.score_rollouts(rollouts), total=len(rollouts), desc="sampled answers", unit="answer")
-    for index, (rollout, answer) in enumerate(zip(rollouts, answers, strict=True)):
-        body_T = rollout.response_T[:-1] if rollout.finished else rollout.response_T
-        text = checkpoint.encoder.tokenizer.text_and_spans([int(i) for i in body_T])[0]
-        right = rollout.finished and is_right(chosen[index // each], text)
+    for index, (right, answer) in enumerate(zip(rights, answers, strict=True)):
         judged.add(answer, right=right, prompt=index // each, window=window)
     return judged
+
+
+def _text(checkpoint: PolicyCheckpoint, rollout: Rollout) -> str:
+    body_T = rollout.response_T[:-1] if rollout.finished else rollout.response_T
+    return checkpoint.encoder.tokenizer.text_and_spans([int(i) for i in body_T])[0]

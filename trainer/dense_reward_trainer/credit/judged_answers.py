@@ -47,6 +47,17 @@ class JudgedAnswers:
         """Number of right answers, and of wrong ones."""
         return sum(self.right), len(self.right) - sum(self.right)
 
+    @property
+    def not_ranked(self) -> str | None:
+        """Why the answers cannot be ranked, with the cure: right ones or wrong ones are missing. None if they can."""
+        right, wrong = self.counts
+        if right and wrong:
+            return None
+        return (
+            f"{right} samples are right and {wrong} are wrong, but ranking compares the two, so there is none: raise "
+            "samples, give another policy, or set policy=null to measure only planted errors"
+        )
+
     def add(self, answer: Answer, *, right: bool, prompt: int, window: int) -> None:
         """Add one scored answer to the prompt of this index. `window`: see `aggregate`."""
         self.right.append(right)
@@ -57,12 +68,8 @@ class JudgedAnswers:
 
     def ranking(self, seed: int) -> Rankings:
         """The ranking by each column and aggregate. Raises ConfigError if right or wrong answers are missing."""
-        right, wrong = self.counts
-        if not right or not wrong:
-            raise ConfigError(
-                f"{right} samples are right and {wrong} are wrong, but ranking compares the two: raise samples, give "
-                "another policy, or set policy=null to measure only planted errors"
-            )
+        if self.not_ranked is not None:
+            raise ConfigError(self.not_ranked)
         return {
             column: {name: self._ranking(found, seed) for name, found in scores.items()}
             for column, scores in self.scores.items()

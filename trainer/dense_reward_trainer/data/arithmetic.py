@@ -12,10 +12,20 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dense_reward_trainer.data.corruption import digit_corruption
-from dense_reward_trainer.data.word_problems import NAMES, THINGS, two_step
 
 # random.sample needs the number of problems, 81 * 100 ** (digits - 1), to fit in 64 bits: at most nine digits.
 Digits = Annotated[int, Field(ge=1, le=9)]
+NAMES = ("Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gia", "Hugo")
+THINGS = ("apples", "books", "coins", "marbles", "pens", "shells", "stamps", "tickets")
+# an event in words, and its sign: +1 adds things, -1 removes them
+EVENTS = (
+    ("buys {n} more", 1),
+    ("finds {n} more", 1),
+    ("is given {n} more", 1),
+    ("gives away {n}", -1),
+    ("loses {n}", -1),
+    ("sells {n}", -1),
+)
 
 
 def _addends(digits: int) -> range:
@@ -130,3 +140,31 @@ def _word_problems(digits: int, count: int, rng: random.Random) -> Iterator[Prob
         if drawn.prompt not in seen:
             seen.add(drawn.prompt)
             yield Problem(drawn.prompt, drawn.response, drawn.answer)
+
+
+@dataclass(frozen=True, slots=True)
+class WordProblem:
+    """A word problem and its right response: one line for each step, then `#### answer`."""
+
+    prompt: str
+    response: str
+    answer: int
+
+
+def two_step(digits: int, rng: random.Random) -> WordProblem:
+    """A number of things and two events that change it; each number in the prompt has exactly `digits` digits.
+
+    No event removes more things than there are.
+    """
+    numbers = range(10 ** (digits - 1), 10**digits)
+    held = rng.choice(numbers)
+    name, things = rng.choice(NAMES), rng.choice(THINGS)
+    events, steps, now = [], [], held
+    for _ in range(2):
+        change = rng.choice(numbers)
+        text, sign = rng.choice([event for event in EVENTS if now + event[1] * change >= 0])
+        events.append(text.format(n=change))
+        steps.append(f"{now}{'+' if sign > 0 else '-'}{change}={now + sign * change}")
+        now += sign * change
+    prompt = f"{name} has {held} {things}, {events[0]} and then {events[1]}. How many are there now?"
+    return WordProblem(prompt, "\n".join([*steps, f"#### {now}"]), now)

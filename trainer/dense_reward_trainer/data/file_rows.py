@@ -1,6 +1,7 @@
-"""Opens a file of demonstrations: its rows as bytes, or an error that says what the file is instead.
+"""Opens a file of demonstrations: its rows, or an error that says what the file is instead.
 
-JSON Lines, a JSON array, {"data": [...]} and objects that are written over several lines are read, plain or gzipped.
+JSON Lines, a JSON array, {"data": [...]} and objects that are written over several lines are read, plain or gzipped;
+and Parquet, whose rows are objects already.
 """
 
 import codecs
@@ -12,12 +13,16 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from dense_reward_trainer.data.conversions import is_layout
-from dense_reward_trainer.data.records import DataError
+from dense_reward_trainer.data.data_sets import OUT, WRITE
+from dense_reward_trainer.data.records import DataError, RawRow
+from dense_reward_trainer.data.row_values import without_nulls
 
-OUT = "converted.jsonl"
 _SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
+_PARQUET = ".parquet"
+_FROM_PARQUET = "list(datasets.Dataset.from_parquet(sys.argv[1]))"
 _HEAD_BYTES = 4096
 _JSON_LINES = "write it as JSON Lines, one object per line"
 _TO_JSON = f".to_json(sys.argv[2])' {{file}} {OUT}"
@@ -81,19 +86,22 @@ _INNER = (
 
 @dataclass(frozen=True, slots=True)
 class FileRows:
-    """Rows with their numbers: that of the line, or for JSON over several lines that of the row.
+    """Rows with their numbers: that of the line, or for JSON over several lines and Parquet that of the row.
 
     `note`: what a user must know if some of them are bad. `python`: the expression that reads the rows from stdin.
     """
 
     path: Path
-    rows: Sequence[tuple[int, bytes]]
+    rows: Sequence[tuple[int, bytes | RawRow]]
     note: str = ""
     python: str = '[json.loads(t) for t in open(0, encoding="utf-8-sig") if t.strip()]'
 
     def conversion(self, python: str) -> str:
         """A shell command that writes OUT from the rows; `python` is a Python expression over `rows`."""
         file = shlex.quote(str(self.path))
+        if self.path.suffix == _PARQUET:
+            read = f"import datasets, json, sys; rows = {_FROM_PARQUET}; new = {python}; {WRITE}"
+            return f"python -c {shlex.quote(read)} {file} > {OUT}"
         program = f"import json; rows = {self.python}; new = {python}; [print(json.dumps(r)) for r in new]"
         if self.path.suffix == ".gz":
             return f"gzip -dc {file} | python -c {shlex.quote(program)} > {OUT}"
@@ -110,6 +118,8 @@ def file_rows(path: Path) -> FileRows:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    if content.startswith(b"PAR1"):
+        return _parquet_rows(path)
     refuse_other_kinds(path, content)
     content = _decompressed(path, content)
     content = content.removeprefix(codecs.BOM_UTF8)
@@ -118,13 +128,31 @@ def file_rows(path: Path) -> FileRows:
         raise DataError(f"{path} is empty: it holds {len(content)} bytes, and nothing visible")
     _refuse_text(path, lines)
     if not path.name.endswith(_SUFFIXES):
-        raise DataError(f"{path}: only .jsonl and .json files, plain or .gz, are read: rename it, or convert it")
+        kinds = "only .jsonl and .json files, plain or .gz, and .parquet are read"
+        raise DataError(f"{path}: {kinds}: rename it, or convert it")
     whole = _over_several_lines(path, content, lines)
     if whole is None:
         return FileRows(path, lines, _encoding_note(path, lines))
     if not whole.rows:
         raise DataError(f"{path} is an empty JSON array: it has no rows")
     return FileRows(path, [*enumerate(whole.rows, 1)], python=whole.python)
+
+
+def _parquet_rows(path: Path) -> FileRows:
+    """The rows of a Parquet file, without the nulls of their objects. Raises DataError if it is damaged or empty."""
+    if path.suffix != _PARQUET:
+        raise DataError(f"{path} is a Parquet file: rename it to {path.name}{_PARQUET}")
+    import pyarrow  # noqa: PLC0415 - slow, and only needed for this kind of file
+    from pyarrow import parquet  # noqa: PLC0415
+
+    try:
+        values = parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise DataError(f"{path} is a Parquet file that is damaged or incomplete ({reason}): copy it again") from None
+    if not values:
+        raise DataError(f"{path} is an empty Parquet file: it has no rows")
+    return FileRows(path, [(number, cast(RawRow, without_nulls(row))) for number, row in enumerate(values, 1)])
 
 
 def refuse_other_kinds(path: Path, content: bytes) -> None:

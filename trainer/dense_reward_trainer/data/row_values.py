@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NoReturn
 
 from dense_reward_trainer.data.records import LineError
@@ -50,6 +50,13 @@ def is_empty(value: object) -> bool:
     if isinstance(value, str):
         return not value.strip()
     return value is None or (isinstance(value, list | tuple | dict) and not value)
+
+
+def without_nulls(value: object) -> object:
+    """A value of Arrow without the null entries of its objects: Arrow gives each the keys of all others."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(part) for key, part in value.items() if part is not None}
+    return [without_nulls(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def texts_in(value: object) -> list[str]:

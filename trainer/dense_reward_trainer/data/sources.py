@@ -6,20 +6,26 @@ Must not import tokenizers, chat templates or models.
 
 import hashlib
 import json
-import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Protocol, Self, cast
+from typing import Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from dense_reward_trainer.data.arithmetic import ArithmeticOptions, generate
+from dense_reward_trainer.data.data_sets import (
+    SOURCES,
+    OpenDataset,
+    dataset_conversion,
+    dataset_name,
+    open_dataset,
+)
 from dense_reward_trainer.data.demonstration import Reading, parse_line, read_row
-from dense_reward_trainer.data.file_rows import OUT, file_rows
+from dense_reward_trainer.data.file_rows import file_rows
 from dense_reward_trainer.data.final_answers import final_answer, normalise_number
 from dense_reward_trainer.data.records import (
     BadLine,
@@ -31,6 +37,7 @@ from dense_reward_trainer.data.records import (
     RawRow,
     Reason,
 )
+from dense_reward_trainer.data.row_values import without_nulls
 
 __all__ = [
     "NO_SKIP",
@@ -53,9 +60,6 @@ __all__ = [
 ]
 
 _FILE_SUFFIXES = frozenset((".jsonl", ".json", ".gz", ".txt", ".csv", ".tsv", ".parquet", ".arrow", ".zst", ".zip"))
-_SOURCES = (
-    "a .jsonl or .json file (or .gz of one), a data set such as openai/gsm8k:main@train, or the generator `arithmetic`"
-)
 _LISTED_BAD_LINES, _LISTED_CONVERSIONS = 10, 3
 _PAGE = "docs/data.md"
 # --skip-bad exists for every job that has a data source. A file to evaluate on is not a data source.
@@ -68,6 +72,7 @@ NO_SKIP = "Correct or remove them: lines of a file to measure on are never skipp
 class LoadedRows:
     """The demonstrations of a source in its order, the bad lines that were left out, and how the rows were read.
 
+    `data_set`: what `source` stands for, with its configuration and split, if it is a data set.
     `layouts`: number of rows for each layout. `notes`: what is to be said about a layout. `not_read`: for each column
     with content that is not read, the number of rows that have it.
     """
@@ -78,6 +83,7 @@ class LoadedRows:
     layouts: Mapping[str, int]
     notes: tuple[str, ...]
     not_read: Mapping[str, int]
+    data_set: str = ""
 
     @property
     def skipped_by_reason(self) -> dict[Reason, int]:
@@ -92,7 +98,8 @@ class LoadedRows:
         columns = [
             name if count == rows else f"{name} (in {count} of {rows} rows)" for name, count in self.not_read.items()
         ]
-        lines = [f"{self.source}: {rows} rows read as {'; '.join([read, *self.notes])}"]
+        place = self.source if self.data_set in ("", self.source) else f"{self.source} ({self.data_set})"
+        lines = [f"{place}: {rows} rows read as {'; '.join([read, *self.notes])}"]
         lines += [f"columns not read: {', '.join(columns)}"] if columns else []
         lines += [f"left out {len(self.skipped)} bad lines: {self.skipped_by_reason}"] if self.skipped else []
         return "\n".join(lines)
@@ -113,8 +120,8 @@ class DataSource(BaseModel):
 
     source: str = Field(
         min_length=1,
-        description="`arithmetic`, the path of a .jsonl or .json file (plain or .gz), or a data set as "
-        "name[:config][@split] (the split is `train` by default).",
+        description="`arithmetic`, the path of a .jsonl, .json (plain or .gz) or .parquet file, or a data set as "
+        "name[:config][@split] (the split is `train` by default) or by its short name, such as gsm8k or ultrachat200k.",
     )
     limit: int | None = Field(default=None, ge=1, description="Use only the first `limit` lines; null: all.")
     skip_last: int = Field(
@@ -160,38 +167,17 @@ class DataSource(BaseModel):
         return self
 
 
-class DatasetRows(Protocol):
-    """A data set: its length, and one mapping of columns to values for each row."""
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[RawRow]: ...
-
-
-OpenDataset = Callable[[str, str | None, str], DatasetRows]
-
-
-def open_dataset(name: str, config: str | None, split: str) -> DatasetRows:
-    """`datasets.load_dataset` for one split. Raises DataError with the library's message if that fails."""
-    import datasets  # noqa: PLC0415  (slow, and only needed for this source)
-
-    try:
-        return cast(DatasetRows, datasets.load_dataset(name, config, split=split))
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"{name!r} is not a file, and as a data set (configuration {config or 'default'}, split {split}) it "
-            f"could not be loaded: {error}. A source is {_SOURCES}"
-        ) from error
-
-
 @dataclass(frozen=True, slots=True)
 class _NumberedRows:
     """The rows of a source, all of them, with their numbers.
 
-    `note`: what a user must know if some are bad. `conversion`: the shell command for a Python expression over `rows`.
+    `data_set`: the whole name of a data set, "" for other sources. `note`: what a user must know if some rows are bad.
+    `conversion`: the shell command for a Python expression over `rows`.
     """
 
     total: int
     rows: Iterable[tuple[int, bytes | RawRow]]
+    data_set: str = ""
     note: str = ""
     conversion: Callable[[str], str] = str
 
@@ -230,11 +216,12 @@ def load(
         Counter(reading.layout for reading in readings),
         tuple(dict.fromkeys(reading.note for reading in readings if reading.note)),
         Counter(column for reading in readings for column in reading.not_read),
+        numbered.data_set,
     )
 
 
 def _reading(source: DataSource, number: int, raw: bytes | RawRow, prompts_only: bool) -> Reading:
-    row = parse_line(raw) if isinstance(raw, bytes) else cast(RawRow, _without_nulls(raw))
+    row = parse_line(raw) if isinstance(raw, bytes) else raw
     ignored = source.ignore_columns or ()
     return read_row(
         {key: value for key, value in row.items() if key not in ignored},
@@ -242,13 +229,6 @@ def _reading(source: DataSource, number: int, raw: bytes | RawRow, prompts_only:
         strip_annotations=source.strip_annotations,
         prompts_only=prompts_only,
     )
-
-
-def _without_nulls(value: object) -> object:
-    """A row of a data set without its null entries: Arrow gives every object of a column the keys of all others."""
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
-    return [_without_nulls(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def _bad_line_report(source: str, bad: Sequence[BadLine], total: int, numbered: _NumberedRows) -> str:
@@ -267,25 +247,19 @@ def _numbered_rows(source: DataSource, opener: OpenDataset) -> _NumberedRows:
     if source.arithmetic is not None:
         problems = generate(source.arithmetic)
         # Label noise only changes the response; the stated answer stays right.
-        rows = ({"prompt": p.prompt, "response": p.response, "final_answer": p.answer} for p in problems)
-        return _NumberedRows(len(problems), enumerate(rows, 1))
+        problem_rows = ({"prompt": p.prompt, "response": p.response, "final_answer": p.answer} for p in problems)
+        return _NumberedRows(len(problems), enumerate(problem_rows, 1))
     path = Path(source.source).expanduser()
     if path.exists():
         found = file_rows(path)
-        return _NumberedRows(len(found.rows), found.rows, found.note, found.conversion)
+        return _NumberedRows(len(found.rows), found.rows, note=found.note, conversion=found.conversion)
     _refuse_missing_file(source.source, path)
-    name = _dataset_name(source.source)
+    name = dataset_name(source.source)
     dataset = opener(*name)
-    return _NumberedRows(len(dataset), enumerate(dataset, 1), conversion=partial(_dataset_conversion, *name))
-
-
-def _dataset_conversion(name: str, config: str | None, part: str, python: str) -> str:
-    """A shell command that writes OUT from a data set; `python` is a Python expression over `rows`."""
-    program = (
-        f"import datasets, json; rows = list(datasets.load_dataset({name!r}, {config!r}, split={part!r})); "
-        f"new = {python}; [print(json.dumps(r)) for r in new]"
-    )
-    return f"python -c {shlex.quote(program)} > {OUT}"
+    rows = ((number, cast(RawRow, without_nulls(row))) for number, row in enumerate(dataset, 1))
+    hub, config, part = name
+    full = f"{hub}{f':{config}' if config else ''}@{part}"
+    return _NumberedRows(len(dataset), rows, full, conversion=partial(dataset_conversion, *name))
 
 
 def _refuse_missing_file(source: str, path: Path) -> None:
@@ -293,16 +267,8 @@ def _refuse_missing_file(source: str, path: Path) -> None:
     if path.suffix in _FILE_SUFFIXES or (local and "@" not in source):
         raise DataError(
             f"{source}: there is no such file. It looks like a path, so it was not searched for as a data set. "
-            f"Correct the path, or name the split of a data set: name@train. A source is {_SOURCES}"
+            f"Correct the path, or name the split of a data set: name@train. A source is {SOURCES}"
         )
-
-
-def _dataset_name(source: str) -> tuple[str, str | None, str]:
-    name_and_config, _, part = source.rpartition("@") if "@" in source else (source, "", "train")
-    name, colon, config = name_and_config.partition(":")
-    if not name or not part or (colon and not config):
-        raise DataError(f"{source!r} does not name a data set: write name[:config][@split]. A source is {_SOURCES}")
-    return name, config or None, part
 
 
 def split(demonstrations: Iterable[Demonstration], held_out_fraction: float, seed: int) -> Split:

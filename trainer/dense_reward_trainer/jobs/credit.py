@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.engines.torch.device import chosen_device
 from dense_reward.records import Report
 
@@ -38,7 +39,8 @@ class CreditResult:
     `references`: the reference checkpoint of each pair. `left_out`: columns that the engine cannot compute.
     `localisation`: also by kind of planted error. `planted_ranking`: right answers against the same ones with an error,
     by kind, column and aggregate. `ranking`: right against wrong samples, by column and aggregate. It and `verdict` are
-    null without a policy to sample from, `steps` without labelled solutions.
+    null without a policy to sample from, and if its samples are all right or all wrong (`not_ranked` says so). `steps`
+    is null without labelled solutions.
     """
 
     references: dict[str, str]
@@ -50,6 +52,7 @@ class CreditResult:
     verdict: Verdict | None
     right: int
     wrong: int
+    not_ranked: str | None
     steps: dict[str, Localisation] | None
     solutions: int
 
@@ -57,8 +60,9 @@ class CreditResult:
 def run(config: CreditConfig, report: Report) -> CreditResult:
     """Measures, reports a table, and writes credit.json, credit.png and an example of each kind of error.
 
-    Raises ConfigError if too few answers can hold an error, or if the samples are all right or all wrong; also
-    DataError, CheckpointError or JobError. The message states the cure.
+    Samples that are all right or all wrong are reported as soon as they are judged; the other figures are kept. Raises
+    ConfigError if too few answers can hold an error; also DataError, CheckpointError or JobError. The message states
+    the cure.
     """
     check_run("credit", config)
     loaded = load(config.data)
@@ -83,7 +87,8 @@ def run(config: CreditConfig, report: Report) -> CreditResult:
                 report=report,
             )
         steps = first_wrong_steps(references, solutions, config.seed) if solutions else None
-    ranking = None if judged is None else judged.ranking(config.seed)
+    not_ranked = None if judged is None else judged.not_ranked
+    ranking = None if judged is None or not_ranked is not None else judged.ranking(config.seed)
     right, wrong = (0, 0) if judged is None else judged.counts
     result = CreditResult(
         references=references.names,
@@ -95,6 +100,7 @@ def run(config: CreditConfig, report: Report) -> CreditResult:
         verdict=None if judged is None or ranking is None else verdict(judged, ranking, config.seed),
         right=right,
         wrong=wrong,
+        not_ranked=not_ranked,
         steps=steps,
         solutions=len(solutions),
     )
@@ -124,7 +130,7 @@ def _save(
     folder = open_run("credit", config).folder
     models = [pair.card.model_dump() for pair in references.pairs]
     record = {"result": asdict(result), "config": config.model_dump(mode="json"), "models": models}
-    (folder / "credit.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_whole(folder / "credit.json", json.dumps(record, indent=2).encode() + b"\n")
     plot_credit(result.localisation, result.ranking, result.verdict, result.steps, folder / "credit.png")
     for kind, example in examples.items():
         plot_example(example, folder / f"example_{kind}")
@@ -155,6 +161,8 @@ def _lines(result: CreditResult, config: CreditConfig) -> Iterator[str]:
     if result.ranking is not None:
         title = f"{result.right} right against {result.wrong} wrong samples"
         yield from ranking_lines(title, result.ranking, config.window_tokens)
+    if result.not_ranked is not None:
+        yield result.not_ranked
     if result.verdict is not None:
         yield from result.verdict.words
 

@@ -15,7 +15,6 @@ from dense_reward.checkpoints.write_manifest import ManifestFacts
 from dense_reward.engines.torch.device import chosen_device
 from dense_reward.manifest import files_folder
 from dense_reward.records import IdArray, Report
-from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from dense_reward_trainer.configs.dpr import DprConfig
@@ -29,6 +28,8 @@ from dense_reward_trainer.rl.prompts import check_room_at_service, prompts_and_h
 from dense_reward_trainer.rl.records import TokenRewards
 from dense_reward_trainer.rl.reward_service import ServiceAddress, connected
 from dense_reward_trainer.runs.checkpoint import is_complete, recover, write_checkpoint
+from dense_reward_trainer.runs.next_step import finished, job
+from dense_reward_trainer.runs.progress import Progress
 from dense_reward_trainer.runs.run_folder import METRICS_NAME, MetricsLog, Run, check_run, open_run, pin, redacted
 from dense_reward_trainer.runs.trackers import check_trackers, open_trackers
 from dense_reward_trainer.runs.training_state import TrainingStates
@@ -58,11 +59,12 @@ def run(config: DprConfig, report: Report) -> None:
     """
     check_run("dpr", config)
     check_trackers(config.report_to)
-    finished = config.output_dir / "checkpoints" / "policy"
-    recover(finished)
-    if is_complete(finished):
+    policy = config.output_dir / "checkpoints" / "policy"
+    recover(policy)
+    if is_complete(policy):
         TrainingStates(config.output_dir / "resume").remove()
-        report(f"{config.output_dir} holds a finished run, so there is nothing to do: {finished}")
+        report(f"{config.output_dir} holds a finished run, so there is nothing to do")
+        report(last_line(config))
         return
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -80,7 +82,17 @@ def run(config: DprConfig, report: Report) -> None:
         train_policy(training, rewards, report)
     write_policy(training)
     training.states.remove()
-    report(f"finished: {finished}")
+    report(last_line(config))
+
+
+def last_line(config: DprConfig) -> str:
+    """What is finished, and what to run next."""
+    policy = config.output_dir / "checkpoints" / "policy"
+    keys: dict[str, object] = {"policies": f"{{start: {config.policy}, dpr: {policy}}}"}
+    if config.held_out is not None:
+        keys["held_out"] = config.held_out
+    keys |= {"service_url": config.service_url, "output_dir": config.output_dir / "evaluation"}
+    return finished(policy, job("evaluate", **keys))
 
 
 def metrics_of(config: DprConfig, opened: Run) -> MetricsLog:
@@ -102,7 +114,8 @@ def train_policy(training: Training, rewards: TokenRewards, report: Report) -> N
         report(f"resuming after step {done}")
     else:
         log_held_out_metrics(training, rewards, 0)
-    with tqdm(total=config.steps, initial=done, unit="step", dynamic_ncols=True) as bar:
+    samples = config.prompts_per_step * config.group_size
+    with Progress(config.steps, "steps", done) as progress:
         for step in range(done + 1, config.steps + 1):
             metrics = learner.step(step, training.prompts, rewards)
             training.metrics.append(step, metrics)
@@ -110,10 +123,8 @@ def train_policy(training: Training, rewards: TokenRewards, report: Report) -> N
                 log_held_out_metrics(training, rewards, step)
             if due(step, config.save_every, config.steps):
                 training.states.save(step, learner.state())
-            bar.set_postfix_str(
-                f"reward {metrics['reward_sum']:.2f} kl {metrics['kl_to_sft']:.2f} length {metrics['length_mean']:.0f}"
-            )
-            bar.update()
+            note = f"reward {metrics['reward_sum']:.2f}, kl {metrics['kl_to_sft']:.2f}"
+            progress.advance(tokens=round(metrics["length_mean"] * samples), note=note)
 
 
 def due(step: int, every: int, last: int) -> bool:

@@ -1,13 +1,13 @@
 """The `evaluate` job: measures policies on held-out prompts; writes a table, the figures as JSON and every response.
 
-Read from `run` downwards. All policies answer the same prompts, with the same seed.
+Read from `run` downwards. All policies answer the same prompts, with the same seed. Each policy is kept as soon as it
+is measured, so a stopped job continues.
 """
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import torch
 from dense_reward.checkpoints.atomic_file import write_whole
@@ -17,19 +17,20 @@ from dense_reward.records import Report
 from dense_reward_trainer.configs.dpr import HeldOutOptions
 from dense_reward_trainer.configs.evaluate import ChooseOptions, EvaluateConfig, PolicyOptions
 from dense_reward_trainer.configs.signals import TokenSignal
+from dense_reward_trainer.data.sources import Demonstration, data_sha256
 from dense_reward_trainer.policies.chosen import measure_chosen
+from dense_reward_trainer.policies.kept import KeptPolicy, inputs_of, keep, kept_policy
 from dense_reward_trainer.policies.load import check_sampled, load_sampled
 from dense_reward_trainer.policies.signals import check_offered, sample_signals
 from dense_reward_trainer.rl.held_out_metrics import (
     Estimate,
     HeldOutResult,
-    SampledResponse,
     draw_held_out,
     held_out_sampling,
     measure_held_out,
 )
-from dense_reward_trainer.rl.prompts import held_out_rows
-from dense_reward_trainer.rl.records import TokenRewards
+from dense_reward_trainer.rl.prompts import encoded_held_out, load_held_out
+from dense_reward_trainer.rl.records import Rollout, TokenRewards
 from dense_reward_trainer.rl.reward_service import (
     PinnedPair,
     ServiceAddress,
@@ -38,10 +39,10 @@ from dense_reward_trainer.rl.reward_service import (
     pinned_pairs,
 )
 from dense_reward_trainer.rl.sampling import Sampling
-from dense_reward_trainer.runs.run_folder import check_run, open_run
+from dense_reward_trainer.runs.next_step import finished, quoted
+from dense_reward_trainer.runs.progress import Progress
+from dense_reward_trainer.runs.run_folder import Run, check_run, open_run, pin
 from dense_reward_trainer.text_table import aligned
-
-Measured = tuple[HeldOutResult, list[SampledResponse]]
 
 # title of a column -> its value
 COLUMNS: Mapping[str, Callable[[HeldOutResult], Estimate | float | None]] = {
@@ -70,6 +71,15 @@ class PinnedService:
         """Log-probs of the SFT model; None without a service."""
         return None if self.sft is None else ServiceRewards(self.sft, "sft_logprob", with_kl=False)
 
+    def pairs_of(self, config: EvaluateConfig, name: str) -> dict[str, str]:
+        """The pairs that score a policy: name at the service -> revision."""
+        choose = config.policies[name].choose
+        if choose is None:
+            pair = self.sft
+        else:
+            pair = None if choose.signal is None else self.choosing[pair_name(config, choose)]
+        return {} if pair is None else {pair.card.name: pair.card.revision}
+
     def check_tokenizer(self, choosing: Iterable[str | None], tokenizer_sha256: str) -> None:
         """Raises JobError if a pair that a policy needs has a different tokenizer; `choosing`: the names of some."""
         needed = [self.sft, *(self.choosing[name] for name in choosing)]
@@ -78,54 +88,127 @@ class PinnedService:
                 pair.check_tokenizer(tokenizer_sha256)
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Policies that share their samples. `names`: all of them; `sampled`: how the samples are drawn."""
+
+    names: tuple[str, ...]
+    sampled: PolicyOptions
+    sampling: Sampling
+
+    def responses(self, config: EvaluateConfig, prompts: int, names: Collection[str]) -> int:
+        """How many responses are generated to measure these policies of the group."""
+        greedy = sum(config.policies[name].choose is None for name in names)
+        return prompts * (self.sampling.group_size + greedy) if names else 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Evaluation:
+    """An evaluation under way: what all policies are measured with. `missing`: those not measured by earlier starts."""
+
+    config: EvaluateConfig
+    demonstrations: Sequence[Demonstration]
+    service: PinnedService
+    inputs: Mapping[str, Mapping[str, str]]
+    missing: Collection[str]
+    run: Run
+
+
 def run(config: EvaluateConfig, report: Report) -> None:
     """Writes `evaluation.json` and `samples-NAME.jsonl` to `config.output_dir`, and reports a table.
 
-    Raises ConfigError, DataError, CheckpointError or JobError; the message states the cure.
+    A stopped job goes on with the policies that it has not measured. Raises ConfigError, DataError, CheckpointError or
+    JobError before the first measurement if a path cannot be used; the message states the cure.
     """
     check_run("evaluate", config)
-    for options in config.policies.values():
-        check_sampled(options)
+    manifests = {name: check_sampled(options) for name, options in config.policies.items()}
+    demonstrations = load_held_out(config.held_out, report)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    measured: dict[str, Measured] = {}
     with pinned_service(config, report) as service:
-        for sampled in dict.fromkeys(options.sampled for options in config.policies.values()):
-            names = [name for name, options in config.policies.items() if options.sampled == sampled]
-            report(f"measuring {', '.join(names)} ({sampled.checkpoint})")
-            measured |= measure_policies(config, sampled, names, service, report)
-    started = open_run("evaluate", config)
-    results = {name: measured[name][0] for name in config.policies}
-    for name in config.policies:
-        write_samples(started.folder / f"samples-{name}.jsonl", measured[name][1])
-    figures = {name: asdict(result) for name, result in results.items()}
-    write_whole(started.folder / "evaluation.json", json.dumps(figures, indent=2, allow_nan=False).encode() + b"\n")
-    report(evaluation_table(results))
-    report(f"figures and samples: {started.folder}")
+        for name, options in config.policies.items():
+            own = manifests[name][str(options.checkpoint)]
+            service.check_tokenizer(signals_of_choices(config, [options.choose]), own.tokenizer_sha256)
+        opened = open_run("evaluate", config)
+        pin(opened, {"held-out prompts": data_sha256(demonstrations)})
+        inputs = {
+            name: inputs_of(config.policies[name], manifests[name], service.pairs_of(config, name), size)
+            for group in groups_of(config)
+            for name, size in dict.fromkeys(group.names, group.sampling.group_size).items()
+        }
+        kept = {name: kept_policy(opened.folder, name, inputs[name], report) for name in config.policies}
+        missing = [name for name, one in kept.items() if one is None]
+        evaluation = Evaluation(config, demonstrations, service, inputs, missing, opened)
+        measured = measure_missing(evaluation, report) if missing else {}
+    finish(opened, {name: measured[name] if one is None else one for name, one in kept.items()}, report)
 
 
-def measure_policies(
-    config: EvaluateConfig, sampled: PolicyOptions, names: Sequence[str], service: PinnedService, report: Report
-) -> dict[str, Measured]:
-    """Measures the policies that share the samples of `sampled` on the held-out prompts, rendered as in training."""
+def groups_of(config: EvaluateConfig) -> list[Group]:
+    """The policies, grouped by what they sample."""
+    groups = []
+    for sampled in dict.fromkeys(options.sampled for options in config.policies.values()):
+        names = tuple(name for name, options in config.policies.items() if options.sampled == sampled)
+        choices = [config.policies[name].choose for name in names]
+        groups.append(Group(names, sampled, shared_sampling(config.held_out_options, sampled, choices)))
+    return groups
+
+
+def measure_missing(evaluation: Evaluation, report: Report) -> dict[str, KeptPolicy]:
+    """Measures the missing policies, one group after another; each is kept as soon as it is measured."""
+    config = evaluation.config
+    prompts = min(config.held_out_options.limit or len(evaluation.demonstrations), len(evaluation.demonstrations))
+    work = [(group, [name for name in group.names if name in evaluation.missing]) for group in groups_of(config)]
+    total = sum(group.responses(config, prompts, names) for group, names in work)
+    measured: dict[str, KeptPolicy] = {}
+    with Progress(total, "responses") as progress:
+        above = progress.beside(report)
+        if len(evaluation.missing) < len(config.policies):
+            above(f"measured by an earlier start: {len(config.policies) - len(evaluation.missing)} policies")
+        for group, names in work:
+            if names:
+                above(f"measuring {', '.join(names)} ({group.sampled.checkpoint})")
+                measured |= measure_group(evaluation, group, names, progress, above)
+    return measured
+
+
+def measure_group(
+    evaluation: Evaluation, group: Group, names: Sequence[str], progress: Progress, report: Report
+) -> dict[str, KeptPolicy]:
+    """Measures some policies of a group on the held-out prompts, rendered as in training."""
+
+    def on_batch(batch: Sequence[Rollout]) -> None:
+        progress.advance(len(batch), tokens=sum(len(rollout.response_T) for rollout in batch))
+
+    config, service = evaluation.config, evaluation.service
     options = config.held_out_options
-    checkpoint = load_sampled(sampled, report, precision=config.precision, device=chosen_device(config.device))
+    checkpoint = load_sampled(group.sampled, report, precision=config.precision, device=chosen_device(config.device))
     limit_tokens = checkpoint.policy.limit_tokens
-    rows = held_out_rows(config.held_out, checkpoint.encoder, limit_tokens, options.max_new_tokens, report)
+    rows = encoded_held_out(evaluation.demonstrations, checkpoint.encoder, limit_tokens, options.max_new_tokens)
     choices = {name: config.policies[name].choose for name in names}
+    drawn = draw_held_out(checkpoint, rows, options, group.sampling, on_batch)
     wanted = signals_of_choices(config, choices.values())
-    service.check_tokenizer(wanted, checkpoint.manifest.tokenizer_sha256)
-    drawn = draw_held_out(checkpoint, rows, options, shared_sampling(options, sampled, choices.values()))
     signals = {pair: sample_signals(service.choosing[pair], drawn.rollouts, found) for pair, found in wanted.items()}
-    measured: dict[str, Measured] = {}
+    measured: dict[str, KeptPolicy] = {}
     for name, choose in choices.items():
         if choose is None:
             own = drawn.first(options.samples_per_prompt)
-            measured[name] = measure_held_out(checkpoint, rows, options, service.sft_model_rewards, own)
+            rewards = service.sft_model_rewards
+            result, samples = measure_held_out(checkpoint, rows, options, rewards, own, on_batch=on_batch)
         else:
             scores = signals.get(pair_name(config, choose))
-            measured[name] = measure_chosen(checkpoint, rows, options, drawn, choose, signals=scores)
+            result, samples = measure_chosen(checkpoint, rows, options, drawn, choose, signals=scores)
+        pairs, inputs = service.pairs_of(config, name), evaluation.inputs[name]
+        measured[name] = keep(evaluation.run.folder, name, result, samples, pairs=pairs, inputs=inputs)
     return measured
+
+
+def finish(opened: Run, measured: Mapping[str, KeptPolicy], report: Report) -> None:
+    """Writes and reports the figures of all policies."""
+    figures = {name: {**asdict(kept.figures), "pairs": kept.pairs} for name, kept in measured.items()}
+    path = opened.folder / "evaluation.json"
+    write_whole(path, json.dumps(figures, indent=2, allow_nan=False).encode() + b"\n")
+    report(evaluation_table({name: kept.figures for name, kept in measured.items()}))
+    report(finished(path, "read the answers,", quoted(opened.folder / f"samples-{next(iter(measured))}.jsonl")))
 
 
 def shared_sampling(
@@ -172,11 +255,6 @@ def pinned_service(config: EvaluateConfig, report: Report) -> Iterator[PinnedSer
             choosing[name] = stack.enter_context(pinned_pair(replace(address, pair=name), report))
             check_offered(choosing[name], signals)
         yield PinnedService(pair, choosing)
-
-
-def write_samples(path: Path, samples: Sequence[SampledResponse]) -> None:
-    lines = [json.dumps(asdict(sample), ensure_ascii=False) for sample in samples]
-    write_whole(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def evaluation_table(results: Mapping[str, HeldOutResult]) -> str:

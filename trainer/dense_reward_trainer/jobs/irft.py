@@ -7,6 +7,7 @@ again, and generates nothing again that it has written.
 
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from dense_reward.records import Report
@@ -18,6 +19,7 @@ from dense_reward_trainer.data.sources import data_sha256
 from dense_reward_trainer.data.tokenised import TokenisedRow, rows_sha256
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.runs.checkpoint import is_complete, recover
+from dense_reward_trainer.runs.next_step import finished, quoted
 from dense_reward_trainer.runs.run_folder import Run, check_run, open_run, pin, plot_metrics
 from dense_reward_trainer.selfplay.checkpoint_writer import RoundWriter, checkpoint_folders
 from dense_reward_trainer.selfplay.generation import check_engine
@@ -40,7 +42,8 @@ def run(config: IrftConfig, report: Report) -> None:
         recover(folder)
     if is_complete(folders[-1]):
         shutil.rmtree(config.output_dir / "resume", ignore_errors=True)
-        report(f"{config.output_dir} holds a finished run, so there is nothing to do: {folders[-1]}")
+        report(f"{config.output_dir} holds a finished run, so there is nothing to do")
+        report(last_line(config, folders[-1]))
         return
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -50,10 +53,13 @@ def run(config: IrftConfig, report: Report) -> None:
             self_play.play(plan)
     plot_metrics(self_play.metrics, ("loss",), config.output_dir / "loss.png", ylabel="loss of a pair (nats)")
     shutil.rmtree(config.output_dir / "resume", ignore_errors=True)
-    report(
-        f"finished: {folders[-1]}. Serve it with a pair for each round: dense-reward serve --run {config.output_dir}. "
-        f"Compare it with its start in `evaluate`, on {config.output_dir / 'held_out.jsonl'}"
-    )
+    report(last_line(config, folders[-1]))
+
+
+def last_line(config: IrftConfig, result: Path) -> str:
+    """What is finished, and what to run next: each round is a reference of the run."""
+    compare = f"compare it with its start in evaluate, on {config.output_dir / 'held_out.jsonl'}"
+    return finished(result, f"dense-reward serve --run {quoted(config.output_dir)};", compare)
 
 
 def prepare(config: IrftConfig, report: Report) -> SelfPlay:

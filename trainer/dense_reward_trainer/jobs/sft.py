@@ -32,6 +32,7 @@ from dense_reward_trainer.runs.checkpoint import (
     recover,
     training_step,
 )
+from dense_reward_trainer.runs.next_step import finished, serve
 from dense_reward_trainer.runs.run_folder import (
     METRICS_NAME,
     MetricsLog,
@@ -42,7 +43,7 @@ from dense_reward_trainer.runs.run_folder import (
     redacted,
 )
 from dense_reward_trainer.runs.trackers import check_trackers, open_trackers
-from dense_reward_trainer.sft.callbacks import EvaluateAtEnd, LogToFile, QuietProgress
+from dense_reward_trainer.sft.callbacks import EvaluateAtEnd, LogToFile, ShowProgress
 from dense_reward_trainer.sft.checkpoint_writer import SFT, CheckpointWriter, SaveMilestones, shared_facts
 from dense_reward_trainer.sft.initial_model import InitialModel, initial_model_of
 from dense_reward_trainer.sft.memory_check import check_memory
@@ -82,16 +83,23 @@ def run(config: SftConfig, report: Report) -> None:
         state = newest_training_state(config.output_dir / "resume", report)
         for name in (SFT, *config.milestones):
             recover(checkpoints / name)
-    done, finished = 0 if state is None else training_step(state), is_complete(checkpoints / SFT)
-    check_same_run_folder(done, finished)
-    if finished:
+    done, is_finished = 0 if state is None else training_step(state), is_complete(checkpoints / SFT)
+    check_same_run_folder(done, is_finished)
+    if is_finished:
         shutil.rmtree(config.output_dir / "resume", ignore_errors=True)
-        report(f"{config.output_dir} holds a finished run, so there is nothing to do: {checkpoints / SFT}")
+        report(f"{config.output_dir} holds a finished run, so there is nothing to do")
+        report(last_line(config))
         return
     train(config, arguments, state, report)
     if arguments.process_index == 0:
         shutil.rmtree(config.output_dir / "resume")
-    report(f"finished: {checkpoints / SFT}")
+    report(last_line(config))
+
+
+def last_line(config: SftConfig) -> str:
+    """What is finished, and what to run next."""
+    run = config.output_dir
+    return finished(run / "checkpoints" / SFT, serve(run, config.milestones))
 
 
 def train(config: SftConfig, arguments: TrlConfig, state: Path | None, report: Report) -> None:
@@ -267,7 +275,7 @@ def make_trainer(
     # TRL turns the KV cache off for training. Without this, the checkpoint keeps that and sampling from it is slow.
     initial.model.config.use_cache = use_cache
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(QuietProgress())
+    trainer.add_callback(ShowProgress())
     return trainer
 
 

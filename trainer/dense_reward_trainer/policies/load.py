@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import check_pair, load_manifest
+from dense_reward.manifest import Manifest, adapter_base_folder, check_pair, files_folder, load_manifest
 from dense_reward.records import Report
 
 from dense_reward_trainer.configs.dpr import Precision
@@ -32,13 +32,35 @@ NO_COMPUTATION = frozenset(
 )
 
 
-def check_sampled(options: PolicyOptions) -> None:
-    """Raises CheckpointError for a checkpoint of `options` without a readable manifest. Loads no weights."""
-    load_manifest(options.checkpoint)
+def check_sampled(options: PolicyOptions) -> dict[str, Manifest]:
+    """The manifests of all checkpoints that a policy needs, by folder. Loads no weights.
+
+    Raises CheckpointError for a checkpoint without a readable manifest or of which a file is missing, and for a tilt of
+    two checkpoints that are no pair.
+    """
+    manifests = {str(folder): _with_files(folder) for folder in folders_of(options)}
     if options.tilt is not None:
-        load_manifest(options.tilt.reference)
-    if options.extrapolate is not None:
-        load_manifest(options.extrapolate.base)
+        own, other = manifests[str(options.checkpoint)], manifests[str(options.tilt.reference)]
+        _check_tilt(own, other, options.tilt, options.checkpoint)
+    return manifests
+
+
+def folders_of(options: PolicyOptions) -> list[Path]:
+    """The folders of all checkpoints that a policy needs; its own is the first."""
+    folders = [options.checkpoint]
+    folders += [] if options.tilt is None else [options.tilt.reference]
+    return folders if options.extrapolate is None else [*folders, options.extrapolate.base]
+
+
+def _with_files(folder: Path) -> Manifest:
+    manifest = load_manifest(folder)
+    places = [(files_folder(folder, manifest), manifest.files)]
+    base = adapter_base_folder(folder, manifest)
+    places += [] if base is None else [(base, manifest.adapter_base_files)]
+    missing = next((place / name for place, files in places for name in files if not (place / name).is_file()), None)
+    if missing is not None:
+        raise CheckpointError(f"{missing} is missing, which the manifest of {folder} lists: copy the checkpoint again")
+    return manifest
 
 
 def load_sampled(options: PolicyOptions, report: Report, *, precision: Precision, device: str) -> PolicyCheckpoint:
@@ -67,16 +89,20 @@ def tilted(
     checkpoint: PolicyCheckpoint, reference: PolicyCheckpoint, options: TiltOptions, folder: Path
 ) -> PolicyCheckpoint:
     """`checkpoint`, from `folder`, tilted away from the reference. Raises CheckpointError if they are no pair."""
-    try:
-        check_pair(checkpoint.manifest, reference.manifest, allow_unrelated=True)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{folder} (sft) cannot be tilted away from {options.reference} (reference): {error}"
-        ) from error
+    _check_tilt(checkpoint.manifest, reference.manifest, options, folder)
     own = checkpoint.policy
     tilt = Tilt(reference.policy.model, options.strength)
     policy = Policy(own.model, own.end_of_turn_id, own.vocab_size, own.autocast, tilt)
     return PolicyCheckpoint(policy, checkpoint.encoder, checkpoint.manifest)
+
+
+def _check_tilt(own: Manifest, reference: Manifest, options: TiltOptions, folder: Path) -> None:
+    try:
+        check_pair(own, reference, allow_unrelated=True)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{folder} (sft) cannot be tilted away from {options.reference} (reference): {error}"
+        ) from error
 
 
 def extrapolated(

@@ -70,7 +70,7 @@ def _is_known(demonstration: Demonstration, checker: AnswerChecker) -> bool:
 def _rows(path: Path) -> Iterator[tuple[int, RawRow | LineError]]:
     for number, line in file_rows(path).rows:
         try:
-            yield number, parse_line(line)
+            yield number, parse_line(line) if isinstance(line, bytes) else line
         except LineError as error:
             yield number, error
 

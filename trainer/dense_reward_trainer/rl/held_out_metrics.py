@@ -14,7 +14,7 @@ from dense_reward_trainer.data.final_answers import answer_of, right_answer
 from dense_reward_trainer.data.sources import DataError
 from dense_reward_trainer.data.tokenised import TokenisedRow
 from dense_reward_trainer.rl.policy import Policy, PolicyCheckpoint, frozen_logprobs
-from dense_reward_trainer.rl.records import Rollout, TokenRewards
+from dense_reward_trainer.rl.records import OnBatch, Rollout, TokenRewards
 from dense_reward_trainer.rl.sampling import Sampling, sample, sampled_logprobs
 
 T = TypeVar("T")
@@ -103,9 +103,13 @@ def held_out_sampling(options: HeldOutOptions) -> Sampling:
 
 
 def draw_held_out(
-    checkpoint: PolicyCheckpoint, rows: Sequence[TokenisedRow], options: HeldOutOptions, sampling: Sampling
+    checkpoint: PolicyCheckpoint,
+    rows: Sequence[TokenisedRow],
+    options: HeldOutOptions,
+    sampling: Sampling,
+    on_batch: OnBatch | None = None,
 ) -> Drawn:
-    """Samples for the first `options.limit` prompts.
+    """Samples for the first `options.limit` prompts. `on_batch` is called with each batch of them.
 
     Raises ValueError if there is no prompt, ConfigError if one leaves no room for `max_new_tokens`, and DataError if
     the checker cannot judge an answer.
@@ -116,7 +120,7 @@ def draw_held_out(
     for row in rows:
         wanted_answer(row, checkpoint.encoder, options)
     prompts = [row.encoded.prompt_P for row in rows]
-    return Drawn(sample(checkpoint.policy, prompts, sampling, options.seed), sampling)
+    return Drawn(sample(checkpoint.policy, prompts, sampling, options.seed, on_batch), sampling)
 
 
 def measure_held_out(
@@ -125,17 +129,20 @@ def measure_held_out(
     options: HeldOutOptions,
     rewards: TokenRewards | None = None,
     drawn: Drawn | None = None,
+    *,
+    on_batch: OnBatch | None = None,
 ) -> tuple[HeldOutResult, list[SampledResponse]]:
     """Metrics from one greedy response and several samples for every prompt, and the responses.
 
-    `rewards` gives the SFT model's log-probs. `drawn`: the samples; None draws them at temperature 1. Raises what
-    `draw_held_out` raises.
+    `rewards` gives the SFT model's log-probs. `drawn`: the samples; None draws them at temperature 1. `on_batch` is
+    called with each batch of responses. Raises what `draw_held_out` raises.
     """
     if drawn is None:
-        drawn = draw_held_out(checkpoint, rows, options, held_out_sampling(options))
+        drawn = draw_held_out(checkpoint, rows, options, held_out_sampling(options), on_batch)
     rows, size = rows[: options.limit], drawn.sampling.group_size
     prompts = [row.encoded.prompt_P for row in rows]
-    greedy = sample(checkpoint.policy, prompts, replace(drawn.sampling, group_size=1, greedy=True), options.seed)
+    greedily = replace(drawn.sampling, group_size=1, greedy=True)
+    greedy = sample(checkpoint.policy, prompts, greedily, options.seed, on_batch)
     greedy_records = sampled_responses(checkpoint.encoder, rows, greedy, options, greedy=True)
     records = sampled_responses(checkpoint.encoder, rows, drawn.rollouts, options, greedy=False)
     kl = None if rewards is None else _kl_to_sft(checkpoint.policy, drawn, rewards, options.microbatch_tokens)

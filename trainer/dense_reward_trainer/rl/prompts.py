@@ -9,7 +9,7 @@ from dense_reward.records import IdArray, Report
 from dense_reward.text.encode import Encoder
 
 from dense_reward_trainer.configs.dpr import DprConfig
-from dense_reward_trainer.data.sources import NO_SKIP, DataError, DataSource, load, split
+from dense_reward_trainer.data.sources import NO_SKIP, DataError, DataSource, Demonstration, load, split
 from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrations
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.rl.policy import PolicyCheckpoint
@@ -58,10 +58,22 @@ def held_out_rows(
     path: Path, encoder: Encoder, limit_tokens: int, max_new_tokens: int, report: Report
 ) -> Sequence[TokenisedRow]:
     """All demonstrations of a file. Raises DataError if one is bad or leaves no room for `max_new_tokens`."""
+    return encoded_held_out(load_held_out(path, report), encoder, limit_tokens, max_new_tokens)
+
+
+def load_held_out(path: Path, report: Report) -> Sequence[Demonstration]:
+    """All demonstrations of a file. Raises DataError if one is bad."""
     loaded = load(DataSource(source=str(path), held_out_fraction=0.0), cure=NO_SKIP)
     report(loaded.summary)
+    return loaded.demonstrations
+
+
+def encoded_held_out(
+    demonstrations: Sequence[Demonstration], encoder: Encoder, limit_tokens: int, max_new_tokens: int
+) -> Sequence[TokenisedRow]:
+    """The demonstrations as ids. Raises DataError if one leaves no room for `max_new_tokens`."""
     rows = encode_demonstrations(
-        loaded.demonstrations, encoder, every_turn=False, limit_tokens=limit_tokens, skip_bad=False, cure=NO_SKIP
+        demonstrations, encoder, every_turn=False, limit_tokens=limit_tokens, skip_bad=False, cure=NO_SKIP
     ).rows
     check_room(rows, limit_tokens, max_new_tokens, "held_out_options.max_new_tokens", "or remove such prompts")
     return rows

@@ -3,7 +3,7 @@
 Shapes: P prompt tokens, T tokens of a response, K candidates (the policy's likeliest ids) at each position.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,10 @@ class Rollout:
     prompt_P: IdArray
     response_T: IdArray
     finished: bool
+
+
+# Is called with the rollouts of each batch, as soon as they are sampled.
+OnBatch = Callable[[Sequence[Rollout]], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

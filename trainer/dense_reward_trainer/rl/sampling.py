@@ -15,7 +15,7 @@ from transformers import GenerationConfig, LogitsProcessorList, MinPLogitsWarper
 
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.policy import Policy, frozen_logprobs, microbatches, own_actions, state_logprobs
-from dense_reward_trainer.rl.records import Rollout
+from dense_reward_trainer.rl.records import OnBatch, Rollout
 from dense_reward_trainer.rl.tilt import TiltedSampling
 
 
@@ -43,10 +43,13 @@ class Sampling:
         return self.top_p < 1 or self.min_p > 0
 
 
-def sample(policy: Policy, prompts: Sequence[IdArray], sampling: Sampling, seed: int) -> list[Rollout]:
+def sample(
+    policy: Policy, prompts: Sequence[IdArray], sampling: Sampling, seed: int, on_batch: OnBatch | None = None
+) -> list[Rollout]:
     """`group_size` rollouts to each prompt, in the order of the prompts. Leaves the global random state unchanged.
 
-    Raises ConfigError if a prompt is empty or leaves no room for `max_new_tokens` below the model's limit.
+    `on_batch` is called with each batch. Raises ConfigError if a prompt is empty or leaves no room for
+    `max_new_tokens` below the model's limit.
     """
     _check(policy, prompts, sampling)
     rows = [prompt for prompt in prompts for _ in range(sampling.group_size)]
@@ -55,7 +58,10 @@ def sample(policy: Policy, prompts: Sequence[IdArray], sampling: Sampling, seed:
     with torch.random.fork_rng(devices=devices), torch.no_grad(), policy.precision(), plain_generation(policy.model):
         torch.manual_seed(seed)
         for start in range(0, len(rows), sampling.batch_size):
-            rollouts += _sample_batch(policy, rows[start : start + sampling.batch_size], sampling)
+            batch = _sample_batch(policy, rows[start : start + sampling.batch_size], sampling)
+            rollouts += batch
+            if on_batch is not None:
+                on_batch(batch)
     return rollouts
 
 

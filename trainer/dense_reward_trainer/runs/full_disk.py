@@ -30,8 +30,8 @@ def reports_full_disk(folder: Path) -> Iterator[None]:
             raise
         raise JobError(
             f"{folder}: a file could not be written completely, because the disk is full, or a quota or limit is "
-            f"reached ({_free(folder)}): make space and start the same command again. Finished checkpoints are kept, "
-            "and the run continues from its last complete training state"
+            f"reached ({_free(folder)}): make space and start the same command again. Finished checkpoints and "
+            "results are kept, and the run continues from its last complete state"
         ) from error
 
 

@@ -22,11 +22,12 @@ from dense_reward.checkpoints.versions import library_versions
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from dense_reward_trainer.configs.base import JobConfig, changed_keys
+from dense_reward_trainer.configs.base import JobConfig, changed_values
 from dense_reward_trainer.errors import ConfigError, JobError
 
 CONFIG_NAME, RECORD_NAME, METRICS_NAME = "config.yaml", "run.json", "metrics.jsonl"
 REDACTED = "[redacted]"
+_LONGEST_VALUES = 60
 _SECRET_NAME = re.compile(r"(^|_)(key|apikey|token|secret|password|credentials?)$", re.IGNORECASE)
 _URL_SECRET = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
@@ -248,9 +249,16 @@ def _check_job(folder: Path, record: RunRecord, job: str) -> None:
 
 def _check_config(folder: Path, values: Mapping[str, object], may_change: frozenset[str]) -> None:
     started = yaml.safe_load((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    changed = changed_keys(started, values, may_change)
+    changed = changed_values(started, values, may_change)
     if changed:
         raise ConfigError(
-            f"{folder} holds a run that was started with a different configuration ({', '.join(changed)}): "
-            "use another output_dir, or the configuration that it was started with"
+            f"{folder} holds a run that was started with a different configuration "
+            f"({', '.join(_difference(key, *values) for key, values in changed.items())}), so its results so far would "
+            "not be those of this one: use another output_dir, or the configuration that it was started with"
         )
+
+
+def _difference(key: str, before: object, now: object) -> str:
+    """Such as `seed: 0 -> 1`; the name alone of values that are long."""
+    words = f"{before!s} -> {now!s}"
+    return f"{key}: {words}" if len(words) <= _LONGEST_VALUES else key

@@ -9,7 +9,6 @@ import numpy as np
 from dense_reward.engines.torch.device import chosen_device
 from dense_reward.manifest import files_folder, load_manifest
 from dense_reward.records import IdArray
-from tqdm import tqdm
 
 from dense_reward_trainer.configs.irft import GenerationOptions, IrftConfig
 from dense_reward_trainer.errors import ConfigError
@@ -17,6 +16,7 @@ from dense_reward_trainer.rl.policy import PolicyCheckpoint, load_policy
 from dense_reward_trainer.rl.records import Rollout
 from dense_reward_trainer.rl.sampling import Sampling, sample
 from dense_reward_trainer.runs.processes import in_processes
+from dense_reward_trainer.runs.progress import Progress
 from dense_reward_trainer.selfplay.pairs import PairFile
 from dense_reward_trainer.selfplay.start import Start
 from dense_reward_trainer.selfplay.vllm_answers import VllmTask, vllm_answers
@@ -46,11 +46,11 @@ def generate(config: IrftConfig, opponent: Opponent, pairs: PairFile) -> None:
     if not chunks:
         return
     missing = sum(len(chunk.rows) for chunk in chunks)
-    with tqdm(total=len(pairs.rows), initial=len(pairs.rows) - missing, unit="answer", dynamic_ncols=True) as bar:
-        bar.set_description_str(f"round {opponent.number}: generating")
+    unit = f"answers of round {opponent.number}"
+    with Progress(len(pairs.rows), unit, len(pairs.rows) - missing) as progress:
         for chunk, rollouts in zip(chunks, _answers(config, opponent, chunks), strict=True):
             pairs.append(chunk.rows, rollouts, opponent.start.encoder)
-            bar.update(len(chunk.rows))
+            progress.advance(len(chunk.rows), tokens=sum(len(rollout.response_T) for rollout in rollouts))
 
 
 def check_engine(config: IrftConfig, start: Start) -> None:

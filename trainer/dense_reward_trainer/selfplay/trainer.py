@@ -25,7 +25,7 @@ from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.selfplay.losses import loss_at_start
 from dense_reward_trainer.selfplay.pairs import Pair
 from dense_reward_trainer.selfplay.plan import RoundPlan
-from dense_reward_trainer.sft.callbacks import QuietProgress
+from dense_reward_trainer.sft.callbacks import ShowProgress
 
 TRL_LOSS: Mapping[LossName, str] = {"sigmoid": "sigmoid", "bernoulli": "bco_pair"}
 OPTIMISER = {"rmsprop": "rmsprop", "adamw": "adamw_torch"}
@@ -156,7 +156,7 @@ def make_trainer(
     # TRL turns the KV cache off for training. Without this, the checkpoint keeps that and sampling from it is slow.
     model.config.use_cache = use_cache
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(QuietProgress())
+    trainer.add_callback(ShowProgress())
     return trainer
 
 

@@ -1,9 +1,10 @@
-"""Callbacks of transformers' trainer: log to a file, progress bar, evaluation after the last step."""
+"""Callbacks of transformers' trainer: log to a file, progress, evaluation after the last step."""
 
 from collections.abc import Mapping
 
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dense_reward_trainer.runs.progress import Progress
 from dense_reward_trainer.runs.run_folder import MetricsLog
 
 # Keys of the summary that transformers' trainer logs at its end; it belongs to no step.
@@ -37,8 +38,26 @@ class LogToFile(TrainerCallback):  # type: ignore[misc]
             self._metrics.append(state.global_step, values)
 
 
-class QuietProgress(ProgressCallback):  # type: ignore[misc]
-    """transformers' progress bar, with the loss in it instead of a printed line for each log."""
+class ShowProgress(TrainerCallback):  # type: ignore[misc]
+    """The progress of the run, in the first process. Tokens and loss are those that the trainer logged last."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+        self._step = 0
+        self._tokens = 0.0
+        self._note = ""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
+    ) -> None:
+        if state.is_world_process_zero:
+            self._step = state.global_step
+            self._progress = Progress(state.max_steps, "steps", state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if self._progress is not None:
+            self._progress.advance(state.global_step - self._step, note=self._note)
+            self._step = state.global_step
 
     def on_log(
         self,
@@ -48,5 +67,12 @@ class QuietProgress(ProgressCallback):  # type: ignore[misc]
         logs: Mapping[str, float],
         **_: object,
     ) -> None:
-        if self.training_bar is not None and "loss" in logs:
-            self.training_bar.set_postfix_str(f"loss {logs['loss']:.3f}")
+        if self._progress is not None and "loss" in logs:
+            tokens = float(logs.get("num_tokens", self._tokens))  # TRL counts those since this start
+            self._note = f"loss {float(logs['loss']):.3f}"
+            self._progress.advance(0, tokens=int(tokens - self._tokens), note=self._note)
+            self._tokens = tokens
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        if self._progress is not None:
+            self._progress.close()

@@ -1,0 +1,62 @@
+"""The progress of a job, one line on stderr: how far it is, tokens per second, and the time that is left.
+
+    120/400 steps |██████      | 02:31 left, 4,210 tokens/s, loss 0.412
+
+The time left follows from the recent pace, tokens per second from the whole time since this start of the job. Where
+stderr is a file, the line is written rarely, so that it does not fill the file.
+"""
+
+import sys
+from collections.abc import Callable
+from time import perf_counter
+from types import TracebackType
+from typing import Self
+
+from dense_reward.records import Report
+from tqdm import tqdm
+
+_FORMAT = "{n_fmt}/{total_fmt} {unit} |{bar:24}| {remaining} left{postfix}"
+_TERMINAL_S, _FILE_S = 0.1, 10.0
+
+
+class Progress:
+    """Counts what is done of `total`. `unit`: a plural, such as steps. `done`: what an earlier start had finished."""
+
+    def __init__(self, total: int, unit: str, done: int = 0, *, clock: Callable[[], float] = perf_counter) -> None:
+        self._clock, self._tokens = clock, 0
+        interval_s = _TERMINAL_S if sys.stderr.isatty() else _FILE_S
+        self._bar = tqdm(
+            total=total, initial=done, unit=unit, bar_format=_FORMAT, dynamic_ncols=True, mininterval=interval_s
+        )
+        self._started = clock()
+
+    def advance(self, count: int = 1, *, tokens: int = 0, note: str = "") -> None:
+        """`count` more are done, with `tokens` more tokens. `note`: figures to show, such as `loss 0.412`."""
+        self._tokens += tokens
+        self._bar.set_postfix_str(", ".join(part for part in (self._speed(), note) if part), refresh=False)
+        self._bar.update(count)
+
+    def _speed(self) -> str:
+        seconds = self._clock() - self._started
+        return f"{self._tokens / seconds:,.0f} tokens/s" if self._tokens and seconds > 0 else ""
+
+    def beside(self, report: Report) -> Report:
+        """`report`, which writes its lines above the progress instead of into it."""
+
+        def report_above(text: str) -> None:
+            with tqdm.external_write_mode(file=sys.stderr):
+                report(text)
+
+        return report_above
+
+    def close(self) -> None:
+        """Shows the final state, and ends the line."""
+        self._bar.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
