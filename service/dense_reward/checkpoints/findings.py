@@ -9,10 +9,10 @@ import torch
 
 from dense_reward.checkpoints.probe import ProbedModel
 from dense_reward.checkpoints.turn_ends import GENERATION_CONFIG, turn_ends
+from dense_reward.engines.token_head.engine import HeadModel
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.engines.torch.model import DTYPES
 from dense_reward.engines.torch.packing_check import unsupported_reason
-from dense_reward.engines.torch.token_head import HeadModel
 from dense_reward.engines.weight_files import ADAPTER_CONFIG, read_json
 from dense_reward.heatmap.example import ExampleTokens
 from dense_reward.manifest import Manifest

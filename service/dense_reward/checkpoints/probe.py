@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dense_reward.engines.token_head.engine import HeadModel
 from dense_reward.engines.torch.model import TorchModel
-from dense_reward.engines.torch.token_head import HeadModel
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import ProbeResponse, ProbeSequence
 from dense_reward.text.encode import Encoder

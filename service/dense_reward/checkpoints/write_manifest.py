@@ -11,10 +11,10 @@ from pathlib import Path
 from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.checkpoints.probe import ProbedModel, ProbeIds, measure_probe
 from dense_reward.checkpoints.versions import library_versions
+from dense_reward.engines.token_head.engine import load_head
 from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
 from dense_reward.engines.torch.architecture import load_config
 from dense_reward.engines.torch.model import DTYPES, load_model
-from dense_reward.engines.torch.token_head import load_head
 from dense_reward.engines.torch.weights import stored_dtype
 from dense_reward.errors import CheckpointError
 from dense_reward.folders import folder_name

@@ -41,8 +41,8 @@ def loader(engine: EngineName) -> LoadPair:
 
 
 def _torch_loader() -> LoadPair:
+    from dense_reward.engines.token_head.load import load_token_head  # noqa: PLC0415
     from dense_reward.engines.torch.load import DeviceLoader, gpu_bytes  # noqa: PLC0415
-    from dense_reward.engines.torch.load_head import load_token_head  # noqa: PLC0415
 
     torch = DeviceLoader()
 

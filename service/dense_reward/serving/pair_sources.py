@@ -1,5 +1,6 @@
 """Which pairs a service loads at its start, and which folders checkpoints can be loaded from."""
 
+from collections.abc import Sequence
 from math import inf
 from os.path import isdir, isfile
 from pathlib import Path
@@ -12,11 +13,21 @@ from dense_reward.manifest import MANIFEST_NAME, Manifest, adapter_base_folder, 
 from dense_reward.schemas import Strictly
 from dense_reward.settings import Settings, read_list
 
+PairName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+
+
+class PairOfRun(Strictly):
+    """A pair of a finished SFT run: its name, and the folders of its two checkpoints."""
+
+    name: PairName
+    sft: Path
+    reference: Path
+
 
 class PairSource(Strictly):
     """What to load: its name, and the folders of a pair or of a token head. The body of POST /admin/models."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+    name: PairName
     sft: Path | None = Field(None, description="folder of the sft checkpoint of a pair")
     reference: Path | None = Field(None, description="folder of the reference of a pair")
     token_head: Path | None = Field(None, description="folder of a token head, instead of a pair")
@@ -49,7 +60,7 @@ def _chosen(settings: Settings) -> list[Settings]:
         _refuse_with("--run", settings)
         if "name" in settings.model_fields_set:
             raise SettingsError("--run names each pair after the folder of its reference: leave out --name")
-        sources = pairs_of_run(settings.run)
+        sources: Sequence[PairOfRun] | Sequence[PairSource] = pairs_of_run(settings.run)
     elif settings.pairs_file is not None:
         _refuse_with("--pairs-file", settings)
         sources = read_list("--pairs-file", settings.pairs_file, SOURCES)
@@ -63,7 +74,7 @@ def _refuse_with(given: str, settings: Settings) -> None:
         raise SettingsError(f"--engine remote serves one pair: replace {given} by --sft, --reference and their URLs")
 
 
-def pairs_of_run(folder: Path) -> list[PairSource]:
+def pairs_of_run(folder: Path) -> list[PairOfRun]:
     """The sft checkpoint of a run with each of its references, the earliest first.
 
     `folder` is the run's, or that of its checkpoints. Raises SettingsError if it holds no finished run or no reference,
@@ -80,10 +91,7 @@ def pairs_of_run(folder: Path) -> list[PairSource]:
             "train again with milestones"
         )
     try:
-        return [
-            PairSource(name=place.name, sft=checkpoints / "sft", reference=place, token_head=None)
-            for _, place in references
-        ]
+        return [PairOfRun(name=place.name, sft=checkpoints / "sft", reference=place) for _, place in references]
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise SettingsError(f"--run {folder}: a folder's name cannot be that of a pair ({reason}): rename it") from None

@@ -43,7 +43,7 @@ class References:
     @property
     def names(self) -> dict[str, str]:
         """The reference checkpoint of each pair, by the name of the pair."""
-        return {pair.card.name: pair.card.reference for pair in self.pairs}
+        return {pair.card.name: pair.card.reference or f"token head {pair.card.token_head}" for pair in self.pairs}
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from dense_reward.checkpoints.adopt import adopt
+from dense_reward.engines.token_head.engine import HeadEngine, HeadModel
+from dense_reward.engines.token_head.load import load_token_head
 from dense_reward.engines.torch.load import ServingOptions
-from dense_reward.engines.torch.load_head import load_token_head
-from dense_reward.engines.torch.token_head import HeadEngine, HeadModel
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import MANIFEST_NAME, check_pair, load_manifest
 from dense_reward.records import Branch, Result, Trunk, Wants

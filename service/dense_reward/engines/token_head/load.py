@@ -14,9 +14,9 @@ from dense_reward.engines.proof import (
     tokenizer_of,
     verify_probe,
 )
+from dense_reward.engines.token_head.engine import HeadEngine, HeadModel, load_head
 from dense_reward.engines.torch.load import ServingOptions, served_dtype
 from dense_reward.engines.torch.model import DTYPES
-from dense_reward.engines.torch.token_head import HeadEngine, HeadModel, load_head
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import load_manifest, verify_files
 from dense_reward.records import EngineInfo, OnDevice, Report, Wants
