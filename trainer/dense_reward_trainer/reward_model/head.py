@@ -31,7 +31,9 @@ def new_head(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
             f"transformers has no reward model (sequence classification) of {type(language_model).__name__}: choose "
             "another architecture"
         )
-    config = type(config).from_dict({**config.to_dict(), "num_labels": 1, "architectures": None})
+    without = {"id2label", "label2id", "num_labels", "architectures"}
+    values = {name: value for name, value in config.to_dict().items() if name not in without}
+    config = type(config).from_dict({**values, "num_labels": 1})
     config.pad_token_id = _padding(tokenizer)
     attention = language_model.config._attn_implementation
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(

@@ -201,6 +201,18 @@ def test_a_head_is_no_part_of_a_pair(head: Path, tmp_path: Path) -> None:
             check_pair(*pair, allow_unrelated=True)
 
 
+def test_a_reward_model_of_another_program_is_adopted_and_told_how_to_be_served(tmp_path: Path) -> None:
+    folder, lines = tmp_path / "head", list[str]()
+    write_files(folder, tiny_head())
+    adopt(str(folder), role="token_head", run_id="run", renderer="plain", report=lines.append)
+    assert any(f"dense-reward serve --token-head {folder}" in line for line in lines)
+    assert load_manifest(folder).role == "token_head"
+    assert loaded(folder).info.token_head == str(folder)
+    lines.clear()
+    adopt(str(folder), check=True, report=lines.append)
+    assert any("matches files, tokenizer, chat template and probe" in line for line in lines)
+
+
 def test_bfloat16_is_within_its_tolerance(head: Path) -> None:
     lines: list[str] = []
     engine = load_token_head(head, replace(OPTIONS, dtype="bfloat16"), lines.append, now)[0]
