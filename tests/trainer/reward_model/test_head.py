@@ -58,7 +58,9 @@ def test_values_are_those_that_the_service_computes() -> None:
     for prompt_P, ids_T, value_T in zip(prompts, responses, found.values_BT, strict=True):
         expected = served.values(prompt_P.tolist(), ids_T.tolist())
         assert value_T[: len(ids_T)].tolist() == pytest.approx(expected, abs=1e-5)
-    assert found.last_B.tolist() == pytest.approx([served.values(p.prompt_P, p.answer_T)[-1] for p in PAIRS], abs=1e-5)
+    assert found.last_B.tolist() == pytest.approx(
+        [served.values(p.prompt_P.tolist(), p.answer_T.tolist())[-1] for p in PAIRS], abs=1e-5
+    )
 
 
 def test_a_new_head_has_the_layers_of_its_language_model_and_values_of_0(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -87,7 +89,9 @@ def test_an_architecture_without_a_reward_model_is_refused(tokenizer: PreTrained
 
 
 def manual_loss(model: HeadModel, pair: AnswerPair, loss: HeadLoss) -> float:
-    demonstration, answer = (model.values(pair.prompt_P, ids_T) for ids_T in (pair.demonstration_T, pair.answer_T))
+    demonstration, answer = (
+        model.values(pair.prompt_P.tolist(), ids_T.tolist()) for ids_T in (pair.demonstration_T, pair.answer_T)
+    )
     if loss == "terminal":
         return log(1 + np.exp(answer[-1] - demonstration[-1]))
     first, width = pair.first_difference, max(len(demonstration), len(answer))
@@ -183,7 +187,7 @@ def test_rewards_are_the_last_value_from_a_zero_and_the_log_probs_of_the_sft_mod
     head, sft = HeadModel(tiny_head()), tiny_policy()
     rollouts = [Rollout(ids_of(1, 2), ids_of(3, 4, 5), True), Rollout(ids_of(6), ids_of(7), False)]
     rewards = HeadRewards(head, sft, 1000).with_zero_at_mean(rollouts)
-    values = [head.values(r.prompt_P, r.response_T)[-1] for r in rollouts]
+    values = [head.values(r.prompt_P.tolist(), r.response_T.tolist())[-1] for r in rollouts]
     assert rewards.zero == pytest.approx(np.mean(values), abs=1e-5)
     scored = rewards.score(rollouts)
     for rollout, value, found in zip(rollouts, values, scored, strict=True):

@@ -9,8 +9,8 @@ from dense_reward_trainer.reward_model.pairs import AnswerPair, differing, pairs
 
 
 def pair(demonstration: list[int], answer: list[int], *, finished: bool = True) -> AnswerPair:
-    prompt, *both = (np.array(ids, np.int32) for ids in ([1, 2], demonstration, answer))
-    return AnswerPair(prompt, *both, finished)
+    prompt_P, *rest = (np.array(ids, np.int32) for ids in ([1, 2], demonstration, answer))
+    return AnswerPair(prompt_P, rest[0], rest[1], finished)
 
 
 @pytest.mark.parametrize(

@@ -53,14 +53,14 @@ def test_the_value_after_a_token_is_the_models_own_score_of_the_text_that_ends_t
 ) -> None:
     write_head(tmp_path / "head", architecture)
     trunks = [random_trunk(1), random_trunk(2, 3, (9, 2)), random_trunk(3, masked=True)]
-    spread = []
+    spread: list[float] = []
     for trunk, found in zip(trunks, values(loaded(tmp_path / "head"), trunks), strict=True):
         for branch, value_S in zip(trunk.branches, found, strict=True):
             expected_T = np.array(
                 values_of_prefixes(tmp_path / "head", trunk.prompt_P.tolist(), branch.ids_T.tolist()), np.float32
             )
             np.testing.assert_allclose(value_S, expected_T[branch.scored_T], atol=TOLERANCE, rtol=TOLERANCE)
-            spread.extend(value_S)
+            spread.extend(value_S.tolist())
     assert np.std(spread) > 0.1, "values that hardly differ would hide mistakes"
 
 
