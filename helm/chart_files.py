@@ -36,7 +36,7 @@ SET_BY_THE_CHART = frozenset(
     }
 )
 # Settings that have no place in the chart: its values list the pairs.
-NOT_IN_THE_CHART = frozenset({"run"})
+NOT_IN_THE_CHART = frozenset({"run", "token_head"})
 KEPT_KEYWORDS = ("type", "enum", "minimum", "maximum", "exclusiveMinimum")
 
 

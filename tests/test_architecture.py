@@ -27,10 +27,11 @@ SERVICE_ROOMS = {
     "engines": "errors manifest records text",
     "engines.kernels": "batching records",
     "engines.torch": "batching engines engines.kernels errors manifest records reward settings text",
+    "engines.token_head": "batching engines engines.torch errors manifest records text",
     "engines.remote": "folders engines errors manifest records settings text",
-    "checkpoints": "folders engines engines.torch errors heatmap manifest records text",
+    "checkpoints": "folders engines engines.token_head engines.torch errors heatmap manifest records text",
     "scoring": "batching errors records reward schemas telemetry text",
-    "serving": "batching engines engines.remote engines.torch errors manifest records "
+    "serving": "batching engines engines.remote engines.token_head engines.torch errors manifest records "
     "schemas scoring settings telemetry text",
     "http": "batching errors heatmap schemas scoring serving settings telemetry text",
     "cli": "checkpoints engines.torch errors heatmap http serving settings telemetry",
@@ -48,20 +49,24 @@ TRAINER_ROOMS = {
     "credit": "configs data errors rl",
     "policies": "configs credit data errors rl",
     "selfplay": "configs data errors rl runs sft",
+    "reward_model": "configs data errors rl runs sft",
     "preview": "configs credit data errors policies rl",
     "cli": "configs data errors launch runs",
     "studies": "configs errors",
     "studies.methods": "selfplay",
     "studies.options": "configs credit errors rl runs text_table",
     "studies.regimes": "cli configs credit data errors rl runs tasks text_table",
-    "jobs": "configs credit data errors policies preview rl runs selfplay sft text_table",
+    "jobs": "configs credit data errors policies preview reward_model rl runs selfplay sft text_table",
 }
 MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "tokenizers", "vllm", "accelerate", "peft", "flash_attn"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
 TRAINING_LIBRARIES = {"trl", "datasets", "matplotlib", "tqdm", "scipy"}
 HEAVY = MODEL_LIBRARIES | WEB_LIBRARIES | TRAINING_LIBRARIES
 JOBS = {
-    *(f"{TRAINER}.jobs.{job}" for job in ("sft", "irft", "dpr", "gradient", "evaluate", "credit", "demo", "preview")),
+    *(
+        f"{TRAINER}.jobs.{job}"
+        for job in ("sft", "irft", "rft", "dpr", "gradient", "evaluate", "credit", "demo", "preview")
+    ),
     *(f"{TRAINER}.studies.{study}" for study in ("options.compare", "regimes.study")),
 }
 # Module -> what it must not import, directly or through its imports.
@@ -110,7 +115,7 @@ MUST_NOT_IMPORT = {
 } | {
     f"{TRAINER}.{name}": forbidden
     for names, forbidden in {
-        "configs.base configs.credit configs.dpr configs.evaluate configs.irft configs.preview configs.sample "
+        "configs.base configs.credit configs.dpr configs.evaluate configs.irft configs.preview configs.rft configs.sample "
         "configs.service configs.sft configs.signals": MODEL_LIBRARIES,
         "credit.aggregates": MODEL_LIBRARIES | NETWORK,
         "credit.alignment": TRAINER_JOBS | NETWORK,
@@ -133,6 +138,9 @@ MUST_NOT_IMPORT = {
         | TRAINER_JOBS,
         "preview.evidence": TRAINER_JOBS,
         "preview.sampled": NETWORK | TRAINER_JOBS,
+        "reward_model.head": TRAINER_JOBS | NETWORK,
+        "reward_model.losses": {"transformers"} | TEXT | NETWORK,
+        "reward_model.pairs": MODEL_LIBRARIES | NETWORK,
         "rl.advantages": {"transformers", f"{TRAINER}.rl.policy", f"{TRAINER}.rl.optimiser"} | NETWORK,
         "rl.held_out_metrics": TRAINER_JOBS,
         "rl.learner": NETWORK | {f"{TRAINER}.rl.held_out_metrics"},
@@ -163,7 +171,7 @@ MUST_NOT_IMPORT = {
 PURE = {
     *(f"{SERVICE}.{name}" for name in ("text.*", "heatmap*", "batching.packing", "reward", "records")),
     *(f"{TRAINER}.{name}" for name in ("sft.memory", "rl.losses", "rl.returns", "rl.advantages", "rl.records")),
-    *(f"{TRAINER}.selfplay.{name}" for name in ("losses", "plan")),
+    *(f"{TRAINER}.{name}" for name in ("reward_model.losses", "selfplay.losses", "selfplay.plan")),
 }
 IMPURE = {"asyncio", "datetime", "httpx2", "os", "pathlib", "shutil", "socket", "subprocess", "tempfile", "time"}
 FILE_METHODS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}

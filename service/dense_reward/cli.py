@@ -86,8 +86,9 @@ def _add_adopt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="folder, hub id, or hub id@revision")
     parser.add_argument(
         "--role",
-        choices=["sft", "reference", "policy"],
-        help="sft: the finished checkpoint; reference: the earlier one; policy: a model trained on the rewards. "
+        choices=["sft", "reference", "policy", "token_head"],
+        help="sft: the finished checkpoint; reference: the earlier one; policy: a model trained on the rewards; "
+        "token_head: a reward model with a scalar head (AutoModelForSequenceClassification with one label). "
         "Options that are left out, --role too, are taken from the checkpoint's manifest, if it has one",
     )
     parser.add_argument("--run-id", metavar="TEXT", help="checkpoints with equal run ids belong to one run")
@@ -174,6 +175,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     settings = read_settings(given, os.environ.keys())
     names_pairs = settings.pairs_file is not None or settings.run is not None
+    names_pairs = names_pairs or settings.token_head is not None
     if settings.engine != "fake" and not names_pairs and None in {settings.sft, settings.reference}:
         raise SettingsError("give both checkpoints: --sft DIR --reference DIR (or --run DIR, the folder of an SFT run)")
     return settings

@@ -42,7 +42,9 @@ class _Strict(BaseModel):
 
 class ProbeResponse(_Strict):
     ids: tuple[int, ...]
-    logprobs: tuple[FiniteFloat, ...] = Field(description="float32 log-prob of each id, in nats")
+    logprobs: tuple[FiniteFloat, ...] = Field(
+        description="float32 log-prob of each id, in nats; of a token_head, its value after each id"
+    )
 
     @model_validator(mode="after")
     def _one_each(self) -> "ProbeResponse":
@@ -277,6 +279,11 @@ def check_pair(sft: Manifest, reference: Manifest, *, allow_unrelated: bool) -> 
 
     Raises CheckpointError if they cannot be a pair, or if they do not come from one run and `allow_unrelated` is false.
     """
+    for name, manifest in (("sft", sft), ("reference", reference)):
+        if manifest.role == "token_head":
+            raise CheckpointError(
+                f"the checkpoint given as {name} is a token head, a reward model of its own: serve it with --token-head"
+            )
     check_same_texts(sft, reference)
     if _equal(sft, reference):
         raise CheckpointError(EQUAL_MODELS)

@@ -79,7 +79,10 @@ class Trunk:
 
 @dataclass(frozen=True, slots=True)
 class TokenScores:
-    """The scores of one branch under both models. Arrays that neither the Wants nor the branch request are None."""
+    """The scores of one branch under both models. Arrays that neither the Wants nor the branch request are None.
+
+    `value_S` is set by a token head, which has no log-probs: the first two arrays are then empty.
+    """
 
     sft_logprob_S: FloatArray
     reference_logprob_S: FloatArray
@@ -91,6 +94,18 @@ class TokenScores:
     top_sft_logprob_SK: FloatArray | None = None
     top_reference_logprob_SK: FloatArray | None = None
     varentropy_S: FloatArray | None = None
+    value_S: FloatArray | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Number of scored tokens, S."""
+        return len(self.sft_logprob_S if self.value_S is None else self.value_S)
+
+
+def head_scores(value_S: FloatArray) -> TokenScores:
+    """The scores of one branch under a token head: its value after each scored token."""
+    none_0 = np.empty(0, dtype=np.float32)
+    return TokenScores(none_0, none_0, value_S=value_S)
 
 
 def no_scores(branch: Branch, wants: Wants) -> TokenScores:
@@ -115,15 +130,16 @@ def no_scores(branch: Branch, wants: Wants) -> TokenScores:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What an engine serves, and its limits.
+    """What an engine serves, and its limits: a pair (`sft` and `reference`) or a `token_head`; the other is None.
 
-    `revision` is a hash of the files of both checkpoints and of the options that change their scores. `dtype` is that
+    `revision` is a hash of the files of all checkpoints and of the options that change their scores. `dtype` is that
     of the sft weights. `quantities` names what it can compute in addition to the two log-probs: kl, centred, entropy,
-    varentropy, candidate_reward, alternatives. `related` is true if both checkpoints come from one run.
+    varentropy, candidate_reward, alternatives; a token head has no log-probs and none of these. `related` is true if
+    both checkpoints come from one run.
     """
 
-    sft: str
-    reference: str
+    sft: str | None
+    reference: str | None
     revision: str
     dtype: str
     device: str
@@ -131,6 +147,7 @@ class EngineInfo:
     max_length_tokens: int
     quantities: frozenset[str]
     related: bool
+    token_head: str | None = None
 
 
 Scores = list[list[TokenScores]]

@@ -1,8 +1,8 @@
-"""Log-probs -> the quantities of an answer. Pure numpy.
+"""Log-probs, or the values of a token head -> the quantities of an answer. Pure numpy.
 
 The reward is equation (5) of "Beyond Imitation: Recovering Dense Rewards from Demonstrations" (arXiv 2510.02493):
 r_t = log pi_sft(a_t | s_t) - log pi_ref(a_t | s_t), undiscounted and unscaled. Every reward in an answer comes from
-`log_ratio`, every centred reward from `minus_kl`.
+`log_ratio`, every centred reward from `minus_kl`. The reward of a token head is its value after the token.
 
 Shapes are those of records.py: S scored tokens of one response, K ids at each of them.
 """
@@ -40,7 +40,12 @@ def minus_kl(reward: FloatArray, kl: FloatArray) -> FloatArray:
 
 
 def reward(scores: TokenScores) -> FloatArray:
-    """r_t = sft_logprob - reference_logprob, [S] nats. Its sum over a response is the log-ratio of the response."""
+    """r_t = sft_logprob - reference_logprob, [S] nats. Its sum over a response is the log-ratio of the response.
+
+    Of a token head: its value after each token, which is not additive.
+    """
+    if scores.value_S is not None:
+        return scores.value_S
     return log_ratio(scores.sft_logprob_S, scores.reference_logprob_S)
 
 

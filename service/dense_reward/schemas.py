@@ -143,7 +143,7 @@ class Options(Strictly):
     add_eos: StrictBool | None = Field(
         None, description="end each response with the end-of-turn token; refused with token ids"
     )
-    model: str | None = Field(None, description="name of the pair; the first one if left out")
+    model: str | None = Field(None, description="name of the pair or token head; the first one if left out")
     signal: SignalName = Field(
         "reward", description="per-token values that sum, mean, min, return_to_go and segments are computed from"
     )
@@ -202,11 +202,14 @@ class HeatmapRequest(ScoreRequest):
 
 
 class ModelCard(Strictly):
-    """One served pair, as GET /models lists it."""
+    """One served pair, or one token head, as GET /models lists it."""
 
     name: str
-    sft: str
-    reference: str
+    sft: str | None = Field(description="folder of the sft checkpoint; null for a token head")
+    reference: str | None = Field(description="folder of the reference; null for a token head")
+    token_head: str | None = Field(
+        default=None, description="folder of a token head, whose value after each token is the reward; null for a pair"
+    )
     revision: str
     tokenizer_sha256: str
     renderer: str
@@ -227,4 +230,10 @@ class ModelCard(Strictly):
     vocabulary: int
     max_length_tokens: int
     quantities: list[str]
-    related: bool = Field(description="both checkpoints come from one run")
+    related: bool = Field(description="both checkpoints come from one run; true for a token head")
+
+    @property
+    def offered(self) -> frozenset[str]:
+        """What it can compute in addition to the reward: the quantities, and of a pair the two log-probs."""
+        logprobs = {"sft_logprob", "reference_logprob"} if self.token_head is None else set()
+        return frozenset({*self.quantities, *logprobs})

@@ -29,9 +29,15 @@ class Settings(BaseSettings):
 
     sft: Path | None = Field(None, description="folder of the finished SFT checkpoint")
     reference: Path | None = Field(None, description="folder of the earlier checkpoint of the same run")
-    name: str = Field("default", description="name of the pair in requests, answers and metrics")
+    token_head: Path | None = Field(
+        None,
+        description="folder of a token head: its value after each token is the reward; replaces --sft and --reference",
+    )
+    name: str = Field("default", description="name of the pair or token head in requests, answers and metrics")
     pairs_file: Path | None = Field(
-        None, description="JSON list of pairs, each with name, sft and reference; replaces --sft and --reference"
+        None,
+        description="JSON list of pairs, each with name, sft and reference, and of token heads, with name and "
+        "token_head; replaces --sft and --reference",
     )
     run: Path | None = Field(
         None,

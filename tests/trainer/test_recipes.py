@@ -12,6 +12,7 @@ from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.configs.evaluate import EvaluateConfig
 from dense_reward_trainer.configs.irft import IrftConfig
 from dense_reward_trainer.configs.preview import PreviewConfig
+from dense_reward_trainer.configs.rft import RftConfig
 from dense_reward_trainer.configs.sft import SftConfig
 
 
@@ -95,6 +96,16 @@ def test_a_recipe_of_irft_starts_from_an_sft_recipe_with_its_data_and_its_split(
     assert config.policy in written()
     assert config.policy.name == "sft"
     assert config.data.model_copy(update={"skip_bad": False}) == sft_run_of(config.policy).data
+
+
+@pytest.mark.parametrize("recipe", resolved(RftConfig))
+def test_a_recipe_of_rft_takes_up_an_sft_recipe_with_its_data_and_its_split(recipe: str) -> None:
+    config = resolved(RftConfig)[recipe]
+    assert {config.policy, config.held_out} <= written()
+    assert config.policy.name == "sft"
+    run = sft_run_of(config.policy)
+    assert config.held_out == run.output_dir / "held_out.jsonl"
+    assert config.data == run.data
 
 
 @pytest.mark.parametrize("recipe", resolved(EvaluateConfig))

@@ -63,6 +63,12 @@ JOBS = {
         "self-play on demonstrations, in rounds: learn to prefer them to own answers (IRFT, SPIN, GSIL)",
         data="data",
     ),
+    "rft": JobSpec(
+        "dense_reward_trainer.jobs.rft",
+        "dense_reward_trainer.configs.rft:RftConfig",
+        "learn a reward model (a scalar head on every token) from demonstrations, improve a policy on it, in rounds",
+        data="data",
+    ),
     "gradient": JobSpec(
         "dense_reward_trainer.jobs.gradient",
         "dense_reward_trainer.configs.dpr:GradientConfig",

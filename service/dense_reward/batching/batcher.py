@@ -339,7 +339,7 @@ def _check_shape(trunks: Sequence[Trunk], results: Sequence[Sequence[TokenScores
         raise RuntimeError(f"the engine returned scores of {found} branches instead of {expected}")
     for trunk, branches in zip(trunks, results, strict=True):
         tokens = [int(branch.scored_T.sum()) for branch in trunk.branches]
-        answered = [len(scores.sft_logprob_S) for scores in branches]
+        answered = [scores.tokens for scores in branches]
         if tokens != answered:
             raise RuntimeError(f"the engine returned scores of {answered} tokens instead of {tokens}")
 
@@ -358,6 +358,7 @@ def _wanted(scores: TokenScores, wants: Wants) -> TokenScores:
         top_ids_SK=_first(scores.top_ids_SK, k),
         top_sft_logprob_SK=_first(scores.top_sft_logprob_SK, k),
         top_reference_logprob_SK=_first(scores.top_reference_logprob_SK, k),
+        value_S=scores.value_S,
     )
 
 

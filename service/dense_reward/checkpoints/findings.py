@@ -7,9 +7,11 @@ from pathlib import Path
 
 import torch
 
+from dense_reward.checkpoints.probe import ProbedModel
 from dense_reward.checkpoints.turn_ends import GENERATION_CONFIG, turn_ends
+from dense_reward.engines.token_head.engine import HeadModel
 from dense_reward.engines.tokenizer import TransformersTokenizer
-from dense_reward.engines.torch.model import DTYPES, TorchModel
+from dense_reward.engines.torch.model import DTYPES
 from dense_reward.engines.torch.packing_check import unsupported_reason
 from dense_reward.engines.weight_files import ADAPTER_CONFIG, read_json
 from dense_reward.heatmap.example import ExampleTokens
@@ -32,7 +34,7 @@ class Checked:
     files: Path
     base: Path | None
     manifest: Manifest
-    model: TorchModel
+    model: ProbedModel
     tokenizer: TransformersTokenizer
     encoder: Encoder
 
@@ -74,8 +76,11 @@ def _model(found: Checked) -> Iterator[str]:
         yield f"adapter: {_adapter(found.files)} on {found.manifest.adapter_base}, which is in {found.base}"
     yield f"dtype: {found.manifest.dtype}"
     dtype = DTYPES.get(found.manifest.dtype, torch.float32)
-    reason = unsupported_reason(model, device=str(found.model.device), dtype=dtype)
-    yield "path: packed" if reason is None else f"path: padded, several times slower, because {reason}"
+    if isinstance(found.model, HeadModel):
+        yield "path: padded, as all token heads"
+    else:
+        reason = unsupported_reason(model, device=str(found.model.device), dtype=dtype)
+        yield "path: packed" if reason is None else f"path: padded, several times slower, because {reason}"
     yield f"longest sequence: {found.model.max_length_tokens:,} tokens"
     yield f"vocabulary: {found.model.vocab_size:,} output rows, {found.tokenizer.vocab_size:,} ids in the tokenizer"
 

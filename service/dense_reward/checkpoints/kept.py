@@ -9,7 +9,8 @@ import numpy as np
 from pydantic import JsonValue
 
 from dense_reward.checkpoints.findings import Checked
-from dense_reward.engines.proof import PROBE_TOLERANCE_NATS, Checkpoint, rms, stored_logprobs, tokenizer_of
+from dense_reward.checkpoints.probe import probe_numbers
+from dense_reward.engines.proof import Checkpoint, rms, stored_logprobs, tokenizer_of
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import MANIFEST_NAME, Manifest, Role, load_manifest, verify_hashes
@@ -126,20 +127,22 @@ def verify_manifest(found: Checked, earlier: Earlier) -> None:
     try:
         verify_hashes(folder, manifest.files, found.manifest.files)
         verify_hashes(folder, manifest.adapter_base_files, found.manifest.adapter_base_files)
-        tokenizer_of(Checkpoint(manifest.role, folder, manifest, "float32"))
+        checkpoint = Checkpoint(manifest.role, folder, manifest, "float32")
+        tokenizer_of(checkpoint)
         served_S = [
             logprob
             for sequence in manifest.probe
             for response in sequence.responses
-            for logprob in found.model.logprobs(sequence.prompt_ids, response.ids)
+            for logprob in probe_numbers(found.model, sequence.prompt_ids, response.ids)
         ]
         difference = rms(np.array(served_S, dtype=np.float32) - stored_logprobs(manifest))
     except CheckpointError as error:
         raise CheckpointError(f"{folder / MANIFEST_NAME} does not match any more: {error}") from None
-    if not difference <= PROBE_TOLERANCE_NATS["float32"]:
+    if not difference <= checkpoint.tolerance:
         raise CheckpointError(
-            f"{folder / MANIFEST_NAME} does not match any more: the weights are the same, but their log-probs differ "
-            f"from its probe by {difference:.3g} nats (rms): adopt the checkpoint again"
+            f"{folder / MANIFEST_NAME} does not match any more: the weights are the same, but their "
+            f"{checkpoint.numbers} differ from its probe by {difference:.3g}{checkpoint.unit} (rms): adopt the "
+            "checkpoint again"
         )
 
 

@@ -14,6 +14,8 @@ OTHER = {"sft": "reference", "reference": "sft"}
 
 def next_step(folder: Path, manifest: Manifest, *, end_of_turn: str | None) -> str:
     """One line. `end_of_turn`: the token, if it had to be named."""
+    if manifest.role == "token_head":
+        return f"dense-reward serve --token-head {shlex.quote(str(folder))}"
     if manifest.role not in OTHER:
         return f"name it in a job: dense-reward-train dpr CONFIG policy={shlex.quote(str(folder))}"
     other = _other_of_pair(folder, manifest)

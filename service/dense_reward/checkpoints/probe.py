@@ -1,4 +1,4 @@
-"""A checkpoint's probe: a few id sequences with the log-probs that its weights give them, loaded in float32.
+"""A checkpoint's probe: a few id sequences with the log-probs (or head values) that its weights give, in float32.
 
 Computed one sequence at a time. Every engine that serves the checkpoint is verified against it.
 """
@@ -7,11 +7,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dense_reward.engines.token_head.engine import HeadModel
 from dense_reward.engines.torch.model import TorchModel
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import ProbeResponse, ProbeSequence
 from dense_reward.text.encode import Encoder
 from dense_reward.text.encoded import Encoded
+
+ProbedModel = TorchModel | HeadModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +48,26 @@ PROBE_TEXTS = (
 )
 
 
-def measure_probe(model: TorchModel, sequences: Sequence[ProbeIds]) -> tuple[ProbeSequence, ...]:
-    """The sequences with the model's log-probs, in nats. The model must have been loaded in float32.
+def probe_numbers(model: ProbedModel, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
+    """What a probe stores of a response: its log-probs in nats, or the values of a token head."""
+    if isinstance(model, HeadModel):
+        return model.values(prompt_ids, response_ids)
+    return model.logprobs(prompt_ids, response_ids)
+
+
+def measure_probe(model: ProbedModel, sequences: Sequence[ProbeIds]) -> tuple[ProbeSequence, ...]:
+    """The sequences with the model's log-probs in nats, or values. The model must have been loaded in float32.
 
     Raises ValueError for fewer than two prompts or a prompt with fewer than two responses: errors in batching,
-    positions or masks show only with several. Raises CheckpointError if an id has no output row or a
-    log-prob is not finite.
+    positions or masks show only with several. Raises CheckpointError if an id is none of the model's or a number
+    is not finite.
     """
     if len(sequences) < 2 or any(len(sequence.responses) < 2 for sequence in sequences):
         raise ValueError("a probe needs at least two prompts with two responses each")
     return tuple(_measure_one(model, sequence) for sequence in sequences)
 
 
-def _measure_one(model: TorchModel, sequence: ProbeIds) -> ProbeSequence:
+def _measure_one(model: ProbedModel, sequence: ProbeIds) -> ProbeSequence:
     largest = max(sequence.prompt_ids + tuple(i for ids in sequence.responses for i in ids))
     if largest >= model.vocab_size:
         raise CheckpointError(
@@ -66,10 +76,10 @@ def _measure_one(model: TorchModel, sequence: ProbeIds) -> ProbeSequence:
         )
     responses = []
     for ids in sequence.responses:
-        logprobs = tuple(model.logprobs(sequence.prompt_ids, ids))
+        logprobs = tuple(probe_numbers(model, sequence.prompt_ids, ids))
         if not all(map(math.isfinite, logprobs)):
             raise CheckpointError(
-                "the model computes log-probs that are not finite: its weights are broken, so copy or train it again"
+                "the model computes numbers that are not finite: its weights are broken, so copy or train it again"
             )
         responses.append(ProbeResponse(ids=ids, logprobs=logprobs))
     return ProbeSequence(prompt_ids=sequence.prompt_ids, responses=tuple(responses))

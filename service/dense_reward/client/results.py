@@ -18,14 +18,18 @@ FloatArrayName = Literal[
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """The pair that computed an answer; `related`: both checkpoints come from one run."""
+    """What computed an answer: a pair, or a token head, whose `sft` and `reference` are None.
+
+    `related`: both checkpoints come from one run.
+    """
 
     name: str
-    sft: str
-    reference: str
+    sft: str | None
+    reference: str | None
     tokenizer_sha256: str
     revision: str
     related: bool
+    token_head: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,14 +19,21 @@ from dense_reward.records import Branch, EngineInfo, FloatArray, Report, Trunk
 from dense_reward.text.encode import Encoder
 
 ROLES = ("sft", "reference")
+HEAD = "token_head"
 # Root mean square of (served - stored) log-probs over the probe, in nats, above which a service does not start. Wrong
 # attention or positions differ by more than 0.5 nats. Rounding was a tenth of each bound on the tested models.
 PROBE_TOLERANCE_NATS = {"float64": 1e-3, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
 
 
+HEAD_TOLERANCE = {"float64": 1e-3, "float32": 1e-3, "float16": 0.1, "bfloat16": 0.3}
+"""The same for a token head, as a share of the standard deviation of its stored values, whose scale is arbitrary."""
+EPSILON = {"float64": 1.2e-7, "float32": 1.2e-7, "float16": 9.8e-4, "bfloat16": 7.8e-3}
+"""Rounding of one number in a dtype; the stored values themselves are float32."""
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One checkpoint of a pair: its role (sft | reference), its folder, its manifest, and the dtype it is served in."""
+    """One served checkpoint: its role (sft | reference | token_head), folder, manifest, and dtype as served."""
 
     role: str
     folder: Path
@@ -34,9 +41,22 @@ class Checkpoint:
     dtype: str
 
     @property
-    def tolerance_nats(self) -> float:
+    def numbers(self) -> str:
+        """What its probe stores, in words."""
+        return "values" if self.role == HEAD else "log-probs"
+
+    @property
+    def unit(self) -> str:
+        """The unit of these numbers, after a space; the scale of a head's values is arbitrary."""
+        return "" if self.role == HEAD else " nats"
+
+    @property
+    def tolerance(self) -> float:
         """The largest rms difference from the stored probe that rounding in its dtype explains."""
-        return PROBE_TOLERANCE_NATS[self.dtype]
+        if self.role != HEAD:
+            return PROBE_TOLERANCE_NATS[self.dtype]
+        stored_S = stored_logprobs(self.manifest)
+        return HEAD_TOLERANCE[self.dtype] * float(stored_S.std()) + 4 * EPSILON[self.dtype] * rms(stored_S)
 
 
 def probe_trunks(manifest: Manifest) -> list[Trunk]:
@@ -46,7 +66,10 @@ def probe_trunks(manifest: Manifest) -> list[Trunk]:
 
 
 def stored_logprobs(manifest: Manifest) -> FloatArray:
-    """The probe's stored log-probs, one response after another, [S] nats. Raises CheckpointError if there are none."""
+    """The probe's stored log-probs, one response after another, [S] nats; of a token head, its values.
+
+    Raises CheckpointError if there are none.
+    """
     stored = [response.logprobs for sequence in manifest.probe for response in sequence.responses]
     if not any(stored):
         raise CheckpointError(f"the manifest of {manifest.role} has an empty probe: adopt the checkpoint again")
@@ -61,17 +84,18 @@ def rms(difference_S: FloatArray) -> float:
 def verify_probe(
     name: str, served_S: FloatArray, checkpoint: Checkpoint, *, cure: Callable[[], str], report: Report
 ) -> None:
-    """Compare served with stored log-probs, and report the difference. `name` is the model that served them.
+    """Compare served with stored numbers of the probe, and report the difference. `name`: the model that served them.
 
     Raises CheckpointError, ending with `cure()`, if they differ by more than the checkpoint's dtype explains.
     """
     stored_S = stored_logprobs(checkpoint.manifest)
-    difference, tolerance = rms(served_S - stored_S), checkpoint.tolerance_nats
-    report(f"probe of {name}: rms difference {difference:.2g} nats over {len(stored_S)} tokens (at most {tolerance})")
+    difference, tolerance = rms(served_S - stored_S), checkpoint.tolerance
+    unit, most = checkpoint.unit, f"{tolerance:.3g}"
+    report(f"probe of {name}: rms difference {difference:.2g}{unit} over {len(stored_S)} tokens (at most {most})")
     if not difference <= tolerance:  # also if it is NaN
         raise CheckpointError(
-            f"{name} is computed wrong: its log-probs differ from the stored probe of {checkpoint.role} by "
-            f"{difference:.3g} nats (rms, at most {tolerance} in {checkpoint.dtype}): {cure()}"
+            f"{name} is computed wrong: its {checkpoint.numbers} differ from the stored probe of {checkpoint.role} by "
+            f"{difference:.3g}{unit} (rms, at most {most} in {checkpoint.dtype}): {cure()}"
         )
 
 
@@ -137,7 +161,7 @@ def pair_info(
     return EngineInfo(
         sft=str(sft.folder),
         reference=str(reference.folder),
-        revision=_revision(checkpoints, options),
+        revision=revision_of(checkpoints, options),
         dtype=sft.dtype,
         device=device,
         vocab_size=vocab_size,
@@ -147,7 +171,7 @@ def pair_info(
     )
 
 
-def _revision(checkpoints: Sequence[Checkpoint], options: Sequence[object]) -> str:
+def revision_of(checkpoints: Sequence[Checkpoint], options: Sequence[object]) -> str:
     """Hash of everything that a score depends on: all files, the dtypes, the options, and how text becomes ids."""
     facts: list[object] = [
         [each.manifest.content_sha256, each.dtype, each.manifest.renderer, each.manifest.end_of_turn_id]

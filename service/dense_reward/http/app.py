@@ -94,14 +94,16 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
         async with _admitted(request, service) as (permit, body):
             parsed = await _parsed(body, HeatmapRequest, service.threads)
             scorer = service.scorer(parsed.model)
-            drawable = with_arrays(parsed, scorer.card.quantities)
+            drawable = with_arrays(parsed, scorer.card.offered)
             limit = None if drawable.format == "json" else service.settings.max_heatmap_tokens
             answer = await _unless_disconnected(
                 request, scorer.score(drawable, permit, group=group(request), max_drawn_tokens=limit)
             )
             if drawable.format == "json":
                 return await _answer_response(request, scorer, drawable, answer)
-            drawing = partial(draw, drawable, answer.rows, scorer.encoder.tokenizer)
+            drawing = partial(
+                draw, drawable, answer.rows, scorer.encoder.tokenizer, of_head=scorer.card.token_head is not None
+            )
             before = time.perf_counter()
             picture = await service.threads.run(drawing)
             response = Response(picture, media_type=MEDIA_TYPES[drawable.format])
@@ -238,7 +240,7 @@ def _content(request: Request, scorer: Scorer, answer: Answer) -> dict[str, obje
     card = scorer.card
     failed = [(fault.item, fragment({"item": fault.item, "error": fault_row(fault)})) for fault in answer.faults]
     in_order = sorted([*((row["item"], fragment(row)) for row in answer.rows), *failed], key=itemgetter(0))
-    names = ("name", "sft", "reference", "tokenizer_sha256", "revision", "related")
+    names = ("name", "sft", "reference", "token_head", "tokenizer_sha256", "revision", "related")
     return {
         "id": request.state.request_id,
         "model": {name: getattr(card, name) for name in names},

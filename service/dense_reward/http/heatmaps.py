@@ -21,13 +21,17 @@ from dense_reward.text.tokenizer import Tokenizer
 
 DETAILS: tuple[ArrayName, ...] = ("reward", "sft_logprob", "reference_logprob", "kl", "centred", "entropy")
 ARRAYS: tuple[ArrayName, ...] = ("token_ids", "tokens", "offsets", "text", *DETAILS)
-FROM_BOTH = frozenset({"kl", "centred", "entropy"})
-"""The arrays that need the distributions of both models. Remote engines cannot compute them."""
+FROM_DISTRIBUTIONS = frozenset(DETAILS) - {"reward"}
+"""The arrays that need the distributions of the models: remote engines lack some of them, a token head all."""
+HEAD_MEANING = (
+    "value of the token head after the token: what differs between answers to one prompt counts, not the sign"
+)
+HEAD_UNIT = "log-odds"
 MEDIA_TYPES = {"html": "text/html", "svg": "image/svg+xml", "ansi": "text/plain"}
 
 
-def with_arrays(request: HeatmapRequest, quantities: Collection[str]) -> HeatmapRequest:
-    """The request with an `include` of all arrays for a heatmap, as far as the engine's `quantities` allow.
+def with_arrays(request: HeatmapRequest, offered: Collection[str]) -> HeatmapRequest:
+    """The request with an `include` of all arrays for a heatmap, as far as what the engine offers allows.
 
     For format json, the caller's `include` is not replaced. Raises RequestError for options that a picture cannot have.
     """
@@ -35,7 +39,7 @@ def with_arrays(request: HeatmapRequest, quantities: Collection[str]) -> Heatmap
         raise refuse(
             "invalid_request", f"palette {request.palette!r}: choose one of {sorted(PALETTES)}", param="palette"
         )
-    given = [name for name in ARRAYS if name not in FROM_BOTH or name in quantities]
+    given = [name for name in ARRAYS if name not in FROM_DISTRIBUTIONS or name in offered]
     whole = request.model_copy(update={"include": given})
     if request.format == "json":
         return whole if request.include is None else request
@@ -49,11 +53,15 @@ def with_arrays(request: HeatmapRequest, quantities: Collection[str]) -> Heatmap
     return whole
 
 
-def draw(request: HeatmapRequest, rows: Sequence[Row], tokenizer: Tokenizer) -> str:
-    """The picture of all responses: with `compare` on one colour scale, otherwise each on its own."""
+def draw(request: HeatmapRequest, rows: Sequence[Row], tokenizer: Tokenizer, *, of_head: bool = False) -> str:
+    """The picture of all responses: with `compare` on one colour scale, otherwise each on its own.
+
+    `of_head`: the rewards are the values of a token head.
+    """
     drawn = heatmap_rows(request, rows, tokenizer)
     groups = [drawn] if request.compare else [[row] for row in drawn]
-    heatmaps = [build(group, signal=request.signal, palette=request.palette) for group in groups]
+    words = {"meaning": HEAD_MEANING, "unit": HEAD_UNIT} if of_head else {}
+    heatmaps = [build(group, signal=request.signal, palette=request.palette, **words) for group in groups]
     if request.format == "svg":
         return render_svg(heatmaps[0])
     if request.format == "ansi":

@@ -88,8 +88,8 @@ class RowBuilder:
         computed: dict[str, FloatArray | IdArray | None] = {
             "token_ids": ids_S,
             "reward": reward.reward(score),
-            "sft_logprob": score.sft_logprob_S,
-            "reference_logprob": score.reference_logprob_S,
+            "sft_logprob": None if score.value_S is not None else score.sft_logprob_S,
+            "reference_logprob": None if score.value_S is not None else score.reference_logprob_S,
             "kl": score.kl_S,
             "entropy": score.entropy_S,
             "varentropy": score.varentropy_S,
@@ -153,7 +153,8 @@ def _check_finite(score: TokenScores) -> None:
         score.candidate_reference_logprob_SK,
         score.top_sft_logprob_SK,
         score.top_reference_logprob_SK,
+        score.value_S,
     )
     if not reward.all_finite(arrays):
-        message = "a model gave a log-prob that is not finite: serve the checkpoint with --dtype float32 or bfloat16"
+        message = "a model gave a number that is not finite: serve the checkpoint with --dtype float32 or bfloat16"
         raise refuse("non_finite", message)

@@ -21,6 +21,8 @@ from dense_reward.text.encode import Encoder
 
 MAX_ALTERNATIVES = 1_000_000
 """Limit on scored tokens times top_k of one request: each alternative is an object of the answer."""
+FROM_DISTRIBUTIONS = {"sft_logprob", "reference_logprob", "kl", "centred", "entropy", "varentropy"}
+"""Arrays of an answer that need the distribution of a model, not only a reward."""
 SMALL_REQUEST_TOKENS = 20_000
 """Requests up to this size are hashed on the event loop; larger ones on a thread, because hashing blocks."""
 
@@ -124,9 +126,15 @@ class Scorer:
         if request.items is not None and len(request.items) > self.max_items:
             message = f"{len(request.items)} items; the limit is {self.max_items} (--max-items): send them in parts"
             raise refuse("too_long", message, param="items")
-        missing = _quantities(request) - set(card.quantities)
+        missing = _quantities(request) - set(card.offered)
         if missing:
-            message = f"this engine cannot compute {', '.join(sorted(missing))}: omit them"
+            named = ", ".join(sorted(missing))
+            message = f"this engine cannot compute {named}: omit them"
+            if card.token_head is not None:
+                message = (
+                    f"{card.name} is a token head, which has one value for each token and no distribution, so it has "
+                    f"no {named}: omit them, or request them of a pair"
+                )
             raise refuse("unsupported_by_engine", message)
         if request.top_k > card.vocabulary:
             message = f"top_k {request.top_k} is larger than the vocabulary of {card.vocabulary} tokens"
@@ -194,8 +202,8 @@ def _of_item(error: RequestError, index: int) -> list[Fault]:
 
 
 def _quantities(request: ScoreRequest) -> set[str]:
-    """What the engine must be able to compute in addition to the two log-probs."""
-    quantities = {request.signal, *(request.include or ())} & {"kl", "centred", "entropy", "varentropy"}
+    """What the engine must be able to compute in addition to the reward."""
+    quantities = {request.signal, *(request.include or ())} & FROM_DISTRIBUTIONS
     if request.top_k:
         quantities.add("alternatives")
     if any(item.candidate_ids is not None for item in request.listed()):

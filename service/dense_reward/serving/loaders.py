@@ -1,4 +1,4 @@
-"""Chooses how pairs are loaded, by --engine. Each engine's libraries are imported only if it is chosen."""
+"""Chooses how pairs and token heads are loaded, by --engine. Only the chosen engine's libraries are imported."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class LoadedPair:
 
 
 LoadPair = Callable[[Settings, Report, OnDevice], LoadedPair]
-"""Loads the pair that the settings name, while other pairs are served. Raises CheckpointError or SettingsError.
+"""Loads the pair or token head of the settings, while others are served. Raises CheckpointError or SettingsError.
 
 It runs on the registry's loading thread. It reports each step, and runs what uses the device through OnDevice.
 """
@@ -41,12 +41,19 @@ def loader(engine: EngineName) -> LoadPair:
 
 
 def _torch_loader() -> LoadPair:
+    from dense_reward.engines.token_head.load import load_token_head  # noqa: PLC0415
     from dense_reward.engines.torch.load import DeviceLoader, gpu_bytes  # noqa: PLC0415
 
     torch = DeviceLoader()
 
     def load(settings: Settings, report: Report, on_device: OnDevice) -> LoadedPair:
-        loaded = LoadedPair(*torch.load(settings, report, on_device), memory_bytes=gpu_bytes)
+        if settings.token_head is None:
+            loaded = LoadedPair(*torch.load(settings, report, on_device), memory_bytes=gpu_bytes)
+        else:
+            serving = torch.serving(settings)
+            loaded = LoadedPair(
+                *load_token_head(settings.token_head, serving, report, on_device), memory_bytes=gpu_bytes
+            )
         freeze_loaded_objects()
         return loaded
 

@@ -1,39 +1,66 @@
 """Which pairs a service loads at its start, and which folders checkpoints can be loaded from."""
 
+from collections.abc import Sequence
 from math import inf
 from os.path import isdir, isfile
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from dense_reward.errors import CheckpointError, SettingsError
 from dense_reward.manifest import MANIFEST_NAME, Manifest, adapter_base_folder, files_folder, load_manifest
 from dense_reward.schemas import Strictly
 from dense_reward.settings import Settings, read_list
 
+PairName = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
 
-class PairSource(Strictly):
-    """A pair to load: its name, and the folders of its two checkpoints. The body of POST /admin/models."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+class PairOfRun(Strictly):
+    """A pair of a finished SFT run: its name, and the folders of its two checkpoints."""
+
+    name: PairName
     sft: Path
     reference: Path
+
+
+class PairSource(Strictly):
+    """What to load: its name, and the folders of a pair or of a token head. The body of POST /admin/models."""
+
+    name: PairName
+    sft: Path | None = Field(None, description="folder of the sft checkpoint of a pair")
+    reference: Path | None = Field(None, description="folder of the reference of a pair")
+    token_head: Path | None = Field(None, description="folder of a token head, instead of a pair")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "PairSource":
+        given = [name for name in ("sft", "reference", "token_head") if getattr(self, name) is not None]
+        if given not in (["sft", "reference"], ["token_head"]):
+            raise ValueError(f"give sft and reference, or token_head alone; this has {' and '.join(given) or 'none'}")
+        return self
 
 
 SOURCES = TypeAdapter(Annotated[list[PairSource], Field(min_length=1)])
 
 
 def first_pairs(settings: Settings) -> list[Settings]:
-    """The settings of each pair that is loaded at the start, in order. Raises SettingsError, CheckpointError."""
+    """The settings of each pair and token head of the start, in order. Raises SettingsError, CheckpointError."""
     named = settings.sft is not None or settings.reference is not None
-    if named + (settings.pairs_file is not None) + (settings.run is not None) > 1:
-        raise SettingsError("give either --pairs-file, or --run, or --sft and --reference")
+    others = (settings.pairs_file, settings.run, settings.token_head)
+    if named + sum(other is not None for other in others) > 1:
+        raise SettingsError("give either --pairs-file, or --run, or --sft and --reference, or --token-head")
+    chosen = _chosen(settings)
+    if settings.engine != "torch" and any(each.token_head is not None for each in chosen):
+        raise SettingsError(f"--engine {settings.engine} computes no token heads: use --engine torch")
+    return chosen
+
+
+def _chosen(settings: Settings) -> list[Settings]:
     if settings.run is not None:
         _refuse_with("--run", settings)
         if "name" in settings.model_fields_set:
             raise SettingsError("--run names each pair after the folder of its reference: leave out --name")
-        sources = pairs_of_run(settings.run)
+        sources: Sequence[PairOfRun] | Sequence[PairSource] = pairs_of_run(settings.run)
     elif settings.pairs_file is not None:
         _refuse_with("--pairs-file", settings)
         sources = read_list("--pairs-file", settings.pairs_file, SOURCES)
@@ -47,7 +74,7 @@ def _refuse_with(given: str, settings: Settings) -> None:
         raise SettingsError(f"--engine remote serves one pair: replace {given} by --sft, --reference and their URLs")
 
 
-def pairs_of_run(folder: Path) -> list[PairSource]:
+def pairs_of_run(folder: Path) -> list[PairOfRun]:
     """The sft checkpoint of a run with each of its references, the earliest first.
 
     `folder` is the run's, or that of its checkpoints. Raises SettingsError if it holds no finished run or no reference,
@@ -64,7 +91,7 @@ def pairs_of_run(folder: Path) -> list[PairSource]:
             "train again with milestones"
         )
     try:
-        return [PairSource(name=place.name, sft=checkpoints / "sft", reference=place) for _, place in references]
+        return [PairOfRun(name=place.name, sft=checkpoints / "sft", reference=place) for _, place in references]
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise SettingsError(f"--run {folder}: a folder's name cannot be that of a pair ({reason}): rename it") from None
@@ -117,7 +144,7 @@ def check_confined(settings: Settings) -> None:
     Symbolic links are resolved first, also those of files: a link inside the folder must not lead to a file outside.
     """
     root = settings.checkpoints_folder
-    for folder in (settings.sft, settings.reference):
+    for folder in (settings.sft, settings.reference, settings.token_head):
         if root is None or folder is None:
             continue
         _check_inside(folder, root)

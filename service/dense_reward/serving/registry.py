@@ -151,6 +151,7 @@ class Registry:
             name=settings.name,
             sft=info.sft,
             reference=info.reference,
+            token_head=info.token_head,
             revision=info.revision,
             tokenizer_sha256=loaded.tokenizer_sha256,
             renderer=loaded.encoder.renderer,

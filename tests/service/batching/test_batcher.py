@@ -208,7 +208,7 @@ class Everything:
 
     def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
         row, table = np.zeros(3, np.float32), np.zeros((3, 2), np.float32)
-        return lambda: [[TokenScores(row, row, row, row, table, table, table.astype(np.int32), table, table, row)]]
+        return lambda: [[TokenScores(row, row, row, row, table, table, table.astype(np.int32), table, table, row, row)]]
 
 
 def test_every_field_of_the_scores_is_handed_on() -> None:

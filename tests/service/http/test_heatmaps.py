@@ -7,7 +7,7 @@ import pytest
 from dense_reward.engines.fake import EOS_ID, VOCABULARY, FakeEngine, FakeTokenizer
 from dense_reward.errors import RequestError
 from dense_reward.heatmap import HeatmapRow
-from dense_reward.http.heatmaps import ARRAYS, DETAILS, FROM_BOTH, MEDIA_TYPES, draw, heatmap_rows, with_arrays
+from dense_reward.http.heatmaps import ARRAYS, DETAILS, FROM_DISTRIBUTIONS, MEDIA_TYPES, draw, heatmap_rows, with_arrays
 from dense_reward.schemas import HeatmapRequest, SignalName
 from dense_reward.scoring.items import Limits, prepare
 from dense_reward.scoring.rows import Row, RowBuilder, wants
@@ -30,7 +30,7 @@ STREAM: dict[str, object] = {"token_ids": [*b"abcd"], "score_mask": [0, 0, 1, 1]
 
 def scored(**body: object) -> tuple[HeatmapRequest, list[Row]]:
     """A request and the rows of its answer, made like the service makes them."""
-    request = with_arrays(HeatmapRequest.model_validate(body), FROM_BOTH)
+    request = with_arrays(HeatmapRequest.model_validate(body), FROM_DISTRIBUTIONS)
     encoder = Encoder(TOKENIZER, "chat", EOS_ID)
     items = [prepare(item, request, encoder, LIMITS) for item in request.listed()]
     scores = FakeEngine().score([item.trunk for item in items], wants(request))
@@ -51,7 +51,7 @@ def picture(**body: object) -> str:
 
 def refusal(**body: object) -> tuple[str, str | None]:
     with pytest.raises(RequestError) as refused:
-        with_arrays(HeatmapRequest.model_validate(body), FROM_BOTH)
+        with_arrays(HeatmapRequest.model_validate(body), FROM_DISTRIBUTIONS)
     return refused.value.code, refused.value.faults[0].param
 
 
@@ -145,14 +145,16 @@ def test_an_unknown_palette_is_refused(form: str) -> None:
 @pytest.mark.parametrize("option", [{"encoding_format": "base64"}, {"on_error": "per_item"}])
 def test_options_that_make_no_picture_are_refused(option: dict[str, object]) -> None:
     assert refusal(**TEXT, **option) == ("invalid_request", next(iter(option)))
-    assert with_arrays(HeatmapRequest.model_validate(TEXT | option | {"format": "json"}), FROM_BOTH)
+    assert with_arrays(HeatmapRequest.model_validate(TEXT | option | {"format": "json"}), FROM_DISTRIBUTIONS)
 
 
 def test_a_picture_needs_its_own_arrays_and_json_gives_what_was_asked_for() -> None:
     asked = TEXT | {"include": ["kl"]}
-    assert with_arrays(HeatmapRequest.model_validate(asked), FROM_BOTH).include == list(ARRAYS)
-    assert with_arrays(HeatmapRequest.model_validate(asked | {"format": "json"}), FROM_BOTH).include == ["kl"]
+    assert with_arrays(HeatmapRequest.model_validate(asked), FROM_DISTRIBUTIONS).include == list(ARRAYS)
+    assert with_arrays(HeatmapRequest.model_validate(asked | {"format": "json"}), FROM_DISTRIBUTIONS).include == ["kl"]
 
 
 def test_without_a_choice_json_gives_all_that_a_picture_is_drawn_from() -> None:
-    assert with_arrays(HeatmapRequest.model_validate(TEXT | {"format": "json"}), FROM_BOTH).include == list(ARRAYS)
+    assert with_arrays(HeatmapRequest.model_validate(TEXT | {"format": "json"}), FROM_DISTRIBUTIONS).include == list(
+        ARRAYS
+    )

@@ -114,7 +114,7 @@ def test_all_pairs_of_one_sft_model_are_chosen_or_those_that_are_named() -> None
     [
         ([card("a"), card("b", sft="x")], None, r"several SFT models \(a: sft, b: x\): set service_pairs"),
         ([card("a"), card("b", sft="x")], ["a", "b"], "several SFT models"),
-        ([card("a"), card("b", tokenizer="u")], None, "several SFT models"),
+        ([card("a"), card("b", tokenizer="u")], None, "a, b have several tokenizers: set service_pairs"),
         ([card("a")], ["c"], "'c' does not name one pair; served: a"),
         ([], None, "serves nothing yet"),
     ],

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from dense_reward import ScoredResponse
 from dense_reward.client.results import Alternative
+from dense_reward.schemas import ModelCard
 from dense_reward_trainer.configs.signals import TokenSignal
 from dense_reward_trainer.credit.signals import ARRAYS, FROM_REFERENCE, ONE_MODEL, SIGNALS, offered, request_for
 from dense_reward_trainer.credit.signals import token_signals as signals_of
@@ -70,11 +71,16 @@ def test_only_what_signals_need_is_requested() -> None:
     assert "varentropy" in request_for(SIGNALS).include
 
 
+def card(quantities: set[str]) -> ModelCard:
+    return ModelCard.model_construct(name="pair", quantities=sorted(quantities))
+
+
 def test_an_engine_offers_the_signals_whose_arrays_it_computes() -> None:
     everything = {"kl", "centred", "entropy", "varentropy", "candidate_reward", "alternatives"}
-    assert offered(everything) == SIGNALS
-    assert offered(everything - {"varentropy"}) == tuple(name for name in SIGNALS if name != "z_score")
-    assert offered({"candidate_reward"}) == ("sft_logprob", "reward")
+    assert offered(card(everything)) == SIGNALS
+    assert offered(card(everything - {"varentropy"})) == tuple(name for name in SIGNALS if name != "z_score")
+    assert offered(card({"candidate_reward"})) == ("sft_logprob", "reward")
+    assert offered(ModelCard.model_construct(token_head="head", quantities=[])) == ("reward",)
     assert set(FROM_REFERENCE) | set(ONE_MODEL) == set(ARRAYS) == set(SIGNALS)
 
 

@@ -1,7 +1,8 @@
-"""The references of one SFT model that a service has, and the signals of answers under all of them.
+"""The references of one SFT model that a service has, also its token heads, and the signals of answers under them.
 
 A column is one signal of a table: `sft_logprob`, or for a signal that needs a reference `reward:early`, where `early`
-is the name of the pair. Signals of the SFT model alone are requested once, of the first pair.
+is the name of the pair. Signals of the SFT model alone are requested once, of the first pair. A token head has a reward
+only, the column `reward:NAME`.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -32,7 +33,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class References:
-    """Pairs of one SFT model; at least one. Every answer is scored under each of them."""
+    """Pairs of one SFT model, then token heads; at least one of both. Every answer is scored under each of them."""
 
     pairs: tuple[PinnedPair, ...]
 
@@ -43,7 +44,12 @@ class References:
     @property
     def names(self) -> dict[str, str]:
         """The reference checkpoint of each pair, by the name of the pair."""
-        return {pair.card.name: pair.card.reference for pair in self.pairs}
+        return {pair.card.name: pair.card.reference or f"token head {pair.card.token_head}" for pair in self.pairs}
+
+    @property
+    def has_controls(self) -> bool:
+        """Whether there are signals of the SFT model alone to compare with."""
+        return any(pair_of(column) is None for column in self.columns)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -105,17 +111,20 @@ def pair_of(column: str) -> str | None:
 
 
 def _signals_of(pair: PinnedPair, first: PinnedPair) -> tuple[TokenSignal, ...]:
-    given = offered(pair.card.quantities)
+    given = offered(pair.card)
     return given if pair is first else tuple(name for name in given if name in FROM_REFERENCE)
 
 
 def _request(pair: PinnedPair, first: PinnedPair, more: Collection[ArrayName]) -> tuple[set[ArrayName], int]:
     wanted = request_for(_signals_of(pair, first))
-    return {*wanted.include, "sft_logprob", *(more if pair is first else ())}, wanted.top_k
+    same_model: set[ArrayName] = {"sft_logprob"} if pair.card.token_head is None else set()
+    return {*wanted.include, *same_model, *(more if pair is first else ())}, wanted.top_k
 
 
 def _check_same_model(pair: PinnedPair, scored: ScoredResponse, first: PinnedPair, expected: ScoredResponse) -> None:
     """A checkpoint that was replaced on disk, and loaded again for one pair only, keeps its name."""
+    if pair.card.token_head is not None:
+        return
     own_T, first_T = scored.sft_logprob, expected.sft_logprob
     if own_T is None or first_T is None or len(own_T) != len(first_T):
         raise JobError(f"the pairs {first.card.name} and {pair.card.name} returned different tokens or no sft_logprob")

@@ -21,7 +21,7 @@ from typing import cast, get_args
 import numpy as np
 from dense_reward import ScoredResponse
 from dense_reward.records import FloatArray
-from dense_reward.schemas import ArrayName
+from dense_reward.schemas import ArrayName, ModelCard
 
 from dense_reward_trainer.configs.signals import TokenSignal
 from dense_reward_trainer.errors import JobError
@@ -42,7 +42,6 @@ ARRAYS: Mapping[TokenSignal, tuple[str, ...]] = {
     "reward": ("reward",),
     "centred": ("centred",),
 }
-ALWAYS_COMPUTED = frozenset({"sft_logprob", "reward"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +52,9 @@ class Request:
     top_k: int
 
 
-def offered(quantities: Collection[str]) -> tuple[TokenSignal, ...]:
-    """The signals that an engine with these quantities (of its card) can give, in the order of SIGNALS."""
-    given = ALWAYS_COMPUTED | set(quantities)
+def offered(card: ModelCard) -> tuple[TokenSignal, ...]:
+    """The signals that a served pair can give, or a token head, which has the reward alone; in the order of SIGNALS."""
+    given = {"reward", *card.offered}
     return tuple(name for name in SIGNALS if given.issuperset(ARRAYS[name]))
 
 

@@ -97,7 +97,9 @@ def run(config: CreditConfig, report: Report) -> CreditResult:
         planted_ranking={kind: answers.ranking(config.seed) for kind, (_, answers, _) in planted.items()},
         answers=config.answers,
         ranking=ranking,
-        verdict=None if judged is None or ranking is None else verdict(judged, ranking, config.seed),
+        verdict=None
+        if judged is None or ranking is None or not references.has_controls
+        else verdict(judged, ranking, config.seed),
         right=right,
         wrong=wrong,
         not_ranked=not_ranked,
@@ -165,6 +167,8 @@ def _lines(result: CreditResult, config: CreditConfig) -> Iterator[str]:
         yield result.not_ranked
     if result.verdict is not None:
         yield from result.verdict.words
+    elif result.ranking is not None:
+        yield "no verdict: a token head has no SFT model to be compared with; serve a pair next to it (--pairs-file)"
 
 
 def _with_an_error(solutions: list[Solution]) -> tuple[Solution, ...]:

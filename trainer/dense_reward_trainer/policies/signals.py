@@ -16,7 +16,7 @@ SampleSignals = Mapping[TokenSignal, Sequence[FloatArray]]
 
 def check_offered(pair: PinnedPair, names: Collection[TokenSignal]) -> None:
     """Raises ConfigError if the engine of the pair cannot compute one of the signals."""
-    given = offered(pair.card.quantities)
+    given = offered(pair.card)
     for name in names:
         if name not in given:
             raise ConfigError(

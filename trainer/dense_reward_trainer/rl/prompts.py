@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from dense_reward.records import IdArray, Report
@@ -13,6 +14,8 @@ from dense_reward_trainer.data.sources import NO_SKIP, DataError, DataSource, De
 from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrations
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.rl.policy import PolicyCheckpoint
+
+Prompt = TypeVar("Prompt")
 
 
 def prompts_and_held_out(
@@ -114,7 +117,7 @@ def check_disjoint(prompts: Sequence[IdArray], held_out: Sequence[TokenisedRow])
         )
 
 
-def prompts_of_step(prompts: Sequence[IdArray], step: int, count: int, seed: int) -> list[IdArray]:
+def prompts_of_step(prompts: Sequence[Prompt], step: int, count: int, seed: int) -> list[Prompt]:
     """The `count` prompts of step 1, 2, ...: epoch after epoch, each epoch in its own order, which `seed` decides."""
     places = range((step - 1) * count, step * count)
     orders = {epoch: _order(len(prompts), seed, epoch) for epoch in {place // len(prompts) for place in places}}

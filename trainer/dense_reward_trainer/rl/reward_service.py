@@ -185,14 +185,18 @@ def _only_card(cards: Sequence[ModelCard], name: str | None) -> ModelCard:
 
 
 def cards_of_one_sft(cards: Sequence[ModelCard], names: Sequence[str] | None) -> list[ModelCard]:
-    """The cards of these names in their order, or all; they have one SFT model and one tokenizer.
+    """The cards of these names in their order, or all, token heads last; they have one SFT model and one tokenizer.
 
-    Raises ValueError for an unknown name, and if there are several SFT models.
+    Raises ValueError for an unknown name, and if there are several SFT models or tokenizers.
     """
     chosen = list(cards) if names is None else [card_named(cards, name) for name in names]
-    models = {(card.sft, card.tokenizer_sha256): card.name for card in reversed(chosen)}
-    if not models:
+    chosen.sort(key=lambda card: card.token_head is not None)
+    models = {card.sft for card in chosen if card.token_head is None}
+    if not chosen:
         raise ValueError("it serves nothing yet")
+    if len({card.tokenizer_sha256 for card in chosen}) > 1:
+        named = ", ".join(card.name for card in chosen)
+        raise ValueError(f"{named} have several tokenizers: set service_pairs to those with one tokenizer")
     if len(models) > 1:
         served = ", ".join(f"{card.name}: {card.sft}" for card in chosen)
         raise ValueError(f"the pairs have several SFT models ({served}): set service_pairs to the pairs of one of them")

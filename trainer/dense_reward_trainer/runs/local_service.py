@@ -72,7 +72,7 @@ def _wait_until_ready(server: "subprocess.Popen[bytes]", url: str) -> None:
                 raise JobError(f"the service at {url} is not ready after {PATIENCE_S:g} s")
 
 
-def _check_identity(server: "subprocess.Popen[bytes]", url: str, pairs: set[tuple[str, str]]) -> None:
+def _check_identity(server: "subprocess.Popen[bytes]", url: str, pairs: set[tuple[str | None, str | None]]) -> None:
     """Raises JobError if another process has opened the port since `free_port` found it free.
 
     `pairs`: the folders of sft and reference of each pair that must be served.
@@ -83,8 +83,8 @@ def _check_identity(server: "subprocess.Popen[bytes]", url: str, pairs: set[tupl
         raise JobError(f"{url} is a service of {_in_words(served)}, not of {_in_words(pairs)}: try again")
 
 
-def _in_words(pairs: set[tuple[str, str]]) -> str:
-    return ", ".join(f"{sft} and {reference}" for sft, reference in sorted(pairs))
+def _in_words(pairs: set[tuple[str | None, str | None]]) -> str:
+    return ", ".join(sorted(f"{sft} and {reference}" for sft, reference in pairs))
 
 
 def free_port(preferred: int = 0) -> int:

@@ -144,7 +144,7 @@ async def verify_sources(
                 f"{name} computes the other checkpoint, not {checkpoint.role}: are the two exchanged?"
             )
     for (one, copies), (another, others) in combinations(copies_of.items(), 2):
-        apart, tolerance = rms(copies[0] - others[0]), checkpoint.tolerance_nats
+        apart, tolerance = rms(copies[0] - others[0]), checkpoint.tolerance
         if not apart <= tolerance:
             raise CheckpointError(
                 f"{one} and {another} disagree by {apart:.3g} nats (rms, at most {tolerance}): "

@@ -1,15 +1,22 @@
-"""Chooses the device. `auto` is the CPU only if nothing asks for a GPU; otherwise an unusable GPU is an error."""
+"""Chooses the device, and names its failures.
+
+`auto` is the CPU only if nothing asks for a GPU; otherwise an unusable GPU is an error.
+"""
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from dense_reward.errors import CheckpointError
+from dense_reward.errors import CheckpointError, EngineLostError, OutOfMemoryError
+from dense_reward.records import Result
 
+# torch.OutOfMemoryError covers only torch's allocator of GPU memory; the rest is a RuntimeError with one of these.
+OUT_OF_MEMORY = ("DefaultCPUAllocator: ", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+DEVICE_LOST = ("CUDA error", "device-side assert")  # after one of these every later call fails too
 NO_GPU_NAMED = {"CUDA_VISIBLE_DEVICES": {"", "-1", "NoDevFiles"}, "NVIDIA_VISIBLE_DEVICES": {"", "void", "none"}}
 """Values of these variables that name no GPU. Any other value asks for one."""
 OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}
@@ -101,3 +108,17 @@ def chosen_device(name: str, facts: GpuFacts | None = None) -> str:
     cuda = "no CUDA" if facts.torch_cuda is None else f"CUDA {facts.torch_cuda}"
     versions = f"torch {facts.torch_version} with {cuda}, driver {facts.driver or 'not found'}"
     raise CheckpointError(f"{why} ({versions}). {facts.cure}. To compute on the CPU, name it: device cpu")
+
+
+def with_device_errors(call: Callable[[], Result]) -> Result:
+    """Call something that uses a device. Raises OutOfMemoryError or EngineLostError for the device's own failures."""
+    try:
+        return call()
+    except RuntimeError as error:
+        reason = str(error)
+        if not isinstance(error, torch.OutOfMemoryError) and not any(mark in reason for mark in OUT_OF_MEMORY):
+            if isinstance(error, torch.AcceleratorError) or any(mark in reason for mark in DEVICE_LOST):
+                raise EngineLostError(reason) from error
+            raise
+    # Outside `except`: as its context, torch's error would keep every tensor of the batch alive by its traceback.
+    raise OutOfMemoryError(reason)

@@ -163,7 +163,7 @@ def _computes_in(dtype: str) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
-def _dtype(manifest: Manifest, serving: ServingOptions, report: Report) -> str:
+def served_dtype(manifest: Manifest, serving: ServingOptions, report: Report) -> str:
     """The dtype to serve in. The checkpoint's own, except on a CPU that would emulate its arithmetic."""
     if serving.dtype is not None or serving.device != "cpu":
         return serving.dtype or manifest.dtype
@@ -181,7 +181,7 @@ def _model(role: str, folder: Path, manifest: Manifest, serving: ServingOptions,
     report = context.report
     report(f"verifying the files of {role} ({folder})")
     verify_files(folder, manifest)
-    dtype = _dtype(manifest, serving, report)
+    dtype = served_dtype(manifest, serving, report)
     device = serving.device if role == "sft" else serving.reference_device or serving.device
 
     def load() -> TorchModel:
@@ -259,12 +259,17 @@ class DeviceLoader:
         if settings.sft is None or settings.reference is None:
             raise CheckpointError("give both checkpoints: --sft DIR --reference DIR")
         context = LoadContext(report, on_device, self._models)
-        serving = serving_options(settings)
-        self.warn_of_cpu(serving.device, settings.device)
+        serving = self.serving(settings)
         engine, tokenizer, manifest = load_pair(settings.sft, settings.reference, serving, context)
         encoder = encoder_of(tokenizer, manifest, settings.sft)
         report_template(encoder, tokenizer, manifest, report)
         return engine, encoder, manifest.tokenizer_sha256
+
+    def serving(self, settings: Settings) -> ServingOptions:
+        """See `serving_options`; warns once if that is the CPU."""
+        serving = serving_options(settings)
+        self.warn_of_cpu(serving.device, settings.device)
+        return serving
 
     def warn_of_cpu(self, device: str, setting: str) -> None:
         """Warn once in the life of a service."""

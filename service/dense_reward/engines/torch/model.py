@@ -98,14 +98,12 @@ class TorchModel:
     @property
     def max_length_tokens(self) -> int:
         """The longest sequence with exact positions: dynamic rope changes them above its original length."""
-        config = self._model.config.get_text_config()
-        limits = [getattr(config, "max_position_embeddings", None) or 1 << 20, *_original_lengths(config, "dynamic")]
-        return int(min(limits))
+        return longest_sequence(self._model.config)
 
     @property
     def rope_length_limit(self) -> int | None:
         """Sequences longer than this must not share a batch with shorter ones: longrope rotates all by the longest."""
-        return min(_original_lengths(self._model.config.get_text_config(), "longrope"), default=None)
+        return rope_length_limit(self._model.config)
 
     @property
     def transformers_model(self) -> PreTrainedModel:
@@ -125,13 +123,7 @@ class TorchModel:
 
     def use_norms(self, dtype: torch.dtype) -> None:
         """Compute the norms in a dtype, and round their results once to the model's own."""
-        # A local, because a hook that refers to self makes a cycle, and the model is not freed with its last pair.
-        served = self.dtype
-        for module in self._model.modules():
-            if type(module).__name__.endswith("Norm"):
-                module.to(dtype)
-                module.register_forward_pre_hook(lambda _, args: (args[0].to(dtype), *args[1:]))
-                module.register_forward_hook(lambda _, __, out: out.to(served))
+        norms_in(self._model, dtype)
 
     @property
     def has_graphs(self) -> bool:
@@ -179,12 +171,12 @@ class TorchModel:
     def padded_rows(self, sequences: Sequence[IdArray], positions: Sequence[IdArray]) -> Tensor:
         """The same, [R, X], for `positions`, indices into their sequence, in order."""
         self._attend_by(self._own_attention)
-        ids_BL = _padded(sequences).to(self.device)
+        ids_BL = padded_ids(sequences).to(self.device)
         row_R = torch.from_numpy(np.repeat(np.arange(len(positions)), [len(p) for p in positions])).to(self.device)
         column_R = torch.from_numpy(np.concatenate(positions)).long().to(self.device)
         if self._linear is None:
             return self._logits(ids_BL)[row_R, column_R]
-        return self._captured.inputs(self._model, **_all_visible(ids_BL))[0][row_R, column_R]
+        return self._captured.inputs(self._model, **all_visible(ids_BL))[0][row_R, column_R]
 
     @torch.inference_mode()
     def logprobs(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> list[float]:
@@ -203,7 +195,7 @@ class TorchModel:
             self._model.set_attn_implementation(name)
 
     def _logits(self, ids_BL: Tensor) -> Tensor:
-        logits: Tensor = self._model(**_all_visible(ids_BL), use_cache=False).logits
+        logits: Tensor = self._model(**all_visible(ids_BL), use_cache=False).logits
         return logits
 
 
@@ -226,6 +218,29 @@ def load_model(folder: Path, manifest: Manifest, *, dtype: str | None, device: s
     return model
 
 
+def longest_sequence(config: PreTrainedConfig) -> int:
+    """The longest sequence with exact positions, in tokens."""
+    text = config.get_text_config()
+    limits = [getattr(text, "max_position_embeddings", None) or 1 << 20, *_original_lengths(text, "dynamic")]
+    return int(min(limits))
+
+
+def rope_length_limit(config: PreTrainedConfig) -> int | None:
+    """The length at which longrope changes how it rotates all tokens of a batch; None for other models."""
+    return min(_original_lengths(config.get_text_config(), "longrope"), default=None)
+
+
+def norms_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Compute a model's norms in a dtype, and round their results once to the model's own."""
+    # A local, because a hook that refers to the model makes a cycle, and it is not freed with its last pair.
+    served = model.dtype
+    for module in model.modules():
+        if type(module).__name__.endswith("Norm"):
+            module.to(dtype)
+            module.register_forward_pre_hook(lambda _, args: (args[0].to(dtype), *args[1:]))
+            module.register_forward_hook(lambda _, __, out: out.to(served))
+
+
 def _original_lengths(config: PreTrainedConfig, rope_type: str) -> list[int]:
     """The original training lengths in a configuration with this kind of rope; empty without it."""
     parameters = getattr(config, "rope_parameters", None) or {}
@@ -235,7 +250,7 @@ def _original_lengths(config: PreTrainedConfig, rope_type: str) -> list[int]:
     return [int(length) for length in lengths]
 
 
-def _all_visible(ids_BL: Tensor) -> dict[str, Tensor]:
+def all_visible(ids_BL: Tensor) -> dict[str, Tensor]:
     """The ids with a mask of ones. It need not hide padding, which is on the right of every token that counts.
 
     A mask that hid padding would leave padding tokens beyond a sliding window with nothing to attend to: NaN in some
@@ -244,7 +259,7 @@ def _all_visible(ids_BL: Tensor) -> dict[str, Tensor]:
     return {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
 
 
-def _padded(sequences: Sequence[IdArray]) -> Tensor:
+def padded_ids(sequences: Sequence[IdArray]) -> Tensor:
     """Ids, [B, L], padded on the right with 0."""
     ids_BL = torch.zeros((len(sequences), max(len(ids) for ids in sequences)), dtype=torch.long)
     for row, ids in enumerate(sequences):

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from dense_reward.batching.packing import Index, Leaf, Packed, computed_tokens, leaves, pack
 from dense_reward.batching.padding import padded_batches
+from dense_reward.engines.torch.device import with_device_errors
 from dense_reward.engines.torch.logprobs import ModelRows, ScoredRows, WantedIds, WantedLogits, score_pairs
 from dense_reward.engines.torch.model import TorchModel, device_row
-from dense_reward.errors import EngineLostError, OutOfMemoryError
 from dense_reward.records import (
     Branch,
     Cost,
@@ -21,7 +21,6 @@ from dense_reward.records import (
     EngineInfo,
     FloatArray,
     IdArray,
-    Result,
     Scores,
     TokenScores,
     Trunk,
@@ -31,10 +30,6 @@ from dense_reward.records import (
 )
 
 QUANTITIES = frozenset({"kl", "centred", "entropy", "varentropy", "candidate_reward", "alternatives"})
-# torch.OutOfMemoryError covers only torch's allocator of GPU memory; the rest is a RuntimeError with one of these.
-OUT_OF_MEMORY = ("DefaultCPUAllocator: ", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-DEVICE_LOST = ("CUDA error", "device-side assert")  # after one of these every later call fails too
-
 
 CANDIDATES_PER_TOKEN = 512
 """So many candidate ids count as one more computed token: they cost memory, not time."""
@@ -135,8 +130,8 @@ class PairEngine:
         if len(pairs) < len(engines):
             raise TypeError("a PairEngine shares models only with other PairEngines")
         sharing = _SharedModels(pairs, wants)
-        batches: list[Batch] = _on_device(lambda: list(self._batches(trunks, sharing.devices)))
-        return partial(_on_device, partial(sharing.score, trunks, batches))
+        batches: list[Batch] = with_device_errors(lambda: list(self._batches(trunks, sharing.devices)))
+        return partial(with_device_errors, partial(sharing.score, trunks, batches))
 
     def _batches(self, trunks: Sequence[Trunk], devices: Set[torch.device]) -> Iterator[Batch]:
         options, limits = self._compute_options, self._rope_length_limits
@@ -235,20 +230,6 @@ def _per_leaf(scored: ScoredRows, batch: Batch) -> Iterator[TokenScores]:
             top_sft_logprob_SK=_taken(found.top_sft_logprob_RK, rows),
             top_reference_logprob_SK=_taken(found.top_reference_logprob_RK, rows),
         )
-
-
-def _on_device(call: Callable[[], Result]) -> Result:
-    """Call something that uses a device. Raises OutOfMemoryError or EngineLostError for the device's own failures."""
-    try:
-        return call()
-    except RuntimeError as error:
-        reason = str(error)
-        if not isinstance(error, torch.OutOfMemoryError) and not any(mark in reason for mark in OUT_OF_MEMORY):
-            if isinstance(error, torch.AcceleratorError) or any(mark in reason for mark in DEVICE_LOST):
-                raise EngineLostError(reason) from error
-            raise
-    # Outside `except`: as its context, torch's error would keep every tensor of the batch alive by its traceback.
-    raise OutOfMemoryError(reason)
 
 
 def _on_host(scored: ScoredRows) -> HostRows:

@@ -22,7 +22,7 @@ def mismatch_cure(served: TorchModel, checkpoint: Checkpoint) -> str:
             "other files. Correct the path, or adopt the checkpoint again"
         )
     rounded = rms(_logprobs(served, checkpoint) - stored_logprobs(checkpoint.manifest))
-    if checkpoint.dtype in {"float16", "bfloat16"} and not rounded <= checkpoint.tolerance_nats / 2:
+    if checkpoint.dtype in {"float16", "bfloat16"} and not rounded <= checkpoint.tolerance / 2:
         return (
             f"computed in float32 it matches ({difference:.2g} nats), so this is rounding of {checkpoint.dtype}: serve "
             "it with --dtype float32"

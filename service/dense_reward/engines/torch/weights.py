@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
 
 from dense_reward.engines.torch.architecture import INVALID, first_line, load_config, quantisation
 from dense_reward.engines.weight_files import (
@@ -39,6 +39,8 @@ UNLOADABLE = (*INVALID, MemoryError, SafetensorError, re.error)
 ADAPTER = "default"
 UNMERGEABLE = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE", "CPT"})
 """Kinds of adapters of peft that put learned inputs before the text."""
+HEAD_WEIGHT = "score.weight"
+"""The output layer of transformers' models for sequence classification."""
 INCOMPLETE_PARTS = "weights that it joins, as those of a layer's experts, are incomplete or differ in shape"
 
 
@@ -48,14 +50,17 @@ def weight_folders(folder: Path, manifest: Manifest) -> tuple[Path, Path]:
     return files, adapter_base_folder(folder, manifest) or files
 
 
-def load_weights(files: Path, base: Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_weights(files: Path, base: Path, dtype: torch.dtype, *, head: bool = False) -> PreTrainedModel:
     """A causal language model from local safetensors. If `base` is another folder, `files` is an adapter to it.
 
-    No remote code. Raises CheckpointError, with the cure, if transformers cannot load the files, if any weight is
-    missing, unexpected, of another shape or not finite, or if the service cannot compute such a model.
+    `head`: instead, a decoder with one linear output (sequence classification with one label). No remote code. Raises
+    CheckpointError, with the cure, if transformers cannot load the files, if any weight is missing, unexpected, of
+    another shape or not finite, or if the service cannot compute such a model.
     """
     try:
-        model = _load_model(base, dtype)
+        if head:
+            _check_has_head(files, base)
+        model = _load_model(base, dtype, AutoModelForSequenceClassification if head else AutoModelForCausalLM)
         if base != files:
             model = _merge_adapter(model, files, base)
     except ImportError as error:
@@ -70,11 +75,28 @@ def load_weights(files: Path, base: Path, dtype: torch.dtype) -> PreTrainedModel
     return model
 
 
-def _load_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
+def _check_has_head(files: Path, base: Path) -> None:
+    """Raises CheckpointError unless the files are a whole model with a layer `score`."""
+    if base != files or (files / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(
+            f"{files} is an adapter: merge it into its base with its head (merge_and_unload), and save the whole model"
+        )
+    check_files(files)
+    check_weights_exist(files)
+    if HEAD_WEIGHT not in weights_of(files):
+        raise CheckpointError(
+            f"{files} has no scalar head ({HEAD_WEIGHT}), so it is no reward model: serve it in a pair, or train "
+            "a head on it (dense-reward-train rft)"
+        )
+
+
+def _load_model(
+    folder: Path, dtype: torch.dtype, kind: type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
+) -> PreTrainedModel:
     config = load_config(folder)
     check_weights_exist(folder)
     with _quiet_load_report():
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = kind.from_pretrained(
             folder,
             dtype=dtype,
             local_files_only=True,

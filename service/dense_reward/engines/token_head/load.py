@@ -1,0 +1,83 @@
+"""A token head on disk -> a verified HeadEngine, which reproduces the values that its manifest stores."""
+
+from pathlib import Path
+
+import numpy as np
+
+from dense_reward.engines.proof import (
+    HEAD,
+    Checkpoint,
+    encoder_of,
+    probe_trunks,
+    report_template,
+    revision_of,
+    tokenizer_of,
+    verify_probe,
+)
+from dense_reward.engines.token_head.engine import HeadEngine, HeadModel, load_head
+from dense_reward.engines.torch.load import ServingOptions, served_dtype
+from dense_reward.engines.torch.model import DTYPES
+from dense_reward.errors import CheckpointError
+from dense_reward.manifest import load_manifest, verify_files
+from dense_reward.records import EngineInfo, OnDevice, Report, Wants
+from dense_reward.text.encode import Encoder
+
+
+def load_token_head(
+    folder: Path, serving: ServingOptions, report: Report, on_device: OnDevice
+) -> tuple[HeadEngine, Encoder, str]:
+    """Engine, encoder and tokenizer hash of a token head.
+
+    Raises CheckpointError, with the cure, for anything that would make a value wrong.
+    """
+    manifest = load_manifest(folder)
+    if manifest.role != HEAD:
+        raise CheckpointError(
+            f"{folder} is a checkpoint of role {manifest.role}, not a token head: serve it with --sft and --reference, "
+            "or adopt it with --role token_head if it is a reward model"
+        )
+    report(f"verifying the files of {HEAD} ({folder})")
+    verify_files(folder, manifest)
+    dtype = served_dtype(manifest, serving, report)
+    checkpoint = Checkpoint(HEAD, folder, manifest, dtype)
+    tokenizer = tokenizer_of(checkpoint)
+    model = on_device(lambda: _loaded(checkpoint, serving, report))
+    info = EngineInfo(
+        sft=None,
+        reference=None,
+        token_head=str(folder),
+        revision=revision_of([checkpoint], [HEAD, serving.norm_dtype, serving.deterministic]),
+        dtype=dtype,
+        device=serving.device,
+        vocab_size=min(model.vocab_size, tokenizer.vocab_size),
+        max_length_tokens=min(model.max_length_tokens, serving.max_batch_tokens),
+        quantities=frozenset(),
+        related=True,
+    )
+    engine = HeadEngine(model, info, max_batch_tokens=serving.max_batch_tokens, alone=serving.deterministic)
+    on_device(lambda: _verify_probe(engine, checkpoint, report))
+    encoder = encoder_of(tokenizer, manifest, folder)
+    report_template(encoder, tokenizer, manifest, report)
+    return engine, encoder, manifest.tokenizer_sha256
+
+
+def _loaded(checkpoint: Checkpoint, serving: ServingOptions, report: Report) -> HeadModel:
+    report(f"loading {HEAD} in {checkpoint.dtype} on {serving.device}; its last layer in float32")
+    model = load_head(checkpoint.folder, checkpoint.manifest, dtype=checkpoint.dtype, device=serving.device)
+    if serving.norm_dtype is not None:
+        model.use_norms(DTYPES[serving.norm_dtype])
+    report(f"path: padded; memory: weights {model.weights_bytes / 1e6:,.0f} MB")
+    return model
+
+
+def _verify_probe(engine: HeadEngine, checkpoint: Checkpoint, report: Report) -> None:
+    """Compare the engine's values with the stored probe. Raises CheckpointError if they disagree."""
+    found = engine.score(probe_trunks(checkpoint.manifest), Wants())
+    values = [scores.value_S for branches in found for scores in branches if scores.value_S is not None]
+    short = checkpoint.dtype in {"float16", "bfloat16"}
+    cure = (
+        "serve it with --dtype float32; if it is refused then too, the probe was measured on other files"
+        if short
+        else "the probe was measured on other files: correct the path, or adopt the checkpoint again"
+    )
+    verify_probe(HEAD, np.concatenate(values), checkpoint, cure=lambda: cure, report=report)
