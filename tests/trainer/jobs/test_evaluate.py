@@ -1,5 +1,6 @@
 """The `evaluate` job on a tiny pair on disk: every kind of policy in one table, and samples that are shared."""
 
+import errno
 import json
 import shutil
 import signal
@@ -130,6 +131,28 @@ def test_an_evaluation_that_was_killed_keeps_what_it_measured_and_ends_alike(
     for name in ("evaluation.json", *SAMPLES):
         assert (out / name).read_bytes() == (evaluated / name).read_bytes()
     assert f"finished: {out / 'evaluation.json'}; next: read the answers, " in printed.splitlines()[-1]
+
+
+def test_a_full_disk_is_named_and_what_was_measured_before_is_kept(
+    pair_folder: Path, evaluated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    replace = Path.replace
+
+    def without_space(partial: Path, target: Path) -> Path:
+        if target.name == "cold.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(partial, target)
+
+    out = tmp_path / "out"
+    config = write_config(pair_folder, out, policies=two_policies(pair_folder))
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", without_space)
+        assert main(["evaluate", config]) == 2
+    assert "because the disk is full" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["evaluate", config]) == 0
+    assert measured_lines(capsys.readouterr().err) == ["measuring cold"]
+    assert (out / "evaluation.json").read_bytes() == (evaluated / "evaluation.json").read_bytes()
 
 
 def test_a_policy_that_changed_is_measured_again_with_the_reason_and_the_others_are_kept(
