@@ -7,6 +7,7 @@ the gathering, the callback and the writer are those of the sft job. FOLDER/plai
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import torch
 import torch.distributed
@@ -19,6 +20,7 @@ from dense_reward_trainer.sft.initial_model import initial_model_of
 from dense_reward_trainer.sft.milestones import MilestoneSchedule
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 
 STEPS = 3
@@ -64,7 +66,7 @@ def run_steps(
     optimiser: torch.optim.Optimizer,
     milestones: SaveMilestones,
 ) -> None:
-    rate = SimpleNamespace(get_last_lr=lambda: [1e-2])
+    rate = cast(LRScheduler, SimpleNamespace(get_last_lr=lambda: [1e-2]))
     for step in range(1, STEPS + 1):
         optimiser.zero_grad()
         for ids, labels in rows:

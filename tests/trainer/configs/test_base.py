@@ -64,7 +64,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path) ->
 
 def test_an_unknown_key_like_no_other_lists_what_is_known(tmp_path: Path) -> None:
     message = refusal(tmp_path, MINIMAL, "lora.zzz=1")
-    assert "unknown key lora.zzz: known keys: alpha, dropout, r, target_modules" in message
+    assert "unknown key lora.zzz: known keys: alpha, dropout, quantise, r, target_modules" in message
 
 
 @pytest.mark.parametrize(

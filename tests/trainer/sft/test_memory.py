@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from datasets import Dataset
 from dense_reward_trainer.configs.base import config_path, load_config
 from dense_reward_trainer.configs.sft import LoraOptions, ScratchOptions, SftConfig
@@ -16,6 +15,7 @@ from dense_reward_trainer.sft.memory import ModelSizes, StepShape, advice, estim
 from dense_reward_trainer.sft.milestones import MilestoneSchedule
 from dense_reward_trainer.sft.training_rows import TrainingRows
 from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel
 
 pytestmark = [
     pytest.mark.slow,
@@ -86,7 +86,7 @@ def test_sizes_are_said_in_units_that_people_read() -> None:
     assert (in_words(61_234_000_000), in_words(310_400_000)) == ("61.2 GB", "310 MB")
 
 
-def tiny() -> torch.nn.Module:
+def tiny() -> PreTrainedModel:
     options = ScratchOptions(vocabulary=270, hidden_size=16, layers=2, heads=2, intermediate_size=32)
     return random_model(options, train_tokenizer(["Add 1."], 270), 0)
 

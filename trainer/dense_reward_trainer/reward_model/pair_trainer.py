@@ -17,7 +17,7 @@ from dense_reward_trainer.reward_model.losses import HeadValues, aligned_loss, t
 from dense_reward_trainer.reward_model.pairs import AnswerPair, differing
 from dense_reward_trainer.rl.policy import microbatches
 from dense_reward_trainer.runs.run_folder import MetricsLog
-from dense_reward_trainer.sft.callbacks import LogToFile, QuietProgress
+from dense_reward_trainer.sft.callbacks import LogToFile, ShowProgress
 
 Pairs = Sequence[AnswerPair]
 
@@ -78,7 +78,7 @@ def train_head(model: PreTrainedModel, pairs: Pairs, options: HeadOptions, place
     disable_progress_bar()
     trainer = PairTrainer(model, arguments(options, place), pairs, options.loss)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(QuietProgress())
+    trainer.add_callback(ShowProgress())
     trainer.add_callback(LogToFile(metrics))
     model.train()
     trainer.train()

@@ -18,8 +18,8 @@ from dense_reward_trainer.studies.regimes.policies import (
     MatchedKlPolicy,
     Overrides,
     SampledPolicy,
+    SelfPlayPolicy,
     SftPolicy,
-    TrainedPolicy,
     sampled_at,
 )
 from dense_reward_trainer.tasks.write import TaskFiles
@@ -27,8 +27,6 @@ from dense_reward_trainer.tasks.write import TaskFiles
 # The milestone at 0: the model that the SFT run starts from.
 START = "base"
 # Options of evaluate's policies that are folders; a cell names them by its checkpoints.
-# The checkpoint of the trained policy, by the job that trains it.
-FINAL = {"irft": "sft", "rft": "policy"}
 FOLDER_OPTIONS = ("checkpoint", "tilt.reference", "extrapolate.base")
 
 
@@ -83,10 +81,8 @@ class Cell:
         match self.policies.get(name):
             case DprPolicy():
                 return self.folder / name / "checkpoints" / "policy"
-            case SftPolicy():
+            case SftPolicy() | SelfPlayPolicy():
                 return self.folder / name / "checkpoints" / "sft"
-            case TrainedPolicy(kind=kind):
-                return self.folder / name / "checkpoints" / FINAL[kind]
             case _:
                 return self.checkpoints / name
 

@@ -15,8 +15,8 @@ from dense_reward_trainer.studies.regimes.policies import (
     MatchedKlPolicy,
     Overrides,
     SampledPolicy,
+    SelfPlayPolicy,
     SftPolicy,
-    TrainedPolicy,
 )
 
 # What every cell sets itself, by section: an override would give all cells the same seed, or another cell's files.
@@ -30,7 +30,7 @@ SET_BY_CELLS: Mapping[str, tuple[str, ...]] = {
     "preview": (*_ALWAYS, "run", "sft", "references", "labelled"),
     "credit": (*_ALWAYS, *_DATA, "policy", "service_url", "service_pair", "service_pairs"),
 }
-TRAINED = (*_ALWAYS, *_DATA, "policy")
+SELF_PLAY = (*_ALWAYS, *_DATA, "policy")
 CONTINUED = (*_ALWAYS, *_DATA, "base_model", "scratch", "renderer")
 MATCHED = ("epochs", "max_steps")
 # Options of DPR that change how many tokens it computes with.
@@ -50,8 +50,8 @@ def check_study(config: SweepConfig) -> None:
             case SftPolicy():
                 own = CONTINUED if policy.matched_flops is None else CONTINUED + MATCHED
                 _check_not_set_by_cells(f"policies.{name}", {**policy.sft, **policy.grid}, own)
-            case TrainedPolicy():
-                _check_not_set_by_cells(f"policies.{name}", {**policy.options, **policy.grid}, TRAINED)
+            case SelfPlayPolicy():
+                _check_not_set_by_cells(f"policies.{name}", {**policy.options, **policy.grid}, SELF_PLAY)
             case _:
                 pass
     _check_series(config)

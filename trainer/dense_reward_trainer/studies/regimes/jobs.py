@@ -43,8 +43,8 @@ from dense_reward_trainer.studies.regimes.policies import (
     DprPolicy,
     MatchedKlPolicy,
     Overrides,
+    SelfPlayPolicy,
     SftPolicy,
-    TrainedPolicy,
 )
 from dense_reward_trainer.studies.regimes.preview import Verdict
 from dense_reward_trainer.studies.regimes.rewards import SFT, credit_file, credit_job, reward_figures, sources
@@ -74,8 +74,8 @@ def cell_figures(cell: Cell, report: Report) -> CellFigures:
             for name, policy in cell.policies.items():
                 if isinstance(policy, SftPolicy):
                     run_job(cell, continued_job(cell, name, policy))
-                if isinstance(policy, TrainedPolicy):
-                    run_job(cell, trained_job(cell, name, policy))
+                if isinstance(policy, SelfPlayPolicy):
+                    run_job(cell, self_play_job(cell, name, policy))
             measure_rewards(cell, url)
             tested = evaluation_job(cell, url)
             run_job(cell, tested)
@@ -172,8 +172,8 @@ def continued_job(cell: Cell, name: str, policy: SftPolicy) -> Job:
     return seeded_job(cell, name, "sft", cell.config.sft_recipe, overrides | own | policy.sft)
 
 
-def trained_job(cell: Cell, name: str, policy: TrainedPolicy) -> Job:
-    """Training by another job, from the SFT model, on the demonstrations of SFT."""
+def self_play_job(cell: Cell, name: str, policy: SelfPlayPolicy) -> Job:
+    """Self-play from the SFT model, on the demonstrations of SFT."""
     data: Overrides = {"data": {"source": str(cell.files.train), "held_out_fraction": 0.0}}
     start: Overrides = {"policy": str(cell.checkpoint("sft"))}
     return seeded_job(cell, name, policy.kind, policy.recipe, data | start | policy.options)
@@ -243,8 +243,8 @@ def check_finished(cell: Cell) -> None:
     for name, policy in cell.policies.items():
         if isinstance(policy, SftPolicy):
             jobs.append(continued_job(cell, name, policy))
-        if isinstance(policy, TrainedPolicy):
-            jobs.append(trained_job(cell, name, policy))
+        if isinstance(policy, SelfPlayPolicy):
+            jobs.append(self_play_job(cell, name, policy))
     jobs += [credit_job(cell, source, "http://not.asked") for source in sources(cell)]
     for job in jobs:
         if changed := changed_values(cell, job):

@@ -45,15 +45,14 @@ class SftPolicy(JobOptions):
     uses_other_model: ClassVar[bool] = False
 
 
-class TrainedPolicy(JobOptions):
-    """A policy that another job trains from the SFT model, on the same demonstrations.
+class SelfPlayPolicy(JobOptions):
+    """A policy that the job irft trains from the SFT model: demonstrations against own answers (SPIN, IRFT, GSIL).
 
-    irft: against its own answers (SPIN, IRFT, GSIL). rft: on a reward model of demonstrations and own answers. Both
-    leave a reward, but not the log-ratio of the SFT run, so they are controls of DPR.
+    It leaves a reward, but not the log-ratio of the SFT run, so it is a control of DPR.
     """
 
-    kind: Literal["irft", "rft"]
-    recipe: str = Field(description="A shipped recipe of the job of this kind, or a file.")
+    kind: Literal["irft"]
+    recipe: str = Field(default="arithmetic_irft", description="A shipped recipe of the job irft, or a file.")
     options: Overrides = Field(default={}, description="key.sub -> value, over the recipe.")
     grid: Grid = Field(default={}, description=_GRID)
     uses_reward: ClassVar[bool] = False
@@ -107,7 +106,7 @@ class MatchedKlPolicy(JobOptions):
         return self.uses_reward or self.options.get("extrapolate") is not None
 
 
-AnyPolicy = DprPolicy | SftPolicy | TrainedPolicy | SampledPolicy | MatchedKlPolicy
+AnyPolicy = DprPolicy | SftPolicy | SelfPlayPolicy | SampledPolicy | MatchedKlPolicy
 Policy = Annotated[AnyPolicy, Field(discriminator="kind")]
 Policies = Mapping[str, AnyPolicy]
 
@@ -119,7 +118,7 @@ def with_value(policy: AnyPolicy, key: str, value: JsonValue) -> AnyPolicy:
             return varied(policy, key, value).model_copy(update={"grid": {}})
         case SftPolicy():
             return policy.model_copy(update={"sft": policy.sft | {key: value}, "grid": {}})
-        case TrainedPolicy():
+        case SelfPlayPolicy():
             return policy.model_copy(update={"options": policy.options | {key: value}, "grid": {}})
         case SampledPolicy():
             return policy.model_copy(update={"options": _nested(policy.options, key, value), "grid": {}})

@@ -1,4 +1,4 @@
-"""How good the rewards are that a cell of the regimes study leaves: of its SFT run, and of policies trained otherwise.
+"""How good the rewards are that a cell of the regimes study leaves: of its SFT run, and of policies of self-play.
 
 All are measured by the job credit on the same problems, with the same planted errors and samples.
 """
@@ -11,24 +11,24 @@ from typing import TypedDict
 from dense_reward_trainer.credit.references import pair_of
 from dense_reward_trainer.studies.regimes.cell import Cell, Job, seeded_job
 from dense_reward_trainer.studies.regimes.figures import RewardFigures
-from dense_reward_trainer.studies.regimes.policies import Overrides, TrainedPolicy
+from dense_reward_trainer.studies.regimes.policies import Overrides, SelfPlayPolicy
 
 SFT = "sft"
 _Measured = Mapping[str, Mapping[str, float]]
 
 
 class _CreditJson(TypedDict):
-    """Fields of a credit job's result that are read."""
+    """Fields of a credit job's result that are read. `ranking` is null if all samples were right, or all wrong."""
 
     localisation: Mapping[str, Mapping[str, _Measured]]
-    ranking: Mapping[str, Mapping[str, _Measured]]
+    ranking: Mapping[str, Mapping[str, _Measured]] | None
 
 
 def sources(cell: Cell) -> tuple[str, ...]:
-    """The runs that leave a reward: that of SFT, and of policies trained otherwise; none if the study has no credit."""
+    """The runs that leave a reward: that of SFT, and of policies of self-play; none if the study has no credit."""
     if cell.config.credit is None or cell.is_tuning:
         return ()
-    return SFT, *(name for name, policy in cell.policies.items() if isinstance(policy, TrainedPolicy))
+    return SFT, *(name for name, policy in cell.policies.items() if isinstance(policy, SelfPlayPolicy))
 
 
 def credit_job(cell: Cell, source: str, url: str) -> Job:
@@ -55,9 +55,11 @@ def credit_file(cell: Cell, source: str) -> Path:
 def reward_figures(cell: Cell, source: str) -> RewardFigures:
     """AUROCs by column. Of runs other than SFT, only the columns of their reference: others are of another model."""
     result: _CreditJson = json.loads(credit_file(cell, source).read_text())["result"]
+    located, ranked = result["localisation"], result["ranking"] or {}
     found = {}
-    for column, ranking in result["ranking"].items():
+    for column in next(iter(located.values())):
         if source == SFT or pair_of(column) is not None:
-            by_kind = {kind: one[column]["auroc"]["value"] for kind, one in result["localisation"].items()}
-            found[column] = by_kind | {name: one["auroc"]["value"] for name, one in ranking.items()}
+            by_kind = {kind: one[column]["auroc"]["value"] for kind, one in located.items()}
+            by_aggregate = {name: one["auroc"]["value"] for name, one in ranked.get(column, {}).items()}
+            found[column] = by_kind | by_aggregate
     return found

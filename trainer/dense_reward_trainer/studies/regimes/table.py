@@ -148,12 +148,13 @@ def format_previews(previews: Sequence[PreviewCheck]) -> str:
 
 
 def summarise_rewards(cells: Cells) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Mean and interval over seeds of each AUROC: by the run that left the reward, column, and what is told apart."""
+    """Mean and interval over seeds of each AUROC: by the run that left the reward, column, and kind of comparison."""
     return {
         source: {
             column: {
                 name: asdict(share_interval([cell.rewards[source][column][name] for cell in cells]))
                 for name in measured
+                if all(name in cell.rewards[source][column] for cell in cells)
             }
             for column, measured in columns.items()
         }
