@@ -174,7 +174,7 @@ def check_names(cell: Cell) -> None:
     always: Overrides = {"output_dir": str(cell.folder), "prompts": {"source": "prompts.jsonl"}}
     milestones = sft_milestones(cell)
     trained = {
-        name for name, policy in cell.policies.items() if isinstance(policy, DprPolicy | SftPolicy | TrainedPolicy)
+        name for name, policy in cell.policies.items() if isinstance(policy, DprPolicy | SftPolicy | SelfPlayPolicy)
     }
     for name, policy in cell.policies.items():
         if name in milestones:
