@@ -14,6 +14,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "sft": ("runs/a/sft", Path("runs/a/sft")),
     "reference": ("runs/a/reference", Path("runs/a/reference")),
     "name": ("gsm8k", "gsm8k"),
+    "token_head": ("runs/a/token_head", Path("runs/a/token_head")),
     "pairs_file": ("pairs.json", Path("pairs.json")),
     "run": ("runs/a", Path("runs/a")),
     "checkpoints_folder": ("runs", Path("runs")),

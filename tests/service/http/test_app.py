@@ -110,6 +110,7 @@ def test_an_answer_names_its_model_usage_and_timing(service: Served) -> None:
         "name": "default",
         "sft": "fake-sft",
         "reference": "fake-reference",
+        "token_head": None,
         "tokenizer_sha256": TOKENIZER_SHA256,
         "revision": "fake",
         "related": True,

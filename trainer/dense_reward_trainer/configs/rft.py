@@ -74,9 +74,7 @@ class PolicyStepOptions(JobOptions):
 class RftConfig(JobConfig):
     """Reward learning from demonstrations (RFT, arXiv 2405.17888): rounds of a reward model and of policy steps."""
 
-    resume_may_change: ClassVar[frozenset[str]] = frozenset(
-        {"output_dir", "threads", "microbatch_tokens", "rollout_batch_size"}
-    )
+    resume_may_change: ClassVar[frozenset[str]] = frozenset({"output_dir", "threads", "microbatch_tokens"})
 
     policy: Path = Field(description="Folder of the SFT model: the first policy, and that of the KL penalty.")
     head_start: Path | None = Field(
