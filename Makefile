@@ -77,7 +77,7 @@ bench-gpu: install .venv-vllm-gpu/tried ## measure the same on a GPU
 gpu-day: install ## test and measure the engine on a GPU, stage by stage: under an hour (STAGE=...: one stage)
 	$(BIN)/python -m bench.gpu $(if $(STAGE),--stage $(STAGE))
 
-evidence: install ## when does training on the reward help, and when does it hurt: an hour and a half (FULL=1: all regimes, nights)
+evidence: install ## when does training on the reward help, and when does it hurt: two hours (FULL=1: all regimes, nights)
 	$(BIN)/python -m bench.evidence$(if $(FULL), --full)
 	$(BIN)/python -m bench.results_page
 
