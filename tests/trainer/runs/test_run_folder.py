@@ -14,6 +14,7 @@ from dense_reward_trainer.cli import JOBS
 from dense_reward_trainer.configs.base import JobConfig, JobOptions
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.run_folder import (
+    CONFIG_NAME,
     MetricsLog,
     check_run,
     command_line,
@@ -90,6 +91,17 @@ def test_a_changed_configuration_is_refused_with_its_keys_and_the_cure(tmp_path:
     values = r"\(seed: 0 -> 1, service\.url: http://127\.0\.0\.1:8000 -> http://elsewhere\)"
     with pytest.raises(ConfigError, match=rf"{values}, so its results.*use another output_dir"):
         open_run("example", changed)
+
+
+def test_a_key_that_is_newer_than_the_run_had_its_default(tmp_path: Path) -> None:
+    open_run("example", ExampleConfig(output_dir=tmp_path))
+    path = tmp_path / CONFIG_NAME
+    older = {key: value for key, value in yaml.safe_load(path.read_text()).items() if key not in {"seed", "service"}}
+    path.write_text(yaml.safe_dump(older))
+    assert open_run("example", ExampleConfig(output_dir=tmp_path)).resumed
+    path.write_text(yaml.safe_dump(older))
+    with pytest.raises(ConfigError, match=r"seed: 0 -> 1"):
+        open_run("example", ExampleConfig(output_dir=tmp_path, seed=1))
 
 
 def test_the_folder_of_another_job_is_refused(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -66,7 +67,7 @@ def check_run(job: str, config: JobConfig) -> None:
     record = _read_record(folder)
     if record is not None:
         _check_job(folder, record, job)
-        _check_config(folder, redacted(config.model_dump(mode="json")), config.resume_may_change)
+        _check_config(folder, config)
 
 
 def open_run(job: str, config: JobConfig) -> Run:
@@ -247,9 +248,12 @@ def _check_job(folder: Path, record: RunRecord, job: str) -> None:
         raise ConfigError(f"{folder} holds a run of {record.job}, not of {job}: use another output_dir")
 
 
-def _check_config(folder: Path, values: Mapping[str, object], may_change: frozenset[str]) -> None:
+def _check_config(folder: Path, config: JobConfig) -> None:
+    """A key that the program did not know when the run was started had the value that is its default today."""
     started = yaml.safe_load((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    changed = changed_values(started, values, may_change)
+    with suppress(ValidationError):  # a key that is gone, or a value that is refused today: the comparison names it
+        started = redacted(type(config).model_validate(started).model_dump(mode="json"))
+    changed = changed_values(started, redacted(config.model_dump(mode="json")), config.resume_may_change)
     if changed:
         raise ConfigError(
             f"{folder} holds a run that was started with a different configuration "
