@@ -180,7 +180,7 @@ def test_other_settings_on_resume_are_refused_by_name(
     change: str, killed: Path, policy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments(killed, policy, change)) == 2
-    assert f"different configuration ({change.partition('=')[0]})" in capsys.readouterr().err
+    assert f"different configuration ({change.partition('=')[0]}: " in capsys.readouterr().err
 
 
 def test_other_weights_in_the_policys_folder_are_refused(

@@ -120,8 +120,8 @@ def test_a_run_that_stopped_at_any_stage_goes_on_after_the_last_finished_one(
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("seed=1", "different configuration (seed)"),
-        ("rounds=3", "different configuration (rounds)"),
+        ("seed=1", "different configuration (seed: 0 -> 1)"),
+        ("rounds=3", "different configuration (rounds: 2 -> 3)"),
         ("head.batch_size=3", "head.batch_size"),
         ("head.epochs=2", "head.epochs"),
         ("head.loss=terminal", "head.loss"),
