@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from dense_reward_trainer.configs.base import Seed
-from dense_reward_trainer.configs.dpr import Device
+from dense_reward_trainer.configs.dpr import THREADS, Device
 from dense_reward_trainer.configs.service import SERVICE_KEYS, ServicePairsConfig
 from dense_reward_trainer.configs.signals import WINDOW_TOKENS
 from dense_reward_trainer.data.corruption import ErrorKind
@@ -16,7 +16,7 @@ from dense_reward_trainer.data.sources import DataSource
 class CreditConfig(ServicePairsConfig):
     """Measures the references of a run: do their rewards locate planted errors, and rank right above wrong answers?"""
 
-    resume_may_change: ClassVar[frozenset[str]] = SERVICE_KEYS | {"output_dir", "device"}
+    resume_may_change: ClassVar[frozenset[str]] = SERVICE_KEYS | {"output_dir", "device", "threads"}
 
     service_url: str = Field(
         default="http://127.0.0.1:8000", description="Address of the reward service, without a path."
@@ -57,4 +57,5 @@ class CreditConfig(ServicePairsConfig):
         description="The aggregate window_min is the least mean over this many consecutive tokens of an answer.",
     )
     device: Device = Field(default="cpu", description="Device on which the policy samples.")
+    threads: int | None = Field(default=None, ge=1, description=THREADS)
     seed: Seed = Field(default=0, description="Seed of the errors, the samples and the bootstrap.")

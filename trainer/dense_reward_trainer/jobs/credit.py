@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+import torch
 from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.engines.torch.device import chosen_device
 from dense_reward.records import Report
@@ -65,6 +66,8 @@ def run(config: CreditConfig, report: Report) -> CreditResult:
     the cure.
     """
     check_run("credit", config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
     loaded = load(config.data)
     report(loaded.summary)
     demonstrations = loaded.demonstrations

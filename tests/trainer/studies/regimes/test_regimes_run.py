@@ -165,6 +165,38 @@ def test_the_whole_study_runs_resumes_and_is_not_done_twice(tmp_path: Path, jobs
         regimes_jobs.train_dpr(finished, regimes_jobs.dpr_job(finished, "dpr", dpr_of(finished), "http://unused"))
 
 
+def test_self_play_is_a_policy_of_a_study_and_every_reward_is_measured(tmp_path: Path, jobs: JobsHere) -> None:
+    policies: Mapping[str, object] = {
+        "dpr": {"kind": "dpr", "reference": "base"},
+        "spin": {"kind": "irft", "recipe": "arithmetic_irft_tiny", "options": {"generation.max_new_tokens": 8}},
+    }
+    study = config(
+        tmp_path / "run",
+        policies=policies,
+        tuning=None,
+        preview=None,
+        labelled=0,
+        credit={"corruptions": ["digit"], "answers": 4, "samples": 8, "max_new_tokens": 8},
+    )
+    reports: list[str] = []
+    regimes.run(study, reports.append)
+    assert [name for name in jobs.ran if name.startswith("1/")][-5:] == [
+        "1/dpr",
+        "1/spin",
+        "1/credit--sft",
+        "1/credit--spin",
+        "1/evaluation",
+    ]
+    record = read(tmp_path / "run" / "sweep.json")
+    rewards = cast(dict[str, dict[str, dict[str, dict[str, float]]]], record["rewards"]["mixed"])
+    assert {"sft_logprob", "reward:base", "reward:half"} <= rewards["sft"].keys()
+    assert {"reward:round_0", "reward:round_1", "reward:round_2"} <= rewards["spin"].keys()
+    assert "sft_logprob" not in rewards["spin"]
+    assert 0.0 <= rewards["spin"]["reward:round_0"]["digit"]["value"] <= 1.0
+    assert "spin" in record["summary"]["mixed"]
+    assert any("reward:round_0" in one for one in reports)
+
+
 def policies_with(study: SweepConfig, learning_rate: float) -> dict[str, AnyPolicy]:
     """The policies once their learning rate is chosen."""
     choice = Choice("learning_rate", (learning_rate,), (0.0,), learning_rate, on_edge=False)

@@ -4,7 +4,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.configs.credit import CreditConfig
 from dense_reward_trainer.configs.evaluate import EvaluateConfig
+from dense_reward_trainer.configs.irft import IrftConfig
 from dense_reward_trainer.configs.preview import PreviewConfig
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.errors import ConfigError
@@ -73,6 +75,14 @@ def check_jobs(cell: Cell) -> None:
             start: Overrides = {"base_model": str(cell.checkpoint("sft")), "scratch": None}
             kept = {key: value for key, value in sft_overrides(cell).items() if key.partition(".")[0] != "scratch"}
             load_config(SftConfig, recipe, arguments(data | kept | start | policy.sft))
+    for policy in cell.policies.values():
+        if isinstance(policy, SelfPlayPolicy):
+            played: Overrides = data | {"policy": str(cell.checkpoint("sft"))}
+            load_config(IrftConfig, config_path(policy.recipe), arguments(played | policy.options))
+    if config.credit is not None:
+        measured: Overrides = folder | {"data": {"source": str(files.test)}, "policy": str(cell.checkpoint("sft"))}
+        overrides = measured | config.credit | here.credit
+        load_config(CreditConfig, config_path("arithmetic_credit"), arguments(overrides))
     own: Overrides = folder | {
         "policies": evaluated_policies(cell),
         "held_out": str(files.test),

@@ -180,9 +180,15 @@ def self_play_job(cell: Cell, name: str, policy: SelfPlayPolicy) -> Job:
 
 
 def measure_rewards(cell: Cell, url: str) -> None:
-    """Run the job credit on every run that leaves a reward, unless it is done. `url`: the service of the SFT run."""
+    """Run the job credit on every run that leaves a reward, unless it is done. `url`: the service of the SFT run.
+
+    Raises ConfigError if it was done with other values.
+    """
     for source in sources(cell):
         if credit_file(cell, source).is_file():
+            job = credit_job(cell, source, url)
+            if changed := changed_values(cell, job):
+                raise ConfigError(_other_values(cell.folder / job.name, changed))
             continue
         if source == SFT:
             run_job(cell, credit_job(cell, source, url))
