@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from dense_reward import Client, ScoreOptions
 from dense_reward_trainer.errors import JobError
-from dense_reward_trainer.runs.local_service import free_port, serving, serving_run
+from dense_reward_trainer.runs.local_service import free_port, serving, serving_head, serving_run
+from tiny_heads import write_head
 
 pytestmark = pytest.mark.slow
 
@@ -31,6 +32,13 @@ def test_a_run_is_served_with_a_pair_for_each_reference(pair_folder: Path, tmp_p
             for name in ("early", "later")
         ]
         assert [one.sum for one in scored[0]] == [one.sum for one in scored[1]]
+    assert server.poll() is not None
+
+
+def test_a_token_head_is_served_by_itself(tmp_path: Path) -> None:
+    write_head(tmp_path / "head")
+    with serving_head(tmp_path / "head", free_port(), threads=1) as (server, url), Client(url) as client:
+        assert [card.token_head for card in client.models()] == [str(tmp_path / "head")]
     assert server.poll() is not None
 
 

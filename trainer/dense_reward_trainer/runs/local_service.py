@@ -1,4 +1,4 @@
-"""Serves a pair in a separate process, for jobs that need a service for a while."""
+"""Serves a pair or a token head in a separate process, for jobs that need a service for a while."""
 
 import os
 import socket
@@ -42,6 +42,14 @@ def serving_run(folder: Path, port: int, threads: int | None = None) -> Iterator
 
 
 @contextmanager
+def serving_head(folder: Path, port: int, threads: int | None = None) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """As `serving`, for the token head in a folder."""
+    with _service(("--token-head", str(folder)), port, threads) as (server, url):
+        _check_identity(server, url, {(str(folder),)})
+        yield server, url
+
+
+@contextmanager
 def _service(source: Sequence[str], port: int, threads: int | None) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     command = [sys.executable, "-m", "dense_reward.cli", "serve", *source, "--port", str(port)]
     command += ["--log-level", "warning"]
@@ -72,19 +80,22 @@ def _wait_until_ready(server: "subprocess.Popen[bytes]", url: str) -> None:
                 raise JobError(f"the service at {url} is not ready after {PATIENCE_S:g} s")
 
 
-def _check_identity(server: "subprocess.Popen[bytes]", url: str, pairs: set[tuple[str | None, str | None]]) -> None:
+def _check_identity(server: "subprocess.Popen[bytes]", url: str, wanted: set[tuple[str, ...]]) -> None:
     """Raises JobError if another process has opened the port since `free_port` found it free.
 
-    `pairs`: the folders of sft and reference of each pair that must be served.
+    `wanted`: what must be served: the folders of sft and reference of a pair, or that of a token head.
     """
     with Client(url, timeout_s=10.0) as client:
-        served = {(card.sft, card.reference) for card in client.models()}
-    if server.poll() is not None or served != pairs:
-        raise JobError(f"{url} is a service of {_in_words(served)}, not of {_in_words(pairs)}: try again")
+        served = {
+            tuple(folder for folder in (card.sft, card.reference, card.token_head) if folder is not None)
+            for card in client.models()
+        }
+    if server.poll() is not None or served != wanted:
+        raise JobError(f"{url} is a service of {_in_words(served)}, not of {_in_words(wanted)}: try again")
 
 
-def _in_words(pairs: set[tuple[str | None, str | None]]) -> str:
-    return ", ".join(sorted(f"{sft} and {reference}" for sft, reference in pairs))
+def _in_words(models: set[tuple[str, ...]]) -> str:
+    return ", ".join(sorted(" and ".join(folders) for folders in models))
 
 
 def free_port(preferred: int = 0) -> int:

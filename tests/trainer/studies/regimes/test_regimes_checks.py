@@ -113,6 +113,22 @@ CHECKED: dict[str, tuple[dict[str, object], str]] = {
         {"preview": {}, "labelled": 5, "evaluate": {"held_out_options.checker": "last_number"}},
         "preview finds answers by final_answer, evaluate by last_number: set preview.checker and",
     ),
+    "another start of self-play": (
+        {"policies": POLICIES | {"spin": {"kind": "irft", "options": {"policy": "x"}}}},
+        "policies.spin: policy is set by the study",
+    ),
+    "one seed for all of RFT": (
+        {"policies": POLICIES | {"rft": {"kind": "rft", "grid": {"seed": [1, 2]}}}},
+        "policies.rft: seed is set by the study",
+    ),
+    "an unknown option of RFT": (
+        {"policies": POLICIES | {"rft": {"kind": "rft", "options": {"head.epoch": 2}}}},
+        "unknown key head.epoch: did you mean head.epochs",
+    ),
+    "RFT without a policy": (
+        {"policies": POLICIES | {"rft": {"kind": "rft", "options": {"rounds": 1, "policy_steps": None}}}},
+        "policies.rft: policy_steps is null, so rft would train no policy",
+    ),
     "a control that is paid the reward": (
         {"dpr": {"signal": "sft_logprob"}},
         "policies.dpr: regime mixed or recipe arithmetic_dpr sets signal to sft_logprob",

@@ -90,6 +90,13 @@ def serving_here(folder: Path, _: int, __: int | None = None) -> Iterator[tuple[
         yield None, str(running.client.base_url).rstrip("/")
 
 
+@contextmanager
+def serving_head_here(folder: Path, _: int, __: int | None = None) -> Iterator[tuple[None, str]]:
+    """The service of a token head, in this process."""
+    with served(loader("torch"), token_head=folder, device="cpu") as running:
+        yield None, str(running.client.base_url).rstrip("/")
+
+
 def cells_here(_: int, __: Callable[[Cell], CellFigures], cells: Sequence[Cell]) -> Iterator[CellFigures]:
     return (regimes_jobs.cell_figures(cell, print) for cell in cells)
 
@@ -100,6 +107,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> JobsHere:
     found = JobsHere()
     monkeypatch.setattr(regimes_jobs, "run_job", found.run)
     monkeypatch.setattr(regimes_jobs, "serving_run", serving_here)
+    monkeypatch.setattr(regimes_jobs, "serving_head", serving_head_here)
     monkeypatch.setattr(regimes, "in_processes", cells_here)
     for name in ("jobs.dpr.plot_run", "jobs.sft.plot_metrics", "jobs.preview.plot_preview"):
         monkeypatch.setattr(f"dense_reward_trainer.{name}", lambda *_, **__: None)
@@ -165,10 +173,15 @@ def test_the_whole_study_runs_resumes_and_is_not_done_twice(tmp_path: Path, jobs
         regimes_jobs.train_dpr(finished, regimes_jobs.dpr_job(finished, "dpr", dpr_of(finished), "http://unused"))
 
 
-def test_self_play_is_a_policy_of_a_study_and_every_reward_is_measured(tmp_path: Path, jobs: JobsHere) -> None:
+def test_self_play_and_rft_are_policies_of_a_study_and_every_reward_is_measured(tmp_path: Path, jobs: JobsHere) -> None:
     policies: Mapping[str, object] = {
         "dpr": {"kind": "dpr", "reference": "base"},
         "spin": {"kind": "irft", "recipe": "arithmetic_irft_tiny", "options": {"generation.max_new_tokens": 8}},
+        "rft": {
+            "kind": "rft",
+            "recipe": "arithmetic_rft_tiny",
+            "options": {"max_new_tokens": 8, "head.warmup_steps": 0},
+        },
     }
     study = config(
         tmp_path / "run",
@@ -180,11 +193,13 @@ def test_self_play_is_a_policy_of_a_study_and_every_reward_is_measured(tmp_path:
     )
     reports: list[str] = []
     regimes.run(study, reports.append)
-    assert [name for name in jobs.ran if name.startswith("1/")][-5:] == [
+    assert [name for name in jobs.ran if name.startswith("1/")][-7:] == [
         "1/dpr",
         "1/spin",
+        "1/rft",
         "1/credit--sft",
         "1/credit--spin",
+        "1/credit--rft",
         "1/evaluation",
     ]
     record = read(tmp_path / "run" / "sweep.json")
@@ -193,7 +208,14 @@ def test_self_play_is_a_policy_of_a_study_and_every_reward_is_measured(tmp_path:
     assert {"reward:round_0", "reward:round_1", "reward:round_2"} <= rewards["spin"].keys()
     assert "sft_logprob" not in rewards["spin"]
     assert 0.0 <= rewards["spin"]["reward:round_0"]["digit"]["value"] <= 1.0
-    assert "spin" in record["summary"]["mixed"]
+    assert rewards["rft"].keys() == {"reward:default"}
+    assert {"spin", "rft"} <= record["summary"]["mixed"].keys()
+    first = Cell(study, "mixed", 1, study.all_policies)
+    assert first.checkpoint("rft") == first.folder / "rft" / "checkpoints" / "policy-2"
+    first.figures.unlink()
+    jobs.ran.clear()
+    regimes.run(study, reports.append)
+    assert jobs.ran == ["1/base_model", "1/sft", "1/spin", "1/rft", "1/evaluation"]
     assert any("reward:round_0" in one for one in reports)
 
 

@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from dense_reward_trainer.configs.base import config_path, load_config
 from dense_reward_trainer.configs.dpr import DprConfig
+from dense_reward_trainer.configs.rft import RftConfig
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.studies.regimes.config import Regime, SweepConfig
@@ -17,6 +18,7 @@ from dense_reward_trainer.studies.regimes.policies import (
     DprPolicy,
     MatchedKlPolicy,
     Overrides,
+    RftPolicy,
     SampledPolicy,
     SelfPlayPolicy,
     SftPolicy,
@@ -83,8 +85,17 @@ class Cell:
                 return self.folder / name / "checkpoints" / "policy"
             case SftPolicy() | SelfPlayPolicy():
                 return self.folder / name / "checkpoints" / "sft"
+            case RftPolicy() as policy:
+                return self._last_of_rft(name, policy, "policy")
             case _:
                 return self.checkpoints / name
+
+    def token_head(self, name: str, policy: RftPolicy) -> Path:
+        """The folder of the last token head of a policy of rft."""
+        return self._last_of_rft(name, policy, "token_head")
+
+    def _last_of_rft(self, name: str, policy: RftPolicy, kind: str) -> Path:
+        return self.folder / name / "checkpoints" / f"{kind}-{rft_config(self, policy).rounds}"
 
     def cpu_s(self) -> float:
         """CPU seconds of all jobs of the cell and of their services."""
@@ -118,6 +129,13 @@ def sft_overrides(cell: Cell) -> Overrides:
 def dpr_overrides(cell: Cell, policy: DprPolicy) -> Overrides:
     """What the sweep, the policy and the regime change in a DPR run."""
     return cell.config.dpr | policy.dpr | cell.settings.dpr
+
+
+def rft_config(cell: Cell, policy: RftPolicy) -> RftConfig:
+    """The configuration of the job rft of a policy, but for its seed."""
+    own: Overrides = {"output_dir": str(cell.folder), "data": {"source": str(cell.files.train)}}
+    own |= {"policy": str(cell.checkpoints / "sft"), "held_out": None}
+    return load_config(RftConfig, config_path(policy.recipe), arguments(own | policy.options))
 
 
 def sft_milestones(cell: Cell) -> set[str]:
@@ -174,7 +192,9 @@ def check_names(cell: Cell) -> None:
     always: Overrides = {"output_dir": str(cell.folder), "prompts": {"source": "prompts.jsonl"}}
     milestones = sft_milestones(cell)
     trained = {
-        name for name, policy in cell.policies.items() if isinstance(policy, DprPolicy | SftPolicy | SelfPlayPolicy)
+        name
+        for name, policy in cell.policies.items()
+        if isinstance(policy, DprPolicy | SftPolicy | SelfPlayPolicy | RftPolicy)
     }
     for name, policy in cell.policies.items():
         if name in milestones:

@@ -10,12 +10,13 @@ from dense_reward_trainer.configs.irft import IrftConfig
 from dense_reward_trainer.configs.preview import PreviewConfig
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.errors import ConfigError
-from dense_reward_trainer.studies.regimes.cell import Cell, arguments, evaluated_policies, sft_overrides
+from dense_reward_trainer.studies.regimes.cell import Cell, arguments, evaluated_policies, rft_config, sft_overrides
 from dense_reward_trainer.studies.regimes.config import Regime, SweepConfig, series_name
 from dense_reward_trainer.studies.regimes.policies import (
     DprPolicy,
     MatchedKlPolicy,
     Overrides,
+    RftPolicy,
     SampledPolicy,
     SelfPlayPolicy,
     SftPolicy,
@@ -32,7 +33,7 @@ SET_BY_CELLS: Mapping[str, tuple[str, ...]] = {
     "preview": (*_ALWAYS, "run", "sft", "references", "labelled"),
     "credit": (*_ALWAYS, *_DATA, "policy", "service_url", "service_pair", "service_pairs"),
 }
-SELF_PLAY = (*_ALWAYS, *_DATA, "policy")
+OWN_ANSWERS = (*_ALWAYS, *_DATA, "policy", "held_out")
 CONTINUED = (*_ALWAYS, *_DATA, "base_model", "scratch", "renderer")
 MATCHED = ("epochs", "max_steps")
 # Options of DPR that change how many tokens it computes with.
@@ -52,8 +53,8 @@ def check_study(config: SweepConfig) -> None:
             case SftPolicy():
                 own = CONTINUED if policy.matched_flops is None else CONTINUED + MATCHED
                 _check_not_set_by_cells(f"policies.{name}", {**policy.sft, **policy.grid}, own)
-            case SelfPlayPolicy():
-                _check_not_set_by_cells(f"policies.{name}", {**policy.options, **policy.grid}, SELF_PLAY)
+            case SelfPlayPolicy() | RftPolicy():
+                _check_not_set_by_cells(f"policies.{name}", {**policy.options, **policy.grid}, OWN_ANSWERS)
             case _:
                 pass
     _check_series(config)
@@ -75,10 +76,12 @@ def check_jobs(cell: Cell) -> None:
             start: Overrides = {"base_model": str(cell.checkpoint("sft")), "scratch": None}
             kept = {key: value for key, value in sft_overrides(cell).items() if key.partition(".")[0] != "scratch"}
             load_config(SftConfig, recipe, arguments(data | kept | start | policy.sft))
-    for policy in cell.policies.values():
+    for name, policy in cell.policies.items():
         if isinstance(policy, SelfPlayPolicy):
             played: Overrides = data | {"policy": str(cell.checkpoint("sft"))}
             load_config(IrftConfig, config_path(policy.recipe), arguments(played | policy.options))
+        if isinstance(policy, RftPolicy) and rft_config(cell, policy).policy_steps is None:
+            raise ConfigError(f"policies.{name}: policy_steps is null, so rft would train no policy: set its options")
     if config.credit is not None:
         measured: Overrides = folder | {"data": {"source": str(files.test)}, "policy": str(cell.checkpoint("sft"))}
         overrides = measured | config.credit | here.credit

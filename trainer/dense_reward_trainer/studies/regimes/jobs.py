@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import resource
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from dense_reward_trainer.configs.evaluate import EvaluateConfig
 from dense_reward_trainer.data.final_answers import answer_of
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.checkpoint import is_complete
-from dense_reward_trainer.runs.local_service import free_port, serving_run
+from dense_reward_trainer.runs.local_service import free_port, serving_head, serving_run
 from dense_reward_trainer.runs.run_folder import CONFIG_NAME, redacted
 from dense_reward_trainer.studies.regimes.cell import (
     START,
@@ -43,6 +43,7 @@ from dense_reward_trainer.studies.regimes.policies import (
     DprPolicy,
     MatchedKlPolicy,
     Overrides,
+    RftPolicy,
     SelfPlayPolicy,
     SftPolicy,
 )
@@ -74,8 +75,8 @@ def cell_figures(cell: Cell, report: Report) -> CellFigures:
             for name, policy in cell.policies.items():
                 if isinstance(policy, SftPolicy):
                     run_job(cell, continued_job(cell, name, policy))
-                if isinstance(policy, SelfPlayPolicy):
-                    run_job(cell, self_play_job(cell, name, policy))
+                if isinstance(policy, SelfPlayPolicy | RftPolicy):
+                    run_job(cell, own_answers_job(cell, name, policy))
             measure_rewards(cell, url)
             tested = evaluation_job(cell, url)
             run_job(cell, tested)
@@ -172,10 +173,12 @@ def continued_job(cell: Cell, name: str, policy: SftPolicy) -> Job:
     return seeded_job(cell, name, "sft", cell.config.sft_recipe, overrides | own | policy.sft)
 
 
-def self_play_job(cell: Cell, name: str, policy: SelfPlayPolicy) -> Job:
-    """Self-play from the SFT model, on the demonstrations of SFT."""
+def own_answers_job(cell: Cell, name: str, policy: SelfPlayPolicy | RftPolicy) -> Job:
+    """Self-play or RFT from the SFT model, on the demonstrations of SFT."""
     data: Overrides = {"data": {"source": str(cell.files.train), "held_out_fraction": 0.0}}
     start: Overrides = {"policy": str(cell.checkpoint("sft"))}
+    if isinstance(policy, RftPolicy):
+        start["held_out"] = None
     return seeded_job(cell, name, policy.kind, policy.recipe, data | start | policy.options)
 
 
@@ -193,8 +196,16 @@ def measure_rewards(cell: Cell, url: str) -> None:
         if source == SFT:
             run_job(cell, credit_job(cell, source, url))
             continue
-        with serving_run(cell.folder / source, free_port(), cell.config.threads) as (_, own):
+        with reward_service(cell, source) as (_, own):
             run_job(cell, credit_job(cell, source, own))
+
+
+def reward_service(cell: Cell, source: str) -> AbstractContextManager[tuple[object, str]]:
+    """The service of the reward that a policy's training left, and its URL."""
+    policy = cell.policies[source]
+    if isinstance(policy, RftPolicy):
+        return serving_head(cell.token_head(source, policy), free_port(), cell.config.threads)
+    return serving_run(cell.folder / source, free_port(), cell.config.threads)
 
 
 def started_from(checkpoint: Path, overrides: Overrides) -> Overrides:
@@ -249,8 +260,8 @@ def check_finished(cell: Cell) -> None:
     for name, policy in cell.policies.items():
         if isinstance(policy, SftPolicy):
             jobs.append(continued_job(cell, name, policy))
-        if isinstance(policy, SelfPlayPolicy):
-            jobs.append(self_play_job(cell, name, policy))
+        if isinstance(policy, SelfPlayPolicy | RftPolicy):
+            jobs.append(own_answers_job(cell, name, policy))
     jobs += [credit_job(cell, source, "http://not.asked") for source in sources(cell)]
     for job in jobs:
         if changed := changed_values(cell, job):

@@ -45,18 +45,30 @@ class SftPolicy(JobOptions):
     uses_other_model: ClassVar[bool] = False
 
 
-class SelfPlayPolicy(JobOptions):
-    """A policy that the job irft trains from the SFT model: demonstrations against own answers (SPIN, IRFT, GSIL).
+class _OwnAnswersPolicy(JobOptions):
+    """A policy trained from the SFT model on demonstrations against its own answers.
 
     It leaves a reward, but not the log-ratio of the SFT run, so it is a control of DPR.
     """
 
-    kind: Literal["irft"]
-    recipe: str = Field(default="arithmetic_irft", description="A shipped recipe of the job irft, or a file.")
     options: Overrides = Field(default={}, description="key.sub -> value, over the recipe.")
     grid: Grid = Field(default={}, description=_GRID)
     uses_reward: ClassVar[bool] = False
     uses_other_model: ClassVar[bool] = False
+
+
+class SelfPlayPolicy(_OwnAnswersPolicy):
+    """A policy that the job irft trains (SPIN, IRFT, GSIL); its reward is the log-ratio of its rounds."""
+
+    kind: Literal["irft"]
+    recipe: str = Field(default="arithmetic_irft", description="A shipped recipe of the job irft, or a file.")
+
+
+class RftPolicy(_OwnAnswersPolicy):
+    """The last policy of the job rft; its reward is the token head of the last round."""
+
+    kind: Literal["rft"]
+    recipe: str = Field(default="arithmetic_rft", description="A shipped recipe of the job rft, or a file.")
 
 
 class SampledPolicy(JobOptions):
@@ -106,7 +118,7 @@ class MatchedKlPolicy(JobOptions):
         return self.uses_reward or self.options.get("extrapolate") is not None
 
 
-AnyPolicy = DprPolicy | SftPolicy | SelfPlayPolicy | SampledPolicy | MatchedKlPolicy
+AnyPolicy = DprPolicy | SftPolicy | SelfPlayPolicy | RftPolicy | SampledPolicy | MatchedKlPolicy
 Policy = Annotated[AnyPolicy, Field(discriminator="kind")]
 Policies = Mapping[str, AnyPolicy]
 
@@ -118,7 +130,7 @@ def with_value(policy: AnyPolicy, key: str, value: JsonValue) -> AnyPolicy:
             return varied(policy, key, value).model_copy(update={"grid": {}})
         case SftPolicy():
             return policy.model_copy(update={"sft": policy.sft | {key: value}, "grid": {}})
-        case SelfPlayPolicy():
+        case SelfPlayPolicy() | RftPolicy():
             return policy.model_copy(update={"options": policy.options | {key: value}, "grid": {}})
         case SampledPolicy():
             return policy.model_copy(update={"options": _nested(policy.options, key, value), "grid": {}})

@@ -1,4 +1,4 @@
-"""How good the rewards are that a cell of the regimes study leaves: of its SFT run, and of policies of self-play.
+"""How good the rewards are that a cell of the regimes study leaves: of its SFT run, of self-play, and of RFT.
 
 All are measured by the job credit on the same problems, with the same planted errors and samples.
 """
@@ -11,7 +11,7 @@ from typing import TypedDict
 from dense_reward_trainer.credit.references import pair_of
 from dense_reward_trainer.studies.regimes.cell import Cell, Job, seeded_job
 from dense_reward_trainer.studies.regimes.figures import RewardFigures
-from dense_reward_trainer.studies.regimes.policies import Overrides, SelfPlayPolicy
+from dense_reward_trainer.studies.regimes.policies import Overrides, RftPolicy, SelfPlayPolicy
 
 SFT = "sft"
 _Measured = Mapping[str, Mapping[str, float]]
@@ -25,10 +25,10 @@ class _CreditJson(TypedDict):
 
 
 def sources(cell: Cell) -> tuple[str, ...]:
-    """The runs that leave a reward: that of SFT, and of policies of self-play; none if the study has no credit."""
+    """The runs that leave a reward: of SFT, self-play and RFT; none if the study has no credit."""
     if cell.config.credit is None or cell.is_tuning:
         return ()
-    return SFT, *(name for name, policy in cell.policies.items() if isinstance(policy, SelfPlayPolicy))
+    return SFT, *(name for name, policy in cell.policies.items() if isinstance(policy, SelfPlayPolicy | RftPolicy))
 
 
 def credit_job(cell: Cell, source: str, url: str) -> Job:
