@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/deploy/test_operations.py tests/deploy/test_release_scripts.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture bench bench-gpu gpu-day evidence estimators reliability soak scale rolling test-vllm engines constraints programs package images push-images push-chart try-image version clean
+.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture bench bench-gpu gpu-day evidence figures methods estimators reliability soak scale rolling test-vllm engines constraints programs package images push-images push-chart try-image version clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -43,7 +43,7 @@ lint: install ## check style and format (changes nothing)
 	$(BIN)/ruff format --check
 
 types: install ## check types of all code with mypy (strict)
-	$(BIN)/mypy service trainer tests constraints $(wildcard helm/*.py helm/dense-reward/files/*.py bench/*.py bench/evidence/*.py bench/gpu/*.py bench/speed/*.py bench/reliability/*.py bench/scale/*.py bench/templates/*.py docs/pictures/*.py docker/*.py)
+	$(BIN)/mypy service trainer tests constraints $(wildcard helm/*.py helm/dense-reward/files/*.py bench/*.py bench/studies/*.py bench/gpu/*.py bench/speed/*.py bench/reliability/*.py bench/scale/*.py bench/templates/*.py docs/pictures/*.py docker/*.py)
 
 fast: install ## run the tests without those that train or run models, start processes or wait (marked `slow` or `story`): under 2 minutes
 	$(PYTEST) -m "not story and not slow"
@@ -78,7 +78,15 @@ gpu-day: install ## test and measure the engine on a GPU, stage by stage: under 
 	$(BIN)/python -m bench.gpu $(if $(STAGE),--stage $(STAGE))
 
 evidence: install ## when does training on the reward help, and when does it hurt: two hours (FULL=1: all regimes, nights)
-	$(BIN)/python -m bench.evidence$(if $(FULL), --full)
+	$(BIN)/python -m bench.studies evidence$(if $(FULL),_full)
+	$(BIN)/python -m bench.results_page
+
+figures: install ## the paper's Figures 2 and 3 on two tasks, the discount and the place of the reference: two hours
+	$(BIN)/python -m bench.studies figures
+	$(BIN)/python -m bench.results_page
+
+methods: install ## compare SFT, SPIN, IRFT, GSIL, RFT and DPR on the same demonstrations: hours
+	$(BIN)/python -m bench.studies methods
 	$(BIN)/python -m bench.results_page
 
 estimators: install ## compare DPR's options on a task whose optimum is known: more than an hour

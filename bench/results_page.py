@@ -1,11 +1,11 @@
-"""Writes the tables of docs/results.md from bench/results: `python -m bench.results_page`.
+"""Writes the tables of docs/results.md and docs/methods.md from bench/results: `python -m bench.results_page`.
 
-Measures nothing: the files are those of `bench/evidence`, `bench/credit.py` and `bench/estimators.py`.
+Measures nothing: the files are those of `bench/studies`, `bench/credit.py` and `bench/estimators.py`.
 """
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import mean, median
 from typing import Any, Literal, TypedDict
@@ -15,11 +15,12 @@ from dense_reward_trainer.credit.paired import in_words
 from dense_reward_trainer.studies.options.table import gap_interval
 
 from bench.credit import Medians
-from bench.evidence import page as evidence
+from bench.studies import evidence_page, figures_page, methods_page
+from bench.studies.evidence import Record
 from bench.tables import replace_block, table
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs" / "results.md"
+PAGE, METHODS_PAGE = ROOT / "docs" / "results.md", ROOT / "docs" / "methods.md"
 RESULTS = ROOT / "bench" / "results"
 
 # column of the credit job -> its name on the page. The pair `reference` is the half-way reference.
@@ -123,34 +124,49 @@ class EstimatorsFile(Provenance):
     sample_ratio_to_half_gap_fastest_rates: float | None
 
 
-class EvidenceFile(Provenance):
-    """bench/results/evidence.json; bench/evidence/page.py reads the study."""
+class StudyFile(Provenance):
+    """The file of a study of bench/studies, whose pages read `study`."""
 
     study: Mapping[str, Any]
     study_commits: Mapping[str, int]
 
 
 def main() -> int:
-    """Rewrites the blocks of the page; exit code 0."""
-    for name, body in blocks().items():
-        replace_block(PAGE, name, body)
-    print(f"written: {PAGE}")
+    """Rewrites the blocks of the pages; exit code 0."""
+    for page, blocks in ((PAGE, results_blocks()), (METHODS_PAGE, methods_blocks())):
+        for name, body in blocks.items():
+            replace_block(page, name, body)
+        print(f"written: {page}")
     return 0
 
 
-def blocks() -> dict[str, str]:
-    """The page's blocks by name, as Markdown."""
+def methods_blocks() -> dict[str, str]:
+    """The blocks of docs/methods.md by name, as Markdown."""
+    return study_blocks("methods", methods_page.blocks)
+
+
+def study_blocks(name: str, blocks: Callable[[Record | None], dict[str, str]]) -> dict[str, str]:
+    """The blocks of a study, each with its source; without one if the study was not run."""
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        return blocks(None)
+    found: StudyFile = json.loads(path.read_text("utf-8"))
+    made = study_source(path.name, found)
+    return {block: f"{body}\n\n{made}" for block, body in blocks(found["study"]).items()}
+
+
+def results_blocks() -> dict[str, str]:
+    """The blocks of docs/results.md by name, as Markdown."""
     credit: dict[str, CreditFile] = {
         task: json.loads(path.read_text("utf-8"))
         for task in ("arithmetic", "gsm8k")
         if (path := RESULTS / f"credit_{task}.json").is_file()
     }
     options: EstimatorsFile = json.loads((RESULTS / "estimators.json").read_text("utf-8"))
-    found: EvidenceFile = json.loads((RESULTS / "evidence.json").read_text("utf-8"))
-    made = evidence_source(found)
     return {
         "credit": credit_block(credit),
-        **{name: f"{body}\n\n{made}" for name, body in evidence.blocks(found["study"]).items()},
+        **study_blocks("evidence", evidence_page.blocks),
+        **study_blocks("figures", figures_page.blocks),
         "options": options_block(options),
     }
 
@@ -309,15 +325,13 @@ def cost_of_the_plain_option(file: EstimatorsFile) -> Iterator[str]:
         )
 
 
-def evidence_source(file: EvidenceFile) -> str:
+def study_source(name: str, file: StudyFile) -> str:
     """`source` with the commit at which the jobs of the study ran, not that of its analysis; names several as such."""
     ran = file["study_commits"]
     most = max(ran, key=lambda commit: ran[commit])
     made: Provenance = {"commit": most, "machine": file["machine"], "versions": file["versions"]}
     others = sum(ran.values()) - ran[most]
-    return source("evidence.json", made) + (
-        f" {others} of {sum(ran.values())} jobs ran at other commits." * bool(others)
-    )
+    return source(name, made) + (f" {others} of {sum(ran.values())} jobs ran at other commits." * bool(others))
 
 
 def source(name: str, file: Provenance) -> str:

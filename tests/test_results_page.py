@@ -1,16 +1,31 @@
-"""The tables of docs/results.md are those that its command writes from bench/results."""
+"""The tables of docs/results.md and docs/methods.md are those that their command writes from bench/results."""
 
 from typing import cast
 
 import pytest
 
-from bench.results_page import PAGE, Difference, OptionsStudy, blocks, fixed_point, tokens, what_differs
+from bench.results_page import (
+    METHODS_PAGE,
+    PAGE,
+    Difference,
+    OptionsStudy,
+    fixed_point,
+    methods_blocks,
+    results_blocks,
+    tokens,
+    what_differs,
+)
 from bench.tables import block_of
 
 
-@pytest.mark.parametrize("name", blocks())
-def test_a_block_of_the_page_is_what_its_command_writes(name: str) -> None:
-    assert block_of(PAGE, name) == blocks()[name].strip(), "run `python -m bench.results_page`"
+@pytest.mark.parametrize("name", results_blocks())
+def test_a_block_of_the_results_is_what_its_command_writes(name: str) -> None:
+    assert block_of(PAGE, name) == results_blocks()[name].strip(), "run `python -m bench.results_page`"
+
+
+@pytest.mark.parametrize("name", methods_blocks())
+def test_a_block_of_the_methods_is_what_its_command_writes(name: str) -> None:
+    assert block_of(METHODS_PAGE, name) == methods_blocks()[name].strip(), "run `python -m bench.results_page`"
 
 
 def test_a_seed_that_never_closes_half_of_the_gap_has_no_median() -> None:

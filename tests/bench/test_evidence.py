@@ -4,9 +4,9 @@ from dense_reward_trainer.configs.base import config_path, load_config
 from dense_reward_trainer.studies.regimes.config import SweepConfig
 from dense_reward_trainer.studies.regimes.policies import SampledPolicy
 
-from bench.evidence.__main__ import boundary_keys, gain_keys, preview_keys
-from bench.evidence.page import NAMES, interval, preview_block
-from bench.results_page import EvidenceFile, evidence_source
+from bench.results_page import StudyFile, study_source
+from bench.studies.evidence import boundary_keys, gain_keys, preview_keys
+from bench.studies.evidence_page import NAMES, interval, preview_block
 
 
 def found(value: float) -> dict[str, float]:
@@ -65,16 +65,16 @@ def test_an_interval_without_spread_is_not_printed_as_one() -> None:
 
 
 def test_the_source_is_the_commit_of_the_jobs_and_not_of_their_analysis() -> None:
-    file: EvidenceFile = {
+    file: StudyFile = {
         "commit": "cccccccccccccccc",
         "machine": {"processor": "cpu", "cores": 2},
         "versions": {"torch": "1", "transformers": "2"},
         "study": {},
         "study_commits": {"aaaaaaaaaaaaaaaa": 9},
     }
-    assert "commit aaaaaaaaaaaa, cpu" in evidence_source(file)
-    several: EvidenceFile = {**file, "study_commits": {"aaaaaaaaaaaaaaaa": 9, "bbbb": 1}}
-    assert evidence_source(several).endswith(" 1 of 10 jobs ran at other commits.")
+    assert "commit aaaaaaaaaaaa, cpu" in study_source("evidence.json", file)
+    several: StudyFile = {**file, "study_commits": {"aaaaaaaaaaaaaaaa": 9, "bbbb": 1}}
+    assert study_source("evidence.json", several).endswith(" 1 of 10 jobs ran at other commits.")
 
 
 def test_names_in_the_tables_state_the_recipe() -> None:

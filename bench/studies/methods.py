@@ -1,53 +1,35 @@
-"""Compares what demonstrations are good for after SFT; writes bench/results/methods.json: `python -m bench.methods`.
+"""The figures at the top of bench/results/methods.json: a row for each method, and three checks of the trainer.
 
-Runs the study `methods` (an interrupted one continues), then two checks of the trainer: an exact round of SPIN, and SFT
-in two processes against one. The error of the memory estimate is that of bench/results/memory_estimate.json.
+An exact round of SPIN and SFT in two processes are measured here; the error of the memory estimate is that of
+bench/results/memory_estimate.json.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from dense_reward_trainer.configs.base import config_path, load_config
 from dense_reward_trainer.runs.local_service import free_port
 from dense_reward_trainer.studies.methods.exact_spin import spin_round_error
-from dense_reward_trainer.studies.regimes.config import SweepConfig
 
-from bench.circumstances import circumstances
+from bench.studies.evidence import Record
 
-RESULTS = Path("bench/results")
-RECIPE, PROGRAM = "methods", "dense_reward_trainer.cli"
+ESTIMATE = Path("bench/results/memory_estimate.json")
+PROGRAM = "dense_reward_trainer.cli"
 COMPARED_STEPS = 20
-Record = Mapping[str, Any]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns exit code 0 once the results are written, or the code of the study if it fails."""
-    parser = argparse.ArgumentParser(prog="python -m bench.methods", description=__doc__)
-    parser.add_argument("--finished", action="store_true", help="run no study: the figures of what is finished so far")
-    options = parser.parse_args(arguments)
-    config = load_config(SweepConfig, config_path(RECIPE))
-    command = [sys.executable, "-m", PROGRAM, "sweep", RECIPE, *(["finished_only=true"] if options.finished else [])]
-    done = subprocess.run(command, check=False)
-    if done.returncode:
-        return done.returncode
-    study = json.loads((config.output_dir / "sweep.json").read_text())
-    estimate = json.loads((RESULTS / "memory_estimate.json").read_text())
-    keys = {
+def keys(study: Record) -> dict[str, object]:
+    """The rows, how many seeds they have, and the checks."""
+    return {
+        "methods": [*rows(study)],
         "seeds": {regime: len(cells) for regime, cells in study["cells"].items()},
         "spin_round_error": spin_round_error(),
         "ddp_loss_difference": ddp_loss_difference(),
-        "memory_estimate_error": estimate["memory_estimate_error"],
+        "memory_estimate_error": json.loads(ESTIMATE.read_text())["memory_estimate_error"],
     }
-    record = {"methods": [*rows(study)], **keys, "study": study, "study_commits": study["commits"], **circumstances()}
-    (RESULTS / "methods.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(json.dumps(keys, indent=2))
-    return 0
 
 
 def rows(study: Record) -> Iterator[dict[str, object]]:
@@ -90,7 +72,3 @@ def losses(folder: Path) -> list[float]:
     if len(found) != COMPARED_STEPS:
         raise RuntimeError(f"{folder} logged {len(found)} losses, not {COMPARED_STEPS}")
     return found
-
-
-if __name__ == "__main__":
-    sys.exit(main())

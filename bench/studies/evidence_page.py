@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import mean
-from typing import Any
 
 from dense_reward_trainer.credit.auroc import Interval
 from dense_reward_trainer.credit.paired import in_words
 
+from bench.studies.evidence import Record
 from bench.tables import table
-
-Record = Mapping[str, Any]
 
 NAMES = {
     "sft": "SFT",
@@ -32,7 +30,7 @@ NAMES = {
     "best_of_8_sft_logprob_min": "best of 8 by `sft_logprob`, min",
     "best_of_8_entropy_corrected_sum": "best of 8 by `sft_logprob + entropy`, sum",
 }
-UNFINISHED = "Not measured yet: `make evidence` does."
+BLOCKS = ("mixed", "additions", "nuisance", "boundary", "preview", "tuning")
 VERDICTS = {
     "gain": "expect a gain",
     "control": "no more than a control",
@@ -41,8 +39,10 @@ VERDICTS = {
 }
 
 
-def blocks(study: Record) -> dict[str, str]:
-    """The page's blocks by name, as Markdown."""
+def blocks(study: Record | None) -> dict[str, str]:
+    """The page's blocks by name, as Markdown; None: the study was not run."""
+    if study is None:
+        return dict.fromkeys(BLOCKS, unfinished("evidence"))
     return {
         "mixed": policies_block(study, "mixed"),
         "additions": policies_block(study, "additions"),
@@ -56,7 +56,7 @@ def blocks(study: Record) -> dict[str, str]:
 def policies_block(study: Record, regime: str) -> str:
     """Accuracies of every policy of a regime, and the primary policy minus each, paired over the seeds."""
     if regime not in study["summary"]:
-        return UNFINISHED
+        return unfinished("evidence")
     summary, primary = study["summary"][regime], study["primary"][regime]
     head = ["policy", "sampled", "greedy", "KL to SFT", "DPR minus it, sampled", "DPR minus it, greedy", "p, Holm"]
     rows = []
@@ -79,7 +79,7 @@ def policies_block(study: Record, regime: str) -> str:
 def boundary_block(study: Record) -> str:
     """The gain of DPR by how far the demonstrations are above the model that SFT starts from."""
     if len(study["boundary"]) < 2:
-        return UNFINISHED
+        return unfinished("evidence")
     places = sorted(study["boundary"].items(), key=lambda pair: float(pair[1]["shift"]["value"]))
     rows = [
         [
@@ -120,12 +120,12 @@ def verdicts(checks: Sequence[Record], kind: str) -> int:
     return sum(one["verdict"]["verdict"] == kind for one in checks)
 
 
-def tuning_block(tuning: Record) -> str:
+def tuning_block(tuning: Record, names: Mapping[str, str] = NAMES) -> str:
     """What was tried for each policy on the tuning seed."""
     rows = [
         [
             regime,
-            NAMES.get(name, name),
+            names.get(name, name),
             f"`{one['key']}`",
             ", ".join(f"{value} ({mean:.2f})" for value, mean in zip(one["values"], one["means"], strict=True)),
             f"{one['chosen']}{' (edge)' if one['on_edge'] else ''}",
@@ -134,6 +134,11 @@ def tuning_block(tuning: Record) -> str:
         for name, one in choices.items()
     ]
     return table(["task", "policy", "option", "values tried (sampled accuracy)", "chosen"], rows)
+
+
+def unfinished(study: str) -> str:
+    """What stands in the place of figures that were not measured."""
+    return f"Not measured yet: `make {study}` does."
 
 
 def interval(found: Record | None) -> str:
