@@ -9,7 +9,7 @@ import pytest
 import torch
 from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.rl.advantages import Batch, Candidates, action_advantages, shaped_rewards, token_returns
-from dense_reward_trainer.rl.learner import describe
+from dense_reward_trainer.rl.batch_metrics import describe
 from dense_reward_trainer.rl.losses import kl_loss, policy_gradient
 from dense_reward_trainer.rl.records import Rollout
 from dense_reward_trainer.rl.returns import mask_of, pad

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from dense_reward_trainer.configs.dpr import BaselineName
+from dense_reward_trainer.configs.advantages import BaselineName
 from dense_reward_trainer.rl.losses import policy_gradient
 from dense_reward_trainer.rl.returns import baseline, mask_of, minus_kl_penalty, pad, reward_to_go
 from enumerated_task import (

@@ -14,7 +14,8 @@ from dense_reward.engines.torch.pair import QUANTITIES, ComputeOptions, PairEngi
 from dense_reward.records import EngineInfo, IdArray
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.rl.advantages import action_advantages, token_returns
-from dense_reward_trainer.rl.learner import Learner, describe, kl_factor, seed_of
+from dense_reward_trainer.rl.batch_metrics import describe
+from dense_reward_trainer.rl.learner import Learner, kl_factor, seed_of
 from dense_reward_trainer.rl.optimiser import learning_rate
 from dense_reward_trainer.rl.policy import Policy, policy_logprobs
 from dense_reward_trainer.rl.records import ResponseRewards, Rollout

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from dense_reward.reward import return_to_go
-from dense_reward_trainer.configs.dpr import BaselineName
+from dense_reward_trainer.configs.advantages import BaselineName
 from dense_reward_trainer.rl.returns import (
     baseline,
     batch_mean,

@@ -8,24 +8,20 @@ Must not import torch: the command line parses before it imports anything slow.
 """
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
-from dense_reward.schemas import SignalName
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from dense_reward_trainer.configs.advantages import AdvantageOptions
 from dense_reward_trainer.configs.base import REPORT_TO, JobOptions, Seed, Tracker
 from dense_reward_trainer.configs.service import SERVICE_KEYS, ServiceJobConfig, ServicePairsConfig
 from dense_reward_trainer.data.final_answers import AnswerChecker
 from dense_reward_trainer.data.sources import DataSource
 
-ReturnName = Literal["reward_to_go", "immediate", "total", "min"]
-BaselineName = Literal["none", "batch", "leave_one_out", "kl"]
-KlPenalty = Literal["reward", "loss_k2", "loss_k3"]
 Normalise = Literal["tokens", "sequences"]
 Precision = Literal["float32", "bfloat16", "float64"]
 Schedule = Literal["constant", "linear", "cosine"]
 Device = Literal["auto", "cpu", "cuda"]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 AUTO = "auto: a GPU if there is one."
 PRECISION = "Type of the policy's computation. bfloat16 keeps weights and optimiser in float32."
@@ -53,7 +49,7 @@ class HeldOutOptions(JobOptions):
     seed: Seed = Field(default=0, description="Seed of the samples, the same for all policies that are compared.")
 
 
-class DprConfig(ServiceJobConfig):
+class DprConfig(AdvantageOptions, ServiceJobConfig):
     """Dense-Path REINFORCE (DPR): improves a policy on token rewards from a reward service."""
 
     resume_may_change: ClassVar[frozenset[str]] = SERVICE_KEYS | {
@@ -81,9 +77,6 @@ class DprConfig(ServiceJobConfig):
         ge=1, description="Steps of the run, each on a new batch of samples. The paper leaves this open."
     )
     prompts_per_step: int = Field(default=16, ge=1, description="Prompts in each batch. The paper leaves this open.")
-    group_size: int = Field(
-        default=8, ge=1, description="Responses sampled for each prompt. The paper leaves this open."
-    )
     temperature: float = Field(
         default=1.0,
         gt=0.0,
@@ -103,67 +96,6 @@ class DprConfig(ServiceJobConfig):
     )
     rollout_batch_size: int = Field(default=64, ge=1, description="Responses generated in one batch.")
 
-    signal: SignalName = Field(
-        default="reward",
-        description="The reward of a token. reward: equation 5 of the paper. centred: reward - kl, a different "
-        "objective. sft_logprob: the paper's ablation without a reference. With returns immediate and b "
-        "the kl_coefficient (kl_penalty reward or loss_k2), the fixed point in every state is pi_sft "
-        "(pi_sft / pi_ref)^(1/b) for reward and centred, and pi_sft^(1 + 1/b) for sft_logprob, which is "
-        "pi_sft at temperature b / (1 + b): 1/2 for b = 1.",
-    )
-    candidates: int = Field(
-        default=0,
-        ge=0,
-        le=64,
-        description="Also score this many likeliest ids of the policy at every position. The gradient then sums their "
-        "immediate rewards exactly instead of sampling; later rewards stay sampled. 0: samples only.",
-    )
-    returns: ReturnName = Field(
-        default="reward_to_go",
-        description="The credit of an action. reward_to_go: its own reward and all later ones. immediate: only its "
-        "own (ignores what it leads to); its fixed point is known, see signal, and can be sampled without "
-        "training, see `tilt` of evaluate. total: all rewards of the response, as if given at its end "
-        "(the same expected gradient as reward_to_go, more noise). min: the least of its own and all "
-        "later signals (arXiv 2504.15275), plus the reward-to-go of the KL penalty. Its gradient is, in "
-        "every state, that of the expected least signal from there on; it is not that of the least signal "
-        "of the response. The paper leaves this open.",
-    )
-    gamma: float = Field(
-        default=1.0,
-        ge=0.0,
-        le=1.0,
-        description="Discount of the reward-to-go. Below 1 it favours near rewards, and the gradient is that of no "
-        "objective: for E[sum of gamma^t r_t], the credit at t would also have the factor gamma^t. The "
-        "paper's value is 1.",
-    )
-    baseline: BaselineName = Field(
-        default="leave_one_out",
-        description="Subtracted from the return, position by position. none; batch: the mean over the batch; "
-        "leave_one_out: the mean over the other responses to the prompt; kl: kl(pi_sft || pi_ref) of the state. The "
-        "paper leaves this open.",
-    )
-    whiten: bool = Field(
-        default=False,
-        description="Scale advantages to mean 0 and standard deviation 1 over the batch. The paper leaves this open.",
-    )
-    reward_clip: float | None = Field(
-        default=None,
-        gt=0.0,
-        allow_inf_nan=False,
-        description="Clip the signal of a token to this many nats on both sides; null: no clipping. The paper leaves "
-        "this open.",
-    )
-    kl_coefficient: Annotated[Finite, Field(ge=0.0)] = Field(
-        default=0.1,
-        description="b in the objective E[sum r] - b KL(pi || pi_sft). The paper has a KL to the SFT model, but leaves "
-        "its coefficient open.",
-    )
-    kl_penalty: KlPenalty = Field(
-        default="reward",
-        description="Where the KL penalty is applied. reward: r_t - b (log pi - log pi_sft), whose gradient is that of "
-        "the KL between whole responses. loss_k2 or loss_k3: a term of the loss, whose gradient is that of "
-        "KL(pi || pi_sft) or of KL(pi_sft || pi) in each state, ignoring later states. The paper leaves this open.",
-    )
     kl_target: float | None = Field(
         default=None,
         gt=0.0,
@@ -231,29 +163,13 @@ class DprConfig(ServiceJobConfig):
     report_to: tuple[Tracker, ...] = Field(default=(), description=REPORT_TO)
 
     @model_validator(mode="after")
-    def _groups_for_leave_one_out(self) -> Self:
-        if self.baseline == "leave_one_out" and self.group_size < 2:
-            raise ValueError("baseline leave_one_out compares responses to one prompt: set group_size to at least 2")
+    def _warmup_ends(self) -> Self:
         if self.warmup_steps >= self.steps:
             raise ValueError(f"warmup_steps is {self.warmup_steps}, but must be below steps, which is {self.steps}")
         return self
 
-    @field_validator("kl_penalty", mode="before")
-    @classmethod
-    def _no_k1_loss(cls, value: object) -> object:
-        if value == "loss_k1":
-            raise ValueError(
-                "loss_k1 would do nothing: the expected gradient of log pi - log pi_sft under samples from pi is 0; "
-                "set reward, loss_k2 or loss_k3"
-            )
-        return value
-
     @model_validator(mode="after")
     def _options_that_fit(self) -> Self:
-        if self.gamma < 1 and self.returns != "reward_to_go":
-            raise ValueError(
-                f"gamma only discounts returns reward_to_go, but returns is {self.returns}: set gamma to 1"
-            )
         if self.kl_penalty != "reward" and self.temperature != 1:
             raise ValueError("a kl_penalty in the loss needs samples at temperature 1: set temperature to 1")
         if self.kl_target is not None and self.temperature != 1:

@@ -9,8 +9,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from dense_reward_trainer.configs.advantages import Finite
 from dense_reward_trainer.configs.base import JobOptions, SafeName
-from dense_reward_trainer.configs.dpr import AUTO, PRECISION, THREADS, Device, Finite, HeldOutOptions, Precision
+from dense_reward_trainer.configs.dpr import AUTO, PRECISION, THREADS, Device, HeldOutOptions, Precision
 from dense_reward_trainer.configs.service import SERVICE_KEYS, ServiceJobConfig
 from dense_reward_trainer.configs.signals import WINDOW_TOKENS, Aggregate, TokenSignal
 

@@ -8,8 +8,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from dense_reward_trainer.configs.advantages import Finite
 from dense_reward_trainer.configs.base import JobConfig, JobOptions, Seed
-from dense_reward_trainer.configs.dpr import AUTO, THREADS, Device, Finite
+from dense_reward_trainer.configs.dpr import AUTO, THREADS, Device
 from dense_reward_trainer.configs.sft import LoraOptions
 from dense_reward_trainer.data.sources import DataSource
 

@@ -4,7 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from dense_reward_trainer.configs.base import JobConfig
+from dense_reward_trainer.configs.base import JobConfig, JobOptions
 
 Seconds = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 # None of these changes the scores, so a resumed run can change them.
@@ -20,8 +20,8 @@ SERVICE_KEYS = frozenset(
 )
 
 
-class ServiceJobConfig(JobConfig):
-    """Base of the jobs that call a reward service. Each of them defines its own `service_url`."""
+class ServiceOptions(JobOptions):
+    """How a pair of a reward service is asked."""
 
     service_pair: str | None = Field(default=None, description="Name of the pair at the service; null: its only pair.")
     service_patience_s: Seconds = Field(
@@ -35,6 +35,10 @@ class ServiceJobConfig(JobConfig):
         ge=1,
         description="Approximate size of one request, in tokens. The service must answer it within service_timeout_s.",
     )
+
+
+class ServiceJobConfig(ServiceOptions, JobConfig):
+    """Base of the jobs that call a reward service. Each of them defines its own `service_url`."""
 
 
 class ServicePairsConfig(ServiceJobConfig):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dense_reward_trainer.configs.dpr import DprConfig
+from dense_reward_trainer.configs.advantages import AdvantageOptions
 from dense_reward_trainer.rl.records import ResponseRewards, Rollout
 from dense_reward_trainer.rl.returns import (
     baseline,
@@ -89,12 +89,12 @@ def make_batch(
     )
 
 
-def shaped_rewards(batch: Batch, config: DprConfig, coefficient: float) -> Tensor:
+def shaped_rewards(batch: Batch, config: AdvantageOptions, coefficient: float) -> Tensor:
     """The signal of every token, [B, T]: clipped to `reward_clip`, minus the KL penalty if `kl_penalty` is "reward"."""
     return _shaped(batch.signal_BT, batch.policy_logprob_BT, batch.sft_logprob_BT, config, coefficient)
 
 
-def token_returns(batch: Batch, config: DprConfig, coefficient: float) -> Tensor:
+def token_returns(batch: Batch, config: AdvantageOptions, coefficient: float) -> Tensor:
     """The return that credits each sampled token, [B, T] float64.
 
     `min` is only that of the signals: the KL penalty is added as its own reward-to-go, so that its expected gradient
@@ -115,7 +115,7 @@ def token_returns(batch: Batch, config: DprConfig, coefficient: float) -> Tensor
             return least_BT + reward_to_go(penalty_BT, batch.mask_BT)
 
 
-def action_advantages(batch: Batch, config: DprConfig, coefficient: float) -> Actions:
+def action_advantages(batch: Batch, config: AdvantageOptions, coefficient: float) -> Actions:
     """Advantages and weights of all actions: returns minus a baseline, [B, T, 1 + K], 0 on padding.
 
     With candidates C, the gradient of the immediate reward f is summed over C; the sample a_t adds its own term only if
@@ -139,7 +139,7 @@ def action_advantages(batch: Batch, config: DprConfig, coefficient: float) -> Ac
 
 
 def _with_candidates(
-    batch: Batch, candidates: Candidates, ids_BT: Tensor, config: DprConfig, coefficient: float
+    batch: Batch, candidates: Candidates, ids_BT: Tensor, config: AdvantageOptions, coefficient: float
 ) -> Actions:
     immediate_BT = shaped_rewards(batch, config, coefficient).double()
     immediate_BTK = _shaped(
@@ -161,13 +161,13 @@ def _with_candidates(
 
 
 def _shaped(
-    signal: Tensor, policy_logprob: Tensor, sft_logprob: Tensor, config: DprConfig, coefficient: float
+    signal: Tensor, policy_logprob: Tensor, sft_logprob: Tensor, config: AdvantageOptions, coefficient: float
 ) -> Tensor:
     signal = _clipped(signal, config)
     return minus_kl_penalty(signal, policy_logprob, sft_logprob, coefficient if config.kl_penalty == "reward" else 0.0)
 
 
-def _clipped(signal: Tensor, config: DprConfig) -> Tensor:
+def _clipped(signal: Tensor, config: AdvantageOptions) -> Tensor:
     return signal if config.reward_clip is None else signal.clamp(-config.reward_clip, config.reward_clip)
 
 

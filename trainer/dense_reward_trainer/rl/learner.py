@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.rl.advantages import Actions, Batch, action_advantages, make_batch, shaped_rewards
+from dense_reward_trainer.rl.batch_metrics import describe
 from dense_reward_trainer.rl.losses import divisor, kl_loss, policy_gradient
 from dense_reward_trainer.rl.optimiser import learning_rate, make_optimiser, set_learning_rate
 from dense_reward_trainer.rl.policy import Policy, action_logprobs, likeliest_actions, microbatches
@@ -219,23 +220,3 @@ def kl_factor(kl: float, target: float, speed: float) -> float:
     """The factor by which the KL coefficient changes after a step (Ziegler et al., arXiv 1909.08593, section 2.2)."""
     error = min(max(kl / target - 1, -KL_ERROR_LIMIT), KL_ERROR_LIMIT)
     return 1 + speed * error
-
-
-def describe(batch: Batch, shaped_BT: Tensor) -> dict[str, float]:
-    """Metrics of the samples of a step. KL and entropy are estimates from these samples, in nats.
-
-    At another sampling temperature than 1, `kl_to_sft` is no KL and can be negative: it is the mean of log pi - log
-    pi_sft, with pi at 1, under other samples. `entropy` is then a cross-entropy.
-    """
-    log_ratio_BT = (batch.policy_logprob_BT - batch.sft_logprob_BT) * batch.mask_BT
-    tokens, responses = float(batch.mask_BT.sum()), len(batch.rollouts)
-    return {
-        "reward_mean": float(batch.signal_BT.sum()) / tokens,
-        "reward_sum": float(batch.signal_BT.sum()) / responses,
-        "paid_sum": float((shaped_BT * batch.mask_BT).sum()) / responses,
-        "kl_to_sft": float(log_ratio_BT.sum()) / responses,
-        "kl_to_sft_per_token": float(log_ratio_BT.sum()) / tokens,
-        "entropy": -float(batch.policy_logprob_BT.sum()) / tokens,
-        "length_mean": tokens / responses,
-        "truncated": sum(not rollout.finished for rollout in batch.rollouts) / responses,
-    }

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dense_reward_trainer.configs.dpr import BaselineName
+from dense_reward_trainer.configs.advantages import BaselineName
 
 ROUNDING = 1e-12  # relative rounding error of float64 sums
 

@@ -21,7 +21,7 @@ from dense_reward.records import FloatArray, IdArray, Report
 from dense_reward.reward import minus_kl
 from dense_reward.schemas import ArrayName, ModelCard, SignalName
 
-from dense_reward_trainer.configs.service import ServiceJobConfig
+from dense_reward_trainer.configs.service import ServiceOptions
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.rl.records import ResponseRewards, Rollout
 
@@ -43,8 +43,8 @@ class ServiceAddress:
     request_tokens: int
 
     @classmethod
-    def of(cls, url: str, config: ServiceJobConfig) -> Self:
-        """The address in a job's configuration."""
+    def of(cls, url: str, config: ServiceOptions) -> Self:
+        """The address in a configuration."""
         return cls(
             url,
             config.service_pair,
