@@ -51,6 +51,7 @@ TRAINER_ROOMS = {
     "selfplay": "configs data errors rl runs sft",
     "reward_model": "configs data errors rl runs sft",
     "preview": "configs credit data errors policies rl",
+    "integrations": "configs errors rl",
     "cli": "configs data errors launch runs",
     "studies": "configs errors",
     "studies.methods": "selfplay",
@@ -115,8 +116,8 @@ MUST_NOT_IMPORT = {
 } | {
     f"{TRAINER}.{name}": forbidden
     for names, forbidden in {
-        "configs.base configs.credit configs.dpr configs.evaluate configs.irft configs.preview configs.rft "
-        "configs.sample configs.service configs.sft configs.signals": MODEL_LIBRARIES,
+        "configs.advantages configs.base configs.credit configs.dpr configs.evaluate configs.irft configs.preview "
+        "configs.rft configs.sample configs.service configs.sft configs.signals": MODEL_LIBRARIES,
         "credit.aggregates": MODEL_LIBRARIES | NETWORK,
         "credit.alignment": TRAINER_JOBS | NETWORK,
         "credit.answer_ranking credit.error_localisation credit.first_wrong_step": TRAINER_JOBS,
@@ -131,6 +132,7 @@ MUST_NOT_IMPORT = {
         "data.process_labels": MODEL_LIBRARIES | TRAINER_JOBS,
         "data.sources": MODEL_LIBRARIES | TEXT | TRAINER_JOBS,
         "data.tokenised": {"torch", "transformers"} | TRAINER_JOBS,
+        "integrations.trl": TRAINER_JOBS | {f"{TRAINER}.rl.policy", f"{TRAINER}.rl.sampling"},
         "launch": HEAVY,
         "policies.choice": MODEL_LIBRARIES | TEXT | FILES,
         "policies.chosen policies.kept policies.load policies.signals": TRAINER_JOBS,
@@ -142,6 +144,7 @@ MUST_NOT_IMPORT = {
         "reward_model.losses": {"transformers"} | TEXT | NETWORK,
         "reward_model.pairs": MODEL_LIBRARIES | NETWORK,
         "rl.advantages": {"transformers", f"{TRAINER}.rl.policy", f"{TRAINER}.rl.optimiser"} | NETWORK,
+        "rl.batch_metrics": {"transformers", f"{TRAINER}.rl.policy", f"{TRAINER}.rl.optimiser"} | NETWORK,
         "rl.held_out_metrics": TRAINER_JOBS,
         "rl.learner": NETWORK | {f"{TRAINER}.rl.held_out_metrics"},
         "rl.losses": {"transformers", f"{TRAINER}.rl.advantages"} | NETWORK,

@@ -1,0 +1,1 @@
+"""The dense reward inside other programs that train policies."""
