@@ -1,5 +1,7 @@
 """TRL's GRPOTrainer with token advantages from a real service: the gradient of the dpr job, refusals, a few steps."""
 
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import cast
 import numpy as np
 import pytest
 import torch
+import trl_processes
 from datasets import Dataset
 from dense_reward import Client
 from dense_reward_trainer.configs.dpr import DprConfig
@@ -25,9 +28,9 @@ from dense_reward_trainer.rl.policy import load_policy
 from dense_reward_trainer.rl.reward_service import ServiceAddress, connected
 from dense_reward_trainer.runs.timer import Timer
 from pydantic import ValidationError
-from served_pair import ServedPair
+from served_pair import ServedPair, environment, free_port
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, RLOOConfig
 
 # TRL 1.16 uses names that transformers 5.24 has deprecated.
@@ -266,3 +269,20 @@ def test_another_tokenizer_than_that_of_the_service_is_refused(served: ServedPai
             processing_class=tokenizer,
             train_dataset=data,
         )
+
+
+def test_two_processes_train_what_one_does(served: ServedPair, tmp_path: Path) -> None:
+    several = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    for name, launcher, rows in (("one", [], 2 * GROUP), ("two", several, GROUP)):
+        (tmp_path / name).mkdir()
+        place = [str(served.folder / "sft"), served.url, str(tmp_path / name), str(rows)]
+        command = [sys.executable, *launcher, trl_processes.__file__, *place]
+        done = subprocess.run(
+            command, env=environment() | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (torch.load(tmp_path / name / "weights.pt") for name in ("one", "two"))
+    start = AutoModelForCausalLM.from_pretrained(served.folder / "sft", dtype=torch.float32).state_dict()
+    assert max(float((one[key] - start[key]).abs().max()) for key in start) > 1e-3
+    for key, weight in one.items():
+        torch.testing.assert_close(two[key], weight, rtol=0, atol=1e-5, msg=key)
