@@ -57,7 +57,7 @@ TRAINER_ROOMS = {
     "studies.methods": "selfplay",
     "studies.options": "configs credit errors rl runs text_table",
     "studies.regimes": "cli configs credit data errors rl runs tasks text_table",
-    "jobs": "configs credit data errors policies preview reward_model rl runs selfplay sft text_table",
+    "jobs": "configs credit data errors integrations policies preview reward_model rl runs selfplay sft text_table",
 }
 MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "tokenizers", "vllm", "accelerate", "peft", "flash_attn"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}

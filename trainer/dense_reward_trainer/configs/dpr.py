@@ -49,6 +49,20 @@ class HeldOutOptions(JobOptions):
     seed: Seed = Field(default=0, description="Seed of the samples, the same for all policies that are compared.")
 
 
+class TrlOptions(JobOptions):
+    """How TRL's GRPOTrainer computes the run, with `engine: trl`."""
+
+    batch_size: int | None = Field(
+        default=None, ge=1, description="Responses of one forward pass of a process; null: all its responses of a step."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute activations: less memory, about a fifth more time."
+    )
+    vllm: bool = Field(
+        default=False, description="Sample with vLLM inside the processes that train (a GPU; pip install vllm)."
+    )
+
+
 class DprConfig(AdvantageOptions, ServiceJobConfig):
     """Dense-Path REINFORCE (DPR): improves a policy on token rewards from a reward service."""
 
@@ -73,6 +87,12 @@ class DprConfig(AdvantageOptions, ServiceJobConfig):
         default="http://127.0.0.1:8000", description="Address of the reward service, without a path."
     )
 
+    engine: Literal["own", "trl"] = Field(
+        default="own",
+        description="What samples and updates. own: this package, in one process, with all options. trl: TRL's "
+        "GRPOTrainer, on one or several GPUs (start it with torchrun or accelerate launch), with vLLM by option.",
+    )
+    trl: TrlOptions = Field(default=TrlOptions(), description="Options of `engine: trl`.")
     steps: int = Field(
         ge=1, description="Steps of the run, each on a new batch of samples. The paper leaves this open."
     )
@@ -181,6 +201,25 @@ class DprConfig(AdvantageOptions, ServiceJobConfig):
             raise ValueError("kl_target multiplies kl_coefficient, so 0 would stay 0: set kl_coefficient above 0")
         if self.candidates:
             self._check_candidates()
+        return self
+
+    @model_validator(mode="after")
+    def _what_trl_can_do(self) -> Self:
+        if self.engine == "own":
+            if self.trl != TrlOptions():
+                raise ValueError("the options in trl belong to engine trl: set engine to trl, or leave them out")
+            return self
+        faults = {
+            "group_size of at least 2": self.group_size < 2,
+            "candidates 0: its loss knows only the sampled ids": self.candidates > 0,
+            "kl_penalty reward": self.kl_penalty != "reward",
+            "kl_target null": self.kl_target is not None,
+            "average_decay null": self.average_decay is not None,
+            "precision float32 or bfloat16": self.precision == "float64",
+        }
+        for cure, wrong in faults.items():
+            if wrong:
+                raise ValueError(f"engine trl needs {cure}")
         return self
 
     def _check_candidates(self) -> None:

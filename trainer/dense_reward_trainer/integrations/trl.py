@@ -99,7 +99,12 @@ class DenseRewardGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         connection = connected(address, sha256, report, signal=dense_reward.signal, with_kl=with_kl)
         self._rewards = self._open.enter_context(connection)
         if is_conversational(next(iter(self.train_dataset))):
-            check_rendering(self._rewards.card, args.chat_template_kwargs or {})
+            check_rendering(self.card, args.chat_template_kwargs or {})
+
+    @property
+    def card(self) -> ModelCard:
+        """What the service says of the pair whose rewards are used."""
+        return self._rewards.card
 
     def close(self) -> None:
         """Closes the connection to the service."""

@@ -10,25 +10,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from dense_reward.checkpoints.probe import ProbeIds
-from dense_reward.checkpoints.write_manifest import ManifestFacts
 from dense_reward.engines.torch.device import chosen_device
-from dense_reward.manifest import files_folder
 from dense_reward.records import IdArray, Report
-from transformers import AutoTokenizer
 
 from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.data.tokenised import TokenisedRow
+from dense_reward_trainer.jobs.dpr_policy import last_line, write_policy
 from dense_reward_trainer.rl.held_out_metrics import measure_held_out
 from dense_reward_trainer.rl.learner import Learner
-from dense_reward_trainer.rl.optimiser import learning_rate
 from dense_reward_trainer.rl.plot import plot_run
 from dense_reward_trainer.rl.policy import PolicyCheckpoint, load_policy
 from dense_reward_trainer.rl.prompts import check_room_at_service, prompts_and_held_out, prompts_sha256
 from dense_reward_trainer.rl.records import TokenRewards
 from dense_reward_trainer.rl.reward_service import ServiceAddress, connected
-from dense_reward_trainer.runs.checkpoint import is_complete, recover, write_checkpoint
-from dense_reward_trainer.runs.next_step import finished, job
+from dense_reward_trainer.runs.checkpoint import is_complete, recover
 from dense_reward_trainer.runs.progress import Progress
 from dense_reward_trainer.runs.run_folder import METRICS_NAME, MetricsLog, Run, check_run, open_run, pin, redacted
 from dense_reward_trainer.runs.trackers import check_trackers, open_trackers
@@ -57,8 +52,13 @@ def run(config: DprConfig, report: Report) -> None:
 
     Raises ConfigError, DataError, CheckpointError or JobError; the message states the cure.
     """
-    check_run("dpr", config)
     check_trackers(config.report_to)
+    if config.engine == "trl":
+        from dense_reward_trainer.jobs import dpr_trl  # noqa: PLC0415 - trl takes seconds to import
+
+        dpr_trl.run(config, report)
+        return
+    check_run("dpr", config)
     policy = config.output_dir / "checkpoints" / "policy"
     recover(policy)
     if is_complete(policy):
@@ -80,19 +80,9 @@ def run(config: DprConfig, report: Report) -> None:
         learner = Learner.of(config, checkpoint.policy)
         training = Training(config, checkpoint, learner, prompts, held_out, opened, metrics_of(config, opened))
         train_policy(training, rewards, report)
-    write_policy(training)
+    write_policy(config, checkpoint, training.run, training.learner.result.model, prompts)
     training.states.remove()
     report(last_line(config))
-
-
-def last_line(config: DprConfig) -> str:
-    """What is finished, and what to run next."""
-    policy = config.output_dir / "checkpoints" / "policy"
-    keys: dict[str, object] = {"policies": f"{{start: {config.policy}, dpr: {policy}}}"}
-    if config.held_out is not None:
-        keys["held_out"] = config.held_out
-    keys |= {"service_url": config.service_url, "output_dir": config.output_dir / "evaluation"}
-    return finished(policy, job("evaluate", **keys))
 
 
 def metrics_of(config: DprConfig, opened: Run) -> MetricsLog:
@@ -142,31 +132,3 @@ def log_held_out_metrics(training: Training, rewards: TokenRewards, step: int) -
         numbers = {f"held_out_{name}": value for name, value in result.numbers().items()}
         training.metrics.append(step, numbers)
     plot_run(training.metrics.read(), training.run.folder / "dpr.png")
-
-
-def write_policy(training: Training) -> None:
-    """Writes the final policy as a checkpoint, with the probe sequences of the checkpoint that it started from."""
-    config, manifest = training.config, training.checkpoint.manifest
-    probe = [ProbeIds(s.prompt_ids, tuple(response.ids for response in s.responses)) for s in manifest.probe]
-    facts = ManifestFacts(
-        role="policy",
-        run_id=training.run.run_id,
-        renderer=manifest.renderer,
-        end_of_turn_id=manifest.end_of_turn_id,
-        choices=manifest.choices,
-        optimiser_step=config.steps,
-        learning_rate=learning_rate(config, config.steps),
-        base_model=str(config.policy),
-        data_sha256=prompts_sha256(training.prompts),
-        seed=config.seed,
-    )
-    write_checkpoint(
-        training.run.folder / "checkpoints" / "policy",
-        training.learner.result.model,
-        AutoTokenizer.from_pretrained(
-            files_folder(config.policy, manifest), local_files_only=True, trust_remote_code=False
-        ),
-        facts,
-        lambda *_: probe,
-        device=str(training.checkpoint.policy.device),
-    )
