@@ -4,8 +4,10 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
+from typing import NoReturn
 
 from dense_reward import ClientError
 from dense_reward.errors import CheckpointError, RequestError
@@ -14,8 +16,9 @@ from dense_reward_trainer.configs.base import JobConfig, config_path, load_confi
 from dense_reward_trainer.data.sources import DataError
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.launch import STRATEGIES, Cluster, launch_command
+from dense_reward_trainer.runs.folder_lock import only_job_in
 from dense_reward_trainer.runs.full_disk import reports_full_disk
-from dense_reward_trainer.runs.processes import sigterm_exits
+from dense_reward_trainer.runs.processes import is_first_to_say, sigterm_exits
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with sigterm_exits():
             _run(job, options.config, overrides)
     except (ConfigError, JobError, DataError, CheckpointError, RequestError, ClientError) as error:
-        _report(f"error: {error}")
+        if is_first_to_say(str(error)):
+            _report(f"error: {error}")
         return 2
     except KeyboardInterrupt:
         return 130
@@ -127,7 +131,9 @@ def _print_launch(options: argparse.Namespace, overrides: Sequence[str]) -> None
 def _run(job: JobSpec, config: str, overrides: Sequence[str]) -> None:
     """Reads the configuration before it imports the job: a typo is reported immediately."""
     resolved = _resolved(job, config, overrides)
-    with reports_full_disk(resolved.output_dir):
+    folder = resolved.output_dir
+    alone = nullcontext() if resolved.reads_only else only_job_in(folder, _report)
+    with reports_full_disk(folder), alone:
         importlib.import_module(job.module).run(resolved, _report)
 
 
@@ -135,6 +141,15 @@ def _resolved(job: JobSpec, config: str, overrides: Sequence[str]) -> JobConfig:
     module, _, name = job.config.partition(":")
     kind: type[JobConfig] = getattr(importlib.import_module(module), name)
     return load_config(kind, config_path(config), overrides)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Several processes with the same command line report its error once."""
+
+    def error(self, message: str) -> NoReturn:
+        if is_first_to_say(message):
+            super().error(message)
+        self.exit(2)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -149,7 +164,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="dense-reward-train", description="Trains and measures models: demonstrations -> checkpoints -> policy."
     )
     parser.add_argument("--version", action="version", version=version("dense-reward"))

@@ -98,6 +98,18 @@ def test_two_processes_train_what_one_does_and_so_does_a_run_that_lost_one_of_th
     assert losses(tmp_path / "killed") == losses(tmp_path / "two")
     assert_same_checkpoints(tmp_path / "killed" / "checkpoints", tmp_path / "two" / "checkpoints", atol=0.0)
 
+    refused = two_processes(*program, *job(tmp_path / "two", "batch_size=4", "seed=1"))
+    assert refused.returncode != 0
+    assert refused.stderr.count("different configuration (seed: 0 -> 1)") == 1
+
+
+@pytest.mark.parametrize("typo", ["batchsize=4", "--bachsize"], ids=["key", "flag"])
+def test_two_processes_report_a_typo_once(typo: str, tmp_path: Path) -> None:
+    refused = two_processes("-m", "dense_reward_trainer.cli", *job(tmp_path / "run", typo))
+    assert refused.returncode != 0
+    assert refused.stderr.count("error: ") == 1, refused.stderr
+    assert not (tmp_path / "run").exists()
+
 
 def test_shards_of_two_processes_are_written_once_and_whole(tmp_path: Path) -> None:
     done = two_processes(sharded_training.__file__, str(tmp_path))

@@ -44,6 +44,11 @@ class JobConfig(JobOptions):
         description="The run folder: log, plot and checkpoints. A job with the same folder resumes the run."
     )
 
+    @property
+    def reads_only(self) -> bool:
+        """Whether the job only reports what is finished: it may look at the folder of a job that is running."""
+        return bool(getattr(self, "finished_only", False))
+
 
 Config = TypeVar("Config", bound=JobConfig)
 

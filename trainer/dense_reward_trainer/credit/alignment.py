@@ -82,10 +82,9 @@ def alignment_verdict(found: Mapping[str, Alignment]) -> Iterator[str]:
     A reference helps if its mean cosine is above 0 by a t-test over batches, with Holm's correction over references.
     Every reference has the same batches of samples, so two of them are compared by their differences batch by batch.
     """
-    p_holm = holm({name: paired_p(one.cosines) for name, one in found.items()})
-    helping = [name for name, one in found.items() if one.cosine > 0 and p_holm[name] < LEVEL]
-    if helping:
-        best = max(helping, key=lambda name: found[name].cosine)
+    p_holm, helping = _p_values(found), _helping(found)
+    best = best_reference(found)
+    if best is not None:
         yield f"use the reference {best}: its cosine is {found[best].cosine:.3f}, p {p_holm[best]:.2g} that it is 0"
         as_good = [name for name in helping if name != best and not _surely_above(found[best], found[name])]
         if as_good:
@@ -96,6 +95,20 @@ def alignment_verdict(found: Mapping[str, Alignment]) -> Iterator[str]:
         if one.cosine < 0 and p_holm[name] < LEVEL:
             yield f"points away from the held-out answers, do not train on it: {name} ({one.cosine:.3f})"
     yield "this takes the held-out answers as good; dense-reward-train credit judges answers"
+
+
+def best_reference(found: Mapping[str, Alignment]) -> str | None:
+    """The reference that helps most; None if none helps."""
+    return max(_helping(found), key=lambda name: found[name].cosine, default=None)
+
+
+def _p_values(found: Mapping[str, Alignment]) -> dict[str, float]:
+    return holm({name: paired_p(one.cosines) for name, one in found.items()})
+
+
+def _helping(found: Mapping[str, Alignment]) -> list[str]:
+    p_holm = _p_values(found)
+    return [name for name, one in found.items() if one.cosine > 0 and p_holm[name] < LEVEL]
 
 
 def _surely_above(best: Alignment, other: Alignment) -> bool:

@@ -1,10 +1,10 @@
 """Samples answers from a policy, judges them by their final answer, and scores them under all references."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from dense_reward.records import Report
-from tqdm import tqdm
+import numpy as np
+from dense_reward.records import IdArray, Report
 
 from dense_reward_trainer.credit.error_localisation import messages_of
 from dense_reward_trainer.credit.judged_answers import JudgedAnswers
@@ -14,9 +14,26 @@ from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.policy import PolicyCheckpoint
 from dense_reward_trainer.rl.prompts import check_room_at_service
 from dense_reward_trainer.rl.records import Rollout
-from dense_reward_trainer.rl.sampling import Sampling, sample
+from dense_reward_trainer.rl.sampling import Sampling, counted, sample
+from dense_reward_trainer.runs.kept_parts import KeptParts
+from dense_reward_trainer.runs.progress import Progress
 
 IsRight = Callable[[Demonstration, str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Sampled answers as they are kept: the ids of each, and whether it ended its turn."""
+
+    responses: list[list[int]]
+    finished: list[bool]
+
+    def rollouts(self, prompts: Sequence[IdArray]) -> list[Rollout]:
+        """The answers beside their prompts; `prompts` can be longer."""
+        return [
+            Rollout(prompt_P, np.array(ids, dtype=np.int32), finished)
+            for prompt_P, ids, finished in zip(prompts, self.responses, self.finished, strict=False)
+        ]
 
 
 def has_its_answer(demonstration: Demonstration, text: str) -> bool:
@@ -35,11 +52,12 @@ def rank(
     seed: int,
     report: Report,
     is_right: IsRight = has_its_answer,
+    parts: KeptParts | None = None,
 ) -> JudgedAnswers:
     """Sample `samples` answers, spread over the prompts whose answer is known, and score each under all references.
 
     `is_right` judges answers that end their turn; an answer that was cut off is wrong. `window`: see `aggregate`. If
-    all are right, or all wrong, this is reported and none is scored.
+    all are right, or all wrong, this is reported and none is scored. `parts` keeps the samples, and their scores.
     Raises ConfigError if no answer is known or a prompt leaves no room; JobError if the service cannot score.
     """
     known = [demonstration for demonstration in demonstrations if demonstration.answer is not None]
@@ -51,8 +69,16 @@ def rank(
     prompts = [checkpoint.encoder.chat_prompt(messages_of(one)[:-1]) for one in chosen]
     longest = min(pair.card.max_length_tokens for pair in references.pairs)
     check_room_at_service(longest, prompts, sampling.max_new_tokens)
-    report(f"sampling {samples} answers to {len(chosen)} prompts")
-    rollouts = sample(checkpoint.policy, prompts, replace(sampling, group_size=each), seed)[:samples]
+    parts = KeptParts(None, report) if parts is None else parts
+    report(f"{samples} sampled answers to {len(chosen)} prompts")
+
+    def draw() -> Drawn:
+        with Progress(len(prompts) * each, "sampled answers") as progress:
+            own = replace(sampling, group_size=each)
+            rollouts = sample(checkpoint.policy, prompts, own, seed, counted(progress))[:samples]
+        return Drawn([one.response_T.tolist() for one in rollouts], [one.finished for one in rollouts])
+
+    rollouts = parts.get("samples", Drawn, draw).rollouts([prompt for prompt in prompts for _ in range(each)])
     texts = [_text(checkpoint, rollout) for rollout in rollouts]
     rights = [
         rollout.finished and is_right(chosen[index // each], text)
@@ -62,11 +88,16 @@ def rank(
     if unscored.not_ranked is not None:
         report(unscored.not_ranked)
         return unscored
-    judged = JudgedAnswers.of_columns(references.columns)
-    answers = tqdm(references.score_rollouts(rollouts), total=len(rollouts), desc="sampled answers", unit="answer")
-    for index, (right, answer) in enumerate(zip(rights, answers, strict=True)):
-        judged.add(answer, right=right, prompt=index // each, window=window)
-    return judged
+
+    def score() -> JudgedAnswers:
+        judged = JudgedAnswers.of_columns(references.columns)
+        progress = Progress(len(rollouts), "scored answers")
+        answers = progress.each(references.score_rollouts(rollouts), lambda answer: answer.scored.length)
+        for index, (right, answer) in enumerate(zip(rights, answers, strict=True)):
+            judged.add(answer, right=right, prompt=index // each, window=window)
+        return judged
+
+    return parts.get("scored_samples", JudgedAnswers, score)
 
 
 def _text(checkpoint: PolicyCheckpoint, rollout: Rollout) -> str:

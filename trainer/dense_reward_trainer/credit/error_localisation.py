@@ -10,7 +10,6 @@ from typing import Literal
 
 from dense_reward import ScoredResponse
 from dense_reward.records import FloatArray
-from tqdm import tqdm
 
 from dense_reward_trainer.credit.auroc import Interval, auroc, mean_interval
 from dense_reward_trainer.credit.example import Example, ShownAnswer
@@ -20,6 +19,7 @@ from dense_reward_trainer.data.corruption import DIGITS, Corrupter, Corruption
 from dense_reward_trainer.data.sources import Demonstration
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.rl.reward_service import Chat
+from dense_reward_trainer.runs.progress import Progress
 
 Against = Literal["tokens", "digit_tokens"]
 ANSWERS_TOGETHER, MAX_TRIES = 64, 8
@@ -81,7 +81,7 @@ def localise(
     scores: dict[str, list[ErrorScores]] = {column: [] for column in references.columns}
     judged = JudgedAnswers.of_columns(references.columns)
     example: Example | None = None
-    with tqdm(total=count, desc=f"planted errors ({corrupter.kind})", unit="answer") as bar:
+    with Progress(count, f"answers with a planted error ({corrupter.kind})") as progress:
         for index, (planted, right, wrong) in enumerate(planted_errors(references, demonstrations, corrupter, seed)):
             error, others = error_and_others(planted, offsets_of(wrong.scored), against)
             if not others:
@@ -91,7 +91,7 @@ def localise(
             judged.add(right, right=True, prompt=index, window=window)
             judged.add(wrong, right=False, prompt=index, window=window)
             example = example or example_of(planted, right, wrong, error)
-            bar.update()
+            progress.advance(tokens=right.scored.length + wrong.scored.length)
             if index + 1 == count:
                 break
     found = judged.counts[0]

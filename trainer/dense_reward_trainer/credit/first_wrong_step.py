@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from dense_reward_trainer.credit.error_localisation import ErrorScores, Localisation, offsets_of, summarise
 from dense_reward_trainer.credit.references import References
 from dense_reward_trainer.data.process_labels import Solution
 from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.runs.progress import Progress
 
 
 def first_wrong_steps(references: References, solutions: Sequence[Solution], seed: int) -> dict[str, Localisation]:
@@ -22,7 +22,8 @@ def first_wrong_steps(references: References, solutions: Sequence[Solution], see
     chats = [
         [{"role": "user", "content": one.problem}, {"role": "assistant", "content": one.text}] for one in solutions
     ]
-    answers = tqdm(references.score_chats(chats, ["offsets"]), total=len(chats), desc="labelled solutions")
+    progress = Progress(len(chats), "labelled solutions")
+    answers = progress.each(references.score_chats(chats, ["offsets"]), lambda answer: answer.scored.length)
     for solution, answer in zip(solutions, answers, strict=True):
         step_T, known = steps_of(solution, offsets_of(answer.scored)), range((solution.first_wrong or 0) + 1)
         if not set(known) <= set(step_T.tolist()):

@@ -16,7 +16,7 @@ from dense_reward.records import Report
 from dense_reward_trainer.configs.credit import CreditConfig
 from dense_reward_trainer.credit.answer_ranking import rank
 from dense_reward_trainer.credit.error_localisation import Localisation, localise
-from dense_reward_trainer.credit.example import Example, plot_example
+from dense_reward_trainer.credit.example import plot_example
 from dense_reward_trainer.credit.first_wrong_step import first_wrong_steps
 from dense_reward_trainer.credit.judged_answers import JudgedAnswers, Rankings
 from dense_reward_trainer.credit.plot import plot_credit
@@ -25,11 +25,13 @@ from dense_reward_trainer.credit.table import localisation_lines, ranking_lines,
 from dense_reward_trainer.credit.verdict import Verdict, verdict
 from dense_reward_trainer.data.corruption import Corrupter, ErrorKind
 from dense_reward_trainer.data.process_labels import Solution, read_solutions
-from dense_reward_trainer.data.sources import Demonstration, load
+from dense_reward_trainer.data.sources import Demonstration, data_sha256, load
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.policy import PolicyCheckpoint, load_policy
-from dense_reward_trainer.rl.reward_service import ServiceAddress, pinned_pairs
+from dense_reward_trainer.rl.reward_service import PinnedPair, ServiceAddress, pinned_pairs
 from dense_reward_trainer.rl.sampling import Sampling
+from dense_reward_trainer.runs.kept_parts import KeptParts, file_sha256, inputs_of_config
+from dense_reward_trainer.runs.next_step import finished, job
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 
 
@@ -61,6 +63,7 @@ class CreditResult:
 def run(config: CreditConfig, report: Report) -> CreditResult:
     """Measures, reports a table, and writes credit.json, credit.png and an example of each kind of error.
 
+    Each part is kept in parts/ as soon as it is measured, so a stopped job continues.
     Samples that are all right or all wrong are reported as soon as they are judged; the other figures are kept. Raises
     ConfigError if too few answers can hold an error; also DataError, CheckpointError or JobError. The message states
     the cure.
@@ -74,30 +77,111 @@ def run(config: CreditConfig, report: Report) -> CreditResult:
     solutions = () if config.solutions is None else _with_an_error(read_solutions(config.solutions))
     policy = _policy(config)
     with pinned_pairs(ServiceAddress.of(config.service_url, config), config.pair_names, report) as pairs:
+        parts = KeptParts(config.output_dir / "parts", report, _inputs(config, demonstrations, policy, pairs))
         references = References(pairs)
-        planted = {kind: _planted(kind, references, demonstrations, config) for kind in config.corruptions}
-        judged = None
-        if policy is not None:
-            sampling = Sampling(config.max_new_tokens, batch_size=256)
-            judged = rank(
-                references,
-                policy,
-                demonstrations,
-                sampling,
-                samples=config.samples,
-                window=config.window_tokens,
-                seed=config.seed,
-                report=report,
-            )
-        steps = first_wrong_steps(references, solutions, config.seed) if solutions else None
+        planted = {kind: _planted(kind, references, demonstrations, config, parts) for kind in config.corruptions}
+        judged = None if policy is None else _ranked(references, policy, demonstrations, config, parts)
+        steps = _steps(references, solutions, config, parts) if solutions else None
+    result = _result(references, config, planted, judged, (steps, len(solutions)))
+    report(credit_table(result, config))
+    _save(result, references, config)
+    report(finished(config.output_dir / "credit.json", _next_step(result)))
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """What answers with planted errors of one kind show: by column, and as right and wrong answers."""
+
+    localisation: dict[str, Localisation]
+    answers: JudgedAnswers
+
+
+def _inputs(
+    config: CreditConfig,
+    demonstrations: Sequence[Demonstration],
+    policy: PolicyCheckpoint | None,
+    pairs: Sequence[PinnedPair],
+) -> dict[str, str]:
+    """What the figures depend on, by name."""
+    files = {} if config.solutions is None else {"the file of solutions": file_sha256(config.solutions)}
+    return {
+        **inputs_of_config(config),
+        **files,
+        "the answers": data_sha256(demonstrations),
+        "the policy's weights": "" if policy is None else policy.manifest.weights_sha256,
+        "the pairs of the service": ", ".join(f"{pair.card.name} {pair.card.revision}" for pair in pairs),
+    }
+
+
+def _planted(
+    kind: ErrorKind,
+    references: References,
+    demonstrations: Sequence[Demonstration],
+    config: CreditConfig,
+    parts: KeptParts,
+) -> Planted:
+    """Also draws the first answer, right and with its error."""
+
+    def measure() -> Planted:
+        found, answers, example = localise(
+            references,
+            demonstrations,
+            Corrupter.of(kind, [demonstration.response for demonstration in demonstrations]),
+            count=config.answers,
+            against=config.against,
+            window=config.window_tokens,
+            seed=config.seed,
+        )
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        plot_example(example, config.output_dir / f"example_{kind}")
+        return Planted(found, answers)
+
+    return parts.get(f"planted_{kind}", Planted, measure)
+
+
+def _ranked(
+    references: References,
+    policy: PolicyCheckpoint,
+    demonstrations: Sequence[Demonstration],
+    config: CreditConfig,
+    parts: KeptParts,
+) -> JudgedAnswers:
+    return rank(
+        references,
+        policy,
+        demonstrations,
+        Sampling(config.max_new_tokens, batch_size=256),
+        samples=config.samples,
+        window=config.window_tokens,
+        seed=config.seed,
+        report=parts.report,
+        parts=parts,
+    )
+
+
+def _steps(
+    references: References, solutions: Sequence[Solution], config: CreditConfig, parts: KeptParts
+) -> dict[str, Localisation]:
+    return parts.get("steps", dict[str, Localisation], lambda: first_wrong_steps(references, solutions, config.seed))
+
+
+def _result(
+    references: References,
+    config: CreditConfig,
+    planted: Mapping[ErrorKind, Planted],
+    judged: JudgedAnswers | None,
+    steps: tuple[dict[str, Localisation] | None, int],
+) -> CreditResult:
+    """The figures of all parts. `steps`: those of labelled solutions, and how many of these there are."""
     not_ranked = None if judged is None else judged.not_ranked
     ranking = None if judged is None or not_ranked is not None else judged.ranking(config.seed)
     right, wrong = (0, 0) if judged is None else judged.counts
-    result = CreditResult(
+    return CreditResult(
         references=references.names,
         left_out=references.left_out,
-        localisation={kind: found for kind, (found, _, _) in planted.items()},
-        planted_ranking={kind: answers.ranking(config.seed) for kind, (_, answers, _) in planted.items()},
+        localisation={kind: one.localisation for kind, one in planted.items()},
+        planted_ranking={kind: one.answers.ranking(config.seed) for kind, one in planted.items()},
         answers=config.answers,
         ranking=ranking,
         verdict=None
@@ -106,39 +190,26 @@ def run(config: CreditConfig, report: Report) -> CreditResult:
         right=right,
         wrong=wrong,
         not_ranked=not_ranked,
-        steps=steps,
-        solutions=len(solutions),
-    )
-    report(credit_table(result, config))
-    _save(result, references, config, {kind: example for kind, (_, _, example) in planted.items()})
-    return result
-
-
-def _planted(
-    kind: ErrorKind, references: References, demonstrations: Sequence[Demonstration], config: CreditConfig
-) -> tuple[dict[str, Localisation], JudgedAnswers, Example]:
-    corrupter = Corrupter.of(kind, [demonstration.response for demonstration in demonstrations])
-    return localise(
-        references,
-        demonstrations,
-        corrupter,
-        count=config.answers,
-        against=config.against,
-        window=config.window_tokens,
-        seed=config.seed,
+        steps=steps[0],
+        solutions=steps[1],
     )
 
 
-def _save(
-    result: CreditResult, references: References, config: CreditConfig, examples: Mapping[ErrorKind, Example]
-) -> None:
+def _save(result: CreditResult, references: References, config: CreditConfig) -> None:
     folder = open_run("credit", config).folder
     models = [pair.card.model_dump() for pair in references.pairs]
     record = {"result": asdict(result), "config": config.model_dump(mode="json"), "models": models}
-    write_whole(folder / "credit.json", json.dumps(record, indent=2).encode() + b"\n")
     plot_credit(result.localisation, result.ranking, result.verdict, result.steps, folder / "credit.png")
-    for kind, example in examples.items():
-        plot_example(example, folder / f"example_{kind}")
+    write_whole(folder / "credit.json", json.dumps(record, indent=2).encode() + b"\n")
+
+
+def _next_step(result: CreditResult) -> str:
+    """Train on the reference that helps; where none does, or nothing was ranked, another question."""
+    if result.verdict is not None and result.verdict.use is not None:
+        return job("dpr", service_pair=result.verdict.use)
+    if result.verdict is not None and result.verdict.references:
+        return f"no reference helps, so try another one before {job('dpr')}"
+    return f"would training on it help? {job('preview')}"
 
 
 def _policy(config: CreditConfig) -> PolicyCheckpoint | None:

@@ -30,7 +30,7 @@ from dense_reward_trainer.rl.held_out_metrics import (
     measure_held_out,
 )
 from dense_reward_trainer.rl.prompts import encoded_held_out, load_held_out
-from dense_reward_trainer.rl.records import Rollout, TokenRewards
+from dense_reward_trainer.rl.records import TokenRewards
 from dense_reward_trainer.rl.reward_service import (
     PinnedPair,
     ServiceAddress,
@@ -38,7 +38,7 @@ from dense_reward_trainer.rl.reward_service import (
     pinned_pair,
     pinned_pairs,
 )
-from dense_reward_trainer.rl.sampling import Sampling
+from dense_reward_trainer.rl.sampling import Sampling, counted
 from dense_reward_trainer.runs.next_step import finished, quoted
 from dense_reward_trainer.runs.progress import Progress
 from dense_reward_trainer.runs.run_folder import Run, check_run, open_run, pin
@@ -175,17 +175,13 @@ def measure_group(
     evaluation: Evaluation, group: Group, names: Sequence[str], progress: Progress, report: Report
 ) -> dict[str, KeptPolicy]:
     """Measures some policies of a group on the held-out prompts, rendered as in training."""
-
-    def on_batch(batch: Sequence[Rollout]) -> None:
-        progress.advance(len(batch), tokens=sum(len(rollout.response_T) for rollout in batch))
-
     config, service = evaluation.config, evaluation.service
     options = config.held_out_options
     checkpoint = load_sampled(group.sampled, report, precision=config.precision, device=chosen_device(config.device))
     limit_tokens = checkpoint.policy.limit_tokens
     rows = encoded_held_out(evaluation.demonstrations, checkpoint.encoder, limit_tokens, options.max_new_tokens)
     choices = {name: config.policies[name].choose for name in names}
-    drawn = draw_held_out(checkpoint, rows, options, group.sampling, on_batch)
+    drawn = draw_held_out(checkpoint, rows, options, group.sampling, counted(progress))
     wanted = signals_of_choices(config, choices.values())
     signals = {pair: sample_signals(service.choosing[pair], drawn.rollouts, found) for pair, found in wanted.items()}
     measured: dict[str, KeptPolicy] = {}
@@ -193,7 +189,7 @@ def measure_group(
         if choose is None:
             own = drawn.first(options.samples_per_prompt)
             rewards = service.sft_model_rewards
-            result, samples = measure_held_out(checkpoint, rows, options, rewards, own, on_batch=on_batch)
+            result, samples = measure_held_out(checkpoint, rows, options, rewards, own, on_batch=counted(progress))
         else:
             scores = signals.get(pair_name(config, choose))
             result, samples = measure_chosen(checkpoint, rows, options, drawn, choose, signals=scores)

@@ -9,6 +9,7 @@ are better than the model that SFT started from: the credit job can. Read from `
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache, partial
 from math import inf
 
 import torch
@@ -17,16 +18,25 @@ from dense_reward.engines.torch.device import chosen_device
 from dense_reward.records import IdArray, Report
 from dense_reward.schemas import ModelCard
 from torch import Tensor
-from tqdm import tqdm
 
 from dense_reward_trainer.configs.dpr import GradientConfig
-from dense_reward_trainer.credit.alignment import Alignment, alignment, alignment_lines, alignment_verdict
+from dense_reward_trainer.credit.alignment import (
+    Alignment,
+    alignment,
+    alignment_lines,
+    alignment_verdict,
+    best_reference,
+)
+from dense_reward_trainer.data.tokenised import TokenisedRow, rows_sha256
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.rl.learner import Learner, flat_gradient
-from dense_reward_trainer.rl.policy import Policy, load_policy, microbatches, policy_logprobs
-from dense_reward_trainer.rl.prompts import check_room_at_service, prompts_and_held_out
+from dense_reward_trainer.rl.policy import Policy, PolicyCheckpoint, load_policy, microbatches, policy_logprobs
+from dense_reward_trainer.rl.prompts import check_room_at_service, prompts_and_held_out, prompts_sha256
 from dense_reward_trainer.rl.records import TokenRewards
-from dense_reward_trainer.rl.reward_service import ServiceAddress, ServiceRewards, pinned_pairs
+from dense_reward_trainer.rl.reward_service import PinnedPair, ServiceAddress, ServiceRewards, pinned_pairs
+from dense_reward_trainer.runs.kept_parts import KeptParts, inputs_of_config
+from dense_reward_trainer.runs.next_step import finished, job
+from dense_reward_trainer.runs.progress import Progress
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 from dense_reward_trainer.runs.timer import Timer
 
@@ -34,6 +44,7 @@ from dense_reward_trainer.runs.timer import Timer
 def run(config: GradientConfig, report: Report) -> dict[str, Alignment]:
     """Writes `gradient.json` to `config.output_dir` and reports it. Returns the alignment by name of the pair.
 
+    A stopped job goes on with the pairs that it has not measured.
     Raises ConfigError, DataError, CheckpointError or JobError; the message states the cure.
     """
     check_run("gradient", config)
@@ -44,23 +55,68 @@ def run(config: GradientConfig, report: Report) -> dict[str, Alignment]:
     checkpoint = load_policy(config.policy, precision=config.precision, device=chosen_device(config.device))
     prompts, held_out = prompts_and_held_out(config, checkpoint, report)
     rows = held_out[: config.held_out_options.limit]
+    parts = KeptParts(config.output_dir / "parts", report, _inputs(config, checkpoint, prompts, rows))
     with pinned_pairs(ServiceAddress.of(config.service_url, config), config.pair_names, report) as pairs:
         for pair in pairs:
             pair.check_tokenizer(checkpoint.manifest.tokenizer_sha256)
             check_room_at_service(pair.card.max_length_tokens, prompts, config.max_new_tokens)
-        held_out_prompts = [row.encoded.prompt_P for row in rows]
-        held_out_responses = [row.encoded.responses[0].ids_T for row in rows]
-        target = likelihood_gradient(checkpoint.policy, held_out_prompts, held_out_responses, config.microbatch_tokens)
-        found: dict[str, Alignment] = {}
-        for pair in pairs:
-            # the batches of every reference have the same samples: they depend on the seed and the policy only
-            report(f"{config.batches} batches with the reference {pair.card.name}: {pair.card.reference}")
-            rewards = ServiceRewards(pair, config.signal, with_kl=config.baseline == "kl")
-            found[pair.card.name] = alignment(descent_directions(config, checkpoint.policy, prompts, rewards), target)
+        found = _alignments(config, checkpoint.policy, prompts, rows, pairs=pairs, parts=parts)
     verdict = [*alignment_verdict(found)]
     _save(found, verdict, len(rows), [pair.card for pair in pairs], config)
     report("\n".join([*alignment_lines(found), *verdict]))
+    report(finished(config.output_dir / "gradient.json", _next_step(found)))
     return found
+
+
+def _inputs(
+    config: GradientConfig, checkpoint: PolicyCheckpoint, prompts: Sequence[IdArray], rows: Sequence[TokenisedRow]
+) -> dict[str, str]:
+    """What the gradients depend on, by name, beside the pair."""
+    return {
+        **inputs_of_config(config),
+        "the policy's weights": checkpoint.manifest.weights_sha256,
+        "the prompts": prompts_sha256(prompts),
+        "the held-out rows": rows_sha256(rows),
+    }
+
+
+def _alignments(
+    config: GradientConfig,
+    policy: Policy,
+    prompts: Sequence[IdArray],
+    rows: Sequence[TokenisedRow],
+    *,
+    pairs: Sequence[PinnedPair],
+    parts: KeptParts,
+) -> dict[str, Alignment]:
+    """The alignment under each pair, kept as soon as it is measured."""
+
+    @cache
+    def target() -> Tensor:
+        held_out_prompts = [row.encoded.prompt_P for row in rows]
+        held_out_responses = [row.encoded.responses[0].ids_T for row in rows]
+        return likelihood_gradient(policy, held_out_prompts, held_out_responses, config.microbatch_tokens)
+
+    def measure(pair: PinnedPair) -> Alignment:
+        # the batches of every reference have the same samples: they depend on the seed and the policy only
+        parts.report(f"{config.batches} batches with the reference {pair.card.name}: {pair.card.reference}")
+        rewards = ServiceRewards(pair, config.signal, with_kl=config.baseline == "kl")
+        return alignment(descent_directions(config, policy, prompts, rewards), target())
+
+    return {
+        pair.card.name: parts.get(
+            pair.card.name, Alignment, partial(measure, pair), {"the pair of the service": pair.card.revision}
+        )
+        for pair in pairs
+    }
+
+
+def _next_step(found: Mapping[str, Alignment]) -> str:
+    """Train on the reference that helps most; if none does, look at more batches."""
+    helping = best_reference(found)
+    if helping is not None:
+        return job("dpr", service_pair=helping)
+    return f"{job('gradient', batches='MORE')}, or another reference"
 
 
 def _save(
@@ -88,7 +144,8 @@ def descent_directions(
     Raises JobError if a gradient is 0 or not finite.
     """
     learner = Learner.of(config, policy)
-    for step in tqdm(range(1, config.batches + 1), unit="batch", dynamic_ncols=True):
+    steps = Progress(config.batches, "batches").each(range(1, config.batches + 1), lambda _: 0)
+    for step in steps:
         direction = -learner.gradient(learner.sample_batch(step, prompts, rewards, Timer()))
         size = float(direction.norm())
         if not 0 < size < inf:

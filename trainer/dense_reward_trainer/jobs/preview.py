@@ -6,6 +6,7 @@ No service is needed. Read from `run` downwards.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from dense_reward_trainer.preview.plot import plot_preview
 from dense_reward_trainer.preview.table import gain_lines, ranking_lines, verdict_lines
 from dense_reward_trainer.preview.verdict import Verdict, verdict
 from dense_reward_trainer.rl.policy import load_policy
+from dense_reward_trainer.runs.next_step import finished, job, quoted
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 
 
@@ -52,8 +54,19 @@ def run(config: PreviewConfig, report: Report) -> Verdict:
         lines = "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
         write_whole(folder / f"samples-{name.replace(' ', '-')}.jsonl", lines.encode())
     plot_preview(found.ranking, found.gains, result, folder / "preview")
-    report(f"tables, picture and answers: {folder}")
+    report(finished(folder / "preview.json", next_step(result, sft, references)))
     return result
+
+
+def next_step(result: Verdict, sft: Path, references: Mapping[str, Path]) -> str:
+    """Serve the reference that the verdict names; else what the verdict says, as a command where there is one."""
+    if result.verdict == "gain" and result.reference is not None:
+        return f"dense-reward serve --sft {quoted(sft)} --reference {quoted(references[result.reference])}"
+    if result.verdict == "unknown":
+        return job("preview", prompts="MORE", samples_per_prompt="MORE")
+    if result.verdict == "control":
+        return f"use the control, which costs no training, and compare it in {job('evaluate')}"
+    return f"another reference: {job('sft')} writes earlier ones as milestones"
 
 
 def folders_of(config: PreviewConfig) -> tuple[Path, dict[str, Path]]:

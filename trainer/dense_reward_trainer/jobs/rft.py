@@ -20,6 +20,7 @@ from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.reward_model.rounds import Setting, answer, learn_head, learn_policy, measure, write_metrics
 from dense_reward_trainer.rl.policy import PolicyCheckpoint, load_policy
 from dense_reward_trainer.rl.prompts import check_disjoint, check_room, held_out_rows
+from dense_reward_trainer.runs.next_step import finished, job, quoted
 from dense_reward_trainer.runs.run_folder import check_run, open_run, pin
 
 
@@ -55,7 +56,7 @@ def run(config: RftConfig, report: Report) -> None:
             learn_policy(setting, n, config.policy_steps, report)
             measure(setting, n, report)
         write_metrics(setting, n)
-    report(finished_line(setting))
+    report(last_line(setting))
 
 
 def rows_of(config: RftConfig, start: PolicyCheckpoint, report: Report) -> Rows:
@@ -94,9 +95,16 @@ def identity_of(config: RftConfig, start: PolicyCheckpoint, rows: Rows) -> dict[
     return identity
 
 
-def finished_line(setting: Setting) -> str:
-    """Where the results are, and what to run next."""
-    last = setting.config.rounds
+def last_line(setting: Setting) -> str:
+    """What is finished, and what to run next: the head can be served, and the policy compared with its start."""
+    config, last = setting.config, setting.config.rounds
     head = setting.head_folder(last)
-    policy = f"; evaluate the policy {setting.policy_folder(last)}" if setting.config.policy_steps else ""
-    return f"finished: {head}; serve it: dense-reward serve --token-head {head}{policy}"
+    serve = f"dense-reward serve --token-head {quoted(head)}"
+    if config.policy_steps is None:
+        return finished(head, serve)
+    policy = setting.policy_folder(last)
+    keys: dict[str, object] = {"policies": f"{{start: {config.policy}, rft: {policy}}}"}
+    if config.held_out is not None:
+        keys["held_out"] = config.held_out
+    keys["output_dir"] = config.output_dir / "evaluation"
+    return finished(policy, f"{job('evaluate', **keys)}, or", serve)

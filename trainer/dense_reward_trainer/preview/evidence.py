@@ -11,7 +11,6 @@ from pathlib import Path
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import check_pair, load_manifest
 from dense_reward.records import IdArray, Report
-from tqdm import tqdm
 
 from dense_reward_trainer.configs.evaluate import TiltOptions
 from dense_reward_trainer.configs.preview import PreviewConfig
@@ -28,6 +27,7 @@ from dense_reward_trainer.rl.held_out_metrics import SampledResponse
 from dense_reward_trainer.rl.policy import Policy, PolicyCheckpoint, load_policy
 from dense_reward_trainer.rl.records import TokenArrays
 from dense_reward_trainer.rl.token_arrays import token_arrays
+from dense_reward_trainer.runs.progress import Progress
 
 ANSWERS_TOGETHER = 64
 
@@ -193,11 +193,11 @@ def _scores(models: Models, answers: Answers, name: str | None, reference: Polic
             f"{longest}: lower max_new_tokens, remove long rows, or leave out this reference"
         )
     arrays: list[TokenArrays] = []
-    title = "scoring answers" if name is None else f"scoring answers, {name}"
-    with tqdm(total=len(answers.responses), desc=title, unit="answer") as bar:
+    unit = "scored answers" if name is None else f"scored answers ({name})"
+    with Progress(len(answers.responses), unit) as progress:
         for start in range(0, len(answers.responses), ANSWERS_TOGETHER):
             part = slice(start, start + ANSWERS_TOGETHER)
             given = answers.prompts[part], answers.responses[part]
             arrays += token_arrays(models.sft.policy, reference, *given, models.config.microbatch_tokens)
-            bar.update(len(given[0]))
+            progress.advance(len(given[0]), tokens=sum(map(len, given[1])))
     return scores_of(name, arrays, models.config.window_tokens)

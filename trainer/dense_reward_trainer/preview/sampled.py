@@ -9,7 +9,6 @@ from typing import Self
 
 import numpy as np
 from dense_reward.records import Report
-from tqdm import tqdm
 
 from dense_reward_trainer.configs.dpr import HeldOutOptions
 from dense_reward_trainer.configs.preview import PreviewConfig
@@ -21,7 +20,8 @@ from dense_reward_trainer.rl.held_out_metrics import SampledResponse, sampled_re
 from dense_reward_trainer.rl.policy import PolicyCheckpoint
 from dense_reward_trainer.rl.prompts import check_room
 from dense_reward_trainer.rl.records import Rollout
-from dense_reward_trainer.rl.sampling import Sampling, sample
+from dense_reward_trainer.rl.sampling import Sampling, counted, sample
+from dense_reward_trainer.runs.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +95,11 @@ class Sampler:
         )
         together = max(1, self.sampling.batch_size // size)
         rollouts: list[Rollout] = []
-        with tqdm(total=len(self.rows) * size, desc=f"sampling {name}", unit="answer") as bar:
+        with Progress(len(self.rows) * size, f"answers of {name}") as progress:
             for start in range(0, len(self.rows), together):
                 prompts = [row.encoded.prompt_P for row in self.rows[start : start + together]]
-                rollouts += sample(checkpoint.policy, prompts, sampling, self.judging.seed + start)
-                bar.update(len(prompts) * size)
+                seed = self.judging.seed + start
+                rollouts += sample(checkpoint.policy, prompts, sampling, seed, counted(progress))
         judged = sampled_responses(checkpoint.encoder, self.rows, rollouts, self.judging, greedy=change.greedy)
         return DrawnAnswers(rollouts, judged, size)
 

@@ -14,6 +14,25 @@ from dense_reward_trainer.rl.records import ResponseRewards, Rollout
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SftLogprobs:
+    """TokenRewards of 0, with the log-probs of a frozen SFT model: enough to measure the KL to it."""
+
+    sft: Policy
+    microbatch_tokens: int
+
+    def score(self, rollouts: Sequence[Rollout], candidates: Sequence[IdArray] | None = None) -> list[ResponseRewards]:
+        """Raises ValueError for candidates, which are not scored."""
+        if candidates is not None:
+            raise ValueError("no candidates are scored here: set candidates to 0")
+        prompts, responses = [r.prompt_P for r in rollouts], [r.response_T for r in rollouts]
+        sft_BT = frozen_logprobs(self.sft, prompts, responses, self.microbatch_tokens).numpy()
+        return [
+            ResponseRewards(np.zeros(len(ids), dtype=np.float32), sft_T[: len(ids)].astype(np.float32))
+            for ids, sft_T in zip(responses, sft_BT, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class HeadRewards:
     """TokenRewards of a head: the last token of a response gets the value after it less `zero`, all others get 0.
 
@@ -34,11 +53,13 @@ class HeadRewards:
         """Raises ValueError for candidates: a head has no value of a token that was not sampled."""
         if candidates is not None:
             raise ValueError("a head scores no candidates: set candidates to 0")
-        prompts, responses = [r.prompt_P for r in rollouts], [r.response_T for r in rollouts]
-        sft_BT = frozen_logprobs(self.sft, prompts, responses, self.microbatch_tokens).numpy()
         return [
-            ResponseRewards(_at_the_end(value - self.zero, len(ids)), sft_T[: len(ids)].astype(np.float32))
-            for value, ids, sft_T in zip(self.terminal_values(rollouts), responses, sft_BT, strict=True)
+            replace(scored, signal_T=_at_the_end(value - self.zero, len(scored.signal_T)))
+            for value, scored in zip(
+                self.terminal_values(rollouts),
+                SftLogprobs(self.sft, self.microbatch_tokens).score(rollouts),
+                strict=True,
+            )
         ]
 
     def terminal_values(self, rollouts: Sequence[Rollout]) -> NDArray[np.float32]:

@@ -15,14 +15,13 @@ from dense_reward.engines.token_head.engine import HeadModel, load_head
 from dense_reward.engines.torch.weights import load_weights, weight_folders
 from dense_reward.manifest import Manifest, Role, check_same_texts, files_folder, load_manifest, verify_files
 from dense_reward.records import Report
-from tqdm import tqdm
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from dense_reward_trainer.configs.rft import PolicyStepOptions, RftConfig
 from dense_reward_trainer.data.tokenised import TokenisedRow
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.reward_model.head import new_head
-from dense_reward_trainer.reward_model.head_rewards import HeadRewards
+from dense_reward_trainer.reward_model.head_rewards import HeadRewards, SftLogprobs
 from dense_reward_trainer.reward_model.pair_trainer import Place, judge, train_head
 from dense_reward_trainer.reward_model.pairs import AnswerPair, differing, pairs_sha256, read_pairs, write_pairs
 from dense_reward_trainer.rl.held_out_metrics import measure_held_out
@@ -30,8 +29,9 @@ from dense_reward_trainer.rl.learner import Learner, seed_of
 from dense_reward_trainer.rl.policy import PolicyCheckpoint, load_policy
 from dense_reward_trainer.rl.prompts import prompts_of_step
 from dense_reward_trainer.rl.records import Rollout
-from dense_reward_trainer.rl.sampling import Sampling, sample
+from dense_reward_trainer.rl.sampling import Sampling, counted, sample
 from dense_reward_trainer.runs.checkpoint import is_complete, recover, write_checkpoint
+from dense_reward_trainer.runs.progress import Progress
 from dense_reward_trainer.runs.run_folder import METRICS_NAME, MetricsLog, Run
 
 
@@ -87,7 +87,9 @@ def answer(setting: Setting, n: int, report: Report) -> list[AnswerPair]:
     rows = _share(setting, n)
     report(f"round {n} of {config.rounds}: answering {len(rows)} prompts")
     sampling = Sampling(config.max_new_tokens, 1, config.temperature, batch_size=config.rollout_batch_size)
-    rollouts = sample(setting.policy(n - 1).policy, [row.encoded.prompt_P for row in rows], sampling, setting.seed(n))
+    with Progress(len(rows), "answers") as progress:
+        prompts = [row.encoded.prompt_P for row in rows]
+        rollouts = sample(setting.policy(n - 1).policy, prompts, sampling, setting.seed(n), counted(progress))
     pairs = [
         AnswerPair(rollout.prompt_P, row.encoded.responses[0].ids_T, rollout.response_T, rollout.finished)
         for row, rollout in zip(rows, rollouts, strict=True)
@@ -176,25 +178,29 @@ def learn_policy(setting: Setting, n: int, options: PolicyStepOptions, report: R
     learner = Learner.of(config.learner(options, setting.seed(n)), checkpoint.policy)
     prompts = [row.encoded.prompt_P for row in setting.rows]
     log = _fresh(setting.log("policy", n))
-    with tqdm(total=options.steps, unit="step", dynamic_ncols=True) as bar:
+    sampled = options.prompts_per_step * options.group_size
+    with Progress(options.steps, "steps") as progress:
         for step in range(1, options.steps + 1):
             metrics = learner.step(step, prompts, rewards)
             log.append(step, metrics)
-            bar.set_postfix_str(f"reward {metrics['reward_sum']:.2f} kl {metrics['kl_to_sft']:.2f}")
-            bar.update()
+            note = f"reward {metrics['reward_sum']:.2f}, kl {metrics['kl_to_sft']:.2f}"
+            progress.advance(tokens=round(metrics["length_mean"] * sampled), note=note)
     tokenizer = _tokenizer(setting.policy_folder(n - 1), checkpoint.manifest)
     data = load_manifest(setting.head_folder(n)).data_sha256
     write(setting, n, learner.result.model, (tokenizer, checkpoint.manifest), data, role="policy")
 
 
 def measure(setting: Setting, n: int, report: Report) -> None:
-    """Measures the policy after round n on the held-out rows, once."""
+    """Measures the policy after round n on the held-out rows, once; also its KL to the SFT model, which is at hand."""
     log = setting.log("held_out", n)
     if not setting.held_out or log.read():
         return
-    report(f"measuring the policy after round {n} on {len(setting.held_out)} held-out prompts")
-    checkpoint = setting.policy(n)
-    result, _ = measure_held_out(checkpoint, setting.held_out, setting.config.held_out_options)
+    options = setting.config.held_out_options
+    prompts = len(setting.held_out[: options.limit])
+    report(f"measuring the policy after round {n} on {prompts} held-out prompts")
+    sft = SftLogprobs(setting.start.policy, options.microbatch_tokens)
+    with Progress(prompts * (1 + options.samples_per_prompt), "responses") as progress:
+        result, _ = measure_held_out(setting.policy(n), setting.held_out, options, sft, on_batch=counted(progress))
     _fresh(log).append(n, result.numbers())
 
 

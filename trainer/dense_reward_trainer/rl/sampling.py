@@ -17,6 +17,7 @@ from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.policy import Policy, frozen_logprobs, microbatches, own_actions, state_logprobs
 from dense_reward_trainer.rl.records import OnBatch, Rollout
 from dense_reward_trainer.rl.tilt import TiltedSampling
+from dense_reward_trainer.runs.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,11 @@ def sample(
             if on_batch is not None:
                 on_batch(batch)
     return rollouts
+
+
+def counted(progress: Progress) -> OnBatch:
+    """Counts the rollouts of each batch, and their tokens."""
+    return lambda batch: progress.advance(len(batch), tokens=sum(len(rollout.response_T) for rollout in batch))
 
 
 @torch.no_grad()

@@ -1,12 +1,14 @@
-"""Runs tasks in parallel processes, and makes SIGTERM end a process together with its children."""
+"""Processes of a job: tasks in parallel, the end by SIGTERM, and what only one process of a torchrun does."""
 
+import hashlib
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from dense_reward.records import Result
@@ -29,6 +31,29 @@ def sigterm_exits() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def is_first_process(variables: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is the only process of a job, or the first one of a torchrun or accelerate launch."""
+    return variables.get("RANK", "0") == "0"
+
+
+def is_first_to_say(text: str, variables: Mapping[str, str] = os.environ) -> bool:
+    """Whether no other process of this torchrun or accelerate launch on this machine has said `text`.
+
+    All of them find an error in the configuration, but one line is enough; what only one of them finds is never lost.
+    """
+    own_file = variables.get("TORCHELASTIC_ERROR_FILE")
+    if not own_file:
+        return True
+    folder_of_all = Path(own_file).parent.parent
+    try:
+        (folder_of_all / f"said-{hashlib.sha256(text.encode()).hexdigest()[:16]}").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def in_processes(processes: int, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:

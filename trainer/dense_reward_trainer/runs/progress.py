@@ -7,14 +7,15 @@ stderr is a file, the line is written rarely, so that it does not fill the file.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from dense_reward.records import Report
 from tqdm import tqdm
 
+Item = TypeVar("Item")
 _FORMAT = "{n_fmt}/{total_fmt} {unit} |{bar:24}| {remaining} left{postfix}"
 _TERMINAL_S, _FILE_S = 0.1, 10.0
 
@@ -35,6 +36,13 @@ class Progress:
         self._tokens += tokens
         self._bar.set_postfix_str(", ".join(part for part in (self._speed(), note) if part), refresh=False)
         self._bar.update(count)
+
+    def each(self, items: Iterable[Item], tokens: Callable[[Item], int]) -> Iterator[Item]:
+        """The items, each counted with its number of tokens; the line ends after the last one, or an error."""
+        with self:
+            for item in items:
+                yield item
+                self.advance(tokens=tokens(item))
 
     def _speed(self) -> str:
         seconds = self._clock() - self._started

@@ -5,7 +5,6 @@ Secrets are redacted.
 
 import json
 import math
-import os
 import re
 import shlex
 import subprocess
@@ -25,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from dense_reward_trainer.configs.base import JobConfig, changed_values
 from dense_reward_trainer.errors import ConfigError, JobError
+from dense_reward_trainer.runs.folder_lock import check_place
 
 CONFIG_NAME, RECORD_NAME, METRICS_NAME = "config.yaml", "run.json", "metrics.jsonl"
 REDACTED = "[redacted]"
@@ -63,7 +63,7 @@ def check_run(job: str, config: JobConfig) -> None:
     gives a different result.
     """
     folder = config.output_dir
-    _check_place(folder)
+    check_place(folder)
     record = _read_record(folder)
     if record is not None:
         _check_job(folder, record, job)
@@ -216,16 +216,6 @@ def commit() -> str | None:
     except OSError:
         return None
     return done.stdout.strip() or None
-
-
-def _check_place(folder: Path) -> None:
-    """Raises ConfigError if the folder cannot be made or written to: results would be lost at the end."""
-    # not Path.exists, which raises if a parent cannot be read
-    place = next(each for each in (folder, *folder.absolute().parents) if os.path.exists(each))
-    if not place.is_dir():
-        raise ConfigError(f"output_dir is {folder}, but {place} is a file: use another output_dir")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigError(f"output_dir is {folder}, but this user cannot write to {place}: use another output_dir")
 
 
 def _read_record(folder: Path) -> RunRecord | None:

@@ -16,11 +16,12 @@ from functools import lru_cache
 import torch
 from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.records import Report
-from tqdm import tqdm
 
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.rl.learner import Learner
+from dense_reward_trainer.runs.next_step import finished, quoted
 from dense_reward_trainer.runs.processes import in_processes
+from dense_reward_trainer.runs.progress import Progress
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 from dense_reward_trainer.studies.options.config import (
     Curve,
@@ -68,7 +69,8 @@ def run(config: EstimatorsConfig, report: Report) -> dict[str, Outcome]:
     write_whole(folder / "estimators.json", json.dumps(record, indent=2).encode() + b"\n")
     plot_study(curves, folder / "estimators.png")
     report(format_table(outcomes, differences))
-    report(f"{cpu_hours:.2f} CPU-hours; figures, curves and plot: {folder}")
+    report(f"{cpu_hours:.2f} CPU-hours")
+    report(finished(folder / "estimators.json", "see the curves,", quoted(folder / "estimators.png")))
     return outcomes
 
 
@@ -93,13 +95,12 @@ def compute_curves(config: EstimatorsConfig, wanted: Sequence[RunKey], title: st
     for one in wanted:  # a run with other options is refused before anything is computed
         if one not in missing:
             read_curve(config, *one)
-    with tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=title, unit="run") as bar:
+    with Progress(len(wanted), f"runs ({title})", len(wanted) - len(missing)) as progress:
         for curve in in_processes(config.processes, curve_in_process, [(config, *one) for one in missing]):
             path = curve.path_in(config.output_dir)
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, curve.model_dump_json().encode())
-            bar.set_postfix_str(f"{curve.estimator} {curve.gap_closed[-1]:.2f}")
-            bar.update()
+            progress.advance(note=f"{curve.estimator} {curve.gap_closed[-1]:.2f}")
     return [read_curve(config, *one) for one in wanted]
 
 
