@@ -17,8 +17,8 @@ from dense_reward_trainer.configs.sft import SftConfig
 
 
 def config_class(recipe: str) -> type[JobConfig]:
-    """The configuration class of a recipe; its name contains that of its job."""
-    (job,) = JOBS.keys() & set(recipe.split("_"))
+    """The configuration class of a recipe; its name contains that of its job, but for the study `sweep methods`."""
+    (job,) = {"sweep"} if recipe == "methods" else JOBS.keys() & set(recipe.split("_"))
     module, _, name = JOBS[job].config.partition(":")
     cls: type[JobConfig] = getattr(importlib.import_module(module), name)
     return cls

@@ -152,7 +152,7 @@ def test_a_name_that_the_study_uses_itself_is_refused(name: str) -> None:
         study(policies=POLICIES | {name: {"kind": "dpr", "reference": "base"}})
 
 
-@pytest.mark.parametrize("recipe", ["evidence_sweep", "evidence_full_sweep", "figures_sweep", "gsm8k_sweep"])
+@pytest.mark.parametrize("recipe", ["evidence_sweep", "evidence_full_sweep", "figures_sweep", "gsm8k_sweep", "methods"])
 def test_the_recipe_is_what_the_jobs_take(recipe: str) -> None:
     small = load_config(SweepConfig, config_path(recipe))
     reported = {seed for regime in small.regimes for seed in small.seeds_of(regime)}
