@@ -5,6 +5,7 @@ Secrets are redacted.
 
 import json
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -168,10 +169,18 @@ class MetricsLog:
                     f"{name} is {value} at step {step}: training has diverged; start again in another output_dir with "
                     "a lower learning_rate or more warmup_steps"
                 )
+        self._drop_half_line()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         for send in self.trackers:
             send(step, {name: value for name, value in values.items() if value is not None})
+
+    def _drop_half_line(self) -> None:
+        """Removes a last line that a full disk cut off: the next one would continue it, and neither could be read."""
+        if self.path.is_file():
+            content = self.path.read_bytes()
+            if content and not content.endswith(b"\n"):
+                os.truncate(self.path, content.rfind(b"\n") + 1)
 
     def read(self) -> list[dict[str, float | None]]:
         """All complete lines; skips a last line that a kill cut off."""
