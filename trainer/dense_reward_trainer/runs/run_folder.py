@@ -219,12 +219,23 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """The commit of this program, with -dirty if files were changed; None outside a git checkout."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    found = _git("rev-parse", "HEAD")
+    if not found:
+        return None
+    # `git describe --dirty` writes the index: ended by a full disk, it would leave a lock in the checkout.
+    changed = _git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
+    return f"{found}-dirty" if changed else found
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints about the checkout of this program; None if it cannot."""
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
     except OSError:
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _read_record(folder: Path) -> RunRecord | None:
