@@ -3,10 +3,13 @@
 import json
 import random
 import re
+import signal
+import subprocess
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import get_args
 
+import killed_job
 import numpy as np
 import pytest
 from dense_reward import Client, Scored
@@ -36,7 +39,7 @@ from dense_reward_trainer.rl.reward_service import PinnedPair, ServiceAddress, p
 from dense_reward_trainer.rl.sampling import Sampling, sample
 from hypothesis import given
 from hypothesis import strategies as st
-from served_pair import ServedPair
+from served_pair import ServedPair, environment
 
 pytestmark = pytest.mark.slow
 HAS_Z = "varentropy" in get_args(ArrayName)
@@ -356,3 +359,26 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
     assert last.startswith("error: ")
     assert re.search(complaint, last), last
     assert not (tmp_path / "run" / "credit.json").exists()
+
+
+def test_a_run_that_was_killed_keeps_what_it_measured_and_ends_alike(
+    served: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [
+        f"data.source={served.folder / 'held_out.jsonl'}",
+        "answers=3",
+        "policy=null",
+        "corruptions=[digit, number]",
+    ]
+    arguments = [f"output_dir={tmp_path / 'run'}", f"service_url={served.url}", *data]
+    command = killed_job.command(signal.SIGKILL, "planted_digit.json", "credit", "arithmetic_credit", *arguments)
+    killed = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    kept = tmp_path / "run" / "parts" / "planted_digit.json"
+    written = kept.stat().st_mtime_ns
+    assert credit(served, tmp_path / "run") == 0
+    assert kept.stat().st_mtime_ns == written
+    assert "finished: " in last_line(capsys)
+    assert credit(served, tmp_path / "unbroken") == 0
+    results = [json.loads((tmp_path / run / "credit.json").read_text())["result"] for run in ("run", "unbroken")]
+    assert results[0] == results[1]

@@ -66,6 +66,9 @@ def test_each_round_leaves_its_pairs_a_head_and_a_policy(pair_folder: Path, fini
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [0, 1, 2]
     assert all("held_out_greedy_accuracy" in line for line in lines)
+    kl = [line["held_out_kl_to_sft"] for line in lines]
+    assert kl[0] == pytest.approx(0.0, abs=1e-4), "the policy is the SFT model itself"
+    assert abs(kl[2]) > 1e-3
     assert {"head_loss", "head_judged_accuracy", "policy_reward_sum"} <= lines[1].keys()
 
 
@@ -75,6 +78,7 @@ def test_a_finished_run_says_what_to_serve(
     before = weights(finished)
     assert main(["rft", write_config(pair_folder, finished)]) == 0
     last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"finished: {finished}/checkpoints/policy-2; next: dense-reward-train evaluate CONFIG ")
     assert f"dense-reward serve --token-head {finished}/checkpoints/token_head-2" in last
     assert weights(finished) == before
 

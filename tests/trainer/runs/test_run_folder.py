@@ -179,3 +179,12 @@ def test_the_plot_is_a_png_even_of_nothing(tmp_path: Path) -> None:
     plot_metrics(log, ("loss", "eval_loss"), tmp_path / "loss.png", ylabel="nats")
     for name in ("empty.png", "loss.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_line_that_a_full_disk_cut_off_does_not_spoil_the_next_one(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.append(1, {"loss": 2.0})
+    with log.path.open("a") as file:
+        file.write('{"step": 2, "lo')
+    log.append(3, {"loss": 1.0})
+    assert log.read() == [{"step": 1, "loss": 2.0}, {"step": 3, "loss": 1.0}]

@@ -5,6 +5,7 @@ Secrets are redacted.
 
 import json
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -168,10 +169,18 @@ class MetricsLog:
                     f"{name} is {value} at step {step}: training has diverged; start again in another output_dir with "
                     "a lower learning_rate or more warmup_steps"
                 )
+        self._drop_half_line()
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
         for send in self.trackers:
             send(step, {name: value for name, value in values.items() if value is not None})
+
+    def _drop_half_line(self) -> None:
+        """Removes a last line that a full disk cut off: the next one would continue it, and neither could be read."""
+        if self.path.is_file():
+            content = self.path.read_bytes()
+            if content and not content.endswith(b"\n"):
+                os.truncate(self.path, content.rfind(b"\n") + 1)
 
     def read(self) -> list[dict[str, float | None]]:
         """All complete lines; skips a last line that a kill cut off."""
@@ -210,12 +219,23 @@ def versions() -> dict[str, str]:
 
 def commit() -> str | None:
     """The commit of this program, with -dirty if files were changed; None outside a git checkout."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    found = _git("rev-parse", "HEAD")
+    if not found:
+        return None
+    # `git describe --dirty` writes the index: ended by a full disk, it would leave a lock in the checkout.
+    changed = _git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
+    return f"{found}-dirty" if changed else found
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints about the checkout of this program; None if it cannot."""
     try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
     except OSError:
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _read_record(folder: Path) -> RunRecord | None:
