@@ -23,13 +23,12 @@ from dense_reward.engines.proof import (
 )
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.engines.torch.device import chosen_device
-from dense_reward.engines.torch.memory import peak_bytes
+from dense_reward.engines.torch.memory import hold_once, peak_bytes, stored_bytes
 from dense_reward.engines.torch.model import DTYPES, TorchModel, load_model
 from dense_reward.engines.torch.packing_check import unsupported_reason
 from dense_reward.engines.torch.pair import QUANTITIES, ComputeOptions, PairEngine
 from dense_reward.engines.torch.probe_mismatch import mismatch_cure
 from dense_reward.engines.torch.shared_layers import layers_computed_once
-from dense_reward.engines.torch.shared_weights import hold_once, stored_bytes
 from dense_reward.engines.torch.weights import equal_weights
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import EQUAL_MODELS, Manifest, check_pair, load_manifest, verify_files

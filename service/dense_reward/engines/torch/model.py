@@ -21,7 +21,7 @@ from dense_reward.engines.torch import attention
 from dense_reward.engines.torch.feedforward import bound_feedforward
 from dense_reward.engines.torch.heads import CapturedHead, LinearHead, OwnLogits, linear_head
 from dense_reward.engines.torch.logprobs import Head
-from dense_reward.engines.torch.shared_weights import stored_bytes
+from dense_reward.engines.torch.memory import stored_bytes
 from dense_reward.engines.torch.weights import load_weights, weight_folders
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest

@@ -13,9 +13,9 @@ from dense_reward.batching.packing import Index, Leaf, Packed, computed_tokens, 
 from dense_reward.batching.padding import padded_batches
 from dense_reward.engines.torch.device import with_device_errors
 from dense_reward.engines.torch.logprobs import ModelRows, ScoredRows, WantedIds, WantedLogits, score_pairs
+from dense_reward.engines.torch.memory import stored_bytes
 from dense_reward.engines.torch.model import TorchModel, device_row
 from dense_reward.engines.torch.shared_layers import computed_once, links_of
-from dense_reward.engines.torch.shared_weights import stored_bytes
 from dense_reward.records import (
     Branch,
     Cost,

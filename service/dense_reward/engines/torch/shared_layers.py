@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 
 from dense_reward.batching.packing import pack
 from dense_reward.engines.torch import attention
+from dense_reward.engines.torch.memory import same_bits
 from dense_reward.engines.torch.model import DeviceRow, TorchModel, device_row
-from dense_reward.engines.torch.shared_weights import same_bits
 from dense_reward.records import Branch, IdArray, Report, Trunk
 
 Relation = tuple[int, int, int]
@@ -73,9 +73,10 @@ def layers_computed_once(models: Sequence[TorchModel], report: Report, *, packed
     depth = equal_layers(*models)
     if not depth:
         return 0
-    layers = f"layers 0 to {depth - 1} of {len(_layers_of(models[0]))} are equal in both models"
+    which = "layer 0" if depth == 1 else f"layers 0 to {depth - 1}"
+    layers = f"{which} of {len(_layers_of(models[0]))} equal in both models"
     reason = _refuted(links_of(models, [(0, 1, depth)]), packed=packed)
-    report(f"{layers}: computed once" if reason is None else f"{layers}, but computed for each of them: {reason}")
+    report(f"{layers}: computed once" if reason is None else f"{layers}, but computed in each of them: {reason}")
     return depth if reason is None else 0
 
 
