@@ -37,8 +37,8 @@ from bench.memory_estimate import ENVIRONMENT, status_bytes
 
 RESULT = Path("bench/results/shared_layers.json")
 LAYERS, VOCABULARY = 12, 8192
-PROMPT_TOKENS, RESPONSES, RESPONSE_TOKENS = 256, 8, 128
-REPEATS = 15
+PROMPT_TOKENS, RESPONSES, RESPONSE_TOKENS = 128, 8, 64
+REPEATS = 9
 SERVING = ServingOptions(max_batch_tokens=4096)
 
 

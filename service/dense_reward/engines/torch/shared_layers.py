@@ -34,6 +34,7 @@ class Link:
     taker: TorchModel
     depth: int
     kept: list[object] = field(default_factory=list)
+    used: bool = False
 
 
 def links_of(models: Sequence[TorchModel], relations: Sequence[Relation]) -> list[Link]:
@@ -64,7 +65,7 @@ def computed_once(links: Sequence[Link]) -> Iterator[None]:
             stack.enter_context(_replaced(top, _kept(top.forward, link.kept)))
             for place, layer in enumerate(_layers_of(link.taker)[: link.depth]):
                 last = place == link.depth - 1
-                stack.enter_context(_replaced(layer, _taken(layer.forward, link.kept, last=last)))
+                stack.enter_context(_replaced(layer, _taken(layer.forward, link, last=last)))
         yield
 
 
@@ -150,10 +151,10 @@ def _refuted(links: Sequence[Link], *, packed: bool) -> str | None:
     try:
         with computed_once(links):
             once = [_rows(model, packed=packed) for model in models]
-            started = all(link.kept for link in links)
+            used = all(link.used for link in links)
     except _FAILURES as error:
         return f"without the layers, the forward fails ({type(error).__name__}: {' '.join(str(error).split())})"
-    if not started:
+    if not used:
         return "a forward does not call them"
     equal = all(same_bits(*pair) for pair in zip(apart, once, strict=True))
     return None if equal else "their results alone do not determine the layers above"
@@ -184,11 +185,14 @@ def _kept(forward: Callable[..., object], kept: list[object]) -> Callable[..., o
     return keep
 
 
-def _taken(forward: Callable[..., object], kept: list[object], *, last: bool) -> Callable[..., object]:
+def _taken(forward: Callable[..., object], link: Link, *, last: bool) -> Callable[..., object]:
     def take(*args: object, **kwargs: object) -> object:
-        if not kept:
+        if not link.kept:
             return forward(*args, **kwargs)
-        return _copied(kept[0]) if last else kept[0]  # what the layers before the last return is ignored
+        if not last:
+            return link.kept[0]  # ignored by the next of these layers
+        link.used = True
+        return link.kept.pop()  # from here on the taker's own, and freed by it
 
     return take
 
