@@ -23,11 +23,12 @@ from dense_reward.engines.proof import (
 )
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.engines.torch.device import chosen_device
-from dense_reward.engines.torch.memory import peak_bytes
+from dense_reward.engines.torch.memory import hold_once, peak_bytes, stored_bytes
 from dense_reward.engines.torch.model import DTYPES, TorchModel, load_model
 from dense_reward.engines.torch.packing_check import unsupported_reason
 from dense_reward.engines.torch.pair import QUANTITIES, ComputeOptions, PairEngine
 from dense_reward.engines.torch.probe_mismatch import mismatch_cure
+from dense_reward.engines.torch.shared_layers import layers_computed_once
 from dense_reward.engines.torch.weights import equal_weights
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import EQUAL_MODELS, Manifest, check_pair, load_manifest, verify_files
@@ -69,6 +70,10 @@ class LoadedModels:
             model = self._models[key] = load()
         return model
 
+    @property
+    def in_use(self) -> list[TorchModel]:
+        return list(self._models.values())
+
 
 def _call_directly(call: Callable[[], Result]) -> Result:
     return call()
@@ -104,7 +109,7 @@ def load_pair(
     ]
     _report_two_dtypes(checkpoints, report)
     tokenizer = tokenizer_of(checkpoints[0])
-    options = context.on_device(lambda: _compute_options(models, serving, report))
+    options, shared_layers = context.on_device(lambda: _compute_options(models, serving, report))
     info = pair_info(
         checkpoints,
         options=[serving.head_dtype, serving.norm_dtype, serving.deterministic],
@@ -114,7 +119,7 @@ def load_pair(
         quantities=QUANTITIES,
         related=related,
     )
-    engine = PairEngine(models[0], models[1], info, options)
+    engine = PairEngine(models[0], models[1], info, options, shared_layers=shared_layers)
     context.on_device(lambda: _verify_probes(engine, checkpoints, report))
     return engine, tokenizer, manifests[0]
 
@@ -193,6 +198,7 @@ def _model(role: str, folder: Path, manifest: Manifest, serving: ServingOptions,
         # The logits of both models are compared tile by tile, so both heads must be on one device.
         if head_dtype is not None or device != serving.device:
             model.use_head(device=torch.device(serving.device), dtype=head_dtype)
+        context.on_device(lambda: _hold_once(role, model, context))
         return model
 
     # All that changes the loaded model: pairs that differ in one of these must not share it.
@@ -200,8 +206,22 @@ def _model(role: str, folder: Path, manifest: Manifest, serving: ServingOptions,
     return context.models.get((manifest.content_sha256, served_as), load)
 
 
-def _compute_options(models: Sequence[TorchModel], serving: ServingOptions, report: Report) -> ComputeOptions:
-    """How to compute the pair: packed if both models can be. Reports the path and the memory of a batch."""
+def _hold_once(role: str, model: TorchModel, context: LoadContext) -> None:
+    """Let a new model use the weights of the models in use that equal its own."""
+    saved = hold_once(model.weights, [other.weights for other in context.models.in_use])
+    if saved:
+        context.report(f"weights: {saved / 1e6:,.0f} MB of {role} are equal to those of a loaded model and held once")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # else the bytes stay reserved, and are reported as used
+
+
+def _compute_options(
+    models: Sequence[TorchModel], serving: ServingOptions, report: Report
+) -> tuple[ComputeOptions, int]:
+    """How to compute the pair: packed if both models can be; and the number of layers to compute once.
+
+    Reports the path and the memory of a batch.
+    """
     devices = serving.device, serving.reference_device or serving.device
     reasons = [
         unsupported_reason(model.transformers_model, device=device, dtype=model.dtype)
@@ -211,6 +231,7 @@ def _compute_options(models: Sequence[TorchModel], serving: ServingOptions, repo
     report("path: packed" if reason is None else f"path: padded, several times slower, because {reason}")
     if serving.deterministic:
         report("deterministic: each sequence is computed alone, its prompt too")
+    shared_layers = layers_computed_once(models, report, packed=reason is None)
     if reason is None and not serving.deterministic:
         _record_graphs(models, report)
     sizes = [
@@ -222,12 +243,13 @@ def _compute_options(models: Sequence[TorchModel], serving: ServingOptions, repo
         )
         for model, device in zip(models, devices, strict=True)
     ]
-    weights = sum(model.weights_bytes for model in models)
+    weights = stored_bytes(weight for model in models for weight in model.weights.values())
     report(
         f"memory: weights {weights / 1e6:,.0f} MB; a batch of {serving.max_batch_tokens} tokens "
         f"{'up to' if reason is None else 'more than'} {max(sizes) / 1e6:,.0f} MB more (--max-batch-tokens)"
     )
-    return ComputeOptions(serving.max_batch_tokens, packed=reason is None, alone=serving.deterministic)
+    options = ComputeOptions(serving.max_batch_tokens, packed=reason is None, alone=serving.deterministic)
+    return options, shared_layers
 
 
 def _record_graphs(models: Sequence[TorchModel], report: Report) -> None:

@@ -21,6 +21,7 @@ from dense_reward.engines.torch import attention
 from dense_reward.engines.torch.feedforward import bound_feedforward
 from dense_reward.engines.torch.heads import CapturedHead, LinearHead, OwnLogits, linear_head
 from dense_reward.engines.torch.logprobs import Head
+from dense_reward.engines.torch.memory import stored_bytes
 from dense_reward.engines.torch.weights import load_weights, weight_folders
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest
@@ -32,6 +33,8 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+COPIED_HEAD = "(output layer)"
+"""Its name among the weights: no parameter has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +87,15 @@ class TorchModel:
         return dtype
 
     @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """All parameters by name, and the output layer, which can be a copy of one of them."""
+        head = {COPIED_HEAD: self.head.weight_VD} if isinstance(self.head, LinearHead) else {}
+        return {**dict(self._model.named_parameters()), **head}
+
+    @property
     def weights_bytes(self) -> int:
-        """Bytes of all parameters, and of a copied output layer; shared storage counts once."""
-        storages = {tensor.data_ptr(): tensor.nbytes for tensor in self._model.parameters()}
-        if isinstance(self.head, LinearHead):
-            storages[self.head.weight_VD.data_ptr()] = self.head.weight_VD.nbytes
-        return sum(storages.values())
+        """Bytes of all weights; shared storage counts once."""
+        return stored_bytes(self.weights.values())
 
     @property
     def vocab_size(self) -> int:

@@ -13,7 +13,9 @@ from dense_reward.batching.packing import Index, Leaf, Packed, computed_tokens, 
 from dense_reward.batching.padding import padded_batches
 from dense_reward.engines.torch.device import with_device_errors
 from dense_reward.engines.torch.logprobs import ModelRows, ScoredRows, WantedIds, WantedLogits, score_pairs
+from dense_reward.engines.torch.memory import stored_bytes
 from dense_reward.engines.torch.model import TorchModel, device_row
+from dense_reward.engines.torch.shared_layers import computed_once, links_of
 from dense_reward.records import (
     Branch,
     Cost,
@@ -71,7 +73,17 @@ class HostRows:
 class PairEngine:
     """Two models of one vocabulary, each on its device; both output layers run on the sft model's device."""
 
-    def __init__(self, sft: TorchModel, reference: TorchModel, info: EngineInfo, options: ComputeOptions) -> None:
+    def __init__(
+        self,
+        sft: TorchModel,
+        reference: TorchModel,
+        info: EngineInfo,
+        options: ComputeOptions,
+        *,
+        shared_layers: int = 0,
+    ) -> None:
+        """`shared_layers`: so many of the lowest layers are proven equal, see shared_layers.py."""
+        self.shared_layers = shared_layers
         self._sft = sft
         self._reference = reference
         self._info = info
@@ -91,7 +103,8 @@ class PairEngine:
 
     @property
     def weights_bytes(self) -> int:
-        return sum(model.weights_bytes for model in {*self.models})
+        """Bytes of both models' weights; what they share counts once."""
+        return stored_bytes(weight for model in self.models for weight in model.weights.values())
 
     def cost(self, trunk: Trunk) -> Cost:
         """The prompt counts once if rows are packed; else, or if sequences are computed alone, for each branch."""
@@ -149,13 +162,17 @@ class PairEngine:
 
 
 class _SharedModels:
-    """Pairs with models in common: each model runs once on a batch; all output layers run on the first's device."""
+    """Pairs with models in common: each model runs once on a batch, and layers that models share once for all of them.
+
+    All output layers run on the first's device.
+    """
 
     def __init__(self, pairs: Sequence[PairEngine], wants: Wants) -> None:
         self._wants = wants
         self._models = list(dict.fromkeys(model for pair in pairs for model in pair.models))
         index = self._models.index
         self._pairs = [(index(sft), index(reference)) for sft, reference in (pair.models for pair in pairs)]
+        self._relations = [(*both, pair.shared_layers) for both, pair in zip(self._pairs, pairs, strict=True)]
 
     @property
     def devices(self) -> Set[torch.device]:
@@ -176,7 +193,8 @@ class _SharedModels:
     def _score_batch(self, batch: Batch) -> list[ScoredRows]:
         device = self._models[0].device
         wanted = WantedLogits(_wanted_ids(batch), [model.head for model in self._models], device)
-        rows = [ModelRows(batch.rows(model).to(device), model.head) for model in self._models]
+        with computed_once(links_of(self._models, self._relations)):
+            rows = [ModelRows(batch.rows(model).to(device), model.head) for model in self._models]
         return score_pairs(rows, self._pairs, wanted, self._wants)
 
 
