@@ -47,7 +47,7 @@ class JobConfig(JobOptions):
     @property
     def reads_only(self) -> bool:
         """Whether the job only reports what is finished: it may look at the folder of a job that is running."""
-        return bool(getattr(self, "finished_only", False))
+        return False
 
 
 Config = TypeVar("Config", bound=JobConfig)

@@ -177,10 +177,13 @@ class MetricsLog:
 
     def _drop_half_line(self) -> None:
         """Removes a last line that a full disk cut off: the next one would continue it, and neither could be read."""
-        if self.path.is_file():
-            content = self.path.read_bytes()
-            if content and not content.endswith(b"\n"):
-                os.truncate(self.path, content.rfind(b"\n") + 1)
+        if not self.path.is_file() or not self.path.stat().st_size:
+            return
+        with self.path.open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read() == b"\n":
+                return
+        os.truncate(self.path, self.path.read_bytes().rfind(b"\n") + 1)
 
     def read(self) -> list[dict[str, float | None]]:
         """All complete lines; skips a last line that a kill cut off."""

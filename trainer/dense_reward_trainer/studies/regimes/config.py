@@ -107,6 +107,11 @@ class SweepConfig(JobConfig):
     )
 
     @property
+    def reads_only(self) -> bool:
+        """Whether the study only reports what is finished."""
+        return self.finished_only
+
+    @property
     def all_policies(self) -> dict[str, AnyPolicy]:
         """The policies and those of the series, by name."""
         found: dict[str, AnyPolicy] = dict(self.policies)
