@@ -189,6 +189,26 @@ def test_scalar_rewards_of_the_user_are_added_to_every_token(served: ServedPair,
     assert "reward" in both._metrics["train"]
 
 
+def test_an_evaluation_with_other_groups_has_the_metrics_too(served: ServedPair, tmp_path: Path) -> None:
+    changes = {"num_generations_eval": 1, "per_device_eval_batch_size": 3}
+    with closing(trainer_of(served, tmp_path, None, **changes)) as trainer:
+        found = trainer.evaluate(
+            eval_dataset=Dataset.from_list([{"prompt": f"Add {n} and 1.\n"} for n in range(11, 14)])
+        )
+    assert {"eval_dense_reward/reward_sum", "eval_dense_reward/kl_to_sft"} <= found.keys()
+
+
+def test_means_over_processes_count_tokens_where_they_are_means_over_tokens(served: ServedPair, tmp_path: Path) -> None:
+    other = torch.tensor([[4.0 * 6, 6.0]]), torch.tensor([[4.0 * 2, 2.0]])  # of a process with 2 responses of 3 tokens
+    with closing(trainer_of(served, tmp_path)) as trainer:
+        for name, theirs in zip(("entropy", "reward_sum"), other, strict=True):
+            trainer.accelerator.gather = lambda own, theirs=theirs: torch.cat([own, theirs])
+            trainer._log_means("train", {"length_mean": 1.0, name: 2.0} if name == "entropy" else {name: 2.0}, 2)
+    logged = trainer._metrics["train"]
+    assert logged["dense_reward/entropy"] == [pytest.approx((2 * 2 + 4 * 6) / 8)]
+    assert logged["dense_reward/reward_sum"] == [pytest.approx(3.0)]
+
+
 REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "vespo": ({"loss_type": "vespo"}, "loss_type vespo reads one advantage of a whole response"),
     "off-policy mask": ({"off_policy_mask_threshold": 1.0}, "off_policy_mask_threshold reads one advantage"),

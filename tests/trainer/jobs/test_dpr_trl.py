@@ -7,16 +7,19 @@ import sys
 from pathlib import Path
 
 import killed_job
+import numpy as np
 import pytest
 import yaml
 from dense_reward.manifest import load_manifest, verify_files
 from dense_reward_trainer.cli import main
 from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.errors import ConfigError
-from dense_reward_trainer.jobs.dpr_trl import dense_reward_of, grpo_arguments
+from dense_reward_trainer.jobs.dpr_trl import PolicyTrainer, dense_reward_of, grpo_arguments
+from dense_reward_trainer.rl.policy import load_policy
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from served_pair import DATA, ServedPair, environment, free_port
+from transformers import AutoTokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")]
 STEPS, UPDATES = 3, 2
@@ -98,6 +101,27 @@ def test_two_processes_write_one_policy(served: ServedPair, tmp_path: Path) -> N
     assert "2 processes" in done.stderr
     policy = tmp_path / "two" / "checkpoints" / "policy"
     verify_files(policy, load_manifest(policy))
+
+
+def test_only_the_end_of_turn_ends_an_answer_as_in_the_own_engine(served: ServedPair, tmp_path: Path) -> None:
+    config = DprConfig.model_validate(values_of(served, tmp_path))
+    checkpoint = load_policy(config.policy, precision="float32", device="cpu")
+    end = checkpoint.policy.end_of_turn_id
+    checkpoint.policy.model.generation_config.eos_token_id = [end, end + 1]
+    tokenizer = AutoTokenizer.from_pretrained(config.policy)
+    prompt = np.array([20, 21], dtype=np.int32)
+    trainer = PolicyTrainer(config, grpo_arguments(config, 1), checkpoint, tokenizer, [prompt])
+    trainer.close()
+    assert trainer.eos_token_ids == trainer.generation_config.eos_token_id == [end]
+    assert trainer.generation_kwargs["eos_token_id"] == [end]
+
+
+def test_a_launcher_that_asks_for_another_precision_is_refused(
+    served: ServedPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert main(["dpr", write_config(served, tmp_path / "run")]) == 2
+    assert "the launcher asks for bfloat16, but precision is float32" in capsys.readouterr().err
 
 
 NOT_OF_TRL: dict[str, tuple[dict[str, object], str]] = {

@@ -12,13 +12,13 @@ from dense_reward.engines.token_head.engine import HeadModel
 from dense_reward.errors import CheckpointError
 from dense_reward_trainer.configs.rft import HeadLoss, HeadOptions
 from dense_reward_trainer.errors import JobError
-from dense_reward_trainer.jobs.sft import CHECKPOINTING
 from dense_reward_trainer.reward_model.head import head_values, new_head
 from dense_reward_trainer.reward_model.head_rewards import HeadRewards
 from dense_reward_trainer.reward_model.pair_trainer import Place, judge, pair_loss, train_head
 from dense_reward_trainer.reward_model.pairs import AnswerPair
 from dense_reward_trainer.rl.records import Rollout
 from dense_reward_trainer.runs.run_folder import MetricsLog
+from dense_reward_trainer.sft.arguments import checkpointing
 from tiny_heads import tiny_head
 from tiny_models import tiny_model, write_tokenizer
 from tiny_policy import tiny_policy
@@ -122,7 +122,7 @@ def test_the_terminal_loss_is_that_of_trl(tokenizer: PreTrainedTokenizerBase, tm
         )
         for p in PAIRS
     ]
-    off = {CHECKPOINTING: False}
+    off = checkpointing(False)
     arguments = RewardConfig(output_dir=str(tmp_path / "trl"), use_cpu=True, bf16=False, report_to="none", **off)
     rows = [
         {

@@ -31,7 +31,7 @@ from dense_reward_trainer.configs.advantages import AdvantageOptions
 from dense_reward_trainer.configs.service import ServiceOptions
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.advantages import action_advantages, make_batch, shaped_rewards
-from dense_reward_trainer.rl.batch_metrics import describe
+from dense_reward_trainer.rl.batch_metrics import PER_TOKEN, describe
 from dense_reward_trainer.rl.records import Rollout
 from dense_reward_trainer.rl.reward_service import ServiceAddress, connected
 
@@ -116,17 +116,22 @@ class DenseRewardGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         if not self._has_scalar_rewards:
             for name in SCALAR_METRICS:
                 self._metrics[mode].pop(name, None)
-        group_size = self.num_generations if mode == "train" else self.num_generations_eval
-        advantage_BT, metrics = self._token_advantages(output, group_size)
+        advantage_BT, metrics = self._token_advantages(output)
         if self._has_scalar_rewards:
             advantage_BT = (advantage_BT + output["advantages"][:, None]) * output["completion_mask"]
         output["advantages"] = advantage_BT
-        for name, value in metrics.items():
-            local = torch.tensor([value], device=self.accelerator.device)
-            self._metrics[mode][f"dense_reward/{name}"].append(self.accelerator.gather(local).mean().item())
+        self._log_means(mode, metrics, len(advantage_BT))
         return output
 
-    def _token_advantages(self, output: Mapping[str, Tensor], group_size: int) -> tuple[Tensor, dict[str, float]]:
+    def _log_means(self, mode: str, metrics: Mapping[str, float], responses: int) -> None:
+        """Logs means over all processes: a mean over tokens counts by the tokens of each, one over responses alike."""
+        for name, value in metrics.items():
+            weight = responses * (metrics["length_mean"] if name in PER_TOKEN else 1.0)
+            local = torch.tensor([[value * weight, weight]], device=self.accelerator.device)
+            total, weights = self.accelerator.gather(local).sum(dim=0).tolist()
+            self._metrics[mode][f"dense_reward/{name}"].append(total / weights)
+
+    def _token_advantages(self, output: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Advantages, [B, T] float32, 0 on padding, and the metrics of this process's samples."""
         rollouts = self._rollouts(output)
         length = max(len(rollout.response_T) for rollout in rollouts)
@@ -134,8 +139,8 @@ class DenseRewardGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         logprob_BT = self._logprobs_at_temperature_1(output)[:, :length] * output["completion_mask"][:, :length]
         scored = self._rewards.score(rollouts)
         batch = make_batch(rollouts, ids_BT.cpu()[..., None], logprob_BT.float().cpu()[..., None], scored)
-        options = self._dense_reward.model_copy(update={"group_size": group_size})
-        if group_size == 1:  # an evaluation with one answer each: its advantages train nothing
+        options = self._dense_reward.model_copy(update={"group_size": self.num_generations})
+        if not self.model.training:  # advantages of an evaluation train nothing, and its groups can be of any size
             options = options.model_copy(update={"baseline": "none"})
         found_BT = action_advantages(batch, options, options.kl_coefficient).advantage_BTM[..., 0]
         advantage_BT = torch.zeros(output["completion_ids"].shape)

@@ -27,6 +27,7 @@ from dense_reward_trainer.rl.policy import PolicyCheckpoint, load_policy
 from dense_reward_trainer.rl.prompts import check_room_at_service, prompts_and_held_out, prompts_sha256
 from dense_reward_trainer.runs.checkpoint import is_complete, newest_training_state, recover, training_step
 from dense_reward_trainer.runs.end_of_turn import set_model_end, tokenizer_with_end
+from dense_reward_trainer.runs.processes import silent
 from dense_reward_trainer.runs.run_folder import (
     METRICS_NAME,
     MetricsLog,
@@ -38,13 +39,11 @@ from dense_reward_trainer.runs.run_folder import (
     redacted,
 )
 from dense_reward_trainer.runs.trackers import open_trackers
+from dense_reward_trainer.sft.arguments import checkpointing
 from dense_reward_trainer.sft.callbacks import LogToFile, ShowProgress
-from dense_reward_trainer.sft.sharding import check_same_run_folder, loads_whole_models, whole_weights
+from dense_reward_trainer.sft.sharding import check_launch, check_same_run_folder, loads_whole_models, whole_weights
 
-# Newer versions of transformers renamed the argument, and warn about the older name.
-CHECKPOINTING = next(
-    name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(GRPOConfig, name)
-)
+LAUNCH = "start it with torchrun or accelerate launch"
 LOSS = {"sequences": "dr_grpo", "tokens": "dapo"}
 NO_CLIP = 1e9
 RESUME = "resume"
@@ -53,9 +52,9 @@ RESUME = "resume"
 def run(config: DprConfig, report: Report) -> None:
     """As jobs/dpr.py. Every process of the launcher calls it; the first one writes and reports."""
     arguments = grpo_arguments(config, int(os.environ.get("WORLD_SIZE", "1")))
-    check_processes(arguments)
+    check_launch(arguments, config.precision, LAUNCH)
     first = arguments.process_index == 0
-    report = report if first else _silent
+    report = report if first else silent
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     policy = config.output_dir / "checkpoints" / "policy"
@@ -143,12 +142,16 @@ class PolicyTrainer(DenseRewardGRPOTrainer):
             callbacks=[ShowProgress()],
         )
         self.remove_callback(ProgressCallback)
+        # as in the own engine, nothing else ends a turn: not the tokenizer's EOS, nor other ids of the base model
+        self.eos_token_ids = [end]
+        if not self.use_vllm:
+            self.generation_config.eos_token_id = self.generation_kwargs["eos_token_id"] = [end]
 
     def _tokenize_prompts(self, prompts: Sequence[str]) -> tuple[list[list[int]], None, dict[str, object]]:
         return [self._ids[name] for name in prompts], None, {}
 
-    def _token_advantages(self, output: Mapping[str, Tensor], group_size: int) -> tuple[Tensor, dict[str, float]]:
-        advantage_BT, metrics = super()._token_advantages(output, group_size)
+    def _token_advantages(self, output: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        advantage_BT, metrics = super()._token_advantages(output)
         return advantage_BT * self._scale, metrics
 
 
@@ -215,24 +218,5 @@ def grpo_arguments(config: DprConfig, processes: int) -> GRPOConfig:
         save_total_limit=2,
         report_to="none",
         **({"vllm_mode": "colocate"} if config.trl.vllm else {}),
-        **{CHECKPOINTING: config.trl.gradient_checkpointing},
+        **checkpointing(config.trl.gradient_checkpointing),
     )
-
-
-def check_processes(arguments: GRPOConfig) -> None:
-    """Raises ConfigError if the processes are not what the launcher was asked for."""
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked != arguments.world_size:
-        raise ConfigError(
-            f"the launcher started {asked} processes, but each of them would train alone (world size "
-            f"{arguments.world_size}): start it with torchrun or accelerate launch"
-        )
-    if arguments.n_gpu > 1:
-        raise ConfigError(
-            f"one process sees {arguments.n_gpu} GPUs: start one for each with torchrun or accelerate launch, or set "
-            "CUDA_VISIBLE_DEVICES=0 to use one"
-        )
-
-
-def _silent(_: str) -> None:
-    """Report of all processes except the first."""

@@ -33,6 +33,7 @@ from dense_reward_trainer.runs.checkpoint import (
     training_step,
 )
 from dense_reward_trainer.runs.next_step import finished, serve
+from dense_reward_trainer.runs.processes import silent
 from dense_reward_trainer.runs.run_folder import (
     METRICS_NAME,
     MetricsLog,
@@ -43,6 +44,7 @@ from dense_reward_trainer.runs.run_folder import (
     redacted,
 )
 from dense_reward_trainer.runs.trackers import check_trackers, open_trackers
+from dense_reward_trainer.sft.arguments import checkpointing
 from dense_reward_trainer.sft.callbacks import EvaluateAtEnd, LogToFile, ShowProgress
 from dense_reward_trainer.sft.checkpoint_writer import SFT, CheckpointWriter, SaveMilestones, shared_facts
 from dense_reward_trainer.sft.initial_model import InitialModel, initial_model_of
@@ -58,11 +60,6 @@ from dense_reward_trainer.sft.sharding import (
     sharing_processes,
 )
 from dense_reward_trainer.sft.training_rows import TrainingRows, as_dataset, training_rows
-
-# Newer versions of transformers renamed the argument, and warn about the older name.
-CHECKPOINTING = next(
-    name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(TrlConfig, name)
-)
 
 
 def run(config: SftConfig, report: Report) -> None:
@@ -148,10 +145,6 @@ def check_options(config: SftConfig) -> None:
             raise ConfigError(f"{option} needs a GPU: remove it to train on the CPU")
 
 
-def silent(_: str) -> None:
-    """Report of all processes except the first: with torchrun, only one process reports."""
-
-
 def training_arguments(config: SftConfig) -> TrlConfig:
     """The trainer's arguments. TRL must not prepare the data: it would truncate long demonstrations."""
     return TrlConfig(
@@ -185,7 +178,7 @@ def training_arguments(config: SftConfig) -> TrlConfig:
         eval_strategy="no" if config.eval_every_steps is None else "steps",
         eval_steps=config.eval_every_steps,
         report_to="none",
-        **{CHECKPOINTING: config.gradient_checkpointing},
+        **checkpointing(config.gradient_checkpointing),
     )
 
 

@@ -4,6 +4,9 @@ from torch import Tensor
 
 from dense_reward_trainer.rl.advantages import Batch
 
+PER_TOKEN = frozenset({"reward_mean", "kl_to_sft_per_token", "entropy"})
+"""The metrics that are means over tokens; the others are means over responses."""
+
 
 def describe(batch: Batch, shaped_BT: Tensor) -> dict[str, float]:
     """Metrics of the samples of a step. KL and entropy are estimates from these samples, in nats.

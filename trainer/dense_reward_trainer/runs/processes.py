@@ -56,6 +56,10 @@ def is_first_to_say(text: str, variables: Mapping[str, str] = os.environ) -> boo
     return True
 
 
+def silent(_: str) -> None:
+    """Report of all processes except the first: with torchrun, only one process reports."""
+
+
 def in_processes(processes: int, function: Callable[[Task], Result], tasks: Sequence[Task]) -> Iterator[Result]:
     """Results of a module-level function for all tasks, in the order of completion.
 

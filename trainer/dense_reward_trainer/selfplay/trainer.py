@@ -25,14 +25,11 @@ from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.selfplay.losses import loss_at_start
 from dense_reward_trainer.selfplay.pairs import Pair
 from dense_reward_trainer.selfplay.plan import RoundPlan
+from dense_reward_trainer.sft.arguments import checkpointing
 from dense_reward_trainer.sft.callbacks import ShowProgress
 
 TRL_LOSS: Mapping[LossName, str] = {"sigmoid": "sigmoid", "bernoulli": "bco_pair"}
 OPTIMISER = {"rmsprop": "rmsprop", "adamw": "adamw_torch"}
-# Newer versions of transformers renamed the argument, and warn about the older name.
-CHECKPOINTING = next(
-    name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(DPOConfig, name)
-)
 ROUNDING = {False: 1e-4, True: 1e-2}
 """Largest mean log-ratio of a token, in nats, by which the same model can differ from itself: float32, bfloat16."""
 
@@ -66,7 +63,7 @@ def training_arguments(config: IrftConfig, plan: RoundPlan) -> DPOConfig:
         save_total_limit=2,
         eval_strategy="no",
         report_to="none",
-        **{CHECKPOINTING: config.gradient_checkpointing},
+        **checkpointing(config.gradient_checkpointing),
     )
 
 

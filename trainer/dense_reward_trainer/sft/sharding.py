@@ -26,7 +26,17 @@ _ACCELERATE_TYPES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def check_processes(config: SftConfig, arguments: TrainingArguments, variables: Mapping[str, str] = os.environ) -> None:
-    """Raises ConfigError if the processes are not what the launcher was asked for.
+    """`check_launch`, and refuses to share a quantised base among processes."""
+    check_launch(arguments, config.precision, _LAUNCH, variables)
+    quantised = config.lora is not None and config.lora.quantise is not None
+    if quantised and (fsdp_is_asked(variables) or zero_is_asked(variables)):
+        raise ConfigError("lora.quantise: a quantised base cannot be sharded: use --strategy ddp")
+
+
+def check_launch(
+    arguments: TrainingArguments, precision: str, launch: str, variables: Mapping[str, str] = os.environ
+) -> None:
+    """Raises ConfigError if the processes are not what the launcher was asked for. `launch`: how to start the job.
 
     Each of these cases would train, but not as asked: alone, unsharded, or in another precision.
     """
@@ -34,44 +44,38 @@ def check_processes(config: SftConfig, arguments: TrainingArguments, variables: 
     if asked != arguments.world_size:
         raise ConfigError(
             f"the launcher started {asked} processes, but each of them would train alone (world size "
-            f"{arguments.world_size}): {_LAUNCH}"
+            f"{arguments.world_size}): {launch}"
         )
     if arguments.n_gpu > 1:
         raise ConfigError(
             f"one process sees {arguments.n_gpu} GPUs, but would use them by torch's DataParallel, which trl refuses: "
-            f"{_LAUNCH}, or set CUDA_VISIBLE_DEVICES=0 to use one"
+            f"{launch}, or set CUDA_VISIBLE_DEVICES=0 to use one"
         )
     # accelerate 1.15 starts one process for `--cpu --num_processes 2`; it sets an address, but no world size
     if "ACCELERATE_MIXED_PRECISION" in variables and "MASTER_ADDR" in variables and "WORLD_SIZE" not in variables:
+        raise ConfigError(f"accelerate was asked for several processes, but has started one: {launch}, or use torchrun")
+    of_launcher = _ACCELERATE_TYPES.get(variables.get("ACCELERATE_MIXED_PRECISION", "no"), "another")
+    if of_launcher not in ("float32", precision):
         raise ConfigError(
-            f"accelerate was asked for several processes, but has started one: {_LAUNCH}, or use torchrun"
-        )
-    precision = _ACCELERATE_TYPES.get(variables.get("ACCELERATE_MIXED_PRECISION", "no"), "another")
-    if precision not in ("float32", config.precision):
-        raise ConfigError(
-            f"the launcher asks for {precision}, but precision is {config.precision}: make them agree, or remove "
+            f"the launcher asks for {of_launcher}, but precision is {precision}: make them agree, or remove "
             "mixed_precision from the launcher's configuration"
         )
-    _check_sharding(config, arguments, variables)
+    if fsdp_is_asked(variables):
+        _check_fsdp(arguments, variables)
 
 
-def _check_sharding(config: SftConfig, arguments: TrainingArguments, variables: Mapping[str, str]) -> None:
-    fsdp = fsdp_is_asked(variables)
-    if not fsdp and not zero_is_asked(variables):
-        return
-    if config.lora is not None and config.lora.quantise is not None:
-        raise ConfigError("lora.quantise: a quantised base cannot be sharded: use --strategy ddp")
-    if fsdp and arguments.device.type == "cpu":
+def _check_fsdp(arguments: TrainingArguments, variables: Mapping[str, str]) -> None:
+    if arguments.device.type == "cpu":
         raise ConfigError(
             "FSDP is asked for, but never becomes active on a CPU (accelerate trains with plain DDP): use a GPU, or "
             "torchrun without FSDP"
         )
-    if fsdp and variables.get("FSDP_VERSION", "1") != "2":
-        raise ConfigError("sft runs under FSDP2 only: set fsdp_version: 2 in the fsdp_config of the launcher")
-    if fsdp and variables.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false").lower() == "true":
+    if variables.get("FSDP_VERSION", "1") != "2":
+        raise ConfigError("jobs run under FSDP2 only: set fsdp_version: 2 in the fsdp_config of the launcher")
+    if variables.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "false").lower() == "true":
         raise ConfigError(
-            "every process verifies all weights of the base model: set fsdp_cpu_ram_efficient_loading: false in the "
-            "fsdp_config of the launcher"
+            "every process verifies all weights of the model that it starts from: set fsdp_cpu_ram_efficient_loading: "
+            "false in the fsdp_config of the launcher"
         )
 
 
