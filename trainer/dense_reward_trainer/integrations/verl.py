@@ -6,14 +6,15 @@ service fails the group of its prompt, which verl then drops; nothing is replace
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from dense_reward import AsyncClient, ScoreOptions
-from dense_reward.schemas import ModelCard, SignalName
+from dense_reward.client.tokenizer import card_named
+from dense_reward.schemas import SignalName
 from numpy.typing import NDArray
 from torch import Tensor
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput, register
@@ -96,13 +97,9 @@ async def _pin(url: str, pair: str | None, signal: SignalName, patience_s: float
     client = AsyncClient(url, retry_for_s=patience_s)
     await client.wait_until_ready(patience_s)
     sha256 = await client.check_tokenizer(tokenizer, pair)
-    card = _card_of(await client.models(), pair)
+    card = card_named(await client.models(), pair)
     options = ScoreOptions(model=card.name, tokenizer_sha256=sha256, expect_revision=card.revision, include=[signal])
     return _Pinned(client, options)
-
-
-def _card_of(cards: Sequence[ModelCard], pair: str | None) -> ModelCard:
-    return next(card for card in cards if pair in {None, card.name})
 
 
 @register_adv_est(ESTIMATOR)  # type: ignore[untyped-decorator]
