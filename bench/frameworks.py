@@ -6,13 +6,13 @@ Each program has tests that import the installed package: TRL in this environmen
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 from dense_reward_trainer.runs.local_service import free_port, serving_run
 
@@ -26,13 +26,14 @@ PATHS = os.pathsep.join(str(ROOT / package) for package in ("service", "trainer"
 
 @dataclass(frozen=True, slots=True)
 class Driven:
-    """What was run of one program. `passed`, `failed`: its tests."""
+    """What was run of one program. `passed`, `failed`: its tests. `figures`: what they measured, by name."""
 
     name: str
     version: str
     how: str
     passed: int
     failed: int
+    figures: dict[str, list[float]]
 
 
 def main() -> int:
@@ -55,7 +56,13 @@ def main() -> int:
                     "verl", VERL, "its agent loop, storage and advantages", ["tests/frameworks/test_verl.py"], place
                 ),
             ]
-    RESULT.write_text(json.dumps({"frameworks": [asdict(one) for one in found], **circumstances()}, indent=2) + "\n")
+    figures = found[0].figures
+    results = {
+        "trl_loss_difference": max(figures["trl_loss_difference"]),
+        "trl_steps": min(figures["trl_steps"]),
+        "frameworks": [asdict(one) for one in found],
+    }
+    RESULT.write_text(json.dumps({**results, **circumstances()}, indent=2) + "\n")
     for one in found:
         print(f"{one.name} {one.version}: {one.passed} passed, {one.failed} failed")
     return int(any(one.failed or not one.passed for one in found))
@@ -64,24 +71,35 @@ def main() -> int:
 def driven(name: str, python: Path, how: str, tests: Sequence[str], variables: dict[str, str] | None = None) -> Driven:
     """Runs tests in the environment of a program, outside this project's own settings of pytest."""
     own = [] if python == Path(sys.executable) else ["-c", os.devnull, "--rootdir", str(ROOT), "-p", "no:cacheprovider"]
-    command = [str(python), "-m", "pytest", "-q", *own, *(str(ROOT / test) for test in tests)]
     surroundings = os.environ | (variables or {}) | ({} if not own else {"PYTHONPATH": PATHS})
-    done = subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True, check=False)
-    if done.returncode not in (0, 1):
-        raise RuntimeError(f"the tests of {name} did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [
+            str(python),
+            "-m",
+            "pytest",
+            "-q",
+            *own,
+            "-o",
+            "junit_family=xunit1",
+            f"--junitxml={report}",
+            *(str(ROOT / test) for test in tests),
+        ]
+        done = subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True, check=False)
+        if done.returncode not in (0, 1):
+            raise RuntimeError(f"the tests of {name} did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        suite = ElementTree.parse(report).getroot()[0]
     print(done.stdout[-2000:] if done.returncode else f"{name}: passed")
-    return Driven(name, version(python, name), how, counted(done.stdout, "passed"), counted(done.stdout, "failed"))
+    run, skipped, *failures = (int(suite.get(kind, 0)) for kind in ("tests", "skipped", "failures", "errors"))
+    figures: dict[str, list[float]] = {}
+    for measured in suite.iter("property"):
+        figures.setdefault(measured.attrib["name"], []).append(float(measured.attrib["value"]))
+    return Driven(name, version(python, name), how, run - skipped - sum(failures), sum(failures), figures)
 
 
 def version(python: Path, name: str) -> str:
     asked = f"from importlib.metadata import version; print(version('{name}'))"
     return subprocess.run([str(python), "-c", asked], capture_output=True, text=True, check=True).stdout.strip()
-
-
-def counted(output: str, word: str) -> int:
-    """How many tests pytest's last line counts as this."""
-    matched = re.search(rf"(\d+) {word}", output.strip().splitlines()[-1])
-    return int(matched[1]) if matched else 0
 
 
 if __name__ == "__main__":

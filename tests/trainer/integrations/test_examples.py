@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
 @pytest.mark.parametrize("name", ["trl_dense", "trl_scalar"])
-def test_an_example_trains_three_steps_and_saves_a_model(name: str, served: ServedPair, tmp_path: Path) -> None:
+def test_an_example_trains_three_steps_and_saves_a_model(
+    name: str, served: ServedPair, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
     command = [sys.executable, str(EXAMPLES / f"{name}.py"), str(served.folder / "sft"), served.url, "--steps", "3"]
     done = subprocess.run(
         command,
@@ -24,7 +27,9 @@ def test_an_example_trains_three_steps_and_saves_a_model(name: str, served: Serv
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("'grad_norm'") == 3
+    steps = done.stdout.count("'grad_norm'")
+    record_property("trl_steps", steps)
+    assert steps == 3
     expected = "'dense_reward/reward_sum'" if name == "trl_dense" else "'rewards/dense_sum/mean'"
     assert done.stdout.count(expected) == 3
     assert (tmp_path / "runs" / name / "model.safetensors").is_file()
