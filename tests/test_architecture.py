@@ -27,6 +27,7 @@ SERVICE_ROOMS = {
     "engines": "errors manifest records text",
     "engines.kernels": "batching records",
     "engines.torch": "batching engines engines.kernels errors manifest records reward settings text",
+    "engines.teacher": "engines.kernels engines.torch records",
     "engines.token_head": "batching engines engines.torch errors manifest records text",
     "engines.remote": "folders engines errors manifest records settings text",
     "checkpoints": "folders engines engines.token_head engines.torch errors heatmap manifest records text",
