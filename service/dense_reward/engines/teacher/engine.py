@@ -200,7 +200,7 @@ def _targets(batch: Batch) -> WantedIds:
 
 
 def _candidates(batch: Batch) -> WantedIds:
-    """The candidates of all leaves, in order. The row that extends a branch has some too, which nobody reads."""
+    """The candidates of all leaves, in order. The row that extends a branch has some too, which are not read."""
     at = 0
     rows, ids = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int32)]
     for leaf in batch.leaves:
