@@ -132,11 +132,9 @@ def test_sglangs_route_has_the_same_below_the_name_of_a_teacher(service: Served,
 
 
 def test_sglangs_route_starts_where_it_is_told_and_takes_several(service: Served) -> None:
-    answers = answer_of(
-        service.client.post("/generate", json=SGLANG | {"input_ids": [IDS, IDS[1:]], "logprob_start_len": 2})
-    )
-    whole = answer_of(service.client.post("/generate", json=SGLANG))["meta_info"]["input_token_logprobs"]
-    first, second = (answer["meta_info"]["input_token_logprobs"] for answer in answers)
+    several = service.client.post("/generate", json=SGLANG | {"input_ids": [IDS, IDS[1:]], "logprob_start_len": 2})
+    whole = meta_of(service.client.post("/generate", json=SGLANG))["input_token_logprobs"]
+    first, second = (answer["meta_info"]["input_token_logprobs"] for answer in json.loads(several.text))
     assert first == [[None, IDS[2], None], whole[3]]
     assert second == [[None, IDS[3], None]]
 
