@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from served_pair import ServedPair, free_port, write_pair
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")]
 
@@ -288,3 +289,44 @@ def test_miles_with_the_students_likeliest_ids(
         values, ids = [value for value, _, _ in row], [token for _, token, _ in row]
         weights = np.exp(values) / np.exp(values).sum()
         assert float(found) == pytest.approx(float(weights @ (values - logprob_V[ids])), abs=TOLERANCE_NATS)
+
+
+@pytest.mark.parametrize(("name", "is_student"), [("default", True), ("default:tilted=1.0", False)])
+@pytest.mark.usefixtures("without_vllm")
+def test_trls_trainer_takes_steps_and_a_student_that_is_its_own_teacher_has_no_loss(
+    running: Running, tmp_path: Path, name: str, is_student: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")  # a warning at its import
+    from trl.experimental.server_distillation import (  # noqa: PLC0415
+        ServerDistillationConfig,
+        ServerDistillationTrainer,
+    )
+
+    student = running.folder / "sft"
+    arguments = ServerDistillationConfig(
+        output_dir=str(tmp_path),
+        teacher_model_server_url=running.teacher(name),
+        beta=1.0,
+        loss_top_k=1,
+        max_completion_length=8,
+        max_steps=2,
+        per_device_train_batch_size=4,
+        logging_steps=1,
+        learning_rate=1e-3,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+    )
+    trainer = ServerDistillationTrainer(
+        model=AutoModelForCausalLM.from_pretrained(student, dtype=torch.float32),
+        args=arguments,
+        train_dataset=Dataset.from_dict({"prompt": [f"Add {n} and {2 * n}.\n" for n in range(11, 19)]}),
+        processing_class=AutoTokenizer.from_pretrained(student),
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == 2
+    assert (abs(losses[0]) < TOLERANCE_NATS) == is_student
