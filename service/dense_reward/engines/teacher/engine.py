@@ -1,7 +1,7 @@
 """A pair as a teacher: one distribution made of both models' logits, its log-probs, ranks and likeliest ids.
 
-Logits are computed for as many rows at once as fit into the memory of a tile of /score, but over the whole vocabulary:
-a rank compares an id with all others. A model with weight 0 in the distribution is not run.
+Logits are computed for about as many rows at once as fit into the memory of a tile of /score, but over the whole
+vocabulary: a rank compares an id with all others. A model with weight 0 in the distribution is not run.
 
 Every branch is extended by one token, whose row gives the likeliest next id. Its own id changes nothing: the last token
 of a sequence is only predicted.
@@ -39,6 +39,9 @@ from dense_reward.records import (
     Work,
     teacher_scores,
 )
+
+LEAST_ROWS = 128
+"""Rows of a chunk at least: with fewer, the output layer's weights are read too often for the work that they do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,15 +115,15 @@ def teacher_rows(
     head, rows_RX = models[0].head, models[0].rows_RX
     device, k = rows_RX.device, min(k, head.vocab_size)
     tiling = CPU_TILING if device.type == "cpu" else CUDA_TILING
-    size = max(1, tiling.rows * tiling.vocab // head.vocab_size)
+    size = max(LEAST_ROWS, tiling.rows * tiling.vocab // head.vocab_size)
     target, candidate = _Picked(targets, size, device), _Picked(candidates, size, device)
     likelier: list[Tensor] = []
     top: list[tuple[Tensor, Tensor]] = []
     for start in range(0, len(rows_RX), size):
         logprob_CV = _logprobs(models, weights, slice(start, start + size))
-        for row_N, value_N in target.pick(logprob_CV, start):
-            likelier.append((logprob_CV[row_N] > value_N[:, None]).sum(dim=1))
-        for _ in candidate.pick(logprob_CV, start):
+        for logprob_NV, value_N in target.pick(logprob_CV, start, rows=True):
+            likelier.append((logprob_NV > value_N[:, None]).sum(dim=1))
+        for _ in candidate.pick(logprob_CV, start, rows=False):
             pass
         values_CK, ids_CK = logprob_CV.topk(k, dim=1)
         top.append((ids_CK.int(), values_CK.float()))
@@ -165,10 +168,10 @@ class _Picked:
         self._chunk_rows = chunk_rows
         self._found: list[Tensor] = []
 
-    def pick(self, logprob_CV: Tensor, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows in the chunk that begins at row `start`, and log-probs, of at most as many ids as the chunk has rows.
+    def pick(self, logprob_CV: Tensor, start: int, *, rows: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pick the ids of the chunk that begins at row `start`, at most as many at once as a chunk has rows.
 
-        They are equal in number, [N]. Iterate to the end: values() has what was iterated over.
+        Yields the rows of those ids if `rows`, [N, V], and their log-probs, [N]. Iterate to the end.
         """
         first, end = np.searchsorted(self._sorted_J, [start, start + len(logprob_CV)])
         for at in range(first, end, self._chunk_rows):
@@ -176,7 +179,8 @@ class _Picked:
             row_N = self._row_J[part] - start
             value_N = logprob_CV[row_N, self._id_J[part]]
             self._found.append(value_N)
-            yield row_N, value_N
+            each_once = np.array_equal(self._sorted_J[part], np.arange(start, start + len(logprob_CV)))
+            yield logprob_CV if each_once or not rows else logprob_CV[row_N], value_N
 
     def values(self) -> FloatArray:
         if not self._found:

@@ -177,6 +177,7 @@ def test_chunks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [ModelRows(logits, Given()) for logits in (sft, reference)]
     whole = teacher_rows(rows, (2.0, -1.0), targets, candidates, K)
     monkeypatch.setattr("dense_reward.engines.teacher.engine.CPU_TILING", Tiling(2, VOCABULARY))
+    monkeypatch.setattr("dense_reward.engines.teacher.engine.LEAST_ROWS", 1)
     parts = teacher_rows(rows, (2.0, -1.0), targets, candidates, K)
     for name in ("target_logprob_S", "likelier_S", "candidate_logprob_J", "top_ids_RK", "top_logprob_RK"):
         np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-6, err_msg=name)
