@@ -101,6 +101,14 @@ def test_the_token_that_extends_a_sequence_does_not_make_it_longer_for_rope(toke
     assert found.next_id == logprob_LV[-1].argmax()
 
 
+def test_arrays_come_in_the_dtypes_of_the_contract() -> None:
+    found = answered(TorchTeacher(engine(), Teacher(1.0, top_k=K)).prepare([random_trunk(0, k=2)], Wants())()[0][0])
+    assert {found.rank_S.dtype, found.top_ids_SK.dtype} == {np.dtype(np.int32)}
+    assert found.candidate_logprob_SK is not None
+    floats = found.logprob_S, found.top_logprob_SK, found.candidate_logprob_SK
+    assert {array.dtype for array in floats} == {np.dtype(np.float32)}
+
+
 def test_equal_teachers_are_equal_engines_and_others_are_not() -> None:
     pair = engine()
     assert TorchTeacher(pair, Teacher(1.0)) == TorchTeacher(pair, Teacher(1.0))
