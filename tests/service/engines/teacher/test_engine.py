@@ -12,6 +12,7 @@ from dense_reward.engines.torch.pair import ComputeOptions, PairEngine
 from dense_reward.records import Branch, IdArray, Teacher, TeacherScores, TokenScores, Trunk, Wants
 from faulty_engines import INFO
 from numpy.typing import NDArray
+from shared_models import LAYERS, changed, counted, llama, upper
 from tiny_configs import LONG_TOKENS, PADDED, VOCABULARY
 from tiny_models import plain_logprobs, random_trunk, tiny_model
 from torch import Tensor
@@ -130,6 +131,23 @@ def test_a_model_of_weight_0_is_not_run(monkeypatch: pytest.MonkeyPatch) -> None
         run.clear()
         TorchTeacher(pair, Teacher(tilt)).prepare([trunk], Wants())()
         assert run == expected_models
+
+
+def test_layers_that_both_models_share_are_computed_once() -> None:
+    base = llama()
+    sft, reference = TorchModel(base), TorchModel(changed(base, upper(2)))
+    trunk, teacher = random_trunk(1), Teacher(1.0, top_k=K)
+    alone, together = (
+        TorchTeacher(PairEngine(sft, reference, INFO, ComputeOptions(1000), shared_layers=shared), teacher)
+        for shared in (0, 2)
+    )
+    expected = alone.prepare([trunk], Wants())()[0]
+    computed = counted([sft, reference])
+    found = together.prepare([trunk], Wants())()[0]
+    assert computed == {(0, layer): 1 for layer in range(LAYERS)} | {(1, layer): 1 for layer in range(2, LAYERS)}
+    for a, b in zip(map(answered, found), map(answered, expected), strict=True):
+        assert np.array_equal(a.logprob_S, b.logprob_S)
+        assert np.array_equal(a.top_ids_SK, b.top_ids_SK)
 
 
 def test_a_teacher_costs_one_token_more_than_scores() -> None:
