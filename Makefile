@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/deploy/test_operations.py tests/deploy/test_release_scripts.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture bench bench-gpu gpu-day evidence figures methods estimators reliability soak scale rolling test-vllm test-frameworks engines constraints programs package images push-images push-chart try-image version clean
+.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture bench bench-gpu gpu-day evidence figures methods estimators reliability soak scale rolling test-vllm test-frameworks test-teachers engines constraints programs package images push-images push-chart try-image version clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -115,6 +115,23 @@ test-frameworks: install .venv-verl/installed ## drive the own code of TRL and v
 	$(@D)/bin/python -m pip install verl==0.9.1 torch==2.13.0 TransferQueue cachetools fastapi uvicorn httpx2 pyyaml pytest --constraint $<
 	@touch $@
 
+test-teachers: install .frameworks/teachers ## drive the teacher clients of TRL, prime-rl, slime and miles with a real service: a minute
+	PYTHONPATH=.frameworks/teachers FRAMEWORK_CHECKOUTS=.frameworks $(BIN)/python -m pytest tests/frameworks/test_teachers.py
+
+# Files of three repositories at fixed commits, and the packages that they import beside those of .venv.
+.frameworks/teachers:
+	$(call checkout,PrimeIntellect-ai/prime-rl,559b44772e471d1538537b8805cc77f3824a5e64)
+	$(call checkout,THUDM/slime,624b824a898ab0ec1fcb4d373004c7f3852bf515)
+	$(call checkout,radixark/miles,31f1ca961a94cb860cec3b2dea34ec332bfa8f76)
+	$(BIN)/python -m pip install --no-deps --target $@ aiohappyeyeballs==2.7.1 aiohttp==3.14.5 aiosignal==1.4.0 anyio==4.16.0 attrs==26.1.0 certifi distro==1.9.0 frozenlist==1.8.0 h11==0.16.0 httpcore==1.0.9 httpx==0.28.1 jiter==0.19.0 multidict==7.2.1 openai==3.57.0 propcache==0.5.4 sniffio==1.3.1 tenacity==9.2.1 yarl==1.25.1
+
+define checkout
+	rm -rf .frameworks/$(notdir $(1))
+	git init --quiet .frameworks/$(notdir $(1))
+	git -C .frameworks/$(notdir $(1)) fetch --quiet --depth 1 https://github.com/$(1) $(2)
+	git -C .frameworks/$(notdir $(1)) checkout --quiet FETCH_HEAD
+endef
+
 engines: install .venv-vllm/tested ## compare torch, vLLM in process and vllm serve (FILE=GSM8K's training set)
 	$(if $(FILE),,$(error FILE is not set. Name the data: make engines FILE=gsm8k_train.jsonl))
 	$(BIN)/python -m bench.engines $(FILE)
@@ -176,6 +193,6 @@ constraints: ## resolve every constraint file again (needs the network, installs
 	$(PYTHON) constraints/resolve.py
 
 clean: ## remove environments, caches and build outputs; runs/ stays
-	rm -rf .venv .venv-vllm .venv-vllm-gpu .venv-verl .venv-fuzz .venv-deploy .venv-package build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis
+	rm -rf .venv .venv-vllm .venv-vllm-gpu .venv-verl .frameworks .venv-fuzz .venv-deploy .venv-package build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -prune -exec rm -rf {} +

@@ -27,13 +27,15 @@ SERVICE_ROOMS = {
     "engines": "errors manifest records text",
     "engines.kernels": "batching records",
     "engines.torch": "batching engines engines.kernels errors manifest records reward settings text",
+    "engines.teacher": "engines.kernels engines.torch records",
     "engines.token_head": "batching engines engines.torch errors manifest records text",
     "engines.remote": "folders engines errors manifest records settings text",
     "checkpoints": "folders engines engines.token_head engines.torch errors heatmap manifest records text",
     "scoring": "batching errors records reward schemas telemetry text",
-    "serving": "batching engines engines.remote engines.token_head engines.torch errors manifest records "
-    "schemas scoring settings telemetry text",
-    "http": "batching errors heatmap schemas scoring serving settings telemetry text",
+    "serving": "batching engines engines.remote engines.teacher engines.token_head engines.torch errors manifest "
+    "records schemas scoring settings telemetry text",
+    "teacher": "batching errors records schemas scoring text",
+    "http": "batching errors heatmap records schemas scoring serving settings teacher telemetry text",
     "cli": "checkpoints engines.torch errors heatmap http serving settings telemetry",
 }
 TRAINER_ROOMS = {

@@ -53,6 +53,19 @@ class Wants:
 
 
 @dataclass(frozen=True, slots=True)
+class Teacher:
+    """A distribution to distil from: softmax(((1 + tilt) l_sft - tilt l_reference) / temperature), l for log-probs.
+
+    That is pi_sft (pi_sft / pi_reference)^tilt, normalised over the whole vocabulary: tilt 0 is sft, and -1 the
+    reference. `top_k` is the number of its likeliest ids that are wanted at each scored token.
+    """
+
+    tilt: float
+    temperature: float = 1.0
+    top_k: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Branch:
     """Tokens that follow a prompt. `scored_T` marks those that get a reward.
 
@@ -78,10 +91,27 @@ class Trunk:
 
 
 @dataclass(frozen=True, slots=True)
+class TeacherScores:
+    """The log-probs of one branch under a Teacher, in nats.
+
+    `rank_S` is the place of each scored token among all ids, 1 for the likeliest. The likeliest ids come in order. An
+    id that the teacher rules out has -inf. `next_id` is the likeliest id after the whole branch.
+    """
+
+    logprob_S: FloatArray
+    rank_S: IdArray
+    top_ids_SK: IdArray
+    top_logprob_SK: FloatArray
+    candidate_logprob_SK: FloatArray | None
+    next_id: int
+    next_logprob: float
+
+
+@dataclass(frozen=True, slots=True)
 class TokenScores:
     """The scores of one branch under both models. Arrays that neither the Wants nor the branch request are None.
 
-    `value_S` is set by a token head, which has no log-probs: the first two arrays are then empty.
+    `value_S` is set by a token head and `teacher` by the engine of a teacher: the first two arrays are then empty.
     """
 
     sft_logprob_S: FloatArray
@@ -95,10 +125,13 @@ class TokenScores:
     top_reference_logprob_SK: FloatArray | None = None
     varentropy_S: FloatArray | None = None
     value_S: FloatArray | None = None
+    teacher: TeacherScores | None = None
 
     @property
     def tokens(self) -> int:
         """Number of scored tokens, S."""
+        if self.teacher is not None:
+            return len(self.teacher.logprob_S)
         return len(self.sft_logprob_S if self.value_S is None else self.value_S)
 
 
@@ -106,6 +139,12 @@ def head_scores(value_S: FloatArray) -> TokenScores:
     """The scores of one branch under a token head: its value after each scored token."""
     none_0 = np.empty(0, dtype=np.float32)
     return TokenScores(none_0, none_0, value_S=value_S)
+
+
+def teacher_scores(teacher: TeacherScores) -> TokenScores:
+    """The scores of one branch under a Teacher."""
+    none_0 = np.empty(0, dtype=np.float32)
+    return TokenScores(none_0, none_0, teacher=teacher)
 
 
 def no_scores(branch: Branch, wants: Wants) -> TokenScores:
@@ -221,3 +260,7 @@ class RemoteEngine(Engine, Protocol):
     def close(self) -> None:
         """Release what it holds outside this process."""
         ...
+
+
+TaughtBy = Callable[[Teacher], Engine]
+"""Gives the engine of a teacher: it answers with TeacherScores, whatever the Wants. Equal teachers, equal engines."""

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import httpx2
 import uvicorn
-from dense_reward.engines.fake import FakeEngine, FakeTokenizer
+from dense_reward.engines.fake import FakeEngine, FakeTeacher, FakeTokenizer
 from dense_reward.http.app import create_app
 from dense_reward.http.server import Server, connection
 from dense_reward.records import Engine, OnDevice
@@ -38,11 +39,13 @@ class Served:
 
 
 def loading(engine: Engine) -> LoadPair:
-    """A load function that returns this engine immediately."""
+    """A load function that returns this engine immediately. The fake engine can be a teacher."""
+    taught_by = partial(FakeTeacher, engine) if isinstance(engine, FakeEngine) else None
 
     def load(_: Settings, report: Callable[[str], None], __: OnDevice) -> LoadedPair:
         report("loading")
-        return LoadedPair(engine, Encoder.of(FakeTokenizer(), "plain"), TOKENIZER_SHA256)
+        encoder = Encoder.of(FakeTokenizer(), "plain")
+        return LoadedPair(engine, encoder, TOKENIZER_SHA256, taught_by=taught_by)
 
     return load
 

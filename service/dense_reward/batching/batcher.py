@@ -359,6 +359,7 @@ def _wanted(scores: TokenScores, wants: Wants) -> TokenScores:
         top_sft_logprob_SK=_first(scores.top_sft_logprob_SK, k),
         top_reference_logprob_SK=_first(scores.top_reference_logprob_SK, k),
         value_S=scores.value_S,
+        teacher=scores.teacher,
     )
 
 

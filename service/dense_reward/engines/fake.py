@@ -5,12 +5,26 @@ Each state's logits come from a hash of the ids before it, so that every quantit
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dense_reward.errors import refuse
-from dense_reward.records import Cost, EngineInfo, FloatArray, IdArray, Scores, TokenScores, Trunk, Wants, Work
+from dense_reward.records import (
+    Cost,
+    EngineInfo,
+    FloatArray,
+    IdArray,
+    Scores,
+    Teacher,
+    TeacherScores,
+    TokenScores,
+    Trunk,
+    Wants,
+    Work,
+    teacher_scores,
+)
 from dense_reward.text.offsets import Span, decoded_spans
 from dense_reward.text.special_tokens import JsonValue, Message
 from dense_reward.text.tokenizer import Pieces
@@ -92,6 +106,25 @@ class FakeEngine:
         return self.prepare(trunks, wants)()
 
 
+@dataclass(frozen=True, slots=True)
+class FakeTeacher:
+    """The same models as a teacher, by definition too."""
+
+    engine: FakeEngine
+    teacher: Teacher
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.engine.info
+
+    def cost(self, trunk: Trunk) -> Cost:
+        return self.engine.cost(trunk)
+
+    def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
+        del wants
+        return lambda: [[_taught(trunk, g, self.teacher) for g in range(len(trunk.branches))] for trunk in trunks]
+
+
 def _decoded(ids: Sequence[int]) -> str:
     names = {token: name.encode() for name, token in _SPECIAL.items()}
     return b"".join(names.get(token) or bytes([token]) for token in ids).decode(errors="replace")
@@ -125,6 +158,34 @@ def _score(trunk: Trunk, g: int, wants: Wants) -> TokenScores:
         top_ids_SK=top_SK.astype(np.int32) if wants.top_k else None,
         top_sft_logprob_SK=_taken(sft_SV, top_SK) if wants.top_k else None,
         top_reference_logprob_SK=_taken(reference_SV, top_SK) if wants.top_k else None,
+    )
+
+
+def teacher_logprobs(teacher: Teacher, ids: Sequence[int]) -> NDArray[np.float64]:
+    """log pi_teacher(. | ids), [VOCABULARY]."""
+    both = (1 + teacher.tilt) * state_logprobs("sft", ids) - teacher.tilt * state_logprobs("reference", ids)
+    logits_V = both / teacher.temperature
+    return np.asarray(logits_V - np.logaddexp.reduce(logits_V))
+
+
+def _taught(trunk: Trunk, g: int, teacher: Teacher) -> TokenScores:
+    branch = trunk.branches[g]
+    ids = [*trunk.prompt_P.tolist(), *branch.ids_T.tolist()]
+    ends = [len(trunk.prompt_P) + int(t) for t in np.flatnonzero(branch.scored_T)]
+    logprob_SV = np.array([teacher_logprobs(teacher, ids[:end]) for end in ends]).reshape(len(ends), VOCABULARY)
+    own_S = logprob_SV[np.arange(len(ends)), [ids[end] for end in ends]]
+    top_SK = np.argsort(-logprob_SV, axis=1)[:, : teacher.top_k]
+    next_V = teacher_logprobs(teacher, ids)
+    return teacher_scores(
+        TeacherScores(
+            own_S.astype(np.float32),
+            ((logprob_SV > own_S[:, None]).sum(axis=1) + 1).astype(np.int32),
+            top_SK.astype(np.int32),
+            _taken(logprob_SV, top_SK),
+            None if branch.candidates_SK is None else _taken(logprob_SV, branch.candidates_SK),
+            int(next_V.argmax()),
+            float(next_V.max()),
+        )
     )
 
 

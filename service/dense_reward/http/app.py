@@ -1,25 +1,23 @@
 """The ASGI app: its routes, admission of requests, cancellation when a caller disconnects, and answers from errors."""
 
-import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
-from dense_reward.batching.admission import Permit
-from dense_reward.batching.worker_threads import WorkerThreads
 from dense_reward.errors import RequestError, refuse
+from dense_reward.http.admitted import admitted, group_of, parsed_body, unless_disconnected
 from dense_reward.http.auth import Auth
 from dense_reward.http.bodies import (
     BodyLimits,
+    body_schema,
     error_response,
     fault_row,
     fragment,
@@ -29,23 +27,29 @@ from dense_reward.http.bodies import (
     parse,
     read_body,
 )
-from dense_reward.http.deadline import deadline
 from dense_reward.http.heatmaps import MEDIA_TYPES, draw, with_arrays
 from dense_reward.http.keys import Keys
 from dense_reward.http.middleware import Identify
 from dense_reward.http.pages import add_pages
+from dense_reward.http.teacher import PlainStatuses, add_teacher
 from dense_reward.schemas import HeatmapRequest, ScoreRequest
 from dense_reward.scoring.scorer import Answer, Scorer
 from dense_reward.serving.pair_sources import PairSource
 from dense_reward.serving.service import Service
+from dense_reward.teacher.sglang import SglangRequest
+from dense_reward.teacher.vllm import CompletionRequest, GenerateRequest
 
-BYTES_PER_TOKEN = 4  # estimated bytes per token, used until the tokens of a body are counted
-# Up to these sizes a request is parsed, and an answer serialised, on the event loop: a thread would cost more. Larger
-# ones use a thread, because they would block the event loop.
-SMALL_BODY_BYTES = 65_536
+# Up to this size an answer is serialised on the event loop: a thread would cost more. A larger one uses a thread,
+# because it would block the event loop.
 SMALL_ANSWER_TOKENS = 10_000  # scored tokens times (1 + top_k)
-BODIES: tuple[type[BaseModel], ...] = (ScoreRequest, HeatmapRequest, PairSource)
-AnyScoreRequest = TypeVar("AnyScoreRequest", bound=ScoreRequest)
+BODIES: tuple[type[BaseModel], ...] = (
+    ScoreRequest,
+    HeatmapRequest,
+    PairSource,
+    CompletionRequest,
+    GenerateRequest,
+    SglangRequest,
+)
 
 
 def create_app(service: Service) -> FastAPI:
@@ -61,12 +65,14 @@ def create_app(service: Service) -> FastAPI:
     settings = service.settings
     keys = None if settings.api_keys_file is None else Keys(settings.api_keys_file)
     app.add_middleware(Auth, keys=keys, open_metrics=settings.open_metrics)
+    app.add_middleware(PlainStatuses)
     app.add_middleware(
         Identify, metrics=service.metrics, tracing=service.tracing, is_draining=lambda: service.state == "draining"
     )
     app.add_exception_handler(RequestError, _on_request_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     _add_scoring(app, service)
+    add_teacher(app, service)
     _add_operations(app, service)
     _add_admin(app, service)
     add_pages(app)
@@ -75,29 +81,25 @@ def create_app(service: Service) -> FastAPI:
 
 
 def _add_scoring(app: FastAPI, service: Service) -> None:
-    def group(request: Request) -> str | None:
-        """The name of the key within which scores are shared; None: they are shared among all requests."""
-        return getattr(request.state, "caller", None) if service.settings.isolate_keys else None
-
-    @app.post("/score", openapi_extra=_body_schema(ScoreRequest))
+    @app.post("/score", openapi_extra=body_schema(ScoreRequest))
     async def score(request: Request) -> Response:
         """Token rewards of given responses."""
-        async with _admitted(request, service) as (permit, body):
-            parsed = await _parsed(body, ScoreRequest, service.threads)
+        async with admitted(request, service) as (permit, body):
+            parsed = await parsed_body(body, ScoreRequest, service.threads)
             scorer = service.scorer(parsed.model)
-            answer = await _unless_disconnected(request, scorer.score(parsed, permit, group=group(request)))
+            answer = await unless_disconnected(request, scorer.score(parsed, permit, group=group_of(request, service)))
             return await _answer_response(request, scorer, parsed, answer)
 
-    @app.post("/heatmap", openapi_extra=_body_schema(HeatmapRequest))
+    @app.post("/heatmap", openapi_extra=body_schema(HeatmapRequest))
     async def heatmap(request: Request) -> Response:
         """Token rewards as a picture (html, svg or ansi), or as the data of the picture (json)."""
-        async with _admitted(request, service) as (permit, body):
-            parsed = await _parsed(body, HeatmapRequest, service.threads)
+        async with admitted(request, service) as (permit, body):
+            parsed = await parsed_body(body, HeatmapRequest, service.threads)
             scorer = service.scorer(parsed.model)
             drawable = with_arrays(parsed, scorer.card.offered)
             limit = None if drawable.format == "json" else service.settings.max_heatmap_tokens
-            answer = await _unless_disconnected(
-                request, scorer.score(drawable, permit, group=group(request), max_drawn_tokens=limit)
+            answer = await unless_disconnected(
+                request, scorer.score(drawable, permit, group=group_of(request, service), max_drawn_tokens=limit)
             )
             if drawable.format == "json":
                 return await _answer_response(request, scorer, drawable, answer)
@@ -118,7 +120,7 @@ def _add_admin(app: FastAPI, service: Service) -> None:
         loading = None if service.loading is None else {"name": service.loading, "progress": service.progress}
         return json_response({"models": cards, "loading": loading})
 
-    @app.post("/admin/models", openapi_extra=_body_schema(PairSource))
+    @app.post("/admin/models", openapi_extra=body_schema(PairSource))
     async def load(request: Request) -> Response:
         """Load a pair, verify its probes, and serve it. It replaces the pair of the same name, if there is one."""
         limits = BodyLimits(service.settings.max_body_bytes, service.settings.max_arrival_s)
@@ -160,59 +162,6 @@ def _add_operations(app: FastAPI, service: Service) -> None:
         """Metrics in Prometheus' text format."""
         text = service.metrics.render(service.snapshot())
         return Response(text, media_type="text/plain; version=0.0.4")
-
-
-@asynccontextmanager
-async def _admitted(request: Request, service: Service) -> AsyncIterator[tuple[Permit, bytes]]:
-    """Admit a request and read its body. The permit is held until the block ends, when the answer is built.
-
-    Invariant: the permit counts everything that the request holds in memory. `hold` counts the received bytes (as
-    estimated tokens); scoring replaces the estimate by the number of tokens. Raises the RequestErrors of `permit`,
-    `check_wait`, `deadline` and `read_body`.
-    """
-    service.check_ready()
-    admission, settings = service.batcher.admission, service.settings
-    with admission.permit(0) as permit:
-
-        def hold(size: int) -> None:
-            permit.correct(min(size // BYTES_PER_TOKEN, admission.capacity_tokens))
-
-        async with deadline(request, settings.max_request_s) as seconds:
-            admission.check_wait(seconds)
-            limits = BodyLimits(settings.max_body_bytes, settings.max_arrival_s)
-            body = await read_body(request, limits, hold)
-            if is_compressed(request):
-                body = await service.threads.run(inflate, body, limits.max_bytes)
-                hold(len(body))
-            yield permit, body
-
-
-async def _parsed(body: bytes, model: type[AnyScoreRequest], threads: WorkerThreads) -> AnyScoreRequest:
-    if len(body) <= SMALL_BODY_BYTES:
-        return parse(body, model)
-    return await threads.run(parse, body, model)
-
-
-async def _unless_disconnected(request: Request, answer: Coroutine[object, object, Answer]) -> Answer:
-    """The answer. Cancels the work and raises ClientDisconnect if the caller disconnects first.
-
-    The work is also cancelled if this coroutine is cancelled by its deadline or because the service stops.
-    """
-    work, disconnected = asyncio.ensure_future(answer), asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait({work, disconnected}, return_when=asyncio.FIRST_COMPLETED)
-        if not work.done():
-            raise ClientDisconnect
-        return work.result()
-    finally:
-        work.cancel()
-        disconnected.cancel()
-
-
-async def _disconnect(request: Request) -> None:
-    """Returns when the caller has disconnected. Call it only after the body was read: it drops received messages."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _answer_response(request: Request, scorer: Scorer, scored: ScoreRequest, answer: Answer) -> Response:
@@ -269,12 +218,6 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     response = error_response(refuse(code, message), request.state.request_id)
     response.headers.update(getattr(error, "headers", None) or {})
     return response
-
-
-def _body_schema(model: type[BaseModel]) -> dict[str, object]:
-    """The schema of a request body for /docs. The routes read the body themselves, so FastAPI does not know it."""
-    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:

@@ -4,6 +4,7 @@ Without a key only paths that reveal nothing are answered.
 """
 
 import base64
+import re
 from collections.abc import Mapping
 
 from starlette.datastructures import Headers
@@ -15,6 +16,7 @@ from dense_reward.http.keys import Caller, Keys
 
 OPEN_PATHS = frozenset({"/", "/health", "/ready"})
 OPEN_FOLDERS = ("/web/",)
+TEACHER_HEALTH = re.compile(r"/teacher/[^/]+/health")
 METRICS = "/metrics"
 ADMIN = "/admin"
 
@@ -49,7 +51,7 @@ class Auth:
     def _is_open(self, path: str) -> bool:
         if self._keys is None:
             return not _is_admin(path)
-        return path in self._open or path.startswith(OPEN_FOLDERS)
+        return path in self._open or path.startswith(OPEN_FOLDERS) or bool(TEACHER_HEALTH.fullmatch(path))
 
 
 def _authenticated(keys: Keys, headers: Mapping[str, str]) -> Caller:

@@ -185,3 +185,9 @@ def _shown(name: str) -> str:
 def _too_large(max_bytes: int) -> RequestError:
     message = f"the body is larger than {max_bytes} bytes (--max-body-bytes): send the items in parts"
     return refuse("body_too_large", message)
+
+
+def body_schema(model: type[BaseModel]) -> dict[str, object]:
+    """The schema of a request body for /docs. The routes read the body themselves, so FastAPI does not know it."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}

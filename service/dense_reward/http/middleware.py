@@ -28,7 +28,7 @@ SAFE_HEADERS = {
     "Cache-Control": "no-cache",
 }
 """Headers of every answer that does not set them itself."""
-QUIET = frozenset({"/health", "/ready", "/metrics"})
+QUIET = frozenset({"/health", "/ready", "/metrics", "/teacher/{teacher}/health"})
 """Routes that monitors poll. Their requests are logged at level debug only."""
 log = logging.getLogger("dense_reward")
 

@@ -9,7 +9,7 @@ from dense_reward.batching.batcher import Batcher, Computed, cost_tokens
 from dense_reward.batching.scheduler import Terms
 from dense_reward.batching.worker_threads import WorkerThreads
 from dense_reward.errors import Fault, RequestError, refuse
-from dense_reward.records import Engine, FloatArray, Scores, TokenScores, Trunk
+from dense_reward.records import Engine, FloatArray, Scores, TaughtBy, TokenScores, Trunk
 from dense_reward.reward import reward
 from dense_reward.schemas import ModelCard, ScoreRequest
 from dense_reward.scoring.items import Limits, PreparedItem, prepare
@@ -41,7 +41,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Scorer:
-    """Answers the requests for one served pair."""
+    """Answers the requests for one served pair. `taught_by` gives the engine of a teacher, if the pair can be one."""
 
     card: ModelCard
     encoder: Encoder
@@ -52,6 +52,7 @@ class Scorer:
     score_cache: ScoreCache
     metrics: Metrics
     threads: WorkerThreads
+    taught_by: TaughtBy | None = None
 
     async def score(
         self,

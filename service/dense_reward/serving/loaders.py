@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from dense_reward.records import Engine, OnDevice, Report
+from dense_reward.records import Engine, OnDevice, Report, TaughtBy
 from dense_reward.settings import EngineName, Settings
 from dense_reward.telemetry.process_memory import freeze_loaded_objects
 from dense_reward.text.encode import Encoder
@@ -14,12 +15,14 @@ class LoadedPair:
     """An engine whose probes were verified, and the encoder that its checkpoints were trained with.
 
     `memory_bytes` returns the bytes held on each device that has its own memory, all pairs together; empty if none has.
+    `taught_by` gives the engine of a teacher; None if this engine cannot be one.
     """
 
     engine: Engine
     encoder: Encoder
     tokenizer_sha256: str
     memory_bytes: Callable[[], Mapping[str, int]] = dict
+    taught_by: TaughtBy | None = None
 
 
 LoadPair = Callable[[Settings, Report, OnDevice], LoadedPair]
@@ -41,6 +44,7 @@ def loader(engine: EngineName) -> LoadPair:
 
 
 def _torch_loader() -> LoadPair:
+    from dense_reward.engines.teacher.engine import TorchTeacher  # noqa: PLC0415
     from dense_reward.engines.token_head.load import load_token_head  # noqa: PLC0415
     from dense_reward.engines.torch.load import DeviceLoader, gpu_bytes  # noqa: PLC0415
 
@@ -48,7 +52,8 @@ def _torch_loader() -> LoadPair:
 
     def load(settings: Settings, report: Report, on_device: OnDevice) -> LoadedPair:
         if settings.token_head is None:
-            loaded = LoadedPair(*torch.load(settings, report, on_device), memory_bytes=gpu_bytes)
+            engine, encoder, tokenizer_sha256 = torch.load(settings, report, on_device)
+            loaded = LoadedPair(engine, encoder, tokenizer_sha256, gpu_bytes, partial(TorchTeacher, engine))
         else:
             serving = torch.serving(settings)
             loaded = LoadedPair(
@@ -69,7 +74,8 @@ def _load_remote(settings: Settings, report: Report, _: OnDevice) -> LoadedPair:
 
 
 def _load_fake(_: Settings, report: Report, __: OnDevice) -> LoadedPair:
-    from dense_reward.engines.fake import FakeEngine, FakeTokenizer  # noqa: PLC0415
+    from dense_reward.engines.fake import FakeEngine, FakeTeacher, FakeTokenizer  # noqa: PLC0415
 
     report("the fake engine computes meaningless rewards, for tests")
-    return LoadedPair(FakeEngine(), Encoder.of(FakeTokenizer(), "plain"), "fake")
+    engine = FakeEngine()
+    return LoadedPair(engine, Encoder.of(FakeTokenizer(), "plain"), "fake", taught_by=partial(FakeTeacher, engine))

@@ -178,6 +178,7 @@ class Registry:
             self.results,
             self.metrics,
             self.threads,
+            loaded.taught_by,
         )
 
 

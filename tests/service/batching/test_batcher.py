@@ -12,7 +12,7 @@ from batcher_harness import BUDGET_TOKENS, OneEngine, assert_named, held_by, run
 from dense_reward.batching.batcher import Computed
 from dense_reward.engines.fake import FakeEngine
 from dense_reward.errors import RequestError
-from dense_reward.records import Cost, EngineInfo, TokenScores, Trunk, Wants, Work
+from dense_reward.records import Cost, EngineInfo, TeacherScores, TokenScores, Trunk, Wants, Work
 from dense_reward.telemetry.metrics import Metrics, MetricsSnapshot
 from faulty_engines import INFO, Gate, Memory, Recorder, packed, padded, trunk, unlike
 from hypothesis import given, settings
@@ -208,7 +208,9 @@ class Everything:
 
     def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
         row, table = np.zeros(3, np.float32), np.zeros((3, 2), np.float32)
-        return lambda: [[TokenScores(row, row, row, row, table, table, table.astype(np.int32), table, table, row, row)]]
+        ids = table.astype(np.int32)
+        teacher = TeacherScores(row, row.astype(np.int32), ids, table, table, 0, 0.0)
+        return lambda: [[TokenScores(row, row, row, row, table, table, ids, table, table, row, row, teacher)]]
 
 
 def test_every_field_of_the_scores_is_handed_on() -> None:

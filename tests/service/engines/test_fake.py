@@ -3,8 +3,16 @@
 import numpy as np
 import pytest
 from dense_reward import reward
-from dense_reward.engines.fake import BOS_ID, EOS_ID, VOCABULARY, FakeEngine, FakeTokenizer, state_logprobs
-from dense_reward.records import Branch, TokenScores, Trunk, Wants
+from dense_reward.engines.fake import (
+    BOS_ID,
+    EOS_ID,
+    VOCABULARY,
+    FakeEngine,
+    FakeTokenizer,
+    state_logprobs,
+    teacher_logprobs,
+)
+from dense_reward.records import Branch, Teacher, TokenScores, Trunk, Wants
 from dense_reward.reward import candidate_reward
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -140,3 +148,22 @@ def test_the_fake_tokenizer_has_an_id_per_byte(data: bytes) -> None:
     text, spans = FakeTokenizer().text_and_spans(list(data))
     assert text == data.decode(errors="replace")
     assert len(spans) == len(data)
+
+
+@given(ids=IDS, tilt=st.floats(0.05, 5.0), seed=st.integers(0, 2**20))
+def test_distilling_from_the_tilted_teacher_is_reward_less_kl_in_every_state(
+    ids: list[int], tilt: float, seed: int
+) -> None:
+    """docs/distillation.md: for any two students, the objectives differ by the same amount."""
+    sft_V, reference_V = state_logprobs("sft", ids), state_logprobs("reference", ids)
+    teacher_V, beta = teacher_logprobs(Teacher(tilt), ids), 1 / tilt
+
+    def difference(logits_V: NDArray[np.float64]) -> float:
+        student_V = logits_V - np.logaddexp.reduce(logits_V)
+        p_V = np.exp(student_V)
+        distillation = beta * (p_V @ (student_V - teacher_V))
+        dpr = p_V @ (sft_V - reference_V) - beta * (p_V @ (student_V - sft_V))
+        return float(distillation + dpr)
+
+    one_V, other_V = np.random.default_rng(seed).normal(size=(2, VOCABULARY))
+    assert difference(one_V) == pytest.approx(difference(3 * other_V), abs=1e-9)

@@ -8,7 +8,10 @@ import httpx2
 import pytest
 from dense_reward.heatmap import style_sources
 from dense_reward.schemas import HeatmapRequest, ScoreRequest
+from dense_reward.teacher.sglang import SglangRequest
+from dense_reward.teacher.vllm import CompletionRequest, GenerateRequest
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import BaseModel
 from running_service import Served, served
 
 TEXT = {"prompt": "2+2=", "responses": ["4", "5"]}
@@ -82,10 +85,17 @@ def test_every_reference_in_the_schema_can_be_followed(service: Served) -> None:
         assert isinstance(node, dict)
 
 
-@pytest.mark.parametrize(("route", "model"), [("/score", ScoreRequest), ("/heatmap", HeatmapRequest)])
-def test_the_schema_describes_the_bodies_that_are_read(
-    service: Served, route: str, model: type[ScoreRequest] | type[HeatmapRequest]
-) -> None:
+@pytest.mark.parametrize(
+    ("route", "model"),
+    [
+        ("/score", ScoreRequest),
+        ("/heatmap", HeatmapRequest),
+        ("/v1/completions", CompletionRequest),
+        ("/inference/v1/generate", GenerateRequest),
+        ("/teacher/{teacher}/generate", SglangRequest),
+    ],
+)
+def test_the_schema_describes_the_bodies_that_are_read(service: Served, route: str, model: type[BaseModel]) -> None:
     schema = service.client.get("/openapi.json").json()
     body = schema["paths"][route]["post"]["requestBody"]["content"]["application/json"]["schema"]
     described = schema["components"]["schemas"][body["$ref"].rpartition("/")[2]]
@@ -96,7 +106,9 @@ def test_the_schema_describes_the_bodies_that_are_read(
 def test_the_schema_lists_every_route_that_answers_machines(service: Served) -> None:
     paths = set(service.client.get("/openapi.json").json()["paths"])
     for_all = {"/score", "/heatmap", "/models", "/health", "/ready", "/metrics"}
-    assert paths == for_all | {"/admin/models", "/admin/models/{name}"}
+    teachers = {"/v1/models", "/v1/completions", "/inference/v1/generate", "/generate"}
+    named = {f"/teacher/{{teacher}}{route}" for route in teachers | {"/health"}}
+    assert paths == for_all | teachers | named | {"/admin/models", "/admin/models/{name}"}
 
 
 @pytest.mark.parametrize(

@@ -162,3 +162,11 @@ def test_other_engines_compute_no_heads(engine: str, folder: Path) -> None:
 def test_a_head_is_given_instead_of_a_pair(folder: Path) -> None:
     with pytest.raises(SettingsError, match="give either"):
         first_pairs(Settings.model_validate({"sft": folder, "token_head": folder}))
+
+
+def test_a_token_head_is_no_teacher_and_says_so(head: Served) -> None:
+    asked = {"prompt": [5, 6, 7], "max_tokens": 1, "prompt_logprobs": 1}
+    answers = [head.client.post("/v1/completions", json=asked), head.client.get("/teacher/default/v1/models")]
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_by_engine")
+        assert "a token head, which has values and no distribution" in answer.json()["error"]["message"]

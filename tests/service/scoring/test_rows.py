@@ -240,7 +240,7 @@ def test_no_number_that_is_not_finite_gets_out(name: str, number: float) -> None
     request, item, scores = scored(body)
     broken = np.array(getattr(scores[0], name))
     broken.flat[-1] = number
-    scores[0] = replace(scores[0], **{name: broken})
+    scores[0] = replace(scores[0], **{name: broken})  # type: ignore[arg-type] # the name is that of an array
     with pytest.raises(RequestError) as refused:
         RowBuilder(request, FakeTokenizer()).rows(0, item, scores)
     assert (refused.value.code, refused.value.status) == ("non_finite", 500)

@@ -195,7 +195,7 @@ class Spoiling:
     def _spoiled(self, scores: TokenScores) -> TokenScores:
         array = np.array(getattr(scores, self.field))
         array[0] = self.value
-        return replace(scores, **{self.field: array})
+        return replace(scores, **{self.field: array})  # type: ignore[arg-type] # the field is an array
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -1,6 +1,6 @@
 """Both checkpoints together: trunks -> forwards of both models -> scores of every branch."""
 
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import TypeVar
@@ -88,7 +88,7 @@ class PairEngine:
         self._reference = reference
         self._info = info
         self._compute_options = options
-        self._rope_length_limits = frozenset(
+        self.rope_length_limits = frozenset(
             n for n in (sft.rope_length_limit, reference.rope_length_limit) if n is not None
         )
 
@@ -108,11 +108,14 @@ class PairEngine:
 
     def cost(self, trunk: Trunk) -> Cost:
         """The prompt counts once if rows are packed; else, or if sequences are computed alone, for each branch."""
+        return self.cost_within(trunk, self.rope_length_limits)
+
+    def cost_within(self, trunk: Trunk, rope_length_limits: Collection[int]) -> Cost:
+        """The same with other length limits: see `packing.computed_tokens`."""
         prompt_tokens = len(trunk.prompt_P)
         scored = [bool(branch.scored_T.any()) for branch in trunk.branches]
         own = [
-            computed_tokens(prompt_tokens, branch, self._rope_length_limits)
-            + _candidates(branch) // CANDIDATES_PER_TOKEN
+            computed_tokens(prompt_tokens, branch, rope_length_limits) + _candidates(branch) // CANDIDATES_PER_TOKEN
             for branch in trunk.branches
         ]
         if self._compute_options.packed and not self._compute_options.alone:
@@ -132,8 +135,8 @@ class PairEngine:
         return (
             isinstance(other, PairEngine)
             and not {*self.models}.isdisjoint(other.models)
-            and (self._compute_options, self._rope_length_limits, self._sft.device)
-            == (other._compute_options, other._rope_length_limits, other._sft.device)
+            and (self._compute_options, self.rope_length_limits, self._sft.device)
+            == (other._compute_options, other.rope_length_limits, other._sft.device)
         )
 
     def prepare_shared(
@@ -143,11 +146,16 @@ class PairEngine:
         if len(pairs) < len(engines):
             raise TypeError("a PairEngine shares models only with other PairEngines")
         sharing = _SharedModels(pairs, wants)
-        batches: list[Batch] = with_device_errors(lambda: list(self._batches(trunks, sharing.devices)))
+        batches: list[Batch] = with_device_errors(
+            lambda: list(self.batches(trunks, sharing.devices, self.rope_length_limits))
+        )
         return partial(with_device_errors, partial(sharing.score, trunks, batches))
 
-    def _batches(self, trunks: Sequence[Trunk], devices: Set[torch.device]) -> Iterator[Batch]:
-        options, limits = self._compute_options, self._rope_length_limits
+    def batches(
+        self, trunks: Sequence[Trunk], devices: Set[torch.device], rope_length_limits: Collection[int]
+    ) -> Iterator[Batch]:
+        """The forwards of all branches with a scored token. Packed rows are copied to the devices of the models."""
+        options, limits = self._compute_options, rope_length_limits
         if options.packed:
             for packed in pack(
                 trunks, max_tokens=options.max_batch_tokens, rope_length_limits=limits, alone=options.alone

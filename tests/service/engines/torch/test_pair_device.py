@@ -58,7 +58,7 @@ def test_branches_without_a_scored_token_cost_nothing_and_get_empty_scores_of_th
     assert shapes == []
     assert engine.cost(empty).tokens == engine.cost(masked).tokens == 0
     assert [len(branches) for branches in answered] == [20, 1]
-    names = {field.name for field in fields(TokenScores)} - {"value_S"}
+    names = {field.name for field in fields(TokenScores)} - {"value_S", "teacher"}
     found = {name: getattr(answered[0][0], name).shape for name in names}
     assert {found.pop(f"top_{name}_SK") for name in ("ids", "sft_logprob", "reference_logprob")} == {(0, 3)}
     assert {found.pop(f"candidate_{name}_SK") for name in ("sft_logprob", "reference_logprob")} == {(0, 2)}

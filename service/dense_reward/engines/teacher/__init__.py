@@ -1,0 +1,1 @@
+"""A pair as a teacher: one distribution of both models, for distillation."""

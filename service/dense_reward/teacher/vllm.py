@@ -1,0 +1,159 @@
+"""vLLM's routes for log-probs of given ids: /v1/completions and /inference/v1/generate.
+
+Each position has an object of ids, the token itself first: {"ID": {"logprob": nats, "rank": 1 for the likeliest}}.
+The one token that `max_tokens` 1 asks for is the likeliest, at every temperature.
+"""
+
+import time
+from typing import Annotated, Literal
+
+import numpy as np
+import orjson
+from pydantic import Field
+
+from dense_reward.records import TeacherScores
+from dense_reward.schemas import Ids, Strictly
+from dense_reward.scoring.scorer import Scorer
+from dense_reward.teacher.options import (
+    ONE,
+    LikeliestIds,
+    Nothing,
+    NotStreamed,
+    OneAnswer,
+    OneOrSeveral,
+    WholeDistribution,
+    listed,
+    only,
+)
+from dense_reward.teacher.questions import Answered, Question, TokenSequence, checked_ids, fragment
+
+Entry = dict[str, dict[str, np.float32 | int]]
+MaxTokens = Annotated[int, only(0, 1, cure=ONE), Field(description="1: also the likeliest next token")]
+
+
+class CompletionRequest(WholeDistribution):
+    """The body of POST /v1/completions, as far as it asks for the log-probs of given ids."""
+
+    model: str | None = Field(None, description="name of a teacher, as GET /v1/models lists them")
+    prompt: OneOrSeveral
+    max_tokens: MaxTokens
+    prompt_logprobs: LikeliestIds
+    echo: Annotated[bool | None, only(None, False, cure="prompt_logprobs has the log-probs of the prompt")] = None
+    logprobs: Annotated[int | None, only(None, 0, cure="prompt_logprobs has the log-probs of the prompt")] = None
+    best_of: OneAnswer = None
+    stream: NotStreamed = None
+    suffix: Nothing = None
+    stop: Nothing = None
+    user: str | None = None
+    add_special_tokens: bool = True
+
+    def question(self, scorer: Scorer) -> Question:
+        """Raises RequestError."""
+        sequences = checked_ids(listed(self.prompt), scorer, "prompt")
+        return Question(tuple(TokenSequence(ids_L, 1) for ids_L in sequences), self.divisor, self.prompt_logprobs)
+
+    def answer(self, answered: Answered) -> bytes:
+        """The JSON of the answer."""
+        choices = [
+            fragment(
+                {
+                    "index": at,
+                    "text": answered.text(scores.next_id) if self.max_tokens else "",
+                    "logprobs": None,
+                    "finish_reason": "length",
+                    "stop_reason": None,
+                    "token_ids": [scores.next_id][: self.max_tokens],
+                    "prompt_logprobs": prompt_logprobs(sequence, scores),
+                }
+            )
+            for at, (sequence, scores) in enumerate(answered.pairs)
+        ]
+        content = {
+            "id": answered.request_id,
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": answered.model,
+            "choices": choices,
+            "usage": _usage(answered, self.max_tokens),
+        }
+        return orjson.dumps(content)
+
+
+class GenerateParameters(WholeDistribution):
+    """The sampling_params of POST /inference/v1/generate."""
+
+    max_tokens: MaxTokens
+    prompt_logprobs: LikeliestIds
+    logprobs: Annotated[int | None, only(None, 0, cure="prompt_logprobs has the log-probs of the ids")] = None
+    stop: Nothing = None
+
+
+class GenerateRequest(Strictly):
+    """The body of POST /inference/v1/generate, as far as it asks for the log-probs of given ids."""
+
+    model: str | None = Field(None, description="name of a teacher, as GET /v1/models lists them")
+    token_ids: Ids = Field(description="token ids of one sequence")
+    sampling_params: GenerateParameters
+    request_id: str | None = None
+    stream: NotStreamed = None
+    output_mode: Literal["tokens"] = "tokens"
+    return_token_ids: bool | None = None
+    features: Nothing = None
+    cache_salt: str | None = None
+    priority: int = 0
+
+    def question(self, scorer: Scorer) -> Question:
+        """Raises RequestError."""
+        (ids_L,) = checked_ids([self.token_ids], scorer, "token_ids")
+        parameters = self.sampling_params
+        return Question((TokenSequence(ids_L, 1),), parameters.divisor, parameters.prompt_logprobs)
+
+    def answer(self, answered: Answered) -> bytes:
+        """The JSON of the answer, which has no text."""
+        ((sequence, scores),) = answered.pairs
+        generated = self.sampling_params.max_tokens
+        choice = {
+            "index": 0,
+            "logprobs": None,
+            "finish_reason": "length",
+            "token_ids": [scores.next_id][:generated],
+        }
+        content = {
+            "request_id": self.request_id or answered.request_id,
+            "model": answered.model,
+            "created": int(time.time()),
+            "choices": [choice],
+            "prompt_logprobs": fragment(prompt_logprobs(sequence, scores)),
+            "usage": _usage(answered, generated),
+        }
+        return orjson.dumps(content)
+
+
+def prompt_logprobs(sequence: TokenSequence, scores: TeacherScores) -> list[Entry | None]:
+    """vLLM's list: one entry for each id of the sequence, None for the first, before which there is nothing."""
+    columns = zip(
+        map(str, sequence.ids_L[sequence.start :].tolist()),
+        list(scores.logprob_S),
+        scores.rank_S.tolist(),
+        scores.top_ids_SK.tolist(),
+        map(list, scores.top_logprob_SK),
+        strict=True,
+    )
+    return [None] * sequence.start + [_entry(*column) for column in columns]
+
+
+def _entry(own: str, logprob: np.float32, rank: int, top_ids: list[int], top_logprobs: list[np.float32]) -> Entry:
+    """The token itself, then the likeliest ids with a probability; ranks differ also where log-probs are equal."""
+    likeliest: Entry = {
+        str(token): {"logprob": value, "rank": place}
+        for place, (token, value) in enumerate(zip(top_ids, top_logprobs, strict=True), start=1)
+        if value != -np.inf
+    }
+    itself = likeliest.get(own) or {"logprob": logprob, "rank": max(rank, len(top_ids) + 1)}
+    return {own: itself} | likeliest
+
+
+def _usage(answered: Answered, generated: int) -> dict[str, int]:
+    prompt = sum(len(sequence.ids_L) for sequence, _ in answered.pairs)
+    completion = generated * len(answered.pairs)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
