@@ -27,6 +27,7 @@ from dense_reward.http.bodies import (
     parse,
     read_body,
 )
+from dense_reward.http.get_reward import GetRewardRequest, add_get_reward
 from dense_reward.http.heatmaps import MEDIA_TYPES, draw, with_arrays
 from dense_reward.http.keys import Keys
 from dense_reward.http.middleware import Identify
@@ -45,6 +46,7 @@ SMALL_ANSWER_TOKENS = 10_000  # scored tokens times (1 + top_k)
 BODIES: tuple[type[BaseModel], ...] = (
     ScoreRequest,
     HeatmapRequest,
+    GetRewardRequest,
     PairSource,
     CompletionRequest,
     GenerateRequest,
@@ -73,6 +75,7 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, _on_http_exception)
     _add_scoring(app, service)
     add_teacher(app, service)
+    add_get_reward(app, service)
     _add_operations(app, service)
     _add_admin(app, service)
     add_pages(app)
