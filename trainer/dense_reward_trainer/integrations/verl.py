@@ -6,6 +6,7 @@ service fails the group of its prompt, which verl then drops; nothing is replace
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 from verl.trainer.ppo.core_algos import register_adv_est
 
 from dense_reward_trainer.errors import ConfigError
-from dense_reward_trainer.rl.returns import baseline, reward_to_go
+from dense_reward_trainer.rl.returns import minus_other_answers, reward_to_go
 
 AGENT_LOOP = ESTIMATOR = "dense_reward"
 
@@ -116,15 +117,10 @@ def token_advantages(
     `use_kl_in_reward`, the rewards already have the KL penalty. Raises ConfigError if a prompt has one answer.
     """
     gamma = 1.0 if config is None else float(config.get("gamma", 1.0))
+    prompts = index.tolist()
+    if 1 in Counter(prompts).values():
+        raise ConfigError("a prompt has one answer, so there is nothing to compare it with: set rollout.n above 1")
     with torch.no_grad():
         return_BT = reward_to_go(token_level_rewards, response_mask, gamma)
-        advantage_BT = torch.zeros_like(return_BT)
-        for prompt in dict.fromkeys(index.tolist()):
-            rows = torch.from_numpy(np.flatnonzero(index == prompt))
-            if len(rows) < 2:
-                raise ConfigError(
-                    "a prompt has one answer, so there is nothing to compare it with: set rollout.n above 1"
-                )
-            advantage_BT[rows] = return_BT[rows] - baseline("leave_one_out", return_BT[rows], len(rows))
-        advantage_BT = advantage_BT * response_mask
+        advantage_BT = minus_other_answers(return_BT, prompts) * response_mask
     return advantage_BT.float(), return_BT.float()

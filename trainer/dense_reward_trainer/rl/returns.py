@@ -8,7 +8,7 @@ only the unfinished responses would compare late tokens with long responses only
 a response's own return: all of it from the longest response, whose last tokens would then teach nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import torch
@@ -106,6 +106,18 @@ def leave_one_out(return_BT: Tensor, group_size: int) -> Tensor:
     return_PGT = return_BT.reshape(len(return_BT) // group_size, group_size, return_BT.shape[1])
     others_PGT = return_PGT.sum(dim=1, keepdim=True) - return_PGT
     return (others_PGT / (group_size - 1)).reshape(return_BT.shape)
+
+
+def minus_other_answers(return_BT: Tensor, prompts: Sequence[Hashable]) -> Tensor:
+    """The returns minus those of the other answers to each row's prompt, [B, T]; rows in any order, groups of any size.
+
+    Raises ValueError if a prompt has one answer.
+    """
+    advantage_BT = torch.zeros_like(return_BT)
+    for prompt in dict.fromkeys(prompts):
+        rows = [row for row, other in enumerate(prompts) if other == prompt]
+        advantage_BT[rows] = return_BT[rows] - leave_one_out(return_BT[rows], len(rows))
+    return advantage_BT
 
 
 def baseline(name: BaselineName, return_BT: Tensor, group_size: int, kl_BT: Tensor | None = None) -> Tensor:
