@@ -86,9 +86,13 @@ def token_advantages(
         raise ConfigError(
             "a prompt has one answer, so there is nothing to compare it with: set n_samples_per_prompt above 1"
         )
+    # SkyRL aligns responses at their ends; answers are compared from their first token on.
+    order_BT = torch.argsort((response_mask > 0).int(), dim=1, descending=True, stable=True)
     with torch.no_grad():
-        return_BT = reward_to_go(token_level_rewards, response_mask, gamma)
+        mask_BT = response_mask.gather(1, order_BT)
+        return_BT = reward_to_go(token_level_rewards.gather(1, order_BT), mask_BT, gamma)
         advantage_BT = torch.zeros_like(return_BT)
         advantage_BT[real] = minus_other_answers(return_BT[real], [prompts[row] for row in real])
-        advantage_BT = advantage_BT * response_mask
-    return advantage_BT.float(), return_BT.float()
+        advantage_BT = advantage_BT * mask_BT
+        found = [torch.zeros_like(one).scatter(1, order_BT, one).float() for one in (advantage_BT, return_BT)]
+    return found[0], found[1]
