@@ -39,13 +39,13 @@ class Engine:
 
     async def generate(self, *_: object, **__: object) -> object:
         text = TOKENIZER.decode(self.response)
-        output = SimpleNamespace(
-            token_ids=self.response, text=text, finish_reason=self.finish_reason, logprobs=None
-        )
+        output = SimpleNamespace(token_ids=self.response, text=text, finish_reason=self.finish_reason, logprobs=None)
         return SimpleNamespace(outputs=[output])
 
 
-def executed(executor: Any, engine: Engine | None = None, prompt: str = PROMPT, images: object = None) -> dict[str, Any]:  # noqa: ANN401
+def executed(
+    executor: Any, engine: Engine | None = None, prompt: str = PROMPT, images: object = None
+) -> dict[str, Any]:  # noqa: ANN401
     output: dict[str, Any] = asyncio.run(
         executor.execute(
             prompt=prompt,

@@ -74,7 +74,9 @@ def generator(options: DenseRewardOptions | None = None, **settings: object) -> 
     config = GeneratorConfig(max_turns=1, batched=False, n_samples_per_prompt=2, max_input_length=64, **settings)
     config.sampling_params.logprobs = None
     gym = SkyRLGymConfig(max_env_workers=0)
-    return adapter.DenseRewardGenerator(options or DenseRewardOptions(service_url=URL), config, gym, Engine(), TOKENIZER)
+    return adapter.DenseRewardGenerator(
+        options or DenseRewardOptions(service_url=URL), config, gym, Engine(), TOKENIZER
+    )
 
 
 def generated(phase: str = "train", options: DenseRewardOptions | None = None) -> dict[str, Any]:
