@@ -46,13 +46,14 @@ def workflow(url: str = URL, **options: Any) -> DenseRewardWorkflow:  # noqa: AN
 
 @pytest.mark.parametrize("aggregate", ["sum", "mean", "min"])
 def test_the_episode_has_the_reward_of_the_ids_that_were_sampled(aggregate: str) -> None:
-    episode = asyncio.run(workflow(aggregate=aggregate).arun_episode(Engine(), {"messages": MESSAGES}), task_id=1)
+    episode = asyncio.run(workflow(aggregate=aggregate).arun_episode(Engine(), {"messages": MESSAGES}))
     prompt = episode["input_ids"][0, : -len(RESPONSE)].tolist()
     with Client(URL) as client:
         scored = client.score_ids(prompt, [RESPONSE], options=ScoreOptions(include=["reward"])).results[0]
     assert episode["rewards"].tolist() == [pytest.approx(getattr(scored, aggregate), abs=1e-4)]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # AReaL's thread ends with it
 def test_a_service_that_is_not_there_ends_the_rollout_thread_and_the_run() -> None:
     stopped = workflow("http://127.0.0.1:9")
     with pytest.raises(RunStopped, match="cannot be used"):
