@@ -107,12 +107,18 @@ rolling: install ## replace real replicas under load behind haproxy: minutes (CH
 test-vllm: install .venv-vllm/tested ## test the service with real vLLM, without a GPU: 10 minutes
 	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -W default -m vllm tests/service/engines/test_rendered_by_vllm.py tests/service/engines/test_every_engine.py tests/service/engines/remote/test_vllm.py
 
-test-frameworks: install .venv-verl/installed ## drive the own code of TRL and verl with a real service: minutes
+test-frameworks: install .venv-verl/tried .frameworks/tried ## drive the own code of TRL, verl, OpenRLHF, SkyRL, slime, miles and AReaL with a real service: minutes
 	$(BIN)/python -m bench.frameworks
 
-.venv-verl/installed: constraints/verl.txt
+# Separate environments. If one cannot be installed, frameworks.json and install.log have the reason.
+.venv-verl/tried: constraints/verl.txt
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install verl==0.9.1 torch==2.13.0 TransferQueue cachetools fastapi uvicorn httpx2 pyyaml pytest --constraint $<
+	-$(@D)/bin/python -m pip install verl==0.9.1 torch==2.13.0 TransferQueue cachetools fastapi uvicorn httpx2 pyyaml pytest --constraint $< > $(@D)/install.log 2>&1
+	@touch $@
+
+.frameworks/tried: constraints/frameworks.txt
+	$(PYTHON) -m venv $(@D)/venv
+	-$(@D)/venv/bin/python -m pip install --requirement $< > $(@D)/install.log 2>&1
 	@touch $@
 
 test-teachers: install .frameworks/teachers ## drive the teacher clients of TRL, prime-rl, slime and miles with a real service: a minute

@@ -1,7 +1,9 @@
 """Drives other programs' own code with a real service; writes bench/results/frameworks.json.
 
-Each program has tests that import the installed package: TRL in this environment, verl in `.venv-verl`
-(`make test-frameworks` makes it). A tiny chat model and its half-way reference are trained and served for them.
+Each program has tests that import its own code: TRL in this environment, verl in `.venv-verl`, the others in
+`.frameworks/venv` from a copy of their source (framework_sources.py); `make test-frameworks` makes the environments. A
+tiny chat model and its half-way reference are trained and served for them. What cannot be installed or fetched has the
+error in its row, and the exit code is 1.
 """
 
 import json
@@ -9,7 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,16 +19,22 @@ from xml.etree import ElementTree
 from dense_reward_trainer.runs.local_service import free_port, serving_run
 
 from bench.circumstances import circumstances
+from bench.framework_sources import FOLDER, SOURCES, Source, fetched
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "bench" / "results" / "frameworks.json"
 VERL = ROOT / ".venv-verl" / "bin" / "python"
-PATHS = os.pathsep.join(str(ROOT / package) for package in ("service", "trainer"))
+VERL_CODE, VERL_TESTS = "its agent loop, storage and advantages", "tests/frameworks/test_verl.py"
+OTHERS = FOLDER / "venv" / "bin" / "python"
+PATHS = os.pathsep.join(str(ROOT / package) for package in ("service", "trainer", "tests/support"))
 
 
 @dataclass(frozen=True, slots=True)
 class Driven:
-    """What was run of one program. `passed`, `failed`: its tests. `figures`: what they measured, by name."""
+    """What was run of one program. `passed`, `failed`: its tests. `figures`: what they measured, by name.
+
+    `error`: why nothing was run; None if its tests ran.
+    """
 
     name: str
     version: str
@@ -34,6 +42,7 @@ class Driven:
     passed: int
     failed: int
     figures: dict[str, list[float]]
+    error: str | None = None
 
 
 def main() -> int:
@@ -52,9 +61,8 @@ def main() -> int:
                     "its trainers, three steps; two processes",
                     ["tests/trainer/integrations"],
                 ),
-                driven(
-                    "verl", VERL, "its agent loop, storage and advantages", ["tests/frameworks/test_verl.py"], place
-                ),
+                tried("verl", "0.9.1", VERL_CODE, lambda: driven("verl", VERL, VERL_CODE, [VERL_TESTS], place)),
+                *(driven_from_source(source, place) for source in SOURCES),
             ]
     figures = found[0].figures
     results = {
@@ -64,12 +72,41 @@ def main() -> int:
     }
     RESULT.write_text(json.dumps({**results, **circumstances()}, indent=2) + "\n")
     for one in found:
-        print(f"{one.name} {one.version}: {one.passed} passed, {one.failed} failed")
+        print(f"{one.name} {one.version}: {one.passed} passed, {one.failed} failed", one.error or "")
     return int(any(one.failed or not one.passed for one in found))
 
 
-def driven(name: str, python: Path, how: str, tests: Sequence[str], variables: dict[str, str] | None = None) -> Driven:
-    """Runs tests in the environment of a program, outside this project's own settings of pytest."""
+def driven_from_source(source: Source, place: dict[str, str]) -> Driven:
+    """Runs the tests of a program whose source is fetched."""
+
+    def run() -> Driven:
+        surroundings = place | {source.variable: str(fetched(source))}
+        return driven(source.name, OTHERS, source.how, [source.tests], surroundings, of_source=source.version)
+
+    return tried(source.name, source.version, source.how, run)
+
+
+def tried(name: str, wanted: str, how: str, run: Callable[[], Driven]) -> Driven:
+    """What was driven; a row with the reason if the program could not be installed or fetched, or its tests not run."""
+    try:
+        return run()
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        return Driven(name, wanted, how, 0, 0, {}, str(error))
+
+
+def driven(
+    name: str,
+    python: Path,
+    how: str,
+    tests: Sequence[str],
+    variables: dict[str, str] | None = None,
+    *,
+    of_source: str | None = None,
+) -> Driven:
+    """Runs tests in the environment of a program, outside this project's own settings of pytest.
+
+    `of_source`: the version, if the program is not installed there. Raises RuntimeError if pytest did not run them.
+    """
     own = [] if python == Path(sys.executable) else ["-c", os.devnull, "--rootdir", str(ROOT), "-p", "no:cacheprovider"]
     surroundings = os.environ | (variables or {}) | ({} if not own else {"PYTHONPATH": PATHS})
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +131,8 @@ def driven(name: str, python: Path, how: str, tests: Sequence[str], variables: d
     figures: dict[str, list[float]] = {}
     for measured in suite.iter("property"):
         figures.setdefault(measured.attrib["name"], []).append(float(measured.attrib["value"]))
-    return Driven(name, version(python, name), how, run - skipped - sum(failures), sum(failures), figures)
+    found = version(python, name) if of_source is None else of_source
+    return Driven(name, found, how, run - skipped - sum(failures), sum(failures), figures)
 
 
 def version(python: Path, name: str) -> str:

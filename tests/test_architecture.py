@@ -118,8 +118,8 @@ MUST_NOT_IMPORT = {
 } | {
     f"{TRAINER}.{name}": forbidden
     for names, forbidden in {
-        "configs.advantages configs.base configs.credit configs.dpr configs.evaluate configs.irft configs.preview "
-        "configs.rft configs.sample configs.service configs.sft configs.signals": MODEL_LIBRARIES,
+        "configs.advantages configs.base configs.credit configs.dense_reward configs.dpr configs.evaluate "
+        "configs.irft configs.preview configs.rft configs.sample configs.service configs.sft configs.signals": MODEL_LIBRARIES,
         "credit.aggregates": MODEL_LIBRARIES | NETWORK,
         "credit.alignment": TRAINER_JOBS | NETWORK,
         "credit.answer_ranking credit.error_localisation credit.first_wrong_step": TRAINER_JOBS,
@@ -134,6 +134,10 @@ MUST_NOT_IMPORT = {
         "data.process_labels": MODEL_LIBRARIES | TRAINER_JOBS,
         "data.sources": MODEL_LIBRARIES | TEXT | TRAINER_JOBS,
         "data.tokenised": {"torch", "transformers"} | TRAINER_JOBS,
+        "integrations.aggregated integrations.connection integrations.miles integrations.samples integrations.slime": {
+            *TRAINER_JOBS,
+            *(f"{TRAINER}.rl.policy", f"{TRAINER}.rl.sampling", "trl"),
+        },
         "integrations.trl": TRAINER_JOBS | {f"{TRAINER}.rl.policy", f"{TRAINER}.rl.sampling"},
         "integrations.verl": TRAINER_JOBS | {f"{TRAINER}.rl.policy", f"{TRAINER}.rl.sampling", "trl"},
         "launch": HEAVY,

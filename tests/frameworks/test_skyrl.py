@@ -21,19 +21,19 @@ sys.path.insert(0, str(source("skyrl") / "skyrl-gym"))
 if sys.version_info < (3, 12):
     setattr(typing, "TypedDict", typing_extensions.TypedDict)  # noqa: B010 - a stand-in, see above
 
-import skyrl_gym  # noqa: E402 - after the skips
-from dense_reward import Client, ScoreOptions  # noqa: E402
-from dense_reward_trainer.configs.dense_reward import DenseRewardOptions  # noqa: E402
-from dense_reward_trainer.errors import ConfigError, JobError  # noqa: E402
-from dense_reward_trainer.integrations import skyrl as adapter  # noqa: E402
-from skyrl.backends.skyrl_train.training_batch import pad_training_input_batch  # noqa: E402
-from skyrl.train.config import GeneratorConfig, SkyRLGymConfig  # noqa: E402
-from skyrl.train.dataset.preprocess import convert_prompts_responses_to_batch_tensors  # noqa: E402
-from skyrl.train.generators.base import BatchMetadata, TrajectoryID  # noqa: E402
-from skyrl.train.trainer import RayPPOTrainer, TrainingInputBatch  # noqa: E402
-from skyrl.train.utils.trainer_utils import validate_generator_output  # noqa: E402
-from skyrl_gym.envs.base_text_env import BaseTextEnv, BaseTextEnvStepOutput  # noqa: E402
-from transformers import AutoTokenizer  # noqa: E402
+import skyrl_gym
+from dense_reward import Client, ScoreOptions
+from dense_reward_trainer.configs.dense_reward import DenseRewardOptions
+from dense_reward_trainer.errors import ConfigError, JobError
+from dense_reward_trainer.integrations import skyrl as adapter
+from skyrl.backends.skyrl_train.training_batch import pad_training_input_batch
+from skyrl.train.config import GeneratorConfig, SkyRLGymConfig
+from skyrl.train.dataset.preprocess import convert_prompts_responses_to_batch_tensors
+from skyrl.train.generators.base import BatchMetadata, TrajectoryID
+from skyrl.train.trainer import RayPPOTrainer, TrainingInputBatch
+from skyrl.train.utils.trainer_utils import validate_generator_output
+from skyrl_gym.envs.base_text_env import BaseTextEnv, BaseTextEnvStepOutput
+from transformers import AutoTokenizer
 
 TOKENIZER = AutoTokenizer.from_pretrained(SFT)
 MESSAGES = [{"role": "user", "content": "Add 12 and 34."}]
@@ -111,6 +111,7 @@ def test_skyrl_trains_on_the_reward_of_every_token() -> None:
         scored = client.score_ids(output["prompt_token_ids"][0], output["response_ids"], options=options)
     assert sorted(map(len, output["rewards"])) == [3, 4, 5, 6]
     for found, expected in zip(output["rewards"], scored.results, strict=True):
+        assert expected.reward is not None
         np.testing.assert_allclose(found, expected.reward, rtol=0, atol=1e-4)
 
 

@@ -56,7 +56,8 @@ class StandIns(MetaPathFinder, Loader):
 
     def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         del path, target
-        return ModuleSpec(fullname, self, is_package=True) if fullname.split(".")[0] in self._programs else None
+        program = fullname.partition(".")[0]
+        return ModuleSpec(fullname, self, is_package=True) if program in self._programs else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return StandIn(spec.name)

@@ -14,6 +14,7 @@ from dense_reward_trainer.rl.returns import (
     leave_one_out,
     mask_of,
     minus_kl_penalty,
+    minus_other_answers,
     pad,
     reward_to_go,
     whitened,
@@ -175,3 +176,11 @@ def test_signals_on_padding_reach_no_minimum() -> None:
     signal_BT = torch.tensor([[1.0, 2.0, 1.5], [2.0, 1.0, torch.nan], [3.0, -torch.inf, -9.0]])
     least_BT = least_to_go(signal_BT, mask_of([3, 2, 1]))
     assert least_BT.tolist() == [[1.0, 1.5, 1.5], [1.0, 1.0, 0.0], [3.0, 0.0, 0.0]]
+
+
+def test_other_answers_are_found_in_any_order_and_in_groups_of_any_size() -> None:
+    returns_BT = torch.tensor([[7.0, 6.0], [1.0, 0.0], [3.0, 0.0], [5.0, 3.0], [1.0, 3.0]], dtype=torch.float64)
+    found_BT = minus_other_answers(returns_BT, ["a", "b", "a", "b", "b"])
+    assert found_BT.tolist() == [[4.0, 6.0], [-2.0, -3.0], [-4.0, -6.0], [4.0, 1.5], [-2.0, 1.5]]
+    with pytest.raises(ValueError, match="at least 2"):
+        minus_other_answers(returns_BT, ["a", "b", "a", "b", "c"])
