@@ -119,7 +119,8 @@ MUST_NOT_IMPORT = {
     f"{TRAINER}.{name}": forbidden
     for names, forbidden in {
         "configs.advantages configs.base configs.credit configs.dense_reward configs.dpr configs.evaluate "
-        "configs.irft configs.preview configs.rft configs.sample configs.service configs.sft configs.signals": MODEL_LIBRARIES,
+        "configs.irft configs.preview configs.rft configs.sample configs.service configs.sft "
+        "configs.signals": MODEL_LIBRARIES,
         "credit.aggregates": MODEL_LIBRARIES | NETWORK,
         "credit.alignment": TRAINER_JOBS | NETWORK,
         "credit.answer_ranking credit.error_localisation credit.first_wrong_step": TRAINER_JOBS,
