@@ -49,7 +49,7 @@ SOURCES = (
     Source(
         "skyrl",
         "0.3.0",
-        "the package installed: its generator, validation, batches and advantages; on Python 3.11 its import fails "
+        "its wheel, with its requirements installed: generator, validation, batches, advantages; on 3.11 its import fails "
         "(PydanticUserError: use typing_extensions.TypedDict), so it gets that TypedDict",
     ),
     Source(
