@@ -49,8 +49,8 @@ SOURCES = (
     Source(
         "skyrl",
         "0.3.0",
-        "its wheel, with its requirements installed: generator, validation, batches, advantages; on 3.11 its import fails "
-        "(PydanticUserError: use typing_extensions.TypedDict), so it gets that TypedDict",
+        "its wheel, with its requirements installed: its generator, validation, batches and advantages; on Python 3.11 "
+        "its import fails (PydanticUserError: use typing_extensions.TypedDict), so it gets that TypedDict",
     ),
     Source(
         "slime",
