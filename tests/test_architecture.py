@@ -135,12 +135,9 @@ MUST_NOT_IMPORT = {
         "data.process_labels": MODEL_LIBRARIES | TRAINER_JOBS,
         "data.sources": MODEL_LIBRARIES | TEXT | TRAINER_JOBS,
         "data.tokenised": {"torch", "transformers"} | TRAINER_JOBS,
-        "integrations.aggregated integrations.connection integrations.miles integrations.samples integrations.slime": {
-            *TRAINER_JOBS,
-            *(f"{TRAINER}.rl.policy", f"{TRAINER}.rl.sampling", "trl"),
-        },
         "integrations.trl": TRAINER_JOBS | {f"{TRAINER}.rl.policy", f"{TRAINER}.rl.sampling"},
-        "integrations.verl": TRAINER_JOBS | {f"{TRAINER}.rl.policy", f"{TRAINER}.rl.sampling", "trl"},
+        "integrations.aggregated integrations.connection integrations.samples integrations.verl": TRAINER_JOBS
+        | {f"{TRAINER}.rl.policy", f"{TRAINER}.rl.sampling", "trl"},
         "launch": HEAVY,
         "policies.choice": MODEL_LIBRARIES | TEXT | FILES,
         "policies.chosen policies.kept policies.load policies.signals": TRAINER_JOBS,
