@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/deploy/test_operations.py tests/deploy/test_release_scripts.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture bench bench-gpu gpu-day evidence figures methods estimators reliability soak scale rolling test-vllm test-frameworks test-teachers engines constraints programs package images push-images push-chart try-image version clean
+.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture bench bench-gpu gpu-day evidence figures methods estimators reliability soak scale rolling test-vllm test-frameworks engines constraints programs package images push-images push-chart try-image version clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -107,7 +107,7 @@ rolling: install ## replace real replicas under load behind haproxy: minutes (CH
 test-vllm: install .venv-vllm/tested ## test the service with real vLLM, without a GPU: 10 minutes
 	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -W default -m vllm tests/service/engines/test_rendered_by_vllm.py tests/service/engines/test_every_engine.py tests/service/engines/remote/test_vllm.py
 
-test-frameworks: install .venv-verl/tried .frameworks/tried ## drive the own code of TRL, verl, OpenRLHF, SkyRL, slime, miles and AReaL with a real service: minutes
+test-frameworks: install .venv-verl/tried .frameworks/tried .frameworks/teachers ## drive the own code of TRL, verl, OpenRLHF, SkyRL, slime, miles, AReaL and of teachers' clients with a real service: minutes
 	$(BIN)/python -m bench.frameworks
 
 # Separate environments. If one cannot be installed, frameworks.json and install.log have the reason.
@@ -121,22 +121,9 @@ test-frameworks: install .venv-verl/tried .frameworks/tried ## drive the own cod
 	-$(@D)/venv/bin/python -m pip install --requirement $< > $(@D)/install.log 2>&1
 	@touch $@
 
-test-teachers: install .frameworks/teachers ## drive the teacher clients of TRL, prime-rl, slime and miles with a real service: a minute
-	PYTHONPATH=.frameworks/teachers FRAMEWORK_CHECKOUTS=.frameworks $(BIN)/python -m pytest tests/frameworks/test_teachers.py
-
-# Files of three repositories at fixed commits, and the packages that they import beside those of .venv.
+# Packages that the teachers' clients import beside those of .venv.
 .frameworks/teachers:
-	$(call checkout,PrimeIntellect-ai/prime-rl,559b44772e471d1538537b8805cc77f3824a5e64)
-	$(call checkout,THUDM/slime,624b824a898ab0ec1fcb4d373004c7f3852bf515)
-	$(call checkout,radixark/miles,31f1ca961a94cb860cec3b2dea34ec332bfa8f76)
-	$(BIN)/python -m pip install --no-deps --target $@ aiohappyeyeballs==2.7.1 aiohttp==3.14.5 aiosignal==1.4.0 anyio==4.16.0 attrs==26.1.0 certifi distro==1.9.0 frozenlist==1.8.0 h11==0.16.0 httpcore==1.0.9 httpx==0.28.1 jiter==0.19.0 multidict==7.2.1 openai==3.57.0 propcache==0.5.4 sniffio==1.3.1 tenacity==9.2.1 yarl==1.25.1
-
-define checkout
-	rm -rf .frameworks/$(notdir $(1))
-	git init --quiet .frameworks/$(notdir $(1))
-	git -C .frameworks/$(notdir $(1)) fetch --quiet --depth 1 https://github.com/$(1) $(2)
-	git -C .frameworks/$(notdir $(1)) checkout --quiet FETCH_HEAD
-endef
+	-$(BIN)/python -m pip install --no-deps --target $@ aiohappyeyeballs==2.7.1 aiohttp==3.14.5 aiosignal==1.4.0 anyio==4.16.0 attrs==26.1.0 certifi distro==1.9.0 frozenlist==1.8.0 h11==0.16.0 httpcore==1.0.9 httpx==0.28.1 jiter==0.19.0 multidict==7.2.1 openai==3.57.0 propcache==0.5.4 sniffio==1.3.1 tenacity==9.2.1 yarl==1.25.1 > .frameworks/teachers.log 2>&1
 
 engines: install .venv-vllm/tested ## compare torch, vLLM in process and vllm serve (FILE=GSM8K's training set)
 	$(if $(FILE),,$(error FILE is not set. Name the data: make engines FILE=gsm8k_train.jsonl))

@@ -30,7 +30,7 @@ class Source:
     @property
     def variable(self) -> str:
         """The environment variable that names the folder of the packages."""
-        return f"DENSE_REWARD_SOURCE_{self.name.upper()}"
+        return f"DENSE_REWARD_SOURCE_{self.name.upper().replace('-', '_')}"
 
     @property
     def tests(self) -> str:
@@ -67,6 +67,17 @@ SOURCES = (
     ),
     Source("areal", "1.0.4", "the wheel: its workflow, rollout thread and reward wrapper"),
 )
+
+TEACHER_CLIENTS = (
+    *(source for source in SOURCES if source.name in ("slime", "miles")),
+    Source(
+        "prime-rl",
+        "559b44772e471d1538537b8805cc77f3824a5e64",
+        "a commit: its pool of teachers",
+        repository="https://github.com/PrimeIntellect-ai/prime-rl",
+    ),
+)
+"""Programs whose clients ask a teacher for log-probs (tests/frameworks/test_teachers.py)."""
 
 
 def fetched(source: Source) -> Path:

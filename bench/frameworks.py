@@ -19,12 +19,14 @@ from xml.etree import ElementTree
 from dense_reward_trainer.runs.local_service import free_port, serving_run
 
 from bench.circumstances import circumstances
-from bench.framework_sources import FOLDER, SOURCES, Source, fetched
+from bench.framework_sources import FOLDER, SOURCES, TEACHER_CLIENTS, Source, fetched
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "bench" / "results" / "frameworks.json"
 VERL = ROOT / ".venv-verl" / "bin" / "python"
 VERL_CODE, VERL_TESTS = "its agent loop, storage and advantages", "tests/frameworks/test_verl.py"
+TEACHER_CODE = "the clients of TRL, prime-rl, slime and miles that ask a teacher for log-probs"
+TEACHER_VERSIONS = ", ".join(f"{source.name} {source.version}" for source in TEACHER_CLIENTS)
 OTHERS = FOLDER / "venv" / "bin" / "python"
 PATHS = os.pathsep.join(str(ROOT / package) for package in ("service", "trainer", "tests/support"))
 
@@ -63,6 +65,7 @@ def main() -> int:
                 ),
                 tried("verl", "0.9.1", VERL_CODE, lambda: driven("verl", VERL, VERL_CODE, [VERL_TESTS], place)),
                 *(driven_from_source(source, place) for source in SOURCES),
+                tried("teacher clients", TEACHER_VERSIONS, TEACHER_CODE, driven_teachers),
             ]
     figures = found[0].figures
     results = {
@@ -84,6 +87,16 @@ def driven_from_source(source: Source, place: dict[str, str]) -> Driven:
         return driven(source.name, OTHERS, source.how, [source.tests], surroundings, of_source=source.version)
 
     return tried(source.name, source.version, source.how, run)
+
+
+def driven_teachers() -> Driven:
+    """Runs the tests of distillation from a teacher, in this environment and with the packages of the clients."""
+    surroundings = {source.variable: str(fetched(source)) for source in TEACHER_CLIENTS}
+    surroundings["PYTHONPATH"] = str(FOLDER / "teachers")
+    tests = ["tests/frameworks/test_teachers.py"]
+    return driven(
+        "teacher clients", Path(sys.executable), TEACHER_CODE, tests, surroundings, of_source=TEACHER_VERSIONS
+    )
 
 
 def tried(name: str, wanted: str, how: str, run: Callable[[], Driven]) -> Driven:

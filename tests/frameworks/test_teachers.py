@@ -1,7 +1,7 @@
 """Distillation from a running service by the clients' own code: TRL, prime-rl, slime and miles get exact log-probs.
 
 TRL is installed. The others are files of their repositories, with stand-ins for what these import and do not use here:
-FRAMEWORK_CHECKOUTS names a folder with the checkouts prime-rl, slime and miles.
+`make test-frameworks` fetches them and names them in the environment.
 """
 
 import asyncio
@@ -32,7 +32,6 @@ each_teacher = pytest.mark.parametrize(("name", "tilt"), TEACHERS.items())
 PROMPT, COMPLETION = [5, 6, 7, 30], [8, 9, 10, 200, 11]
 SEQUENCES = [[*PROMPT, *COMPLETION], [40, 41, 42], [9, 9, 9, 9, 9, 9]]
 PROMPTS = [4, 1, 3]
-CHECKOUTS = Path(os.environ.get("FRAMEWORK_CHECKOUTS", ".frameworks"))
 
 
 @dataclass(frozen=True)
@@ -132,11 +131,12 @@ def module(name: str, **members: object) -> ModuleType:
     return made
 
 
-def imported(monkeypatch: pytest.MonkeyPatch, file: str, stand_ins: Sequence[ModuleType]) -> ModuleType:
-    """A file of a checkout as a module. Skips the test if there is no such checkout."""
-    path = CHECKOUTS / file
-    if not path.is_file():
-        pytest.skip(f"needs {file} (FRAMEWORK_CHECKOUTS)")
+def imported(monkeypatch: pytest.MonkeyPatch, program: str, file: str, stand_ins: Sequence[ModuleType]) -> ModuleType:
+    """A file of a program's source as a module. Skips the test if there is no such source."""
+    folder = os.environ.get(f"DENSE_REWARD_SOURCE_{program}")
+    if folder is None:
+        pytest.skip(f"needs the source of {program}: make test-frameworks")
+    path = Path(folder) / file
     for stand_in in stand_ins:
         monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     spec = importlib.util.spec_from_file_location("client_under_test", path)
@@ -191,7 +191,7 @@ def test_prime_rls_scorer(running: Running, name: str, tilt: float, monkeypatch:
     ]
     parts = ["vllm", "entrypoints", "scale_out", "token_in_token_out"]
     stand_ins += [module(".".join(parts[: n + 1])) for n in range(len(parts))]
-    client = imported(monkeypatch, "prime-rl/src/prime_rl/utils/client.py", stand_ins)
+    client = imported(monkeypatch, "PRIME_RL", "src/prime_rl/utils/client.py", stand_ins)
     config = SimpleNamespace(
         base_url=f"{running.teacher(name)}/v1",
         api_key_var="NO_KEY",
@@ -248,7 +248,7 @@ def test_slimes_reward_function(running: Running, name: str, tilt: float, monkey
         module("slime.utils.processing_utils", encode_image_for_rollout_engine=None),
         module("slime.utils.types", Sample=Sample),
     ]
-    client = imported(monkeypatch, "slime/slime/rollout/on_policy_distillation.py", stand_ins)
+    client = imported(monkeypatch, "SLIME", "slime/rollout/on_policy_distillation.py", stand_ins)
     args = SimpleNamespace(rm_url=f"{running.teacher(name)}/generate", rollout_temperature=0.9)
     found = taught(client, args).teacher_log_probs
     logprob_TV = running.logprobs([*PROMPT, *COMPLETION], tilt, 0.9)[len(PROMPT) - 1 :]
@@ -259,7 +259,7 @@ def test_slimes_reward_function(running: Running, name: str, tilt: float, monkey
 def miles(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     pytest.importorskip("aiohttp")
     stand_ins = [module("miles"), module("miles.utils"), module("miles.utils.types", Sample=Sample)]
-    return imported(monkeypatch, "miles/miles/rollout/on_policy_distillation.py", stand_ins)
+    return imported(monkeypatch, "MILES", "miles/rollout/on_policy_distillation.py", stand_ins)
 
 
 @each_teacher
