@@ -43,6 +43,8 @@ class Columns:
         fields = self._fields(cells)
         if isinstance(fields, Faulty):
             return fields
+        if not _is_unicode(fields):
+            return Faulty("a text has a lone surrogate, which is not a Unicode character: remove it")
         try:
             return Item.model_validate(_chat_of_prompt(_lists_of_ids(fields), self.turns))
         except ValidationError as error:
@@ -128,6 +130,18 @@ def _chat_of_prompt(fields: Cells, turns: str) -> Cells:
     if isinstance(fields.get("messages"), list) and "score" not in fields:
         fields = {**fields, "score": turns}
     return fields
+
+
+def _is_unicode(value: object) -> bool:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return False
+        return True
+    if isinstance(value, Mapping):
+        return all(map(_is_unicode, (*value, *value.values())))
+    return not isinstance(value, list) or not value or isinstance(value[0], int) or all(map(_is_unicode, value))
 
 
 def _depth(value: object) -> int:

@@ -28,7 +28,7 @@ class ScoredRow:
 
 
 def scored_rows(file: Path) -> Iterator[ScoredRow | None]:
-    """The responses of a file; None for a row with an error. Raises BulkError if the file was not written by `score`."""
+    """The responses of a file; None for a row with an error. Raises BulkError if `score` did not write the file."""
     for cells in _cells(file):
         if not cells.get("reward") and cells.get("error"):
             yield None
