@@ -5,6 +5,7 @@ them. So columns, resuming and errors are the same as without Ray. Every node mu
 """
 
 import asyncio
+import logging
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -39,7 +40,8 @@ def score_with_ray(writer: Writing, settings: Settings, terms: ScoreTerms, worke
     """Score the rest of the input. Raises BulkError, SettingsError."""
     ray = library("ray", "--ray")
     data = library("ray.data", "--ray (with 'ray[data]')")
-    ray.init(address=workers.address, ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    ray.init(address=workers.address, ignore_reinit_error=True, log_to_driver=False, logging_level="warning")
     gpus = int(ray.cluster_resources().get("GPU", 0))
     count = workers.count or max(1, gpus)
     gpus_each = workers.gpus_each if workers.gpus_each is not None else float(gpus >= count)
@@ -54,7 +56,7 @@ def score_with_ray(writer: Writing, settings: Settings, terms: ScoreTerms, worke
         Worker,
         fn_constructor_args=(writer.job.source, writer.job.columns, settings, terms),
         batch_size=None,
-        concurrency=count,
+        compute=data.ActorPoolStrategy(size=count),
         num_gpus=gpus_each or None,
         num_cpus=None if gpus_each else 1,
     )
