@@ -32,7 +32,7 @@ from dense_reward.records import Engine, Trunk, Wants
 from dense_reward.schemas import Options
 from dense_reward.scoring.items import Limits, prepare
 from dense_reward.serving.loaders import LoadedPair, loader
-from dense_reward.settings import Settings
+from dense_reward.settings import Settings, read_settings
 
 from bench.circumstances import circumstances
 from bench.engines import trained
@@ -136,7 +136,8 @@ def overhead(file: Path, pair: Path, folder: Path) -> Json:
     """How much longer the whole command takes than the engine alone for the same rows, without loading."""
     lines = file.read_text().splitlines()[:REAL_ROWS]
     slices = [lines[start::SLICES] for start in range(SLICES)]
-    settings = chosen_pair(Settings(sft=pair / "sft", reference=pair / "reference", threads=1), None)
+    given = {"sft": str(pair / "sft"), "reference": str(pair / "reference"), "threads": "1"}
+    settings = chosen_pair(read_settings(given, ()), None)
     loaded = loader("torch")(settings, print, lambda call: call())
     seconds = asyncio.run(_both(settings, loaded, slices, folder))
     ratios = [whole / alone for whole, alone, _ in seconds]
@@ -181,7 +182,7 @@ def trunks_of(lines: Sequence[str], columns: Columns, loaded: LoadedPair) -> lis
     for line in lines:
         item = columns.item(json.loads(line))
         assert not isinstance(item, Faulty), item
-        trunks.append(prepare(item, Options(), loaded.encoder, limits).trunk)
+        trunks.append(prepare(item, Options.model_validate({}), loaded.encoder, limits).trunk)
     return trunks
 
 

@@ -15,7 +15,8 @@ from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic import JsonValue
 
-from dense_reward.bulk.arguments import OF_A_SERVER, add_score, add_stats
+from dense_reward.bulk.arguments import OF_A_SERVER, add_score
+from dense_reward.bulk.stats.arguments import add_stats
 from dense_reward.errors import BulkError, CheckpointError, RequestError, SettingsError
 from dense_reward.serving.pair_sources import first_pairs
 from dense_reward.settings import Settings, env_name, flag, read_settings

@@ -22,7 +22,7 @@ WINDOW_ROWS = 1024
 
 
 class Progress(Protocol):
-    """Told how many rows and tokens were done."""
+    """Called with the rows and tokens that were done."""
 
     def __call__(self, rows: int, tokens: int) -> None: ...
 

@@ -174,6 +174,8 @@ class DataSet:
         return map(Position, range(start.row, self.total, every))
 
     def rows(self, start: Position) -> Iterator[SourceRow]:
+        if start.row >= self.total:  # which `select` refuses
+            return
         rest = self.data.select(range(start.row, len(self.data))).with_format("arrow")
         number = start.row
         for table in rest.iter(READ_ROWS):
