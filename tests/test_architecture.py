@@ -64,6 +64,7 @@ TRAINER_ROOMS = {
 MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "tokenizers", "vllm", "accelerate", "peft", "flash_attn"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
 TRAINING_LIBRARIES = {"trl", "datasets", "matplotlib", "tqdm", "scipy"}
+DRAWS = {f"{SERVICE}.bulk.stats.picture": {"matplotlib"}}
 HEAVY = MODEL_LIBRARIES | WEB_LIBRARIES | TRAINING_LIBRARIES
 JOBS = {
     *(
@@ -288,14 +289,12 @@ def test_no_folder_holds_more_files_than_can_be_read_at_a_glance() -> None:
     report(f"at most {MAX_FILES} files", (f"{folder}: {n}" for folder, n in crowded.items() if n > MAX_FILES))
 
 
-def drawing(module: Module) -> set[str]:
-    return {"matplotlib"} if module.name == f"{SERVICE}.bulk.stats.picture" else set()
-
-
 def test_libraries_of_the_trainer_stay_out_of_the_service() -> None:
     forbid(
         f"{sorted(TRAINING_LIBRARIES)} belong to the trainer; one module of the service draws, with matplotlib",
-        lambda module, found: module.package == SERVICE and found.library in TRAINING_LIBRARIES - drawing(module),
+        lambda module, found: (
+            module.package == SERVICE and found.library in TRAINING_LIBRARIES - DRAWS.get(module.name, {*()})
+        ),
     )
 
 

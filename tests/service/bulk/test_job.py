@@ -163,7 +163,11 @@ def test_a_bad_row_stops_the_run_behind_the_rows_before_it_and_can_be_kept_later
 
 
 def test_faults_that_the_service_finds_belong_to_their_rows(tmp_path: Path) -> None:
-    rows = [{"prompt_ids": [1], "response_ids": [2]}, {"prompt_ids": [1], "response_ids": [9999]}, {"text": "ab"}]
+    rows: list[Json] = [
+        {"prompt_ids": [1], "response_ids": [2]},
+        {"prompt_ids": [1], "response_ids": [9999]},
+        {"text": "ab"},
+    ]
     out = tmp_path / "out.jsonl"
     run_fake(a_job(write_rows(tmp_path / "in.jsonl", rows), out, on_error="keep"))
     found = rows_of(out)
