@@ -12,7 +12,6 @@ import json
 import os
 import random
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -43,6 +42,7 @@ REAL_ROWS, SLICES, RAY_ROWS = 5_000, 10, 1_000
 GSM8K = {"prompt": "question", "response": "answer"}
 TOLERANCE_NATS = 1e-4
 Json = dict[str, object]
+Seconds = tuple[float, float]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="killed,overhead,ray", help="parts to measure, separated by commas")
     options = parser.parse_args(arguments)
     here = circumstances()  # read first: the results of this run make the checkout dirty
-    found: Json = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    found: Json = {}
     pair = None
     with tempfile.TemporaryDirectory() as folder:
         for part in options.only.split(","):
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 pair = pair or (options.run / "checkpoints" if options.run else trained(options.file))
                 measure = {"overhead": overhead, "ray": with_ray}[part]
                 found |= measure(options.file, pair, Path(folder))
+            found = (json.loads(RESULTS.read_text()) if RESULTS.exists() else {}) | found  # parts can run side by side
             found |= {"load_average": os.getloadavg()[0], **here}
             RESULTS.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2), f"wrote {RESULTS}", sep="\n")
@@ -133,28 +134,39 @@ def peak_bytes(process: int) -> int:
 
 
 def overhead(file: Path, pair: Path, folder: Path) -> Json:
-    """How much longer the whole command takes than the engine alone for the same rows, without loading."""
-    lines = file.read_text().splitlines()[:REAL_ROWS]
+    """How much more CPU time a whole job takes than the engine alone for the same rows, without loading.
+
+    CPU time, because other programs on the machine do not change it; both compute with one thread. Reading, encoding
+    and writing overlap with computing, so on a machine with a free core the seconds differ by less.
+    """
+    lines = file.read_text().splitlines()[: int(os.environ.get("BULK_ROWS", REAL_ROWS))]
     slices = [lines[start::SLICES] for start in range(SLICES)]
     given = {"sft": str(pair / "sft"), "reference": str(pair / "reference"), "threads": "1"}
     settings = chosen_pair(read_settings(given, ()), None)
     loaded = loader("torch")(settings, print, lambda call: call())
     seconds = asyncio.run(_both(settings, loaded, slices, folder))
-    ratios = [whole / alone for whole, alone, _ in seconds]
+    tokens = sum(count for _, _, count in seconds)
+    cpu, wall = ([(whole[kind], alone[kind]) for whole, alone, _ in seconds] for kind in (0, 1))
     return {
         "real_rows": len(lines),
-        "overhead": statistics.median(ratios) - 1,
-        "overhead_of_slices": [ratio - 1 for ratio in ratios],
-        "tokens": sum(tokens for _, _, tokens in seconds),
-        "tokens_per_s": sum(tokens for _, _, tokens in seconds) / sum(whole for whole, _, _ in seconds),
-        "engine_tokens_per_s": sum(tokens for _, _, tokens in seconds) / sum(alone for _, alone, _ in seconds),
+        "tokens": tokens,
+        "overhead": total(cpu),
+        "overhead_of_slices": [whole / alone - 1 for whole, alone in cpu],
+        "overhead_wall": total(wall),
+        "overhead_wall_of_slices": [whole / alone - 1 for whole, alone in wall],
+        "tokens_per_s": tokens / sum(whole for whole, _ in wall),
+        "engine_tokens_per_s": tokens / sum(alone for _, alone in wall),
     }
+
+
+def total(seconds: Sequence[Seconds]) -> float:
+    return sum(whole for whole, _ in seconds) / sum(alone for _, alone in seconds) - 1
 
 
 async def _both(
     settings: Settings, loaded: LoadedPair, slices: Sequence[Sequence[str]], folder: Path
-) -> list[tuple[float, float, int]]:
-    """Seconds of the whole job, seconds of the engine, and the tokens of each slice."""
+) -> list[tuple[Seconds, Seconds, int]]:
+    """CPU seconds and seconds of the whole job, the same of the engine alone, and the tokens of each slice."""
     scorer = LocalScorer(settings, ScoreTerms())
     await scorer.start()
     columns = Columns(GSM8K, "last", ScoreTerms().columns)
@@ -163,15 +175,15 @@ async def _both(
         file = folder / f"slice{index}.jsonl"
         file.write_text("\n".join(lines) + "\n")
         trunks = trunks_of(lines, columns, loaded)
-        alone_s = engine_seconds(loaded.engine, trunks, settings.max_batch_tokens) if index % 2 else 0.0
-        started_s = time.perf_counter()
+        alone = engine_seconds(loaded.engine, trunks, settings.max_batch_tokens) if index % 2 else None
+        started = now()
         job = Job(open_source(str(file)), folder / f"slice{index}.out.jsonl", columns, {})
         with opened(job, lambda rows, tokens: None) as writer:
             await score(writer, scorer)
-        whole_s = time.perf_counter() - started_s
-        alone_s = alone_s or engine_seconds(loaded.engine, trunks, settings.max_batch_tokens)
-        found.append((whole_s, alone_s, writer.state.tokens))
-        print(f"  slice {index}: {whole_s:.1f} s, engine alone {alone_s:.1f} s", flush=True)
+        whole = since(started)
+        alone = alone or engine_seconds(loaded.engine, trunks, settings.max_batch_tokens)
+        found.append((whole, alone, writer.state.tokens))
+        print(f"  slice {index}: CPU {whole[0]:.1f} s, engine alone {alone[0]:.1f} s", flush=True)
     await scorer.close()
     return found
 
@@ -186,9 +198,17 @@ def trunks_of(lines: Sequence[str], columns: Columns, loaded: LoadedPair) -> lis
     return trunks
 
 
-def engine_seconds(engine: Engine, trunks: Sequence[Trunk], max_batch_tokens: int) -> float:
-    """Seconds of the engine for full batches in the order of the rows, one after another."""
-    started_s = time.perf_counter()
+def now() -> Seconds:
+    return time.process_time(), time.perf_counter()
+
+
+def since(started: Seconds) -> Seconds:
+    return time.process_time() - started[0], time.perf_counter() - started[1]
+
+
+def engine_seconds(engine: Engine, trunks: Sequence[Trunk], max_batch_tokens: int) -> Seconds:
+    """CPU seconds and seconds of the engine for full batches in the order of the rows, one after another."""
+    started = now()
     batch: list[Trunk] = []
     for trunk in [*trunks, None]:
         if batch and (trunk is None or sum(each.tokens for each in [*batch, trunk]) > max_batch_tokens):
@@ -196,7 +216,7 @@ def engine_seconds(engine: Engine, trunks: Sequence[Trunk], max_batch_tokens: in
             batch = []
         if trunk is not None:
             batch.append(trunk)
-    return time.perf_counter() - started_s
+    return since(started)
 
 
 def with_ray(file: Path, pair: Path, folder: Path) -> Json:

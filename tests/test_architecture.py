@@ -94,7 +94,6 @@ MUST_NOT_IMPORT = {
         "batching.packing": HEAVY,
         "batching.scheduler": HEAVY | {"threading", "concurrent", "time"},
         "batching.worker_threads": HEAVY | QUEUE,
-        "bulk.windows": HEAVY | NETWORK | {f"{SERVICE}.engines", f"{SERVICE}.serving"},
         "checkpoints.atomic_file": HEAVY,
         "checkpoints.versions": HEAVY,
         "client.responses": HEAVY | {"httpx2"},

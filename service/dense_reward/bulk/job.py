@@ -136,6 +136,7 @@ def opened(job: Job, progress: Progress) -> Iterator[Writing]:
             yield writer
             return
         with writing(job.out):
+            state.save(state_file(job.out))  # before the output: one without a state is not ours
             output.begin(state.written)
         try:
             yield writer

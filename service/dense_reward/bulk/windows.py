@@ -1,4 +1,4 @@
-"""Cuts an input into windows, and scores several windows at the same time, in order. Knows no engine and no file."""
+"""Cuts an input into windows, and scores several windows at the same time, in order."""
 
 import asyncio
 from collections import deque
