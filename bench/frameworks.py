@@ -1,7 +1,8 @@
 """Drives other programs' own code with a real service; writes bench/results/frameworks.json.
 
-Each program has tests that import the installed package: TRL in this environment, verl in `.venv-verl`
-(`make test-frameworks` makes it). A tiny chat model and its half-way reference are trained and served for them.
+Each program has tests that import the installed package: TRL in this environment, verl in `.venv-verl` and Ray in
+`.venv-ray` (`make test-frameworks` makes them). A tiny chat model and its half-way reference are trained and served for
+them.
 """
 
 import json
@@ -20,8 +21,9 @@ from bench.circumstances import circumstances
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "bench" / "results" / "frameworks.json"
+RAY = ROOT / ".venv-ray" / "bin" / "python"
 VERL = ROOT / ".venv-verl" / "bin" / "python"
-PATHS = os.pathsep.join(str(ROOT / package) for package in ("service", "trainer"))
+PATHS = os.pathsep.join(str(ROOT / package) for package in ("service", "trainer", "tests/support"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,7 @@ def main() -> int:
                     "its trainers, three steps; two processes",
                     ["tests/trainer/integrations"],
                 ),
+                driven("ray", RAY, "bulk scoring with two local workers, one killed", ["tests/frameworks/test_ray.py"]),
                 driven(
                     "verl", VERL, "its agent loop, storage and advantages", ["tests/frameworks/test_verl.py"], place
                 ),

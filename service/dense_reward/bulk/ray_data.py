@@ -39,7 +39,7 @@ class Workers:
 def score_with_ray(writer: Writing, settings: Settings, terms: ScoreTerms, workers: Workers) -> None:
     """Score the rest of the input. Raises BulkError, SettingsError."""
     ray = library("ray", "--ray")
-    data = library("ray.data", "--ray (with 'ray[data]')")
+    data = library("ray.data", "--ray (its part ray[data])")
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     ray.init(address=workers.address, ignore_reinit_error=True, log_to_driver=False, logging_level="warning")
     gpus = int(ray.cluster_resources().get("GPU", 0))

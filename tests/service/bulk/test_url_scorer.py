@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from bulk_runs import TERMS, a_job, rows_of, run_fake, write_rows
+from bulk_runs import TERMS, Json, a_job, rows_of, run_fake, write_rows
 from dense_reward.bulk.job import Job, Writing, opened, score
 from dense_reward.bulk.url_scorer import UrlScorer
 from dense_reward.errors import BulkError
 from running_service import served
 
 pytestmark = pytest.mark.slow
-ROWS = [
+ROWS: list[Json] = [
     *({"prompt": f"{n}+1", "responses": [f"{n + 1}", "x"]} for n in range(40)),
     {"prompt_ids": [1], "response_ids": [9999]},
     {"prompt_ids": [1], "response_ids": [2, 3]},
