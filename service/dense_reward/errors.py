@@ -104,3 +104,7 @@ class EngineLostError(Exception):
 
 class SettingsError(Exception):
     """An invalid setting. The message names its flag and, if the value is at fault, its environment variable."""
+
+
+class BulkError(Exception):
+    """Bulk scoring cannot go on. What was written stays; the message gives the reason and the cure."""

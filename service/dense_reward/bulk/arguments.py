@@ -1,0 +1,69 @@
+"""Arguments of the command `score`. What it does is imported only when it runs."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+from dense_reward.schemas import ArrayName
+from dense_reward.settings import Settings
+
+ReadSettings = Callable[[argparse.Namespace], Settings]
+DEFAULT_ARRAYS: tuple[ArrayName, ...] = ("token_ids", "tokens", "reward", "sft_logprob", "reference_logprob")
+"""`tokens` is here because statistics need no tokenizer then."""
+ARRAYS = tuple(name for name in get_args(ArrayName) if name != "candidate_sft_logprob")
+OF_A_SERVER = frozenset(
+    {
+        *("host", "port", "api_keys_file", "open_metrics", "tls_certificate", "tls_private_key", "isolate_keys"),
+        *("max_queue_tokens", "max_body_bytes", "max_heatmap_tokens", "max_arrival_s", "max_request_s"),
+        *("results_bytes", "drain_s", "checkpoints_folder", "otlp_endpoint"),
+    }
+)
+"""Settings that only a server needs."""
+
+
+def add_score(parser: argparse.ArgumentParser, read: ReadSettings) -> None:
+    """Arguments of `score`; `read` makes the settings of the pair, whose flags the parser already has."""
+    parser.add_argument(
+        "file", metavar="FILE", help=".jsonl or .parquet file, folder that datasets saved, or NAME:SPLIT"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="output: .jsonl or .parquet")
+    parser.add_argument("--config", metavar="TEXT", help="configuration of a data set, such as main")
+    parser.add_argument("--columns", metavar="FIELD=COLUMN,...", help="such as prompt=question,response=answer")
+    parser.add_argument(
+        "--turns",
+        choices=["last", "all_assistant"],
+        default="last",
+        help="which assistant messages of a chat are scored; default last",
+    )
+    parser.add_argument(
+        "--include",
+        metavar="NAME,...",
+        help=f"arrays per token; of {','.join(ARRAYS)}; default {','.join(DEFAULT_ARRAYS)}",
+    )
+    parser.add_argument("--render", choices=["chat", "raw"], help="raw: the texts are already rendered")
+    parser.add_argument(
+        "--add-eos", action=argparse.BooleanOptionalAction, default=None, help="end each response with end of turn"
+    )
+    parser.add_argument("--model", metavar="TEXT", help="name of the pair, of several; default the first")
+    parser.add_argument(
+        "--on-error",
+        choices=["fail", "keep"],
+        default="fail",
+        help="a row that cannot be scored: fail stops there, keep writes it with its error; default fail",
+    )
+    parser.add_argument("--shard", metavar="K/N", help="the K-th of N shares of the rows, from 1: 3/8")
+    parser.add_argument("--overwrite", action="store_true", help="begin again, and remove what --out holds")
+    parser.add_argument("--url", action="append", metavar="URL", help="score with a service; repeat it for several")
+    parser.add_argument("--url-key-file", type=Path, metavar="PATH", help="file with the API key of the services")
+    parser.add_argument("--ray", action="store_true", help="score on Ray Data: an actor for each GPU")
+    parser.add_argument("--ray-workers", type=int, metavar="N", help="actors; default one for each GPU of the cluster")
+    parser.add_argument("--ray-gpus", type=float, metavar="X", help="GPUs of an actor; default 1, without GPUs 0")
+    parser.add_argument("--ray-address", metavar="TEXT", help="address of the cluster; default this machine's, or new")
+    parser.set_defaults(command=lambda options: _score(options, read))
+
+
+def _score(options: argparse.Namespace, read: ReadSettings) -> int:
+    from dense_reward.bulk.command import score_file  # noqa: PLC0415 - imports the service
+
+    return score_file(options, read)

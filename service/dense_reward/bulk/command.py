@@ -1,0 +1,149 @@
+"""The command `score`."""
+
+import argparse
+import asyncio
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dense_reward.bulk.arguments import ARRAYS, ReadSettings
+from dense_reward.bulk.columns import Columns, parse_columns
+from dense_reward.bulk.job import Job, Progress, Writing, opened, score
+from dense_reward.bulk.local_scorer import LocalScorer, ScoreTerms, chosen_pair
+from dense_reward.bulk.outputs import remove_output
+from dense_reward.bulk.run_state import locked, state_file
+from dense_reward.bulk.sources import library, open_source
+from dense_reward.bulk.url_scorer import UrlScorer
+from dense_reward.bulk.windows import Shard
+from dense_reward.errors import BulkError, SettingsError
+from dense_reward.settings import Settings, flag
+
+
+def score_file(options: argparse.Namespace, read: ReadSettings) -> int:
+    """Score a file or data set, and say what to run next. Raises SettingsError, CheckpointError, BulkError."""
+    _check_together(options)
+    terms = _terms(options)
+    columns = Columns(parse_columns(options.columns), options.turns, terms.columns)
+    shard = parse_shard(options.shard)
+    settings = None if options.url else chosen_pair(read(options), terms.model)
+    source = open_source(options.file, options.config)
+    chosen = {
+        "columns": columns.mapping,
+        "turns": options.turns,
+        "include": list(terms.columns),
+        "render": terms.render,
+        "add_eos": terms.add_eos,
+        "shard": f"{shard.index}/{shard.of}",
+    }
+    job = Job(source, options.out, columns, chosen, shard, options.on_error)
+    if options.overwrite:
+        with locked(job.out):
+            remove_output(job.out)
+            state_file(job.out).unlink(missing_ok=True)
+    with progress_bar(job.total) as progress, opened(job, progress) as writer:
+        progress(writer.state.rows, 0)
+        if not writer.state.done:
+            _fill(writer, settings, terms, options)
+    return _report(writer, options)
+
+
+def _check_together(options: argparse.Namespace) -> None:
+    if options.url and options.ray:
+        raise SettingsError("--ray loads the pair into its actors: leave out --url, or --ray")
+    given = [name for name in Settings.model_fields if hasattr(options, name) and not name.startswith("log_")]
+    if options.url and given:
+        raise SettingsError(f"with --url, the service has the pair: leave out {flag(given[0])}, or --url")
+    if options.ray and options.shard:
+        raise SettingsError("--ray divides the rows itself: leave out --shard")
+    if options.url_key_file and not options.url:
+        raise SettingsError("--url-key-file is the key of services: give --url too")
+    if Path(options.file).exists() and options.out.exists() and options.out.samefile(options.file):
+        raise SettingsError(f"--out {options.out} is the input: name another file")
+
+
+def _terms(options: argparse.Namespace) -> ScoreTerms:
+    names = tuple(filter(None, (name.strip() for name in (options.include or "").split(","))))
+    unknown = [name for name in names if name not in ARRAYS]
+    if unknown:
+        raise SettingsError(f"--include {unknown[0]} is no array; there are {', '.join(ARRAYS)}")
+    return ScoreTerms(tuple(dict.fromkeys(names)), options.model, options.render, options.add_eos)
+
+
+def parse_shard(text: str | None) -> Shard:
+    """The shard of "3/8". Raises SettingsError."""
+    if text is None:
+        return Shard()
+    matched = re.fullmatch(r"(\d+)/(\d+)", text)
+    if matched is None or not 1 <= int(matched[1]) <= int(matched[2]):
+        raise SettingsError(f"--shard {text} is not K/N with K from 1 to N, such as 3/8")
+    return Shard(int(matched[1]), int(matched[2]))
+
+
+def _fill(writer: Writing, settings: Settings | None, terms: ScoreTerms, options: argparse.Namespace) -> None:
+    if options.ray and settings is not None:
+        from dense_reward.bulk.ray_data import Workers, score_with_ray
+
+        workers = Workers(options.ray_workers, options.ray_gpus, options.ray_address)
+        score_with_ray(writer, settings, terms, workers)
+        return
+    asyncio.run(_fill_here(writer, settings, terms, options))
+
+
+async def _fill_here(
+    writer: Writing, settings: Settings | None, terms: ScoreTerms, options: argparse.Namespace
+) -> None:
+    scorer: LocalScorer | UrlScorer
+    if settings is None:
+        scorer = UrlScorer(options.url, _key(options.url_key_file), terms)
+    else:
+        scorer = LocalScorer(settings, terms)
+    try:
+        await scorer.start()
+        await score(writer, scorer)
+    finally:
+        await scorer.close()
+
+
+def _key(file: Path | None) -> str | None:
+    try:
+        return None if file is None else file.read_text("utf-8").strip()
+    except OSError as error:
+        raise SettingsError(f"--url-key-file {file}: {error.strerror}") from None
+
+
+@contextmanager
+def progress_bar(total: int) -> Iterator[Progress]:
+    """Rows, tokens per second and the time left, on stderr."""
+    bar = library("tqdm", "the progress bar").tqdm(total=total, unit=" rows", file=sys.stderr, smoothing=0.05)
+    seen = 0
+
+    def progress(rows: int, tokens: int) -> None:
+        nonlocal seen
+        seen += tokens
+        if not tokens:  # rows of an earlier run say nothing about the speed
+            bar.initial = bar.n = bar.n + rows
+            bar.refresh()
+            return
+        elapsed = bar.format_dict["elapsed"]
+        bar.set_postfix_str(f"{seen / elapsed:,.0f} tokens/s" if elapsed else "", refresh=False)
+        bar.update(rows)
+
+    try:
+        yield progress
+    finally:
+        bar.close()
+
+
+def _report(writer: Writing, options: argparse.Namespace) -> int:
+    state, out = writer.state, writer.job.out
+    errors = f", {state.errors} of them with an error" if state.errors else ""
+    print(f"{out}: {state.rows} rows{errors}, {state.output_rows} responses, {state.tokens:,} tokens")
+    shard = writer.job.shard
+    others = f" and the outputs of the other {shard.of - 1} shards" if shard.of > 1 else ""
+    print(f"next: dense-reward stats {shlex.quote(str(out))}{others}")
+    if state.rows and state.errors == state.rows:
+        raise BulkError(f"no row could be scored: the column error of {out} says why")
+    return 0

@@ -1,0 +1,1 @@
+"""Statistics of scored files: distributions of the reward by position, length and token class, and lowest spans."""

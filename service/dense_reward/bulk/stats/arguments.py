@@ -1,0 +1,21 @@
+"""Arguments of the command `stats`. What it does is imported only when it runs."""
+
+import argparse
+from pathlib import Path
+
+
+def add_stats(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `stats`."""
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE", help="outputs of dense-reward score")
+    parser.add_argument("--lowest", type=int, default=20, metavar="N", help="spans of lowest reward; default 20")
+    parser.add_argument("--span", type=int, default=5, metavar="N", help="tokens of a span; default 5")
+    parser.add_argument("--plot", type=Path, metavar="PATH", help="picture; default the first FILE with .stats.png")
+    parser.add_argument("--no-plot", action="store_true", help="draw no picture")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the numbers as JSON too")
+    parser.set_defaults(command=_stats)
+
+
+def _stats(options: argparse.Namespace) -> int:
+    from dense_reward.bulk.stats.command import print_stats  # noqa: PLC0415
+
+    return print_stats(options)

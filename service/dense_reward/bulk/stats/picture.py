@@ -1,0 +1,39 @@
+"""Draws the statistics: medians, and the ranges that hold half and nine tenths of the values."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from dense_reward.bulk.stats.collected import Collected
+from dense_reward.bulk.stats.quantiles import Distribution
+
+
+def draw(collected: Collected, path: Path) -> None:
+    """Write the picture; its suffix chooses the format."""
+    panels = {
+        "reward by position in the response": collected.positions,
+        "mean reward of a response by its length": collected.lengths,
+        "reward by class of token": collected.classes,
+    }
+    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    for axes, (title, rows) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        _panel(axes, title, rows)
+    figure.savefig(path, dpi=120)
+
+
+def _panel(axes: Axes, title: str, rows: Sequence[tuple[str, Distribution]]) -> None:
+    places = range(len(rows))
+    outer = [(d.p5, d.p95) for _, d in rows]
+    inner = [(d.p25, d.p75) for _, d in rows]
+    if rows:
+        axes.vlines(places, *zip(*outer, strict=True), color="tab:blue", alpha=0.4, label="5 % to 95 %")
+        axes.vlines(places, *zip(*inner, strict=True), color="tab:blue", linewidth=5, label="25 % to 75 %")
+        axes.plot(places, [d.p50 for _, d in rows], "o", color="black", markersize=4, label="median")
+        axes.legend(fontsize=8)
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.set_xticks(list(places), [name for name, _ in rows], rotation=45, ha="right")
+    axes.set_ylabel("nats")
+    axes.set_title(title)
+    axes.grid(axis="y", alpha=0.3)

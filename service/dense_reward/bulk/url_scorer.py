@@ -1,0 +1,124 @@
+"""Scores items with services behind URLs."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
+from dense_reward.bulk.local_scorer import ScoreTerms, identity_of, output_columns
+from dense_reward.bulk.records import Faulty, Outcome
+from dense_reward.bulk.windows import PartFailedError, halved_if_refused
+from dense_reward.client.client import AsyncClient
+from dense_reward.client.errors import ClientError, ScoringError
+from dense_reward.client.requests import ScoreOptions
+from dense_reward.client.results import ScoredResponse
+from dense_reward.errors import BulkError, SettingsError
+from dense_reward.schemas import Item, ModelCard
+
+TIMEOUT_S, RETRY_FOR_S = 300.0, 600.0
+WINDOW_CHARACTERS = 262_144
+WINDOWS_EACH = 3
+"""Windows that each service has at the same time: one is computed, one waits, one is on its way."""
+
+
+class UrlScorer:
+    """Services of one pair. Each window goes to the service with the fewest; the revision of the start is pinned."""
+
+    def __init__(self, urls: Sequence[str], api_key: str | None, terms: ScoreTerms) -> None:
+        """Raises SettingsError for an invalid URL."""
+        try:
+            self._clients = {
+                url: AsyncClient(url, timeout_s=TIMEOUT_S, retry_for_s=RETRY_FOR_S, api_key=api_key) for url in urls
+            }
+        except ValueError as error:
+            raise SettingsError(f"--url: {error}") from None
+        self._terms = terms
+        self._waiting = dict.fromkeys(urls, 0)
+        self._options = ScoreOptions()
+        self.card: ModelCard
+
+    @property
+    def characters(self) -> int:
+        return WINDOW_CHARACTERS
+
+    @property
+    def parallel(self) -> int:
+        return WINDOWS_EACH * len(self._clients)
+
+    @property
+    def identity(self) -> Mapping[str, object]:
+        return identity_of(self.card)
+
+    async def start(self) -> None:
+        """Ask every service what it serves. Raises BulkError if one does not answer, or serves something else."""
+        cards = await asyncio.gather(*(self._card_of(url) for url in self._clients))
+        first = cards[0]
+        for url, card in zip(self._clients, cards, strict=True):
+            if (card.revision, card.tokenizer_sha256) != (first.revision, first.tokenizer_sha256):
+                raise BulkError(f"{url} serves revision {card.revision}, another one {first.revision}: serve one pair")
+        self.card = first
+        self._options = ScoreOptions(
+            render=self._terms.render,
+            add_eos=self._terms.add_eos,
+            model=first.name,
+            priority="bulk",
+            tokenizer_sha256=first.tokenizer_sha256,
+            expect_revision=first.revision,
+            include=self._terms.offered_by(first),
+        )
+
+    async def score(self, items: Sequence[Item]) -> tuple[list[Outcome], int]:
+        return await halved_if_refused(items, self._score)
+
+    async def close(self) -> None:
+        for client in self._clients.values():
+            await client.close()
+
+    async def _card_of(self, url: str) -> ModelCard:
+        try:
+            cards = await self._clients[url].models()
+        except ClientError as error:
+            raise BulkError(f"{url}: {error}") from None
+        for card in cards:
+            if self._terms.model in (None, card.name):
+                return card
+        names = ", ".join(card.name for card in cards)
+        raise BulkError(f"{url} serves no {self._terms.model}: --model must be one of {names}")
+
+    async def _score(self, items: Sequence[Item]) -> tuple[list[Outcome], int]:
+        url = min(self._waiting, key=lambda url: self._waiting[url])
+        self._waiting[url] += 1
+        sent = [item.model_dump(exclude_none=True) for item in items]
+        try:
+            scored = await self._clients[url].score_items(sent, on_error="per_item", options=self._options)
+        except ScoringError as error:
+            if error.code in {"body_too_large", "too_long", "out_of_memory", "deadline_exceeded"}:
+                raise PartFailedError(str(error)) from None
+            raise BulkError(f"{url}: {error}") from None
+        except ClientError as error:
+            raise BulkError(f"{url}: {error}") from None
+        except (TypeError, ValueError) as error:  # the client refuses what JSON cannot hold
+            raise PartFailedError(str(error)) from None
+        finally:
+            self._waiting[url] -= 1
+        usage = scored.usage
+        return _outcomes(len(items), scored.results, self._terms.columns), usage.prompt_tokens + usage.response_tokens
+
+
+def _outcomes(count: int, results: Sequence[ScoredResponse], include: Sequence[str]) -> list[Outcome]:
+    found: list[list[dict[str, object]]] = [[] for _ in range(count)]
+    failed: dict[int, Faulty] = {}
+    for result in results:
+        if result.error is not None:
+            failed[result.item] = Faulty(f"{result.error.code}: {result.error.message}")
+        else:
+            found[result.item].append(_columns(result, include))
+    return [failed.get(index, responses) for index, responses in enumerate(found)]
+
+
+def _columns(result: ScoredResponse, include: Sequence[str]) -> dict[str, object]:
+    """The columns of a local scorer: token_ids, which the client always gets for ids, only if they are included."""
+    values = {each.name: getattr(result, each.name) for each in fields(result) if each.name != "error"}
+    wanted = {*include, "candidate_reward", "segments", "sum", "mean", "min", "length"}
+    always = {"sum", "mean", "min", "length"}
+    present = {name: v for name, v in values.items() if name in wanted and (v is not None or name in always)}
+    return output_columns(present | ({"tokens": list(result.tokens)} if "tokens" in present and result.tokens else {}))

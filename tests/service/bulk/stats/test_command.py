@@ -1,0 +1,99 @@
+"""The command `stats`, on files of known rewards."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+from bulk_runs import FakeScorer, Json, a_job, run, sums_file, write_rows
+from dense_reward.bulk.stats.arguments import add_stats
+from dense_reward.bulk.stats.command import print_stats
+from dense_reward.errors import BulkError, SettingsError
+
+
+def stats(*arguments: str) -> Json:
+    """The numbers that the command writes."""
+    parser = argparse.ArgumentParser()
+    add_stats(parser)
+    numbers = Path(arguments[0]).parent / "numbers.json"
+    assert print_stats(parser.parse_args([*arguments, "--json", str(numbers)])) == 0
+    found: Json = json.loads(numbers.read_text("utf-8"))
+    return found
+
+
+def scored(folder: Path, name: str, rewards: list[list[float]]) -> Path:
+    rows = [
+        {
+            "row": n,
+            "response_index": 0,
+            "error": None,
+            "reward": reward,
+            "tokens": [f" t{i}"[:2] for i in range(len(reward))],
+        }
+        for n, reward in enumerate(rewards)
+    ]
+    return write_rows(folder / name, rows)
+
+
+def test_values_are_grouped_by_position_and_length(tmp_path: Path) -> None:
+    one = scored(tmp_path, "one.jsonl", [[1.0, 2.0, 3.0, 4.0]])
+    other = scored(tmp_path, "other.jsonl", [[-5.0], []])
+    found = stats(str(one), str(other), "--no-plot")
+    assert found["responses"] == 3
+    assert {name: group["mean"] for name, group in found["by_position"].items()} == {"0": -2.0, "1-2": 2.5, "3-6": 4.0}
+    assert {name: group["mean"] for name, group in found["by_length"].items()} == {"1": -5.0, "4-7": 2.5}
+    assert (found["sums"]["min"], found["sums"]["max"]) == (-5.0, 10.0)
+    assert found["by_class"]["word start"]["count"] == 5
+
+
+def test_the_lowest_spans_are_found_and_shown_in_their_context(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [[0.0] * 6 for _ in range(30)]
+    rows[17][3:5] = [-8.0, -4.0]
+    rows[9][0] = -2.0
+    found = stats(str(scored(tmp_path, "one.jsonl", rows)), "--no-plot", "--lowest", "2", "--span", "2")
+    places = [(span["row"], span["start"], span["end"], span["mean"]) for span in found["lowest"]]
+    assert places == [(17, 3, 5, -6.0), (9, 0, 2, -1.0)]
+    assert "row 17, response 0, tokens 3-4:  t t t« t t» t" in capsys.readouterr().out
+
+
+def test_it_reads_what_score_writes_and_draws(tmp_path: Path) -> None:
+    for suffix in ("jsonl", "parquet"):
+        run(a_job(sums_file(tmp_path, 40), tmp_path / f"out.{suffix}"), FakeScorer())
+    jsonl, parquet = (stats(str(tmp_path / f"out.{suffix}")) for suffix in ("jsonl", "parquet"))
+    assert jsonl["responses"] == 40
+    assert jsonl["by_class"] == parquet["by_class"]
+    assert (tmp_path / "out.stats.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_output_that_is_not_complete_is_read_as_far_as_it_is_safe(tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    with pytest.raises(BulkError):
+        run(a_job(sums_file(tmp_path, 60), out), FakeScorer(40, BulkError("gone")))
+    with out.open("ab") as end:
+        end.write(b'{"prompt": "cut')
+    assert 0 < stats(str(out), "--no-plot")["responses"] < 60
+
+
+def test_rows_with_an_error_are_counted_apart(tmp_path: Path) -> None:
+    rows: list[Json] = [{"row": 0, "error": "too long"}, {"row": 1, "reward": [1.0], "error": None}]
+    found = stats(str(write_rows(tmp_path / "out.jsonl", rows)), "--no-plot")
+    assert (found["responses"], found["errors"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [('{"a": 1}\n', "has no rewards"), ('{"row": 0, "rew', "is cut or no JSON"), ("[1]\n", "no JSON object")],
+    ids=["other", "cut", "list"],
+)
+def test_other_files_are_refused(tmp_path: Path, content: str, reason: str) -> None:
+    (tmp_path / "a.jsonl").write_text(content)
+    with pytest.raises(BulkError, match=reason):
+        stats(str(tmp_path / "a.jsonl"))
+
+
+def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:
+    file = scored(tmp_path, "one.jsonl", [[1.0]])
+    with pytest.raises(SettingsError, match="named twice"):
+        stats(str(file), str(file))

@@ -1,0 +1,112 @@
+"""Which columns become an item, and which columns an output row has."""
+
+from typing import Any
+
+import pytest
+from dense_reward.bulk.columns import Columns, parse_columns, weight
+from dense_reward.bulk.records import Faulty, Outcome, Position, SourceRow
+from dense_reward.errors import SettingsError
+from dense_reward.schemas import Item
+
+ARRAYS = ("token_ids", "reward")
+BY_NAME = Columns({}, "last", ARRAYS)
+
+
+def item(cells: dict[str, Any], columns: Columns = BY_NAME) -> Item:
+    found = columns.item(cells)
+    assert isinstance(found, Item), found
+    return found
+
+
+@pytest.mark.parametrize(
+    ("cells", "form"),
+    [
+        ({"prompt": "a", "response": "b", "score": 0.9}, "prompt"),
+        ({"prompt": "a", "responses": ["b", "c"]}, "prompt"),
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "messages"),
+        ({"prompt_ids": [1], "response_ids": [2, 3]}, "ids"),
+        ({"token_ids": [1, 2], "score_mask": [0, 1], "text": None}, "stream"),
+        ({"text": "a b"}, "text"),
+    ],
+    ids=["prompt", "responses", "messages", "ids", "stream", "text"],
+)
+def test_each_form_is_found_by_the_names_of_its_columns(cells: dict[str, Any], form: str) -> None:
+    assert item(cells).form == form
+
+
+def test_a_flat_list_of_ids_is_the_only_response() -> None:
+    assert item({"prompt_ids": [1], "response_ids": [2, 3]}).response_ids == [[2, 3]]
+    assert item({"prompt_ids": [1], "response_ids": [[2], [3]]}).response_ids == [[2], [3]]
+    assert item({"prompt_ids": [1], "response_ids": []}).response_ids == [[]]
+
+
+def test_a_prompt_of_messages_becomes_a_chat_that_ends_with_the_response() -> None:
+    chat = item({"prompt": [{"role": "user", "content": "a"}], "response": "b"})
+    assert [message.role for message in chat.messages or ()] == ["user", "assistant"]
+    assert chat.score == "last"
+
+
+def test_a_mapping_reads_its_columns_only() -> None:
+    columns = Columns({"prompt": "question", "response": "answer"}, "last", ARRAYS)
+    assert item({"question": "a", "answer": "b", "text": "c"}, columns).response == "b"
+    missing = columns.item({"question": "a"})
+    assert isinstance(missing, Faulty)
+    assert "no column 'answer'" in missing.message
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        ({"prompt": "a", "response": "b", "text": "c"}, "this has prompt and text"),
+        ({"question": "a"}, "--columns FIELD=COLUMN"),
+        ({"prompt": "a", "response": 3}, "response: Input should be a valid string"),
+        ({"text": "\ud800"}, "lone surrogate"),
+        ({"messages": [{"role": "user", "content": "\udfff"}]}, "lone surrogate"),
+    ],
+    ids=["two_forms", "no_form", "number", "surrogate", "surrogate_in_chat"],
+)
+def test_a_row_that_is_no_item_says_why(cells: dict[str, Any], reason: str) -> None:
+    found = BY_NAME.item(cells)
+    assert isinstance(found, Faulty)
+    assert reason in found.message
+
+
+@pytest.mark.parametrize("text", ["prompt", "prompt=", "nothing=a", "prompt=a,prompt=b"])
+def test_a_wrong_mapping_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match="--columns"):
+        parse_columns(text)
+
+
+def test_a_mapping_is_parsed() -> None:
+    assert parse_columns("prompt=question, response=answer") == {"prompt": "question", "response": "answer"}
+    assert parse_columns(None) == {}
+
+
+def output(cells: dict[str, Any], outcome: Outcome, columns: Columns = BY_NAME) -> list[dict[str, Any]]:
+    return list(columns.output_rows(SourceRow(4, cells, Position(5)), outcome))
+
+
+def test_each_response_has_a_row_with_its_own_response() -> None:
+    rows = output({"prompt": "a", "responses": ["b", "c"], "id": 7}, [{"reward": [1.0]}, {"reward": [2.0]}])
+    assert [(row["row"], row["response_index"], row["responses"], row["id"]) for row in rows] == [
+        (4, 0, "b", 7),
+        (4, 1, "c", 7),
+    ]
+
+
+def test_a_single_flat_response_stays_whole() -> None:
+    rows = output({"prompt_ids": [1], "response_ids": [2, 3]}, [{"reward": [1.0, 2.0]}])
+    assert rows[0]["response_ids"] == [2, 3]
+
+
+def test_columns_of_the_input_that_are_named_like_ours_are_kept_under_another_name() -> None:
+    row = output({"token_ids": [1, 2], "score_mask": [0, 1], "row": "x"}, [{"token_ids": [2], "reward": [1.0]}])[0]
+    assert (row["token_ids"], row["input_token_ids"], row["row"], row["input_row"]) == ([2], [1, 2], 4, "x")
+
+
+def test_a_faulty_row_keeps_its_columns_and_has_its_error() -> None:
+    assert output({"prompt": "a"}, Faulty("too long")) == [{"prompt": "a", "row": 4, "error": "too long"}]
+
+
+def test_ids_weigh_as_much_as_their_text() -> None:
+    assert weight({"prompt": "abcd", "ids": [1, 2], "nested": [["ab"], [3]], "none": None}) == 4 + 8 + 2 + 4 + 4

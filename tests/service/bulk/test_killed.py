@@ -1,0 +1,71 @@
+"""The command as a process that is killed: no row is lost, none is doubled."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from bulk_runs import rows_of, sums_file
+from dense_reward.settings import ENV_PREFIX
+
+pytestmark = pytest.mark.slow
+ROWS = 3000
+SOON = "from dense_reward.bulk import job; job.SYNC_S = 0.0; job.WINDOW_ROWS = 50; import sys; "
+MAIN = SOON + "from dense_reward.cli import main; sys.exit(main())"
+
+
+def started(file: Path, out: Path, *options: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", MAIN, "score", str(file), "--out", str(out), "--engine", "fake", *options]
+    settings = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+    return subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_three_kills_lose_and_double_no_row(tmp_path: Path, suffix: str) -> None:
+    file, out, growing = sums_file(tmp_path, ROWS), tmp_path / f"out.{suffix}", tmp_path / "out.jsonl"
+    parts, killed = tmp_path / "out.parquet.parts", 0
+    while killed < 3:
+        process = started(file, out)
+        before = size(growing, parts)
+        while process.poll() is None and size(growing, parts) <= before + 2:
+            time.sleep(0.005)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "the run ended before it was killed: give it more rows"
+        killed += 1
+    process = started(file, out)
+    output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert f"{ROWS} rows, {ROWS} responses" in output
+    assert output.splitlines()[-1] == f"next: dense-reward stats {out}"
+    assert numbers(out) == list(range(ROWS))
+
+
+def size(growing: Path, parts: Path) -> int:
+    """Grows with what is written: kibibytes of JSONL, or parts of Parquet."""
+    return growing.stat().st_size // 1024 if growing.exists() else len([*parts.glob("0*")])
+
+
+def numbers(out: Path) -> list[int]:
+    if out.suffix == ".jsonl":
+        return [row["row"] for row in rows_of(out)]
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    found: list[int] = pq.read_table(out, columns=["row"]).column("row").to_pylist()
+    return found
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    file, out = sums_file(tmp_path, ROWS), tmp_path / "out.jsonl"
+    first = started(file, out)
+    while not out.exists():
+        time.sleep(0.01)
+    second = started(file, out)
+    _, errors = second.communicate()
+    first.kill()
+    first.communicate()
+    assert second.returncode == 2
+    assert f"another process writes {out}" in errors
