@@ -22,7 +22,7 @@ import os, sys, time
 from pathlib import Path
 from dense_reward_trainer.runs.folder_lock import only_job_in
 with only_job_in(Path(sys.argv[1]), print):
-    if sys.argv[2:] != ["fork"] or os.fork():
+    if sys.argv[2:] != ["fork"] or not os.fork():  # the child speaks: it has started then
         print("locked", flush=True)
     time.sleep(600)
 """
