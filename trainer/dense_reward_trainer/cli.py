@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from dense_reward import ClientError
 from dense_reward.errors import CheckpointError, RequestError
+from dense_reward.records import Report
 
 from dense_reward_trainer.configs.base import JobConfig, config_path, load_config, recipe_names
 from dense_reward_trainer.data.sources import DataError
@@ -101,8 +102,11 @@ JOBS = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one job and returns its exit code. An error that a user can fix is one line on stderr, not a traceback."""
+def main(arguments: Sequence[str] | None = None, report_error: Report | None = None) -> int:
+    """Runs one job and returns its exit code. An error that a user can fix is one line on stderr, not a traceback.
+
+    `report_error`: is called with such an error instead.
+    """
     options = _options(arguments)
     job = JOBS[options.job]
     skip_bad = [f"{job.data}.skip_bad=true"] if options.skip_bad else []
@@ -115,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _run(job, options.config, overrides)
     except (ConfigError, JobError, DataError, CheckpointError, RequestError, ClientError) as error:
         if is_first_to_say(str(error)):
-            _report(f"error: {error}")
+            (report_error or _report_error)(str(error))
         return 2
     except KeyboardInterrupt:
         return 130
@@ -197,6 +201,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _report_error(text: str) -> None:
+    _report(f"error: {text}")
 
 
 if __name__ == "__main__":

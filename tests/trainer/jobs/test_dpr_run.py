@@ -143,6 +143,29 @@ def test_a_finished_run_is_left_alone(served: ServedPair, finished: Path, capsys
     assert not (finished / "resume").exists()
 
 
+@pytest.mark.parametrize(
+    ("ending", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)], ids=["killed", "interrupted"]
+)
+def test_a_gradient_that_was_stopped_keeps_its_pairs_and_ends_alike(
+    served_run: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: signal.Signals, code: int
+) -> None:
+    unbroken, run = tmp_path / "unbroken", tmp_path / "run"
+    assert main(["gradient", str(write_config(served_run, unbroken)), "batches=3"]) == 0
+    config = str(write_config(served_run, run))
+    command = killed_job.command(ending, "half.json", "gradient", config, "batches=3")
+    stopped = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert stopped.returncode == code, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert not (run / "gradient.json").exists()
+    capsys.readouterr()
+    assert main(["gradient", config, "batches=3"]) == 0
+    printed = capsys.readouterr().err
+    assert "3 batches with the reference early" in printed
+    assert "3 batches with the reference half" not in printed
+    assert printed.splitlines()[-1].startswith(f"finished: {run / 'gradient.json'}; next: ")
+    assert (run / "gradient.json").read_bytes() == (unbroken / "gradient.json").read_bytes()
+
+
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(
     served: ServedPair, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,9 +4,7 @@ A limit on the size of files stands for the disk: writes beyond it fail in the s
 """
 
 import errno
-import resource
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,24 +16,11 @@ from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.runs.full_disk import is_full_disk, reports_full_disk
 from dense_reward_trainer.runs.run_folder import MetricsLog
 from dense_reward_trainer.sft.from_scratch import train_tokenizer
+from limited_files import no_file_beyond, set_limit, unchanged_limit
 from safetensors.torch import save_file
 
 LIMIT_BYTES = 150_000
 """The tiny run's weights are smaller, the state of its optimiser is larger."""
-
-
-def set_limit(size: int) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-
-
-@contextmanager
-def unchanged_limit() -> Iterator[None]:
-    """Restores the limit of this process."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-    try:
-        yield
-    finally:
-        set_limit(before)
 
 
 def write_plainly(path: Path) -> None:
@@ -56,8 +41,7 @@ def write_tokenizer(path: Path) -> None:
 
 
 def written_with_little_space(write: Callable[[Path], None], folder: Path) -> None:
-    with unchanged_limit(), reports_full_disk(folder / "run" / "not yet there"):
-        set_limit(LIMIT_BYTES)
+    with no_file_beyond(LIMIT_BYTES), reports_full_disk(folder / "run" / "not yet there"):
         write(folder / "file")
 
 

@@ -15,6 +15,8 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from dense_reward_trainer.runs.pictures import write_picture
+
 FORMATS = (".png", ".svg")
 COLOURS = colormaps["RdBu_r"]  # red: high reward, as in the paper; blue: low
 MAX_CHARACTERS = 60
@@ -54,7 +56,7 @@ def plot_example(example: Example, path: Path) -> None:
         left.set_title(f"{name}: right", loc="left")
         right.set_title("one error, framed", loc="left")
     for suffix in FORMATS:
-        figure.savefig(path.with_suffix(suffix), dpi=120, metadata={"Date": None} if suffix == ".svg" else None)
+        write_picture(figure, path.with_suffix(suffix))
 
 
 def _draw(axes: Axes, answer: ShownAnswer, name: str, scale: TwoSlopeNorm, error: int | None) -> None:

@@ -13,6 +13,7 @@ from dense_reward_trainer.credit.error_localisation import Localisation
 from dense_reward_trainer.credit.judged_answers import AGGREGATES, Rankings
 from dense_reward_trainer.credit.references import pair_of
 from dense_reward_trainer.credit.verdict import Choice, Verdict
+from dense_reward_trainer.runs.pictures import write_picture
 
 # Colour universal design (Okabe and Ito): signals of the SFT model alone are grey.
 GREYS = ("#222222", "#555555", "#888888", "#bbbbbb")
@@ -44,7 +45,7 @@ def plot_credit(
     else:
         _aggregates(ranks, ranking)
         _calibration(reliability, ranking, [verdict.control, *(one.best for one in verdict.references.values())])
-    figure.savefig(path, dpi=120)
+    write_picture(figure, path)
 
 
 def colours(columns: Iterable[str]) -> dict[str, str]:

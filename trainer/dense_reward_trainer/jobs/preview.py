@@ -49,10 +49,10 @@ def run(config: PreviewConfig, report: Report) -> Verdict:
     result = verdict(found.ranking, found.gains, found.counts, list(references))
     report("\n".join([*ranking_lines(found.ranking, found.counts), *gain_lines(found.gains), *verdict_lines(result)]))
     folder = open_run("preview", config).folder
-    write_whole(folder / "preview.json", record(result, found, sft, references))
     for name, samples in found.samples.items():
         lines = "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
         write_whole(folder / f"samples-{name.replace(' ', '-')}.jsonl", lines.encode())
+    write_whole(folder / "preview.json", record(result, found, sft, references))
     plot_preview(found.ranking, found.gains, result, folder / "preview")
     report(finished(folder / "preview.json", next_step(result, sft, references)))
     return result

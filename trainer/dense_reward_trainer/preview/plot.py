@@ -12,6 +12,7 @@ from dense_reward_trainer.credit.auroc import Interval
 from dense_reward_trainer.preview.gains import SFT, Gains
 from dense_reward_trainer.preview.ranking import AGGREGATES, Ranked
 from dense_reward_trainer.preview.verdict import Kind, Verdict, titled
+from dense_reward_trainer.runs.pictures import write_picture
 
 # Okabe and Ito's colours; grey is what needs no reference.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -32,8 +33,8 @@ def plot_preview(ranking: Sequence[Ranked], gains: Gains | None, found: Verdict,
         fontsize=11,
     )
     with mpl.rc_context({"svg.hashsalt": "preview"}):
-        figure.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(stem.with_suffix(".png"), dpi=140)
+        write_picture(figure, stem.with_suffix(".svg"))
+    write_picture(figure, stem.with_suffix(".png"), dpi=140)
 
 
 def _ranks(axes: Axes, ranking: Sequence[Ranked], colours: dict[str, str]) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from dense_reward_trainer.runs.pictures import write_picture
+
 Lines = Sequence[Mapping[str, float | None]]
 # title of a panel -> (key, label, key of its standard error)
 PANELS: Mapping[str, Sequence[tuple[str, str, str | None]]] = {
@@ -40,7 +42,7 @@ def plot_run(lines: Lines, path: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
-    figure.savefig(path, dpi=120)
+    write_picture(figure, path)
 
 
 def _draw(axes: Axes, lines: Lines, key: str, label: str, error_key: str | None) -> None:

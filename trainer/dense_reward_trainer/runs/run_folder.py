@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dense_reward_trainer.configs.base import JobConfig, changed_values
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.folder_lock import check_place
+from dense_reward_trainer.runs.pictures import write_picture
 
 CONFIG_NAME, RECORD_NAME, METRICS_NAME = "config.yaml", "run.json", "metrics.jsonl"
 REDACTED = "[redacted]"
@@ -212,7 +213,7 @@ def plot_metrics(metrics: MetricsLog, keys: Sequence[str], path: Path, *, ylabel
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    figure.savefig(path, dpi=120)
+    write_picture(figure, path)
 
 
 def versions() -> dict[str, str]:

@@ -1,6 +1,6 @@
 """A base model whose frozen weights are held in 4 bits on the GPU, for QLoRA (arXiv 2305.14314).
 
-Not run: no GPU was at hand. Tests cover its configuration and what is refused.
+Not run: needs a GPU. Tests cover its configuration and what is refused.
 """
 
 import os

@@ -237,11 +237,11 @@ def test_a_report_of_what_is_finished_leaves_out_regimes_with_a_single_seed(tmp_
     for one in (cells[0], cells[2], cells[4]):
         one.folder.mkdir(parents=True)
         one.figures.write_text("{}")
-    assert regimes.finished(cells, reports.append) == [cells[0], cells[2]]
+    assert regimes.finished_cells(cells, reports.append) == [cells[0], cells[2]]
     assert "2 of 6 cells" in reports[0]
     cells[2].figures.unlink()
     with pytest.raises(ConfigError, match="run the study without it"):
-        regimes.finished(cells, reports.append)
+        regimes.finished_cells(cells, reports.append)
     with pytest.raises(ConfigError, match="4 cells of tuning are not finished"):
         regimes.run_cells(cells, small.model_copy(update={"finished_only": True}), "tuning", reports.append)
 

@@ -1,10 +1,11 @@
 """The whole regimes study on tiny models; its jobs run in this process, because imports cost more than the jobs."""
 
+import errno
 import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +16,7 @@ from dense_reward_trainer.cli import main
 from dense_reward_trainer.configs.base import config_path
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.checkpoint import is_complete
+from dense_reward_trainer.runs.full_disk import reports_full_disk
 from dense_reward_trainer.studies.regimes import jobs as regimes_jobs
 from dense_reward_trainer.studies.regimes import study as regimes
 from dense_reward_trainer.studies.regimes.cell import Cell, Job, arguments, seeded_job
@@ -22,6 +24,7 @@ from dense_reward_trainer.studies.regimes.config import SweepConfig
 from dense_reward_trainer.studies.regimes.figures import CellFigures
 from dense_reward_trainer.studies.regimes.policies import AnyPolicy, DprPolicy
 from dense_reward_trainer.studies.regimes.tuning import Choice, tuned
+from limited_files import no_file_beyond
 from pydantic import JsonValue
 from running_service import served
 from served_pair import SIZES
@@ -69,8 +72,23 @@ def config(folder: Path, **changes: object) -> SweepConfig:
     return SweepConfig.model_validate(values | changes)
 
 
+@contextmanager
+def no_space_for(name: str) -> Iterator[None]:
+    """Within the block, the disk is full whenever a file of this name is written."""
+    replace = Path.replace
+
+    def without_space(partial: Path, target: Path) -> Path:
+        if target.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(partial, target)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Path, "replace", without_space)
+        yield
+
+
 class JobsHere:
-    """Runs jobs in this process, and counts them by cell and name."""
+    """Runs jobs in this process, and counts them by cell and name. The one that `fails` finds a full disk."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []
@@ -78,9 +96,12 @@ class JobsHere:
 
     def run(self, cell: Cell, job: Job) -> None:
         self.ran.append(f"{cell.seed}/{job.name}")
+        command, errors = [job.kind, job.recipe, *arguments(job.overrides)], list[str]()
         if self.ran[-1] == self.fails:
-            raise JobError("stopped")
-        assert main([job.kind, job.recipe, *arguments(job.overrides)]) == 0
+            with no_space_for("evaluation.json"):
+                main(command, errors.append)
+            raise JobError(errors[0])
+        assert main(command) == 0
 
 
 @contextmanager
@@ -122,7 +143,7 @@ def test_the_whole_study_runs_resumes_and_is_not_done_twice(tmp_path: Path, jobs
     reports: list[str] = []
     study, folder = config(tmp_path / "run"), tmp_path / "run"
     jobs.fails = "2/evaluation"
-    with pytest.raises(JobError, match="stopped"):
+    with pytest.raises(JobError, match=r"mixed/2/evaluation: a file .* because the disk is full"):
         regimes.run(study, reports.append)
     jobs.fails = None
     before = len(jobs.ran)
@@ -130,6 +151,7 @@ def test_the_whole_study_runs_resumes_and_is_not_done_twice(tmp_path: Path, jobs
         regimes.run(config(folder, finished_only=True), reports.append)
     regimes.run(study, reports.append)
     assert jobs.ran[before:] == ["2/base_model", "2/sft", "2/preview", "2/continued", "2/evaluation"]
+    assert reports[-1] == f"finished: {folder / 'sweep.json'}; next: see the policies, {folder / 'sweep.png'}"
     record = read(folder / "sweep.json")
     assert set(record["summary"]["mixed"]) == {"sft", "dpr", "continued", "cold", "majority"}
     chosen = cast(dict[str, object], record["tuning"]["mixed"]["dpr"])["chosen"]
@@ -153,21 +175,30 @@ def test_the_whole_study_runs_resumes_and_is_not_done_twice(tmp_path: Path, jobs
     assert {path.name for path in folder.glob("*.png")} == {"sweep.png"}
 
     jobs.ran.clear()
+    picture = (folder / "sweep.png").read_bytes()
+    with no_space_for("sweep.json"), pytest.raises(JobError, match="disk is full"), reports_full_disk(folder):
+        regimes.run(study, reports.append)
+    assert (read(folder / "sweep.json"), (folder / "sweep.png").read_bytes()) == (record, picture)
     regimes.run(study.model_copy(update={"processes": 2}), reports.append)
     assert jobs.ran == []
     assert read(folder / "sweep.json")["cells"] == record["cells"]
+    a_moved_study_is_the_same_and_other_values_are_refused(folder, tmp_path, cell, cast(float, chosen))
 
+
+def a_moved_study_is_the_same_and_other_values_are_refused(
+    folder: Path, tmp_path: Path, cell: CellFigures, chosen: float
+) -> None:
     recipe = tmp_path / "dpr.yaml"
     shipped = yaml.safe_load(config_path("arithmetic_dpr").read_text())
     recipe.write_text(yaml.safe_dump(shipped))
     values = {**POLICIES, "dpr": {**cast(dict[str, object], POLICIES["dpr"]), "recipe": str(recipe)}}
     moved = folder.rename(tmp_path / "moved")
     study = config(moved, policies=values)
-    finished = Cell(study, "mixed", 1, policies_with(study, cast(float, chosen)))
-    assert regimes_jobs.cell_figures(finished, reports.append) == cell
+    finished = Cell(study, "mixed", 1, policies_with(study, chosen))
+    assert regimes_jobs.cell_figures(finished, print) == cell
     recipe.write_text(yaml.safe_dump({**shipped, "kl_coefficient": 0.5}))
     with pytest.raises(ConfigError, match=r"moved/mixed/1 was finished with other values \(dpr: kl_coefficient\)"):
-        regimes_jobs.cell_figures(finished, reports.append)
+        regimes_jobs.cell_figures(finished, print)
     finished.figures.unlink()
     with pytest.raises(ConfigError, match=r"moved/mixed/1/dpr was finished with other values \(kl_coefficient\)"):
         regimes_jobs.train_dpr(finished, regimes_jobs.dpr_job(finished, "dpr", dpr_of(finished), "http://unused"))
@@ -249,7 +280,7 @@ def test_a_job_is_a_process_whose_cpu_time_counts_also_if_it_fails(tmp_path: Pat
     used_s = cell.cpu_s()
     assert used_s > 0
     with (
-        pytest.raises(JobError, match=r"sft of .*/1/sft failed with exit code 2: the error is above"),
+        pytest.raises(JobError, match=r"sft of .*/1/sft failed: .*epochs"),
         regimes_jobs.cpu_time_recorded(cell),
     ):
         regimes_jobs.run_job(cell, job_of(cell, epochs=0))
@@ -257,15 +288,26 @@ def test_a_job_is_a_process_whose_cpu_time_counts_also_if_it_fails(tmp_path: Pat
 
 
 def test_a_job_that_is_killed_names_the_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(regimes_jobs, "main", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(regimes_jobs, "main", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     cell = Cell(config(tmp_path), "mixed", 1, {})
     with pytest.raises(JobError, match=r"was ended by signal 9: .* start again with fewer processes"):
         regimes_jobs.run_job(cell, job_of(cell))
 
 
-def test_a_cell_in_a_worker_that_fails_names_its_log(tmp_path: Path) -> None:
+def test_a_job_that_finds_a_full_disk_says_so_also_if_its_log_is_cut_off(tmp_path: Path) -> None:
+    cell = Cell(config(tmp_path), "mixed", 1, {})
+    with (
+        (tmp_path / "log").open("w") as log,
+        redirect_stderr(log),
+        no_file_beyond(100),
+        pytest.raises(JobError, match=r"sft of .*/1/sft failed: .* because the disk is full"),
+    ):
+        regimes_jobs.run_job(cell, job_of(cell))
+
+
+def test_a_cell_in_a_worker_that_fails_says_why_and_names_its_log(tmp_path: Path) -> None:
     study = config(tmp_path, base={"epochs": 0})
     cell = Cell(study, "mixed", 1, {})
-    with pytest.raises(JobError, match=r"failed with exit code 2: the error is above, in .*mixed/1/log\.txt"):
+    with pytest.raises(JobError, match=r"base_model failed: .*epochs.*; more in .*mixed/1/log\.txt"):
         regimes.run_cells([cell], study, "seeds", print)
     assert "epochs" in cell.log.read_text()

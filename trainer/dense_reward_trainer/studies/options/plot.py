@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from dense_reward_trainer.runs.pictures import write_picture
 from dense_reward_trainer.studies.options.config import Curve
 
 FLOOR, CEILING = 1e-3, 1.5
@@ -39,4 +40,4 @@ def plot_study(curves: Mapping[str, Sequence[Curve]], path: Path) -> None:
     figure.legend(
         *by_tokens.get_legend_handles_labels(), loc="outside right upper", title="gap closed", fontsize="small"
     )
-    figure.savefig(path, dpi=120)
+    write_picture(figure, path)

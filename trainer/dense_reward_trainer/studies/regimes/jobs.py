@@ -7,9 +7,11 @@ import importlib
 import json
 import multiprocessing
 import resource
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import yaml
@@ -51,6 +53,9 @@ from dense_reward_trainer.studies.regimes.preview import Verdict
 from dense_reward_trainer.studies.regimes.rewards import SFT, credit_file, credit_job, reward_figures, sources
 from dense_reward_trainer.tasks.records import TaskData, share_right
 from dense_reward_trainer.tasks.write import write_task
+
+LONGEST_ERROR = 10_000
+"""Characters of a job's error that are sent: a pipe holds them, so that the job does not wait for a reader."""
 
 
 def cell_figures(cell: Cell, report: Report) -> CellFigures:
@@ -230,18 +235,22 @@ def evaluation_job(cell: Cell, url: str) -> Job:
 
 
 def run_job(cell: Cell, job: Job) -> None:
-    """Run one job in its own process, in its folder of the cell. Raises JobError if it fails.
+    """Run one job in its own process, in its folder of the cell. Raises JobError with the job's error if it fails.
 
     The process is a fork of this one, which has imported the job's libraries but computed nothing with them: imports
-    would take as long as a small job.
+    would take as long as a small job. Its error comes through a pipe, because a full disk cuts off the log.
     """
     importlib.import_module(JOBS[job.kind].module)
     command = [job.kind, job.recipe, *arguments(job.overrides)]
-    process = multiprocessing.get_context("fork").Process(target=_exit_with, args=(command,))
-    process.start()
-    process.join()
-    if process.exitcode:
-        raise JobError(f"{job.kind} of {cell.folder / job.name} {_how_it_ended(process.exitcode)}")
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+    with receiver, sender:
+        process = fork.Process(target=_exit_with, args=(command, sender))
+        process.start()
+        process.join()
+        if process.exitcode:
+            how = f"failed: {receiver.recv()}" if receiver.poll() else _how_it_ended(process.exitcode)
+            raise JobError(f"{job.kind} of {cell.folder / job.name} {how}")
 
 
 def check_finished(cell: Cell) -> None:
@@ -307,11 +316,19 @@ def _other_values(folder: Path, changed: Sequence[str]) -> str:
 def _how_it_ended(code: int | None) -> str:
     if code is not None and code < 0:
         return f"was ended by signal {-code}: if you did not do that, memory ran out; start again with fewer processes"
-    return f"failed with exit code {code}: the error is above"
+    return f"failed with exit code {code}"
 
 
-def _exit_with(command: Sequence[str]) -> None:
-    raise SystemExit(main(command))
+def _exit_with(command: Sequence[str], sender: Connection) -> None:
+    """Runs a job's command, and exits with its code. Sends its error too, if it is one that a user can fix."""
+
+    def send_and_print(error: str) -> None:
+        sender.send(error[:LONGEST_ERROR])
+        with suppress(OSError):
+            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.flush()
+
+    raise SystemExit(main(command, send_and_print))
 
 
 @contextmanager
@@ -322,8 +339,8 @@ def cpu_time_recorded(cell: Cell) -> Iterator[None]:
         yield
     finally:
         cell.folder.mkdir(parents=True, exist_ok=True)
-        with cell.cpu_times.open("a") as file:
-            file.write(f"{_children_cpu_s() - before_s:.1f}\n")
+        earlier = cell.cpu_times.read_text() if cell.cpu_times.is_file() else ""
+        write_whole(cell.cpu_times, f"{earlier}{_children_cpu_s() - before_s:.1f}\n".encode())
 
 
 def _children_cpu_s() -> float:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from dense_reward_trainer.credit.auroc import Interval
 from dense_reward_trainer.credit.paired import share_interval
+from dense_reward_trainer.runs.pictures import write_picture
 from dense_reward_trainer.studies.regimes.table import METRICS, Cells, Place, summarise
 
 FORMATS = (".png", ".svg")
@@ -83,7 +84,7 @@ def plot_series(
 def save(figure: Figure, path: Path) -> None:
     """Write the figure beside `path` in every format."""
     for suffix in FORMATS:
-        figure.savefig(path.with_suffix(suffix), dpi=120, metadata={"Date": None} if suffix == ".svg" else None)
+        write_picture(figure, path.with_suffix(suffix))
 
 
 def _draw_policies(axes: Axes, summary: Mapping[str, Mapping[str, Mapping[str, float]]], name: str) -> None:

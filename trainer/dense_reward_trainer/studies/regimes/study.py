@@ -16,10 +16,11 @@ from pathlib import Path
 
 from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.records import Report
-from tqdm import tqdm
 
 from dense_reward_trainer.errors import ConfigError, JobError
+from dense_reward_trainer.runs.next_step import finished, quoted
 from dense_reward_trainer.runs.processes import in_processes
+from dense_reward_trainer.runs.progress import Progress
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 from dense_reward_trainer.studies.regimes.cell import Cell, check_names
 from dense_reward_trainer.studies.regimes.checks import check_jobs, check_study
@@ -48,7 +49,7 @@ from dense_reward_trainer.studies.regimes.tuning import Choice, choice_lines, ch
 def run(config: SweepConfig, report: Report) -> None:
     """Leave `sweep.json`, pictures and every job's folder in `config.output_dir`, and report tables.
 
-    Raises ConfigError if the configuration cannot be run, JobError if a job fails; its own error is in the cell's log.
+    Raises ConfigError if the configuration cannot be run, JobError with a job's own error if it fails.
     """
     check_run("sweep", config)
     check_cells(config)
@@ -57,7 +58,7 @@ def run(config: SweepConfig, report: Report) -> None:
     policies = {regime: policies_here(config, regime, choices) for regime in config.regimes}
     reported = [Cell(config, regime, seed, policies[regime]) for regime in policies for seed in config.seeds_of(regime)]
     if config.finished_only:
-        reported = finished(reported, report)
+        reported = finished_cells(reported, report)
     figures: dict[str, list[CellFigures]] = {cell.regime: [] for cell in reported}
     for cell, found in zip(reported, run_cells(reported, config, "seeds", report), strict=True):
         figures[cell.regime].append(found)
@@ -83,7 +84,8 @@ def run(config: SweepConfig, report: Report) -> None:
         report(format_boundary(places))
     if previews:
         report(format_previews(previews))
-    report(f"{cpu_hours:.2f} CPU-hours; figures, pictures and all runs: {folder}")
+    report(f"{cpu_hours:.2f} CPU-hours")
+    report(finished(folder / "sweep.json", "see the policies,", quoted(folder / "sweep.png")))
 
 
 def check_cells(config: SweepConfig) -> None:
@@ -132,7 +134,7 @@ def policies_here(
     return tuned(config.policies_of(regime, config.all_policies), choices.get(config.tuned_in(regime) or regime, {}))
 
 
-def finished(cells: Sequence[Cell], report: Report) -> list[Cell]:
+def finished_cells(cells: Sequence[Cell], report: Report) -> list[Cell]:
     """The finished cells of regimes with two or more of them. Raises ConfigError if there is no such regime."""
     done = [cell for cell in cells if cell.figures.is_file()]
     counts = Counter(cell.regime for cell in done)
@@ -172,9 +174,9 @@ def run_cells(cells: Sequence[Cell], config: SweepConfig, title: str, report: Re
         done = on_a_cluster(missing, config.submitit, config.output_dir / "submitit")
     elif missing:
         done = in_processes(config.processes, logged_cell, missing)
-    with tqdm(total=len(cells), initial=len(cells) - len(missing), desc=title, unit="cell") as bar:
+    with Progress(len(cells), f"cells ({title})", len(cells) - len(missing)) as progress:
         for _ in done:
-            bar.update()
+            progress.advance()
     return [cell_figures(cell, report) for cell in cells]
 
 
@@ -188,7 +190,7 @@ def logged_cell(cell: Cell) -> CellFigures:
     try:
         return cell_figures(cell, partial(print, flush=True))
     except JobError as error:
-        raise JobError(f"{error}, in {cell.log}") from error
+        raise JobError(f"{error}; more in {cell.log}") from error
 
 
 def on_a_cluster(cells: Sequence[Cell], options: Mapping[str, object], folder: Path) -> Iterable[None]:

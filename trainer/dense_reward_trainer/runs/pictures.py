@@ -1,0 +1,15 @@
+"""Writes a figure as PNG or SVG: whole or not at all, so that a full disk leaves the earlier picture."""
+
+from io import BytesIO
+from pathlib import Path
+
+from dense_reward.checkpoints.atomic_file import write_whole
+from matplotlib.figure import Figure
+
+
+def write_picture(figure: Figure, path: Path, dpi: int = 120) -> None:
+    """Writes the format that the suffix of `path` names. `dpi`: dots per inch of a PNG."""
+    content, kind = BytesIO(), path.suffix.removeprefix(".")
+    # without the date, a picture of the same figures has the same bytes
+    figure.savefig(content, format=kind, dpi=dpi, metadata={"Date": None} if kind == "svg" else None)
+    write_whole(path, content.getvalue())
