@@ -2,14 +2,18 @@
 
 import json
 import re
+import signal
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+import killed_job
 import pytest
 import yaml
 from dense_reward_trainer.cli import main
 from dense_reward_trainer.credit.auroc import Interval
 from known_policies import write_known_policy
+from served_pair import environment
 
 pytestmark = pytest.mark.slow
 
@@ -74,6 +78,24 @@ def test_the_worse_base_is_the_reference_to_train_on_and_every_share_is_the_one_
     assert printed.rstrip().splitlines()[-2].endswith("(best control, top-p 0.95): expect a gain")
     for name in ("preview.png", "preview.svg", "samples-SFT.jsonl", "samples-tilted-worse.jsonl"):
         assert (tmp_path / "preview" / name).stat().st_size > 1000
+
+
+def test_a_preview_that_was_killed_keeps_its_answers_and_ends_alike(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labelled, values = questions(tmp_path), {"run": str(run_folder), "samples_per_prompt": 2}
+    unbroken = preview(tmp_path / "unbroken", labelled, **values)
+    (tmp_path / "unbroken" / "preview").rename(tmp_path / "whole")
+    config = str(tmp_path / "unbroken" / "preview.yaml")
+    command = killed_job.command(signal.SIGKILL, "answers-of-tilted,-worse.json", "preview", config)
+    killed = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (tmp_path / "unbroken" / "preview" / "preview.json").exists()
+    capsys.readouterr()
+    assert preview(tmp_path / "unbroken", labelled, **values) == unbroken
+    printed = capsys.readouterr().err
+    assert "answers of tilted, better" in printed
+    assert "answers of SFT" not in printed
 
 
 def test_a_reward_that_only_sharpens_is_no_more_than_a_control_gives(tmp_path: Path) -> None:

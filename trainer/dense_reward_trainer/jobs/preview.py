@@ -19,13 +19,15 @@ from dense_reward.records import Report
 from dense_reward.serving.pair_sources import pairs_of_run
 
 from dense_reward_trainer.configs.preview import PreviewConfig
+from dense_reward_trainer.data.sources import data_sha256
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.preview.evidence import Evidence, Models, check_references, evidence
-from dense_reward_trainer.preview.labelled import read_labelled
+from dense_reward_trainer.preview.labelled import Labelled, read_labelled
 from dense_reward_trainer.preview.plot import plot_preview
 from dense_reward_trainer.preview.table import gain_lines, ranking_lines, verdict_lines
 from dense_reward_trainer.preview.verdict import Verdict, verdict
-from dense_reward_trainer.rl.policy import load_policy
+from dense_reward_trainer.rl.policy import PolicyCheckpoint, load_policy
+from dense_reward_trainer.runs.kept_parts import KeptParts, inputs_of_config
 from dense_reward_trainer.runs.next_step import finished, job, quoted
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 
@@ -33,6 +35,7 @@ from dense_reward_trainer.runs.run_folder import check_run, open_run
 def run(config: PreviewConfig, report: Report) -> Verdict:
     """Reports tables and the verdict; writes preview.json, preview.png, preview.svg and the sampled answers.
 
+    A stopped job keeps the answers of the policies that it has finished with.
     Raises ConfigError, DataError, CheckpointError or JobError; the message states the cure.
     """
     check_run("preview", config)
@@ -45,7 +48,8 @@ def run(config: PreviewConfig, report: Report) -> Verdict:
     report(f"sft: {sft}; references: {', '.join(references) or 'none'}")
     device = chosen_device(config.device)
     checkpoint = load_policy(sft, precision=config.precision, device=device)
-    found = evidence(Models(sft, checkpoint, references, config, device), labelled, report)
+    parts = KeptParts(config.output_dir / "parts", report, _inputs(config, checkpoint, references, labelled))
+    found = evidence(Models(sft, checkpoint, references, config, device), labelled, parts, report)
     result = verdict(found.ranking, found.gains, found.counts, list(references))
     report("\n".join([*ranking_lines(found.ranking, found.counts), *gain_lines(found.gains), *verdict_lines(result)]))
     folder = open_run("preview", config).folder
@@ -56,6 +60,19 @@ def run(config: PreviewConfig, report: Report) -> Verdict:
     plot_preview(found.ranking, found.gains, result, folder / "preview")
     report(finished(folder / "preview.json", next_step(result, sft, references)))
     return result
+
+
+def _inputs(
+    config: PreviewConfig, sft: PolicyCheckpoint, references: Mapping[str, Path], labelled: Labelled
+) -> dict[str, str]:
+    """What the sampled answers depend on, by name."""
+    folders = references.items()
+    return {
+        **inputs_of_config(config),
+        "the labelled data": data_sha256(labelled.demonstrations),
+        "the weights of sft": sft.manifest.weights_sha256,
+        **{f"the weights of {name}": load_manifest(folder).weights_sha256 for name, folder in folders},
+    }
 
 
 def next_step(result: Verdict, sft: Path, references: Mapping[str, Path]) -> str:

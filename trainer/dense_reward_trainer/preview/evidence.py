@@ -27,6 +27,7 @@ from dense_reward_trainer.rl.held_out_metrics import SampledResponse
 from dense_reward_trainer.rl.policy import Policy, PolicyCheckpoint, load_policy
 from dense_reward_trainer.rl.records import TokenArrays
 from dense_reward_trainer.rl.token_arrays import token_arrays
+from dense_reward_trainer.runs.kept_parts import KeptParts
 from dense_reward_trainer.runs.progress import Progress
 
 ANSWERS_TOGETHER = 64
@@ -91,15 +92,18 @@ def check_references(sft: Path, references: Mapping[str, Path], report: Report) 
             report(f"reference {name} comes from another run than the SFT model, or from a later step")
 
 
-def evidence(models: Models, labelled: Labelled, report: Report) -> Evidence:
-    """Samples if needed, scores and compares. Raises DataError, ConfigError, CheckpointError or JobError."""
+def evidence(models: Models, labelled: Labelled, parts: KeptParts, report: Report) -> Evidence:
+    """Samples if needed, scores and compares. `parts`: keeps the samples.
+
+    Raises DataError, ConfigError, CheckpointError or JobError.
+    """
     if labelled.right is None:
-        return _of_prompts(models, labelled, report)
+        return _of_prompts(models, labelled, parts, report)
     return _of_judged(models, labelled)
 
 
-def _of_prompts(models: Models, labelled: Labelled, report: Report) -> Evidence:
-    sampler = Sampler.of(models.config, models.sft, labelled, report)
+def _of_prompts(models: Models, labelled: Labelled, parts: KeptParts, report: Report) -> Evidence:
+    sampler = Sampler.of(models.config, models.sft, labelled, parts, report)
     drawn = sampler.draw(models.sft, SFT)
     for note in sampler.notes(drawn):
         report(note)

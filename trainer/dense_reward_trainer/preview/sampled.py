@@ -21,7 +21,11 @@ from dense_reward_trainer.rl.policy import PolicyCheckpoint
 from dense_reward_trainer.rl.prompts import check_room
 from dense_reward_trainer.rl.records import Rollout
 from dense_reward_trainer.rl.sampling import Sampling, counted, sample
+from dense_reward_trainer.runs.kept_parts import KeptParts
 from dense_reward_trainer.runs.progress import Progress
+
+Kept = list[tuple[list[int], bool]]
+"""Responses as they are kept: ids, and whether the end of turn is the last of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +66,17 @@ class DrawnAnswers:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sampler:
-    """The prompts, tokenised, and how they are answered and judged."""
+    """The prompts, tokenised, and how they are answered and judged. `parts`: keeps the answers of each policy."""
 
     rows: Sequence[TokenisedRow]
     sampling: Sampling
     judging: HeldOutOptions
+    parts: KeptParts
 
     @classmethod
-    def of(cls, config: PreviewConfig, sft: PolicyCheckpoint, labelled: Labelled, report: Report) -> Self:
+    def of(
+        cls, config: PreviewConfig, sft: PolicyCheckpoint, labelled: Labelled, parts: KeptParts, report: Report
+    ) -> Self:
         """`config.prompts` different prompts of the labelled data, drawn with its seed; fewer if it has fewer.
 
         Raises DataError if a prompt is refused by the template, has two different answers, or leaves no room.
@@ -80,7 +87,7 @@ class Sampler:
         rows = [rows[i] for i in chosen]
         check_room(rows, sft.policy.limit_tokens, config.max_new_tokens, "max_new_tokens", "or remove such prompts")
         sampling = Sampling(config.max_new_tokens, config.samples_per_prompt, batch_size=config.batch_size)
-        return cls(rows, sampling, HeldOutOptions(checker=config.checker, seed=config.seed))
+        return cls(rows, sampling, HeldOutOptions(checker=config.checker, seed=config.seed), parts)
 
     def draw(self, checkpoint: PolicyCheckpoint, name: str, change: Change | None = None) -> DrawnAnswers:
         """Answers of a policy to every prompt, with a progress bar called `name`; one to each if they are greedy."""
@@ -93,15 +100,27 @@ class Sampler:
             temperature=change.temperature,
             top_p=change.top_p,
         )
-        together = max(1, self.sampling.batch_size // size)
-        rollouts: list[Rollout] = []
-        with Progress(len(self.rows) * size, f"answers of {name}") as progress:
+        kept = self.parts.get(
+            f"answers of {name}".replace(" ", "-"), Kept, lambda: self._sampled(checkpoint, name, sampling)
+        )
+        prompts = [row.encoded.prompt_P for row in self.rows for _ in range(size)]
+        rollouts = [
+            Rollout(prompt_P, np.array(ids, dtype=np.int32), finished)
+            for prompt_P, (ids, finished) in zip(prompts, kept, strict=True)
+        ]
+        judged = sampled_responses(checkpoint.encoder, self.rows, rollouts, self.judging, greedy=change.greedy)
+        return DrawnAnswers(rollouts, judged, size)
+
+    def _sampled(self, checkpoint: PolicyCheckpoint, name: str, sampling: Sampling) -> Kept:
+        together = max(1, self.sampling.batch_size // sampling.group_size)
+        found: Kept = []
+        with Progress(len(self.rows) * sampling.group_size, f"answers of {name}") as progress:
             for start in range(0, len(self.rows), together):
                 prompts = [row.encoded.prompt_P for row in self.rows[start : start + together]]
                 seed = self.judging.seed + start
-                rollouts += sample(checkpoint.policy, prompts, sampling, seed, counted(progress))
-        judged = sampled_responses(checkpoint.encoder, self.rows, rollouts, self.judging, greedy=change.greedy)
-        return DrawnAnswers(rollouts, judged, size)
+                rollouts = sample(checkpoint.policy, prompts, sampling, seed, counted(progress))
+                found += [(rollout.response_T.tolist(), rollout.finished) for rollout in rollouts]
+        return found
 
     def notes(self, drawn: DrawnAnswers) -> Iterator[str]:
         """What may make answers wrong that the user did not mean: a low limit of length, or another checker."""
