@@ -27,7 +27,7 @@ import httpx2
 from dense_reward.client import requests
 from dense_reward.client.base import ClientSettings, ScoringClient, request_of
 from dense_reward.client.errors import ClientError
-from dense_reward.client.http import LIMITS, Backoff, Failure, HttpSettings, Tries, unreachable
+from dense_reward.client.http import LIMITS, RETRY_FOR_S, TIMEOUT_S, Backoff, Failure, HttpSettings, Tries, unreachable
 from dense_reward.client.many import Group, Many, Outcome
 from dense_reward.client.progress import Bar, bar
 from dense_reward.client.requests import DEFAULTS, Call, ItemToScore, OnError, ScoreOptions
@@ -49,8 +49,8 @@ class Client(ScoringClient[Scored, httpx2.Client]):
         self,
         base_url: str,
         *,
-        timeout_s: float = 60.0,
-        retry_for_s: float = 120.0,
+        timeout_s: float = TIMEOUT_S,
+        retry_for_s: float = RETRY_FOR_S,
         encoding: requests.Encoding = "base64",
         api_key: str | None = None,
         backoff: Backoff = BACKOFF,
@@ -58,8 +58,8 @@ class Client(ScoringClient[Scored, httpx2.Client]):
     ) -> None:
         """Does not connect yet. Raises ValueError for an invalid address or time.
 
-        `timeout_s` limits each wait for the service (to connect, or for the next bytes of an answer). No attempt starts
-        later than `retry_for_s` after the first one. `encoding`: how the service sends arrays.
+        `timeout_s` limits each wait for the next bytes of an answer; a connection must succeed within 10 s. No attempt
+        starts later than `retry_for_s` after the first one. `encoding`: how the service sends arrays.
 
         Retries are logged in `dense_reward.client`: a warning after 2 s, and a line (info) when the service answers
         again. Not retried: an invalid certificate, and a host name that has no address and never had one.
@@ -216,8 +216,8 @@ class AsyncClient(ScoringClient[Coroutine[Any, Any, Scored], httpx2.AsyncClient]
         self,
         base_url: str,
         *,
-        timeout_s: float = 60.0,
-        retry_for_s: float = 120.0,
+        timeout_s: float = TIMEOUT_S,
+        retry_for_s: float = RETRY_FOR_S,
         encoding: requests.Encoding = "base64",
         api_key: str | None = None,
         backoff: Backoff = BACKOFF,

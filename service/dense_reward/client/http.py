@@ -19,9 +19,17 @@ from dense_reward.client.errors import ItemError, MismatchError, ScoringError, S
 # A proxy sends 502 if the service behind it does not answer; the service itself never does.
 RETRIED_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE})
 LONGEST_EXPONENT = 30
+CONNECT_S = 10.0
 # A request on a connection that the server is closing costs an attempt, so the client closes idle connections first.
 # The service closes them after 75 s, uvicorn by default after 5 s, and a proxy after its own time.
 LIMITS = httpx2.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=3.0)
+
+
+# A caller waits as long as the service may take for an admitted request (--max-request-s), and retries as long as a
+# full queue takes to empty: with less, bursts of several jobs lose steps. tests/bench/test_defaults.py holds the
+# relation.
+TIMEOUT_S = 600.0
+RETRY_FOR_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,7 @@ def http_settings(base_url: str, timeout_s: float, retry_for_s: float, api_key: 
         raise ValueError(f"timeout_s must be above 0 and retry_for_s at least 0, not {timeout_s} and {retry_for_s}")
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     # The pool has no time limit: a call waits for a connection as long as other calls use all of them.
-    return HttpSettings(base_url, headers, httpx2.Timeout(timeout_s, pool=None))
+    return HttpSettings(base_url, headers, httpx2.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S), pool=None))
 
 
 @dataclass(frozen=True, slots=True)

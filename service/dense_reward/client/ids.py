@@ -95,7 +95,7 @@ def _unpadded(encoded: "Mapping[str, object] | _Encoding", name: str) -> list[Ro
     if encoded.get("attention_mask") is None:
         if len(sequences) > 1:
             raise ValueError(
-                f"{name} has {len(sequences)} sequences without attention_mask, so padding cannot be told from ids: "
+                f"{name} has {len(sequences)} sequences without attention_mask, so padding cannot be recognised: "
                 "let the tokenizer return it, or pass lists of ids without padding"
             )
         return sequences

