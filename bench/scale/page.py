@@ -74,7 +74,7 @@ def blocks() -> dict[str, str]:
                 "step, p50",
                 "attempts refused",
                 "failed steps, patient client",
-                "failed steps, defaults",
+                "failed steps, 60 s and 120 s",
             ),
             _queue(*scale["queue"].values()),
         ),

@@ -15,7 +15,7 @@ SEED = 0
 BURSTS = Bursts(64, 8, prompt_tokens=128, response_tokens=(64, 192), away_s=120.0, steps=40)
 """Same lengths as cell (a) of the speed benchmark, so that its tokens per second apply."""
 IMPATIENT = replace(BURSTS, timeout_s=60.0, retry_for_s=120.0)
-"""The default timeouts of `dense_reward.Client`. BURSTS waits as long as the service does."""
+"""A client that gives up early. BURSTS has the defaults of `dense_reward.Client`, the times of the service."""
 RARE = replace(BURSTS, away_s=600.0)
 """Its pauses are longer than an autoscaler waits before it removes replicas."""
 IN_PARTS = replace(RARE, in_flight=32)

@@ -3,7 +3,7 @@
 Importing this package imports the client only. The service is `dense_reward.http.app`; models run in `engines`.
 """
 
-from dense_reward.client import AsyncClient, Client, to_torch
+from dense_reward.client import AsyncClient, Client, to_pandas, to_torch
 from dense_reward.client.errors import (
     AlignmentError,
     AnswerError,
@@ -16,7 +16,16 @@ from dense_reward.client.errors import (
 )
 from dense_reward.client.http import Backoff
 from dense_reward.client.requests import ScoreOptions
-from dense_reward.client.results import Alternative, Scored, ScoredResponse, ServedModel, Timing, Usage, padded
+from dense_reward.client.results import (
+    Alternative,
+    Scored,
+    ScoredItem,
+    ScoredResponse,
+    ServedModel,
+    Timing,
+    Usage,
+    padded,
+)
 from dense_reward.schemas import ModelCard
 
 __all__ = [
@@ -32,6 +41,7 @@ __all__ = [
     "ModelCard",
     "ScoreOptions",
     "Scored",
+    "ScoredItem",
     "ScoredResponse",
     "ScoringError",
     "ServedModel",
@@ -40,5 +50,6 @@ __all__ = [
     "TokenizerMismatchError",
     "Usage",
     "padded",
+    "to_pandas",
     "to_torch",
 ]

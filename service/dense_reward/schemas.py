@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, StrictBool
 
 from dense_reward.reward import Signal
 
+# The format of answers: a new minor number adds keys, a new major number changes the meaning of existing ones.
+WIRE_VERSION = "1.0"
 TokenId = Annotated[int, Strict()]
 # fail_fast: only the first fault of a list is reported. A million floats instead of ids would make a million messages.
 Ids = Annotated[list[TokenId], Field(fail_fast=True)]

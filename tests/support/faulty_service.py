@@ -12,6 +12,7 @@ from types import TracebackType
 import numpy as np
 from dense_reward.client.responses import WIRE_DTYPES
 from dense_reward.schemas import HeatmapRequest, Item, ModelCard, ScoreRequest
+from pydantic import ValidationError
 
 Trick = Callable[["Handler"], None]
 Row = dict[str, object]
@@ -145,7 +146,11 @@ class Handler(BaseHTTPRequestHandler):
         if service.tricks:
             service.tricks.popleft()(self)
         elif self.path == "/score":
-            self.send_json(200, answer_to(ScoreRequest.model_validate_json(body)))
+            try:
+                self.send_json(200, answer_to(ScoreRequest.model_validate_json(body)))
+            except ValidationError as error:
+                fault = error.errors(include_url=False, include_input=False)[0]
+                refuse(422, "invalid_request", param=".".join(map(str, fault["loc"])))(self)
         elif self.path == "/models":
             self.send_json(200, {"models": [service.card.model_dump() | {"from_the_future": [1]}]})
         elif self.path == "/heatmap":
@@ -171,9 +176,9 @@ class Handler(BaseHTTPRequestHandler):
         """Logs nothing."""
 
 
-def refuse(status: int, code: str, **headers: str) -> Trick:
+def refuse(status: int, code: str, param: str = "prompt", **headers: str) -> Trick:
     """An error in the format of the service."""
-    error = {"code": code, "message": f"it is {code}", "param": "prompt", "items": None, "request_id": "req-1"}
+    error = {"code": code, "message": f"it is {code}", "param": param, "items": None, "request_id": "req-1"}
     dashed = {name.replace("_", "-"): value for name, value in headers.items()}
     return lambda handler: handler.send_json(status, {"error": error}, dashed)
 

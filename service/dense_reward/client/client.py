@@ -1,45 +1,56 @@
 """The clients of the service: a synchronous one, and an asynchronous one with the same methods.
 
-Requests are built in requests.py, answers are parsed in responses.py, and http.py decides when to retry; both clients
-share them. Needs only httpx2, numpy and pydantic.
+What they do is in base.py, many.py, requests.py, responses.py and http.py; here is only how each of them waits. Needs
+only httpx2, numpy and pydantic.
 """
 
 import asyncio
 import random
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Self
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from typing import Any, Self
 
 import httpx2
-import numpy as np
-from numpy.typing import NDArray
 
 from dense_reward.client import requests
-from dense_reward.client.http import LIMITS, Backoff, Failure, Patience, http_settings, refusal, unreachable
-from dense_reward.client.requests import DEFAULTS, Call, Ids, ItemToScore, ScoreOptions
+from dense_reward.client.base import ClientSettings, ScoringClient, request_of
+from dense_reward.client.errors import ClientError
+from dense_reward.client.http import LIMITS, RETRY_FOR_S, TIMEOUT_S, Backoff, Failure, HttpSettings, Tries, unreachable
+from dense_reward.client.many import Group, Many, Outcome
+from dense_reward.client.progress import Bar, bar
+from dense_reward.client.requests import DEFAULTS, Call, ItemToScore, OnError, ScoreOptions
 from dense_reward.client.responses import parse_cards, parse_scored
-from dense_reward.client.results import FloatArrayName, Scored, padded
+from dense_reward.client.results import Scored, ScoredItem
+from dense_reward.client.routes import Route, Routes
 from dense_reward.client.tokenizer import CallersTokenizer, agreed_sha256, card_named
 from dense_reward.schemas import ModelCard
-from dense_reward.text.special_tokens import JsonValue, Message
 
-if TYPE_CHECKING:
-    import torch
-
-CandidateIds = Sequence[Sequence[Sequence[int]] | NDArray[np.integer]] | NDArray[np.integer]
-Segments = Sequence[Sequence[tuple[int, int]]]
 BACKOFF = Backoff()
+# What can become of a request in score_many, instead of an answer.
+ERRORS = (ClientError, TypeError, ValueError, httpx2.TransportError)
 
 
-class Client:
-    """A synchronous client, which threads can share. It is a context manager."""
+class Client(ScoringClient[Scored, httpx2.Client]):
+    """A synchronous client, which threads can share. It is a context manager, and can be pickled."""
 
     def __init__(
         self,
         base_url: str,
         *,
-        timeout_s: float = 60.0,
-        retry_for_s: float = 120.0,
+        timeout_s: float = TIMEOUT_S,
+        retry_for_s: float = RETRY_FOR_S,
         encoding: requests.Encoding = "base64",
         api_key: str | None = None,
         backoff: Backoff = BACKOFF,
@@ -47,16 +58,13 @@ class Client:
     ) -> None:
         """Does not connect yet. Raises ValueError for an invalid address or time.
 
-        `timeout_s` limits each wait for the service (to connect, or for the next bytes of an answer). No attempt starts
-        later than `retry_for_s` after the first one. `encoding`: how the service sends arrays.
+        `timeout_s` limits each wait for the next bytes of an answer; a connection must succeed within 10 s. No attempt
+        starts later than `retry_for_s` after the first one. `encoding`: how the service sends arrays.
+
+        Retries are logged in `dense_reward.client`: a warning after 2 s, and a line (info) when the service answers
+        again. Not retried: an invalid certificate, and a host name that has no address and never had one.
         """
-        http = http_settings(base_url, timeout_s, retry_for_s, api_key)
-        self._http = httpx2.Client(
-            base_url=http.url, headers=http.headers, timeout=http.timeout, limits=LIMITS, transport=transport
-        )
-        self._retry_for_s = retry_for_s
-        self._encoding = encoding
-        self._backoff = backoff
+        super().__init__(ClientSettings(base_url, timeout_s, retry_for_s, encoding, api_key, backoff), transport)
 
     def __enter__(self) -> Self:
         return self
@@ -65,72 +73,37 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        self._http.close()
+        self._closed = True
+        if self._open is not None:
+            self._open.close()
 
-    def score(
+    def score_many(
         self,
+        items: Iterable[ItemToScore],
         *,
-        prompt: str,
-        response: str | None = None,
-        responses: Sequence[str] | None = None,
+        urls: Sequence[str] | None = None,
         options: ScoreOptions = DEFAULTS,
-    ) -> Scored:
-        """Rewards of one response, or of several to one prompt. The service renders and tokenises them."""
-        item = requests.one_item(prompt=prompt, response=response, responses=responses)
-        return self._score(requests.score_one(item, options, self._encoding))
+        on_error: OnError = "fail",
+        request_tokens: int = 4096,
+        in_flight: int = 32,
+        progress: bool | None = None,
+        total: int | None = None,
+    ) -> Iterator[ScoredItem]:
+        """Rewards of any number of items, in their order, each exactly once: one call keeps the services busy.
 
-    def score_ids(
-        self,
-        prompt_ids: Ids,
-        response_ids: Sequence[Ids] | NDArray[np.integer],
-        *,
-        candidate_ids: CandidateIds | None = None,
-        segments: Segments | None = None,
-        options: ScoreOptions = DEFAULTS,
-    ) -> Scored:
-        """Rewards of exact ids [G][T]: one for each id of each response. The answer always includes token_ids."""
-        item = requests.one_item(
-            prompt_ids=prompt_ids, response_ids=response_ids, candidate_ids=candidate_ids, segments=segments
-        )
-        return self._score(requests.score_one(item, options, self._encoding))
+        `items` is read lazily, and results are yielded as soon as it is their turn, so memory is bounded. `urls`: base
+        URLs of all services to use, which serve the same pair; None: that of this client. Items with equal prompts go
+        to the same service; if it fails or refuses, to the others until it answers again. `request_tokens`: about how
+        many tokens a request has (four characters count as one). `in_flight`: most requests in flight per service; how
+        many pay is found while it runs. `progress`: a bar on standard error; None: if that is a terminal and tqdm is
+        installed. `total`: the number of items, for the bar.
 
-    def score_stream(
-        self,
-        token_ids: Ids,
-        score_mask: Ids | NDArray[np.bool_],
-        *,
-        candidate_ids: CandidateIds | None = None,
-        segments: Segments | None = None,
-        options: ScoreOptions = DEFAULTS,
-    ) -> Scored:
-        """Rewards of the tokens of one multi-turn stream whose `score_mask` is 1, in one result."""
-        item = requests.one_item(
-            token_ids=token_ids, score_mask=score_mask, candidate_ids=candidate_ids, segments=segments
-        )
-        return self._score(requests.score_one(item, options, self._encoding))
-
-    def score_messages(
-        self,
-        messages: Sequence[Message],
-        *,
-        score: Literal["last", "all_assistant"] = "last",
-        tools: Sequence[JsonValue] | None = None,
-        template_kwargs: Mapping[str, JsonValue] | None = None,
-        options: ScoreOptions = DEFAULTS,
-    ) -> Scored:
-        """Rewards of the assistant's last message of a chat, or of all its messages in one result."""
-        item = requests.one_item(messages=messages, score=score, tools=tools, template_kwargs=template_kwargs)
-        return self._score(requests.score_one(item, options, self._encoding))
-
-    def score_text(self, text: str, *, options: ScoreOptions = DEFAULTS) -> Scored:
-        """Rewards of every token of a text except the first."""
-        return self._score(requests.score_one({"text": text}, options, self._encoding))
-
-    def score_items(
-        self, items: Sequence[ItemToScore], *, on_error: requests.OnError = "fail", options: ScoreOptions = DEFAULTS
-    ) -> Scored:
-        """Rewards of items of any form (see schemas.Item). With `on_error` "per_item", a bad item gets an error."""
-        return self._score(requests.score_many(items, options, self._encoding, on_error))
+        With `on_error` "per_item", a bad item is yielded with its error; with "fail" it raises ScoringError with its
+        index once all items before it were yielded. Raises ServiceUnavailableError if nothing was answered for
+        `retry_for_s`, MismatchError if an answer comes from another revision or tokenizer than the first one.
+        """
+        many, routes = self._many(urls, options, on_error, request_tokens, in_flight)
+        return self._run(iter(items), many, routes, bar(progress, total))
 
     def heatmap(
         self,
@@ -142,73 +115,116 @@ class Client:
         options: ScoreOptions = DEFAULTS,
     ) -> str:
         """A heatmap of the rewards of a batch of items. `compare`: one colour scale for all responses."""
-        return self._send(requests.heatmap(items, options, format, palette, compare)).text
+        call = requests.heatmap(items, self._pins.applied(options), format, palette, compare)
+        return self._send(call, self._patience()).text
 
     def models(self) -> tuple[ModelCard, ...]:
         """The cards of the served pairs."""
-        return parse_cards(self._send(requests.MODELS).content)
+        return parse_cards(self._send(requests.MODELS, self._patience()).content)
 
     def ready(self) -> bool:
         """Whether the service can score now. Does not retry."""
-        return not isinstance(self._attempt(requests.READY), Failure)
+        return not isinstance(self._attempt(requests.READY, self._settings.base_url), Failure)
 
     def wait_until_ready(self, timeout_s: float) -> None:
         """Returns once the service can score. Raises ServiceUnavailableError after `timeout_s`."""
-        self._send(requests.READY, timeout_s)
+        self._send(requests.READY, self._patience(timeout_s))
 
     def check_tokenizer(self, tokenizer: CallersTokenizer, model: str | None = None) -> str:
-        """The tokenizer_sha256 of caller and service, for ScoreOptions.
+        """The tokenizer_sha256 of caller and service, if they are equal. Pins the pair for all later calls (see `pin`).
 
         Raises TokenizerMismatchError if they differ, ValueError if `model` does not name exactly one pair.
         """
-        return agreed_sha256(tokenizer, card_named(self.models(), model))
+        cards = self.models()
+        card = card_named(cards, model)
+        sha256 = agreed_sha256(tokenizer, card)
+        self._pins.pin_one_of(card, cards)
+        return sha256
 
-    @staticmethod
-    def to_torch(scored: Scored, name: FloatArrayName = "reward") -> "tuple[torch.Tensor, torch.Tensor]":
-        """See the function to_torch."""
-        return to_torch(scored, name)
+    def _connect(self, http: HttpSettings) -> httpx2.Client:
+        transport = self._transport
+        assert transport is None or isinstance(transport, httpx2.BaseTransport)
+        return httpx2.Client(headers=http.headers, timeout=http.timeout, limits=LIMITS, transport=transport)
 
     def _score(self, score_call: requests.ScoreCall) -> Scored:
-        return parse_scored(self._send(score_call.call).content, score_call.expectation)
+        return parse_scored(self._send(score_call.call, self._patience()).content, score_call.expectation)
 
-    def _send(self, call: Call, retry_for_s: float | None = None) -> httpx2.Response:
-        limit_s = self._retry_for_s if retry_for_s is None else retry_for_s
-        patience = Patience(self._backoff, limit_s, started_s=time.monotonic())
-        while isinstance(outcome := self._attempt(call), Failure):
-            time.sleep(patience.delay_s(outcome, time.monotonic(), random.random()))
+    def _send(self, call: Call, tries: Tries, pause: Callable[[float], None] = time.sleep) -> httpx2.Response:
+        pause(tries.first_delay_s(time.monotonic()))
+        while isinstance(outcome := self._attempt(call, tries.url), Failure):
+            pause(self._failed(tries, outcome, random.random()))
+        tries.answered()
         return outcome
 
-    def _attempt(self, call: Call) -> httpx2.Response | Failure:
+    def _attempt(self, call: Call, url: str) -> httpx2.Response | Failure:
+        connection = self._connection()
         try:
-            response = self._http.request(call.method, call.path, content=call.body, headers=call.headers)
+            response = connection.send(request_of(connection, call, url))
         except httpx2.TransportError as error:
             return unreachable(error)
-        failure = refusal(response)
-        return response if failure is None else failure
+        return self._outcome_of(url, response)
+
+    def _run(
+        self, items: Iterator[ItemToScore], many: Many, routes: Routes, shown: Bar
+    ) -> Generator[ScoredItem, None, None]:
+        stopped = threading.Event()
+        pool = ThreadPoolExecutor(many.in_flight.most, thread_name_prefix="score_many")
+        running: set[Future[Outcome]] = set()
+        try:
+            while not many.finished(len(running)):
+                while group := self._next_group(many, items, len(running)):
+                    running.add(pool.submit(self._outcome, group, many, routes, stopped))
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    many.finish(future.result())
+                while found := many.results():
+                    shown.show(found)
+                    yield from found
+        finally:
+            stopped.set()
+            shown.close()
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    @staticmethod
+    def _next_group(many: Many, items: Iterator[ItemToScore], running: int) -> Group | None:
+        while many.wants_item():
+            try:
+                many.take(next(items))
+            except StopIteration:
+                many.end()
+        return many.next_group(running)
+
+    def _outcome(self, group: Group, many: Many, routes: Routes, stopped: threading.Event) -> Outcome:
+        def pause(seconds: float) -> None:
+            if stopped.wait(seconds) if seconds else stopped.is_set():
+                raise CancelledError
+
+        began_s, route = time.monotonic(), Route(routes, group.order)
+        answer: Scored | Exception
+        try:
+            call = many.plan.call(group)
+            answer = parse_scored(self._send(call.call, route, pause).content, call.expectation)
+        except ERRORS as error:
+            answer = error
+        return Outcome(group, answer, time.monotonic() - began_s, route.failures)
 
 
-class AsyncClient:
-    """An asynchronous client, which belongs to one event loop. It is an asynchronous context manager."""
+class AsyncClient(ScoringClient[Coroutine[Any, Any, Scored], httpx2.AsyncClient]):
+    """An asynchronous client, which belongs to one event loop. An asynchronous context manager; can be pickled."""
 
     def __init__(
         self,
         base_url: str,
         *,
-        timeout_s: float = 60.0,
-        retry_for_s: float = 120.0,
+        timeout_s: float = TIMEOUT_S,
+        retry_for_s: float = RETRY_FOR_S,
         encoding: requests.Encoding = "base64",
         api_key: str | None = None,
         backoff: Backoff = BACKOFF,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
         """See Client."""
-        http = http_settings(base_url, timeout_s, retry_for_s, api_key)
-        self._http = httpx2.AsyncClient(
-            base_url=http.url, headers=http.headers, timeout=http.timeout, limits=LIMITS, transport=transport
-        )
-        self._retry_for_s = retry_for_s
-        self._encoding = encoding
-        self._backoff = backoff
+        super().__init__(ClientSettings(base_url, timeout_s, retry_for_s, encoding, api_key, backoff), transport)
 
     async def __aenter__(self) -> Self:
         return self
@@ -217,72 +233,25 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        await self._http.aclose()
+        self._closed = True
+        if self._open is not None:
+            await self._open.aclose()
 
-    async def score(
+    def score_many(
         self,
+        items: Iterable[ItemToScore] | AsyncIterable[ItemToScore],
         *,
-        prompt: str,
-        response: str | None = None,
-        responses: Sequence[str] | None = None,
+        urls: Sequence[str] | None = None,
         options: ScoreOptions = DEFAULTS,
-    ) -> Scored:
-        """See Client.score."""
-        item = requests.one_item(prompt=prompt, response=response, responses=responses)
-        return await self._score(requests.score_one(item, options, self._encoding))
-
-    async def score_ids(
-        self,
-        prompt_ids: Ids,
-        response_ids: Sequence[Ids] | NDArray[np.integer],
-        *,
-        candidate_ids: CandidateIds | None = None,
-        segments: Segments | None = None,
-        options: ScoreOptions = DEFAULTS,
-    ) -> Scored:
-        """See Client.score_ids."""
-        item = requests.one_item(
-            prompt_ids=prompt_ids, response_ids=response_ids, candidate_ids=candidate_ids, segments=segments
-        )
-        return await self._score(requests.score_one(item, options, self._encoding))
-
-    async def score_stream(
-        self,
-        token_ids: Ids,
-        score_mask: Ids | NDArray[np.bool_],
-        *,
-        candidate_ids: CandidateIds | None = None,
-        segments: Segments | None = None,
-        options: ScoreOptions = DEFAULTS,
-    ) -> Scored:
-        """See Client.score_stream."""
-        item = requests.one_item(
-            token_ids=token_ids, score_mask=score_mask, candidate_ids=candidate_ids, segments=segments
-        )
-        return await self._score(requests.score_one(item, options, self._encoding))
-
-    async def score_messages(
-        self,
-        messages: Sequence[Message],
-        *,
-        score: Literal["last", "all_assistant"] = "last",
-        tools: Sequence[JsonValue] | None = None,
-        template_kwargs: Mapping[str, JsonValue] | None = None,
-        options: ScoreOptions = DEFAULTS,
-    ) -> Scored:
-        """See Client.score_messages."""
-        item = requests.one_item(messages=messages, score=score, tools=tools, template_kwargs=template_kwargs)
-        return await self._score(requests.score_one(item, options, self._encoding))
-
-    async def score_text(self, text: str, *, options: ScoreOptions = DEFAULTS) -> Scored:
-        """See Client.score_text."""
-        return await self._score(requests.score_one({"text": text}, options, self._encoding))
-
-    async def score_items(
-        self, items: Sequence[ItemToScore], *, on_error: requests.OnError = "fail", options: ScoreOptions = DEFAULTS
-    ) -> Scored:
-        """See Client.score_items."""
-        return await self._score(requests.score_many(items, options, self._encoding, on_error))
+        on_error: OnError = "fail",
+        request_tokens: int = 4096,
+        in_flight: int = 32,
+        progress: bool | None = None,
+        total: int | None = None,
+    ) -> AsyncIterator[ScoredItem]:
+        """See Client.score_many. `items` can also be asynchronous."""
+        many, routes = self._many(urls, options, on_error, request_tokens, in_flight)
+        return self._run(_one_by_one(items), many, routes, bar(progress, total))
 
     async def heatmap(
         self,
@@ -294,54 +263,98 @@ class AsyncClient:
         options: ScoreOptions = DEFAULTS,
     ) -> str:
         """See Client.heatmap."""
-        return (await self._send(requests.heatmap(items, options, format, palette, compare))).text
+        call = requests.heatmap(items, self._pins.applied(options), format, palette, compare)
+        return (await self._send(call, self._patience())).text
 
     async def models(self) -> tuple[ModelCard, ...]:
         """See Client.models."""
-        return parse_cards((await self._send(requests.MODELS)).content)
+        return parse_cards((await self._send(requests.MODELS, self._patience())).content)
 
     async def ready(self) -> bool:
         """See Client.ready."""
-        return not isinstance(await self._attempt(requests.READY), Failure)
+        return not isinstance(await self._attempt(requests.READY, self._settings.base_url), Failure)
 
     async def wait_until_ready(self, timeout_s: float) -> None:
         """See Client.wait_until_ready."""
-        await self._send(requests.READY, timeout_s)
+        await self._send(requests.READY, self._patience(timeout_s))
 
     async def check_tokenizer(self, tokenizer: CallersTokenizer, model: str | None = None) -> str:
         """See Client.check_tokenizer."""
-        return agreed_sha256(tokenizer, card_named(await self.models(), model))
+        cards = await self.models()
+        card = card_named(cards, model)
+        sha256 = agreed_sha256(tokenizer, card)
+        self._pins.pin_one_of(card, cards)
+        return sha256
 
-    @staticmethod
-    def to_torch(scored: Scored, name: FloatArrayName = "reward") -> "tuple[torch.Tensor, torch.Tensor]":
-        """See the function to_torch."""
-        return to_torch(scored, name)
+    def _connect(self, http: HttpSettings) -> httpx2.AsyncClient:
+        transport = self._transport
+        assert transport is None or isinstance(transport, httpx2.AsyncBaseTransport)
+        return httpx2.AsyncClient(headers=http.headers, timeout=http.timeout, limits=LIMITS, transport=transport)
 
     async def _score(self, score_call: requests.ScoreCall) -> Scored:
-        return parse_scored((await self._send(score_call.call)).content, score_call.expectation)
+        return parse_scored((await self._send(score_call.call, self._patience())).content, score_call.expectation)
 
-    async def _send(self, call: Call, retry_for_s: float | None = None) -> httpx2.Response:
-        limit_s = self._retry_for_s if retry_for_s is None else retry_for_s
-        patience = Patience(self._backoff, limit_s, started_s=time.monotonic())
-        while isinstance(outcome := await self._attempt(call), Failure):
-            await asyncio.sleep(patience.delay_s(outcome, time.monotonic(), random.random()))
+    async def _send(self, call: Call, tries: Tries) -> httpx2.Response:
+        await asyncio.sleep(tries.first_delay_s(time.monotonic()))
+        while isinstance(outcome := await self._attempt(call, tries.url), Failure):
+            await asyncio.sleep(self._failed(tries, outcome, random.random()))
+        tries.answered()
         return outcome
 
-    async def _attempt(self, call: Call) -> httpx2.Response | Failure:
+    async def _attempt(self, call: Call, url: str) -> httpx2.Response | Failure:
+        connection = self._connection()
         try:
-            response = await self._http.request(call.method, call.path, content=call.body, headers=call.headers)
+            response = await connection.send(request_of(connection, call, url))
         except httpx2.TransportError as error:
             return unreachable(error)
-        failure = refusal(response)
-        return response if failure is None else failure
+        return self._outcome_of(url, response)
+
+    async def _run(
+        self, items: AsyncIterator[ItemToScore], many: Many, routes: Routes, shown: Bar
+    ) -> AsyncGenerator[ScoredItem, None]:
+        running: set[asyncio.Task[Outcome]] = set()
+        try:
+            while not many.finished(len(running)):
+                while group := await self._next_group(many, items, len(running)):
+                    running.add(asyncio.create_task(self._outcome(group, many, routes)))
+                if running:
+                    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        many.finish(task.result())
+                while found := many.results():
+                    shown.show(found)
+                    for item in found:
+                        yield item
+        finally:
+            shown.close()
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    @staticmethod
+    async def _next_group(many: Many, items: AsyncIterator[ItemToScore], running: int) -> Group | None:
+        while many.wants_item():
+            try:
+                many.take(await anext(items))
+            except StopAsyncIteration:
+                many.end()
+        return many.next_group(running)
+
+    async def _outcome(self, group: Group, many: Many, routes: Routes) -> Outcome:
+        began_s, route = time.monotonic(), Route(routes, group.order)
+        answer: Scored | Exception
+        try:
+            call = many.plan.call(group)
+            answer = parse_scored((await self._send(call.call, route)).content, call.expectation)
+        except ERRORS as error:
+            answer = error
+        return Outcome(group, answer, time.monotonic() - began_s, route.failures)
 
 
-def to_torch(scored: Scored, name: FloatArrayName = "reward") -> "tuple[torch.Tensor, torch.Tensor]":
-    """float32 [G, T], zero after each response's end, and the bool mask [G, T] of its tokens, on the CPU.
-
-    Raises ValueError if a response failed, or was answered without this array.
-    """
-    import torch  # noqa: PLC0415 - a caller that uses only numpy needs no torch
-
-    values_GT, mask_GT = padded(scored, name)
-    return torch.from_numpy(values_GT), torch.from_numpy(mask_GT)
+async def _one_by_one(items: Iterable[ItemToScore] | AsyncIterable[ItemToScore]) -> AsyncIterator[ItemToScore]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item

@@ -60,6 +60,8 @@ class ServiceUnavailableError(ClientError):
         self.waited_s = waited_s
 
     def __str__(self) -> str:
+        if self.waited_s == 0:  # it was not retried
+            return self.last
         return f"gave up after {self.attempts} attempts in {self.waited_s:.1f} s; the last one: {self.last}"
 
 

@@ -4,8 +4,12 @@ Pure: sends nothing and never sleeps.
 """
 
 import math
+import socket
+import ssl
+from collections.abc import Iterator
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Protocol
 
 import httpx2
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -15,9 +19,17 @@ from dense_reward.client.errors import ItemError, MismatchError, ScoringError, S
 # A proxy sends 502 if the service behind it does not answer; the service itself never does.
 RETRIED_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE})
 LONGEST_EXPONENT = 30
+CONNECT_S = 10.0
 # A request on a connection that the server is closing costs an attempt, so the client closes idle connections first.
 # The service closes them after 75 s, uvicorn by default after 5 s, and a proxy after its own time.
 LIMITS = httpx2.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=3.0)
+
+
+# A caller waits as long as the service may take for an admitted request (--max-request-s), and retries as long as a
+# full queue takes to empty: with less, bursts of several jobs lose steps. tests/bench/test_defaults.py holds the
+# relation.
+TIMEOUT_S = 600.0
+RETRY_FOR_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +56,7 @@ def http_settings(base_url: str, timeout_s: float, retry_for_s: float, api_key: 
         raise ValueError(f"timeout_s must be above 0 and retry_for_s at least 0, not {timeout_s} and {retry_for_s}")
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     # The pool has no time limit: a call waits for a connection as long as other calls use all of them.
-    return HttpSettings(base_url, headers, httpx2.Timeout(timeout_s, pool=None))
+    return HttpSettings(base_url, headers, httpx2.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S), pool=None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,43 +78,93 @@ class Backoff:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """An attempt that can succeed later. `retry_after_s`: the delay that the service requested."""
+    """An attempt that can succeed later. `retry_after_s`: the delay that the service requested.
+
+    `unnamed`: the host's name has no address. That is retried only if the host was reached before.
+    """
 
     error: Exception
     retry_after_s: float | None = None
+    unnamed: bool = False
+
+    def delay_s(self, backoff: Backoff, attempt: int, jitter: float) -> float:
+        """The delay that the service requested, or that of the backoff."""
+        if self.retry_after_s is None:
+            return backoff.delay_s(attempt, jitter)
+        return self.retry_after_s + jitter * backoff.first_s
+
+
+class Tries(Protocol):
+    """The attempts of one call: to which URL, after what delay, and until when."""
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def limit_s(self) -> float: ...
+    def first_delay_s(self, now_s: float) -> float: ...
+    def delay_s(self, failure: Failure, now_s: float, jitter: float) -> float: ...
+    def answered(self) -> None: ...
 
 
 @dataclass(slots=True)
 class Patience:
-    """The retries of one call. No attempt starts later than `limit_s` after the first one."""
+    """The retries of one call to one URL. No attempt starts later than `limit_s` after the first one."""
 
     backoff: Backoff
     limit_s: float
     started_s: float
     attempts: int = 0
+    url: str = ""
 
     def delay_s(self, failure: Failure, now_s: float, jitter: float) -> float:
         """Seconds to wait before the next attempt. Raises ServiceUnavailableError if that would be after `limit_s`."""
-        if failure.retry_after_s is None:
-            delay_s = self.backoff.delay_s(self.attempts, jitter)
-        else:
-            delay_s = failure.retry_after_s + jitter * self.backoff.first_s
+        delay_s = failure.delay_s(self.backoff, self.attempts, jitter)
         self.attempts += 1
         waited_s = now_s - self.started_s
         if waited_s + delay_s > self.limit_s:
             raise ServiceUnavailableError(str(failure.error), self.attempts, waited_s) from failure.error
         return delay_s
 
+    def first_delay_s(self, now_s: float) -> float:
+        """A call to one URL starts immediately."""
+        return 0.0
+
+    def answered(self) -> None:
+        """Nothing else depends on this call."""
+
 
 def unreachable(error: httpx2.TransportError) -> Failure:
     """A connection that was refused, reset, dropped or timed out. All are retried, because scoring is idempotent.
 
-    Raises `error` if the request itself is invalid.
+    Raises `error` if the request itself is invalid, ServiceUnavailableError if the certificate is.
     """
     if isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError):
         raise error
     url = error.request.url
-    return Failure(ConnectionError(f"{url}: {type(error).__name__}: {error or 'no answer in time'}"))
+    what = f"{url}: {type(error).__name__}: {error or 'no answer in time'}"
+    causes = list(_causes(error))
+    if any(isinstance(cause, ssl.SSLError) and not _cut_short(cause) for cause in causes):
+        cure = "if your own authority signed it, name its file in the environment variable SSL_CERT_FILE"
+        raise ServiceUnavailableError(f"{what}: a TLS error is not retried; {cure}", 1, 0.0) from error
+    return Failure(ConnectionError(what), unnamed=any(isinstance(cause, socket.gaierror) for cause in causes))
+
+
+def no_such_host(failure: Failure) -> ServiceUnavailableError:
+    """The error for a name without address that never had one."""
+    return ServiceUnavailableError(f"{failure.error}: the host has no address: check base_url", 1, 0.0)
+
+
+def _cut_short(error: ssl.SSLError) -> bool:
+    """The other side closed the connection, as a restarted service does."""
+    return isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError | ssl.SSLSyscallError)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def refusal(response: httpx2.Response) -> Failure | None:

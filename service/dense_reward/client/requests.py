@@ -16,6 +16,8 @@ OnError = Literal["fail", "per_item"]
 HeatmapFormat = Literal["html", "svg", "ansi", "json"]
 Ids = Sequence[int] | NDArray[np.integer]
 ItemToScore = Mapping[str, object]
+# What ids.py accepts: lists, arrays, tensors and the output of a tokenizer, also several of them.
+AnyIds = Ids | Sequence[Ids] | Mapping[str, object] | Iterable[object]
 # If ids were sent, the service can omit strings, and the offsets in them.
 REQUIRABLE = WIRE_DTYPES.keys() - {"offsets"}
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, JsonValue, ValidationEr
 from dense_reward.client.errors import AlignmentError, AnswerError, ItemError
 from dense_reward.client.results import Alternative, Scored, ScoredResponse, ServedModel, Timing, Usage
 from dense_reward.records import FloatArray, IdArray
-from dense_reward.schemas import ModelCard
+from dense_reward.schemas import WIRE_VERSION, ModelCard
 
 SentIds = NDArray[np.int64]
 # All arrays that are sent as base64 if encoding_format is "base64": row-major, little-endian.
@@ -36,6 +36,7 @@ WIRE_DTYPES: Mapping[str, str] = {
     "candidate_sft_logprob": "<f4",
 }
 CANDIDATE_SFT = "candidate_sft_logprob"
+TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,10 +88,11 @@ class _WireResult(BaseModel):
 
 
 class _WireAnswer(BaseModel):
-    """Keys that a newer service adds are ignored."""
+    """Keys that a newer service adds are ignored. Services before 0.2 send no version; their format is 1.0."""
 
     model_config = ConfigDict(frozen=True)
 
+    wire_version: str = "1.0"
     id: str
     model: ServedModel
     results: list[_WireResult]
@@ -112,14 +114,27 @@ def parse_scored(body: bytes, expectation: Expectation) -> Scored:
         raise AnswerError(
             f"this is not an answer of a dense-reward service: {where}: {first['msg']} (it starts {body[:80]!r})"
         ) from None
+    check_version(answer.wire_version)
     failed = [_failed(row) for row in answer.results if row.error is not None]
     if failed and not expectation.may_fail:
         raise AnswerError(f"item {failed[0].item} failed ({failed[0].error}) in a request whose items must all succeed")
     rows = [row for row in answer.results if row.error is None]
     expected = _still_expected(rows, failed, expectation.responses)
     scored = [_scored(row, wanted, expectation.required) for row, wanted in zip(rows, expected, strict=True)]
+    if answer.model.token_head is None:
+        for result in scored:
+            _check_reward(result)
     results = sorted([*scored, *failed], key=lambda result: result.item)
     return Scored(answer.id, answer.model, tuple(results), answer.usage, answer.timing)
+
+
+def check_version(version: str) -> None:
+    """Raises AnswerError, with the cure, for a major version that this client does not know."""
+    if version.split(".", maxsplit=1)[0] != WIRE_VERSION.split(".")[0]:
+        raise AnswerError(
+            f"the service answers in format {version}, this client reads {WIRE_VERSION}: install the same version of "
+            "dense-reward on both sides (pip install -U dense-reward)"
+        )
 
 
 def parse_cards(body: bytes) -> tuple[ModelCard, ...]:
@@ -259,6 +274,21 @@ def _decoded(value: str | list[float], dtype: str) -> NDArray[np.int32 | np.floa
             raise ValueError(f"not base64 ({error})") from None
     with np.errstate(over="ignore"):
         return np.array(value, dtype=dtype)
+
+
+def _check_reward(result: ScoredResponse) -> None:
+    """The reward of a pair is the difference of its log-probs, within the rounding of float32."""
+    reward, sft, reference = result.reward, result.sft_logprob, result.reference_logprob
+    if reward is None or sft is None or reference is None:
+        return
+    tolerance = TOLERANCE * (1.0 + np.abs(sft) + np.abs(reference))
+    wrong = np.flatnonzero(np.abs(reward - (sft - reference)) > tolerance)
+    if len(wrong):
+        at = int(wrong[0])
+        raise AnswerError(
+            f"item {result.item}, response {result.response}: the reward of token {at} is {reward[at]}, but "
+            f"sft_logprob - reference_logprob is {sft[at] - reference[at]}: client and service differ in version"
+        )
 
 
 def _check(result: ScoredResponse, expected: Expected, required: frozenset[str], where: str) -> None:

@@ -112,6 +112,19 @@ class Scored:
     timing: Timing
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredItem:
+    """One item of `score_many`: `index` 0, 1, 2, ... among the items, and a result for each of its responses.
+
+    If `error` is set (only with on_error "per_item") the item failed: no results, and no model.
+    """
+
+    index: int
+    model: ServedModel | None
+    results: tuple[ScoredResponse, ...]
+    error: ItemError | None = None
+
+
 def padded(scored: Scored, name: FloatArrayName = "reward") -> tuple[FloatArray, BoolArray]:
     """One array of all responses as [G, T], zero after each response's end, and the mask [G, T] of its tokens.
 

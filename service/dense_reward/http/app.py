@@ -33,7 +33,7 @@ from dense_reward.http.keys import Keys
 from dense_reward.http.middleware import Identify
 from dense_reward.http.pages import add_pages
 from dense_reward.http.teacher import PlainStatuses, add_teacher
-from dense_reward.schemas import HeatmapRequest, ScoreRequest
+from dense_reward.schemas import WIRE_VERSION, HeatmapRequest, ScoreRequest
 from dense_reward.scoring.scorer import Answer, Scorer
 from dense_reward.serving.pair_sources import PairSource
 from dense_reward.serving.service import Service
@@ -194,6 +194,7 @@ def _content(request: Request, scorer: Scorer, answer: Answer) -> dict[str, obje
     in_order = sorted([*((row["item"], fragment(row)) for row in answer.rows), *failed], key=itemgetter(0))
     names = ("name", "sft", "reference", "token_head", "tokenizer_sha256", "revision", "related")
     return {
+        "wire_version": WIRE_VERSION,
         "id": request.state.request_id,
         "model": {name: getattr(card, name) for name in names},
         "results": [row for _, row in in_order],

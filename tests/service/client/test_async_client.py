@@ -18,9 +18,11 @@ def service() -> Iterator[FaultyService]:
         yield running
 
 
-def public(of: type) -> dict[str, inspect.Signature]:
+def public(of: type) -> dict[str, list[tuple[str, object]]]:
+    """The arguments and defaults of every public method."""
     methods = {name: getattr(of, name) for name in dir(of) if not name.startswith("_")}
-    return {name: inspect.signature(method) for name, method in methods.items()}
+    parameters = {name: inspect.signature(method).parameters.values() for name, method in methods.items()}
+    return {name: [(parameter.name, parameter.default) for parameter in of_one] for name, of_one in parameters.items()}
 
 
 def test_the_twins_have_the_same_methods_and_arguments() -> None:
