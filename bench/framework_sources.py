@@ -1,7 +1,7 @@
 """Fetches the source of programs whose own code `make test-frameworks` drives, into .frameworks.
 
 A wheel of a fixed version or a commit: of each, only single modules are imported, because the whole needs GPUs. An
-environment variable such as DENSE_REWARD_SOURCE_SLIME names a copy that is there already.
+environment variable such as FRAMEWORK_SOURCE_SLIME names a copy that is there already.
 """
 
 import os
@@ -30,7 +30,7 @@ class Source:
     @property
     def variable(self) -> str:
         """The environment variable that names the folder of the packages."""
-        return f"DENSE_REWARD_SOURCE_{self.name.upper().replace('-', '_')}"
+        return f"FRAMEWORK_SOURCE_{self.name.upper().replace('-', '_')}"
 
     @property
     def tests(self) -> str:

@@ -133,7 +133,7 @@ def module(name: str, **members: object) -> ModuleType:
 
 def imported(monkeypatch: pytest.MonkeyPatch, program: str, file: str, stand_ins: Sequence[ModuleType]) -> ModuleType:
     """A file of a program's source as a module. Skips the test if there is no such source."""
-    folder = os.environ.get(f"DENSE_REWARD_SOURCE_{program}")
+    folder = os.environ.get(f"FRAMEWORK_SOURCE_{program}")
     if folder is None:
         pytest.skip(f"needs the source of {program}: make test-frameworks")
     path = Path(folder) / file

@@ -20,7 +20,7 @@ SFT = os.environ.get("DENSE_REWARD_SFT", "")
 
 def source(name: str) -> Path:
     """Puts the source of a program on the path of imports. Skips the file of tests where there is none."""
-    folder = os.environ.get(f"DENSE_REWARD_SOURCE_{name.upper()}", "")
+    folder = os.environ.get(f"FRAMEWORK_SOURCE_{name.upper()}", "")
     if not (URL and SFT and folder):
         pytest.skip(f"needs the source of {name} and a service: make test-frameworks", allow_module_level=True)
     sys.path.insert(0, folder)
