@@ -11,6 +11,7 @@ and the KL penalty are those of the `dpr` job (rl/advantages.py). GRPOTrainer ta
 RLOOTrainer does not, and broadcasts them wrongly without an error if T equals B (TRL 1.16): it has no such class here.
 """
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
@@ -98,6 +99,7 @@ class DenseRewardGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         report = logging.get_logger(__name__).info
         connection = connected(address, sha256, report, signal=dense_reward.signal, with_kl=with_kl)
         self._rewards = self._open.enter_context(connection)
+        weakref.finalize(self, self._open.close)  # at the latest at exit, while modules can still be used
         if is_conversational(next(iter(self.train_dataset))):
             check_rendering(self.card, args.chat_template_kwargs or {})
 
