@@ -68,7 +68,9 @@ def add_score(parser: argparse.ArgumentParser, read: ReadSettings) -> None:
         "--ray-workers", type=int, metavar="N", help="number of actors; default one per GPU of the cluster"
     )
     parser.add_argument("--ray-gpus", type=float, metavar="X", help="GPUs per actor; default 1, or 0 if there are none")
-    parser.add_argument("--ray-address", metavar="TEXT", help="address of the cluster; default a local one")
+    parser.add_argument(
+        "--ray-address", metavar="TEXT", help="address of the cluster; default the one on this machine, or a new one"
+    )
     parser.set_defaults(command=lambda options: _score(options, read))
 
 
