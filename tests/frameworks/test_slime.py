@@ -154,7 +154,7 @@ def test_samples_whose_advantages_would_be_wrong_are_refused() -> None:
     for given, reason in (
         (masked, "loss_mask has zeros"),
         (alone[:2], "one answer"),
-        (alone[:3], "groups of"),
+        (alone[:3], "different sizes"),
         (several, "several samples"),
     ):
         with pytest.raises(ConfigError, match=reason):

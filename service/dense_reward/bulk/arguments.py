@@ -24,12 +24,14 @@ OF_A_SERVER = frozenset(
 
 def add_score(parser: argparse.ArgumentParser, read: ReadSettings) -> None:
     """Arguments of `score`; `read` makes the settings of the pair, whose flags the parser already has."""
+    parser.add_argument("file", metavar="FILE", help="JSONL or Parquet file, folder that datasets saved, or NAME:SPLIT")
     parser.add_argument(
-        "file", metavar="FILE", help=".jsonl or .parquet file, folder that datasets saved, or NAME:SPLIT"
+        "--out", type=Path, required=True, metavar="FILE", help="output file; its suffix is .jsonl or .parquet"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="output: .jsonl or .parquet")
-    parser.add_argument("--config", metavar="TEXT", help="configuration of a data set, such as main")
-    parser.add_argument("--columns", metavar="FIELD=COLUMN,...", help="such as prompt=question,response=answer")
+    parser.add_argument("--config", metavar="TEXT", help="configuration of the data set, such as main")
+    parser.add_argument(
+        "--columns", metavar="FIELD=COLUMN,...", help="columns to read, such as prompt=question,response=answer"
+    )
     parser.add_argument(
         "--turns",
         choices=["last", "all_assistant"],
@@ -39,27 +41,36 @@ def add_score(parser: argparse.ArgumentParser, read: ReadSettings) -> None:
     parser.add_argument(
         "--include",
         metavar="NAME,...",
-        help=f"arrays per token; of {','.join(ARRAYS)}; default {','.join(DEFAULT_ARRAYS)}",
+        help=f"arrays to write: {', '.join(ARRAYS)}; default {','.join(DEFAULT_ARRAYS)}",
     )
-    parser.add_argument("--render", choices=["chat", "raw"], help="raw: the texts are already rendered")
     parser.add_argument(
-        "--add-eos", action=argparse.BooleanOptionalAction, default=None, help="end each response with end of turn"
+        "--render", choices=["chat", "raw"], help="chat: apply the chat template; raw: use texts as they are"
     )
-    parser.add_argument("--model", metavar="TEXT", help="name of the pair, of several; default the first")
+    parser.add_argument(
+        "--add-eos",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="append the end-of-turn token to each response",
+    )
+    parser.add_argument("--model", metavar="TEXT", help="name of the pair; default the first")
     parser.add_argument(
         "--on-error",
         choices=["fail", "keep"],
         default="fail",
-        help="a row that cannot be scored: fail stops there, keep writes it with its error; default fail",
+        help="at a row that cannot be scored, fail stops; keep writes its error and continues; default fail",
     )
-    parser.add_argument("--shard", metavar="K/N", help="the K-th of N shares of the rows, from 1: 3/8")
-    parser.add_argument("--overwrite", action="store_true", help="begin again, and remove what --out holds")
-    parser.add_argument("--url", action="append", metavar="URL", help="score with a service; repeat it for several")
+    parser.add_argument("--shard", metavar="K/N", help="score only share K of N, such as 3/8; K starts at 1")
+    parser.add_argument("--overwrite", action="store_true", help="delete --out and start again")
+    parser.add_argument("--url", action="append", metavar="URL", help="URL of a running service; repeat it for several")
     parser.add_argument("--url-key-file", type=Path, metavar="PATH", help="file with the API key of the services")
-    parser.add_argument("--ray", action="store_true", help="score on Ray Data: an actor for each GPU")
-    parser.add_argument("--ray-workers", type=int, metavar="N", help="actors; default one for each GPU of the cluster")
-    parser.add_argument("--ray-gpus", type=float, metavar="X", help="GPUs of an actor; default 1, without GPUs 0")
-    parser.add_argument("--ray-address", metavar="TEXT", help="address of the cluster; default this machine's, or new")
+    parser.add_argument("--ray", action="store_true", help="score on Ray Data, with one actor per GPU")
+    parser.add_argument(
+        "--ray-workers", type=int, metavar="N", help="number of actors; default one per GPU of the cluster"
+    )
+    parser.add_argument("--ray-gpus", type=float, metavar="X", help="GPUs per actor; default 1, or 0 if there are none")
+    parser.add_argument(
+        "--ray-address", metavar="TEXT", help="address of the cluster; default the one on this machine, or a new one"
+    )
     parser.set_defaults(command=lambda options: _score(options, read))
 
 

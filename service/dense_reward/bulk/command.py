@@ -52,14 +52,16 @@ def score_file(options: argparse.Namespace, read: ReadSettings) -> int:
 
 def _check_together(options: argparse.Namespace) -> None:
     if options.url and options.ray:
-        raise SettingsError("--ray loads the pair into its actors: leave out --url, or --ray")
+        raise SettingsError("--ray loads the pair itself: leave out --url or --ray")
     given = [name for name in Settings.model_fields if hasattr(options, name) and not name.startswith("log_")]
     if options.url and given:
-        raise SettingsError(f"with --url, the service has the pair: leave out {flag(given[0])}, or --url")
+        raise SettingsError(
+            f"{flag(given[0])} has no effect with --url, whose service loaded its own pair: leave out one of them"
+        )
     if options.ray and options.shard:
         raise SettingsError("--ray divides the rows itself: leave out --shard")
     if options.url_key_file and not options.url:
-        raise SettingsError("--url-key-file is the key of services: give --url too")
+        raise SettingsError("--url-key-file needs a service: give --url too")
     if Path(options.file).exists() and options.out.exists() and options.out.samefile(options.file):
         raise SettingsError(f"--out {options.out} is the input: name another file")
 
@@ -68,7 +70,7 @@ def _terms(options: argparse.Namespace) -> ScoreTerms:
     names = tuple(filter(None, (name.strip() for name in (options.include or "").split(","))))
     unknown = [name for name in names if name not in ARRAYS]
     if unknown:
-        raise SettingsError(f"--include {unknown[0]} is no array; there are {', '.join(ARRAYS)}")
+        raise SettingsError(f"--include: there is no array {unknown[0]!r}; choose from {', '.join(ARRAYS)}")
     return ScoreTerms(tuple(dict.fromkeys(names)), options.model, options.render, options.add_eos)
 
 
@@ -78,7 +80,7 @@ def parse_shard(text: str | None) -> Shard:
         return Shard()
     matched = re.fullmatch(r"(\d+)/(\d+)", text)
     if matched is None or not 1 <= int(matched[1]) <= int(matched[2]):
-        raise SettingsError(f"--shard {text} is not K/N with K from 1 to N, such as 3/8")
+        raise SettingsError(f"--shard {text}: write K/N with K from 1 to N, such as 3/8")
     return Shard(int(matched[1]), int(matched[2]))
 
 
@@ -145,5 +147,5 @@ def _report(writer: Writing, options: argparse.Namespace) -> int:
     others = f" and the outputs of the other {shard.of - 1} shards" if shard.of > 1 else ""
     print(f"next: dense-reward stats {shlex.quote(str(out))}{others}")
     if state.rows and state.errors == state.rows:
-        raise BulkError(f"no row could be scored: the column error of {out} says why")
+        raise BulkError(f"no row could be scored: read the column error of {out}")
     return 0

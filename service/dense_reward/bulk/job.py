@@ -65,8 +65,8 @@ class Writing:
         changed = list(differences(before, dict(identity)))
         if changed:
             raise SettingsError(
-                f"{self.job.out} holds rewards of another model ({'; '.join(changed)}): serve that one, name another "
-                "--out, or give --overwrite to begin again"
+                f"{self.job.out} holds rewards of another model ({'; '.join(changed)}): use that model, name another "
+                "--out, or give --overwrite to start again"
             )
 
     def put(self, scored: Scored) -> None:
@@ -117,7 +117,7 @@ def _row_error(row: SourceRow, outcome: Outcome) -> BulkError:
     assert isinstance(outcome, Faulty)
     return BulkError(
         f"row {row.number} (counted from 0) cannot be scored: {outcome.message}\nThe rows before it are written. "
-        "Correct the data and give --overwrite, or go on with --on-error keep: it writes such rows with their error"
+        "Correct the data and give --overwrite, or continue with --on-error keep, which writes the error of such rows"
     )
 
 

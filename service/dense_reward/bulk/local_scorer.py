@@ -122,7 +122,7 @@ class LocalScorer:
             except (SequenceError, OutOfMemoryError) as error:
                 raise PartFailedError(str(error)) from None
             except EngineLostError as error:
-                raise BulkError(f"the device computes nothing more ({error}): run the same command again") from None
+                raise BulkError(f"the device failed ({error}): run the same command again") from None
 
 
 def identity_of(card: ModelCard) -> Mapping[str, object]:

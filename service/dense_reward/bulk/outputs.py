@@ -45,7 +45,7 @@ def open_output(out: Path, schema: object | None, arrays: Sequence[str]) -> Outp
     if out.suffix == ".parquet":
         library("pyarrow.parquet", "a Parquet file")
         return ParquetOutput(out, schema, arrays)
-    raise SettingsError(f"--out {out}: written are .jsonl and .parquet: name a file with one of these suffixes")
+    raise SettingsError(f"--out {out}: the suffix must be .jsonl or .parquet")
 
 
 def remove_output(out: Path) -> None:
@@ -71,7 +71,9 @@ class JsonLinesOutput:
         self._size = written.get("bytes", 0)
         found = self._out.stat().st_size if self._out.exists() else 0
         if found < self._size:
-            raise SettingsError(f"{self._out} has {found} bytes of the {self._size} that were written: --overwrite it")
+            raise SettingsError(
+                f"{self._out} has {found} bytes, but {self._size} were written: restore it, or give --overwrite"
+            )
         self._file = os.open(self._out, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.truncate(self._file, self._size)
         sync_folder(self._out.parent)

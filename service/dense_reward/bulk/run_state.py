@@ -71,18 +71,20 @@ def load_state(out: Path, made_from: Mapping[str, Any]) -> RunState:
     if state is None:
         if out.exists():
             raise SettingsError(
-                f"{out} exists, and {state_file(out).name} does not: name another --out, or give --overwrite"
+                f"{out} exists, but {state_file(out).name} does not: name another --out, or give --overwrite"
             )
         return RunState(dict(made_from))
     if not out.exists() and (state.done or state.written.get("bytes")):
-        raise SettingsError(f"{out} is gone, and {state_file(out).name} counts its rows: give --overwrite")
+        raise SettingsError(
+            f"{out} is gone, but {state_file(out).name} counts its rows: restore it, or give --overwrite"
+        )
     before = {name: value for name, value in state.made_from.items() if name != "model"}  # known only once loaded
     changed = list(differences(before, json.loads(json.dumps(made_from))))
     if changed:
         lines = "\n".join(f"  {line}" for line in changed)
         raise SettingsError(
-            f"{out} was begun with something else, and rows of both must not mix:\n{lines}\n"
-            "restore it, name another --out, or give --overwrite to begin again"
+            f"{out} was started with other inputs or options, and their rows must not mix:\n{lines}\n"
+            "restore them, name another --out, or give --overwrite to start again"
         )
     return state
 

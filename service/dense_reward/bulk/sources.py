@@ -58,10 +58,10 @@ def _open_file(path: Path) -> Source:
     if path.suffix in JSON_LINES:
         with path.open("rb") as file:
             if file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-                raise SettingsError(f"{path} is one JSON list, not a JSON object in each line: write it as JSONL")
+                raise SettingsError(f"{path} is one JSON list: write it as JSONL, one object per line")
         content, lines = _content(path)
         return JsonLines(path, {"kind": "jsonl", **content}, lines)
-    raise SettingsError(f"{path}: read are {', '.join(JSON_LINES)} and .parquet: convert it, or rename it")
+    raise SettingsError(f"{path}: the suffix must be {', '.join(JSON_LINES)} or .parquet: convert it, or rename it")
 
 
 def _content(path: Path) -> tuple[dict[str, object], int]:
@@ -194,7 +194,7 @@ def _open_saved(folder: Path, split: str) -> Source:
     try:
         loaded = datasets.load_from_disk(str(folder))
     except FileNotFoundError:
-        raise SettingsError(f"{folder} is no folder that datasets saved (save_to_disk): name a file in it") from None
+        raise SettingsError(f"{folder} was not saved by datasets (save_to_disk): name a file in it") from None
     return _chosen(datasets, loaded, str(folder), split)
 
 
@@ -220,6 +220,6 @@ def _chosen(datasets: ModuleType, loaded: object, name: str, split: str) -> Sour
     elif split:
         raise SettingsError(f"{name} has no splits: leave out :{split}")
     if not isinstance(loaded, datasets.Dataset):
-        raise BulkError(f"{name} is streamed, which cannot be resumed: save it with save_to_disk first")
+        raise BulkError(f"{name} is streamed and cannot be resumed: save it with save_to_disk first")
     identity = {"kind": "datasets", "rows": len(loaded), "fingerprint": loaded._fingerprint}
     return DataSet(loaded, identity)

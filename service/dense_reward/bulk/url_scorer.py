@@ -54,7 +54,9 @@ class UrlScorer:
         first = cards[0]
         for url, card in zip(self._clients, cards, strict=True):
             if (card.revision, card.tokenizer_sha256) != (first.revision, first.tokenizer_sha256):
-                raise BulkError(f"{url} serves revision {card.revision}, another one {first.revision}: serve one pair")
+                raise BulkError(
+                    f"{url} serves revision {card.revision}, but another URL serves {first.revision}: serve one"
+                )
         self.card = first
         self._options = ScoreOptions(
             render=self._terms.render,
@@ -82,7 +84,7 @@ class UrlScorer:
             if self._terms.model in (None, card.name):
                 return card
         names = ", ".join(card.name for card in cards)
-        raise BulkError(f"{url} serves no {self._terms.model}: --model must be one of {names}")
+        raise BulkError(f"{url} has no pair {self._terms.model!r}: --model must be one of {names}")
 
     async def _score(self, items: Sequence[Item]) -> tuple[list[Outcome], int]:
         url = min(self._waiting, key=lambda url: self._waiting[url])

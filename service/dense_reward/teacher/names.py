@@ -34,7 +34,7 @@ def teacher_name(name: str | None) -> TeacherName:
 def chosen_name(in_path: str | None, in_body: str | None) -> str | None:
     """The name of the URL or of the body. Raises RequestError(model_not_found) if both are given and differ."""
     if in_path is not None and in_body not in (None, in_path):
-        message = f"this URL is that of the teacher {in_path!r}: send this name as model, or use the URL of the other"
+        message = f"this URL is for the teacher {in_path!r}: send this name as model, or change the URL"
         raise refuse("model_not_found", message, param="model")
     return in_body if in_path is None else in_path
 

@@ -24,7 +24,7 @@ def only(*values: object, cure: str) -> AfterValidator:
 
 def _no_text(value: object) -> object:
     if isinstance(value, str) or (isinstance(value, list) and any(isinstance(each, str) for each in value[:1])):
-        raise ValueError("a teacher scores token ids, not text: send ids, so that they are those of your model")
+        raise ValueError("a teacher takes token ids, not text: send the ids of your model")
     return value
 
 
@@ -34,11 +34,11 @@ def _shape(value: object) -> str:
 
 def _temperature(value: float) -> float:
     if 0 < value < LOWEST_TEMPERATURE:
-        raise ValueError(f"a temperature is 0 (log-probs as at 1) or at least {LOWEST_TEMPERATURE}")
+        raise ValueError(f"must be 0 (the same as 1) or at least {LOWEST_TEMPERATURE}")
     return value
 
 
-WHOLE = "log-probs are those of the whole distribution, so leave it out"
+WHOLE = "log-probs are of the whole distribution, so leave it out"
 ONE = "it answers with log-probs and at most one token"
 Temperature = Annotated[
     float, Field(ge=0, le=100, allow_inf_nan=False), AfterValidator(_temperature), Field(description="0: as 1")
@@ -46,7 +46,7 @@ Temperature = Annotated[
 LikeliestIds = Annotated[
     int,
     Strict(),
-    Field(ge=0, le=MAX_CANDIDATES, description="log-probs of so many likeliest ids, and of the token itself"),
+    Field(ge=0, le=MAX_CANDIDATES, description="how many of the likeliest ids are answered, beside the token itself"),
 ]
 Nothing = Annotated[object | None, only(None, cure="leave it out")]
 NotStreamed = Annotated[StrictBool | None, only(None, False, cure="answers are sent whole")]

@@ -138,4 +138,4 @@ def _check_numbers(scorer: Scorer, sequence: TokenSequence, scores: TeacherScore
     if impossible_S.any():
         position = sequence.start + int(impossible_S.argmax())
         message = f"sequence {at}, position {position}: an id that is asked for has probability 0 under this teacher"
-        raise refuse("invalid_request", f"{message}, and JSON has no log-prob for it: leave the sequence out")
+        raise refuse("invalid_request", f"{message}, which has no log-prob in JSON: leave the sequence out")

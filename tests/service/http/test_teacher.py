@@ -185,7 +185,7 @@ def test_a_name_in_the_url_and_another_in_the_body_are_refused(service: Served) 
     same = answer_of(service.client.post(path, json=COMPLETION | {"model": "default:reference"}))
     assert same["choices"] == answer_of(service.client.post(path, json=COMPLETION))["choices"]
     refused = service.client.post(path, json=COMPLETION | {"model": "default"})
-    assert "that of the teacher 'default:reference'" in message_of(refused, 404)
+    assert "is for the teacher 'default:reference'" in message_of(refused, 404)
 
 
 UNKNOWN = [

@@ -27,6 +27,7 @@ def test_an_example_trains_three_steps_and_saves_a_model(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]  # also at exit, when it is only reported
     steps = done.stdout.count("'grad_norm'")
     record_property("trl_steps", steps)
     assert steps == 3

@@ -117,7 +117,7 @@ def test_the_kl_penalty_is_that_of_the_samples_at_temperature_1() -> None:
     [
         ({"loss_mask": [0]}, "loss_mask has zeros"),
         ({"group_index": None}, "no group_index"),
-        ({"group_index": 0}, "groups of"),
+        ({"group_index": 0}, "different sizes"),
         ({"tokens": [9, 1]}, "several prompts"),
         ({"rollout_id": 1}, "several samples"),
     ],

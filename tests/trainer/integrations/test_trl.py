@@ -246,9 +246,9 @@ def test_rloo_is_refused_because_it_broadcasts_wrongly(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
-        ({"candidates": 4}, "the loss of TRL knows only the sampled ids"),
+        ({"candidates": 4}, "TRL's loss uses only sampled ids"),
         ({"kl_penalty": "loss_k2"}, "set beta of GRPOConfig"),
-        ({"group_size": 8}, "group_size is num_generations"),
+        ({"group_size": 8}, "set num_generations of GRPOConfig"),
         ({"gamma": 0.9, "returns": "total"}, "gamma only discounts"),
     ],
 )
@@ -260,7 +260,7 @@ def test_what_trl_cannot_do_is_refused(values: dict[str, object], complaint: str
 def test_statistics_over_a_part_of_the_batch_are_refused() -> None:
     check_processes(DenseReward(whiten=True), 1)
     for dense_reward, name in ((DenseReward(whiten=True), "whiten"), (DenseReward(baseline="batch"), "baseline batch")):
-        with pytest.raises(ConfigError, match=f"{name} is over all responses of a step"):
+        with pytest.raises(ConfigError, match=f"{name} needs all responses of a step"):
             check_processes(dense_reward, 2)
 
 

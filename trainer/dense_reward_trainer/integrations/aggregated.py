@@ -14,5 +14,5 @@ def aggregated(signal_T: FloatArray, aggregate: Aggregate) -> float:
     """Raises JobError for the mean or the minimum of nothing."""
     found: float | None = getattr(summarise(signal_T), aggregate)
     if found is None:
-        raise JobError(f"an empty response has no {aggregate} of its rewards: aggregate by sum")
+        raise JobError(f"an empty response has no {aggregate} of its rewards: set aggregate to sum")
     return found

@@ -87,4 +87,4 @@ class TextRewards:
         try:
             return Rollout(*split_ids(self._tokenizer, query, prompt, self._max_tokens), False)
         except RequestError as error:
-            raise JobError(f"{error}, or use DenseRewardExecutor, which has the ids") from None
+            raise JobError(f"{error}, or use DenseRewardExecutor, which sends ids") from None

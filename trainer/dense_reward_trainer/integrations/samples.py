@@ -77,7 +77,7 @@ def _of_groups(
 
 def _group(sample: Sample) -> int:
     if sample.group_index is None:
-        raise ConfigError("a sample has no group_index, so the other answers to its prompt are not known: set it")
+        raise ConfigError("a sample has no group_index, so its group is unknown: set it")
     return sample.group_index
 
 
@@ -86,15 +86,15 @@ def _checked_group_size(samples: Sequence[Sample], options: DenseRewardOptions) 
     groups = [list(group) for _, group in groupby(samples, key=_group)]
     sizes = {len(group) for group in groups}
     if len(sizes) != 1:
-        raise ConfigError(f"groups of {sorted(sizes)} samples: drop whole groups in your filters, or none")
+        raise ConfigError(f"groups have different sizes {sorted(sizes)}: let filters drop whole groups only")
     size = sizes.pop()
     if size < 2 and options.baseline == "leave_one_out":
         raise ConfigError("a prompt has one answer, so there is nothing to compare it with: raise n-samples-per-prompt")
     if any(len({tuple(_prompt(sample)) for sample in group}) > 1 for group in groups):
-        raise ConfigError("samples of one group have several prompts: the dense reward needs one prompt for a group")
+        raise ConfigError("a group has several prompts: give all its samples the same prompt")
     rollouts = [sample.rollout_id for sample in samples if sample.rollout_id is not None]
     if len(set(rollouts)) < len(rollouts):
-        raise ConfigError("a rollout has several samples: the dense reward needs one sample for each rollout")
+        raise ConfigError("a rollout has several samples: make one sample of each rollout")
     return size
 
 
@@ -105,8 +105,8 @@ def _prompt(sample: Sample) -> list[int]:
 def _rollout(sample: Sample) -> Rollout:
     if sample.loss_mask is not None and not all(sample.loss_mask):
         raise ConfigError(
-            "a loss_mask has zeros: tokens that this policy did not write would be rewarded. Use neither tools nor "
-            "partial rollouts with the dense reward"
+            "a loss_mask has zeros: tokens that the policy did not write would be rewarded. Turn off tools and "
+            "partial rollouts"
         )
     prompt = _prompt(sample)
     ids = np.array(sample.tokens, dtype=np.int32)
@@ -121,5 +121,5 @@ def _logprobs(sample: Sample, options: DenseRewardOptions, temperature: float) -
     if temperature != 1:
         raise ConfigError(f"the KL penalty needs log-probs at temperature 1: set rollout-temperature to 1, {cure}")
     if sample.rollout_log_probs is None or len(sample.rollout_log_probs) != sample.response_length:
-        raise ConfigError(f"the KL penalty needs rollout_log_probs, which samples here lack: return them, {cure}")
+        raise ConfigError(f"the KL penalty needs rollout_log_probs, which a sample lacks: return them, {cure}")
     return np.array(sample.rollout_log_probs, dtype=np.float32)

@@ -26,7 +26,7 @@ def fetch(args: Any, samples: Sequence[Any]) -> tuple[list[float], list[float]]:
     cannot be used.
     """
     if args.custom_advantage_function_path != HOOK:
-        raise ConfigError(f"the dense reward would not be used: set --custom-advantage-function-path {HOOK}")
+        raise ConfigError(f"the dense reward is not used: set --custom-advantage-function-path {HOOK}")
     _check(args)
     for sample, advantage_T in zip(samples, sampled.advantages(args, samples), strict=True):
         sample.teacher_log_probs = advantage_T.tolist()
@@ -49,6 +49,6 @@ def advantages(args: Any, rollout_data: MutableMapping[str, Any]) -> None:  # no
 
 def _check(args: Any) -> None:  # noqa: ANN401
     if args.use_opd:
-        raise ConfigError(f"--use-opd reads {CARRIER}, which holds the dense reward here: leave it out")
+        raise ConfigError(f"--use-opd reads {CARRIER}, where the dense reward is: leave it out")
     if args.kl_coef != 0:
         raise ConfigError("--kl-coef has no effect here: set it to 0, and kl_coefficient of dense_reward instead")

@@ -11,6 +11,7 @@ and the KL penalty are those of the `dpr` job (rl/advantages.py). GRPOTrainer ta
 RLOOTrainer does not, and broadcasts them wrongly without an error if T equals B (TRL 1.16): it has no such class here.
 """
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
@@ -56,15 +57,13 @@ class DenseReward(AdvantageOptions, ServiceOptions):
     @model_validator(mode="after")
     def _what_the_loss_of_trl_can_do(self) -> Self:
         if self.candidates:
-            raise ValueError(
-                "candidates: the loss of TRL knows only the sampled ids: set candidates to 0, or use the job dpr"
-            )
+            raise ValueError("candidates: TRL's loss uses only sampled ids: set candidates to 0, or use the job dpr")
         if self.kl_penalty != "reward":
             raise ValueError(
-                "kl_penalty: a KL in the loss is TRL's own: set beta of GRPOConfig, and kl_coefficient to 0"
+                "kl_penalty: TRL computes a KL in the loss: set beta of GRPOConfig, and kl_coefficient to 0"
             )
         if "group_size" in self.model_fields_set:
-            raise ValueError("group_size is num_generations of GRPOConfig: leave it out")
+            raise ValueError("group_size: leave it out and set num_generations of GRPOConfig")
         return self
 
 
@@ -98,6 +97,7 @@ class DenseRewardGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         report = logging.get_logger(__name__).info
         connection = connected(address, sha256, report, signal=dense_reward.signal, with_kl=with_kl)
         self._rewards = self._open.enter_context(connection)
+        weakref.finalize(self, self._open.close)  # at the latest at exit, while modules can still be used
         if is_conversational(next(iter(self.train_dataset))):
             check_rendering(self.card, args.chat_template_kwargs or {})
 
@@ -217,7 +217,7 @@ def check_processes(dense_reward: AdvantageOptions, processes: int) -> None:
     over_batch = "whiten" if dense_reward.whiten else "baseline batch" if dense_reward.baseline == "batch" else None
     if over_batch is not None and processes > 1:
         raise ConfigError(
-            f"{over_batch} is over all responses of a step, but each of {processes} processes would use its own: "
+            f"{over_batch} needs all responses of a step, but each of {processes} processes has only its own: "
             "use one process, or baseline leave_one_out"
         )
 
@@ -231,7 +231,7 @@ def check_rendering(card: ModelCard, template_kwargs: Mapping[str, object]) -> N
         )
     if card.response_prefix:
         raise ConfigError(
-            f"responses of the models at the service follow {card.response_prefix!r}, which TRL does not write: give "
+            f"the service's models expect {card.response_prefix!r} before a response, which TRL does not write: give "
             "prompts as texts that end with it"
         )
 
@@ -239,9 +239,7 @@ def check_rendering(card: ModelCard, template_kwargs: Mapping[str, object]) -> N
 def check_dropout(model: nn.Module) -> None:
     """Raises ConfigError if the model that is trained would not be the one that was sampled from."""
     if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
-        raise ConfigError(
-            "the model has dropout, so its gradient is not of the model that answers: set disable_dropout"
-        )
+        raise ConfigError("dropout makes the trained model differ from the one that answers: set disable_dropout")
 
 
 def no_scalar_reward(completions: Sequence[object], **_: object) -> list[float]:

@@ -18,9 +18,9 @@ Named = Sequence[tuple[str, Distribution]]
 def print_stats(options: argparse.Namespace) -> int:
     """Raises BulkError for a file that `score` did not write, SettingsError for a wrong option."""
     if options.span < 1 or options.lowest < 0:
-        raise SettingsError("--span counts tokens, from 1, and --lowest spans, from 0")
+        raise SettingsError("--span must be at least 1, and --lowest at least 0")
     if len(set(options.files)) < len(options.files):
-        raise SettingsError("a file is named twice: its rows would count twice")
+        raise SettingsError("a file is named twice, so its rows would count twice: name it once")
     collected = Collected(options.lowest, options.span)
     for file in options.files:
         collected.add_all(scored_rows(file))

@@ -35,7 +35,7 @@ def scored_rows(file: Path) -> Iterator[ScoredRow | None]:
             continue
         reward, tokens = cells.get("reward"), cells.get("tokens")
         if reward is None or "row" not in cells:
-            raise BulkError(f"{file} has no rewards: name an output of dense-reward score that includes reward")
+            raise BulkError(f"{file} has no rewards: name an output of dense-reward score whose --include has reward")
         if tokens is not None and len(tokens) != len(reward):
             place = f"{file}: row {cells['row']}"
             raise BulkError(f"{place} has {len(tokens)} tokens and {len(reward)} rewards: score it again")
@@ -58,7 +58,7 @@ def _cells(file: Path) -> Iterator[dict[str, Any]]:
                 cells = json.loads(line)
             except ValueError:
                 raise BulkError(
-                    f"{file}: line {number} is cut or no JSON: finish it with the dense-reward score that began it"
+                    f"{file}: line {number} is cut or no JSON: run its dense-reward score command again"
                 ) from None
             if not isinstance(cells, dict):
                 raise BulkError(f"{file}: line {number} is no JSON object: name an output of dense-reward score")
