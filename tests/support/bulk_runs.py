@@ -84,8 +84,7 @@ def expected_reward(item: Item) -> list[float]:
 def run(job: Job, scorer: Scorer) -> Writing:
     """Score with a scorer of the test."""
     with opened(job, lambda rows, tokens: None) as writer:
-        if not writer.state.done:
-            asyncio.run(score(writer, scorer))
+        asyncio.run(score(writer, scorer))
     return writer
 
 

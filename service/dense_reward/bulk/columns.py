@@ -14,6 +14,8 @@ FOUND_BY_NAME = tuple(sorted((FORM_FIELDS | {"candidate_ids", "segments"}) - {"s
 """Columns that are read without --columns. `score` is not: it often holds a rating; --turns replaces it."""
 OWN_COLUMNS = (
     "row",
+    "reward",
+    "tokens",
     "response_index",
     "error",
     "sum",
@@ -23,7 +25,7 @@ OWN_COLUMNS = (
     "candidate_reward",
     "segment_rewards",
 )
-"""Columns of every output row; the arrays of --include come in addition."""
+"""Names that no column of the input keeps, because `stats` reads them; those of --include come in addition."""
 PER_RESPONSE = ("responses", "response_ids")
 
 
@@ -62,10 +64,6 @@ class Columns:
             own = {"row": row.number, "response_index": index, "error": None}
             yield self._kept(row, index) | own | dict(response)
 
-    def column(self, field: str) -> str:
-        """The column of a field."""
-        return self.mapping.get(field, field)
-
     def _fields(self, cells: Cells) -> Cells | Faulty:
         if not self.mapping:
             return {name: cells[name] for name in FOUND_BY_NAME if cells.get(name) is not None}
@@ -75,16 +73,19 @@ class Columns:
         return {field: cells[column] for field, column in self.mapping.items() if cells[column] is not None}
 
     def _kept(self, row: SourceRow, index: int | None) -> Cells:
-        """The input's columns. A column with one entry per response keeps only that of this response.
-
-        One that is named like a column of the output is called input_NAME.
-        """
+        """The input's columns, named by `_kept_name`. A scored column of several responses keeps that of this one."""
+        scored = {self.mapping.get(field) if self.mapping else field for field in PER_RESPONSE}
         kept: Cells = {}
         for name, value in row.cells.items():
-            own = name in OWN_COLUMNS or name in self.arrays
-            per_response = index is not None and name in map(self.column, PER_RESPONSE) and not _is_flat(value)
-            kept[f"input_{name}" if own else name] = value[index] if per_response else value
+            per_response = index is not None and name in scored and not _is_flat(value)
+            kept[self._kept_name(name, row.cells)] = value[index] if per_response else value
         return kept
+
+    def _kept_name(self, name: str, cells: Cells) -> str:
+        """input_NAME if the output has that name itself, or gives it to another column."""
+        plain = name.removeprefix("input_")
+        taken = plain != name and plain in cells and self._kept_name(plain, cells) == name
+        return f"input_{name}" if name in OWN_COLUMNS or name in self.arrays or taken else name
 
 
 def parse_columns(text: str | None) -> dict[str, str]:

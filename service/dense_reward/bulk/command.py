@@ -14,7 +14,7 @@ from dense_reward.bulk.columns import Columns, parse_columns
 from dense_reward.bulk.job import Job, Progress, Writing, opened, score
 from dense_reward.bulk.local_scorer import LocalScorer, ScoreTerms, chosen_pair
 from dense_reward.bulk.outputs import remove_output
-from dense_reward.bulk.run_state import locked, state_file
+from dense_reward.bulk.run_state import load_state, locked, state_file
 from dense_reward.bulk.sources import library, open_source
 from dense_reward.bulk.url_scorer import UrlScorer
 from dense_reward.bulk.windows import Shard
@@ -39,14 +39,16 @@ def score_file(options: argparse.Namespace, read: ReadSettings) -> int:
         "shard": f"{shard.index}/{shard.of}",
     }
     job = Job(source, options.out, columns, chosen, shard, options.on_error)
-    if options.overwrite:
-        with locked(job.out):
-            remove_output(job.out)
-            state_file(job.out).unlink(missing_ok=True)
-    with progress_bar(job.total) as progress, opened(job, progress) as writer:
-        progress(writer.state.rows, 0)
-        if not writer.state.done:
-            _fill(writer, settings, terms, options)
+    # Before the minutes that a pair takes to load.
+    finished = not options.overwrite and load_state(job.out, job.made_from).done
+    if options.ray and settings is not None and not finished:
+        from dense_reward.bulk.ray_data import Workers, score_with_ray
+
+        workers = Workers(options.ray_workers, options.ray_gpus, options.ray_address)
+        with _output(job, overwrite=options.overwrite) as writer:
+            score_with_ray(writer, settings, terms, workers)
+    else:
+        writer = asyncio.run(_score_here(job, settings, terms, options))
     return _report(writer, options)
 
 
@@ -84,19 +86,8 @@ def parse_shard(text: str | None) -> Shard:
     return Shard(int(matched[1]), int(matched[2]))
 
 
-def _fill(writer: Writing, settings: Settings | None, terms: ScoreTerms, options: argparse.Namespace) -> None:
-    if options.ray and settings is not None:
-        from dense_reward.bulk.ray_data import Workers, score_with_ray
-
-        workers = Workers(options.ray_workers, options.ray_gpus, options.ray_address)
-        score_with_ray(writer, settings, terms, workers)
-        return
-    asyncio.run(_fill_here(writer, settings, terms, options))
-
-
-async def _fill_here(
-    writer: Writing, settings: Settings | None, terms: ScoreTerms, options: argparse.Namespace
-) -> None:
+async def _score_here(job: Job, settings: Settings | None, terms: ScoreTerms, options: argparse.Namespace) -> Writing:
+    """Score what is missing; of a complete output, check that it is of these models."""
     scorer: LocalScorer | UrlScorer
     if settings is None:
         scorer = UrlScorer(options.url, _key(options.url_key_file), terms)
@@ -104,9 +95,23 @@ async def _fill_here(
         scorer = LocalScorer(settings, terms)
     try:
         await scorer.start()
-        await score(writer, scorer)
+        with _output(job, overwrite=options.overwrite) as writer:
+            await score(writer, scorer)
+        return writer
     finally:
         await scorer.close()
+
+
+@contextmanager
+def _output(job: Job, *, overwrite: bool) -> Iterator[Writing]:
+    """The output, with a progress bar. An earlier one is removed only now, when there are models to score with."""
+    if overwrite:
+        with locked(job.out):
+            remove_output(job.out)
+            state_file(job.out).unlink(missing_ok=True)
+    with progress_bar(job.total) as progress, opened(job, progress) as writer:
+        progress(writer.state.rows, 0)
+        yield writer
 
 
 def _key(file: Path | None) -> str | None:

@@ -75,9 +75,9 @@ def _column(
 ) -> "tuple[pa.Field, pa.Array]":
     """The field and the values of a column: with the input's type, or the one that pyarrow finds, or as JSON text."""
     kind = _own_type(arrow, name, arrays)
-    source = name.removeprefix("input_")
-    if kind is None and schema is not None and source in schema.names:
-        kind = schema.field(source).type
+    if kind is None and schema is not None:
+        source = next((found for found in (name, name.removeprefix("input_")) if found in schema.names), None)
+        kind = None if source is None else schema.field(source).type
     for chosen in dict.fromkeys((kind, None)):  # a column of responses holds one of them here: another type
         with suppress(arrow.ArrowException, TypeError, ValueError, OverflowError):
             array = arrow.array(values, type=chosen)

@@ -108,12 +108,21 @@ class JsonLines:
 
 def _json_row(number: int, line: bytes, end: Position) -> SourceRow:
     try:
-        cells = json.loads(line)
+        cells = json.loads(line, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         return SourceRow(number, {}, end, f"line {number + 1} is not JSON ({error}): correct it")
     if not isinstance(cells, dict):
         return SourceRow(number, {}, end, f"line {number + 1} is no JSON object: write {{...}} with the columns")
     return SourceRow(number, cells, end)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. Raises ValueError if it has a key twice: readers differ in which one counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +141,13 @@ class ParquetSource:
         arrow = library("pyarrow", "a Parquet file")
         try:
             with parquet.ParquetFile(path) as file:
-                return cls(path, {"kind": "parquet", **_content(path)[0]}, file.metadata.num_rows, file.schema_arrow)
+                total, schema = file.metadata.num_rows, file.schema_arrow
         except (arrow.ArrowInvalid, OSError) as error:
             raise SettingsError(f"{path} cannot be read as Parquet ({error}): copy it again") from None
+        twice = sorted({name for name in schema.names if schema.names.count(name) > 1})
+        if twice:
+            raise SettingsError(f"{path} has several columns {twice[0]!r}: rename all but one")
+        return cls(path, {"kind": "parquet", **_content(path)[0]}, total, schema)
 
     def positions(self, start: Position, every: int) -> Iterator[Position]:
         return map(Position, range(start.row, self.total, every))

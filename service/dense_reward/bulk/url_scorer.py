@@ -93,7 +93,8 @@ class UrlScorer:
         try:
             scored = await self._clients[url].score_items(sent, on_error="per_item", options=self._options)
         except ScoringError as error:
-            if error.code in {"body_too_large", "too_long", "out_of_memory", "deadline_exceeded"}:
+            late = error.code == "deadline_exceeded"
+            if error.code in {"body_too_large", "too_long", "out_of_memory"} or (late and len(items) > 1):
                 raise PartFailedError(str(error)) from None
             raise BulkError(f"{url}: {error}") from None
         except ClientError as error:

@@ -104,6 +104,24 @@ def test_columns_of_the_input_that_are_named_like_ours_are_kept_under_another_na
     assert (row["token_ids"], row["input_token_ids"], row["row"], row["input_row"]) == ([2], [1, 2], 4, "x")
 
 
+def test_no_column_of_the_input_is_lost_to_another_one() -> None:
+    cells = {"prompt": "a", "row": 1, "input_row": 2, "input_input_row": 3, "input_id": 4, "reward": 5}
+    row = output(cells, [{"sum": 1.0}])[0]
+    names = ("row", "input_row", "input_input_row", "input_input_input_row", "input_id", "input_reward")
+    assert [row[name] for name in names] == [4, 1, 2, 3, 4, 5]
+    assert "reward" not in row, "stats would take it for ours"
+
+
+def test_only_the_column_that_was_scored_is_divided_among_the_responses() -> None:
+    mapped = Columns({"prompt": "q", "response_ids": "ids"}, "last", ARRAYS)
+    row = {"q": "a", "ids": [[1], [2]], "responses": ["x"], "response_ids": [[9]]}
+    rows = output(row, [{"reward": [1.0]}, {"reward": [2.0]}], mapped)
+    assert [(row["ids"], row["responses"], row["response_ids"]) for row in rows] == [
+        ([1], ["x"], [[9]]),
+        ([2], ["x"], [[9]]),
+    ]
+
+
 def test_a_faulty_row_keeps_its_columns_and_has_its_error() -> None:
     assert output({"prompt": "a"}, Faulty("too long")) == [{"prompt": "a", "row": 4, "error": "too long"}]
 

@@ -84,6 +84,9 @@ def test_a_finished_output_stays_as_it_is(tmp_path: Path) -> None:
     assert run(a_job(file, out), again).state.rows == 5
     assert again.seen == 0
     assert out.read_bytes() == before
+    with pytest.raises(SettingsError, match='revision: "fake" then, "other" now'):
+        run(a_job(file, out), FakeScorer(revision="other"))
+    assert out.read_bytes() == before
 
 
 def test_changed_inputs_options_and_models_are_refused_with_what_changed(tmp_path: Path) -> None:

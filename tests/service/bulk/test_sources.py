@@ -46,6 +46,16 @@ def test_lines_that_are_no_rows_are_skipped_or_have_a_fault(tmp_path: Path) -> N
     assert "line 5 is no JSON object" in (rows[2].fault or "")
 
 
+def test_a_name_that_is_there_twice_is_no_column(tmp_path: Path) -> None:
+    lines, parquet = tmp_path / "a.jsonl", tmp_path / "a.parquet"
+    lines.write_text('{"prompt": "a", "response": "b", "prompt": "c"}\n')
+    row = next(iter(open_source(str(lines)).rows(Position())))
+    assert "the key 'prompt' is there twice" in (row.fault or "")
+    pq.write_table(pa.table([["a"], ["b"]], names=["prompt", "prompt"]), parquet)
+    with pytest.raises(SettingsError, match="several columns 'prompt'"):
+        open_source(str(parquet))
+
+
 def test_the_identity_is_that_of_the_content(tmp_path: Path) -> None:
     file = sums_file(tmp_path, 3)
     before = open_source(str(file)).identity

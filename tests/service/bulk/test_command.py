@@ -1,0 +1,34 @@
+"""The command `score`: what an earlier output may cost, and what it holds."""
+
+from pathlib import Path
+
+import pytest
+from bulk_runs import sums_file
+from dense_reward.cli import main
+
+
+def scored(tmp_path: Path) -> tuple[Path, Path]:
+    file, out = sums_file(tmp_path, 3), tmp_path / "out.jsonl"
+    assert main(["score", str(file), "--out", str(out), "--engine", "fake"]) == 0
+    return file, out
+
+
+def test_an_output_stays_if_there_is_nothing_to_score_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = scored(tmp_path)
+    before = out.read_bytes()
+    missing = ["--sft", str(tmp_path / "none"), "--reference", str(tmp_path / "none")]
+    assert main(["score", str(file), "--out", str(out), "--overwrite", *missing]) != 0
+    assert out.read_bytes() == before
+    assert main(["score", str(file), "--out", str(out), "--overwrite", "--engine", "fake"]) == 0
+    assert out.read_bytes() == before
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_complete_output_of_other_options_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = scored(tmp_path)
+    before = out.read_bytes()
+    again = ["score", str(file), "--out", str(out), "--engine", "fake"]
+    assert main(again) == 0
+    assert main([*again, "--include", "kl"]) != 0
+    assert "options.include" in capsys.readouterr().err
+    assert out.read_bytes() == before
