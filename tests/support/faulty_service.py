@@ -78,7 +78,7 @@ def as_base64(row: Mapping[str, object]) -> Row:
     }
 
 
-def answer_to(request: ScoreRequest) -> dict[str, object]:
+def answer_to(request: ScoreRequest, card: ModelCard = CARD) -> dict[str, object]:
     """A correct answer. An item with an empty prompt_ids is answered with an error."""
     rows: list[Row] = []
     for index, item in enumerate(request.listed()):
@@ -88,7 +88,7 @@ def answer_to(request: ScoreRequest) -> dict[str, object]:
             rows.extend(rows_of(index, item, request))
     if request.encoding_format == "base64":
         rows = [as_base64(row) for row in rows]
-    model = CARD.model_dump(include={"name", "sft", "reference", "tokenizer_sha256", "revision", "related"})
+    model = card.model_dump(include={"name", "sft", "reference", "tokenizer_sha256", "revision", "related"})
     usage = {"prompt_tokens": 1, "response_tokens": 2, "scored_tokens": 2}
     timing = {"encode_s": 0.0, "queue_s": 0.0, "compute_s": 0.1, "describe_s": 0.05, "total_s": 0.15}
     return {"id": "answer-1", "model": model, "results": rows, "usage": usage, "timing": timing}
@@ -147,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
             service.tricks.popleft()(self)
         elif self.path == "/score":
             try:
-                self.send_json(200, answer_to(ScoreRequest.model_validate_json(body)))
+                self.send_json(200, answer_to(ScoreRequest.model_validate_json(body), self.server.service.card))
             except ValidationError as error:
                 fault = error.errors(include_url=False, include_input=False)[0]
                 refuse(422, "invalid_request", param=".".join(map(str, fault["loc"])))(self)

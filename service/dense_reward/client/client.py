@@ -88,7 +88,7 @@ class Client(ScoringClient[Scored, httpx2.Client]):
         in_flight: int = 32,
         progress: bool | None = None,
         total: int | None = None,
-    ) -> Iterator[ScoredItem]:
+    ) -> Generator[ScoredItem, None, None]:
         """Rewards of any number of items, in their order, each exactly once: one call keeps the services busy.
 
         `items` is read lazily, and results are yielded as soon as it is their turn, so memory is bounded. `urls`: base
@@ -248,7 +248,7 @@ class AsyncClient(ScoringClient[Coroutine[Any, Any, Scored], httpx2.AsyncClient]
         in_flight: int = 32,
         progress: bool | None = None,
         total: int | None = None,
-    ) -> AsyncIterator[ScoredItem]:
+    ) -> AsyncGenerator[ScoredItem, None]:
         """See Client.score_many. `items` can also be asynchronous."""
         many, routes = self._many(urls, options, on_error, request_tokens, in_flight)
         return self._run(_one_by_one(items), many, routes, bar(progress, total))
