@@ -49,7 +49,7 @@ def test_a_name_without_address_fails_at_once_and_a_closed_port_is_retried() -> 
 
 @contextmanager
 def tls_service(folder: Path) -> Iterator[str]:
-    """A service behind a certificate that nobody has signed."""
+    """A service behind a certificate without an authority."""
     subprocess.run(
         "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost "
         f"-keyout {folder}/key.pem -out {folder}/cert.pem",
