@@ -131,7 +131,7 @@ engines: install .venv-vllm/tested ## compare torch, vLLM in process and vllm se
 
 bulk: install .venv-ray/installed ## measure dense-reward score: kills, memory, overhead, Ray Data (FILE=GSM8K's training set): half an hour
 	$(if $(FILE),,$(error FILE is not set. Name the data: make bulk FILE=gsm8k_train.jsonl))
-	$(BIN)/python -m bench.bulk $(FILE) --only killed,overhead $(if $(RUN),--run $(RUN))
+	$(BIN)/python -m bench.bulk $(FILE) --only killed,overhead,client $(if $(RUN),--run $(RUN))
 	.venv-ray/bin/python -m bench.bulk $(FILE) --only ray $(if $(RUN),--run $(RUN))
 
 .venv-ray/installed: constraints/default.txt pyproject.toml

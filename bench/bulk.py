@@ -1,9 +1,10 @@
-"""Measures `dense-reward score`: python -m bench.bulk FILE [--run FOLDER] [--only killed,overhead,ray].
+"""Measures `dense-reward score`: python -m bench.bulk FILE [--run FOLDER] [--only killed,overhead,client,ray].
 
 FILE is GSM8K's training set, JSON lines of question and answer. `killed`: 100,000 rows with the fake engine and three
 `kill -9`, and the memory at 10,000 and 100,000 rows. `overhead`: 5,000 rows of FILE against the engine alone, on the
-same slices in turn. `ray`: rows of FILE on Ray Data with two local workers, against the rows without Ray. Each part
-replaces its own numbers in bench/results/bulk.json.
+same slices in turn. `client`: `score_many` against one service, compared with the engine alone. `ray`: rows of FILE on
+Ray Data with two local workers, against the rows without Ray. Each part replaces its own numbers in
+bench/results/bulk.json.
 """
 
 import argparse
@@ -25,24 +26,20 @@ import numpy as np
 from dense_reward.bulk.columns import Columns
 from dense_reward.bulk.job import Job, opened, score
 from dense_reward.bulk.local_scorer import LocalScorer, ScoreTerms, chosen_pair
-from dense_reward.bulk.records import Faulty
 from dense_reward.bulk.sources import open_source
-from dense_reward.records import Engine, Trunk, Wants
-from dense_reward.schemas import Options
-from dense_reward.scoring.items import Limits, prepare
 from dense_reward.serving.loaders import LoadedPair, loader
 from dense_reward.settings import Settings, read_settings
 
+from bench.bulk_client import client_share
 from bench.circumstances import circumstances
+from bench.engine_alone import GSM8K, Seconds, engine_seconds, now, since, trunks_of
 from bench.engines import trained
 
 RESULTS = Path("bench/results/bulk.json")
 ROWS, FEWER_ROWS, KILLS = 100_000, 10_000, 3
 REAL_ROWS, SLICES, RAY_ROWS = 5_000, 10, 1_000
-GSM8K = {"prompt": "question", "response": "answer"}
 TOLERANCE_NATS = 1e-4
 Json = dict[str, object]
-Seconds = tuple[float, float]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--run", type=Path, help="folder of a finished SFT run on FILE; if left out, a short one is made"
     )
-    parser.add_argument("--only", default="killed,overhead,ray", help="parts to measure, separated by commas")
+    parser.add_argument("--only", default="killed,overhead,client,ray", help="parts to measure, separated by commas")
     options = parser.parse_args(arguments)
     here = circumstances()  # read first: the results of this run make the checkout dirty
     found: Json = {}
@@ -64,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 found |= killed(Path(folder))
             else:
                 pair = pair or (options.run / "checkpoints" if options.run else trained(options.file))
-                measure = {"overhead": overhead, "ray": with_ray}[part]
+                measure = {"overhead": overhead, "client": client_share, "ray": with_ray}[part]
                 found |= measure(options.file, pair, Path(folder))
             found = (json.loads(RESULTS.read_text()) if RESULTS.exists() else {}) | found  # parts can run side by side
             found |= {"load_average": os.getloadavg()[0], **here}
@@ -186,37 +183,6 @@ async def _both(
         print(f"  slice {index}: CPU {whole[0]:.1f} s, engine alone {alone[0]:.1f} s", flush=True)
     await scorer.close()
     return found
-
-
-def trunks_of(lines: Sequence[str], columns: Columns, loaded: LoadedPair) -> list[Trunk]:
-    limits = Limits(loaded.engine.info.vocab_size, loaded.engine.info.max_length_tokens, 1, 64)
-    trunks = []
-    for line in lines:
-        item = columns.item(json.loads(line))
-        assert not isinstance(item, Faulty), item
-        trunks.append(prepare(item, Options.model_validate({}), loaded.encoder, limits).trunk)
-    return trunks
-
-
-def now() -> Seconds:
-    return time.process_time(), time.perf_counter()
-
-
-def since(started: Seconds) -> Seconds:
-    return time.process_time() - started[0], time.perf_counter() - started[1]
-
-
-def engine_seconds(engine: Engine, trunks: Sequence[Trunk], max_batch_tokens: int) -> Seconds:
-    """CPU seconds and seconds of the engine for full batches in the order of the rows, one after another."""
-    started = now()
-    batch: list[Trunk] = []
-    for trunk in [*trunks, None]:
-        if batch and (trunk is None or sum(each.tokens for each in [*batch, trunk]) > max_batch_tokens):
-            engine.prepare(batch, Wants())()
-            batch = []
-        if trunk is not None:
-            batch.append(trunk)
-    return since(started)
 
 
 def with_ray(file: Path, pair: Path, folder: Path) -> Json:
