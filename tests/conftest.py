@@ -7,6 +7,7 @@ os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFL
 # The models are tiny: threads cost more than they save, and far more if other processes share the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import logging
 import signal
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -30,6 +31,17 @@ def _signal_handlers_are_restored() -> Iterator[None]:
     for number, handler in before.items():
         signal.signal(number, handler)
     assert not left, f"the test left its own handler of {', '.join(left)}"
+
+
+@pytest.fixture(autouse=True)
+def _logging_is_restored() -> Iterator[None]:
+    """A command that runs in this process logs to its standard error, which is closed once the test ends."""
+    root = logging.getLogger()
+    before, level = list(root.handlers), root.level
+    yield
+    for handler in [found for found in root.handlers if type(found) is logging.StreamHandler and found not in before]:
+        root.removeHandler(handler)
+    root.setLevel(level)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
