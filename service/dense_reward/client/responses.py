@@ -287,7 +287,8 @@ def _check_reward(result: ScoredResponse) -> None:
         at = int(wrong[0])
         raise AnswerError(
             f"item {result.item}, response {result.response}: the reward of token {at} is {reward[at]}, but "
-            f"sft_logprob - reference_logprob is {sft[at] - reference[at]}: client and service differ in version"
+            f"sft_logprob - reference_logprob is {sft[at] - reference[at]}: something between client and service "
+            "changed the answer, or they differ in version"
         )
 
 
