@@ -65,7 +65,7 @@ def one_row(value: object, name: str) -> object:
     value = _on_cpu(value)
     depth = _depth(value)
     if depth == 2 and isinstance(value, Sequence | np.ndarray) and len(value) == 1:
-        return value[0]
+        return one_row(value[0], name)
     if depth > 1:
         raise ValueError(f"{name} has {depth} dimensions: it must be a flat list of ids; make an item of each sequence")
     return value
@@ -80,7 +80,7 @@ def rows(value: object) -> object:
     if _depth(value) == 1 and isinstance(value, Sequence | np.ndarray) and len(value):
         return [value]
     if isinstance(value, Iterable):
-        return [row.ids if isinstance(row, _Encoding) else _on_cpu(row) for row in value]
+        return [one_row(row, "response_ids") if isinstance(row, Mapping | _Encoding) else _on_cpu(row) for row in value]
     return value
 
 
@@ -120,11 +120,13 @@ def _is_empty_batch(value: object) -> bool:
 
 
 def _depth(value: object) -> int:
-    """The number of dimensions, judged by the first entry that is not empty."""
+    """The number of dimensions, judged by the first entry. A tokenizer's output for one text has one."""
     if isinstance(value, np.ndarray):
         return value.ndim
     if isinstance(value, _Tensor):
         return np.asarray(_on_cpu(value)).ndim
+    if isinstance(value, Mapping | _Encoding):
+        return 1
     if isinstance(value, str) or not isinstance(value, Sequence):
         return 0
     return 1 + max((_depth(entry) for entry in value[:1]), default=0)
@@ -140,5 +142,5 @@ def _no_text(value: object, name: str) -> None:
     if isinstance(value, str | bytes) or text_inside:
         raise TypeError(f"{name} holds text, it must hold ids: for text use score(prompt=..., response=...)")
     inside = value[0] if isinstance(value, Sequence) and len(value) else None
-    if isinstance(inside, Mapping):
+    if isinstance(inside, Mapping) and "input_ids" not in inside:
         raise TypeError(f"{name} holds messages, it must hold ids: for a chat use score_messages(messages)")

@@ -23,10 +23,12 @@ from faulty_service import FaultyService, Server, answer_to, made_up_reward
 
 def test_a_pickled_client_scores_with_its_key_and_pins() -> None:
     with FaultyService() as service, Client(service.url, api_key="secret") as client:
+        client.pin(service.card, also_unnamed=True)
         client.score_ids([1], [[2]])
         copied = pickle.loads(pickle.dumps(client))
         with copied:
             assert copied.score_ids([1], [[5]]).results[0].reward.tolist() == made_up_reward([5])
+        assert [json.loads(body)["expect_revision"] for body in service.bodies] == [service.card.revision] * 2
         assert {headers["authorization"] for headers in service.headers} == {"Bearer secret"}
         assert "secret" not in repr(copied)
     assert isinstance(pickle.loads(pickle.dumps(AsyncClient(service.url))), AsyncClient)
@@ -34,7 +36,7 @@ def test_a_pickled_client_scores_with_its_key_and_pins() -> None:
 
 def test_a_name_without_address_fails_at_once_and_a_closed_port_is_retried() -> None:
     with (
-        Client("http://no-such-host.invalid", retry_for_s=600) as client,
+        Client("http://no-such-host.invalid", retry_for_s=2) as client,
         pytest.raises(ServiceUnavailableError, match="check base_url"),
     ):
         client.models()
@@ -76,7 +78,7 @@ def tls_service(folder: Path) -> Iterator[str]:
 def test_a_certificate_that_is_not_trusted_fails_at_once(tmp_path: Path) -> None:
     with (
         tls_service(tmp_path) as url,
-        Client(url, retry_for_s=600) as client,
+        Client(url, retry_for_s=2) as client,
         pytest.raises(ServiceUnavailableError, match="SSL_CERT_FILE"),
     ):
         client.models()

@@ -44,13 +44,26 @@ def test_responses_are_taken_where_they_have_one_meaning(given: object, expected
     assert lists(rows(given)) == expected
 
 
-def test_an_encoding_of_tokenizers_is_one_sequence() -> None:
+def padding_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(WordLevel({"a": 0, "b": 1}, unk_token="a"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
     tokenizer.enable_padding(length=4, pad_id=0, pad_token="a")
-    encoding: Encoding = tokenizer.encode("b b")
+    return tokenizer
+
+
+def test_an_encoding_of_tokenizers_is_one_sequence() -> None:
+    encoding: Encoding = padding_tokenizer().encode("b b")
     assert encoding.ids == [1, 1, 0, 0]
     assert lists(rows(encoding)) == [[1, 1]]
+
+
+def test_outputs_of_a_tokenizer_in_a_list_lose_their_padding_too() -> None:
+    batch = padding_tokenizer().encode_batch(["b b", "a b b"])
+    assert lists(rows(batch)) == [[1, 1], [0, 1, 1]]
+    assert lists(rows([[7], batch[0]])) == [[7], [1, 1]]
+    assert np.asarray(one_row(batch[:1], "prompt_ids")).tolist() == [1, 1]
+    outputs = [BatchEncoding({"input_ids": [0, 5], "attention_mask": [0, 1]}), {"input_ids": [6, 7]}]
+    assert lists(rows(outputs)) == [[5], [6, 7]]
 
 
 @pytest.mark.parametrize("given", [[1, 2], [[1, 2]], np.array([1, 2]), torch.tensor([[1, 2]])], ids=str)
@@ -65,13 +78,26 @@ def test_a_prompt_is_one_sequence(given: object) -> None:
         ({"prompt_ids": [[1], [2]], "response_ids": [3]}, "make an item of each sequence"),
         ({"prompt_ids": {"input_ids": [[1], [2]], "attention_mask": [[1], [1]]}}, "make an item of each"),
         ({"prompt_ids": [1], "response_ids": {"input_ids": [[1, 0], [2, 2]]}}, "attention_mask"),
+        ({"prompt_ids": padding_tokenizer().encode_batch(["a", "b"])}, "make an item of each sequence"),
+        ({"prompt_ids": [1], "response_ids": [{"input_ids": [[1], [2]]}]}, "attention_mask"),
         ({"prompt_ids": [1], "response_ids": {"ids": [1]}}, "the output of a tokenizer"),
         ({"prompt_ids": "text", "response_ids": [1]}, "for text use score"),
         ({"prompt_ids": [{"role": "user"}], "response_ids": [1]}, "use score_messages"),
         ({"input_ids": [1, 2]}, "pass it inside an item"),
         ([1, 2], "an item must be a mapping"),
     ],
-    ids=["two_prompts", "batch", "no_mask", "no_ids", "text", "chat", "encoding", "list"],
+    ids=[
+        "two_prompts",
+        "batch",
+        "no_mask",
+        "encodings",
+        "no_mask_inside",
+        "no_ids",
+        "text",
+        "chat",
+        "encoding",
+        "list",
+    ],
 )
 def test_what_has_no_single_meaning_is_refused_with_the_cure(item: object, cure: str) -> None:
     with pytest.raises((TypeError, ValueError), match=cure):
