@@ -16,7 +16,7 @@ from dense_reward_trainer.runs.local_service import free_port
 
 from bench.engine_alone import GSM8K, engine_seconds, now, since, trunks_of
 
-ROWS, ROUNDS = 2_000, 8
+ROWS, ROUNDS = 400, 8
 
 
 def client_share(file: Path, pair: Path, folder: Path) -> dict[str, object]:
