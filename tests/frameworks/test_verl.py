@@ -6,7 +6,6 @@ DENSE_REWARD_URL and DENSE_REWARD_SFT name them.
 
 import asyncio
 import os
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -85,12 +84,12 @@ def test_what_verl_stores_has_the_reward_of_every_token(monkeypatch: pytest.Monk
     assert fields["responses"][0].tolist() == RESPONSE
 
 
-def test_a_service_with_other_models_fails_the_sample_instead_of_rewarding_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_with_other_models_fails_the_sample_instead_of_rewarding_it() -> None:
     async def sample() -> None:
         agent = loop()
         pinned = await agent._pinned()
-        changed = adapter._Pinned(pinned.client, replace(pinned.options, expect_revision="0" * 64))
-        monkeypatch.setattr(agent, "_pinned", lambda: asyncio.sleep(0, changed))
+        card = (await pinned.client.models())[0]
+        pinned.client.pin(card.model_copy(update={"revision": "0" * 64}))
         await agent.run({}, raw_prompt=MESSAGES)
 
     with pytest.raises(ClientError, match="revision"):

@@ -43,7 +43,7 @@ class TokenRewardOutput(AgentLoopOutput):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class _Pinned:
-    """A pair of a service, and the options that pin its tokenizer and revision."""
+    """A client that has pinned the tokenizer and revision of a pair, and the options that name the pair."""
 
     client: AsyncClient
     options: ScoreOptions
@@ -97,10 +97,9 @@ class DenseRewardAgentLoop(SingleTurnAgentLoop):  # type: ignore[misc]
 async def _pin(url: str, pair: str | None, signal: SignalName, patience_s: float, tokenizer: Any) -> _Pinned:  # noqa: ANN401
     client = AsyncClient(url, retry_for_s=patience_s)
     await client.wait_until_ready(patience_s)
-    sha256 = await client.check_tokenizer(tokenizer, pair)
+    await client.check_tokenizer(tokenizer, pair)  # pins tokenizer and revision
     card = card_named(await client.models(), pair)
-    options = ScoreOptions(model=card.name, tokenizer_sha256=sha256, expect_revision=card.revision, include=[signal])
-    return _Pinned(client, options)
+    return _Pinned(client, ScoreOptions(model=card.name, include=[signal]))
 
 
 @register_adv_est(ESTIMATOR)  # type: ignore[untyped-decorator]
