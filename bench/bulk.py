@@ -4,7 +4,7 @@ FILE is GSM8K's training set, JSON lines of question and answer. `killed`: 100,0
 `kill -9`, and the memory at 10,000 and 100,000 rows. `overhead`: 5,000 rows of FILE against the engine alone, on the
 same slices in turn. `client`: `score_many` against one service, compared with the engine alone. `ray`: rows of FILE on
 Ray Data with two local workers, against the rows without Ray. Each part replaces its own numbers in
-bench/results/bulk.json.
+bench/results/bulk.json, which names the commit and the load of each part.
 """
 
 import argparse
@@ -63,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 pair = pair or (options.run / "checkpoints" if options.run else trained(options.file))
                 measure = {"overhead": overhead, "client": client_share, "ray": with_ray}[part]
                 found |= measure(options.file, pair, Path(folder))
-            found = (json.loads(RESULTS.read_text()) if RESULTS.exists() else {}) | found  # parts can run side by side
-            found |= {"load_average": os.getloadavg()[0], **here}
+            before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}  # parts can run side by side
+            measured = before.get("circumstances", {}) | {part: {"load_average": os.getloadavg()[0], **here}}
+            found = before | found | {"circumstances": measured}
             RESULTS.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2), f"wrote {RESULTS}", sep="\n")
     return 0
