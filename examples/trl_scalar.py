@@ -21,14 +21,14 @@ options = parser.parse_args()
 
 tokenizer = AutoTokenizer.from_pretrained(options.sft, padding_side="left")
 client = Client(options.url)
-sha256 = client.check_tokenizer(tokenizer, options.pair)
+client.check_tokenizer(tokenizer, options.pair)  # from now on, other models are an error
 
 
 def dense_sum(prompts: list[str], completion_ids: list[list[int]], **_: object) -> list[float]:
     """The sum of the token rewards of each response, in nats; `mean` or `min` in its place give others."""
     rows = zip(tokenizer(text=prompts)["input_ids"], completion_ids, strict=True)
     items = [{"prompt_ids": prompt, "response_ids": [ids]} for prompt, ids in rows]
-    score = ScoreOptions(model=options.pair, tokenizer_sha256=sha256)
+    score = ScoreOptions(model=options.pair)
     return [scored.sum for scored in client.score_items(items, options=score).results]
 
 

@@ -19,6 +19,7 @@ from dense_reward.client.responses import check_version, parse_scored
 from dense_reward.client.tables import to_pandas
 from dense_reward.schemas import ScoreRequest
 from faulty_service import FaultyService, Server, answer_to, made_up_reward
+from served_pair import free_port
 
 
 def test_a_pickled_client_scores_with_its_key_and_pins() -> None:
@@ -42,7 +43,7 @@ def test_a_name_without_address_fails_at_once_and_a_closed_port_is_retried() -> 
         client.models()
     quick = Backoff(0.001, 0.001)
     with (
-        Client("http://127.0.0.1:9", retry_for_s=2, backoff=quick) as client,
+        Client(f"http://127.0.0.1:{free_port()}", retry_for_s=2, backoff=quick) as client,
         pytest.raises(ServiceUnavailableError) as caught,
     ):
         client.models()
