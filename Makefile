@@ -43,7 +43,7 @@ lint: install ## check style and format (changes nothing)
 	$(BIN)/ruff format --check
 
 types: install ## check types of all code with mypy (strict)
-	$(BIN)/mypy service trainer tests constraints $(wildcard helm/*.py helm/dense-reward/files/*.py bench/*.py bench/studies/*.py examples/*.py bench/gpu/*.py bench/speed/*.py bench/reliability/*.py bench/scale/*.py bench/templates/*.py docs/pictures/*.py docker/*.py)
+	$(BIN)/mypy service trainer tests constraints bench examples docs docker helm
 
 fast: install ## run the tests without those that train or run models, start processes or wait (marked `slow` or `story`): under 2 minutes
 	$(PYTEST) -m "not story and not slow"

@@ -15,7 +15,7 @@ from bench.scale.questions import BURSTS, Setup, simulate
 from bench.scale.replica import MAX_REQUEST_S, Machine
 
 ROOT = Path(__file__).parents[2]
-SETTINGS = Settings()
+SETTINGS = Settings.model_validate({})
 DEFAULTS = replace(BURSTS, timeout_s=TIMEOUT_S, retry_for_s=RETRY_FOR_S, steps=6)
 
 
