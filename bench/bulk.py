@@ -37,7 +37,7 @@ from bench.engines import trained
 
 RESULTS = Path("bench/results/bulk.json")
 ROWS, FEWER_ROWS, KILLS = 100_000, 10_000, 3
-REAL_ROWS, SLICES, RAY_ROWS = 5_000, 10, 1_000
+REAL_ROWS, SLICES, RAY_ROWS = 5_000, 10, 5_000
 TOLERANCE_NATS = 1e-4
 Json = dict[str, object]
 
