@@ -1,7 +1,8 @@
 """Stage: the attention kernels against float64, with the shapes of real models and long branches."""
 
 import torch
-from dense_reward.batching.packing import Tree, pack
+from dense_reward.batching.packing import pack
+from dense_reward.batching.prefix_trees import Tree
 from dense_reward.engines.kernels.varlen import varlen_of
 from dense_reward.engines.torch.attention import RowPlan, packed_attention
 from torch import Tensor, nn
@@ -57,12 +58,8 @@ def _errors(
     found, _ = packed_attention(nn.Identity(), q, k, v, None, plan=RowPlan(trees, varlen), s_aux=sinks_H, **rules)  # type: ignore[arg-type]
     total, largest, of_torch, count = 0.0, 0.0, 0.0, 0
     for tree in trees:
-        for own, context in _sequences(tree):
-            part = (
-                q[0, :, own],
-                torch.cat([k[0, :, context], k[0, :, own]], 1),
-                torch.cat([v[0, :, context], v[0, :, own]], 1),
-            )
+        for own, seen in _sequences(tree):
+            part = q[0, :, own], k[0][:, seen], v[0][:, seen]
             exact = _attended([x.double() for x in part], rules, sinks_H)
             error = found[0, own].transpose(0, 1).double() - exact
             rounded = _attended([x.float() for x in part], rules, sinks_H).to(torch.bfloat16)
@@ -80,11 +77,12 @@ def _trees(lengths: Lengths) -> tuple[Tree, ...]:
     return packed.trees
 
 
-def _sequences(tree: Tree) -> list[tuple[slice, slice]]:
-    """The own tokens of each sequence, and those before them."""
-    trunk = slice(tree.start, tree.start + tree.tokens)
+def _sequences(tree: Tree) -> list[tuple[slice, list[int]]]:
+    """The own tokens of each sequence, and all that it attends to."""
     starts = [(s.start + i * s.length, s.length) for s in tree.branches for i in range(s.count)]
-    return [(trunk, slice(0, 0)), *((slice(start, start + length), trunk) for start, length in starts)]
+    parts = [(tree.trunk, tree.context)]
+    parts += [((start, start + length), (*tree.context, tree.trunk)) for start, length in starts]
+    return [(slice(*own), [row for part in (*before, own) for row in range(*part)]) for own, before in parts]
 
 
 def _attended(heads: list[Tensor], rules: dict[str, float], sinks_H: Tensor | None) -> Tensor:

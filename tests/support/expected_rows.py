@@ -11,18 +11,20 @@ from dense_reward.engines.torch.logprobs import ModelRows, ScoredRows, Tiling, s
 from dense_reward.engines.torch.model import TorchModel, device_row
 from dense_reward.engines.torch.pair import Batch, _wanted_ids
 from dense_reward.records import Trunk, Wants
-from tiny_models import plain_logprobs, random_trunk
+from tiny_models import continued, plain_logprobs, random_trunk
 from torch import Tensor
 from transformers import PreTrainedModel
 
 ALL = Wants(kl=True, entropy=True, varentropy=True, top_k=4)
 SMALL_TILES = Tiling(rows=5, vocab=100)
+_FIRST = random_trunk(1, 9, (13, 0, 5, 8, 13), k=2)
 TRUNKS = (
-    random_trunk(1, 9, (13, 0, 5, 8, 13), k=2),
+    _FIRST,
     random_trunk(2, 3, (1, 17), masked=True, k=2),
     random_trunk(3, 1, (6, 6), k=2),
+    *continued(_FIRST, random_trunk(4, 20, (7, 4), k=2), random_trunk(5, 3, (9,), k=2)),
 )
-"""Prompts and branches on both sides of every window and rope length limit."""
+"""Prompts and branches on both sides of every window and rope length limit; the last two continue the first one."""
 
 
 def batches_of(trunks: Sequence[Trunk], model: TorchModel, *, packed: bool, max_tokens: int = 100) -> list[Batch]:

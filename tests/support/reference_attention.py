@@ -3,30 +3,61 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 
 import numpy as np
 import torch
-from dense_reward.batching.packing import Tree, pack
+from dense_reward.batching.packing import pack
+from dense_reward.batching.prefix_trees import SHARED_LEAST, Tree
 from dense_reward.records import Branch, Trunk
 from torch import Tensor
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 Shape = tuple[int, tuple[int, ...]]
 """Tokens of a prompt, and of each of its branches."""
+Ids = np.ndarray[tuple[int], np.dtype[np.int32]]
 
 
 def trees_of(*shapes: Shape) -> tuple[Tree, ...]:
-    """A row with these prompts and branches; each branch is computed to its end."""
-
-    def ids(count: int, token: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-        return np.full(count, token, dtype=np.int32)
-
+    """A row with these prompts and branches; each branch is computed to its end. No two of them begin alike."""
+    different = count()
     trunks = [
-        Trunk(ids(prompt, i), tuple(Branch(ids(n + 1), np.arange(n + 1) == n) for n in lengths or (0,)))
-        for i, (prompt, lengths) in enumerate(shapes)
+        Trunk(_ids(prompt, next(different)), tuple(_branch(_ids(n + 1, next(different))) for n in lengths or (0,)))
+        for prompt, lengths in shapes
     ]
     (packed,) = pack(trunks, max_tokens=1 << 30)
     return packed.trees
+
+
+def nested_trees(*, shared: int = SHARED_LEAST) -> tuple[Tree, ...]:
+    """A row of conversations that begin with one system prompt, and of one that does not; some turns have branches."""
+    different = count(1)
+
+    def new(tokens: int) -> Ids:
+        return _ids(tokens, next(different))
+
+    system, other = new(shared + 3), new(5)
+    first, second = ([system, *(new(shared + n) for n in lengths)] for lengths in ((0, 4, 1), (2, 0)))
+    prompts = [
+        system,
+        *(np.concatenate(turns[:n]) for turns in (first, second) for n in range(2, len(turns) + 1)),
+        other,
+    ]
+    lengths_of = [(3, 3), (9,), (7, 2, 2), (1, 60), (4,), (5, 5, 8), (2,)]
+    trunks = [
+        Trunk(prompt, tuple(_branch(new(n + 1)) for n in lengths))
+        for prompt, lengths in zip(prompts, lengths_of, strict=True)
+    ]
+    (packed,) = pack(trunks, max_tokens=1 << 30)
+    return packed.trees
+
+
+def _ids(tokens: int, token: int) -> Ids:
+    return np.full(tokens, token, dtype=np.int32)
+
+
+def _branch(ids_T: Ids) -> Branch:
+    return Branch(ids_T, np.arange(len(ids_T)) == len(ids_T) - 1)
 
 
 def tokens_of(trees: Sequence[Tree]) -> int:
@@ -91,8 +122,8 @@ def _seen(trees: tuple[Tree, ...], window: int | None) -> Tensor:
             segments.extend((s.start + i * s.length, s.length, tree) for i in range(s.count))
     seen = torch.zeros(tokens_of(trees), tokens_of(trees), dtype=torch.bool)
     for start, length, tree in segments:
-        is_trunk = start == tree.start
-        before = [] if is_trunk else list(range(tree.start, tree.start + tree.tokens))
+        ranges = tree.context if start == tree.start else (*tree.context, tree.trunk)
+        before = [row for first, last in ranges for row in range(first, last)]
         line = torch.tensor([*before, *range(start, start + length)])
         for offset in range(length):
             position = len(before) + offset

@@ -67,6 +67,15 @@ def random_trunk(
     return Trunk(ids(prompt_tokens), tuple(branches))
 
 
+def continued(first: Trunk, *turns: Trunk) -> list[Trunk]:
+    """Later turns of a conversation: each prompt follows the prompt before it and the first response to that one."""
+    found = [first]
+    for turn in turns:
+        prompt_P = np.concatenate([found[-1].prompt_P, found[-1].branches[0].ids_T, turn.prompt_P])
+        found.append(Trunk(prompt_P, turn.branches))
+    return found[1:]
+
+
 def write_tokenizer(folder: Path, *, specials: tuple[str, ...] = SPECIALS, template: str | None = None) -> None:
     """Write a tokenizer with one id per byte, and the special tokens after them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -1,8 +1,7 @@
 """Trunks and branches -> rows of tokens without padding. A row is computed in one forward. Pure; no device, no model.
 
-A row holds trees one after another. A tree is a prompt, computed once, followed by the branches that continue it; a
-branch attends to its prompt and to itself, never to another branch. Equal prompts become one tree, even if they are
-from different requests. The invariants:
+A row holds trees one after another: see prefix_trees.py. What several sequences of a row begin with is computed once,
+even if they are from different requests. The invariants:
 
 - Every scored token is predicted exactly once, by the token before it: the prompt's last one for a branch's first.
 - Nothing that no scored token attends to is computed: a branch ends before its last scored token (except at a RoPE
@@ -14,40 +13,12 @@ from different requests. The invariants:
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
+from dense_reward.batching.prefix_trees import SHARED_LEAST, Index, Tree, common_tokens, lay_out, sort_key
 from dense_reward.records import Branch, IdArray, Trunk
-
-Index = NDArray[np.int64]
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """`count` branches of one tree, each `length` tokens long, one after another from index `start` of the row."""
-
-    start: int
-    count: int
-    length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """`tokens` of a prompt from index `start` of the row, and the branches behind them, shortest first.
-
-    A prompt with a single branch has no stretches: prompt and branch together are one causal sequence of `tokens`.
-    """
-
-    start: int
-    tokens: int
-    branches: tuple[Stretch, ...]
-
-    @property
-    def longest_tokens(self) -> int:
-        """Length of the longest sequence: the prompt and its longest branch."""
-        return self.tokens + max((stretch.length for stretch in self.branches), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +35,11 @@ class Leaf:
     source: Branch
     computed_tokens: int
     limits_passed: int
+
+    @property
+    def sequence_L(self) -> IdArray:  # noqa: N802 - names carry shapes
+        """The prompt and the computed tokens of the branch."""
+        return np.concatenate([self.prompt_P, self.source.ids_T[: self.computed_tokens]])
 
     @property
     def scored_S(self) -> Index:  # noqa: N802 - names carry shapes
@@ -107,15 +83,15 @@ def pack(
 
     Sequences on different sides of one of the `rope_length_limits` never share a row. `alone`: one sequence per row.
     """
-    rows = _rows(leaves(trunks, rope_length_limits), max_tokens)
-    if alone:
-        rows = ([sequence] for row in list(rows) for sequence in row)
+    sequences = [_Sequence(leaf, leaf.sequence_L) for leaf in leaves(trunks, rope_length_limits)]
+    sequences.sort(key=lambda sequence: (sequence.leaf.limits_passed, sort_key(sequence.ids_L)))
+    rows = [[sequence] for sequence in sequences] if alone else _rows(sequences, max_tokens)
     return [_packed(row) for row in rows]
 
 
 def leaves(trunks: Sequence[Trunk], rope_length_limits: Collection[int] = ()) -> list[Leaf]:
-    """All branches with a scored token. Those that share a prompt are neighbours, the shortest first."""
-    unsorted = [
+    """All branches with a scored token, in their order."""
+    return [
         Leaf(
             t,
             b,
@@ -128,65 +104,43 @@ def leaves(trunks: Sequence[Trunk], rope_length_limits: Collection[int] = ()) ->
         for b, branch in enumerate(trunk.branches)
         if branch.scored_T.any()
     ]
-    # Reversed, so that the first of equal prompts determines the place of their tree: trees keep the order of the
-    # batch.
-    place = {key: i for i, key in reversed([*enumerate(map(_tree_key, unsorted))])}
-    return sorted(unsorted, key=lambda leaf: (leaf.limits_passed, place[_tree_key(leaf)], leaf.computed_tokens))
 
 
-def _tree_key(leaf: Leaf) -> tuple[int, bytes]:
-    return leaf.limits_passed, leaf.prompt_P.tobytes()
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    """A leaf, and all of its L tokens that are computed."""
+
+    leaf: Leaf
+    ids_L: IdArray
+
+    def shares_with(self, before: "_Sequence") -> int:
+        """How many tokens it shares with its predecessor: all that they begin with, or at least a prompt."""
+        common = common_tokens(before.ids_L, self.ids_L)
+        prompts = (len(before.leaf.prompt_P), len(self.leaf.prompt_P))
+        prompt_tokens = max((tokens for tokens in prompts if tokens <= common), default=0)
+        return common if common - prompt_tokens >= SHARED_LEAST else prompt_tokens
 
 
-def _rows(sequences: Sequence[Leaf], max_tokens: int) -> Iterator[list[Leaf]]:
-    row: list[Leaf] = []
+def _rows(sequences: Sequence[_Sequence], max_tokens: int) -> Iterator[list[_Sequence]]:
+    row: list[_Sequence] = []
     tokens = 0
     for sequence in sequences:
-        same_tree = bool(row) and _tree_key(row[-1]) == _tree_key(sequence)
-        added = sequence.computed_tokens + (0 if same_tree else len(sequence.prompt_P))
-        if row and (row[-1].limits_passed != sequence.limits_passed or tokens + added > max_tokens):
+        added = len(sequence.ids_L) - (sequence.shares_with(row[-1]) if row else 0)
+        if row and (row[-1].leaf.limits_passed != sequence.leaf.limits_passed or tokens + added > max_tokens):
             yield row
-            # If a row ends inside a tree, the next row repeats the tree's prompt.
-            row, tokens, added = [], 0, sequence.computed_tokens + len(sequence.prompt_P)
+            # If a row ends inside a tree, the next row repeats what its sequences share.
+            row, tokens, added = [], 0, len(sequence.ids_L)
         row.append(sequence)
         tokens += added
     if row:
         yield row
 
 
-def _packed(sequences: Sequence[Leaf]) -> Packed:
-    ids: list[IdArray] = []
-    positions: list[IdArray] = []
-    trees: list[Tree] = []
-    predicting: list[Index] = []
-    at = 0
-    for _, group in groupby(sequences, _tree_key):
-        members = list(group)
-        prompt_tokens = len(members[0].prompt_P)
-        start = at
-        ids.append(members[0].prompt_P)
-        positions.append(np.arange(prompt_tokens, dtype=np.int32))
-        at += prompt_tokens
-        for member in members:
-            ids.append(member.source.ids_T[: member.computed_tokens])
-            positions.append(np.arange(prompt_tokens, prompt_tokens + member.computed_tokens, dtype=np.int32))
-            scored_S = member.scored_S
-            # Logits at an index predict the next token; before a branch's first token that is the prompt's last.
-            predicting.append(np.where(scored_S == 0, start + prompt_tokens - 1, at + scored_S - 1))
-            at += member.computed_tokens
-        trees.append(_tree(start, prompt_tokens, [member.computed_tokens for member in members]))
+def _packed(sequences: Sequence[_Sequence]) -> Packed:
+    shared = [0, *(after.shares_with(before) for before, after in pairwise(sequences))]
+    layout = lay_out([sequence.ids_L for sequence in sequences], shared)
+    packed = tuple(sequence.leaf for sequence in sequences)
+    # Logits at a token predict the next one; before a branch's first token that is the prompt's last.
+    predicting = [layout.indices(i, leaf.scored_S + len(leaf.prompt_P) - 1) for i, leaf in enumerate(packed)]
     rows_R, row_S = np.unique(np.concatenate(predicting), return_inverse=True)
-    return Packed(np.concatenate(ids), np.concatenate(positions), tuple(trees), rows_R, row_S, tuple(sequences))
-
-
-def _tree(start: int, prompt_tokens: int, lengths: Sequence[int]) -> Tree:
-    """`lengths`: computed tokens of each branch, ascending. One of length 0 is predicted by the prompt alone."""
-    longer = [length for length in lengths if length]
-    if len(longer) == 1:
-        return Tree(start, prompt_tokens + longer[0], ())
-    stretches, at = [], start + prompt_tokens
-    for length, equal in groupby(longer):
-        count = len(list(equal))
-        stretches.append(Stretch(at, count, length))
-        at += count * length
-    return Tree(start, prompt_tokens, tuple(stretches))
+    return Packed(layout.ids_N, layout.positions_N, layout.trees, rows_R, row_S, packed)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dense_reward.batching.packing import Index, Leaf
+from dense_reward.batching.packing import Leaf
+from dense_reward.batching.prefix_trees import Index
 from dense_reward.records import IdArray
 
 

@@ -5,22 +5,29 @@ Knows no device, no thread and no clock.
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
-from dense_reward.records import Cost, Engine, TokenScores, Trunk, Wants
+import numpy as np
+
+from dense_reward.records import Cost, Engine, IdArray, TokenScores, Trunk, Wants
+
+BLOCK_TOKENS = 64
+Key = TypeVar("Key", bound=Hashable)
 
 
 class SharedPrompt(NamedTuple):
     """A prompt that is computed once for all units of a batch whose SharedPrompt is equal.
 
-    `sharers`: the pair and the group of requests that can share it; `ids`: the bytes of its token ids.
+    `sharers`: the pair and the group of requests that can share it; `ids`: the bytes of its token ids. `blocks`: its
+    whole blocks of BLOCK_TOKENS; each block stands for all that precedes it too.
     """
 
     sharers: Hashable
     ids: bytes
     tokens: int
+    blocks: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +35,14 @@ class Unit:
     """The smallest part of a request that is scheduled: some or all branches of one trunk, computed in one batch.
 
     `trunk_index`: the trunk's place in its request. `branch_tokens`: the cost of all its branches, without the prompt.
+    `branch_blocks`: the blocks that lie in its branches.
     """
 
     trunk_index: int
     trunk: Trunk
     prompt: SharedPrompt
     branch_tokens: int
+    branch_blocks: tuple[int, ...] = ()
 
     @property
     def tokens_unshared(self) -> int:
@@ -75,27 +84,44 @@ BULK_PATIENCE = 4
 """Batches in a row that interactive requests can fill while bulk requests wait."""
 
 
+def _drop(counter: Counter[Key], keys: Iterable[Key]) -> None:
+    for key in keys:
+        counter[key] -= 1
+        if not counter[key]:
+            del counter[key]
+
+
 @dataclass(slots=True)
 class BatchTokens:
-    """Counts the tokens that the device computes for a set of units: a prompt once, however many units share it."""
+    """Counts the tokens that the device computes for a set of units: once what several units begin with.
+
+    That is an equal prompt, and of other beginnings whole blocks: a few tokens too many, never too few.
+    """
 
     tokens: int = 0
     _prompts: Counter[SharedPrompt] = field(default_factory=Counter)
+    _blocks: Counter[int] = field(default_factory=Counter)
 
     def added_by(self, unit: Unit) -> int:
         """Tokens that one more unit would add to `tokens`."""
-        return unit.branch_tokens + (0 if unit.prompt in self._prompts else unit.prompt.tokens)
+        prompt = unit.prompt
+        added = unit.branch_tokens - self._held(unit.branch_blocks)
+        return added if prompt in self._prompts else added + prompt.tokens - self._held(prompt.blocks)
 
     def add(self, unit: Unit) -> None:
         self.tokens += self.added_by(unit)
         self._prompts[unit.prompt] += 1
+        self._blocks.update({*unit.prompt.blocks, *unit.branch_blocks})
 
     def remove(self, unit: Unit) -> None:
-        # Remove the prompt first: `added_by` then counts its tokens only if no other unit has this prompt.
-        self._prompts[unit.prompt] -= 1
-        if not self._prompts[unit.prompt]:
-            del self._prompts[unit.prompt]
+        # Removed first: `added_by` then counts the tokens of what no other unit has.
+        _drop(self._prompts, [unit.prompt])
+        _drop(self._blocks, {*unit.prompt.blocks, *unit.branch_blocks})
         self.tokens -= self.added_by(unit)
+
+    def _held(self, blocks: Iterable[int]) -> int:
+        """Tokens of those blocks that the set holds already."""
+        return BLOCK_TOKENS * sum(block in self._blocks for block in blocks)
 
 
 @dataclass(slots=True)
@@ -175,7 +201,7 @@ class Scheduler:
                 self._waiting_tokens.remove(unit)
 
     def take(self) -> list[Member]:
-        """Take the next batch. A unit whose prompt is already in the batch adds only its branches to the count."""
+        """Take the next batch. Of a unit that begins like another one in the batch, only the rest is counted."""
         batch: list[Member] = []
         tokens = BatchTokens()
         self._interactive.begin()
@@ -203,7 +229,7 @@ class Scheduler:
 
 
 def tokens_together(units: Iterable[Unit]) -> int:
-    """Tokens that the device computes for the units in one batch: equal prompts once."""
+    """Tokens that the device computes for the units in one batch: see BatchTokens."""
     tokens = BatchTokens()
     for unit in units:
         tokens.add(unit)
@@ -215,14 +241,43 @@ def units_of(index: int, trunk: Trunk, cost: Cost, max_batch_tokens: int, sharer
 
     `index` is the trunk's place in its request. A trunk without branches is one unit.
     """
-    prompt = SharedPrompt(sharers, trunk.prompt_P.tobytes(), cost.shared_tokens)
+    blocks = _blocks(hash(sharers), trunk.prompt_P) if cost.shared_tokens else ()
+    prompt = SharedPrompt(sharers, trunk.prompt_P.tobytes(), cost.shared_tokens, blocks)
+
+    def unit(start: int, end: int) -> Unit:
+        part = Trunk(trunk.prompt_P, trunk.branches[start:end])
+        costs = cost.branch_tokens[start:end]
+        return Unit(index, part, prompt, sum(costs), _branch_blocks(prompt, part, costs))
+
     start, tokens = 0, 0
     for end, branch_tokens in enumerate(cost.branch_tokens):
         if end > start and cost.shared_tokens + tokens + branch_tokens > max_batch_tokens:
-            yield Unit(index, Trunk(trunk.prompt_P, trunk.branches[start:end]), prompt, tokens)
+            yield unit(start, end)
             start, tokens = end, 0
         tokens += branch_tokens
-    yield Unit(index, Trunk(trunk.prompt_P, trunk.branches[start:]), prompt, tokens)
+    yield unit(start, len(trunk.branches))
+
+
+def _blocks(before: int, ids_L: IdArray) -> tuple[int, ...]:
+    """The whole blocks of some ids: each is a hash of its ids and of the block before it, the first of `before`."""
+    found = []
+    for start in range(0, len(ids_L) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
+        before = hash((before, ids_L[start : start + BLOCK_TOKENS].tobytes()))
+        found.append(before)
+    return tuple(found)
+
+
+def _branch_blocks(prompt: SharedPrompt, trunk: Trunk, computed_tokens: Sequence[int]) -> tuple[int, ...]:
+    """The distinct blocks that lie in computed tokens of branches. One that begins in the prompt is not among them."""
+    if not prompt.tokens:
+        return ()
+    before = prompt.blocks[-1] if prompt.blocks else hash(prompt.sharers)
+    rest_P = trunk.prompt_P[len(prompt.blocks) * BLOCK_TOKENS :]
+    found: set[int] = set()
+    for branch, tokens in zip(trunk.branches, computed_tokens, strict=True):
+        blocks = _blocks(before, np.concatenate([rest_P, branch.ids_T[:tokens]]))
+        found.update(blocks[1:] if len(rest_P) else blocks)
+    return tuple(found)
 
 
 def halved(unit: Unit, cost: Cost) -> tuple[Unit, Unit]:

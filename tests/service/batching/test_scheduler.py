@@ -4,11 +4,22 @@ import asyncio
 from collections import deque
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from batcher_harness import BUDGET_TOKENS, assert_named, held_by, running, soon, submitted
+from dense_reward.batching import packing, scheduler
 from dense_reward.batching.batcher import Computed
-from dense_reward.batching.scheduler import BULK_PATIENCE, Job, Scheduler, Terms, Unit, tokens_together, units_of
-from dense_reward.records import Cost, Wants
+from dense_reward.batching.scheduler import (
+    BULK_PATIENCE,
+    BatchTokens,
+    Job,
+    Scheduler,
+    Terms,
+    Unit,
+    tokens_together,
+    units_of,
+)
+from dense_reward.records import Branch, Cost, Trunk, Wants
 from faulty_engines import Gate, Recorder, packed, tokens_computed, trunk, unlike
 from hypothesis import given
 from hypothesis import strategies as st
@@ -148,6 +159,63 @@ def test_a_branch_is_cut_off_where_the_budget_ends_and_takes_its_prompt_along() 
     assert [len(unit.trunk.branches) for unit in units] == [2, 2]
     assert [unit.branch_tokens for unit in units] == [8, 5]
     assert tokens_together(units) == 23
+
+
+NESTED = st.lists(
+    st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=9), st.lists(st.lists(st.integers(0, 1), max_size=6))),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(prompts=NESTED, data=st.data())
+def test_what_units_begin_with_is_counted_once_and_never_less_than_a_row_computes(
+    prompts: list[tuple[list[int], list[list[int]]]], data: st.DataObject
+) -> None:
+    trunks = [
+        Trunk(np.array(prompt, np.int32), tuple(Branch(np.array(b, np.int32), np.ones(len(b), bool)) for b in branches))
+        for prompt, branches in prompts
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scheduler, "BLOCK_TOKENS", 2)
+        patch.setattr(packing, "SHARED_LEAST", 1)
+        costs = [
+            Cost(
+                len(trunk.prompt_P) if any(b.scored_T.any() for b in trunk.branches) else 0,
+                tuple(packing.computed_tokens(len(trunk.prompt_P), b) for b in trunk.branches),
+            )
+            for trunk in trunks
+        ]
+        units = [u for t, c in zip(trunks, costs, strict=True) for u in units_of(0, t, c, 1000, "pair")]
+        rows = packing.pack(trunks, max_tokens=1000)
+        tokens = tokens_together(units)
+        assert tokens >= sum(len(row.ids_N) for row in rows)
+        assert tokens <= sum(unit.tokens_unshared for unit in units)
+        for at in range(len(units)):  # in any order, and after others have come and gone
+            counted = BatchTokens()
+            for unit in data.draw(st.permutations(units)):
+                counted.add(unit)
+            assert counted.tokens == tokens
+            counted.remove(units[at])
+            assert counted.tokens == tokens_together(unit for unit in units if unit is not units[at])
+
+
+def test_conversations_with_one_system_prompt_are_counted_as_they_are_computed() -> None:
+    ids = np.arange(2000, dtype=np.int32)
+    system, first, second = ids[:640], ids[700:956], ids[1000:1064]
+    turns = [(system, first), (np.concatenate([system, first]), second), (system, second)]
+    units = [
+        unit
+        for prompt, response in turns
+        for unit in units_of(
+            0,
+            Trunk(prompt, (Branch(response, np.ones(len(response), bool)),)),
+            Cost(len(prompt), (len(response),)),
+            4096,
+            "pair",
+        )
+    ]
+    assert tokens_together(units) == 640 + 256 + 64 + 64
 
 
 def taken(scheduler: Scheduler) -> list[str]:

@@ -1,8 +1,9 @@
 """CUDA kernels for sequences of variable length: flash-attn's if it is installed, else torch's.
 
-The queries of a branch are its own tokens; its keys are those of its trunk and its own, gathered into one sequence. The
-kernels align their causal mask at the bottom right, so the first query of a branch sees its whole trunk. Therefore one
-call computes a row, with sliding windows too. Gathering copies key heads only, which are few where queries share them.
+The queries of a branch are its own tokens; its keys are those of all that precedes it and its own, gathered into one
+sequence. The kernels align their causal mask at the bottom right, so the first query of a branch sees its whole trunk.
+Therefore one call computes a row, with sliding windows too. Gathering copies key heads only, which are few where
+queries share them.
 
 Shapes: N tokens of the row, Q queries of a call, K keys of a call, H query heads, J key heads, D their size.
 """
@@ -17,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dense_reward.batching.packing import Tree
+from dense_reward.batching.prefix_trees import Range, Tree
 
 MAX_HEAD_SIZE = 256
 KERNEL_DTYPES = (torch.float16, torch.bfloat16)
@@ -57,8 +58,22 @@ Heads = tuple[Tensor, Tensor, Tensor]
 Kernel = Callable[[Heads, Call, float, int | None], tuple[Tensor, Tensor]]
 """Queries [Q, H, D], keys and values [K, J, D]; the call; scale; window (None: unlimited).
 Returns causal attention, [Q, H, D], and its log-sum-exp, float32 [H, Q]."""
-_Sequence = tuple[int, int, int, int]
-"""Start and length of a trunk's part of the keys, then start and length of the sequence's own tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    """Queries of the kernel: their tokens in the row, and those before them in their sequence."""
+
+    own: Range
+    before: tuple[Range, ...]
+
+    @property
+    def queries(self) -> int:
+        return self.own[1] - self.own[0]
+
+    @property
+    def keys(self) -> int:
+        return self.queries + sum(stop - start for start, stop in self.before)
 
 
 def varlen_of(trees: Sequence[Tree], device: torch.device) -> Varlen:
@@ -89,30 +104,30 @@ def varlen_attention(
 
 
 def _sequences(tree: Tree) -> Iterator[_Sequence]:
-    yield tree.start, 0, tree.start, tree.tokens
+    yield _Sequence(tree.trunk, tree.context)
+    before = (*tree.context, tree.trunk)
     for stretch in tree.branches:
-        for i in range(stretch.count):
-            yield tree.start, tree.tokens, stretch.start + i * stretch.length, stretch.length
+        for start in range(stretch.start, stretch.start + stretch.count * stretch.length, stretch.length):
+            yield _Sequence((start, start + stretch.length), before)
 
 
 def _groups(sequences: Sequence[_Sequence]) -> Iterator[Sequence[_Sequence]]:
     """Consecutive sequences with at most KEYS keys together, or one that has more."""
     first = keys = 0
-    for i, (_, trunk, _, own) in enumerate(sequences):
-        if i > first and keys + trunk + own > KEYS:
+    for i, sequence in enumerate(sequences):
+        if i > first and keys + sequence.keys > KEYS:
             yield sequences[first:i]
             first, keys = i, 0
-        keys += trunk + own
+        keys += sequence.keys
     yield sequences[first:]
 
 
 def _call(sequences: Sequence[_Sequence], device: torch.device) -> Call:
-    last = sequences[-1]
-    part = slice(sequences[0][2], last[2] + last[3])  # the sequences of a row follow each other without a gap
-    queries, keys = [own for *_, own in sequences], [trunk + own for _, trunk, _, own in sequences]
+    part = slice(sequences[0].own[0], sequences[-1].own[1])  # the sequences of a row follow each other without a gap
+    queries, keys = [sequence.queries for sequence in sequences], [sequence.keys for sequence in sequences]
     key_K = None
     if queries != keys:
-        rows = [np.arange(start, start + length) for s in sequences for start, length in (s[:2], s[2:])]
+        rows = [np.arange(*range_) for sequence in sequences for range_ in (*sequence.before, sequence.own)]
         key_K = on_device(np.concatenate(rows), device)
     return Call(part, _ends(queries, device), _ends(keys, device), key_K)
 

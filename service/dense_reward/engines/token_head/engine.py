@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from dense_reward.batching.packing import Index
+from dense_reward.batching.prefix_trees import Index
 from dense_reward.engines.torch.device import with_device_errors
 from dense_reward.engines.torch.model import (
     DTYPES,

@@ -1,8 +1,8 @@
 """Attention over a packed row, registered with transformers under NAME: no token attends to another tree or branch.
 
-The keys of a branch are its trunk's, followed by its own. The plan of the row is an argument of the model's forward,
-which transformers passes on to every layer. Sliding windows, soft caps, sinks and value heads of another size are
-computed; anything else raises, so that a model that needs it is computed padded.
+The keys of a branch are those of its context and its trunk, followed by its own. The plan of the row is an argument of
+the model's forward, which transformers passes on to every layer. Sliding windows, soft caps, sinks and value heads of
+another size are computed; anything else raises, so that a model that needs it is computed padded.
 
 Shapes: N tokens of the row, H query heads, J key heads, F = H / J queries for each key head, D their size, E the size
 of the value heads, C branches of one length, T queries, S keys.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from dense_reward.batching.packing import Stretch, Tree
+from dense_reward.batching.prefix_trees import Range, Stretch, Tree
 from dense_reward.engines.kernels.varlen import Varlen, varlen_attention
 
 NAME = "dense_reward_packed"
@@ -117,25 +117,39 @@ def packed_attention(
 
 
 def _flash_tree(row: LayerTensors, tree: Tree, rules: LayerRules) -> None:
-    """Three kinds of kernel call: the trunk causally, each branch causally to itself, all branches to their trunk.
+    """Three kinds of kernel call: the trunk and each branch causally to itself, and all of them to what precedes them.
 
     A branch needs the causal mask of the bottom right corner: its first query sees the whole trunk. The kernel aligns
-    its causal mask at the top left, so the two parts of a branch's keys are computed apart, the trunk's without a
-    mask, and merged. The trunk's keys are not copied for its branches.
+    its causal mask at the top left, so the two parts of a branch's keys are computed apart, those before it without a
+    mask, and merged. The trunk's keys are not copied for its branches, unless the trunk has a context itself.
     """
     heads = row.k_JND.shape[0]
     q_JFND = torch.unflatten(row.q_HND, 0, (heads, -1))
-    trunk = slice(tree.start, tree.start + tree.tokens)
-    context = row.k_JND[:, trunk], row.v_JNE[:, trunk]
+    trunk = slice(*tree.trunk)
     out_JFND = torch.unflatten(row.out_NHE, 1, (heads, -1)).permute(1, 2, 0, 3)  # a view: writes go to row.out_NHE
-    out_JFND[:, :, trunk] = _grouped_flash(q_JFND[:, :, trunk], *context, causal=True, scale=rules.scale)[0]
+    own_keys = row.k_JND[:, trunk], row.v_JNE[:, trunk]
+    of_trunk = _grouped_flash(q_JFND[:, :, trunk], *own_keys, causal=True, scale=rules.scale)
+    if tree.context:
+        context = _taken(row.k_JND, tree.context), _taken(row.v_JNE, tree.context)
+        seen = _grouped_flash(q_JFND[:, :, trunk], *context, causal=False, scale=rules.scale)
+        out_JFND[:, :, trunk] = _merged(seen, of_trunk)
+    else:
+        out_JFND[:, :, trunk] = of_trunk[0]
     if not tree.branches:
         return
+    before = (*tree.context, tree.trunk)
+    context = _taken(row.k_JND, before), _taken(row.v_JNE, before)
     own = [_own(q_JFND, row.k_JND, row.v_JNE, stretch, rules.scale) for stretch in tree.branches]
     # All stretches of a tree follow the trunk without a gap: one slice.
     branches = slice(trunk.stop, trunk.stop + sum(s.count * s.length for s in tree.branches))
     seen = _grouped_flash(q_JFND[:, :, branches], *context, causal=False, scale=rules.scale)
     out_JFND[:, :, branches] = _merged(seen, (_joined([o for o, _ in own]), _joined([lse for _, lse in own])))
+
+
+def _taken(heads_JND: Tensor, ranges: tuple[Range, ...]) -> Tensor:
+    """The keys or values of some ranges of the row, one after another; a view if there is only one range."""
+    parts = [heads_JND[:, start:stop] for start, stop in ranges]
+    return parts[0] if len(parts) == 1 else torch.cat([heads_JND[:, :0], *parts], dim=1)
 
 
 def _grouped_flash(
@@ -180,12 +194,11 @@ def _merged(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tens
 
 def _materialised_tree(row: LayerTensors, tree: Tree, rules: LayerRules) -> None:
     """The slow path for what the kernels lack: materialised scores in float32, one block of queries at a time."""
-    for part, length, context in _segments(tree, row, rules):
+    for part, length, before in _segments(tree, row, rules):
         shape = (-1, length)
-        seen = tree.tokens if context else 0  # keys of the trunk, before the segment's own
-        trunk = slice(tree.start, tree.start + seen)
+        seen = sum(stop - start for start, stop in before)
         keys, values = (
-            _with_context(x[:, trunk], torch.unflatten(x[:, part], 1, shape)) for x in (row.k_JND, row.v_JNE)
+            _with_context(_taken(x, before), torch.unflatten(x[:, part], 1, shape)) for x in (row.k_JND, row.v_JNE)
         )
         q = torch.unflatten(row.q_HND[:, part], 1, shape)
         out = torch.unflatten(row.out_NHE[part], 0, shape)  # a view: writes go to row.out_NHE
@@ -202,21 +215,22 @@ def _materialised_tree(row: LayerTensors, tree: Tree, rules: LayerRules) -> None
             out[:, start:stop] = attended.permute(1, 2, 0, 3)
 
 
-def _segments(tree: Tree, row: LayerTensors, rules: LayerRules) -> Iterator[tuple[slice, int, bool]]:
-    """Tokens computed at once, the length of each sequence in them, and whether they follow the trunk.
+def _segments(tree: Tree, row: LayerTensors, rules: LayerRules) -> Iterator[tuple[slice, int, tuple[Range, ...]]]:
+    """Tokens computed at once, the length of each sequence in them, and what precedes it.
 
     First the trunk, then the branches: as many of one length at once as keep the scores of a block, and the keys and
     values, which are copied for each branch here, within SCORES numbers each.
     """
-    yield slice(tree.start, tree.start + tree.tokens), tree.tokens, False
+    yield slice(*tree.trunk), tree.tokens, tree.context
+    before = (*tree.context, tree.trunk)
     width = max(row.k_JND.shape[-1], row.v_JNE.shape[-1])
     for stretch in tree.branches:
-        keys = tree.tokens + stretch.length
+        keys = stretch.length + sum(stop - start for start, stop in before)
         of_branch = len(row.q_HND) * rules.reach(keys) * max(min(stretch.length, QUERY_BLOCK), width)
         at_once = max(1, SCORES // max(of_branch, len(row.k_JND) * keys * width))
         for i in range(0, stretch.count, at_once):
             start = stretch.start + i * stretch.length
-            yield slice(start, start + min(at_once, stretch.count - i) * stretch.length), stretch.length, True
+            yield slice(start, start + min(at_once, stretch.count - i) * stretch.length), stretch.length, before
 
 
 def _with_context(context_JSD: Tensor, own_JCTD: Tensor) -> Tensor:

@@ -71,15 +71,15 @@ def peak_bytes(config: PreTrainedConfig, *, tokens: int, itemsize: int, cuda: bo
     wide = max(wide, experts * (2 * hidden + 3 * expert))
     # Numbers of 4 bytes are in float32 whatever the dtype of the weights: norms, rotary embeddings, merged attention.
     norm = itemsize * 2 * hidden + 3 * 4 * hidden
-    attention = itemsize * (2 * hidden + 8 * query + 2 * keys) + 3 * 4 * query
+    attention = itemsize * (2 * hidden + 8 * query + 3 * keys) + 3 * 4 * query  # `keys`: once more if gathered
     feedforward = itemsize * 4 * hidden
     lasting = itemsize * 2 * hidden + 4 * 4 * head_size + 64
     rows = tokens * (max(norm, attention, feedforward) + lasting)
     tiling = CUDA_TILING if cuda else CPU_TILING
     logits = 2 * (itemsize + 8) * tiling.rows * tiling.vocab
     materialised = 4 * (4 * SCORES + 2 * max(SCORES, tokens * query)) if _may_materialise(text, tokens) else 0
-    # Each of n branches gathers its prompt of p tokens and itself: with n branches of one token, p + n = tokens.
-    gathered = itemsize * keys * min(KEYS, tokens + tokens * tokens // 4) if cuda else 0
+    # Each sequence gathers what precedes it and itself; where each continues the one before it, half of all pairs.
+    gathered = itemsize * keys * min(KEYS, tokens + tokens * tokens // 2) if cuda else 0
     inner = min(tokens, rows_at_once(cuda=cuda)) * itemsize * wide
     return int(SLACK * (rows + inner + logits + materialised + gathered))
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from dense_reward.batching.packing import Index, Packed
+from dense_reward.batching.packing import Packed
+from dense_reward.batching.prefix_trees import Index
 from dense_reward.engines.kernels.fused_layers import fuse_layers
 from dense_reward.engines.kernels.graphs import RowGraphs
 from dense_reward.engines.kernels.varlen import Varlen, on_device, varlen_of

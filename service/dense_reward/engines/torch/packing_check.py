@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from dense_reward.batching.packing import pack
+from dense_reward.batching.prefix_trees import SHARED_LEAST
 from dense_reward.engines.torch import attention
 from dense_reward.engines.torch.model import TorchModel, device_row
 from dense_reward.engines.torch.weights import plain_attention
@@ -113,14 +114,23 @@ def proxy_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def _trunks(vocab_size: int) -> list[Trunk]:
-    """Two prompts with several branches each: some of equal length, some of one token, most longer than the window."""
+    """Prompts with several branches each: some of equal length, some of one token, most longer than the window.
+
+    The last two continue the first one, as turns of a conversation do.
+    """
     random = np.random.default_rng(0)
 
     def ids(count: int) -> IdArray:
         return random.integers(0, vocab_size, count).astype(np.int32)
 
-    lengths = ((11, (5, 19, 1, 19)), (3, (13, 2)))
-    return [Trunk(ids(p), tuple(Branch(ids(n), np.ones(n, dtype=bool)) for n in of)) for p, of in lengths]
+    first = ids(SHARED_LEAST + 1)
+    second = np.concatenate([first, ids(5)])
+    prompts = [first, ids(3), second, np.concatenate([second, ids(SHARED_LEAST)])]
+    lengths = ((5, 19, 1, 19), (13, 2), (7, 7), (3,))
+    return [
+        Trunk(prompt, tuple(Branch(ids(n), np.ones(n, dtype=bool)) for n in of))
+        for prompt, of in zip(prompts, lengths, strict=True)
+    ]
 
 
 def _measured_reason(model: TorchModel, layers: int) -> str | None:

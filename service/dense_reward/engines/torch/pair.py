@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dense_reward.batching.packing import Index, Leaf, Packed, computed_tokens, leaves, pack
+from dense_reward.batching.packing import Leaf, Packed, computed_tokens, leaves, pack
 from dense_reward.batching.padding import padded_batches
+from dense_reward.batching.prefix_trees import Index
 from dense_reward.engines.torch.device import with_device_errors
 from dense_reward.engines.torch.logprobs import ModelRows, ScoredRows, WantedIds, WantedLogits, score_pairs
 from dense_reward.engines.torch.memory import stored_bytes

@@ -6,19 +6,23 @@ from typing import Any
 
 import pytest
 import torch
-from dense_reward.batching.packing import Tree
+from dense_reward.batching.prefix_trees import Tree
 from dense_reward.engines.kernels import varlen
 from dense_reward.engines.kernels.varlen import Call, varlen_attention, varlen_of
 from dense_reward.engines.torch.attention import RowPlan, packed_attention
-from reference_attention import TOLERANCE, Heads, Shape, attended, random_heads, tokens_of, trees_of
+from reference_attention import TOLERANCE, Heads, Shape, attended, nested_trees, random_heads, tokens_of
+from reference_attention import trees_of as trees_of_shapes
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")
+NESTED: tuple[Shape, ...] = ()
+"""Stands for `nested_trees`."""
 ROWS: dict[str, tuple[Shape, ...]] = {
     "one sequence": ((7, ()),),
     "one branch": ((7, (3,)),),
     "prompts alone": ((7, ()), (1, ()), (4, (2,))),
     "branches of one tree": ((5, (3, 3, 1)),),
+    "trees within trees": NESTED,
     "trees with branches and without": ((9, ()), (23, (5, 19, 1, 19, 40)), (3, (1,)), (1, (1, 1)), (4, (2,) * 30)),
 }
 RULES: dict[str, dict[str, Any]] = {
@@ -51,6 +55,10 @@ def kernel(heads: varlen.Heads, call: Call, scale: float, window: int | None) ->
         out[at] = torch.einsum("hts,shd->thd", scores_HTS.softmax(2), value).to(q.dtype)
         lse_HQ[:, at] = scores_HTS.logsumexp(2)
     return out, lse_HQ
+
+
+def trees_of(*shapes: Shape) -> tuple[Tree, ...]:
+    return trees_of_shapes(*shapes) if shapes else nested_trees()
 
 
 @pytest.fixture

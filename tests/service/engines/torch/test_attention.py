@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from dense_reward.batching.packing import Tree
+from dense_reward.batching.prefix_trees import Tree
 from dense_reward.engines.torch import attention
 from dense_reward.engines.torch.attention import PackedAttentionError, RowPlan, packed_attention
 from dense_reward.engines.torch.model import TorchModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_attention import TOLERANCE, Heads, Shape, attended, random_heads, tokens_of, trees_of
+from reference_attention import TOLERANCE, Heads, Shape, attended, nested_trees, random_heads, tokens_of, trees_of
 from tiny_models import tiny_model
 from torch import Tensor, nn
 
@@ -50,6 +50,16 @@ def assert_right(
 def test_every_branch_sees_its_trunk_and_itself(shapes: tuple[Shape, ...], group: int, dtype: torch.dtype) -> None:
     trees = trees_of(*shapes)
     assert_right(random_heads(tokens_of(trees), keys=2, group=group, size=16, dtype=dtype), trees)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("window", [None, 1, 20])
+def test_trees_within_trees_see_all_that_precedes_them(window: int | None, dtype: torch.dtype) -> None:
+    trees = nested_trees()
+    assert max(len(tree.context) for tree in trees) > 1
+    heads = random_heads(tokens_of(trees), keys=2, group=2, size=16, dtype=dtype)
+    assert_right(heads, trees, window=window)
+    assert_right(heads, trees, window=window, cap=3.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

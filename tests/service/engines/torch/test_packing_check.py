@@ -5,7 +5,7 @@ from copy import deepcopy
 
 import pytest
 import torch
-from dense_reward.batching.packing import Stretch, Tree
+from dense_reward.batching.prefix_trees import Stretch, Tree
 from dense_reward.engines.torch import attention, packing_check
 from dense_reward.engines.torch.attention import RowPlan
 from dense_reward.engines.torch.packing_check import unsupported_reason

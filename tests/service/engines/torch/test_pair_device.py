@@ -15,7 +15,7 @@ from dense_reward.reward import candidate_reward
 from faulty_engines import INFO
 from tiny_configs import LONG_TOKENS
 from tiny_configs import PACKED as PACKED_ARCHITECTURES
-from tiny_models import random_trunk, tiny_model
+from tiny_models import continued, random_trunk, tiny_model
 from transformers import PreTrainedModel
 
 TOLERANCE_NATS = 5e-5
@@ -208,6 +208,7 @@ def on(device: str, name: str, dtype: torch.dtype, reference_device: str | None 
 
 
 GPU_TRUNKS = [random_trunk(1, 90, (5, 40, 1, 40, 17)), random_trunk(2, 3, (1, 17)), random_trunk(3, 1, (6, 6))]
+GPU_TRUNKS += continued(GPU_TRUNKS[0], random_trunk(4, 40, (30, 7)), random_trunk(5, 20, (9,)))
 
 
 def rewards(models: Sequence[TorchModel], options: ComputeOptions) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
