@@ -10,6 +10,7 @@ import yaml
 from dense_reward import AsyncClient, Client
 from dense_reward.client.http import RETRY_FOR_S, TIMEOUT_S
 from dense_reward.settings import Settings
+from dense_reward_trainer.configs.service import ServiceOptions
 
 from bench.scale.questions import BURSTS, Setup, simulate
 from bench.scale.replica import MAX_REQUEST_S, Machine
@@ -19,10 +20,12 @@ SETTINGS = Settings.model_validate({})
 DEFAULTS = replace(BURSTS, timeout_s=TIMEOUT_S, retry_for_s=RETRY_FOR_S, steps=6)
 
 
-def test_both_clients_have_these_defaults() -> None:
+def test_both_clients_and_all_jobs_have_these_defaults() -> None:
     for client in (Client, AsyncClient):
         parameters = inspect.signature(client).parameters
         assert (parameters["timeout_s"].default, parameters["retry_for_s"].default) == (TIMEOUT_S, RETRY_FOR_S)
+    of_jobs = ServiceOptions.model_fields
+    assert (of_jobs["service_timeout_s"].default, of_jobs["service_patience_s"].default) == (TIMEOUT_S, RETRY_FOR_S)
 
 
 def test_a_client_does_not_hang_up_before_the_service_gives_up() -> None:

@@ -14,7 +14,6 @@ from dense_reward.client.results import ScoredResponse
 from dense_reward.errors import BulkError, SettingsError
 from dense_reward.schemas import Item, ModelCard
 
-TIMEOUT_S, RETRY_FOR_S = 300.0, 600.0
 WINDOW_CHARACTERS = 262_144
 WINDOWS_EACH = 3
 """Windows that each service has at the same time: one is computed, one waits, one is on its way."""
@@ -26,9 +25,7 @@ class UrlScorer:
     def __init__(self, urls: Sequence[str], api_key: str | None, terms: ScoreTerms) -> None:
         """Raises SettingsError for an invalid URL."""
         try:
-            self._clients = {
-                url: AsyncClient(url, timeout_s=TIMEOUT_S, retry_for_s=RETRY_FOR_S, api_key=api_key) for url in urls
-            }
+            self._clients = {url: AsyncClient(url, api_key=api_key) for url in urls}
         except ValueError as error:
             raise SettingsError(f"--url: {error}") from None
         self._terms = terms

@@ -25,10 +25,10 @@ class ServiceOptions(JobOptions):
 
     service_pair: str | None = Field(default=None, description="Name of the pair at the service; null: its only pair.")
     service_patience_s: Seconds = Field(
-        default=300.0, description="Seconds that the job waits for a service that is unavailable."
+        default=600.0, description="Seconds that the job waits for a service that is unavailable."
     )
     service_timeout_s: Seconds = Field(
-        default=120.0, description="Seconds that the job waits for one response before it repeats the request."
+        default=600.0, description="Seconds that the job waits for one response before it repeats the request."
     )
     service_request_tokens: int = Field(
         default=8192,
