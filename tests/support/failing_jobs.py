@@ -1,9 +1,13 @@
 """Tasks for processes: one fails, the others start a child process that sleeps."""
 
+import multiprocessing
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+from dense_reward_trainer.runs.processes import end_with_parent, started
 
 PATIENCE_S = 60.0
 SLEEPER = "import time; time.sleep(600)"
@@ -22,6 +26,21 @@ def fail_beside(folder: Path) -> None:
             child.wait()
         finally:
             child.terminate()
+
+
+def fork_and_wait(folder: Path) -> None:
+    """Forks a job, as a cell of a study does, which writes its process id and sleeps."""
+    folder.mkdir()
+    job = multiprocessing.get_context("fork").Process(target=_sleep, args=(folder,))
+    with started(job):
+        job.join()
+
+
+def _sleep(folder: Path) -> None:
+    end_with_parent()
+    (folder / "child.tmp").write_text(str(os.getpid()))
+    (folder / "child.tmp").rename(folder / "child")
+    time.sleep(600)
 
 
 def started_in(folder: Path) -> int:

@@ -43,6 +43,26 @@ def test_a_failure_ends_the_others_and_what_they_started_and_begins_nothing_new(
         assert ends(int(begun.read_text()))
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL], ids=str)
+def test_forked_jobs_end_with_the_process_that_started_them(number: signal.Signals, tmp_path: Path) -> None:
+    script = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(failing_jobs.__file__).parent)!r})
+from dense_reward_trainer.runs.processes import exit_on_sigterm, in_processes
+from failing_jobs import fork_and_wait
+if __name__ == "__main__":
+    exit_on_sigterm()
+    list(in_processes(1, fork_and_wait, [Path({str(tmp_path)!r}) / "forks"]))
+"""
+    (tmp_path / "script.py").write_text(script)
+    with subprocess.Popen([sys.executable, str(tmp_path / "script.py")]) as parent:
+        child = started_in(tmp_path / "forks")
+        parent.send_signal(number)
+        parent.wait(PATIENCE_S)
+    assert ends(child)
+
+
 def test_a_job_that_is_terminated_ends_what_it_started(tmp_path: Path) -> None:
     script = f"""
 import sys

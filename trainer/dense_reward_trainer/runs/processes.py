@@ -1,5 +1,6 @@
 """Processes of a job: tasks in parallel, the end by SIGTERM, and what only one process of a torchrun does."""
 
+import ctypes
 import hashlib
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +17,8 @@ from dense_reward.records import Result
 
 Task = TypeVar("Task")
 TERMINATED = 128 + signal.SIGTERM
+TERMINATE_AGAIN_S = 10.0
+PR_SET_PDEATHSIG = 1
 
 
 def exit_on_sigterm() -> None:
@@ -31,6 +35,24 @@ def sigterm_exits() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def end_with_parent() -> None:
+    """Let the kernel send this process SIGTERM when the one that started it ends, even by SIGKILL. Only on Linux."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@contextmanager
+def started(process: BaseProcess) -> Iterator[None]:
+    """A process that is terminated if the block ends before it does."""
+    process.start()
+    try:
+        yield
+    finally:
+        while process.is_alive():  # again and again: a signal that comes during the process's start can get lost
+            process.terminate()
+            process.join(TERMINATE_AGAIN_S)
 
 
 def is_first_process(variables: Mapping[str, str] = os.environ) -> bool:
@@ -65,16 +87,24 @@ def in_processes(processes: int, function: Callable[[Task], Result], tasks: Sequ
 
     The first error ends the other processes too; so does closing the iterator early.
     """
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), exit_on_sigterm) as pool:
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _prepare_worker) as pool:
         futures = [pool.submit(_run_task, function, task) for task in tasks]
         try:
             for done in as_completed(futures):
                 yield done.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in multiprocessing.active_children():
-                process.terminate()
+            while left := multiprocessing.active_children():
+                for process in left:
+                    process.terminate()
+                for process in left:
+                    process.join(TERMINATE_AGAIN_S)
             raise
+
+
+def _prepare_worker() -> None:
+    exit_on_sigterm()
+    end_with_parent()
 
 
 def _run_task(function: Callable[[Task], Result], task: Task) -> Result:

@@ -26,6 +26,7 @@ from dense_reward_trainer.data.final_answers import answer_of
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.checkpoint import is_complete
 from dense_reward_trainer.runs.local_service import free_port, serving_head, serving_run
+from dense_reward_trainer.runs.processes import end_with_parent, started
 from dense_reward_trainer.runs.run_folder import CONFIG_NAME, redacted
 from dense_reward_trainer.studies.regimes.cell import (
     START,
@@ -246,8 +247,8 @@ def run_job(cell: Cell, job: Job) -> None:
     receiver, sender = fork.Pipe(duplex=False)
     with receiver, sender:
         process = fork.Process(target=_exit_with, args=(command, sender))
-        process.start()
-        process.join()
+        with started(process):
+            process.join()
         if process.exitcode:
             how = f"failed: {receiver.recv()}" if receiver.poll() else _how_it_ended(process.exitcode)
             raise JobError(f"{job.kind} of {cell.folder / job.name} {how}")
@@ -321,6 +322,8 @@ def _how_it_ended(code: int | None) -> str:
 
 def _exit_with(command: Sequence[str], sender: Connection) -> None:
     """Runs a job's command, and exits with its code. Sends its error too, if it is one that a user can fix."""
+
+    end_with_parent()
 
     def send_and_print(error: str) -> None:
         sender.send(error[:LONGEST_ERROR])
