@@ -87,6 +87,11 @@ class Settings(BaseSettings):
     norm_dtype: Dtype | None = Field(
         None, description="dtype of the normalisation layers only; float32 lowers the noise like --head-dtype"
     )
+    pack_weights: bool = Field(
+        True,
+        description="on a CPU, hold a second copy of weights for which that makes matmuls faster, if it takes at most "
+        "half of the free memory; never with --deterministic",
+    )
     deterministic: bool = Field(
         False,
         description="compute each sequence alone, which is slower, so that its rewards are bitwise equal in any batch",

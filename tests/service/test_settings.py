@@ -30,6 +30,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "dtype": ("bfloat16", "bfloat16"),
     "head_dtype": ("float32", "float32"),
     "norm_dtype": ("float32", "float32"),
+    "pack_weights": ("false", False),
     "deterministic": ("true", True),
     "reference_device": ("cuda:1", "cuda:1"),
     "device": ("cuda:1", "cuda:1"),
@@ -108,7 +109,9 @@ def parsed(*arguments: str) -> Settings:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_setting_has_its_flag(name: str) -> None:
     text, value = EXAMPLES[name]
-    arguments = [flag(name)] if value is True else [flag(name), text]
+    arguments = [flag(name), text]
+    if isinstance(value, bool):
+        arguments = [flag(name) if value else flag(name).replace("--", "--no-", 1)]
     assert getattr(parsed(*arguments), name) == value
 
 

@@ -43,7 +43,7 @@ class Metrics:
         )
         self._batch_seconds = self._histogram("batch_seconds", "Seconds of a batch", _SECONDS)
         self._computed = self._counter("computed_tokens", "Tokens that went through the models")
-        self._shared = self._counter("shared_tokens", "Tokens not computed again, because their prompt was shared")
+        self._shared = self._counter("shared_tokens", "Tokens not computed again, because sequences began alike")
         self._reused = self._counter("reused_tokens", "Tokens whose scores were cached or in flight", "how")
         self._out_of_memory = self._counter("out_of_memory", "Batches that were split because they did not fit")
         self._non_finite = self._counter("non_finite", "Items withheld because a number was not finite", "model")

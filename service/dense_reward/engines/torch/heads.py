@@ -7,12 +7,15 @@ Shapes: B sequences of L tokens, D hidden size, V vocabulary size, C rows, W tok
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
+
+from dense_reward.engines.kernels.packed_weights import PackedTiles, is_faster, packed_tiles
+from dense_reward.engines.torch.logprobs import CPU_TILING
 
 SHORT = (torch.bfloat16, torch.float16)
 
@@ -41,6 +44,7 @@ class LinearHead:
     bias_V: Tensor | None
     post: PostProcessing
     tiled: bool = True
+    packed: PackedTiles | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -53,7 +57,19 @@ class LinearHead:
         if rows_CD.is_cuda and rows_CD.dtype in SHORT:
             logits_CW = torch.mm(rows_CD, weight_WD.T, out_dtype=torch.float32)
             return self.post(logits_CW if bias_W is None else logits_CW + bias_W)
+        packed_CW = None if self.packed is None else self.packed.logits(rows_CD, tile, bias_W)
+        if packed_CW is not None:
+            return self.post(packed_CW)
         return self.post(functional.linear(rows_CD, weight_WD, bias_W))
+
+    @property
+    def is_faster_packed(self) -> bool:
+        """Whether a packed copy of its weight, tile by tile, would be faster on this CPU."""
+        return is_faster(self.weight_VD[: CPU_TILING.vocab])
+
+    def pack(self) -> "LinearHead":
+        """The same head with that copy."""
+        return replace(self, packed=packed_tiles(self.weight_VD, CPU_TILING.vocab))
 
     def at(self, device: torch.device, dtype: torch.dtype | None = None) -> "LinearHead":
         """The same head on a device, in a dtype (None: its own)."""

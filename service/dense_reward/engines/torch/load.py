@@ -23,7 +23,7 @@ from dense_reward.engines.proof import (
 )
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.engines.torch.device import chosen_device
-from dense_reward.engines.torch.memory import hold_once, peak_bytes, stored_bytes
+from dense_reward.engines.torch.memory import free_bytes, hold_once, peak_bytes, stored_bytes
 from dense_reward.engines.torch.model import DTYPES, TorchModel, load_model
 from dense_reward.engines.torch.packing_check import unsupported_reason
 from dense_reward.engines.torch.pair import QUANTITIES, ComputeOptions, PairEngine
@@ -52,6 +52,7 @@ class ServingOptions:
     max_batch_tokens: int
     deterministic: bool = False
     allow_unrelated: bool = False
+    pack_weights: bool = False
 
 
 class LoadedModels:
@@ -199,10 +200,14 @@ def _model(role: str, folder: Path, manifest: Manifest, serving: ServingOptions,
         if head_dtype is not None or device != serving.device:
             model.use_head(device=torch.device(serving.device), dtype=head_dtype)
         context.on_device(lambda: _hold_once(role, model, context))
+        if serving.pack_weights and device == "cpu":
+            packed = context.on_device(lambda: model.pack_weights(at_most_bytes=free_bytes() / 2))
+            if packed is not None:
+                report(f"weights: {packed} (--no-pack-weights)")
         return model
 
     # All that changes the loaded model: pairs that differ in one of these must not share it.
-    served_as = dtype, device, serving.device, serving.head_dtype, serving.norm_dtype
+    served_as = dtype, device, serving.device, serving.head_dtype, serving.norm_dtype, serving.pack_weights
     return context.models.get((manifest.content_sha256, served_as), load)
 
 
@@ -324,4 +329,6 @@ def serving_options(settings: Settings) -> ServingOptions:
         max_batch_tokens=settings.max_batch_tokens,
         deterministic=settings.deterministic,
         allow_unrelated=settings.allow_unrelated,
+        # which matmul is faster is measured at each start, so not every start rounds alike
+        pack_weights=settings.pack_weights and not settings.deterministic,
     )

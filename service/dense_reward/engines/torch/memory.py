@@ -5,6 +5,7 @@ just loaded changes: its tensors become views of the other models' storage, whic
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +17,15 @@ from dense_reward.engines.torch.feedforward import rows_at_once
 from dense_reward.engines.torch.logprobs import CPU_TILING, CUDA_TILING
 
 Weights = Mapping[str, Tensor]
+_CGROUP_FILES = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
+    (
+        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+        "/sys/fs/cgroup/memory/memory.stat",
+    ),
+)
+"""Limit, usage and statistics of a container's memory, by version 2 and 1 of cgroups."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 SLACK = 1.25  # what allocators lose between blocks of different sizes
 
@@ -38,6 +48,24 @@ def hold_once(weights: Weights, others: Sequence[Weights]) -> int:
 def stored_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of tensors; what several of them share counts once."""
     return sum({(tensor.device, tensor.data_ptr()): tensor.nbytes for tensor in tensors}.values())
+
+
+def free_bytes() -> int:
+    """Bytes of memory that this process can still take: of the machine, and of its container if that has a limit."""
+    lines = dict(line.split(":", 1) for line in _text("/proc/meminfo").splitlines())
+    free = [int(lines["MemAvailable"].split()[0]) * 1024] if "MemAvailable" in lines else []
+    for limit, used, stat in _CGROUP_FILES:
+        if _text(limit).isdigit():
+            cache = dict(line.split() for line in _text(stat).splitlines()).get("inactive_file", "0")
+            free.append(int(_text(limit)) - int(_text(used) or 0) + int(cache))
+    return max(0, min(free, default=0))
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

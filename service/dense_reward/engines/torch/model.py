@@ -6,22 +6,24 @@ never attends to.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from dense_reward.batching.packing import Packed
 from dense_reward.batching.prefix_trees import Index
 from dense_reward.engines.kernels.fused_layers import fuse_layers
 from dense_reward.engines.kernels.graphs import RowGraphs
+from dense_reward.engines.kernels.packed_weights import is_faster, needs_memory, packed
 from dense_reward.engines.kernels.varlen import Varlen, on_device, varlen_of
 from dense_reward.engines.torch import attention
 from dense_reward.engines.torch.feedforward import bound_feedforward
 from dense_reward.engines.torch.heads import CapturedHead, LinearHead, OwnLogits, linear_head
-from dense_reward.engines.torch.logprobs import Head
+from dense_reward.engines.torch.logprobs import CPU_TILING, Head
 from dense_reward.engines.torch.memory import stored_bytes
 from dense_reward.engines.torch.weights import load_weights, weight_folders
 from dense_reward.errors import CheckpointError
@@ -132,6 +134,27 @@ class TorchModel:
         """Compute the norms in a dtype, and round their results once to the model's own."""
         norms_in(self._model, dtype)
 
+    def pack_weights(self, *, at_most_bytes: float) -> str | None:
+        """On a CPU, hold copies of the weights in the layout that its fastest matmuls read, where that is faster.
+
+        Returns what was done; None if nothing would be faster, or if the copies would take more bytes.
+        """
+        output = self._model.get_output_embeddings()
+        linears = [linear for linear in map(_plain_linear, self._model.modules()) if linear not in (None, output)]
+        faster = [linear for linear in linears if linear is not None and is_faster(linear.weight)]
+        head = self.head if isinstance(self.head, LinearHead) and self.head.is_faster_packed else None
+        new = [linear.weight for linear in faster if needs_memory(linear.weight)]
+        if head is not None and needs_memory(head.weight_VD, CPU_TILING.vocab):
+            new.append(head.weight_VD)
+        if not (faster or head) or stored_bytes(new) > at_most_bytes:
+            return None
+        for linear in faster:
+            linear.forward = partial(packed(linear.weight), bias_O=linear.bias)  # type: ignore[method-assign]
+        if head is not None:
+            self.head = head.pack()
+        layers = f"{len(faster)} matrices" + ("" if head is None else " and the output layer")
+        return f"{layers} are also held as the CPU's fastest matmuls read them: {stored_bytes(new) / 1e6:,.0f} MB more"
+
     @property
     def has_graphs(self) -> bool:
         """Whether its small rows are recorded already."""
@@ -204,6 +227,11 @@ class TorchModel:
     def _logits(self, ids_BL: Tensor) -> Tensor:
         logits: Tensor = self._model(**all_visible(ids_BL), use_cache=False).logits
         return logits
+
+
+def _plain_linear(module: nn.Module) -> nn.Linear | None:
+    """The module if it is nothing but a linear layer; a forward on the instance is ours or another library's."""
+    return module if type(module) is nn.Linear and "forward" not in vars(module) else None
 
 
 def load_model(folder: Path, manifest: Manifest, *, dtype: str | None, device: str) -> TorchModel:

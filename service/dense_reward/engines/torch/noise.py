@@ -55,7 +55,7 @@ class Exact:
 def exact_rewards(sft: Path, reference: Path, serving: ServingOptions, report: Report) -> Exact:
     """Both probes' sequences, scored in float32. Raises CheckpointError if every token has the same reward."""
     trunks = (*probe_trunks(load_manifest(sft)), *probe_trunks(load_manifest(reference)))
-    plain = replace(serving, dtype="float32", head_dtype=None, norm_dtype=None)
+    plain = replace(serving, dtype="float32", head_dtype=None, norm_dtype=None, pack_weights=False)
     engine = load_pair(sft, reference, plain, LoadContext(report))[0]
     exact = Exact(trunks, _rewards(engine, trunks))
     if exact.std == 0:
@@ -67,7 +67,8 @@ def exact_rewards(sft: Path, reference: Path, serving: ServingOptions, report: R
 
 def configurations(serving: ServingOptions) -> dict[str, ServingOptions]:
     """As served, and changes that can lower the noise, one configuration each."""
-    changes: dict[str, dict[str, str]] = {
+    changes: dict[str, dict[str, str | bool]] = {
+        **({"no packed weights": {"pack_weights": False}} if serving.pack_weights and serving.device == "cpu" else {}),
         "float32 head": {"head_dtype": "float32"},
         "float32 norms": {"norm_dtype": "float32"},
         "float32 head and norms": {"head_dtype": "float32", "norm_dtype": "float32"},

@@ -1,0 +1,116 @@
+"""CPU matmuls with weights in the layout that oneDNN's kernels read, beside torch's own, of which the faster is taken.
+
+torch sends float32 matmuls to MKL. On AMD's processors, and for some shapes on Intel's, MKL is half as fast as oneDNN.
+oneDNN reads a weight fastest in a layout of its own choice, so a packed weight is a second copy. The result is the same
+but for the order of summation.
+
+Shapes: N rows, I inputs, O outputs; a tile of a vocabulary is O too.
+"""
+
+import time
+from collections.abc import Callable, Hashable
+from functools import cache, partial
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+DTYPES = (torch.float32, torch.bfloat16)
+ROWS = 512
+"""Rows of the matmuls that are timed, and for which weights are packed; others are computed right too."""
+REPEATS = 5
+LEAST_NUMBERS = 1 << 16
+"""Smaller matrices are not worth measuring."""
+LEAST_GAIN = 1.1
+"""So many times as fast a packed weight must be to be worth its memory."""
+
+
+class PackedWeight:
+    """A copy of a weight [O, I], and its matmul."""
+
+    def __init__(self, weight_OI: Tensor) -> None:
+        self._source = weight_OI  # kept, because `packed` finds this object by its address
+        self._copy: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach().contiguous(), ROWS)
+
+    def __call__(self, rows_NI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """Inputs [..., I] and bias [O] -> outputs [..., O]."""
+        found: Tensor = torch.ops.mkldnn._linear_pointwise(rows_NI, self._copy, bias_O, "none", [], "")
+        return found
+
+
+class PackedTiles:
+    """A copy of an output layer [V, I], in tiles of some ids each."""
+
+    def __init__(self, weight_VI: Tensor, tile: int) -> None:
+        self._source = weight_VI
+        self._tile = tile
+        self._tiles = [PackedWeight(part) for part in torch.split(weight_VI, tile)]
+
+    def logits(self, rows_NI: Tensor, tile: slice, bias_O: Tensor | None) -> Tensor | None:
+        """[N, O] for one of the tiles; None for any other slice."""
+        start, stop, _ = tile.indices(len(self._source))
+        if start % self._tile or stop != min(start + self._tile, len(self._source)):
+            return None
+        return self._tiles[start // self._tile](rows_NI, bias_O)
+
+
+_copies: WeakValueDictionary[Hashable, PackedWeight | PackedTiles] = WeakValueDictionary()
+
+
+def packed(weight_OI: Tensor) -> PackedWeight:
+    """The packed copy of a weight; the same one for models that hold this weight together."""
+    copy = _copies.get(_identity(weight_OI))
+    if not isinstance(copy, PackedWeight):
+        copy = _copies[_identity(weight_OI)] = PackedWeight(weight_OI)
+    return copy
+
+
+def packed_tiles(weight_VI: Tensor, tile: int) -> PackedTiles:
+    """The same for an output layer."""
+    copy = _copies.get(_identity(weight_VI, tile))
+    if not isinstance(copy, PackedTiles):
+        copy = _copies[_identity(weight_VI, tile)] = PackedTiles(weight_VI, tile)
+    return copy
+
+
+def needs_memory(weight: Tensor, tile: int | None = None) -> bool:
+    """Whether a packed copy would be a new one."""
+    return _identity(weight, tile) not in _copies
+
+
+@cache
+def gain(outputs: int, inputs: int, dtype: torch.dtype, threads: int) -> float:
+    """How many times as fast as torch's own matmul a packed one is, measured once; 0 if there is none.
+
+    `threads`: torch's, on which it depends.
+    """
+    if dtype not in DTYPES or outputs * inputs < LEAST_NUMBERS:
+        return 0.0
+    with torch.inference_mode():
+        rows_NI = torch.ones(ROWS, inputs, dtype=dtype)
+        weight_OI = torch.ones(outputs, inputs, dtype=dtype)
+        try:
+            theirs = partial(functional.linear, rows_NI, weight_OI)
+            ours = partial(PackedWeight(weight_OI), rows_NI, None)
+            seconds = [(_seconds(theirs), _seconds(ours)) for _ in range(1 + REPEATS)][1:]  # the first warms up
+        except (RuntimeError, AttributeError):  # an operator that this build of torch lacks
+            return 0.0
+    return min(own for own, _ in seconds) / min(found for _, found in seconds)
+
+
+def is_faster(weight_OI: Tensor) -> bool:
+    """Whether a packed copy of a weight is worth its memory on this machine."""
+    if weight_OI.device.type != "cpu" or weight_OI.ndim != 2:
+        return False
+    return gain(*weight_OI.shape, weight_OI.dtype, torch.get_num_threads()) >= LEAST_GAIN
+
+
+def _identity(weight: Tensor, tile: int | None = None) -> Hashable:
+    return weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, tile
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started_s = time.perf_counter()
+    call()
+    return time.perf_counter() - started_s
