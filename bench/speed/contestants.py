@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
+import httpx2
 import numpy as np
 from dense_reward import Client, ScoreOptions
 from dense_reward.client.results import Scored
@@ -78,6 +79,11 @@ class Service(Group):
         with self.client() as client:
             answers = [_score(client, items, LOGPROBS) for items in workload.requests]
         return np.stack([_concatenated(answers, name) for name in ("sft_logprob", "reference_logprob")])
+
+    def metric(self, name: str) -> float:
+        """The value of a metric that has no labels."""
+        text = httpx2.get(f"http://{HOST}:{self._port}/metrics", timeout=LONG_S, trust_env=False).text
+        return float(next(line.split()[1] for line in text.splitlines() if line.startswith(f"{name} ")))
 
     def _wait_until_ready(self) -> None:
         deadline_s = time.monotonic() + LONG_S

@@ -20,6 +20,7 @@ RATIOS: Mapping[Target, tuple[str, ...]] = {
         "c_05b_vs_vllm",
         "c_05b_vs_transformers",
         "c_05b_vs_transformers_best",
+        "d_05b_vs_transformers_best",
     ),
     "gpu": tuple(f"{cell}_15b_vs_{name}" for cell in "ac" for name in ("vllm", "transformers", "transformers_best")),
 }
@@ -99,6 +100,19 @@ class Rounding(_Strict):
         return self.service_rms_nats / self.transformers_rms_nats
 
 
+class Conversations(_Strict):
+    """Tokens that the service computed for conversations that begin alike, and how many of them are distinct."""
+
+    requests: int
+    turns: int
+    computed_tokens: int
+    distinct_tokens: int
+
+    @property
+    def share(self) -> float:
+        return self.computed_tokens / self.distinct_tokens
+
+
 class Measured(_Strict):
     """All rounds of a cell."""
 
@@ -159,6 +173,7 @@ class Results(_Strict):
     settings: dict[str, JsonValue]
     cells: dict[str, Measured] = {}
     rounding: Rounding | None = None
+    conversations: Conversations | None = None
 
 
 def read_results(file: Path) -> Results | None:
@@ -171,7 +186,7 @@ def read_results(file: Path) -> Results | None:
 def write_results(file: Path, figures: Mapping[str, float | None], results: Results) -> None:
     """Writes the figures first, where a reader looks for them."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    content = {**figures, **results.model_dump(mode="json")}
+    content = {"dtype": results.circumstances.dtype, **figures, **results.model_dump(mode="json")}
     file.write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -185,12 +200,13 @@ def figures(target: Target, results: Results) -> dict[str, float | None]:
     found |= {f"peak_share_{cell}": _share(cell, results) for cell in SHARES[target]}
     if target == "gpu":
         return found | {f"peak_extra_mb_{cell}": _extra_mb(cell, results) for cell in ("b_15b", "b_7b")}
-    rounding, a_40m = results.rounding, results.cells.get("a_40m")
+    rounding, conversations, a_40m = results.rounding, results.conversations, results.cells.get("a_40m")
     return found | {
         "peak_share_min_e": _smallest_share(results),
         "outside_model_share_40m": None if a_40m is None else a_40m.outside_model_share(),
         "peak_extra_mb_b": _extra_mb("b_05b", results),
         "logprob_error_ratio": None if rounding is None else rounding.ratio,
+        "conversation_share": None if conversations is None else conversations.share,
     }
 
 

@@ -19,6 +19,7 @@ from pydantic import JsonValue
 
 from bench.circumstances import processor
 from bench.speed.contestants import Contestants, Launcher, Run, ServiceRun, Variant, variants
+from bench.speed.conversations import conversations
 from bench.speed.processes import Logprobs, NotMeasuredError, Worker, watched
 from bench.speed.results import (
     Circumstances,
@@ -39,6 +40,7 @@ RESULTS = ROOT / "bench" / "results"
 MEASURED = ("service", "bench/speed")
 """Only changes here invalidate measurements."""
 ROUNDING_CELL = "error_40m"
+CONVERSATIONS_CELL = "conversations_40m"
 MEMORY_CELLS = ("b_40m", "b_05b", "b_15b", "b_7b")
 TOLERANCE_NATS = {"float32": 1e-3, "bfloat16": 0.1}
 """A run fails if rewards differ from the service's by more nats (root mean square). A misplaced token differs by
@@ -165,6 +167,11 @@ def _with(
     """Returns the results with this cell measured."""
     if cell.name == ROUNDING_CELL:
         return results.model_copy(update={"rounding": _rounding(cell, contestants, ledger, report)})
+    if cell.name == CONVERSATIONS_CELL:
+        with contestants.service.awake():
+            found = conversations(contestants.service, cell.shape.vocab_size)
+        report(f"{cell.name} done: {found.share:.3f} times the distinct tokens")
+        return results.model_copy(update={"conversations": found})
     measured = Measured.of(cell, measure(cell, rounds, contestants, ledger, report))
     report(f"{cell.name} done: {measured.peak_share():.3f} of the matmul peak")
     facts = {name: dict(found) for name, found in contestants.facts.items()}

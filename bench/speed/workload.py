@@ -152,6 +152,7 @@ def cpu_cells() -> tuple[Cell, ...]:
     a, long, gsm8k = same_lengths(1, 8, 128, 128), same_lengths(1, 8, 512, 1024), gsm8k_lengths()
     return (
         Cell("error_40m", "40m", a * 4, 1),
+        Cell("conversations_40m", "40m", (), 1),
         Cell("b_40m", "40m", long, 2),
         Cell("a_40m", "40m", a * 4, 5, compared=True),
         Cell("c_40m", "40m", gsm8k, 5, compared=True),

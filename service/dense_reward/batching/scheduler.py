@@ -13,7 +13,7 @@ import numpy as np
 
 from dense_reward.records import Cost, Engine, IdArray, TokenScores, Trunk, Wants
 
-BLOCK_TOKENS = 64
+BLOCK_TOKENS = 32
 Key = TypeVar("Key", bound=Hashable)
 
 

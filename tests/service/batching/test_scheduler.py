@@ -142,7 +142,7 @@ def test_whoever_comes_and_goes_a_batch_stays_within_its_budget_and_is_taken_ahe
             batch = scheduler.take()
             assert bool(batch) == bool(left)
             tokens = tokens_together(unit for _, unit in batch)
-            assert tokens == tokens_computed([unit.trunk for _, unit in batch])
+            assert tokens <= tokens_computed([unit.trunk for _, unit in batch])
             assert tokens <= budget_tokens or len(batch) == 1
         elif not isinstance(event, str):
             trunks = [trunk(name, *lengths, prompt_tokens=prompt) for name, prompt, lengths in event]
