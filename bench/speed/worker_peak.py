@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 import transformers
 from dense_reward.engines.kernels.packed_weights import PackedWeight
+from dense_reward.engines.torch.device import computes_in
 from torch import Tensor
 
 from bench.speed.processes import Answer, Facts, Question, serve
@@ -34,11 +35,10 @@ def main() -> None:
 
 
 def chosen_dtype(wanted: str, device: str) -> str:
-    """Returns for auto: bfloat16 if the device has bfloat16 matmuls, else float32."""
+    """Returns for auto: bfloat16 if the device computes in it, else float32."""
     if wanted != "auto":
         return wanted
-    fast = device != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return "bfloat16" if fast else "float32"
+    return "bfloat16" if device != "cpu" or computes_in("bfloat16") else "float32"
 
 
 def circumstances(dtype: str, device: str) -> Facts:

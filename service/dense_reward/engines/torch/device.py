@@ -1,4 +1,4 @@
-"""Chooses the device, and names its failures.
+"""Chooses the device, says what it computes in, and names its failures.
 
 `auto` is the CPU only if nothing asks for a GPU; otherwise an unusable GPU is an error.
 """
@@ -17,6 +17,8 @@ from dense_reward.records import Result
 # torch.OutOfMemoryError covers only torch's allocator of GPU memory; the rest is a RuntimeError with one of these.
 OUT_OF_MEMORY = ("DefaultCPUAllocator: ", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 DEVICE_LOST = ("CUDA error", "device-side assert")  # after one of these every later call fails too
+CPU_CAPABILITIES = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp16", "amx_fp16")}
+"""Instruction sets of x86 that compute in a short dtype, by the names of `torch.cpu.get_capabilities`."""
 NO_GPU_NAMED = {"CUDA_VISIBLE_DEVICES": {"", "-1", "NoDevFiles"}, "NVIDIA_VISIBLE_DEVICES": {"", "void", "none"}}
 """Values of these variables that name no GPU. Any other value asks for one."""
 OLDEST_DRIVERS = {11: 450, 12: 525, 13: 580}
@@ -67,6 +69,20 @@ class GpuFacts:
                 "build of torch for an older CUDA"
             )
         return "run nvidia-smi: either the GPUs do not work, or CUDA_VISIBLE_DEVICES names none of them"
+
+
+def computes_in(dtype: str) -> bool:
+    """Whether this processor has arithmetic for a short dtype.
+
+    On x86 oneDNN's answer is not enough: it is yes for every AVX-512, also if bfloat16 is emulated there, five times
+    slower than float32 (oneDNN of torch 2.13).
+    """
+    found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in torch 2.10
+    if found.get("architecture") == "x86_64":
+        return any(found.get(name) for name in CPU_CAPABILITIES[dtype])
+    if dtype == "bfloat16":
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
 
 
 def gpu_facts(root: Path = Path("/")) -> GpuFacts:

@@ -1,7 +1,7 @@
 """Two checkpoints on disk -> a verified PairEngine: they belong together, and it reproduces their probes."""
 
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from dense_reward.engines.proof import (
     verify_probe,
 )
 from dense_reward.engines.tokenizer import TransformersTokenizer
-from dense_reward.engines.torch.device import chosen_device
+from dense_reward.engines.torch.device import CPU_CAPABILITIES, chosen_device, computes_in
 from dense_reward.engines.torch.memory import free_bytes, hold_once, peak_bytes, stored_bytes
 from dense_reward.engines.torch.model import DTYPES, TorchModel, load_model
 from dense_reward.engines.torch.packing_check import unsupported_reason
@@ -35,9 +35,6 @@ from dense_reward.manifest import EQUAL_MODELS, Manifest, check_pair, load_manif
 from dense_reward.records import OnDevice, Report, Result, Wants
 from dense_reward.settings import Settings
 from dense_reward.text.encode import Encoder
-
-CPU_CAPABILITIES = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp16", "amx_fp16")}
-"""Instruction sets of x86 that compute in a short dtype, by the names of `torch.cpu.get_capabilities`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,25 +152,11 @@ def _verify_probes(engine: PairEngine, checkpoints: Sequence[Checkpoint], report
         verify_probe(checkpoint.role, np.concatenate(served), checkpoint, cure=cure, report=report)
 
 
-def _computes_in(dtype: str) -> bool:
-    """Whether this processor has arithmetic for a short dtype.
-
-    On x86 oneDNN's answer is not enough: it is yes for every AVX-512, also if bfloat16 is emulated there, five times
-    slower than float32 (oneDNN of torch 2.13).
-    """
-    found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # not in torch 2.10
-    if found.get("architecture") == "x86_64":
-        return any(found.get(name) for name in CPU_CAPABILITIES[dtype])
-    if dtype == "bfloat16":
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-
-
 def served_dtype(manifest: Manifest, serving: ServingOptions, report: Report) -> str:
     """The dtype to serve in. The checkpoint's own, except on a CPU that would emulate its arithmetic."""
     if serving.dtype is not None or serving.device != "cpu":
         return serving.dtype or manifest.dtype
-    if manifest.dtype not in CPU_CAPABILITIES or _computes_in(manifest.dtype):
+    if manifest.dtype not in CPU_CAPABILITIES or computes_in(manifest.dtype):
         return manifest.dtype
     report(
         f"the {manifest.dtype} weights of {manifest.role} are served in float32, which holds them exactly: this "

@@ -13,7 +13,8 @@ from dense_reward.checkpoints.write_manifest import ManifestFacts, write_manifes
 from dense_reward.engines import proof
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.engines.torch import load, packing_check
-from dense_reward.engines.torch.load import CPU_CAPABILITIES, LoadContext, ServingOptions, load_pair
+from dense_reward.engines.torch.device import CPU_CAPABILITIES
+from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pair
 from dense_reward.engines.torch.model import TorchModel
 from dense_reward.engines.torch.pair import QUANTITIES, ComputeOptions, PairEngine
 from dense_reward.errors import CheckpointError
