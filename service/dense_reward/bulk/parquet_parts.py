@@ -33,7 +33,7 @@ def part_of(rows: Sequence[Cells], path: Path, kinds: "Mapping[str, pa.DataType]
     """Write rows as one Parquet file, and make it safe from a power failure. `kinds`: of the input's columns."""
     arrow, parquet = _libraries()
     names = dict.fromkeys(name for row in rows for name in row)
-    columns = [_column(arrow, name, [row.get(name) for row in rows], kinds, arrays) for name in names]
+    columns = [_column(arrow, _as_utf8(name), [row.get(name) for row in rows], kinds, arrays) for name in names]
     stored = [
         (field, array) if _can_be_stored(arrow, parquet, field) else _as_json(arrow, field.name, array.to_pylist())
         for field, array in columns
@@ -197,6 +197,11 @@ def _as(arrow: "ModuleType", table: "pa.Table", schema: "pa.Schema") -> "pa.Tabl
 
 def _marks(field: "pa.Field") -> dict[bytes, bytes]:
     return {name: value for name, value in (field.metadata or {}).items() if name in AS_JSON}
+
+
+def _as_utf8(name: str) -> str:
+    """A name with its lone surrogates as escapes: Parquet has no others."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _json(value: object) -> str | None:

@@ -270,7 +270,6 @@ class DataSet:
             numbers = range(first, min(first + READ_ROWS, self.total))
             try:
                 table = tables[numbers.start : numbers.stop]
-                table.validate(full=True)  # its files have no checksums, and damaged offsets would read other memory
             except (arrow.ArrowException, OSError) as error:
                 yield from _damaged("the data set", numbers, error)
             else:
@@ -280,6 +279,7 @@ class DataSet:
 def _arrow_rows(table: "pa.Table | pa.RecordBatch", first: int) -> Iterator[SourceRow]:
     """The rows of a table. Those with a value that Python cannot hold have a fault, such as text that is not UTF-8."""
     try:
+        table.validate(full=True)  # files of `datasets` have no checksums: damaged offsets would read other memory
         rows = table.to_pylist()
     except (ValueError, OverflowError) as error:
         if table.num_rows == 1:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from bulk_runs import rows_of, sums_file
 from dense_reward.bulk.run_state import state_of
-from dense_reward.cli import main
 from dense_reward.settings import ENV_PREFIX
 
 pytestmark = pytest.mark.slow
@@ -61,8 +60,6 @@ def test_a_signal_saves_what_was_scored(tmp_path: Path, sent: signal.Signals, su
     state = state_of(out)
     assert state is not None
     assert 0 < state.rows < ROWS
-    assert main(["score", str(file), "--out", str(out), "--engine", "fake"]) == 0
-    assert numbers(out) == list(range(ROWS))
 
 
 def size(growing: Path, parts: Path) -> int:
