@@ -125,7 +125,7 @@ def _outcomes(count: int, results: Sequence[ScoredResponse], include: Sequence[s
 def _columns(result: ScoredResponse, include: Sequence[str]) -> dict[str, object]:
     """The columns of a local scorer: token_ids, which the client always gets for ids, only if they are included."""
     values = {each.name: getattr(result, each.name) for each in fields(result) if each.name != "error"}
-    wanted = {*include, "candidate_reward", "segments", "sum", "mean", "min", "length"}
     always = {"sum", "mean", "min", "length"}
+    wanted = {*include, *always, "candidate_reward", "segments", *({"text", "offsets"} if "tokens" in include else ())}
     present = {name: v for name, v in values.items() if name in wanted and (v is not None or name in always)}
-    return output_columns(present | ({"tokens": list(result.tokens)} if "tokens" in present and result.tokens else {}))
+    return output_columns(present, include)
