@@ -162,8 +162,9 @@ def _of_messages(fields: Cells, turns: str) -> Iterator[Cells]:
 def _without_null_keys(value: object) -> object:
     if isinstance(value, Mapping):
         return {name: _without_null_keys(entry) for name, entry in value.items() if entry is not None}
-    is_list = isinstance(value, list) and value and not isinstance(value[0], int)
-    return list(map(_without_null_keys, value)) if is_list else value
+    if isinstance(value, list) and value and not isinstance(value[0], int):
+        return list(map(_without_null_keys, value))
+    return value
 
 
 def _is_unicode(value: object) -> bool:

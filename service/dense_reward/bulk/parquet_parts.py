@@ -60,7 +60,7 @@ def merged(
     schema = arrow.schema(list(fields.values())).with_metadata({"dense_reward": json.dumps(metadata)})
 
     def write(file: BinaryIO) -> None:
-        with parquet.ParquetWriter(file, schema) as writer:
+        with parquet.ParquetWriter(file, schema, write_page_checksum=True) as writer:
             for group in _groups(arrow, parquet, parts, schema):
                 writer.write_table(group)
 

@@ -54,7 +54,7 @@ def test_a_prompt_of_messages_becomes_a_chat_for_each_response() -> None:
     cells = {"prompt": CHAT, "responses": ["b", "c"], "segments": [[[0, 1]], []], "candidate_ids": [[[1, 2]], [[3, 4]]]}
     found = BY_NAME.items(cells)
     assert isinstance(found, list)
-    assert [(chat.messages or ())[-1].content for chat in found] == ["b", "c"]
+    assert [[message.content for message in chat.messages or ()] for chat in found] == [["a", "b"], ["a", "c"]]
     assert [chat.segments for chat in found] == [[[(0, 1)]], [[]]]
     assert [chat.candidate_ids for chat in found] == [[[[1, 2]]], [[[3, 4]]]]
 
