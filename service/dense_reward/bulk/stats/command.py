@@ -10,6 +10,7 @@ from pathlib import Path
 from dense_reward.bulk.stats.collected import Collected, Span
 from dense_reward.bulk.stats.quantiles import Distribution
 from dense_reward.bulk.stats.scored_rows import incomplete, scored_rows
+from dense_reward.bulk.stats.together import notes_on
 from dense_reward.errors import BulkError, SettingsError
 from dense_reward.heatmap.visible import visible
 
@@ -26,6 +27,8 @@ def print_stats(options: argparse.Namespace) -> int:
     for name, written in (("--json", options.json), ("--plot", options.plot)):
         if written is not None and written.resolve() in files:
             raise SettingsError(f"{name} {written} is a FILE: name another one")
+    for note in notes_on(options.files):
+        print(note)
     collected = Collected(options.lowest, options.span)
     for file in options.files:
         if missing := incomplete(file):

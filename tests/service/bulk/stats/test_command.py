@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ import pytest
 from bulk_runs import FakeScorer, Json, a_job, run, sums_file, write_rows
 from dense_reward.bulk.stats.arguments import add_stats
 from dense_reward.bulk.stats.command import print_stats
+from dense_reward.bulk.windows import Shard
 from dense_reward.errors import BulkError, SettingsError
 
 
@@ -161,3 +163,21 @@ def test_an_output_that_is_not_complete_says_so(tmp_path: Path, capsys: pytest.C
     assert f"not complete: the statistics are of its first {found['responses']} rows" in capsys.readouterr().out
     with pytest.raises(BulkError, match="is not complete: run its dense-reward score command again"):
         stats(str(tmp_path / "out.parquet"), "--no-plot")
+
+
+def test_outputs_that_do_not_belong_together_are_refused_or_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = sums_file(tmp_path, 200)
+    for index in (1, 3):
+        job = a_job(file, tmp_path / f"{index}.jsonl", shard=Shard(index, 3))
+        run(replace(job, options={**job.options, "shard": f"{index}/3"}), FakeScorer())
+    run(a_job(file, tmp_path / "other.jsonl"), FakeScorer(revision="other"))
+    run(a_job(file, tmp_path / "twice.jsonl"), FakeScorer(revision="other"))
+    shards = [str(tmp_path / f"{index}.jsonl") for index in (1, 3)]
+    stats(*shards, "--no-plot")
+    assert "Shards 2/3 of the input are not among the files." in capsys.readouterr().out
+    stats(*shards, str(tmp_path / "other.jsonl"), "--no-plot")
+    assert "of different models" in capsys.readouterr().out
+    with pytest.raises(BulkError, match="hold the same rows"):
+        stats(str(tmp_path / "other.jsonl"), str(tmp_path / "twice.jsonl"), "--no-plot")
