@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import re
 import shlex
 import signal
@@ -84,11 +85,21 @@ def stopped_like_ctrl_c() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        _end_if_busy(128 + (signal.SIGTERM if terminated else signal.SIGINT))
         if terminated:
             raise SystemExit(128 + signal.SIGTERM) from None
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _end_if_busy(code: int) -> None:
+    """End the process if a thread still loads or computes: a normal exit would wait for it, perhaps for minutes."""
+    threads = [each for each in threading.enumerate() if each is not threading.main_thread() and not each.daemon]
+    if threads:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _check_together(options: argparse.Namespace) -> None:

@@ -24,6 +24,8 @@ RETRY_FOR_S = 600.0
 WITHOUT_LIMIT = 2**50
 """Tokens in the queue: the windows limit the memory here."""
 POLL_S = 0.02
+DRAIN_S = 2
+"""Only an interrupted run has work left at its end, whose rows are computed again."""
 REPLACEMENT = "\ufffd"
 CHARACTERS_PER_TOKEN, WINDOW_BATCHES = 4, 8
 """A window of several batches: the last one of a window is seldom full, unless the next window is there."""
@@ -56,7 +58,8 @@ def chosen_pair(settings: Settings, model: str | None) -> Settings:
     pairs = first_pairs(settings)
     for pair in pairs:
         if model in (None, pair.name):
-            return pair.model_copy(update={"run": None, "pairs_file": None, "max_queue_tokens": WITHOUT_LIMIT})
+            own = {"run": None, "pairs_file": None, "max_queue_tokens": WITHOUT_LIMIT, "drain_s": DRAIN_S}
+            return pair.model_copy(update=own)
     raise BulkError(f"there is no pair {model!r}: --model must be one of {', '.join(pair.name for pair in pairs)}")
 
 
