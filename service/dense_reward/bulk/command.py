@@ -2,19 +2,23 @@
 
 import argparse
 import asyncio
+import os
 import re
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from dense_reward.bulk.arguments import ARRAYS, ReadSettings
 from dense_reward.bulk.columns import Columns, parse_columns
 from dense_reward.bulk.job import Job, Progress, Writing, opened, score
 from dense_reward.bulk.local_scorer import LocalScorer, ScoreTerms, chosen_pair
-from dense_reward.bulk.outputs import remove_output
-from dense_reward.bulk.run_state import load_state, locked, state_file
+from dense_reward.bulk.outputs import check_output, remove_output
+from dense_reward.bulk.run_state import load_state, locked, state_file, writing
 from dense_reward.bulk.sources import library, open_source
 from dense_reward.bulk.url_scorer import UrlScorer
 from dense_reward.bulk.windows import Shard
@@ -24,12 +28,23 @@ from dense_reward.settings import Settings, flag
 
 def score_file(options: argparse.Namespace, read: ReadSettings) -> int:
     """Score a file or data set, and say what to run next. Raises SettingsError, CheckpointError, BulkError."""
+    with stopped_like_ctrl_c():
+        try:
+            return _report(_scored(options, read), options)
+        except KeyboardInterrupt:
+            print("dense-reward: interrupted: the same command goes on after the saved rows", file=sys.stderr)
+            raise
+
+
+def _scored(options: argparse.Namespace, read: ReadSettings) -> Writing:
     _check_together(options)
+    check_output(options.out)
     terms = _terms(options)
-    columns = Columns(parse_columns(options.columns), options.turns, terms.columns)
+    mapping = parse_columns(options.columns)
     shard = parse_shard(options.shard)
     settings = None if options.url else chosen_pair(read(options), terms.model)
     source = open_source(options.file, options.config)
+    columns = Columns(mapping, options.turns, terms.columns, typed=source.arrow_schema is not None)
     chosen = {
         "columns": columns.mapping,
         "turns": options.turns,
@@ -39,8 +54,9 @@ def score_file(options: argparse.Namespace, read: ReadSettings) -> int:
         "shard": f"{shard.index}/{shard.of}",
     }
     job = Job(source, options.out, columns, chosen, shard, options.on_error)
-    # Before the minutes that a pair takes to load.
-    finished = not options.overwrite and load_state(job.out, job.made_from).done
+    # Before the minutes that a pair takes to load: whether the output can be written, and goes on.
+    with locked(job.out):
+        finished = not options.overwrite and load_state(job.out, job.made_from).done
     if options.ray and settings is not None and not finished:
         from dense_reward.bulk.ray_data import Workers, score_with_ray
 
@@ -49,7 +65,41 @@ def score_file(options: argparse.Namespace, read: ReadSettings) -> int:
             score_with_ray(writer, settings, terms, workers)
     else:
         writer = asyncio.run(_score_here(job, settings, terms, options))
-    return _report(writer, options)
+    return writer
+
+
+@contextmanager
+def stopped_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM saves what was scored, as Ctrl-C does, and the exit code is 143. Raises SystemExit."""
+    terminated = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal terminated
+        terminated = True
+        signal.raise_signal(signal.SIGINT)
+
+    if threading.current_thread() is not threading.main_thread():  # which alone may handle signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        _end_if_busy(128 + (signal.SIGTERM if terminated else signal.SIGINT))
+        if terminated:
+            raise SystemExit(128 + signal.SIGTERM) from None
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _end_if_busy(code: int) -> None:
+    """End the process if a thread still loads or computes: a normal exit would wait for it, perhaps for minutes."""
+    threads = [each for each in threading.enumerate() if each is not threading.main_thread() and not each.daemon]
+    if threads:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _check_together(options: argparse.Namespace) -> None:
@@ -106,7 +156,7 @@ async def _score_here(job: Job, settings: Settings | None, terms: ScoreTerms, op
 def _output(job: Job, *, overwrite: bool) -> Iterator[Writing]:
     """The output, with a progress bar. An earlier one is removed only now, when there are models to score with."""
     if overwrite:
-        with locked(job.out):
+        with locked(job.out), writing(job.out):
             remove_output(job.out)
             state_file(job.out).unlink(missing_ok=True)
     with progress_bar(job.total) as progress, opened(job, progress) as writer:
@@ -147,7 +197,7 @@ def progress_bar(total: int) -> Iterator[Progress]:
 def _report(writer: Writing, options: argparse.Namespace) -> int:
     state, out = writer.state, writer.job.out
     errors = f", {state.errors} of them with an error" if state.errors else ""
-    print(f"{out}: {state.rows} rows{errors}, {state.output_rows} responses, {state.tokens:,} tokens")
+    print(f"{out}: {state.rows} rows{errors}, {state.output_rows - state.errors} responses, {state.tokens:,} tokens")
     shard = writer.job.shard
     others = f" and the outputs of the other {shard.of - 1} shards" if shard.of > 1 else ""
     print(f"next: dense-reward stats {shlex.quote(str(out))}{others}")

@@ -1,6 +1,7 @@
 """Scores an input into an output: goes on where an earlier run ended, and loses and doubles no row."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import aclosing, contextmanager, suppress
@@ -50,7 +51,11 @@ class Job:
 
 @dataclass(slots=True)
 class Writing:
-    """The output and its state. Every row passes through `put`, in order."""
+    """The output and its state. Every row passes through `put`, in order.
+
+    Rows and counts are saved together or not at all: an interrupted run may end while a thread is inside `put`, and an
+    interrupt that is raised inside `put` may leave rows without their counts.
+    """
 
     job: Job
     output: Output
@@ -58,6 +63,9 @@ class Writing:
     progress: Progress
     _synced_at: float = field(default_factory=time.monotonic)
     _tokens: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _torn: bool = False
+    _ended: bool = False
 
     def check_model(self, identity: Mapping[str, object]) -> None:
         """Raises SettingsError if other models wrote the rows that exist. The first call decides."""
@@ -74,6 +82,35 @@ class Writing:
 
         The rows before the one at fault are written first.
         """
+        with self._whole():
+            if not self._ended:
+                self._put(scored)
+
+    def sync(self) -> None:
+        """Make what was written safe, then say so on the disk. Raises BulkError."""
+        with self._whole():
+            self._sync()
+
+    def end(self) -> None:
+        """Save what is whole, and write no more rows. Raises BulkError."""
+        with self._lock:
+            self._ended = True
+            if not self._torn:
+                self._sync()
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """A step, one at a time. An error leaves rows and counts equal; an interrupt may not."""
+        with self._lock:
+            self._torn = True
+            try:
+                yield
+            except Exception:
+                self._torn = False
+                raise
+            self._torn = False
+
+    def _put(self, scored: Scored) -> None:
         pairs = list(zip(scored.window.rows, scored.outcomes, strict=True))
         faulty = [index for index, (_, outcome) in enumerate(pairs) if isinstance(outcome, Faulty)]
         stops = bool(faulty) and self.job.on_error == "fail"
@@ -94,10 +131,9 @@ class Writing:
         if stops:
             raise _row_error(*pairs[faulty[0]])
         if time.monotonic() - self._synced_at > SYNC_S or self._tokens > SYNC_TOKENS:
-            self.sync()
+            self._sync()
 
-    def sync(self) -> None:
-        """Make what was written safe, then say so on the disk. Raises BulkError."""
+    def _sync(self) -> None:
         with writing(self.job.out):
             self.state.written = self.output.sync()
             self.state.save(state_file(self.job.out))
@@ -129,7 +165,7 @@ def opened(job: Job, progress: Progress) -> Iterator[Writing]:
     """
     with locked(job.out):
         state = load_state(job.out, job.made_from)
-        output = open_output(job.out, job.source.arrow_schema, job.columns.arrays)
+        output = open_output(job.out, job.source.arrow_schema, job.columns.arrays, job.columns.kept_name)
         writer = Writing(job, output, state, progress)
         if state.done:
             output.tidy()
@@ -142,7 +178,7 @@ def opened(job: Job, progress: Progress) -> Iterator[Writing]:
             yield writer
         except BaseException:
             with suppress(BulkError):  # the first error is the one to report
-                writer.sync()
+                writer.end()
             raise
         writer.finish()
 

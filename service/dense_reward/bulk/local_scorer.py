@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from dense_reward.bulk.arguments import DEFAULT_ARRAYS
 from dense_reward.bulk.records import Faulty, Outcome
@@ -24,6 +24,9 @@ RETRY_FOR_S = 600.0
 WITHOUT_LIMIT = 2**50
 """Tokens in the queue: the windows limit the memory here."""
 POLL_S = 0.02
+DRAIN_S = 2
+"""Only an interrupted run has work left at its end, whose rows are computed again."""
+REPLACEMENT = "\ufffd"
 CHARACTERS_PER_TOKEN, WINDOW_BATCHES = 4, 8
 """A window of several batches: the last one of a window is seldom full, unless the next window is there."""
 
@@ -45,7 +48,9 @@ class ScoreTerms:
     def offered_by(self, card: ModelCard) -> tuple[ArrayName, ...]:
         """The arrays to request. A token head has no log-probs; if they are named, it refuses them itself."""
         absent = {"sft_logprob", "reference_logprob"} - card.offered
-        return self.include or tuple(name for name in DEFAULT_ARRAYS if name not in absent)
+        wanted = self.include or tuple(name for name in DEFAULT_ARRAYS if name not in absent)
+        of_tokens: tuple[ArrayName, ...] = ("text", "offsets") if "tokens" in wanted else ()
+        return tuple(dict.fromkeys((*wanted, *of_tokens)))
 
 
 def chosen_pair(settings: Settings, model: str | None) -> Settings:
@@ -53,7 +58,8 @@ def chosen_pair(settings: Settings, model: str | None) -> Settings:
     pairs = first_pairs(settings)
     for pair in pairs:
         if model in (None, pair.name):
-            return pair.model_copy(update={"run": None, "pairs_file": None, "max_queue_tokens": WITHOUT_LIMIT})
+            own = {"run": None, "pairs_file": None, "max_queue_tokens": WITHOUT_LIMIT, "drain_s": DRAIN_S}
+            return pair.model_copy(update=own)
     raise BulkError(f"there is no pair {model!r}: --model must be one of {', '.join(pair.name for pair in pairs)}")
 
 
@@ -111,7 +117,7 @@ class LocalScorer:
                 with self._service.batcher.admission.permit(0) as permit:
                     answer = await self._service.scorer().score(request, permit)
                 tokens = answer.prompt_tokens + answer.response_tokens
-                return outcomes(len(items), answer.rows, answer.faults), tokens
+                return outcomes(len(items), answer.rows, answer.faults, self._terms.columns), tokens
             except RequestError as error:
                 if error.code == "out_of_memory":
                     raise PartFailedError(str(error)) from None
@@ -130,18 +136,31 @@ def identity_of(card: ModelCard) -> Mapping[str, object]:
     return {"model": card.name, "revision": card.revision, "tokenizer_sha256": card.tokenizer_sha256}
 
 
-def outcomes(count: int, rows: Sequence[Row], faults: Sequence[Fault]) -> list[Outcome]:
+def outcomes(count: int, rows: Sequence[Row], faults: Sequence[Fault], include: Sequence[str]) -> list[Outcome]:
     """The rows of an answer by item; an item with a fault has no rows."""
     found: list[list[dict[str, object]]] = [[] for _ in range(count)]
     for row in rows:
         index = row["item"]
         assert isinstance(index, int)
-        found[index].append(output_columns(row))
+        found[index].append(output_columns(row, include))
     failed = {fault.item: Faulty(f"{fault.code}: {fault.message}") for fault in faults}
     return [failed.get(index, responses) for index, responses in enumerate(found)]
 
 
-def output_columns(row: Mapping[str, object]) -> dict[str, object]:
-    """The columns of a response's scores."""
+def output_columns(row: Mapping[str, Any], include: Sequence[str]) -> dict[str, object]:
+    """The columns of a response's scores; `tokens` are parts of its text."""
     renamed = {"segments": "segment_rewards"}
-    return {renamed.get(name, name): value for name, value in row.items() if name not in {"item", "response"}}
+    columns = {renamed.get(name, name): value for name, value in row.items() if name not in {"item", "response"}}
+    if "tokens" in include:
+        columns["tokens"] = token_texts(row["tokens"], row["text"], row["offsets"])
+    return {name: value for name, value in columns.items() if name in include or name not in {"text", "offsets"}}
+
+
+def token_texts(pieces: Sequence[str], text: str, offsets: Sequence[Sequence[int]]) -> list[str]:
+    """The part of the text that each token is, so that they join to it.
+
+    A token that is decoded alone loses the space before a word (SentencePiece), and is U+FFFD if it is a part of a
+    character. A special token that ends a turn is not in the text, and has its name.
+    """
+    parts = (text[start:end] for start, end in offsets)
+    return [part or (piece if REPLACEMENT not in piece else "") for part, piece in zip(parts, pieces, strict=True)]

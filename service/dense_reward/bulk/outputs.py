@@ -1,19 +1,19 @@
 """The outputs of bulk scoring: rows are added in order, and become safe at each `sync`."""
 
-import base64
-import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
+from dense_reward.bulk.json_values import json_line
 from dense_reward.bulk.parquet_parts import merged, part_of, sync_folder
 from dense_reward.bulk.records import Cells
 from dense_reward.bulk.sources import library
 from dense_reward.errors import SettingsError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class Output(Protocol):
@@ -38,14 +38,27 @@ class Output(Protocol):
         ...
 
 
-def open_output(out: Path, schema: object | None, arrays: Sequence[str]) -> Output:
-    """The output of a path, by its suffix. Raises SettingsError."""
-    if out.suffix in {".jsonl", ".ndjson"}:
-        return JsonLinesOutput(out)
+def check_output(out: Path) -> None:
+    """Raises SettingsError if an output of this name cannot be written: its suffix decides how."""
+    if out.is_dir():
+        raise SettingsError(f"--out {out} is a folder: name a file")
     if out.suffix == ".parquet":
         library("pyarrow.parquet", "a Parquet file")
-        return ParquetOutput(out, schema, arrays)
-    raise SettingsError(f"--out {out}: the suffix must be .jsonl or .parquet")
+    elif out.suffix not in {".jsonl", ".ndjson"}:
+        raise SettingsError(f"--out {out}: the suffix must be .jsonl or .parquet")
+
+
+def open_output(
+    out: Path, schema: "pa.Schema | None", arrays: Sequence[str], kept_name: Callable[[str], str] = str
+) -> Output:
+    """The output of a path. `schema`: types of the input; `kept_name`: what the output calls the input's columns.
+
+    Raises SettingsError as check_output.
+    """
+    check_output(out)
+    if out.suffix != ".parquet":
+        return JsonLinesOutput(out)
+    return ParquetOutput(out, {kept_name(field.name): field.type for field in schema or ()}, arrays)
 
 
 def remove_output(out: Path) -> None:
@@ -60,7 +73,7 @@ def parts_folder(out: Path) -> Path:
 
 
 class JsonLinesOutput:
-    """A JSON object in each line. float32 values have the shortest digits that give the same float32."""
+    """A JSON object in each line."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
@@ -99,8 +112,8 @@ class JsonLinesOutput:
 class ParquetOutput:
     """Rows wait in memory until a sync writes them as a part; the parts become one file at the end."""
 
-    def __init__(self, out: Path, schema: object | None, arrays: Sequence[str]) -> None:
-        self._out, self._schema, self._arrays = out, schema, arrays
+    def __init__(self, out: Path, kinds: "Mapping[str, pa.DataType]", arrays: Sequence[str]) -> None:
+        self._out, self._kinds, self._arrays = out, kinds, arrays
         self._held: list[Cells] = []
         self._parts = 0
 
@@ -121,34 +134,16 @@ class ParquetOutput:
 
     def sync(self) -> dict[str, int]:
         if self._held:
-            part_of(self._held, self._part(self._parts), self._schema, self._arrays)
+            part_of(self._held, self._part(self._parts), self._kinds, self._arrays)
             self._parts, self._held = self._parts + 1, []
         return {"parts": self._parts}
 
     def finish(self, metadata: Mapping[str, Any]) -> None:
-        merged([self._part(index) for index in range(self._parts)], self._out, metadata)
+        parts = [self._part(index) for index in range(self._parts)]
+        merged(parts, self._out, self._kinds, self._arrays, metadata)
 
     def tidy(self) -> None:
         shutil.rmtree(parts_folder(self._out), ignore_errors=True)
 
     def _part(self, index: int) -> Path:
         return parts_folder(self._out) / f"{index:06}.parquet"
-
-
-def json_line(row: Cells) -> bytes:
-    """One line. Bytes become base64 text, dates ISO 8601 text, NaN and infinities null: JSON has none of them."""
-    import orjson  # noqa: PLC0415 - only where something is written
-
-    try:
-        return orjson.dumps(row, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
-    except TypeError:  # integers of more than 64 bits and lone surrogates, which JSON can hold and orjson cannot
-        return (json.dumps(row, default=_plain) + "\n").encode()
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    if isinstance(value, np.ndarray):
-        # Through the shortest digits: float(np.float32) would write digits that no float32 has.
-        return [float(str(entry)) if value.dtype.kind == "f" else int(entry) for entry in value]
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dense_reward.schemas import Item
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Cells = dict[str, Any]
 """The columns of one row by name."""
@@ -72,7 +75,7 @@ class Source(Protocol):
         ...
 
     @property
-    def arrow_schema(self) -> object | None:
+    def arrow_schema(self) -> "pa.Schema | None":
         """The pyarrow.Schema of the columns; None if they have no types."""
         ...
 

@@ -20,6 +20,10 @@ WINDOWS_EACH = 3
 """Windows that each service has at the same time: one is computed, one waits, one is on its way."""
 
 
+EQUAL = ("name", "revision", "tokenizer_sha256", "max_length_tokens", "quantities")
+"""What all services must have: which one scores a row must not matter."""
+
+
 class UrlScorer:
     """Services of one pair. Each window goes to the service with the fewest; the revision of the start is pinned."""
 
@@ -51,9 +55,11 @@ class UrlScorer:
         cards = await asyncio.gather(*(self._card_of(url) for url in self._clients))
         first = cards[0]
         for url, card in zip(self._clients, cards, strict=True):
-            if (card.revision, card.tokenizer_sha256) != (first.revision, first.tokenizer_sha256):
+            if different := [name for name in EQUAL if getattr(card, name) != getattr(first, name)]:
+                one, other = (getattr(each, different[0]) for each in (card, first))
                 raise BulkError(
-                    f"{url} serves revision {card.revision}, but another URL serves {first.revision}: serve one"
+                    f"{url} serves {different[0]} {one}, but {next(iter(self._clients))} {other}: give URLs of equal "
+                    "services, and --model if each has several pairs"
                 )
         self.card = first
         self._options = ScoreOptions(
@@ -119,7 +125,7 @@ def _outcomes(count: int, results: Sequence[ScoredResponse], include: Sequence[s
 def _columns(result: ScoredResponse, include: Sequence[str]) -> dict[str, object]:
     """The columns of a local scorer: token_ids, which the client always gets for ids, only if they are included."""
     values = {each.name: getattr(result, each.name) for each in fields(result) if each.name != "error"}
-    wanted = {*include, "candidate_reward", "segments", "sum", "mean", "min", "length"}
     always = {"sum", "mean", "min", "length"}
+    wanted = {*include, *always, "candidate_reward", "segments", *({"text", "offsets"} if "tokens" in include else ())}
     present = {name: v for name, v in values.items() if name in wanted and (v is not None or name in always)}
-    return output_columns(present | ({"tokens": list(result.tokens)} if "tokens" in present and result.tokens else {}))
+    return output_columns(present, include)

@@ -4,9 +4,11 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from dense_reward.bulk.columns import Columns, weight
 from dense_reward.bulk.records import Faulty, Outcome, Position, Scored, Scorer, Source, SourceRow, Window
+from dense_reward.errors import BulkError
 from dense_reward.schemas import Item
 
 SHARD_ROWS = 64
@@ -47,20 +49,27 @@ class WindowSize:
 
 
 def windows(source: Source, start: Position, shard: Shard, size: WindowSize) -> Iterator[Window]:
-    """The rows of a shard from a position on. The last window can be empty: it ends where the input does."""
+    """The rows of a shard from a position on. The last window can be empty: it ends where the input does.
+
+    Raises BulkError if the input cannot be read further, after a window of the rows before that.
+    """
     held: list[SourceRow] = []
     index, characters, end = 0, 0, start
     rows_limit, characters_limit = size.of(0)
-    for row in source.rows(start):
-        end = row.end
-        if not shard.holds(row.number):
-            continue
-        held.append(row)
-        characters += weight(row.cells)
-        if len(held) >= rows_limit or characters >= characters_limit:
-            yield Window(held, end)
-            index, held, characters = index + 1, [], 0
-            rows_limit, characters_limit = size.of(index)
+    try:
+        for row in source.rows(start):
+            end = row.end
+            if not shard.holds(row.number):
+                continue
+            held.append(row)
+            characters += weight(row.cells)
+            if len(held) >= rows_limit or characters >= characters_limit:
+                yield Window(held, end)
+                index, held, characters = index + 1, [], 0
+                rows_limit, characters_limit = size.of(index)
+    except BulkError:
+        yield Window(held, end)
+        raise
     yield Window(held, end)
 
 
@@ -71,15 +80,20 @@ async def scored_in_order(cut: Iterator[Window], columns: Columns, scorer: Score
     """
     waiting: deque[asyncio.Task[Scored]] = deque()
     try:
-        more = True
+        more, unreadable = True, None
         while more or waiting:
             while more and len(waiting) < scorer.parallel:
-                window = await asyncio.to_thread(next, cut, None)
+                try:
+                    window = await asyncio.to_thread(next, cut, None)
+                except BulkError as error:
+                    window, unreadable = None, error
                 more = window is not None
                 if window is not None:
                     waiting.append(asyncio.create_task(score_window(window, columns, scorer)))
             if waiting:
                 yield await waiting.popleft()
+        if unreadable is not None:
+            raise unreadable
     finally:
         for task in waiting:
             task.cancel()
@@ -87,22 +101,24 @@ async def scored_in_order(cut: Iterator[Window], columns: Columns, scorer: Score
 
 
 async def score_window(window: Window, columns: Columns, scorer: Scorer) -> Scored:
-    """Score the rows that are items; the others keep their faults."""
-    outcomes: list[Outcome | None] = []
-    items: list[Item] = []
-    for row in window.rows:
-        item = Faulty(row.fault) if row.fault is not None else columns.item(row.cells)
-        outcomes.append(item if isinstance(item, Faulty) else None)
-        items += [] if isinstance(item, Faulty) else [item]
-    found, tokens = await scorer.score(items) if items else ([], 0)
-    return Scored(window, _filled(outcomes, found), tokens)
+    """Score the rows that have items; the others keep their faults."""
+    found = [Faulty(row.fault) if row.fault is not None else columns.items(row.cells) for row in window.rows]
+    items = [item for each in found if not isinstance(each, Faulty) for item in each]
+    scored, tokens = await scorer.score(items) if items else ([], 0)
+    if len(scored) != len(items):
+        raise ValueError(f"{len(scored)} outcomes of {len(items)} items: scores would reach other rows")
+    rest = iter(scored)
+    return Scored(
+        window,
+        [each if isinstance(each, Faulty) else _together(list(islice(rest, len(each)))) for each in found],
+        tokens,
+    )
 
 
-def _filled(outcomes: Sequence[Outcome | None], found: Sequence[Outcome]) -> list[Outcome]:
-    """Put what was found into the gaps. Raises ValueError if the counts differ: scores would reach other rows."""
-    gaps = [index for index, outcome in enumerate(outcomes) if outcome is None]
-    filled = dict(zip(gaps, found, strict=True))
-    return [filled[index] if outcome is None else outcome for index, outcome in enumerate(outcomes)]
+def _together(outcomes: Sequence[Outcome]) -> Outcome:
+    """The responses of a row's items, or the first fault."""
+    fault = next((outcome for outcome in outcomes if isinstance(outcome, Faulty)), None)
+    return fault or [response for outcome in outcomes if not isinstance(outcome, Faulty) for response in outcome]
 
 
 class PartFailedError(Exception):

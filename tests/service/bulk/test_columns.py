@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from dense_reward.bulk.columns import Columns, parse_columns, weight
+from dense_reward.bulk.columns import FIELDS, Columns, parse_columns, weight
 from dense_reward.bulk.records import Faulty, Outcome, Position, SourceRow
 from dense_reward.errors import SettingsError
 from dense_reward.schemas import Item
@@ -13,9 +13,10 @@ BY_NAME = Columns({}, "last", ARRAYS)
 
 
 def item(cells: dict[str, Any], columns: Columns = BY_NAME) -> Item:
-    found = columns.item(cells)
-    assert isinstance(found, Item), found
-    return found
+    found = columns.items(cells)
+    assert isinstance(found, list), found
+    assert len(found) == 1
+    return found[0]
 
 
 @pytest.mark.parametrize(
@@ -46,10 +47,73 @@ def test_a_prompt_of_messages_becomes_a_chat_that_ends_with_the_response() -> No
     assert chat.score == "last"
 
 
+CHAT = [{"role": "user", "content": "a"}]
+
+
+def test_a_prompt_of_messages_becomes_a_chat_for_each_response() -> None:
+    cells = {"prompt": CHAT, "responses": ["b", "c"], "segments": [[[0, 1]], []], "candidate_ids": [[[1, 2]], [[3, 4]]]}
+    found = BY_NAME.items(cells)
+    assert isinstance(found, list)
+    assert [[message.content for message in chat.messages or ()] for chat in found] == [["a", "b"], ["a", "c"]]
+    assert [chat.segments for chat in found] == [[[(0, 1)]], [[]]]
+    assert [chat.candidate_ids for chat in found] == [[[[1, 2]]], [[[3, 4]]]]
+
+
+def test_a_response_can_be_a_list_of_messages() -> None:
+    chat = item({"prompt": CHAT, "response": [{"role": "assistant", "content": "b"}]})
+    assert [message.content for message in chat.messages or ()] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "reason"),
+    [
+        ({}, "needs either response, or responses"),
+        ({"response": "a", "responses": ["b"]}, "needs either response, or responses"),
+        ({"responses": "b"}, "responses as a list"),
+        ({"responses": ["b", "c"], "segments": [[[0, 1]]]}, "segments must have one entry for each of the 2"),
+        ({"response": 3}, "messages.1.content"),
+    ],
+    ids=["none", "both", "text", "segments", "number"],
+)
+def test_a_prompt_of_messages_without_its_responses_says_why(cells: dict[str, Any], reason: str) -> None:
+    found = BY_NAME.items({"prompt": CHAT, **cells})
+    assert isinstance(found, Faulty)
+    assert reason in found.message
+
+
+def test_candidates_and_spans_of_one_response_need_no_list_around_them() -> None:
+    base = {"prompt_ids": [1], "response_ids": [2]}
+    flat = item({**base, "candidate_ids": [[3, 4]], "segments": [[0, 1]]})
+    assert (flat.candidate_ids, flat.segments) == ([[[3, 4]]], [[(0, 1)]])
+    whole = item({**base, "candidate_ids": [[[3, 4]]], "segments": [[]]})
+    assert (whole.candidate_ids, whole.segments) == ([[[3, 4]]], [[]])
+    several = {"prompt_ids": [1], "response_ids": [[], [2]], "candidate_ids": [[], [[3]]], "segments": [[], [[0, 1]]]}
+    assert item(several).candidate_ids == [[], [[3]]]
+    assert item(several).segments == [[], [(0, 1)]]
+    rows = output(several, [{"reward": []}, {"reward": [1.0]}])
+    assert [(row["response_ids"], row["candidate_ids"], row["segments"]) for row in rows] == [
+        ([], [], []),
+        ([2], [[3]], [[0, 1]]),
+    ]
+
+
+def test_null_keys_of_a_typed_input_do_not_reach_the_chat_template() -> None:
+    tool = {"name": "f", "properties": {"a": {"type": "int"}, "b": None}}
+    cells = {
+        "messages": [*CHAT, {"role": "assistant", "content": "b"}],
+        "tools": [tool],
+        "template_kwargs": {"x": None},
+    }
+    typed = item(cells, Columns({}, "last", ARRAYS, typed=True))
+    assert typed.tools == [{"name": "f", "properties": {"a": {"type": "int"}}}]
+    assert typed.template_kwargs == {}
+    assert item(cells).tools == [tool], "JSONL has only the keys that were written"
+
+
 def test_a_mapping_reads_its_columns_only() -> None:
     columns = Columns({"prompt": "question", "response": "answer"}, "last", ARRAYS)
     assert item({"question": "a", "answer": "b", "text": "c"}, columns).response == "b"
-    missing = columns.item({"question": "a"})
+    missing = columns.items({"question": "a"})
     assert isinstance(missing, Faulty)
     assert "no column 'answer'" in missing.message
 
@@ -66,7 +130,7 @@ def test_a_mapping_reads_its_columns_only() -> None:
     ids=["two_forms", "no_form", "number", "surrogate", "surrogate_in_chat"],
 )
 def test_a_row_that_is_no_item_says_why(cells: dict[str, Any], reason: str) -> None:
-    found = BY_NAME.item(cells)
+    found = BY_NAME.items(cells)
     assert isinstance(found, Faulty)
     assert reason in found.message
 
@@ -75,6 +139,12 @@ def test_a_row_that_is_no_item_says_why(cells: dict[str, Any], reason: str) -> N
 def test_a_wrong_mapping_is_refused(text: str) -> None:
     with pytest.raises(SettingsError, match="--columns"):
         parse_columns(text)
+
+
+def test_a_wrong_field_is_answered_with_all_fields() -> None:
+    with pytest.raises(SettingsError, match=r"candidate_ids, .*segments") as refused:
+        parse_columns("nothing=a")
+    assert all(name in str(refused.value) for name in FIELDS)
 
 
 def test_a_mapping_is_parsed() -> None:
@@ -110,6 +180,12 @@ def test_no_column_of_the_input_is_lost_to_another_one() -> None:
     names = ("row", "input_row", "input_input_row", "input_input_input_row", "input_id", "input_reward")
     assert [row[name] for name in names] == [4, 1, 2, 3, 4, 5]
     assert "reward" not in row, "stats would take it for ours"
+
+
+def test_a_name_of_the_output_has_one_meaning_whatever_a_row_holds() -> None:
+    one, other = (output({"prompt": "a", **cells}, [{"sum": 1.0}])[0] for cells in ({"row": 1}, {"input_row": 2}))
+    assert (one["input_row"], one.get("input_input_row")) == (1, None)
+    assert (other["input_input_row"], other.get("input_row")) == (2, None)
 
 
 def test_only_the_column_that_was_scored_is_divided_among_the_responses() -> None:

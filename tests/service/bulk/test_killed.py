@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from bulk_runs import rows_of, sums_file
+from dense_reward.bulk.run_state import state_of
 from dense_reward.settings import ENV_PREFIX
 
 pytestmark = pytest.mark.slow
@@ -42,6 +43,23 @@ def test_three_kills_lose_and_double_no_row(tmp_path: Path, suffix: str) -> None
     assert f"{ROWS} rows, {ROWS} responses" in output
     assert output.splitlines()[-1] == f"next: dense-reward stats {out}"
     assert numbers(out) == list(range(ROWS))
+
+
+@pytest.mark.parametrize(("sent", "suffix"), [(signal.SIGINT, "jsonl"), (signal.SIGTERM, "parquet")], ids=str)
+def test_a_signal_saves_what_was_scored(tmp_path: Path, sent: signal.Signals, suffix: str) -> None:
+    file, out, growing = sums_file(tmp_path, ROWS), tmp_path / f"out.{suffix}", tmp_path / "out.jsonl"
+    process = started(file, out)
+    while process.poll() is None and size(growing, tmp_path / "out.parquet.parts") <= 2:
+        time.sleep(0.005)
+    process.send_signal(sent)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + sent
+    assert errors.splitlines()[-1] == "dense-reward: interrupted: the same command goes on after the saved rows"
+    assert "Traceback" not in errors
+    assert "rror" not in errors
+    state = state_of(out)
+    assert state is not None
+    assert 0 < state.rows < ROWS
 
 
 def size(growing: Path, parts: Path) -> int:

@@ -17,6 +17,7 @@ ROWS: list[Json] = [
     {"prompt_ids": [1], "response_ids": [9999]},
     {"prompt_ids": [1], "response_ids": [2, 3]},
     {"text": "abc"},
+    {"prompt": "a", "responses": ["数é", ""]},
 ]
 
 
@@ -40,11 +41,21 @@ def test_two_services_give_what_the_local_pair_gives(tmp_path: Path) -> None:
         urls = [str(each.client.base_url).rstrip("/") for each in (one, other)]
         run_urls(a_job(file, tmp_path / "urls.jsonl", on_error="keep"), urls)
     local, found = rows_of(tmp_path / "local.jsonl"), rows_of(tmp_path / "urls.jsonl")
-    assert len(found) == len(local) == 83
+    assert len(found) == len(local) == 85
     assert [row["error"] is None for row in found] == [row["error"] is None for row in local]
     for one_row, other_row in zip(local, found, strict=True):
         assert one_row.keys() == other_row.keys()
         assert one_row.get("reward") == other_row.get("reward")
+        assert one_row.get("tokens") == other_row.get("tokens")
+
+
+@pytest.mark.parametrize("other", [{"name": "other"}, {"max_length_tokens": 100}], ids=["name", "limit"])
+def test_services_that_differ_are_refused(tmp_path: Path, other: Json) -> None:
+    job = a_job(write_rows(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl")
+    with served() as one, served(**other) as two:
+        urls = [str(each.client.base_url).rstrip("/") for each in (one, two)]
+        with pytest.raises(BulkError, match=f"{urls[1]} serves {next(iter(other))}.*give URLs of equal services"):
+            run_urls(job, urls)
 
 
 def test_a_service_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,13 +33,18 @@ class Span:
 
 @dataclass(slots=True)
 class Collected:
-    """Statistics of all rows that were added. `span` tokens are one span; the `lowest` lowest of them are kept."""
+    """Statistics of all rows that were added. `span` tokens are one span; the `lowest` lowest of them are kept.
+
+    Responses with a reward that is not finite are counted apart, as rows with an error are.
+    """
 
     lowest: int
     span: int
     responses: int = 0
     errors: int = 0
     without_tokens: int = 0
+    not_finite: int = 0
+    first_not_finite: str | None = None
     by_all: GroupedValues = field(default_factory=lambda: GroupedValues(1))
     by_position: GroupedValues = field(default_factory=lambda: GroupedValues(DOUBLINGS))
     by_class: GroupedValues = field(default_factory=lambda: GroupedValues(len(CLASSES)))
@@ -53,6 +58,10 @@ class Collected:
         for row in rows:
             if row is None:
                 self.errors += 1
+                continue
+            if not np.isfinite(row.reward_S).all():
+                self.not_finite += 1
+                self.first_not_finite = self.first_not_finite or f"{row.file} row {row.row}"
                 continue
             held.append(row)
             if len(held) == TOGETHER:

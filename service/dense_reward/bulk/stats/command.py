@@ -3,13 +3,15 @@
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from dense_reward.bulk.stats.collected import Collected, Span
 from dense_reward.bulk.stats.quantiles import Distribution
-from dense_reward.bulk.stats.scored_rows import scored_rows
-from dense_reward.errors import SettingsError
+from dense_reward.bulk.stats.scored_rows import incomplete, scored_rows
+from dense_reward.bulk.stats.together import notes_on
+from dense_reward.errors import BulkError, SettingsError
 from dense_reward.heatmap.visible import visible
 
 Named = Sequence[tuple[str, Distribution]]
@@ -19,17 +21,26 @@ def print_stats(options: argparse.Namespace) -> int:
     """Raises BulkError for a file that `score` did not write, SettingsError for a wrong option."""
     if options.span < 1 or options.lowest < 0:
         raise SettingsError("--span must be at least 1, and --lowest at least 0")
-    if len(set(options.files)) < len(options.files):
+    files = {file.resolve() for file in options.files}
+    if len(files) < len(options.files):
         raise SettingsError("a file is named twice, so its rows would count twice: name it once")
+    for name, written in (("--json", options.json), ("--plot", options.plot)):
+        if written is not None and written.resolve() in files:
+            raise SettingsError(f"{name} {written} is a FILE: name another one")
+    for note in notes_on(options.files):
+        print(note)
     collected = Collected(options.lowest, options.span)
     for file in options.files:
+        if missing := incomplete(file):
+            print(missing)
         collected.add_all(scored_rows(file))
     for line in report(collected):
         print(line)
     if options.json is not None:
-        options.json.write_text(json.dumps(as_json(collected), indent=2) + "\n", "utf-8")
+        with _written("--json", options.json):
+            options.json.write_text(json.dumps(as_json(collected), indent=2) + "\n", "utf-8")
         print(f"numbers: {options.json}")
-    if not options.no_plot and collected.responses:
+    if not options.no_plot and collected.by_all.of(0) is not None:
         print(_drawn(collected, options.plot or options.files[0].with_suffix(".stats.png")))
     return 0
 
@@ -39,21 +50,34 @@ def _drawn(collected: Collected, path: Path) -> str:
         from dense_reward.bulk.stats.picture import draw
     except ImportError:
         return "no picture: pip install matplotlib"
-    draw(collected, path)
+    with _written("--plot", path):
+        draw(collected, path)
     return f"picture: {path}"
+
+
+@contextmanager
+def _written(option: str, path: Path) -> Iterator[None]:
+    """Raises BulkError if a file cannot be written: also for a suffix that is no format of a picture."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise BulkError(f"{path} cannot be written ({error}): name another file with {option}") from None
 
 
 def report(collected: Collected) -> Iterator[str]:
     """The lines of the report."""
     errors = f"; {collected.errors} rows have an error and are not included" if collected.errors else ""
     yield f"{collected.responses} responses{errors}. Rewards in nats."
+    if collected.not_finite:
+        first = f"the first is {collected.first_not_finite}"
+        yield f"{collected.not_finite} more have a reward that is not finite and are not included; {first}."
     overall, sums = collected.by_all.of(0), collected.sums.of(0)
     if overall is None or sums is None:
         yield "No token has a reward."
         return
     yield from _table("all", [("tokens", overall), ("sums of responses", sums)])
-    yield from _table("by position in the response, from 0", collected.positions)
-    yield from _table("mean of a response by its length in tokens", collected.lengths)
+    yield from _table("by position, from 0", collected.positions)
+    yield from _table("means of responses by length", collected.lengths)
     if collected.classes:
         yield from _table("by class of token", collected.classes)
     if collected.without_tokens:
@@ -85,6 +109,7 @@ def as_json(collected: Collected) -> dict[str, object]:
     return {
         "responses": collected.responses,
         "errors": collected.errors,
+        "not_finite": collected.not_finite,
         "tokens": None if overall is None else asdict(overall),
         "sums": None if sums is None else asdict(sums),
         **{f"by_{name}": {group: asdict(found) for group, found in rows} for name, rows in groups.items()},

@@ -1,8 +1,8 @@
 """Distributions of numbers that arrive in any amount, in constant memory, with quantiles to a known error.
 
 Each value is counted in a bin whose ends have the ratio 1.01 (values below 1e-4 in absolute value share one bin), so a
-quantile is within 0.5 % of an exact one. Values beyond 1e4 count as 1e4. This is the sketch of Masson, Rim and Lee,
-"DDSketch" (VLDB 2019), with fixed bins.
+quantile is within 0.5 % of an exact one. Values beyond 1e7 count as 1e7; sums of responses stay far below. This is the
+sketch of Masson, Rim and Lee, "DDSketch" (VLDB 2019), with fixed bins.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-RATIO, SMALLEST, LARGEST = 1.01, 1e-4, 1e4
+RATIO, SMALLEST, LARGEST = 1.01, 1e-4, 1e7
 BINS_PER_SIGN = math.ceil(math.log(LARGEST / SMALLEST) / math.log(RATIO))
 BINS = 2 * BINS_PER_SIGN + 1
 Floats = NDArray[np.float32] | NDArray[np.float64]

@@ -21,10 +21,10 @@ def token_classes(tokens: Sequence[str]) -> list[int]:
     after_word = False
     for token in tokens:
         name = _alone(token)
-        if name == "word start" and after_word and not token[0].isspace():
+        if name == "word start" and after_word and not token[:1].isspace():
             name = "continuation"
         found.append(CLASSES.index(name))
-        after_word = name in {"word start", "continuation"} and not token[-1].isspace()
+        after_word = name in {"word start", "continuation"} and not token[-1:].isspace()
     return found
 
 
@@ -32,9 +32,9 @@ def token_classes(tokens: Sequence[str]) -> list[int]:
 def _alone(token: str) -> TokenClass:
     if _SPECIAL.fullmatch(token):
         return "special"
-    if not token.strip():
-        return "whitespace" if token else "continuation"
+    if token and not token.strip():
+        return "whitespace"
     if any(map(str.isdigit, token)):
         return "number"
-    # A piece of a character that several tokens share has no letter of its own, and is no sign either.
-    return "word start" if any(map(str.isalpha, token)) or "\ufffd" in token else "punctuation"
+    # Of a character that several tokens share, one token has the text and the others none. They are no sign either.
+    return "word start" if not token or any(map(str.isalpha, token)) or "\ufffd" in token else "punctuation"

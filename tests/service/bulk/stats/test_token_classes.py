@@ -13,10 +13,11 @@ from dense_reward.bulk.stats.token_classes import CLASSES, token_classes
         ("<|im_end|>|</s>|[INST]|<eos>", "special, special, special, special"),
         ("\n\n|\t", "whitespace, whitespace"),
         ("\ufffd|\ufffd", "word start, continuation"),
+        ("|数||.|", "word start, continuation, continuation, punctuation, word start"),
         ("über|größe", "word start, continuation"),
         ("<|<=", "punctuation, punctuation"),
     ],
-    ids=["words", "letters", "numbers", "special", "spaces", "pieces", "umlauts", "signs"],
+    ids=["words", "letters", "numbers", "special", "spaces", "pieces", "parts", "umlauts", "signs"],
 )
 def test_tokens_have_their_classes(tokens: str, classes: str) -> None:
     separated = ["<|im_end|>", "</s>", "[INST]", "<eos>"] if "im_end" in tokens else tokens.split("|")
