@@ -22,7 +22,7 @@ def split_ids(tokenizer: Tokenizer, text: str, prompt: str, max_tokens: int) -> 
     _check_bytes(tokenizer, text, max_tokens)
     _check_bytes(tokenizer, prompt, max_tokens)
     prompt_P = tokenizer.encode(prompt, special=True).ids
-    decoded = tokenizer.text_and_spans(prompt_P)[0]  # what the caller decoded too: it can differ from the prompt
+    decoded = tokenizer.text(prompt_P)  # what the caller decoded too: it can differ from the prompt
     if not text.startswith(decoded):
         message = "the query does not start with its prompt: was the prompt cut to fit the context? Allow longer ones,"
         raise refuse("invalid_request", f"{message} or send ids to /score", param="query")
@@ -31,7 +31,7 @@ def split_ids(tokenizer: Tokenizer, text: str, prompt: str, max_tokens: int) -> 
         message = "the response has U+FFFD, which stands for bytes that are no character, so its ids are not known"
         raise refuse("invalid_unicode", f"{message}: send ids to /score", param="query")
     response_T = tokenizer.encode(response, special=True, continues=True).ids
-    if tokenizer.text_and_spans((*prompt_P, *response_T))[0] != text:
+    if tokenizer.text((*prompt_P, *response_T)) != text:
         message = "the ids of this query decode to another text, so they are not those of the policy"
         raise refuse("invalid_request", f"{message}: send ids to /score", param="query")
     return np.array(prompt_P, dtype=np.int32), np.array(response_T, dtype=np.int32)
