@@ -38,6 +38,7 @@ def test_each_response_gets_the_aggregate_of_its_token_rewards(service: Served, 
     assert answer.status_code == 200, answer.text
     by_ids = {"prompt_ids": [BOS_ID, *b"2+2="], "response_ids": RESPONSES, "signal": signal, "include": []}
     rows = service.score(by_ids).json()["results"]
+    assert "compute;dur=" in answer.headers["server-timing"]
     found = answer.json()
     assert found["rewards"] == found["scores"] == [row[aggregate] for row in rows]
     assert found["extra_logs"] == {
@@ -91,6 +92,13 @@ def test_a_query_that_is_too_long_is_not_truncated() -> None:
         for size in (30, 3000):
             answer = ask(narrow, texts(PROMPT + "4" * size))
             assert (answer.status_code, answer.json()["error"]["code"]) == (422, "too_long")
+
+
+def test_too_many_queries_are_refused_before_they_are_tokenised() -> None:
+    with served(max_items=1) as narrow:
+        answer = ask(narrow, json.dumps({"query": ["4", "4"], "prompts": [PROMPT, PROMPT]}).encode())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "too_long")
+    assert "2 queries; the limit is 1 (--max-items)" in answer.text
 
 
 def test_a_busy_service_answers_503_with_the_time_of_a_retry() -> None:
