@@ -4,6 +4,8 @@ For callers that send only text of which they have the ids (OpenRLHF). The ids a
 text: a policy that split the same words otherwise is scored as if it had not.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 
 from dense_reward.errors import refuse
@@ -13,10 +15,13 @@ from dense_reward.text.tokenizer import Tokenizer
 REPLACEMENT = "\ufffd"
 
 
-def split_ids(tokenizer: Tokenizer, text: str, prompt: str, max_tokens: int) -> tuple[IdArray, IdArray]:
+def split_ids(
+    tokenizer: Tokenizer, text: str, prompt: str, max_tokens: int, ends: Collection[int | None] = ()
+) -> tuple[IdArray, IdArray]:
     """Ids of `prompt`, and of what follows it in `text`; special-token strings in both are special tokens.
 
-    Nothing is added, neither BOS nor an end of turn: the text has all tokens that the policy saw and wrote.
+    Nothing is added, neither BOS nor an end of turn: the text has all tokens that the policy saw and wrote. `ends` are
+    the ids that end a turn of the policy.
     Raises RequestError if the ids would not be those of the text, or could be others.
     """
     _check_bytes(tokenizer, text, max_tokens)
@@ -34,6 +39,9 @@ def split_ids(tokenizer: Tokenizer, text: str, prompt: str, max_tokens: int) -> 
     if tokenizer.text((*prompt_P, *response_T)) != text:
         message = "the ids of this query decode to another text, so they are not those of the policy"
         raise refuse("invalid_request", f"{message}: send ids to /score", param="query")
+    if any(token in ends for token in response_T[:-1]):
+        message = "the query goes on after an end of turn, so not all that follows the prompt is the policy's"
+        raise refuse("invalid_request", f"{message}: send ids with a score_mask to /score", param="query")
     return np.array(prompt_P, dtype=np.int32), np.array(response_T, dtype=np.int32)
 
 

@@ -64,6 +64,8 @@ def test_an_empty_response_has_a_sum_but_no_mean(service: Served) -> None:
     [
         (texts("2+2=4"), "", 422, "query 0: the query does not start with its prompt"),
         (texts(PROMPT + "\ufffd"), "", 400, "U+FFFD"),
+        (texts(PROMPT + "4<eos>\nand 3+3="), "", 422, "goes on after an end of turn"),
+        (texts(PROMPT + "4<eos><eos>"), "", 422, "send ids with a score_mask to /score"),
         (texts("4", ""), "", 422, "prompt_ids is empty"),
         (b'{"query": ["a"], "prompts": ["a", "b"]}', "", 422, "one entry for each response"),
         (b'{"query": ["a"], "prompts": ["a"], "labels": []}', "", 422, "one entry for each response"),
