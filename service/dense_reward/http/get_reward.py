@@ -84,11 +84,10 @@ def _to_score(request: GetRewardRequest, options: GetRewardOptions, scorer: Scor
         message = f"{len(request.query)} queries; the limit is {scorer.max_items} (--max-items): send them in parts"
         raise refuse("too_long", message, param="query")
     encoder, longest = scorer.encoder, scorer.limits.max_length_tokens
-    ends = {encoder.end_of_turn_id, encoder.tokenizer.eos_id}
     items = []
     for index, (query, prompt) in enumerate(zip(request.query, request.prompts, strict=True)):
         try:
-            prompt_P, response_T = split_ids(encoder.tokenizer, query, prompt, longest, ends)
+            prompt_P, response_T = split_ids(encoder.tokenizer, query, prompt, longest, [encoder.end_of_turn_id])
         except RequestError as error:
             fault = error.faults[0]
             raise refuse(fault.code, f"query {index}: {fault.message}", param=fault.param, item=index) from None

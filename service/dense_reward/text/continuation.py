@@ -21,7 +21,7 @@ def split_ids(
     """Ids of `prompt`, and of what follows it in `text`; special-token strings in both are special tokens.
 
     Nothing is added, neither BOS nor an end of turn: the text has all tokens that the policy saw and wrote. `ends` are
-    the ids that end a turn of the policy.
+    ids that end a turn of the policy, beside the tokenizer's EOS.
     Raises RequestError if the ids would not be those of the text, or could be others.
     """
     _check_bytes(tokenizer, text, max_tokens)
@@ -39,7 +39,7 @@ def split_ids(
     if tokenizer.text((*prompt_P, *response_T)) != text:
         message = "the ids of this query decode to another text, so they are not those of the policy"
         raise refuse("invalid_request", f"{message}: send ids to /score", param="query")
-    if any(token in ends for token in response_T[:-1]):
+    if not {tokenizer.eos_id, *ends}.isdisjoint(response_T[:-1]):
         message = "the query goes on after an end of turn, so not all that follows the prompt is the policy's"
         raise refuse("invalid_request", f"{message}: send ids with a score_mask to /score", param="query")
     return np.array(prompt_P, dtype=np.int32), np.array(response_T, dtype=np.int32)
