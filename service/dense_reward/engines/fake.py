@@ -80,6 +80,9 @@ class FakeTokenizer:
     def text_and_spans(self, ids: Sequence[int]) -> tuple[str, tuple[Span, ...]]:
         return decoded_spans(ids, _decoded)
 
+    def text(self, ids: Sequence[int]) -> str:
+        return _decoded(ids)
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [_decoded([token]) for token in ids]
 

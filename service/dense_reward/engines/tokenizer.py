@@ -277,13 +277,13 @@ class TransformersTokenizer:
         return {"chat_template": _LOOKED_UP_DATE + source, "dense_reward_dates": dates}
 
     def text_and_spans(self, ids: Sequence[int]) -> tuple[str, tuple[Span, ...]]:
-        return decoded_spans(ids, self._decode)
+        return decoded_spans(ids, self.text)
 
-    def _decode(self, ids: Sequence[int]) -> str:
+    def text(self, ids: Sequence[int]) -> str:
         return str(self._parsing.decode(list(ids), skip_special_tokens=False))
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        return [self._decode([token]) for token in ids]
+        return [self.text([token]) for token in ids]
 
 
 def load_tokenizer(folder: Path) -> TransformersTokenizer:

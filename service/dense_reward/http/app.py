@@ -32,7 +32,9 @@ from dense_reward.http.heatmaps import MEDIA_TYPES, draw, with_arrays
 from dense_reward.http.keys import Keys
 from dense_reward.http.middleware import Identify
 from dense_reward.http.pages import add_pages
-from dense_reward.http.teacher import PlainStatuses, add_teacher
+from dense_reward.http.statuses import PlainStatuses
+from dense_reward.http.teacher import add_teacher
+from dense_reward.http.timing import timed
 from dense_reward.schemas import WIRE_VERSION, HeatmapRequest, ScoreRequest
 from dense_reward.scoring.scorer import Answer, Scorer
 from dense_reward.serving.pair_sources import PairSource
@@ -112,7 +114,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
             before = time.perf_counter()
             picture = await service.threads.run(drawing)
             response = Response(picture, media_type=MEDIA_TYPES[drawable.format])
-            return _timed(request, scorer, response, answer, time.perf_counter() - before)
+            return timed(request, scorer, response, answer.timing_s, time.perf_counter() - before)
 
 
 def _add_admin(app: FastAPI, service: Service) -> None:
@@ -176,16 +178,7 @@ async def _answer_response(request: Request, scorer: Scorer, scored: ScoreReques
         response = serialise()
     else:
         response = await scorer.threads.run(serialise)
-    return _timed(request, scorer, response, answer, time.perf_counter() - before)
-
-
-def _timed(request: Request, scorer: Scorer, response: Response, answer: Answer, write_s: float) -> Response:
-    """Report the seconds of each stage: to the caller in a header, to traces in the request's state, and to metrics."""
-    scorer.metrics.stage("write", write_s)
-    stages_s = {name.removesuffix("_s"): seconds for name, seconds in answer.timing_s.items()} | {"write": write_s}
-    request.state.stages_s = stages_s
-    response.headers["Server-Timing"] = ", ".join(f"{name};dur={1000 * s:.2f}" for name, s in stages_s.items())
-    return response
+    return timed(request, scorer, response, answer.timing_s, time.perf_counter() - before)
 
 
 def _content(request: Request, scorer: Scorer, answer: Answer) -> dict[str, object]:

@@ -1,5 +1,6 @@
 """POST /get_reward: the contract of OpenRLHF's remote reward model, one number for each response."""
 
+import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -9,13 +10,15 @@ from starlette.datastructures import QueryParams
 
 from dense_reward.errors import RequestError, refuse
 from dense_reward.http.admitted import admitted, group_of, parsed_body, unless_disconnected
-from dense_reward.http.bodies import error_response, json_response
+from dense_reward.http.bodies import json_response
+from dense_reward.http.timing import timed
 from dense_reward.schemas import MAX_ITEMS, ScoreRequest, SignalName, Strictly
 from dense_reward.scoring.rows import Row
 from dense_reward.scoring.scorer import Scorer
 from dense_reward.serving.service import Service
 from dense_reward.text.continuation import split_ids
 
+PATH = "/get_reward"
 Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
 Aggregate = Literal["sum", "mean", "min"]
 
@@ -48,24 +51,19 @@ class GetRewardOptions(Strictly):
 def add_get_reward(app: FastAPI, service: Service) -> None:
     """Adds the route to an app."""
 
-    @app.post("/get_reward", openapi_extra=_described())
+    @app.post(PATH, openapi_extra=_described())
     async def get_reward(request: Request) -> Response:
         """One reward for each response, in the contract of OpenRLHF's remote reward model."""
-        try:
-            options = _options(request.query_params)
-            async with admitted(request, service) as (permit, body):
-                parsed = await parsed_body(body, GetRewardRequest, service.threads)
-                scorer = service.scorer(options.model)
-                scored = await service.threads.run(_to_score, parsed, options, scorer)
-                scoring = scorer.score(scored, permit, group=group_of(request, service))
-                answer = await unless_disconnected(request, scoring)
-                return json_response(_answer(answer.rows, options.aggregate))
-        except RequestError as error:
-            if error.status != 429:
-                raise
-            response = error_response(error, request.state.request_id)
-            response.status_code = 503  # what OpenRLHF's users expect of a service that is busy
-            return response
+        options = _options(request.query_params)
+        async with admitted(request, service) as (permit, body):
+            parsed = await parsed_body(body, GetRewardRequest, service.threads)
+            scorer = service.scorer(options.model)
+            scored = await service.threads.run(_to_score, parsed, options, scorer)
+            scoring = scorer.score(scored, permit, group=group_of(request, service))
+            answer = await unless_disconnected(request, scoring)
+            before = time.perf_counter()
+            response = json_response(_answer(answer.rows, options.aggregate))
+            return timed(request, scorer, response, answer.timing_s, time.perf_counter() - before)
 
 
 def _options(given: QueryParams) -> GetRewardOptions:
@@ -82,10 +80,14 @@ def _options(given: QueryParams) -> GetRewardOptions:
 
 def _to_score(request: GetRewardRequest, options: GetRewardOptions, scorer: Scorer) -> ScoreRequest:
     """Raises RequestError with the first query whose ids are not known."""
+    if len(request.query) > scorer.max_items:  # before the texts are tokenised
+        message = f"{len(request.query)} queries; the limit is {scorer.max_items} (--max-items): send them in parts"
+        raise refuse("too_long", message, param="query")
+    encoder, longest = scorer.encoder, scorer.limits.max_length_tokens
     items = []
     for index, (query, prompt) in enumerate(zip(request.query, request.prompts, strict=True)):
         try:
-            prompt_P, response_T = split_ids(scorer.encoder.tokenizer, query, prompt, scorer.limits.max_length_tokens)
+            prompt_P, response_T = split_ids(encoder.tokenizer, query, prompt, longest, [encoder.end_of_turn_id])
         except RequestError as error:
             fault = error.faults[0]
             raise refuse(fault.code, f"query {index}: {fault.message}", param=fault.param, item=index) from None

@@ -1,4 +1,4 @@
-"""The routes of a teacher for distillation, and the statuses that its clients understand.
+"""The routes of a teacher for distillation.
 
 Each route exists twice: with the name of the teacher in the body, and below /teacher/NAME, for clients that cannot
 choose a name.
@@ -10,12 +10,11 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from fastapi import FastAPI, Request, Response
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dense_reward.errors import RETRY_UNAVAILABLE_S, refuse
+from dense_reward.errors import refuse
 from dense_reward.http.admitted import admitted, group_of, parsed_body, unless_disconnected
 from dense_reward.http.bodies import body_schema, json_response
+from dense_reward.http.timing import timed
 from dense_reward.schemas import ModelCard
 from dense_reward.scoring.scorer import Scorer
 from dense_reward.serving.service import Service
@@ -101,13 +100,13 @@ async def _answer(request: Request, service: Service, model: type[Asks]) -> Resp
         scorer = service.scorer(name.pair)
         question = await service.threads.run(parsed.question, scorer)
         work = ask(scorer, name, question, permit, group_of(request, service))
-        found = await unless_disconnected(request, work)
-        pairs = list(zip(question.sequences, found, strict=True))
+        taught = await unless_disconnected(request, work)
+        pairs = list(zip(question.sequences, taught.scores, strict=True))
         answered = Answered(named or scorer.card.name, request.state.request_id, pairs, partial(_text, scorer))
         before = time.perf_counter()
         content = await service.threads.run(parsed.answer, answered)
-        scorer.metrics.stage("write", time.perf_counter() - before)
-        return Response(content, media_type="application/json")
+        response = Response(content, media_type="application/json")
+        return timed(request, scorer, response, taught.timing_s, time.perf_counter() - before)
 
 
 def _text(scorer: Scorer, token: int) -> str:
@@ -130,30 +129,6 @@ def _models(teachers: list[tuple[ModelCard, str]]) -> Response:
         for card, name in teachers
     ]
     return json_response({"object": "list", "data": entries})
-
-
-class PlainStatuses:
-    """Middleware: on a teacher's routes a refusal has one of the statuses that the clients of vLLM's servers expect.
-
-    They try again after 503, as long as Retry-After says, but give up after 429; and a bad request is 400.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not is_teacher(scope["path"]):
-            await self._app(scope, receive, send)
-            return
-
-        async def send_plain(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["status"] = {429: 503, 422: 400}.get(message["status"], message["status"])
-                if message["status"] == 503:
-                    MutableHeaders(scope=message).setdefault("Retry-After", str(int(RETRY_UNAVAILABLE_S)))
-            await send(message)
-
-        await self._app(scope, receive, send_plain)
 
 
 def is_teacher(path: str) -> bool:

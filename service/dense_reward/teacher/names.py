@@ -8,7 +8,7 @@ from dense_reward.errors import refuse
 REFERENCE = "reference"
 TILTED = "tilted="
 LARGEST_TILT = 100.0
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,11 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Strict, StrictBool, Tag
+from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetPydanticSchema, Strict, StrictBool
+from pydantic_core import CoreSchema, core_schema
 
 from dense_reward.records import MAX_CANDIDATES
-from dense_reward.schemas import Ids, Strictly
+from dense_reward.schemas import MAX_ITEMS, Ids, Strictly
 
 LOWEST_TEMPERATURE = 0.01
 
@@ -20,16 +21,6 @@ def only(*values: object, cure: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
-
-
-def _no_text(value: object) -> object:
-    if isinstance(value, str) or (isinstance(value, list) and any(isinstance(each, str) for each in value[:1])):
-        raise ValueError("a teacher takes token ids, not text: send the ids of your model")
-    return value
-
-
-def _shape(value: object) -> str:
-    return "several" if isinstance(value, list) and value and isinstance(value[0], list) else "one"
 
 
 def _temperature(value: float) -> float:
@@ -80,10 +71,20 @@ class WholeDistribution(Strictly):
         return self.temperature or 1.0
 
 
+def _one_or_several(_: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+    """A union without Python functions: before these, pydantic would make objects of a whole list, however long."""
+    several = Annotated[list[Ids], Field(min_length=1, max_length=MAX_ITEMS, fail_fast=True)]
+    return core_schema.union_schema(
+        [handler.generate_schema(Ids), handler.generate_schema(several)],
+        mode="left_to_right",
+        custom_error_type="token_ids",
+        custom_error_message=f"a teacher takes token ids, not text: a list of integers, or at most {MAX_ITEMS} lists",
+    )
+
+
 OneOrSeveral = Annotated[
-    Annotated[Ids, Tag("one")] | Annotated[list[Ids], Field(min_length=1, fail_fast=True), Tag("several")],
-    Discriminator(_shape),
-    BeforeValidator(_no_text),
+    list[int] | list[list[int]],
+    GetPydanticSchema(_one_or_several),
     Field(description="token ids of a sequence, or of several"),
 ]
 

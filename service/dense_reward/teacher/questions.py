@@ -3,8 +3,9 @@
 Shapes: L ids of a sequence, S scored ones, K likeliest or requested ids at each.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import orjson
@@ -21,6 +22,10 @@ from dense_reward.text.encoded import as_ids
 
 MAX_ENTRIES = 4_000_000
 """Limit on the log-probs in one answer: each is an object of its JSON."""
+ENTRIES_PER_TOKEN = 32
+"""Log-probs of an answer that take as much room in the queue as a token: they stay in memory until it is written."""
+PART_ENTRIES = 16_384
+"""Log-probs that are objects at once while an answer is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,14 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Taught:
+    """The log-probs of each sequence of a question, in order, and the seconds of each stage."""
+
+    scores: list[TeacherScores]
+    timing_s: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """The sequences of a question with their log-probs, and what an answer names. `text` gives the text of a token."""
 
@@ -72,6 +85,22 @@ class Answered:
 def fragment(content: object) -> orjson.Fragment:
     """A part of an answer, serialised by a call of its own: orjson holds the GIL during a call."""
     return orjson.Fragment(orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+def list_fragment(rows: Iterable[object], entries_per_row: int) -> orjson.Fragment:
+    """A list, serialised part by part while its rows are made: all of them at once would take gigabytes."""
+    remaining, size = iter(rows), max(1, PART_ENTRIES // entries_per_row)
+    parts: list[bytes] = []
+    while part := list(islice(remaining, size)):
+        parts.append(orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
+    return orjson.Fragment(b"[%b]" % b",".join(parts))
+
+
+def check_entries(entries: int) -> None:
+    """Raises RequestError(too_long) for an answer with too many log-probs. Call it before arrays of that size exist."""
+    if entries > MAX_ENTRIES:
+        message = f"the answer would have {entries} log-probs; the limit is {MAX_ENTRIES}"
+        raise refuse("too_long", f"{message}: ask for fewer ids at each token, or send the sequences in smaller chunks")
 
 
 def checked_ids(sequences: Sequence[Sequence[int]], scorer: Scorer, param: str) -> list[IdArray]:
@@ -91,23 +120,25 @@ def _checked(ids: Sequence[int], limits: Limits, param: str) -> IdArray:
     return as_ids(ids, limits.vocab_size, param)
 
 
-async def ask(
-    scorer: Scorer, name: TeacherName, question: Question, permit: Permit, group: str | None
-) -> list[TeacherScores]:
-    """The log-probs of each sequence, in order. Raises RequestError, also for log-probs that JSON cannot carry."""
-    if question.entries > MAX_ENTRIES:
-        message = f"the answer would have {question.entries} log-probs; the limit is {MAX_ENTRIES}"
-        raise refuse("too_long", f"{message}: ask for fewer likeliest ids, or send the sequences in smaller chunks")
+async def ask(scorer: Scorer, name: TeacherName, question: Question, permit: Permit, group: str | None) -> Taught:
+    """The log-probs of each sequence. Raises RequestError, also for log-probs that JSON cannot carry."""
+    check_entries(question.entries)
     engine = taught_by(scorer)(Teacher(name.tilt, question.temperature, question.top_k))
     trunks = [sequence.trunk for sequence in question.sequences]
-    permit.correct(cost_tokens(engine, trunks))
+    _hold(permit, cost_tokens(engine, trunks), question.entries)
     computed = await scorer.batcher.submit(engine, trunks, Wants(), Terms(group=group))
     scorer.metrics.stage("queue", computed.queue_s)
     scorer.metrics.stage("compute", computed.compute_s)
     found = [scores.teacher for of_trunk in computed.scores for scores in of_trunk if scores.teacher is not None]
     for at, (sequence, scores) in enumerate(zip(question.sequences, found, strict=True)):
         _check_numbers(scorer, sequence, scores, at)
-    return found
+    return Taught(found, {"queue_s": computed.queue_s, "compute_s": computed.compute_s})
+
+
+def _hold(permit: Permit, tokens: int, entries: int) -> None:
+    """Hold queue room for the tokens and for the answer. An answer alone never makes a request too long."""
+    permit.correct(tokens)
+    permit.correct(min(tokens + entries // ENTRIES_PER_TOKEN, permit.admission.capacity_tokens))
 
 
 def taught_by(scorer: Scorer) -> TaughtBy:

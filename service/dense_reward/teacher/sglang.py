@@ -4,6 +4,8 @@ Each position has a list [log-prob, id, null]. The list for the position `logpro
 or null: a client drops it. Log-probs are at the temperature of the request, which SGLang itself ignores.
 """
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Annotated, Literal
 
 import numpy as np
@@ -23,7 +25,15 @@ from dense_reward.teacher.options import (
     listed,
     only,
 )
-from dense_reward.teacher.questions import Answered, Question, TokenSequence, checked_ids, fragment
+from dense_reward.teacher.questions import (
+    Answered,
+    Question,
+    TokenSequence,
+    check_entries,
+    checked_ids,
+    fragment,
+    list_fragment,
+)
 from dense_reward.text.encoded import as_ids
 
 Listed = list[object]
@@ -82,6 +92,7 @@ class SglangRequest(Strictly):
         if start > shortest:
             message = f"logprob_start_len {self.logprob_start_len} is not below {shortest}, the ids of a sequence"
             raise refuse("invalid_request", message, param="logprob_start_len")
+        check_entries(sum(len(ids_L) - start for ids_L in several) * (1 + self.top_logprobs_num + self._requested_ids))
         sequences = tuple(TokenSequence(ids_L, start, self._candidates(ids_L, scorer)) for ids_L in several)
         return Question(sequences, self.sampling_params.divisor, self.top_logprobs_num)
 
@@ -97,8 +108,7 @@ class SglangRequest(Strictly):
         if self.token_ids_logprob:
             ids_K = as_ids(self.token_ids_logprob, vocab_size, "token_ids_logprob")
             return np.tile(ids_K, (len(own_S), 1))
-        rows = (self.token_ids_logprob_positions or [])[1:]
-        width = max(map(len, rows), default=0)
+        rows, width = (self.token_ids_logprob_positions or [])[1:], self._requested_ids
         if width > MAX_CANDIDATES:
             message = f"token_ids_logprob_positions names {width} ids at a position; the limit is {MAX_CANDIDATES}"
             raise refuse("too_long", f"{message}: send fewer", param="token_ids_logprob_positions")
@@ -109,41 +119,44 @@ class SglangRequest(Strictly):
         ]
         return as_ids(flat, vocab_size, "token_ids_logprob_positions").reshape(len(rows), width)
 
+    @property
+    def _requested_ids(self) -> int:
+        """The number of ids that are wanted at each scored position; that of the longest list if they differ."""
+        positions = (self.token_ids_logprob_positions or [])[1:]
+        return max(map(len, positions), default=len(self.token_ids_logprob or ()))
+
     def _one(self, answered: Answered, sequence: TokenSequence, scores: TeacherScores) -> dict[str, object]:
-        ids_S = sequence.ids_L[sequence.start :]
+        ids_L = sequence.ids_L[sequence.start - 1 :].tolist()
+        own = ([value, token, None] for value, token in zip(chain([None], scores.logprob_S), ids_L, strict=True))
         meta: dict[str, object] = {
             "id": self.rid or answered.request_id,
             "finish_reason": {"type": "length", "length": 0},
             "prompt_tokens": len(sequence.ids_L),
             "completion_tokens": 0,
             "cached_tokens": 0,
-            "input_token_logprobs": [
-                [None, int(sequence.ids_L[sequence.start - 1]), None],
-                *_listed(scores.logprob_S, ids_S),
-            ],
+            "input_token_logprobs": list_fragment(own, 1),
             "output_token_logprobs": [],
         }
         if self.top_logprobs_num:
-            meta["input_top_logprobs"] = _rows(scores.top_logprob_SK, scores.top_ids_SK)
-        if (rows := self._requested(sequence, scores)) is not None:
-            meta["input_token_ids_logprobs"] = rows
+            rows = _rows(scores.top_logprob_SK, scores.top_ids_SK)
+            meta["input_top_logprobs"] = list_fragment(rows, self.top_logprobs_num)
+        if (requested := self._requested(sequence, scores)) is not None:
+            meta["input_token_ids_logprobs"] = list_fragment(requested, 1 + self._requested_ids)
         return {"text": "", "output_ids": [], "meta_info": meta}
 
-    def _requested(self, sequence: TokenSequence, scores: TeacherScores) -> list[list[Listed] | None] | None:
+    def _requested(self, sequence: TokenSequence, scores: TeacherScores) -> Iterator[list[Listed] | None] | None:
         """The log-probs of the ids that were asked for; None if none were."""
         positions = self.token_ids_logprob_positions
         if sequence.candidates_SK is None or scores.candidate_logprob_SK is None:
-            return None if positions is None else [None, *([] for _ in positions[1:])]
+            return None if positions is None else chain([None], ([] for _ in positions[1:]))
         rows = _rows(scores.candidate_logprob_SK, sequence.candidates_SK)
         if positions is None:
             return rows
-        return [row and row[: len(ids)] for row, ids in zip(rows, positions, strict=True)]
+        return (row and row[: len(ids)] for row, ids in zip(rows, positions, strict=True))
 
 
-def _rows(logprob_SK: FloatArray, ids_SK: IdArray) -> list[list[Listed] | None]:
+def _rows(logprob_SK: FloatArray, ids_SK: IdArray) -> Iterator[list[Listed] | None]:
     """One list for each position, None for the first. Ids with probability 0 are left out."""
-    return [None, *(_listed(*row) for row in zip(logprob_SK, ids_SK, strict=True))]
-
-
-def _listed(logprob_K: FloatArray, ids_K: IdArray) -> list[Listed]:
-    return [[value, token, None] for value, token in zip(logprob_K, ids_K.tolist(), strict=True) if value != -np.inf]
+    yield None
+    for logprob_K, ids_K in zip(logprob_SK, ids_SK, strict=True):
+        yield [[value, token, None] for value, token in zip(logprob_K, ids_K.tolist(), strict=True) if value != -np.inf]

@@ -5,6 +5,7 @@ The one token that `max_tokens` 1 asks for is the likeliest, at every temperatur
 """
 
 import time
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from dense_reward.teacher.options import (
     listed,
     only,
 )
-from dense_reward.teacher.questions import Answered, Question, TokenSequence, checked_ids, fragment
+from dense_reward.teacher.questions import Answered, Question, TokenSequence, checked_ids, fragment, list_fragment
 
 Entry = dict[str, dict[str, np.float32 | int]]
 MaxTokens = Annotated[int, only(0, 1, cure=ONE), Field(description="1: also the likeliest next token")]
@@ -39,7 +40,7 @@ class CompletionRequest(WholeDistribution):
     max_tokens: MaxTokens
     prompt_logprobs: LikeliestIds
     echo: Annotated[bool | None, only(None, False, cure="prompt_logprobs has the log-probs of the prompt")] = None
-    logprobs: Annotated[int | None, only(None, 0, cure="prompt_logprobs has the log-probs of the prompt")] = None
+    logprobs: Annotated[int | None, only(None, cure="prompt_logprobs has the log-probs of the prompt")] = None
     best_of: OneAnswer = None
     stream: NotStreamed = None
     suffix: Nothing = None
@@ -63,7 +64,7 @@ class CompletionRequest(WholeDistribution):
                     "finish_reason": "length",
                     "stop_reason": None,
                     "token_ids": [scores.next_id][: self.max_tokens],
-                    "prompt_logprobs": prompt_logprobs(sequence, scores),
+                    "prompt_logprobs": list_fragment(prompt_logprobs(sequence, scores), 1 + self.prompt_logprobs),
                 }
             )
             for at, (sequence, scores) in enumerate(answered.pairs)
@@ -84,7 +85,7 @@ class GenerateParameters(WholeDistribution):
 
     max_tokens: MaxTokens
     prompt_logprobs: LikeliestIds
-    logprobs: Annotated[int | None, only(None, 0, cure="prompt_logprobs has the log-probs of the ids")] = None
+    logprobs: Annotated[int | None, only(None, cure="prompt_logprobs has the log-probs of the ids")] = None
     stop: Nothing = None
 
 
@@ -111,7 +112,7 @@ class GenerateRequest(Strictly):
     def answer(self, answered: Answered) -> bytes:
         """The JSON of the answer, which has no text."""
         ((sequence, scores),) = answered.pairs
-        generated = self.sampling_params.max_tokens
+        generated, k = self.sampling_params.max_tokens, self.sampling_params.prompt_logprobs
         choice = {
             "index": 0,
             "logprobs": None,
@@ -123,23 +124,25 @@ class GenerateRequest(Strictly):
             "model": answered.model,
             "created": int(time.time()),
             "choices": [choice],
-            "prompt_logprobs": fragment(prompt_logprobs(sequence, scores)),
+            "prompt_logprobs": list_fragment(prompt_logprobs(sequence, scores), 1 + k),
             "usage": _usage(answered, generated),
         }
         return orjson.dumps(content)
 
 
-def prompt_logprobs(sequence: TokenSequence, scores: TeacherScores) -> list[Entry | None]:
+def prompt_logprobs(sequence: TokenSequence, scores: TeacherScores) -> Iterator[Entry | None]:
     """vLLM's list: one entry for each id of the sequence, None for the first, before which there is nothing."""
+    yield from [None] * sequence.start
     columns = zip(
         map(str, sequence.ids_L[sequence.start :].tolist()),
-        list(scores.logprob_S),
+        scores.logprob_S,
         scores.rank_S.tolist(),
-        scores.top_ids_SK.tolist(),
+        map(np.ndarray.tolist, scores.top_ids_SK),
         map(list, scores.top_logprob_SK),
         strict=True,
     )
-    return [None] * sequence.start + [_entry(*column) for column in columns]
+    for column in columns:
+        yield _entry(*column)
 
 
 def _entry(own: str, logprob: np.float32, rank: int, top_ids: list[int], top_logprobs: list[np.float32]) -> Entry:

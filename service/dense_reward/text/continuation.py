@@ -4,6 +4,8 @@ For callers that send only text of which they have the ids (OpenRLHF). The ids a
 text: a policy that split the same words otherwise is scored as if it had not.
 """
 
+from collections.abc import Collection
+
 import numpy as np
 
 from dense_reward.errors import refuse
@@ -13,16 +15,19 @@ from dense_reward.text.tokenizer import Tokenizer
 REPLACEMENT = "\ufffd"
 
 
-def split_ids(tokenizer: Tokenizer, text: str, prompt: str, max_tokens: int) -> tuple[IdArray, IdArray]:
+def split_ids(
+    tokenizer: Tokenizer, text: str, prompt: str, max_tokens: int, ends: Collection[int | None] = ()
+) -> tuple[IdArray, IdArray]:
     """Ids of `prompt`, and of what follows it in `text`; special-token strings in both are special tokens.
 
-    Nothing is added, neither BOS nor an end of turn: the text has all tokens that the policy saw and wrote.
+    Nothing is added, neither BOS nor an end of turn: the text has all tokens that the policy saw and wrote. `ends` are
+    ids that end a turn of the policy, beside the tokenizer's EOS.
     Raises RequestError if the ids would not be those of the text, or could be others.
     """
     _check_bytes(tokenizer, text, max_tokens)
     _check_bytes(tokenizer, prompt, max_tokens)
     prompt_P = tokenizer.encode(prompt, special=True).ids
-    decoded = tokenizer.text_and_spans(prompt_P)[0]  # what the caller decoded too: it can differ from the prompt
+    decoded = tokenizer.text(prompt_P)  # what the caller decoded too: it can differ from the prompt
     if not text.startswith(decoded):
         message = "the query does not start with its prompt: was the prompt cut to fit the context? Allow longer ones,"
         raise refuse("invalid_request", f"{message} or send ids to /score", param="query")
@@ -31,9 +36,12 @@ def split_ids(tokenizer: Tokenizer, text: str, prompt: str, max_tokens: int) -> 
         message = "the response has U+FFFD, which stands for bytes that are no character, so its ids are not known"
         raise refuse("invalid_unicode", f"{message}: send ids to /score", param="query")
     response_T = tokenizer.encode(response, special=True, continues=True).ids
-    if tokenizer.text_and_spans((*prompt_P, *response_T))[0] != text:
+    if tokenizer.text((*prompt_P, *response_T)) != text:
         message = "the ids of this query decode to another text, so they are not those of the policy"
         raise refuse("invalid_request", f"{message}: send ids to /score", param="query")
+    if not {tokenizer.eos_id, *ends}.isdisjoint(response_T[:-1]):
+        message = "the query goes on after an end of turn, so not all that follows the prompt is the policy's"
+        raise refuse("invalid_request", f"{message}: send ids with a score_mask to /score", param="query")
     return np.array(prompt_P, dtype=np.int32), np.array(response_T, dtype=np.int32)
 
 

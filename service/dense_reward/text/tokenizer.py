@@ -72,6 +72,10 @@ class Tokenizer(Protocol):
         """Decoded text and the span of each id: see offsets.decoded_spans."""
         ...
 
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of all ids, decoded together."""
+        ...
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each id, decoded separately."""
         ...

@@ -38,6 +38,7 @@ def test_each_response_gets_the_aggregate_of_its_token_rewards(service: Served, 
     assert answer.status_code == 200, answer.text
     by_ids = {"prompt_ids": [BOS_ID, *b"2+2="], "response_ids": RESPONSES, "signal": signal, "include": []}
     rows = service.score(by_ids).json()["results"]
+    assert "compute;dur=" in answer.headers["server-timing"]
     found = answer.json()
     assert found["rewards"] == found["scores"] == [row[aggregate] for row in rows]
     assert found["extra_logs"] == {
@@ -63,6 +64,8 @@ def test_an_empty_response_has_a_sum_but_no_mean(service: Served) -> None:
     [
         (texts("2+2=4"), "", 422, "query 0: the query does not start with its prompt"),
         (texts(PROMPT + "\ufffd"), "", 400, "U+FFFD"),
+        (texts(PROMPT + "4<eos>\nand 3+3="), "", 422, "goes on after an end of turn"),
+        (texts(PROMPT + "4<eos><eos>"), "", 422, "send ids with a score_mask to /score"),
         (texts("4", ""), "", 422, "prompt_ids is empty"),
         (b'{"query": ["a"], "prompts": ["a", "b"]}', "", 422, "one entry for each response"),
         (b'{"query": ["a"], "prompts": ["a"], "labels": []}', "", 422, "one entry for each response"),
@@ -91,6 +94,13 @@ def test_a_query_that_is_too_long_is_not_truncated() -> None:
         for size in (30, 3000):
             answer = ask(narrow, texts(PROMPT + "4" * size))
             assert (answer.status_code, answer.json()["error"]["code"]) == (422, "too_long")
+
+
+def test_too_many_queries_are_refused_before_they_are_tokenised() -> None:
+    with served(max_items=1) as narrow:
+        answer = ask(narrow, json.dumps({"query": ["4", "4"], "prompts": [PROMPT, PROMPT]}).encode())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "too_long")
+    assert "2 queries; the limit is 1 (--max-items)" in answer.text
 
 
 def test_a_busy_service_answers_503_with_the_time_of_a_retry() -> None:

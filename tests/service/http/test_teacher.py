@@ -211,7 +211,12 @@ REFUSED: dict[str, tuple[str, Json, str]] = {
     "no ids in a sequence": ("/v1/completions", {"prompt": [[1], []]}, r"prompt\[1\] has no ids"),
     "an unknown id": ("/v1/completions", {"prompt": [[1], [2, 258]]}, r"prompt\[1\]: id 258 at position 1"),
     "a negative id": ("/v1/completions", {"prompt": [-1]}, "not in the vocabulary"),
-    "a fraction": ("/v1/completions", {"prompt": [[1, 2.5]]}, "valid integer"),
+    "a fraction": ("/v1/completions", {"prompt": [[1, 2.5]]}, "a list of integers"),
+    "a truth value": ("/v1/completions", {"prompt": [1, True]}, "a list of integers"),
+    "a whole fraction": ("/v1/completions", {"prompt": [1.0]}, "a list of integers"),
+    "lists in lists": ("/v1/completions", {"prompt": [[[1]]]}, "a list of integers"),
+    "an id and a list": ("/v1/completions", {"prompt": [1, [2]]}, "a list of integers"),
+    "far too many lists": ("/v1/completions", {"prompt": [[1]] * 65_537}, "at most 65536 lists"),
     "more tokens": ("/v1/completions", {"max_tokens": 16}, "only 0 or 1 here: it answers with log-probs"),
     "all ids": ("/v1/completions", {"prompt_logprobs": -1}, "greater than or equal to 0"),
     "too many ids": ("/v1/completions", {"prompt_logprobs": 1025}, "1024"),
@@ -221,6 +226,7 @@ REFUSED: dict[str, tuple[str, Json, str]] = {
     "a bias": ("/v1/completions", {"logit_bias": {"3": 1.0}}, "of the whole distribution"),
     "a stream": ("/v1/completions", {"stream": True}, "sent whole"),
     "an echo": ("/v1/completions", {"echo": True}, "prompt_logprobs has"),
+    "log-probs of the generated token": ("/v1/completions", {"logprobs": 0}, "prompt_logprobs has"),
     "two answers": ("/v1/completions", {"n": 2}, "at most one token"),
     "an unknown option": ("/v1/completions", {"adapter": "x"}, "adapter"),
     "a temperature below": ("/v1/completions", {"temperature": -1}, "greater than or equal to 0"),
@@ -295,7 +301,7 @@ def test_a_service_that_is_not_ready_is_503_with_retry_after(state: State) -> No
         assert (answer.status_code, int(answer.headers["retry-after"])) == (503, 2), answer.request.url
 
 
-def test_the_limits_of_a_key_are_503_on_these_routes_alone(tmp_path: Path) -> None:
+def test_the_limits_of_a_key_are_503_on_routes_with_a_contract_of_others(tmp_path: Path) -> None:
     entry = {"name": "trainer", "key": "k" * 16, "requests_per_minute": 1}
     (tmp_path / "keys.json").write_text(json.dumps([entry]))
     with served(api_keys_file=tmp_path / "keys.json") as running:
@@ -306,6 +312,7 @@ def test_the_limits_of_a_key_are_503_on_these_routes_alone(tmp_path: Path) -> No
         refused = running.client.post("/v1/completions", json=COMPLETION, headers=headers)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "rate_limited")
         assert int(refused.headers["retry-after"]) >= 1
+        assert running.client.post("/get_reward", json={}, headers=headers).status_code == 503
         assert running.client.post("/score", json={}, headers=headers).status_code == 429
 
 
@@ -330,6 +337,12 @@ def test_requests_with_rewards_and_other_teachers_in_one_batch_keep_their_answer
         tilt = TILTS.get(name, 3.0)
         assert_entries(answer_of(future.result())["choices"][0]["prompt_logprobs"], IDS, Teacher(tilt), 3)
     assert len({json.dumps(answer_of(future.result())["results"]) for future in scored}) == 1
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_an_answer_reports_where_its_time_went(service: Served, route: str) -> None:
+    stages = service.client.post(route, json=ROUTES[route]).headers["server-timing"]
+    assert re.fullmatch(r"queue;dur=[\d.]+, compute;dur=[\d.]+, write;dur=[\d.]+", stages)
 
 
 def test_metrics_and_the_log_name_the_routes(service: Served) -> None:

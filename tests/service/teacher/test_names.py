@@ -24,7 +24,7 @@ def test_a_name_is_a_pair_and_a_tilt(name: str | None, pair: str | None, tilt: f
     assert teacher_name(name) == TeacherName(pair, tilt)
 
 
-@pytest.mark.parametrize("tilt", ["", "x", "nan", "inf", "-1.01", "100.1", "1_0", " 1", "1e999", "0x1"])
+@pytest.mark.parametrize("tilt", ["", "x", "nan", "inf", "-1.01", "100.1", "1_0", " 1", "1e999", "0x1", "\u0661"])
 def test_a_tilt_that_is_no_such_number_is_refused_with_the_range(tilt: str) -> None:
     with pytest.raises(RequestError, match=r"from -1 \(the reference\) over 0 \(sft\) to 100") as refused:
         teacher_name(f"demo:tilted={tilt}")

@@ -57,6 +57,16 @@ def test_a_text_without_its_ids_is_refused(query: str, prompt: str, reason: str)
         split_ids(chatml(), query, prompt, 100)
 
 
+def test_a_query_of_several_turns_is_refused() -> None:
+    tokenizer, prompt = chatml(), PROMPTS["byte-level"]
+    (end,) = tokenizer.encode(ENDS["byte-level"], special=True).ids
+    first = prompt + "Hello<|im_end|>"
+    assert split_ids(tokenizer, first, prompt, 100, {end, None})[1][-1] == end
+    for more in ("\n", "\n<|im_start|>user\nHello", "<|im_end|>"):
+        with pytest.raises(RequestError, match="goes on after an end of turn"):
+            split_ids(tokenizer, first + more, prompt, 100, {end, None})
+
+
 def test_a_text_that_the_tokenizer_changes_is_refused() -> None:
     unigram = FAMILIES["SentencePiece Unigram"]()
     with pytest.raises(RequestError, match="decode to another text"):
