@@ -209,7 +209,7 @@ def _check(options: argparse.Namespace) -> int:
         print(f"  {line}", file=sys.stderr)
 
     if others:
-        report(f"measuring {settings.name}, the first of {len(others) + 1} pairs; for another: --sft DIR --reference DIR")
+        report(f"measuring {settings.name}, the first of {len(others) + 1} pairs (another: --sft DIR --reference DIR)")
     serving = serving_options(settings)
     exact = exact_rewards(settings.sft, settings.reference, serving, report)
     print("reward noise: rms(reward - float32 reward) / std(float32 reward), with", end=" ")
