@@ -192,7 +192,7 @@ def test_other_weights_in_the_policys_folder_are_refused(
     record["identity"]["policy"] = "other weights"
     (folder / "run.json").write_text(json.dumps(record))
     assert main(arguments(folder, policy)) == 2
-    assert "started with a different policy" in capsys.readouterr().err
+    assert "started with different inputs (policy)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
