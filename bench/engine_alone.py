@@ -18,11 +18,11 @@ Seconds = tuple[float, float]
 
 def trunks_of(lines: Sequence[str], columns: Columns, loaded: LoadedPair) -> list[Trunk]:
     limits = Limits(loaded.engine.info.vocab_size, loaded.engine.info.max_length_tokens, 1, 64)
-    trunks = []
+    trunks: list[Trunk] = []
     for line in lines:
-        item = columns.item(json.loads(line))
-        assert not isinstance(item, Faulty), item
-        trunks.append(prepare(item, Options.model_validate({}), loaded.encoder, limits).trunk)
+        items = columns.items(json.loads(line))
+        assert not isinstance(items, Faulty), items
+        trunks += [prepare(item, Options.model_validate({}), loaded.encoder, limits).trunk for item in items]
     return trunks
 
 

@@ -199,15 +199,17 @@ def _bulk_settings(options: argparse.Namespace) -> Settings:
 
 
 def _check(options: argparse.Namespace) -> int:
-    settings = _settings(options)
+    settings, *others = first_pairs(_settings(options))
     if settings.sft is None or settings.reference is None:
-        raise SettingsError("check measures two checkpoints: give --sft DIR --reference DIR")
+        raise SettingsError("check measures two checkpoints: give --sft DIR --reference DIR, or --run DIR")
     from dense_reward.engines.torch.load import serving_options
     from dense_reward.engines.torch.noise import exact_rewards, measure_noise
 
     def report(line: str) -> None:
         print(f"  {line}", file=sys.stderr)
 
+    if others:
+        report(f"measuring {settings.name}, the first of {len(others) + 1} pairs (another: --sft DIR --reference DIR)")
     serving = serving_options(settings)
     exact = exact_rewards(settings.sft, settings.reference, serving, report)
     print("reward noise: rms(reward - float32 reward) / std(float32 reward), with", end=" ")

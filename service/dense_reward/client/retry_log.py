@@ -39,7 +39,7 @@ class RetryLog:
             outage.warned = True
             outage.next_line_s = outage.since_s + max(AGAIN_AFTER_S, 2 * (now_s + delay_s - outage.since_s))
             waited_s, attempts = now_s - outage.since_s, outage.attempts
-        message = "%s does not score (%s): retrying for up to %.0f s; %d attempts failed in %.0f s"
+        message = "%s is not available (%s): retrying for up to %.0f s; %d attempts failed in %.0f s"
         LOGGER.warning(message, url, error, limit_s, attempts, waited_s)
 
     def answered(self, url: str, now_s: float) -> None:
@@ -49,6 +49,5 @@ class RetryLog:
         with self._lock:
             outage = self._outages.pop(url, None)
         if outage is not None and outage.warned:
-            LOGGER.info(
-                "%s scores again after %.0f s and %d failed attempts", url, now_s - outage.since_s, outage.attempts
-            )
+            message = "%s is available again after %.0f s and %d failed attempts"
+            LOGGER.info(message, url, now_s - outage.since_s, outage.attempts)

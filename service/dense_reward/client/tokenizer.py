@@ -48,7 +48,8 @@ def card_named(cards: Sequence[ModelCard], model: str | None) -> ModelCard:
     matching = [card for card in cards if model in (None, card.name)]
     if len(matching) != 1:
         served = ", ".join(card.name for card in cards) or "nothing yet (wait_until_ready)"
-        raise ValueError(f"model={model!r} does not name one pair; served: {served}")
+        cure = "" if len(cards) < 2 else ": name one of them"
+        raise ValueError(f"model={model!r} does not name one pair; served: {served}{cure}")
     return matching[0]
 
 

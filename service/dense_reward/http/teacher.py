@@ -123,7 +123,7 @@ def _models(teachers: list[tuple[ModelCard, str]]) -> Response:
             "object": "model",
             "created": 0,
             "owned_by": "dense-reward",
-            "root": card.sft,
+            "root": card.reference if teacher_name(name).tilt == -1 else card.sft,
             "max_model_len": card.max_length_tokens,
         }
         for card, name in teachers

@@ -18,10 +18,10 @@ def test_an_outage_is_one_warning_after_two_seconds_then_rare_ones(caplog: pytes
         warned = [record.getMessage() for record in caplog.records]
         log.answered(URL, 200.0)
         log.answered(URL, 201.0)
-    assert warned[0] == ("http://a:1 does not score (refused): retrying for up to 600 s; 2 attempts failed in 1 s")
+    assert warned[0] == ("http://a:1 is not available (refused): retrying for up to 600 s; 2 attempts failed in 1 s")
     assert [int(line.split(" attempts")[0].split()[-1]) for line in warned] == [2, 60, 120]
     assert [record.getMessage() for record in caplog.records[3:]] == [
-        "http://a:1 scores again after 200 s and 200 failed attempts"
+        "http://a:1 is available again after 200 s and 200 failed attempts"
     ]
 
 

@@ -175,6 +175,8 @@ def test_the_list_of_teachers_has_each_pair_as_sft_and_reference_and_a_name_has_
         return [entry["id"] for entry in answer_of(service.client.get(path))["data"]]
 
     assert ids("/v1/models") == ["default", "default:reference"]
+    card = service.client.get("/models").json()["models"][0]
+    assert [one["root"] for one in service.client.get("/v1/models").json()["data"]] == [card["sft"], card["reference"]]
     assert ids("/teacher/default:tilted=0.25/v1/models") == ["default:tilted=0.25"]
     assert ids("/teacher/default%3Atilted%3D0.25/v1/models") == ["default:tilted=0.25"]
     assert service.client.get("/teacher/default:tilted=0.25/health").status_code == 200

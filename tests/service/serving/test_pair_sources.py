@@ -126,6 +126,5 @@ def test_the_command_line_and_the_environment_name_a_run(
     assert main(["serve"]) == 2
     assert main(["check"]) == 2
     first, second, third = capsys.readouterr().err.splitlines()
-    assert first == second
+    assert first == second == third
     assert "holds no finished sft checkpoint" in first
-    assert third == "dense-reward: check measures two checkpoints: give --sft DIR --reference DIR"

@@ -228,6 +228,7 @@ def test_evaluate_compares_policies_side_by_side(
     pinned = re.findall("waiting for http|measuring", printed)
     assert pinned == ["waiting for http"] * 2 + ["measuring"] * 3, "all rows have the same models of the service"
     assert re.search(r"policy +greedy accuracy +sampled accuracy +NLL per token +KL to SFT", printed)
+    assert "NLL in nats per token, KL in nats per response" in printed
     figures = json.loads((out / "evaluation.json").read_text())
     assert list(figures) == list(policies)
     assert figures["tilted"]["kl_to_sft"]["value"] > 0.1
@@ -298,7 +299,7 @@ def test_a_pair_that_was_swapped_under_a_run_is_refused(rewards: ServiceRewards)
         ("service_url=nonsense", "service_url: .* has no http"),
         ("max_new_tokens=90", "set max_new_tokens to at most"),
         ("prompts.held_out_fraction=0.0", "held-out prompts are also trained on"),
-        ("held_out=missing.jsonl", "there is no such file"),
+        ("held_out=missing.jsonl", "held_out is missing.jsonl, but there is no such file"),
         ("policy=missing", "no such checkpoint folder"),
         ("stepz=3", "did you mean steps"),
     ],
@@ -361,4 +362,4 @@ def test_a_run_is_not_resumed_with_another_configuration_or_another_reward_model
     record = run / "run.json"
     record.write_text(re.sub(r'("reward model": ")[^"]+', r"\1other", record.read_text()))
     assert main(["dpr", config]) == 2
-    assert "started with a different reward model" in capsys.readouterr().err
+    assert "started with different inputs (reward model)" in capsys.readouterr().err

@@ -98,7 +98,7 @@ def test_two_processes_write_one_policy(served: ServedPair, tmp_path: Path) -> N
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("finished: ") == 1, "only one process reports"
-    assert "2 processes" in done.stderr
+    assert "processes: 2" in done.stderr
     policy = tmp_path / "two" / "checkpoints" / "policy"
     verify_files(policy, load_manifest(policy))
 

@@ -211,7 +211,7 @@ def test_other_prompts_or_another_seed_are_refused_and_nothing_is_measured(
     config = write_config(pair_folder, out, held_out=str(fewer), policies=two_policies(pair_folder))
     assert main(["evaluate", config]) == 2
     printed = capsys.readouterr().err
-    assert "was started with a different held-out prompts" in printed
+    assert "was started with different inputs (held-out prompts)" in printed
     assert measured_lines(printed) == []
 
 
@@ -219,7 +219,7 @@ def test_other_prompts_or_another_seed_are_refused_and_nothing_is_measured(
     ("missing", "words"),
     [
         ("model.safetensors", "is missing, which the manifest of"),
-        ("held_out.jsonl", "there is no such file"),
+        ("held_out.jsonl", "held_out.jsonl, but there is no such file: name held_out.jsonl of the SFT run"),
     ],
 )
 def test_a_missing_file_is_refused_before_the_first_policy_is_measured(

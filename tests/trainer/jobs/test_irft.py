@@ -157,7 +157,12 @@ def test_a_run_killed_in_a_round_goes_on_in_it(
     kept = folder / "pairs" / "round_2.jsonl"
     generated = kept.stat().st_mtime_ns
     assert main(arguments(folder, policy)) == 0
-    assert "round 2: 3 steps on 10 pairs, resumed at step 2" in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert "round 2: 3 steps on 10 pairs, resumed at step 2" in printed
+    last = printed.splitlines()[-1]
+    policies = f"policies={{start: {policy}, irft: {folder}/checkpoints/sft}}"
+    assert f"next: dense-reward-train evaluate CONFIG '{policies}'" in last
+    assert last.endswith(f"or dense-reward serve --run {folder}")
     assert kept.stat().st_mtime_ns == generated, "nothing is generated again"
     assert_same_outcome(folder, played)
 
@@ -192,7 +197,7 @@ def test_other_weights_in_the_policys_folder_are_refused(
     record["identity"]["policy"] = "other weights"
     (folder / "run.json").write_text(json.dumps(record))
     assert main(arguments(folder, policy)) == 2
-    assert "started with a different policy" in capsys.readouterr().err
+    assert "started with different inputs (policy)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

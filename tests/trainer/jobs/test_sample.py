@@ -118,4 +118,4 @@ def test_another_policy_in_the_same_folder_is_refused(
     shutil.rmtree(checkpoint)
     shutil.copytree(pair_folder / "reference", checkpoint)
     assert main(command) == 2
-    assert "was started with a different policy" in capsys.readouterr().err
+    assert "was started with different inputs (policy)" in capsys.readouterr().err

@@ -129,7 +129,7 @@ def test_a_resumed_run_must_find_what_it_was_started_with(tmp_path: Path) -> Non
     run = open_run("example", ExampleConfig(output_dir=tmp_path))
     pin(run, {"data": "a", "tokenizer": "b"})
     pin(run, {"data": "a", "tokenizer": "b"})
-    with pytest.raises(ConfigError, match="started with a different data: restore"):
+    with pytest.raises(ConfigError, match=r"started with different inputs \(data\): restore"):
         pin(run, {"data": "c", "tokenizer": "b"})
 
 

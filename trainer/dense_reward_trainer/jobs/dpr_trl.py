@@ -95,7 +95,7 @@ def train(config: DprConfig, arguments: GRPOConfig, state: Path | None, report: 
             metrics = replace(metrics, trackers=open_trackers(config.report_to, opened, values, done))
             metrics.drop_after(done)
             trainer.add_callback(LogToFile(metrics))
-        report(f"{len(prompts)} prompts; rewards from {trainer.card.sft}; {arguments.world_size} processes")
+        report(f"{len(prompts)} prompts; rewards from {trainer.card.sft}; processes: {arguments.world_size}")
         if held_out:
             report("engine trl does not measure held_out during the run: use the job evaluate afterwards")
         trainer.train(resume_from_checkpoint=None if state is None else str(state))

@@ -254,10 +254,10 @@ def pinned_service(config: EvaluateConfig, report: Report) -> Iterator[PinnedSer
 
 
 def evaluation_table(results: Mapping[str, HeldOutResult]) -> str:
-    """One aligned line for each policy: each mean with its standard error."""
+    """One aligned line for each policy: each mean with its standard error. The last line has the units."""
     rows = [["policy", *COLUMNS]]
     rows += [[name, *(_cell(column(result)) for column in COLUMNS.values())] for name, result in results.items()]
-    return aligned(rows)
+    return f"{aligned(rows)}\n± standard error; NLL in nats per token, KL in nats per response, length in tokens"
 
 
 def _cell(value: Estimate | float | None) -> str:

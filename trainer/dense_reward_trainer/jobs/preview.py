@@ -82,7 +82,7 @@ def next_step(result: Verdict, sft: Path, references: Mapping[str, Path]) -> str
     if result.verdict == "unknown":
         return job("preview", prompts="MORE", samples_per_prompt="MORE")
     if result.verdict == "control":
-        return f"use the control, which costs no training, and compare it in {job('evaluate')}"
+        return f"no training: sample as the verdict's control does, which is free; to compare, {job('evaluate')}"
     return f"another reference: {job('sft')} writes earlier ones as milestones"
 
 

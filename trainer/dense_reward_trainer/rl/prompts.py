@@ -65,7 +65,9 @@ def held_out_rows(
 
 
 def load_held_out(path: Path, report: Report) -> Sequence[Demonstration]:
-    """All demonstrations of a file. Raises DataError if one is bad."""
+    """All demonstrations of a file. Raises DataError if it is missing, or a row is bad."""
+    if path.suffix and not path.exists():
+        raise DataError(f"held_out is {path}, but there is no such file: name held_out.jsonl of the SFT run")
     loaded = load(DataSource(source=str(path), held_out_fraction=0.0), cure=NO_SKIP)
     report(loaded.summary)
     return loaded.demonstrations

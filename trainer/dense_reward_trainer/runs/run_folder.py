@@ -104,8 +104,8 @@ def pin(run: Run, identity: Mapping[str, str]) -> None:
     changed = changed_inputs(run.folder, identity)
     if changed:
         raise ConfigError(
-            f"{run.folder} holds a run that was started with a different {' and '.join(changed)}: "
-            "restore what it was started with, or use another output_dir"
+            f"{run.folder} holds a run that was started with different inputs ({', '.join(changed)}): restore them, or "
+            "use another output_dir"
         )
     _write_record(run.folder, record.model_copy(update={"identity": dict(identity)}))
 

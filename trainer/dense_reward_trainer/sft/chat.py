@@ -82,7 +82,7 @@ def _chosen(
     except CheckpointError:
         return given, [f"{place} is not a manifest of an adopted checkpoint: nothing is taken from it"]
     if not is_of(manifest, tokenizer, renderer):
-        return given, [f"nothing is taken from {place}: its tokenizer, chat template or renderer is another"]
+        return given, [f"nothing is taken from {place}: its tokenizer, chat template or renderer differs"]
     chosen = given
     if given.template_kwargs is None and given.response_prefix is None:
         decided = manifest.choices

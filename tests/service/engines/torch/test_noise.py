@@ -1,5 +1,6 @@
 """`dense-reward check`: how much of a reward is rounding, and what lowers it."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,8 +82,12 @@ def test_checkpoints_that_differ_only_elsewhere_have_no_reward_to_measure_noise_
         exact_rewards(pair[0], tmp_path, serving, lambda _: None)
 
 
-def test_the_command_prints_a_line_for_each_configuration(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["check", "--sft", str(pair[0]), "--reference", str(pair[1]), "--dtype", "bfloat16"]
+def test_the_command_prints_a_line_for_each_configuration_of_the_first_pair(
+    pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"name": name, "sft": str(pair[0]), "reference": str(pair[1])} for name in ("early", "late")]
+    (tmp_path / "pairs.json").write_text(json.dumps(rows))
+    arguments = ["check", "--pairs-file", str(tmp_path / "pairs.json"), "--dtype", "bfloat16"]
     assert main([*arguments, "--max-batch-tokens", "1000"]) == 0
     printed = capsys.readouterr()
     assert "std(float32 reward)" in printed.out
@@ -95,4 +100,5 @@ def test_the_command_prints_a_line_for_each_configuration(pair: Pair, capsys: py
         "float16 weights, float32 head",
         "float32 weights",
     ]
+    assert "measuring early, the first of 2 pairs" in printed.err
     assert "path: packed" in printed.err
