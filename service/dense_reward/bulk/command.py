@@ -32,7 +32,12 @@ def score_file(options: argparse.Namespace, read: ReadSettings) -> int:
         try:
             return _report(_scored(options, read), options)
         except KeyboardInterrupt:
-            print("dense-reward: interrupted: the same command goes on after the saved rows", file=sys.stderr)
+            without = " without --overwrite" if options.overwrite else ""
+            print(f"dense-reward: interrupted: the same command{without} goes on after the saved rows", file=sys.stderr)
+            raise
+        except BulkError as error:
+            if options.overwrite and state_file(options.out).exists():
+                raise BulkError(f"{error}\nLeave out --overwrite to go on after the saved rows") from error
             raise
 
 

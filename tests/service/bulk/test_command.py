@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from bulk_runs import sums_file, write_rows
+from bulk_runs import Json, sums_file, write_rows
 from dense_reward.cli import main
 
 
@@ -49,7 +49,16 @@ def test_what_cannot_be_written_is_refused_before_a_pair_is_loaded(
 
 
 def test_rows_with_an_error_are_no_responses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [{"prompt": "a", "responses": ["b", "c"]}, {"prompt": "a"}]
+    rows: list[Json] = [{"prompt": "a", "responses": ["b", "c"]}, {"prompt": "a"}]
     file, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
     assert main(["score", str(file), "--out", str(out), "--engine", "fake", "--on-error", "keep"]) == 0
     assert "2 rows, 1 of them with an error, 2 responses" in capsys.readouterr().out
+
+
+def test_a_run_that_overwrites_says_how_it_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, out = write_rows(tmp_path / "in.jsonl", [{"prompt": "a"}]), tmp_path / "out.jsonl"
+    again = ["score", str(file), "--out", str(out), "--engine", "fake"]
+    assert main(again) == 2
+    assert "Leave out --overwrite" not in capsys.readouterr().err
+    assert main([*again, "--overwrite"]) == 2
+    assert "Leave out --overwrite to go on" in capsys.readouterr().err
