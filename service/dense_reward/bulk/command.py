@@ -28,11 +28,17 @@ from dense_reward.settings import Settings, flag
 
 def score_file(options: argparse.Namespace, read: ReadSettings) -> int:
     """Score a file or data set, and say what to run next. Raises SettingsError, CheckpointError, BulkError."""
-    with stopped_like_ctrl_c():
+    # Ray ends its own processes at a normal exit.
+    with stopped_like_ctrl_c(wait=options.ray):
         try:
             return _report(_scored(options, read), options)
         except KeyboardInterrupt:
-            print("dense-reward: interrupted: the same command goes on after the saved rows", file=sys.stderr)
+            without = " without --overwrite" if options.overwrite else ""
+            print(f"dense-reward: interrupted: the same command{without} goes on after the saved rows", file=sys.stderr)
+            raise
+        except BulkError as error:
+            if options.overwrite and state_file(options.out).exists():
+                raise BulkError(f"{error}\nLeave out --overwrite to go on after the saved rows") from error
             raise
 
 
@@ -69,8 +75,11 @@ def _scored(options: argparse.Namespace, read: ReadSettings) -> Writing:
 
 
 @contextmanager
-def stopped_like_ctrl_c() -> Iterator[None]:
-    """SIGTERM saves what was scored, as Ctrl-C does, and the exit code is 143. Raises SystemExit."""
+def stopped_like_ctrl_c(*, wait: bool) -> Iterator[None]:
+    """SIGTERM saves what was scored, as Ctrl-C does, and the exit code is 143. Raises SystemExit.
+
+    `wait`: end only when no thread works any more.
+    """
     terminated = False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -85,7 +94,8 @@ def stopped_like_ctrl_c() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        _end_if_busy(128 + (signal.SIGTERM if terminated else signal.SIGINT))
+        if not wait:
+            _end_if_busy(128 + (signal.SIGTERM if terminated else signal.SIGINT))
         if terminated:
             raise SystemExit(128 + signal.SIGTERM) from None
         raise

@@ -339,5 +339,8 @@ def _chosen(datasets: ModuleType, loaded: object, name: str, split: str) -> Sour
         raise SettingsError(f"{name} has no splits: leave out :{split}")
     if not isinstance(loaded, datasets.Dataset):
         raise BulkError(f"{name} is streamed and cannot be resumed: save it with save_to_disk first")
-    identity = {"kind": "datasets", "rows": len(loaded), "fingerprint": loaded._fingerprint}
+    # The fingerprint names how the data was made; a file that was changed since then keeps it.
+    files = sorted(Path(each["filename"]) for each in loaded.cache_files)
+    content = hashlib.sha256("".join(_content(file).sha256 for file in files).encode()).hexdigest()
+    identity = {"kind": "datasets", "rows": len(loaded), "fingerprint": loaded._fingerprint, "sha256": content}
     return DataSet(loaded, identity)

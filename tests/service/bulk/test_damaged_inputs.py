@@ -63,6 +63,15 @@ def saved(folder: Path) -> Path:
     return folder / "saved"
 
 
+def test_a_data_set_whose_file_was_changed_is_another_one(tmp_path: Path) -> None:
+    folder = saved(tmp_path)
+    before = open_source(str(folder)).identity
+    assert open_source(str(folder)).identity == before
+    (file,) = folder.glob("*.arrow")
+    file.write_bytes(file.read_bytes().replace(b"a response to 13", b"a response to 31"))
+    assert open_source(str(folder)).identity != before
+
+
 def test_damaged_rows_of_a_data_set_have_faults(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     (file,) = folder.glob("*.arrow")
