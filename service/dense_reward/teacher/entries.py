@@ -43,7 +43,7 @@ def _part(ids_N: IdArray, scores: TeacherScores, part: slice, suffixes: list[byt
     for at, (token, logprob, place, rank, possible) in enumerate(own):
         row = pieces[at * width : at * width + _PIECES * possible]
         first = _PIECES * place
-        if place < 0:
+        if not 0 <= place < possible:
             itself, others = [token, _LOGPROB, logprob, _RANK % rank], row
         else:
             itself, others = row[first + 1 : first + _PIECES], row[:first] + row[first + _PIECES :]
