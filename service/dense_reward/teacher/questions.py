@@ -17,6 +17,7 @@ from dense_reward.errors import refuse
 from dense_reward.records import Branch, IdArray, TaughtBy, Teacher, TeacherScores, Trunk, Wants
 from dense_reward.scoring.items import Limits
 from dense_reward.scoring.scorer import Scorer
+from dense_reward.teacher.entries import PART_ENTRIES
 from dense_reward.teacher.names import TeacherName
 from dense_reward.text.encoded import as_ids
 
@@ -24,8 +25,6 @@ MAX_ENTRIES = 4_000_000
 """Limit on the log-probs in one answer: each is an object of its JSON."""
 ENTRIES_PER_TOKEN = 32
 """Log-probs of an answer that take as much room in the queue as a token: they stay in memory until it is written."""
-PART_ENTRIES = 16_384
-"""Log-probs that are objects at once while an answer is written."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,16 +5,16 @@ The one token that `max_tokens` 1 asks for is the likeliest, at every temperatur
 """
 
 import time
-from collections.abc import Iterator
+from itertools import chain
 from typing import Annotated, Literal
 
-import numpy as np
 import orjson
 from pydantic import Field
 
 from dense_reward.records import TeacherScores
 from dense_reward.schemas import Ids, Strictly
 from dense_reward.scoring.scorer import Scorer
+from dense_reward.teacher.entries import entries_json
 from dense_reward.teacher.options import (
     ONE,
     LikeliestIds,
@@ -26,9 +26,8 @@ from dense_reward.teacher.options import (
     listed,
     only,
 )
-from dense_reward.teacher.questions import Answered, Question, TokenSequence, checked_ids, fragment, list_fragment
+from dense_reward.teacher.questions import Answered, Question, TokenSequence, checked_ids, fragment
 
-Entry = dict[str, dict[str, np.float32 | int]]
 MaxTokens = Annotated[int, only(0, 1, cure=ONE), Field(description="1: also the likeliest next token")]
 
 
@@ -64,7 +63,7 @@ class CompletionRequest(WholeDistribution):
                     "finish_reason": "length",
                     "stop_reason": None,
                     "token_ids": [scores.next_id][: self.max_tokens],
-                    "prompt_logprobs": list_fragment(prompt_logprobs(sequence, scores), 1 + self.prompt_logprobs),
+                    "prompt_logprobs": prompt_logprobs(sequence, scores),
                 }
             )
             for at, (sequence, scores) in enumerate(answered.pairs)
@@ -112,7 +111,7 @@ class GenerateRequest(Strictly):
     def answer(self, answered: Answered) -> bytes:
         """The JSON of the answer, which has no text."""
         ((sequence, scores),) = answered.pairs
-        generated, k = self.sampling_params.max_tokens, self.sampling_params.prompt_logprobs
+        generated = self.sampling_params.max_tokens
         choice = {
             "index": 0,
             "logprobs": None,
@@ -124,36 +123,16 @@ class GenerateRequest(Strictly):
             "model": answered.model,
             "created": int(time.time()),
             "choices": [choice],
-            "prompt_logprobs": list_fragment(prompt_logprobs(sequence, scores), 1 + k),
+            "prompt_logprobs": prompt_logprobs(sequence, scores),
             "usage": _usage(answered, generated),
         }
         return orjson.dumps(content)
 
 
-def prompt_logprobs(sequence: TokenSequence, scores: TeacherScores) -> Iterator[Entry | None]:
-    """vLLM's list: one entry for each id of the sequence, None for the first, before which there is nothing."""
-    yield from [None] * sequence.start
-    columns = zip(
-        map(str, sequence.ids_L[sequence.start :].tolist()),
-        scores.logprob_S,
-        scores.rank_S.tolist(),
-        map(np.ndarray.tolist, scores.top_ids_SK),
-        map(list, scores.top_logprob_SK),
-        strict=True,
-    )
-    for column in columns:
-        yield _entry(*column)
-
-
-def _entry(own: str, logprob: np.float32, rank: int, top_ids: list[int], top_logprobs: list[np.float32]) -> Entry:
-    """The token itself, then the likeliest ids with a probability; ranks differ also where log-probs are equal."""
-    likeliest: Entry = {
-        str(token): {"logprob": value, "rank": place}
-        for place, (token, value) in enumerate(zip(top_ids, top_logprobs, strict=True), start=1)
-        if value != -np.inf
-    }
-    itself = likeliest.get(own) or {"logprob": logprob, "rank": max(rank, len(top_ids) + 1)}
-    return {own: itself} | likeliest
+def prompt_logprobs(sequence: TokenSequence, scores: TeacherScores) -> orjson.Fragment:
+    """vLLM's list: one entry for each id of the sequence, null for the first, before which there is nothing."""
+    entries = chain([b"null"] * sequence.start, entries_json(sequence.ids_L[sequence.start :], scores))
+    return orjson.Fragment(b"[%b]" % b",".join(entries))
 
 
 def _usage(answered: Answered, generated: int) -> dict[str, int]:

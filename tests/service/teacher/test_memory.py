@@ -87,7 +87,8 @@ def test_an_answer_in_many_parts_is_the_same(service: Served, name: str, monkeyp
         return re.sub(r'"created":\d+', "", text)
 
     whole = answer()
-    monkeypatch.setattr("dense_reward.teacher.questions.PART_ENTRIES", 1)
+    for module in ("questions", "entries"):
+        monkeypatch.setattr(f"dense_reward.teacher.{module}.PART_ENTRIES", 1)
     assert answer() == whole
     assert "log" in whole
 
