@@ -20,7 +20,8 @@ from triton.compiler import ASTSource
 PTXAS = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
 H100 = GPUTarget("cuda", 90, 32)
 LAYER_WARPS = 4  # Triton's default, which fused_layers leaves alone
-Kernel = tuple[str, object, dict[str, str], Mapping[str, int | float | bool], int]
+Values = Mapping[str, int | float | bool]
+Kernel = tuple[str, object, dict[str, str], Values, int]
 """Name, kernel, types of its arguments, values of its constants, warps."""
 
 
