@@ -24,7 +24,11 @@ OF_A_SERVER = frozenset(
 
 def add_score(parser: argparse.ArgumentParser, read: ReadSettings) -> None:
     """Arguments of `score`; `read` makes the settings of the pair, whose flags the parser already has."""
-    parser.add_argument("file", metavar="FILE", help="JSONL or Parquet file, folder that datasets saved, or NAME:SPLIT")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        help="JSONL or Parquet file, folder that datasets saved, NAME:SPLIT or NAME:CONFIG@SPLIT",
+    )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="output file; its suffix is .jsonl or .parquet"
     )

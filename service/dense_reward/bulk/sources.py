@@ -317,9 +317,22 @@ def _open_saved(folder: Path, split: str) -> Source:
     return _chosen(datasets, loaded, str(folder), split)
 
 
+def data_set_name(name: str) -> tuple[str, str | None, str]:
+    """Hub id, configuration and split of NAME[:SPLIT], or of NAME[:CONFIG]@SPLIT as in the trainer's recipes."""
+    if "@" in name:
+        place, _, split = name.rpartition("@")
+        repository, _, config = place.partition(":")
+        return repository, config or None, split
+    repository, _, split = name.partition(":")
+    return repository, None, split
+
+
 def _open_data_set(name: str, config: str | None) -> Source:
     datasets = library("datasets", f"the data set {name} (there is no such file)")
-    repository, _, split = name.partition(":")
+    repository, named, split = data_set_name(name)
+    if config is not None and named not in (None, config):
+        raise SettingsError(f"{name} and --config {config} name different configurations: leave out one of them")
+    config = config or named
     try:
         loaded = datasets.load_dataset(repository, config)
     except Exception as error:  # the library raises many kinds, also of its own dependencies
@@ -329,11 +342,11 @@ def _open_data_set(name: str, config: str | None) -> Source:
 
 def _chosen(datasets: ModuleType, loaded: object, name: str, split: str) -> Source:
     if isinstance(loaded, datasets.DatasetDict):
-        names = list(loaded)
+        names, place = list(loaded), name if Path(name).exists() else data_set_name(name)[0]
         if not split and len(names) == 1:
             split = names[0]
         if split not in names:
-            raise SettingsError(f"{name} has the splits {', '.join(names)}: write {name.partition(':')[0]}:{names[0]}")
+            raise SettingsError(f"{name} has the splits {', '.join(names)}: write {place}:{names[0]}")
         loaded = loaded[split]
     elif split:
         raise SettingsError(f"{name} has no splits: leave out :{split}")

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from bulk_runs import sums_file
 from dense_reward.bulk.records import Position, Source
-from dense_reward.bulk.sources import open_source
+from dense_reward.bulk.sources import data_set_name, open_source
 from dense_reward.errors import SettingsError
 
 ROWS = [{"prompt": f"{n}", "n": n} for n in range(600)]
@@ -71,6 +71,24 @@ def test_a_split_must_be_chosen_if_there_are_several(tmp_path: Path) -> None:
     assert open_source(f"{tmp_path / 'saved'}:test").total == 3
     with pytest.raises(SettingsError, match="has the splits train, test"):
         open_source(str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("openai/gsm8k", ("openai/gsm8k", None, "")),
+        ("openai/gsm8k:train", ("openai/gsm8k", None, "train")),
+        ("openai/gsm8k@train", ("openai/gsm8k", None, "train")),
+        ("openai/gsm8k:main@train", ("openai/gsm8k", "main", "train")),
+    ],
+)
+def test_a_data_set_is_named_as_in_recipes_too(name: str, parts: tuple[str, str | None, str]) -> None:
+    assert data_set_name(name) == parts
+
+
+def test_two_configurations_of_a_data_set_are_refused() -> None:
+    with pytest.raises(SettingsError, match="name different configurations"):
+        open_source("openai/gsm8k:main@train", "socratic")
 
 
 @pytest.mark.parametrize("content", [b"[1, 2]", b"\xef\xbb\xbf [{}]"])

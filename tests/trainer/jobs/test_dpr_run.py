@@ -229,6 +229,7 @@ def test_evaluate_compares_policies_side_by_side(
     assert pinned == ["waiting for http"] * 2 + ["measuring"] * 3, "all rows have the same models of the service"
     assert re.search(r"policy +greedy accuracy +sampled accuracy +NLL per token +KL to SFT", printed)
     assert "NLL in nats per token, KL in nats per response" in printed
+    assert f"KL to SFT: to the SFT model of the service, {sft}" in printed
     figures = json.loads((out / "evaluation.json").read_text())
     assert list(figures) == list(policies)
     assert figures["tilted"]["kl_to_sft"]["value"] > 0.1

@@ -126,6 +126,8 @@ def run(config: EvaluateConfig, report: Report) -> None:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     with pinned_service(config, report) as service:
+        if service.sft is not None:
+            report(f"KL to SFT: to the SFT model of the service, {service.sft.card.sft}")
         for name, options in config.policies.items():
             own = manifests[name][str(options.checkpoint)]
             service.check_tokenizer(signals_of_choices(config, [options.choose]), own.tokenizer_sha256)

@@ -109,7 +109,7 @@ def too_few(counts: Counts) -> str | None:
         return None
     return (
         f"{counts.right} right and {counts.wrong} wrong answers to {counts.prompts} prompts are too few "
-        f"({counts.prompts_with_right} prompts have a right one, {counts.prompts_with_wrong} a wrong one), at least "
+        f"({counts.prompts_with_right} prompts have a right one, {counts.prompts_with_wrong} a wrong one). At least "
         f"{MIN_OF_A_KIND} prompts with each kind, {MIN_ANSWERS} answers and {MIN_PROMPTS} prompts are needed: label "
         "more answers (raise prompts or samples_per_prompt, or give more rows)"
     )

@@ -197,7 +197,8 @@ def measure(setting: Setting, n: int, report: Report) -> None:
         return
     options = setting.config.held_out_options
     prompts = len(setting.held_out[: options.limit])
-    report(f"measuring the policy after round {n} on {prompts} held-out prompts")
+    when = f"after round {n}" if n else "before round 1"
+    report(f"measuring the policy {when} on {prompts} held-out prompts")
     sft = SftLogprobs(setting.start.policy, options.microbatch_tokens)
     with Progress(prompts * (1 + options.samples_per_prompt), "responses") as progress:
         result, _ = measure_held_out(setting.policy(n), setting.held_out, options, sft, on_batch=counted(progress))

@@ -87,12 +87,13 @@ def test_the_command_prints_a_line_for_each_configuration_of_the_first_pair(
 ) -> None:
     rows = [{"name": name, "sft": str(pair[0]), "reference": str(pair[1])} for name in ("early", "late")]
     (tmp_path / "pairs.json").write_text(json.dumps(rows))
-    arguments = ["check", "--pairs-file", str(tmp_path / "pairs.json"), "--dtype", "bfloat16"]
+    arguments = ["check", "--pairs-file", str(tmp_path / "pairs.json"), "--dtype", "bfloat16", "--device=cpu"]
     assert main([*arguments, "--max-batch-tokens", "1000"]) == 0
     printed = capsys.readouterr()
     assert "std(float32 reward)" in printed.out
     assert [line.split("  ")[0] for line in printed.out.splitlines()[4:]] == [
         AS_SERVED,
+        "no packed weights",
         "float32 head",
         "float32 norms",
         "float32 head and norms",
