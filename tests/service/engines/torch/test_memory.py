@@ -8,6 +8,7 @@ from pathlib import Path
 
 import peak_memory
 import pytest
+from dense_reward.engines.torch import memory
 from dense_reward.engines.torch.memory import peak_bytes
 from dense_reward.telemetry.process_memory import keep_freed_memory
 from peak_memory import CONFIGS, SHAPES, TOKENS
@@ -91,3 +92,29 @@ def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("ctypes.CDLL", missing)
     keep_freed_memory()
+
+
+MEMINFO = "MemTotal: 100 kB\nMemAvailable:   2000 kB\nBuffers: 1 kB"
+V2 = "/sys/fs/cgroup/memory"
+V1 = "/sys/fs/cgroup/memory/memory"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 2_048_000),
+        ({f"{V2}.max": "max", f"{V2}.current": "500"}, 2_048_000),
+        ({f"{V2}.max": "1000000", f"{V2}.current": "400000", f"{V2}.stat": "anon 5\ninactive_file 100"}, 600_100),
+        ({f"{V2}.max": "1000000", f"{V2}.current": "4000000"}, 0),
+        ({f"{V1}.limit_in_bytes": "9223372036854771712", f"{V1}.usage_in_bytes": "5"}, 2_048_000),
+        ({f"{V1}.limit_in_bytes": "1000", f"{V1}.usage_in_bytes": "5"}, 995),
+        ({"/proc/meminfo": ""}, 0),
+    ],
+    ids=["machine", "no limit", "container", "container full", "old, no limit", "old", "unknown"],
+)
+def test_free_memory_is_that_of_the_machine_and_of_the_container(
+    files: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = {"/proc/meminfo": MEMINFO} | files
+    monkeypatch.setattr(memory, "_text", lambda path: texts.get(path, ""))
+    assert memory.free_bytes() == expected
