@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from dense_reward.checkpoints.atomic_file import write_whole
 
-from bench.gpu import attention, graphs, heads, memory, pairs, speed
+from bench.gpu import attention, graphs, heads, memory, pairs, service, speed
 from bench.gpu.machine import Machine, Record
 
 Stage = Callable[[Machine, Record], None]
@@ -47,6 +47,7 @@ STAGES: Mapping[str, Stage] = {
     "speed_7b": speed.speed_7b,
     "unequal": speed.unequal,
     "memory": memory.stage,
+    "service": service.stage,
 }
 
 

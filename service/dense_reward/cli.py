@@ -9,7 +9,6 @@ import signal
 import sys
 import types
 from collections.abc import Collection, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, Union, get_args, get_origin
 
@@ -17,6 +16,7 @@ from pydantic import JsonValue
 
 from dense_reward.bulk.arguments import OF_A_SERVER, add_score
 from dense_reward.bulk.stats.arguments import add_stats
+from dense_reward.checkpoints.versions import library_versions
 from dense_reward.errors import BulkError, CheckpointError, RequestError, SettingsError
 from dense_reward.serving.pair_sources import first_pairs
 from dense_reward.settings import Settings, env_name, flag, read_settings
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dense-reward", description="Per-token rewards from two SFT checkpoints.")
-    parser.add_argument("--version", action="version", version=version("dense-reward"))
+    parser.add_argument("--version", action="version", version=library_versions().get("dense-reward", "not installed"))
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     serve = commands.add_parser(
         "serve", help="serve the rewards of a pair of checkpoints over HTTP", allow_abbrev=False

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import NoReturn
 
 from dense_reward import ClientError
+from dense_reward.checkpoints.versions import library_versions
 from dense_reward.errors import CheckpointError, RequestError
 from dense_reward.records import Report
 
@@ -171,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="dense-reward-train", description="Trains and measures models: demonstrations -> checkpoints -> policy."
     )
-    parser.add_argument("--version", action="version", version=version("dense-reward"))
+    parser.add_argument("--version", action="version", version=library_versions().get("dense-reward", "not installed"))
     commands = parser.add_subparsers(dest="job", required=True, metavar="JOB")
     for name, job in JOBS.items():
         command = commands.add_parser(name, help=job.help, description=job.help)

@@ -18,8 +18,9 @@ from torch.nn import functional
 
 DTYPES = (torch.float32, torch.bfloat16)
 ROWS = 512
-"""Rows of the matmuls that are timed, and for which weights are packed; others are computed right too."""
-REPEATS = 5
+"""Rows for which weights are packed; others are computed right too."""
+LEAST_ROWS, MULTIPLICATIONS, REPEATS = 64, 1 << 30, 5
+"""Matmuls that are timed have so many multiplications, and between LEAST_ROWS and ROWS rows."""
 LEAST_NUMBERS = 1 << 16
 """Smaller matrices are not worth measuring."""
 LEAST_GAIN = 1.1
@@ -88,7 +89,8 @@ def gain(outputs: int, inputs: int, dtype: torch.dtype, threads: int) -> float:
     if dtype not in DTYPES or outputs * inputs < LEAST_NUMBERS:
         return 0.0
     with torch.inference_mode():
-        rows_NI = torch.ones(ROWS, inputs, dtype=dtype)
+        rows = min(ROWS, max(LEAST_ROWS, MULTIPLICATIONS // (outputs * inputs)))
+        rows_NI = torch.ones(rows, inputs, dtype=dtype)
         weight_OI = torch.ones(outputs, inputs, dtype=dtype)
         try:
             theirs = partial(functional.linear, rows_NI, weight_OI)
