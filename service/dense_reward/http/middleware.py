@@ -10,6 +10,7 @@ from collections.abc import Callable
 from fastapi import Response
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dense_reward.errors import RETRY_UNAVAILABLE_S, refuse
@@ -82,7 +83,7 @@ class Identify:
             REQUEST_ID.reset(token)
 
     def _report(self, scope: Scope, status: int, started_ns: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unknown")
+        route = _route(scope)
         self._metrics.request(route, status, seconds)
         level = logging.DEBUG if route in QUIET else logging.INFO
         fields = {"method": scope["method"], "path": scope["path"], "route": route, "status": status}
@@ -95,6 +96,14 @@ class Identify:
             self._tracing.add(
                 Answered(scope["method"], route, status, request_id, headers, started_ns, ended_ns, stages_s)
             )
+
+
+def _route(scope: Scope) -> str:
+    """The path of the request's route, also of a request that was refused before it was routed."""
+    if "route" not in scope:
+        routes = (route for route in scope["app"].routes if isinstance(route, Route))
+        return next((route.path for route in routes if route.matches(scope)[0] is not Match.NONE), "unknown")
+    return getattr(scope["route"], "path", "unknown")
 
 
 def _failure(error: BaseException, request_id: str) -> Response:

@@ -3,6 +3,7 @@
 import base64
 import json
 import logging
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -51,6 +52,14 @@ def paths(app: FastAPI) -> Iterator[str]:
         else:
             assert isinstance(route, Route)
             yield route.path
+
+
+def test_a_request_that_is_refused_for_its_key_is_counted_on_its_route(service: Served) -> None:
+    for path in ("/score", "/teacher/default/v1/completions", "/nothing"):
+        assert service.client.post(path, json={}).status_code == 401
+    text = service.client.get("/metrics", headers=bearer(ADMIN)).text
+    found = re.findall(r'dense_reward_requests_total{route="([^"]*)",status="401"}', text)
+    assert {"/score", "/teacher/{teacher}/v1/completions", "unknown"} <= set(found)
 
 
 def test_every_route_but_the_open_ones_asks_for_a_key(service: Served) -> None:

@@ -4,6 +4,8 @@ It trains and serves in separate processes, with the commands that a user would 
 """
 
 import argparse
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -60,10 +62,16 @@ def example() -> tuple[str, list[str]]:
     return f"Add {ADDENDS[0]} and {ADDENDS[1]}.", [right, right.replace(RIGHT, WRONG, 1)]
 
 
+def _shown(heatmap: str) -> str:
+    """With colours only on a terminal."""
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return heatmap if colour else re.sub(r"\x1b\[[0-9;]*m", "", heatmap)
+
+
 def _show(url: str) -> None:
     prompt, responses = example()
     with Client(url) as client:
-        print(client.heatmap([{"prompt": prompt, "responses": responses}], format="ansi"))
+        print(_shown(client.heatmap([{"prompt": prompt, "responses": responses}], format="ansi")))
         scored = client.score(prompt=prompt, responses=responses)
     names = f"response 1 is right ({RIGHT})", f"response 2 is not ({WRONG})"
     for name, result in zip(names, scored.results, strict=True):
