@@ -12,7 +12,7 @@ from bench.speed.contestants import Service
 from bench.speed.results import Conversations
 
 REQUESTS, TURNS = 32, 6
-SYSTEM_TOKENS, USER_TOKENS, ANSWER_TOKENS = 200, 50, 100
+SYSTEM_TOKENS, USER_TOKENS, ANSWER_TOKENS = 128, 64, 128
 COMPUTED = "dense_reward_computed_tokens_total"
 Item = dict[str, object]
 

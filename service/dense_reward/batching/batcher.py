@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from dense_reward.batching.admission import Admission
 from dense_reward.batching.deduplicate import ScoringTask, prepare_batch
-from dense_reward.batching.scheduler import Job, Member, Scheduler, Terms, halved, tokens_together, units_of
+from dense_reward.batching.scheduler import Job, Member, Scheduler, Terms, halved, tokens_together, units_of_request
 from dense_reward.errors import (
     RETRY_UNAVAILABLE_S,
     EngineLostError,
@@ -304,11 +304,8 @@ class Batcher:
         _fail(job, refuse("out_of_memory", message))
 
     def _job(self, engine: Engine, trunks: Sequence[Trunk], wants: Wants, terms: Terms) -> Job:
-        units = deque(
-            unit
-            for index, trunk in enumerate(trunks)
-            for unit in units_of(index, trunk, engine.cost(trunk), self._max_batch_tokens, (engine, terms.group))
-        )
+        costs = [engine.cost(trunk) for trunk in trunks]
+        units = deque(units_of_request(trunks, costs, self._max_batch_tokens, (engine, terms.group)))
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         return Job(engine, units, wants, terms, [[] for _ in trunks], len(units), done, time.perf_counter())
 

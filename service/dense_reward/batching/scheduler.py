@@ -6,7 +6,8 @@ Knows no device, no thread and no clock.
 import asyncio
 from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -35,7 +36,8 @@ class Unit:
     """The smallest part of a request that is scheduled: some or all branches of one trunk, computed in one batch.
 
     `trunk_index`: the trunk's place in its request. `branch_tokens`: the cost of all its branches, without the prompt.
-    `branch_blocks`: the blocks that lie in its branches.
+    `branch_blocks`: the blocks that lie in its branches. `follows`: it shares at least half of its tokens with the
+    unit before it in its request, as the next turn of a conversation does, so both are taken together.
     """
 
     trunk_index: int
@@ -43,6 +45,7 @@ class Unit:
     prompt: SharedPrompt
     branch_tokens: int
     branch_blocks: tuple[int, ...] = ()
+    follows: bool = False
 
     @property
     def tokens_unshared(self) -> int:
@@ -108,6 +111,16 @@ class BatchTokens:
         added = unit.branch_tokens - self._held(unit.branch_blocks)
         return added if prompt in self._prompts else added + prompt.tokens - self._held(prompt.blocks)
 
+    def added_by_all(self, units: Sequence[Unit]) -> int:
+        """Tokens that several more units would add."""
+        before = self.tokens
+        for unit in units:
+            self.add(unit)
+        added = self.tokens - before
+        for unit in reversed(units):
+            self.remove(unit)
+        return added
+
     def add(self, unit: Unit) -> None:
         self.tokens += self.added_by(unit)
         self._prompts[unit.prompt] += 1
@@ -154,21 +167,24 @@ class _RoundRobin:
         self._unserved.extend(self._served)
         self._served.clear()
 
-    def next(self) -> Unit:
-        """The unit that `take` would take."""
-        return (self._unserved or self._served)[0].units[0]
+    def next(self) -> Job:
+        """The first job."""
+        return (self._unserved or self._served)[0]
 
-    def take(self) -> Member:
-        """Take one unit of the first job, and move this job behind all others."""
-        job = (self._unserved or self._served).popleft()
-        unit = job.units.popleft()
+    def serve(self) -> Job:
+        """Remove the first job. `served` puts it back."""
+        return (self._unserved or self._served).popleft()
+
+    def served(self, job: Job) -> None:
+        """Put a job behind all others, unless all of its units were taken."""
         if job.units:
             self._served.append(job)
-        return job, unit
 
 
 class Scheduler:
     """Round robin: a batch takes one unit of each job, then again one of each, up to the token budget.
+
+    The turns of a conversation count as one unit: in different batches, each would compute the earlier ones again.
 
     So a long request cannot delay a new one beyond the next batch, and new ones cannot delay a long one for ever. Bulk
     jobs get the tokens that interactive ones leave in a batch; after BULK_PATIENCE batches that left none, the next
@@ -218,14 +234,34 @@ class Scheduler:
         return batch
 
     def _fits(self, jobs: _RoundRobin, batch: list[Member], tokens: BatchTokens) -> bool:
-        """The first unit of a batch always fits: one that is larger than the budget is computed alone."""
-        return not batch or tokens.tokens + tokens.added_by(jobs.next()) <= self._max_batch_tokens
+        """The first unit of a batch always fits: one that is larger than the budget is computed alone.
+
+        Units that are taken together fit together, unless that would be more than a batch: then they are cut anyway.
+        """
+        if not batch:
+            return True
+        units, room = _together(jobs.next()), self._max_batch_tokens - tokens.tokens
+        if tokens.added_by(units[0]) > room:
+            return False
+        return tokens.added_by_all(units) <= room or tokens_together(units) > self._max_batch_tokens
 
     def _take(self, jobs: _RoundRobin, batch: list[Member], tokens: BatchTokens) -> None:
-        job, unit = jobs.take()
-        batch.append((job, unit))
-        tokens.add(unit)
-        self._waiting_tokens.remove(unit)
+        """Take a unit of the first job, and those that follow it, as far as they fit."""
+        job = jobs.serve()
+        for at, unit in enumerate(_together(job)):
+            if at and tokens.tokens + tokens.added_by(unit) > self._max_batch_tokens:
+                break
+            job.units.popleft()
+            batch.append((job, unit))
+            tokens.add(unit)
+            self._waiting_tokens.remove(unit)
+        jobs.served(job)
+
+
+def _together(job: Job) -> list[Unit]:
+    """The next unit of a job, and those that follow it."""
+    first, *others = job.units
+    return [first, *takewhile(lambda unit: unit.follows, others)]
 
 
 def tokens_together(units: Iterable[Unit]) -> int:
@@ -234,6 +270,19 @@ def tokens_together(units: Iterable[Unit]) -> int:
     for unit in units:
         tokens.add(unit)
     return tokens.tokens
+
+
+def units_of_request(
+    trunks: Sequence[Trunk], costs: Sequence[Cost], max_batch_tokens: int, sharers: Hashable
+) -> Iterator[Unit]:
+    """The units of all trunks of a request."""
+    before: set[int] = set()
+    for index, (trunk, cost) in enumerate(zip(trunks, costs, strict=True)):
+        for unit in units_of(index, trunk, cost, max_batch_tokens, sharers):
+            blocks = {*unit.prompt.blocks, *unit.branch_blocks}
+            shared = BLOCK_TOKENS * len(blocks & before)
+            yield replace(unit, follows=2 * shared >= unit.prompt.tokens + unit.branch_tokens > 0)
+            before = blocks
 
 
 def units_of(index: int, trunk: Trunk, cost: Cost, max_batch_tokens: int, sharers: Hashable) -> Iterator[Unit]:

@@ -18,9 +18,10 @@ from dense_reward.batching.scheduler import (
     Unit,
     tokens_together,
     units_of,
+    units_of_request,
 )
 from dense_reward.records import Branch, Cost, Trunk, Wants
-from faulty_engines import Gate, Recorder, packed, tokens_computed, trunk, unlike
+from faulty_engines import Gate, Recorder, packed, padded, tokens_computed, trunk, unlike
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -216,6 +217,58 @@ def test_conversations_with_one_system_prompt_are_counted_as_they_are_computed()
         )
     ]
     assert tokens_together(units) == 640 + 256 + 64 + 64
+
+
+def turns_of(conversation: int, turns: int) -> list[Unit]:
+    """The units of a request that scores every answer of a conversation: 128 tokens of system prompt, 192 a turn."""
+    system, random = np.arange(128, dtype=np.int32), np.random.default_rng(conversation)
+    before, trunks = system, []
+    for _ in range(turns):
+        user, answer = random.integers(1000, 2000, 64), random.integers(1000, 2000, 128)
+        prompt = np.concatenate([before, user]).astype(np.int32)
+        trunks.append(Trunk(prompt, (Branch(answer.astype(np.int32), np.ones(128, bool)),)))
+        before = np.concatenate([prompt, answer])
+    return list(units_of_request(trunks, [packed(trunk) for trunk in trunks], 4096, "pair"))
+
+
+def test_the_turns_of_a_conversation_are_computed_in_one_batch() -> None:
+    loop = asyncio.new_event_loop()
+    waiting = Scheduler(4096)
+    jobs = [job_of(turns_of(conversation, 6), loop) for conversation in range(8)]
+    for job in jobs:
+        waiting.add(job)
+    batches = []
+    while waiting:
+        batches.append(waiting.take())
+    assert [len(batch) for batch in batches] == [3 * 6, 3 * 6, 2 * 6]
+    assert [tokens_together(unit for _, unit in batch) for batch in batches] == [128 + n * 6 * 192 for n in (3, 3, 2)]
+    loop.close()
+
+
+def test_what_belongs_together_but_is_more_than_a_batch_shares_batches_with_others() -> None:
+    loop = asyncio.new_event_loop()
+    waiting = Scheduler(4096)
+    prompt, response = np.arange(5000, 6024, dtype=np.int32), Branch(np.arange(96, dtype=np.int32), np.ones(96, bool))
+    trunks = [Trunk(prompt, (replace(response, ids_T=response.ids_T + at),)) for at in range(100)]
+    long = job_of(list(units_of_request(trunks, [packed(trunk) for trunk in trunks], 4096, "pair")), loop)
+    short = job_of(turns_of(1, 2), loop)
+    assert [unit.follows for unit in long.units] == [False] + [True] * 99
+    waiting.add(long)
+    waiting.add(short)
+    batches = [waiting.take(), waiting.take()]
+    assert [job for job, _ in batches[0]] == [long] * 32
+    assert [job for job, _ in batches[1]] == [short] * 2 + [long] * 26
+    loop.close()
+
+
+def test_responses_to_prompts_that_are_short_or_unlike_take_turns() -> None:
+    prompts = [np.arange(100, dtype=np.int32) + 1000 * i for i in range(3)]
+    response = Branch(np.arange(60, dtype=np.int32), np.ones(60, bool))
+    trunks = [Trunk(prompt, (response,)) for prompt in (prompts[0], prompts[1], prompts[2], prompts[2])]
+    found = units_of_request(trunks, [packed(trunk) for trunk in trunks], 4096, "pair")
+    assert [unit.follows for unit in found] == [False, False, False, True]
+    found = units_of_request(trunks, [padded(trunk) for trunk in trunks], 4096, "pair")
+    assert not any(unit.follows for unit in found)
 
 
 def taken(scheduler: Scheduler) -> list[str]:
