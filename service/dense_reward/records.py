@@ -7,7 +7,7 @@ Log-probs are in nats, at temperature 1, reduced in float32.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,6 +193,17 @@ Scores = list[list[TokenScores]]
 """One list per trunk, with one TokenScores per branch; trunks and branches are in order."""
 Work = Callable[[], Scores]
 """A batch that is prepared on the device. Call it once, on the device thread: it computes and returns the scores."""
+
+
+@dataclass(frozen=True, slots=True)
+class CountedWork(Generic[Result]):
+    """Work that knows how many tokens go through the models, padding not counted."""
+
+    work: Callable[[], Result]
+    tokens: int
+
+    def __call__(self) -> Result:
+        return self.work()
 
 
 @dataclass(frozen=True, slots=True)

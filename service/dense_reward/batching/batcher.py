@@ -36,7 +36,7 @@ from dense_reward.errors import (
     SequenceError,
     refuse,
 )
-from dense_reward.records import Engine, Result, Scores, TokenScores, Trunk, Wants, Work
+from dense_reward.records import CountedWork, Engine, Result, Scores, TokenScores, Trunk, Wants, Work
 from dense_reward.telemetry.metrics import Metrics
 
 INTERACTIVE = Terms()
@@ -212,7 +212,7 @@ class Batcher:
             if work is not None:
                 scores, seconds = await self._run_on_device(batch, work)
                 _check_shape(batch.trunks, scores)
-                self._deliver(batch.members, scores, seconds)
+                self._deliver(batch.members, scores, seconds, work)
         except (OutOfMemoryError, SequenceError) as error:
             # The retry is outside this block: inside it, the traceback would keep the batch's tensors alive.
             return _Failed(str(error), for_memory=isinstance(error, OutOfMemoryError))
@@ -265,10 +265,11 @@ class Batcher:
         finally:
             self._device_busy = False
 
-    def _deliver(self, members: Sequence[Member], results: Scores, seconds: float) -> None:
+    def _deliver(self, members: Sequence[Member], results: Scores, seconds: float, work: Work) -> None:
         """Add the scores to their jobs, and resolve the jobs that are complete."""
-        tokens = tokens_together(unit for _, unit in members)
-        self.admission.measured(tokens, seconds)
+        estimate = tokens_together(unit for _, unit in members)
+        self.admission.measured(estimate, seconds)
+        tokens = work.tokens if isinstance(work, CountedWork) else estimate
         self._metrics.batch(
             tokens=tokens,
             shared_tokens=sum(unit.tokens_unshared for _, unit in members) - tokens,

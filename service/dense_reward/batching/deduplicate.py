@@ -11,7 +11,7 @@ Sees engines only through the protocol. The invariants:
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
-from dense_reward.records import Branch, Engine, Scores, SharingEngine, TokenScores, Trunk, Wants, Work
+from dense_reward.records import Branch, CountedWork, Engine, Scores, SharingEngine, TokenScores, Trunk, Wants, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +46,24 @@ class _SubBatch:
         if len(self.engines) > 1 and isinstance(first, SharingEngine):
             return first.prepare_shared(self.engines, trunks, wants)
         work = first.prepare(trunks, wants)
-        return lambda: [work()]
+
+        def one() -> list[Scores]:
+            return [work()]
+
+        return CountedWork(one, work.tokens) if isinstance(work, CountedWork) else one
 
 
 def prepare_batch(tasks: Sequence[ScoringTask], wants: Wants) -> Work:
     """Prepare work that returns one list of scores per task, in order. Raises what the engines' `prepare` raises.
+
+    It is a CountedWork if all engines return one.
 
     The work raises what the engines' work raises, and RuntimeError if an engine returns scores for a different number
     of trunks.
     """
     sub_batches = _sub_batches(tasks)
     works = [sub_batch.prepare(wants) for sub_batch in sub_batches]
+    counts = [found.tokens for found in works if isinstance(found, CountedWork)]
 
     def work() -> Scores:
         scores: list[list[TokenScores]] = [[] for _ in tasks]
@@ -68,7 +75,7 @@ def prepare_batch(tasks: Sequence[ScoringTask], wants: Wants) -> Work:
                         scores[index] = branches
         return scores
 
-    return work
+    return CountedWork(work, sum(counts)) if len(counts) == len(works) else work
 
 
 def _check_count(expected: int, found: int) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from dense_reward.records import Cost, Engine, IdArray, TokenScores, Trunk, Wants
 
-BLOCK_TOKENS = 32
+BLOCK_TOKENS = 16
 Key = TypeVar("Key", bound=Hashable)
 
 

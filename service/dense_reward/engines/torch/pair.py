@@ -20,6 +20,7 @@ from dense_reward.engines.torch.shared_layers import computed_once, links_of
 from dense_reward.records import (
     Branch,
     Cost,
+    CountedWork,
     Engine,
     EngineInfo,
     FloatArray,
@@ -50,11 +51,15 @@ class ComputeOptions:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One forward of each model: `rows` computes a model's R rows, `row_S` is the row of each scored token."""
+    """One forward of each model: `rows` computes a model's R rows, `row_S` is the row of each scored token.
+
+    `tokens`: how many go through each model, padding not counted.
+    """
 
     rows: Callable[[TorchModel], Tensor]
     leaves: tuple[Leaf, ...]
     row_S: Index
+    tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +134,7 @@ class PairEngine:
 
     def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
         work = self.prepare_shared([self], trunks, wants)
-        return lambda: work()[0]
+        return CountedWork(lambda: work()[0], work.tokens)
 
     def shares_with(self, other: Engine) -> bool:
         """Whether they have a model in common and would compute it in the same way."""
@@ -142,7 +147,7 @@ class PairEngine:
 
     def prepare_shared(
         self, engines: Sequence[Engine], trunks: Sequence[Trunk], wants: Wants
-    ) -> Callable[[], list[Scores]]:
+    ) -> CountedWork[list[Scores]]:
         pairs = [engine for engine in engines if isinstance(engine, PairEngine)]
         if len(pairs) < len(engines):
             raise TypeError("a PairEngine shares models only with other PairEngines")
@@ -150,7 +155,8 @@ class PairEngine:
         batches: list[Batch] = with_device_errors(
             lambda: list(self.batches(trunks, sharing.devices, self.rope_length_limits))
         )
-        return partial(with_device_errors, partial(sharing.score, trunks, batches))
+        work = partial(with_device_errors, partial(sharing.score, trunks, batches))
+        return CountedWork(work, sum(batch.tokens for batch in batches))
 
     def batches(
         self, trunks: Sequence[Trunk], devices: Set[torch.device], rope_length_limits: Collection[int]
@@ -161,13 +167,13 @@ class PairEngine:
             for packed in pack(
                 trunks, max_tokens=options.max_batch_tokens, rope_length_limits=limits, alone=options.alone
             ):
-                yield Batch(_packed_rows(packed, devices), packed.leaves, packed.row_S)
+                yield Batch(_packed_rows(packed, devices), packed.leaves, packed.row_S, len(packed.ids_N))
             return
         # A batch holds at least one sequence, so with a budget of one token it holds exactly one.
         max_tokens = 1 if options.alone else options.max_batch_tokens
         for padded in padded_batches(leaves(trunks, limits), max_tokens=max_tokens, rope_length_limits=limits):
             rows = partial(TorchModel.padded_rows, sequences=padded.ids, positions=padded.positions)
-            yield Batch(rows, padded.leaves, padded.row_S)
+            yield Batch(rows, padded.leaves, padded.row_S, sum(len(ids) for ids in padded.ids))
 
 
 class _SharedModels:

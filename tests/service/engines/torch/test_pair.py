@@ -8,15 +8,16 @@ from random import Random
 import numpy as np
 import pytest
 import torch
+from dense_reward.batching.deduplicate import ScoringTask, prepare_batch
 from dense_reward.engines.torch.model import TorchModel
 from dense_reward.engines.torch.pair import ComputeOptions, PairEngine
-from dense_reward.records import Branch, TokenScores, Trunk, Wants
+from dense_reward.records import Branch, CountedWork, TokenScores, Trunk, Wants
 from dense_reward.reward import candidate_reward
 from faulty_engines import INFO
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_configs import LONG_TOKENS, PADDED
-from tiny_models import plain_logprobs, random_trunk, tiny_model
+from tiny_models import continued, plain_logprobs, random_trunk, tiny_model
 
 pytestmark = pytest.mark.slow
 
@@ -211,3 +212,18 @@ def test_a_head_that_was_copied_to_where_the_logits_meet_gives_the_same_to_the_b
     moved = PairEngine(sft, reference, INFO, ComputeOptions(150)).score([trunk], ALL)[0]
     for found, expected in zip(moved, small_batches("gemma2").score([trunk], ALL)[0], strict=True):
         assert bits(found) == bits(expected)
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_work_knows_how_many_tokens_go_through_the_models(*, packed: bool) -> None:
+    """A prompt of 30 tokens with responses of 5 and 9, and the next turn of it: the last token of each is not computed."""
+    first = random_trunk(1, 30, (5, 9))
+    (second,) = continued(first, random_trunk(2, 4, (6,)))
+    models = [TorchModel(tiny_model("llama", seed=seed)) for seed in (1, 2)]
+    options = ComputeOptions(1000, packed=packed)
+    pair, other = (PairEngine(models[0], models[1], INFO, options) for _ in range(2))
+    alone = 30 + 4 + 30 + 8 + 39 + 5
+    assert pair.prepare([first, second], Wants()).tokens == (30 + 8 + 9 + 5 if packed else alone)
+    both = prepare_batch([ScoringTask(pair, first), ScoringTask(other, second)], Wants())
+    assert isinstance(both, CountedWork)
+    assert both.tokens == ((30 + 4 + 8) + (39 + 5) if packed else alone)
