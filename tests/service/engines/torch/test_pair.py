@@ -216,14 +216,19 @@ def test_a_head_that_was_copied_to_where_the_logits_meet_gives_the_same_to_the_b
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 def test_work_knows_how_many_tokens_go_through_the_models(*, packed: bool) -> None:
-    """A prompt of 30 tokens with responses of 5 and 9, and the next turn of it: the last token of each is not computed."""
-    first = random_trunk(1, 30, (5, 9))
+    """A prompt of 30 tokens with responses of 20 and 9, and the next turn of the first. Last tokens are not computed."""
+    first = random_trunk(1, 30, (20, 9))
     (second,) = continued(first, random_trunk(2, 4, (6,)))
     models = [TorchModel(tiny_model("llama", seed=seed)) for seed in (1, 2)]
-    options = ComputeOptions(1000, packed=packed)
-    pair, other = (PairEngine(models[0], models[1], INFO, options) for _ in range(2))
-    alone = 30 + 4 + 30 + 8 + 39 + 5
-    assert pair.prepare([first, second], Wants()).tokens == (30 + 8 + 9 + 5 if packed else alone)
-    both = prepare_batch([ScoringTask(pair, first), ScoringTask(other, second)], Wants())
-    assert isinstance(both, CountedWork)
-    assert both.tokens == ((30 + 4 + 8) + (39 + 5) if packed else alone)
+    pair, other = (PairEngine(models[0], models[1], INFO, ComputeOptions(1000, packed=packed)) for _ in range(2))
+    alone = (30 + 19) + (30 + 8) + (54 + 5)
+
+    def counted(*tasks: ScoringTask) -> int:
+        work = prepare_batch(tasks, Wants())
+        assert isinstance(work, CountedWork)
+        return int(work.tokens)
+
+    together = counted(ScoringTask(pair, first), ScoringTask(pair, second))
+    assert together == (54 + 5 + 8 if packed else alone)
+    apart = counted(ScoringTask(pair, first), ScoringTask(other, second))
+    assert apart == ((30 + 19 + 8) + (54 + 5) if packed else alone)
