@@ -216,7 +216,7 @@ def test_a_head_that_was_copied_to_where_the_logits_meet_gives_the_same_to_the_b
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 def test_work_knows_how_many_tokens_go_through_the_models(*, packed: bool) -> None:
-    """A prompt of 30 tokens with responses of 20 and 9, and the next turn of the first. Last tokens are not computed."""
+    """A prompt of 30 tokens with responses of 20 and 9, and the next turn of the first; no last token is computed."""
     first = random_trunk(1, 30, (20, 9))
     (second,) = continued(first, random_trunk(2, 4, (6,)))
     models = [TorchModel(tiny_model("llama", seed=seed)) for seed in (1, 2)]
