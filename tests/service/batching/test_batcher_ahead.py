@@ -129,7 +129,7 @@ def test_a_prepared_batch_whose_callers_all_left_is_not_computed() -> None:
 
     async def ask(batcher: OneEngine) -> None:
         first = await held.first(batcher)
-        gone = [submitted(batcher.submit([trunk(1, 47)], Wants())) for _ in range(3)]
+        gone = [submitted(batcher.submit([trunk(name, 47)], Wants())) for name in (1, 3, 4)]
         await held.prepared()
         stays = submitted(batcher.submit([trunk(2, 3)], Wants()))
         await held_by(held.gate, first, stays, *gone)
