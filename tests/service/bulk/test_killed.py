@@ -14,6 +14,8 @@ from dense_reward.settings import ENV_PREFIX
 
 pytestmark = pytest.mark.slow
 ROWS = 3000
+MANY_ROWS = 40_000
+"""So many that a run takes much longer than a busy machine needs to send a signal."""
 SOON = "from dense_reward.bulk import job; job.SYNC_S = 0.0; job.WINDOW_ROWS = 50; import sys; "
 MAIN = SOON + "from dense_reward.cli import main; sys.exit(main())"
 
@@ -47,7 +49,7 @@ def test_three_kills_lose_and_double_no_row(tmp_path: Path, suffix: str) -> None
 
 @pytest.mark.parametrize(("sent", "suffix"), [(signal.SIGINT, "jsonl"), (signal.SIGTERM, "parquet")], ids=str)
 def test_a_signal_saves_what_was_scored(tmp_path: Path, sent: signal.Signals, suffix: str) -> None:
-    file, out, growing = sums_file(tmp_path, ROWS), tmp_path / f"out.{suffix}", tmp_path / "out.jsonl"
+    file, out, growing = sums_file(tmp_path, MANY_ROWS), tmp_path / f"out.{suffix}", tmp_path / "out.jsonl"
     process = started(file, out)
     while process.poll() is None and size(growing, tmp_path / "out.parquet.parts") <= 2:
         time.sleep(0.005)
@@ -59,7 +61,7 @@ def test_a_signal_saves_what_was_scored(tmp_path: Path, sent: signal.Signals, su
     assert "rror" not in errors
     state = state_of(out)
     assert state is not None
-    assert 0 < state.rows < ROWS
+    assert 0 < state.rows < MANY_ROWS
 
 
 def size(growing: Path, parts: Path) -> int:
