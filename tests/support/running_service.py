@@ -22,7 +22,7 @@ from dense_reward.serving.service import Service
 from dense_reward.settings import Settings
 from dense_reward.text.encode import Encoder
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 TOKENIZER_SHA256 = "fake"
 
 
