@@ -7,7 +7,7 @@ import asyncio
 from collections import Counter, deque
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -240,28 +240,32 @@ class Scheduler:
         """
         if not batch:
             return True
-        units, room = _together(jobs.next()), self._max_batch_tokens - tokens.tokens
-        if tokens.added_by(units[0]) > room:
-            return False
-        return tokens.added_by_all(units) <= room or tokens_together(units) > self._max_batch_tokens
+        units, room, alone = list[Unit](), self._max_batch_tokens - tokens.tokens, BatchTokens()
+        for unit in _together(jobs.next()):
+            units.append(unit)
+            alone.add(unit)
+            if alone.tokens > self._max_batch_tokens:  # no need to look at the others, which can be thousands
+                return tokens.added_by(units[0]) <= room
+        return tokens.added_by_all(units) <= room
 
     def _take(self, jobs: _RoundRobin, batch: list[Member], tokens: BatchTokens) -> None:
         """Take a unit of the first job, and those that follow it, as far as they fit."""
         job = jobs.serve()
-        for at, unit in enumerate(_together(job)):
-            if at and tokens.tokens + tokens.added_by(unit) > self._max_batch_tokens:
-                break
-            job.units.popleft()
+        while True:
+            unit = job.units.popleft()
             batch.append((job, unit))
             tokens.add(unit)
             self._waiting_tokens.remove(unit)
+            follower = job.units[0] if job.units and job.units[0].follows else None
+            if follower is None or tokens.tokens + tokens.added_by(follower) > self._max_batch_tokens:
+                break
         jobs.served(job)
 
 
-def _together(job: Job) -> list[Unit]:
+def _together(job: Job) -> Iterator[Unit]:
     """The next unit of a job, and those that follow it."""
-    first, *others = job.units
-    return [first, *takewhile(lambda unit: unit.follows, others)]
+    yield job.units[0]
+    yield from takewhile(lambda unit: unit.follows, islice(job.units, 1, None))
 
 
 def tokens_together(units: Iterable[Unit]) -> int:
@@ -310,8 +314,9 @@ def units_of(index: int, trunk: Trunk, cost: Cost, max_batch_tokens: int, sharer
 def _blocks(before: int, ids_L: IdArray) -> tuple[int, ...]:
     """The whole blocks of some ids: each is a hash of its ids and of the block before it, the first of `before`."""
     found = []
-    for start in range(0, len(ids_L) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
-        before = hash((before, ids_L[start : start + BLOCK_TOKENS].tobytes()))
+    ids, step = ids_L.tobytes(), BLOCK_TOKENS * ids_L.itemsize
+    for start in range(0, len(ids) - step + 1, step):
+        before = hash((before, ids[start : start + step]))
         found.append(before)
     return tuple(found)
 
