@@ -152,11 +152,11 @@ def cpu_cells() -> tuple[Cell, ...]:
     a, long, gsm8k = same_lengths(1, 8, 128, 128), same_lengths(1, 8, 512, 1024), gsm8k_lengths()
     return (
         Cell("error_40m", "40m", a * 4, 1),
-        Cell("conversations_40m", "40m", (), 1),
         Cell("b_40m", "40m", long, 2),
         Cell("a_40m", "40m", a * 4, 5, compared=True),
         Cell("c_40m", "40m", gsm8k, 5, compared=True),
         Cell("d_40m", "40m", same_lengths(16, 1, 128, 128), 5, compared=True, sequential=True),
+        Cell("conversations_40m", "40m", (), 1),
         Cell("b_05b", "05b", long, 2),
         Cell("a_05b", "05b", a, 3, compared=True),
         Cell("c_05b", "05b", gsm8k, 3, compared=True),
