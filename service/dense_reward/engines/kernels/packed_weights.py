@@ -31,7 +31,7 @@ class PackedWeight:
     """A copy of a weight [O, I], and its matmul."""
 
     def __init__(self, weight_OI: Tensor) -> None:
-        self._source = weight_OI  # kept, because `packed` finds this object by its address
+        self._source = weight_OI.detach()  # keeps its storage: `packed` finds this object by that address
         self._copy: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI.detach().contiguous(), ROWS)
 
     def __call__(self, rows_NI: Tensor, bias_O: Tensor | None) -> Tensor:
@@ -44,7 +44,7 @@ class PackedTiles:
     """A copy of an output layer [V, I], in tiles of some ids each."""
 
     def __init__(self, weight_VI: Tensor, tile: int) -> None:
-        self._source = weight_VI
+        self._source = weight_VI.detach()
         self._tile = tile
         self._tiles = [PackedWeight(part) for part in torch.split(weight_VI, tile)]
 

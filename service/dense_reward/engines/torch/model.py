@@ -137,7 +137,7 @@ class TorchModel:
     def pack_weights(self, *, at_most_bytes: float) -> str | None:
         """On a CPU, hold copies of the weights in the layout that its fastest matmuls read, where that is faster.
 
-        Returns what was done; None if nothing would be faster, or if the copies would take more bytes.
+        Returns what was done, or that the copies would take too many bytes; None if nothing would be faster.
         """
         output = self._model.get_output_embeddings()
         linears = [linear for linear in map(_plain_linear, self._model.modules()) if linear not in (None, output)]
@@ -146,14 +146,17 @@ class TorchModel:
         new = [linear.weight for linear in faster if needs_memory(linear.weight)]
         if head is not None and needs_memory(head.weight_VD, CPU_TILING.vocab):
             new.append(head.weight_VD)
-        if not (faster or head) or stored_bytes(new) > at_most_bytes:
+        if not (faster or head):
             return None
+        more_mb = f"{stored_bytes(new) / 1e6:,.0f} MB"
+        if stored_bytes(new) > at_most_bytes:
+            return f"no copies for faster matmuls: they would take {more_mb}, and too little is free"
         for linear in faster:
             linear.forward = partial(packed(linear.weight), bias_O=linear.bias)  # type: ignore[method-assign]
         if head is not None:
             self.head = head.pack()
         layers = f"{len(faster)} matrices" + ("" if head is None else " and the output layer")
-        return f"{layers} are also held as the CPU's fastest matmuls read them: {stored_bytes(new) / 1e6:,.0f} MB more"
+        return f"{layers} are also held as the CPU's fastest matmuls read them: {more_mb} more"
 
     @property
     def has_graphs(self) -> bool:
