@@ -30,9 +30,10 @@ def stage(machine: Machine, record: Record) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for seed, role in enumerate(ROLES):
             make_checkpoint(shape, Path(folder) / role, role, seed)
-        options = {"dtype": "float32" if machine.tiny else "bfloat16", "device": machine.device.type, "threads": 1}
+        dtype, log = "float32" if machine.tiny else "bfloat16", Path(folder, "service.log")
         started_s = time.perf_counter()
-        with Service(Path(folder), log=Path(folder) / "service.log", **options) as service, service.client() as client:  # type: ignore[arg-type]
+        service = Service(Path(folder), dtype=dtype, device=machine.device.type, threads=1, log=log)
+        with service, service.client() as client:
             record(start_s=time.perf_counter() - started_s)
             for name, lengths in REQUESTS.items():
                 requests = [

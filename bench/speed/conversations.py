@@ -24,9 +24,12 @@ def conversations(service: Service, vocab_size: int) -> Conversations:
         before = service.metric(COMPUTED)
         list(threads.map(client.score_items, requests))
         computed = int(service.metric(COMPUTED) - before)
-    # The last token of each conversation is only predicted.
-    distinct = SYSTEM_TOKENS + REQUESTS * (TURNS * (USER_TOKENS + ANSWER_TOKENS) - 1)
-    return Conversations(requests=REQUESTS, turns=TURNS, computed_tokens=computed, distinct_tokens=distinct)
+    return Conversations(requests=REQUESTS, turns=TURNS, computed_tokens=computed, distinct_tokens=distinct_tokens())
+
+
+def distinct_tokens() -> int:
+    """Tokens that differ in their id or in what precedes them. The last one of a conversation is only predicted."""
+    return SYSTEM_TOKENS + REQUESTS * (TURNS * (USER_TOKENS + ANSWER_TOKENS) - 1)
 
 
 def _items(conversation: int, vocab_size: int) -> list[Item]:

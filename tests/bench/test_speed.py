@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_models import plain_logprobs, tiny_model
 
-from bench.speed import contestants, report
+from bench.speed import contestants, conversations, report
 from bench.speed.contestants import Launcher, Run, ServiceRun
 from bench.speed.processes import Group
 from bench.speed.results import (
@@ -224,3 +224,12 @@ def test_vllm_runs_in_the_environment_of_the_setting(tmp_path: Path, monkeypatch
 
 def test_the_page_holds_the_tables_of_the_results() -> None:
     assert block_of(report.PAGE, report.BLOCK) == report.block(report.read()), "run `python -m bench.speed report`"
+
+
+def test_the_distinct_tokens_of_conversations_are_those_that_can_be_told_apart() -> None:
+    seen = set()
+    for at in range(conversations.REQUESTS):
+        for item in conversations._items(at, 32_000):
+            ids = np.array([*item["prompt_ids"], *item["response_ids"][0][:-1]], dtype=np.int32)  # type: ignore[misc,index]
+            seen |= {hash(ids[: end + 1].tobytes()) for end in range(len(ids))}
+    assert len(seen) == conversations.distinct_tokens()
