@@ -51,17 +51,21 @@ def test_shards_divide_the_rows(total: int, of: int) -> None:
 
 
 class Slow:
-    """Later windows are faster."""
+    """It scores nothing before `parallel` windows wait together; then later windows are faster."""
 
     parallel, characters = 3, 100
     identity: Mapping[str, object] = MappingProxyType({})
 
     def __init__(self) -> None:
         self.together = self.most = 0
+        self.filled = asyncio.Event()
 
     async def score(self, items: Sequence[Item]) -> tuple[list[Outcome], int]:
         self.together += 1
         self.most = max(self.most, self.together)
+        if self.together == self.parallel:
+            self.filled.set()
+        await self.filled.wait()
         for _ in range(1000 // (1 + int(items[0].prompt[:-2] or 0) if items[0].prompt else 1)):
             await asyncio.sleep(0)
         self.together -= 1
@@ -80,7 +84,7 @@ def test_windows_come_in_order_and_not_too_many_are_scored_together(tmp_path: Pa
         assert all(scored.outcomes[0][0]["prompt"] == f"{scored.window.rows[0].number}+1" for scored in found[:-1])  # type: ignore[index]
         return [row.number for scored in found for row in scored.window.rows]
 
-    assert asyncio.run(numbers()) == list(range(40))
+    assert asyncio.run(asyncio.wait_for(numbers(), 60)) == list(range(40))
     assert scorer.most == scorer.parallel
 
 
