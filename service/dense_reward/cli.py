@@ -21,7 +21,7 @@ from dense_reward.errors import BulkError, CheckpointError, RequestError, Settin
 from dense_reward.serving.pair_sources import first_pairs
 from dense_reward.settings import Settings, env_name, flag, read_settings
 from dense_reward.telemetry.logs import configure
-from dense_reward.telemetry.process_memory import keep_freed_memory
+from dense_reward.telemetry.process_memory import bound_kernel_caches, keep_freed_memory
 
 # Longer than load balancers keep an idle connection. Otherwise they would send requests on a closed connection.
 KEEP_ALIVE_S = 75
@@ -181,8 +181,9 @@ def _json_object(name: str, text: str | None) -> dict[str, JsonValue] | None:
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    """The settings of a command that computes. Also tunes the process's memory allocator for it."""
+    """The settings of a command that computes. Also bounds and tunes the process's memory for it."""
     keep_freed_memory()
+    bound_kernel_caches()
     given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     settings = read_settings(given, os.environ.keys())
     names_pairs = settings.pairs_file is not None or settings.run is not None

@@ -2,7 +2,9 @@
 
 import ctypes
 import gc
+import os
 
+KEPT_KERNELS = 128
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _ARENA_MAX = -3, -1, -8  # mallopt(3)
 
 
@@ -18,6 +20,16 @@ def keep_freed_memory() -> None:
         return
     for parameter, setting in ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, (1 << 31) - 1)):
         mallopt(parameter, setting)
+
+
+def bound_kernel_caches() -> None:
+    """Limit how many compiled matmuls torch and oneDNN keep, each in a cache of its own; call it before torch is imported.
+
+    On CPUs each number of rows is compiled anew, and batches rarely have the same number. By default up to a thousand
+    are kept, of up to a few megabytes each: a service grows by up to two gigabytes. A batch needs some dozens.
+    """
+    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(KEPT_KERNELS))
 
 
 def freeze_loaded_objects() -> None:

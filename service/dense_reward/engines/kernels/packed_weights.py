@@ -8,7 +8,7 @@ Shapes: N rows, I inputs, O outputs; a tile of a vocabulary is O too.
 """
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache, partial
 from weakref import WeakValueDictionary
 
@@ -19,11 +19,14 @@ from torch.nn import functional
 DTYPES = (torch.float32, torch.bfloat16)
 ROWS = 512
 """Rows for which weights are packed; others are computed right too."""
-LEAST_ROWS, MULTIPLICATIONS, REPEATS = 64, 1 << 30, 5
-"""Matmuls that are timed have so many multiplications, and between LEAST_ROWS and ROWS rows."""
+LEAST_ROWS, MULTIPLICATIONS, REPEATS = 64, 1 << 31, 3
+"""What is timed multiplies so many numbers, with between LEAST_ROWS and ROWS rows."""
+COLD_BYTES, MOST_WEIGHTS = 1 << 25, 16
+"""The weights that are timed, one after another, take so many bytes, unless they are too many. In a forward, too, each
+weight comes from memory, and reading it is a large part of the time; a single weight would stay in a cache."""
 LEAST_NUMBERS = 1 << 16
 """Smaller matrices are not worth measuring."""
-LEAST_GAIN = 1.1
+LEAST_GAIN = 1.04
 """So many times as fast a packed weight must be to be worth its memory."""
 
 
@@ -88,17 +91,20 @@ def gain(outputs: int, inputs: int, dtype: torch.dtype, threads: int) -> float:
     """
     if dtype not in DTYPES or outputs * inputs < LEAST_NUMBERS:
         return 0.0
+    numbers = outputs * inputs
     with torch.inference_mode():
-        rows = min(ROWS, max(LEAST_ROWS, MULTIPLICATIONS // (outputs * inputs)))
+        weights = min(MOST_WEIGHTS, max(1, COLD_BYTES // (numbers * dtype.itemsize)))
+        rows = min(ROWS, max(LEAST_ROWS, MULTIPLICATIONS // (weights * numbers)))
         rows_NI = torch.ones(rows, inputs, dtype=dtype)
-        weight_OI = torch.ones(outputs, inputs, dtype=dtype)
+        own = [torch.ones(outputs, inputs, dtype=dtype) for _ in range(weights)]
         try:
-            theirs = partial(functional.linear, rows_NI, weight_OI)
-            ours = partial(PackedWeight(weight_OI), rows_NI, None)
-            seconds = [(_seconds(theirs), _seconds(ours)) for _ in range(1 + REPEATS)][1:]  # the first warms up
+            copies = [PackedWeight(weight_OI) for weight_OI in own]
+            theirs = partial(_all, [partial(functional.linear, weight=weight_OI) for weight_OI in own], rows_NI)
+            ours = partial(_all, [partial(copy, bias_O=None) for copy in copies], rows_NI)
+            seconds = [(seconds_of(theirs), seconds_of(ours)) for _ in range(1 + REPEATS)][1:]  # the first warms up
         except (RuntimeError, AttributeError):  # an operator that this build of torch lacks
             return 0.0
-    return min(own for own, _ in seconds) / min(found for _, found in seconds)
+    return min(torch_s for torch_s, _ in seconds) / min(packed_s for _, packed_s in seconds)
 
 
 def is_faster(weight_OI: Tensor) -> bool:
@@ -112,7 +118,13 @@ def _identity(weight: Tensor, tile: int | None = None) -> Hashable:
     return weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, tile
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def _all(matmuls: Sequence[Callable[[Tensor], Tensor]], rows_NI: Tensor) -> None:
+    for matmul in matmuls:
+        matmul(rows_NI)
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """Seconds of one call."""
     started_s = time.perf_counter()
     call()
     return time.perf_counter() - started_s

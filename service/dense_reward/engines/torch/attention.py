@@ -8,19 +8,22 @@ Shapes: N tokens of the row, H query heads, J key heads, F = H / J queries for e
 of the value heads, C branches of one length, T queries, S keys.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from dense_reward.batching.prefix_trees import Range, Stretch, Tree
+from dense_reward.engines.kernels.block_attention import BlockRow, LayerRules
+from dense_reward.engines.kernels.packed_weights import seconds_of
 from dense_reward.engines.kernels.varlen import Varlen, varlen_attention
 
 NAME = "dense_reward_packed"
-QUERY_BLOCK = 256  # queries whose score matrix is materialised at once on the slow path
-SCORES = 1 << 24  # bound on the numbers of one materialised tensor: a score matrix, or copied keys or values
+LEAST_SIZE, MEASURED, REPEATS = 32, (torch.float32, torch.bfloat16), 3
+"""Heads and dtypes for which two ways of computing are measured."""
+LEAST_GAIN = 1.1
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # unlike the public function, returns log-sum-exp
 
 
@@ -38,24 +41,6 @@ class RowPlan:
     trees: tuple[Tree, ...]
     varlen: Varlen | None = None
     layers: set[int] = field(default_factory=set)
-
-
-@dataclass(frozen=True, slots=True)
-class LayerRules:
-    """What a layer needs beyond causal attention; scores are multiplied by `scale`, then capped."""
-
-    scale: float
-    window: int | None
-    cap: float | None
-    sinks_H: Tensor | None
-
-    def binds(self, tree: Tree) -> bool:
-        """Whether the window is shorter than the tree's longest sequence, so that it hides some key."""
-        return self.window is not None and tree.longest_tokens > self.window
-
-    def reach(self, keys: int) -> int:
-        """How many of so many keys one block of queries attends to at most."""
-        return keys if self.window is None else min(keys, self.window + QUERY_BLOCK)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +94,16 @@ def packed_attention(
         raise PackedAttentionError("no GPU kernel supports its attention, which CUDA graphs need")
     out_NHE = torch.empty((*q_HND.shape[1::-1], v_JNE.shape[-1]), dtype=q_HND.dtype, device=q_HND.device)
     row = LayerTensors(q_HND, k_JND, v_JNE, out_NHE)
+    # The CPU's kernel knows no sinks, and no window: it can compute the trees that the window does not bind.
+    flash = kernel and q_HND.device.type == "cpu" and s_aux is None
+    flash = flash and not _blocks_are_faster(q_HND, k_JND)
+    blocks: BlockRow | None = None
     for tree in plan.trees:
-        # The CPU's kernel knows no sinks, and no window: it computes trees that the window does not bind.
-        flash = kernel and q_HND.device.type == "cpu" and s_aux is None and not rules.binds(tree)
-        (_flash_tree if flash else _materialised_tree)(row, tree, rules)
+        if flash and not rules.binds(tree):
+            _flash_tree(row, tree, rules)
+        else:
+            blocks = blocks or BlockRow(q_HND, k_JND, v_JNE, out_NHE, rules)
+            blocks.attend(tree)
     return out_NHE[None], None
 
 
@@ -192,73 +183,38 @@ def _merged(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tens
     return torch.lerp(second[0].to(share.dtype), first[0].to(share.dtype), share)
 
 
-def _materialised_tree(row: LayerTensors, tree: Tree, rules: LayerRules) -> None:
-    """The slow path for what the kernels lack: materialised scores in float32, one block of queries at a time."""
-    for part, length, before in _segments(tree, row, rules):
-        shape = (-1, length)
-        seen = sum(stop - start for start, stop in before)
-        keys, values = (
-            _with_context(_taken(x, before), torch.unflatten(x[:, part], 1, shape)) for x in (row.k_JND, row.v_JNE)
-        )
-        q = torch.unflatten(row.q_HND[:, part], 1, shape)
-        out = torch.unflatten(row.out_NHE[part], 0, shape)  # a view: writes go to row.out_NHE
-        queries = max(1, min(QUERY_BLOCK, SCORES // (len(q) * rules.reach(seen + length))))
-        for start in range(0, length, queries):
-            stop = min(start + queries, length)
-            # Query `start` is at position seen + start: leave out the keys that its window hides from all that follow,
-            # and those after the block's last query.
-            first = 0 if rules.window is None else max(0, seen + start - rules.window + 1)
-            block = slice(first, seen + stop)
-            attended = _materialised(
-                q[:, :, start:stop], keys[:, :, block], values[:, :, block], seen + start - first, rules
-            )
-            out[:, start:stop] = attended.permute(1, 2, 0, 3)
+def _blocks_are_faster(q_HND: Tensor, k_JND: Tensor) -> bool:
+    """Whether matmuls compute these heads faster than torch's kernel does on this CPU.
 
-
-def _segments(tree: Tree, row: LayerTensors, rules: LayerRules) -> Iterator[tuple[slice, int, tuple[Range, ...]]]:
-    """Tokens computed at once, the length of each sequence in them, and what precedes it.
-
-    First the trunk, then the branches: as many of one length at once as keep the scores of a block, and the keys and
-    values, which are copied for each branch here, within SCORES numbers each.
+    Never with deterministic algorithms: the measurement may come out differently at the next start.
     """
-    yield slice(*tree.trunk), tree.tokens, tree.context
-    before = (*tree.context, tree.trunk)
-    width = max(row.k_JND.shape[-1], row.v_JNE.shape[-1])
-    for stretch in tree.branches:
-        keys = stretch.length + sum(stop - start for start, stop in before)
-        of_branch = len(row.q_HND) * rules.reach(keys) * max(min(stretch.length, QUERY_BLOCK), width)
-        at_once = max(1, SCORES // max(of_branch, len(row.k_JND) * keys * width))
-        for i in range(0, stretch.count, at_once):
-            start = stretch.start + i * stretch.length
-            yield slice(start, start + min(at_once, stretch.count - i) * stretch.length), stretch.length, before
+    if q_HND.shape[2] < LEAST_SIZE or q_HND.dtype not in MEASURED or torch.are_deterministic_algorithms_enabled():
+        return False
+    shape = q_HND.shape[0], k_JND.shape[0], q_HND.shape[2]
+    return block_gain(*shape, q_HND.dtype, torch.get_num_threads()) > LEAST_GAIN
 
 
-def _with_context(context_JSD: Tensor, own_JCTD: Tensor) -> Tensor:
-    """[J, C, S + T, D]: the trunk's before each branch's own."""
-    if not context_JSD.shape[1]:
-        return own_JCTD
-    shape = (-1, own_JCTD.shape[1], -1, -1)
-    return torch.cat([context_JSD[:, None].expand(shape), own_JCTD], dim=2)  # a copy, unlike expand alone
+@cache
+def block_gain(heads: int, key_heads: int, size: int, dtype: torch.dtype, threads: int) -> float:
+    """How many times as fast as torch's kernel block_attention.py is on this CPU; measured once for a shape of heads.
 
+    The row is a prompt of 128 tokens with four responses of 256. `threads`: torch's, on which it depends.
+    """
+    tree = Tree(0, 128, (Stretch(128, 4, 256),))
+    tokens = 128 + 4 * 256
+    rules = LayerRules(size**-0.5)
+    # Strides as in a forward: [N, heads, D] seen as [heads, N, D].
+    q_HND, k_JND, v_JND, out_HND = (
+        torch.ones(tokens, count, size, dtype=dtype).transpose(0, 1) for count in (heads, key_heads, key_heads, heads)
+    )
+    row = LayerTensors(q_HND, k_JND, v_JND, out_HND.transpose(0, 1))
 
-def _materialised(q_HCTD: Tensor, k_JCSD: Tensor, v_JCSE: Tensor, before: int, rules: LayerRules) -> Tensor:
-    """Softmax attention, [H, C, T, E], at least in float32. `before`: keys that precede the first query's own."""
-    accumulate = torch.promote_types(q_HCTD.dtype, torch.float32)
-    group = q_HCTD.shape[0] // k_JCSD.shape[0]
-    k, v = (x.to(accumulate).repeat_interleave(group, dim=0) for x in (k_JCSD, v_JCSE))
-    scores = torch.matmul(q_HCTD.to(accumulate), k.transpose(2, 3)) * rules.scale
-    if rules.cap is not None:
-        scores = torch.tanh(scores / rules.cap) * rules.cap  # before the mask: a capped -inf would be -cap
-    # Causal mask aligned at the bottom right: query t is at key position before + t, and the last query sees all keys.
-    distance_TS = before + torch.arange(q_HCTD.shape[2], device=q_HCTD.device)[:, None]
-    distance_TS = distance_TS - torch.arange(k.shape[2], device=q_HCTD.device)
-    hidden_TS = distance_TS < 0
-    if rules.window is not None:
-        hidden_TS |= distance_TS >= rules.window  # a window of W keys includes the query's own
-    scores.masked_fill_(hidden_TS, -torch.inf)  # no row is all -inf, which would be NaN: distance 0 is never hidden
-    if rules.sinks_H is not None:
-        # One more column that has no value: it only takes its share of the softmax.
-        sinks = rules.sinks_H.to(accumulate).reshape(-1, 1, 1, 1).expand(*scores.shape[:3], 1)
-        scores = torch.cat([scores, sinks], dim=3)
-    weights = torch.softmax(scores, dim=3)[..., : k.shape[2]]
-    return torch.matmul(weights, v).to(q_HCTD.dtype)
+    def flash() -> None:
+        _flash_tree(row, tree, rules)
+
+    def blocks() -> None:
+        BlockRow(q_HND, k_JND, v_JND, row.out_NHE, rules).attend(tree)
+
+    with torch.inference_mode():
+        seconds = [(seconds_of(flash), seconds_of(blocks)) for _ in range(1 + REPEATS)][1:]  # the first warms up
+    return min(flash_s for flash_s, _ in seconds) / min(blocks_s for _, blocks_s in seconds)

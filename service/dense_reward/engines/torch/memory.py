@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from dense_reward.engines.kernels.block_attention import ROWS, SCORES
 from dense_reward.engines.kernels.varlen import KEYS
-from dense_reward.engines.torch.attention import SCORES
 from dense_reward.engines.torch.feedforward import rows_at_once
 from dense_reward.engines.torch.logprobs import CPU_TILING, CUDA_TILING
 
@@ -105,11 +105,14 @@ def peak_bytes(config: PreTrainedConfig, *, tokens: int, itemsize: int, cuda: bo
     rows = tokens * (max(norm, attention, feedforward) + lasting)
     tiling = CUDA_TILING if cuda else CPU_TILING
     logits = 2 * (itemsize + 8) * tiling.rows * tiling.vocab
-    materialised = 4 * (4 * SCORES + 2 * max(SCORES, tokens * query)) if _may_materialise(text, tokens) else 0
+    if _may_materialise(text, tokens):
+        materialised = 4 * (4 * SCORES + 2 * max(SCORES, tokens * query))
+    else:  # on a CPU, a block of scores, its softmax and keys; a GPU's kernels keep all of it to themselves
+        materialised = 0 if cuda else 4 * (3 * min(SCORES, max(ROWS, heads) * tokens) + keys * tokens)
     # Each sequence gathers what precedes it and itself; where each continues the one before it, half of all pairs.
     gathered = itemsize * keys * min(KEYS, tokens + tokens * tokens // 2) if cuda else 0
     inner = min(tokens, rows_at_once(cuda=cuda)) * itemsize * wide
-    return int(SLACK * (rows + inner + logits + materialised + gathered))
+    return int(SLACK * (rows + max(inner, materialised + gathered, logits)))  # one after another
 
 
 def _head_size(text: PreTrainedConfig) -> int:

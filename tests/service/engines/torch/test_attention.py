@@ -3,6 +3,8 @@
 import pytest
 import torch
 from dense_reward.batching.prefix_trees import Tree
+from dense_reward.engines.kernels import block_attention
+from dense_reward.engines.kernels.block_attention import BlockRow
 from dense_reward.engines.torch import attention
 from dense_reward.engines.torch.attention import PackedAttentionError, RowPlan, packed_attention
 from dense_reward.engines.torch.model import TorchModel
@@ -13,8 +15,15 @@ from tiny_models import tiny_model
 from torch import Tensor, nn
 
 DTYPES = tuple(TOLERANCE)
+SIZES = ("QUERY_BLOCK", "ROWS", "FEW_ROWS", "SCORES", "QUERY_STEP", "KEY_STEP")
 SHORTEST: tuple[Shape, ...] = ((1, (1, 1)), (1, ()), (3, (1,)), (1, (7, 1)))
 UNEQUAL: tuple[Shape, ...] = ((23, (5, 19, 1, 19, 61)), (3, (13, 2)), (11, ()), (40, (2,) * 7))
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["kernel", "blocks"])
+def blocks_are_faster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPUs on which torch's kernel is faster, and such on which blocks of matmuls are."""
+    monkeypatch.setattr(attention, "_blocks_are_faster", lambda *_: request.param)
 
 
 def assert_right(
@@ -114,7 +123,7 @@ def test_windows_caps_sinks_and_values_of_another_size_are_honoured(
     size=st.sampled_from([4, 8, 20]),
     value_size=st.sampled_from([4, 8]),
     group=st.integers(1, 3),
-    blocks=st.tuples(st.integers(1, 9), st.integers(1, 500)),
+    blocks=st.tuples(*(st.integers(1, most) for most in (9, 20, 20, 500, 5, 9))),
 )
 def test_any_row_is_right_however_its_scores_are_cut_into_blocks(
     *,
@@ -125,7 +134,7 @@ def test_any_row_is_right_however_its_scores_are_cut_into_blocks(
     size: int,
     value_size: int,
     group: int,
-    blocks: tuple[int, int],
+    blocks: tuple[int, ...],
 ) -> None:
     trees = trees_of(*shapes)
     heads = random_heads(
@@ -133,16 +142,16 @@ def test_any_row_is_right_however_its_scores_are_cut_into_blocks(
     )
     sinks_H = torch.linspace(-1, 3, 2 * group, dtype=torch.float64) if sinks else None
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "QUERY_BLOCK", blocks[0])
-        patch.setattr(attention, "SCORES", blocks[1])
+        for name, at_most in zip(SIZES, blocks, strict=True):
+            patch.setattr(block_attention, name, at_most)
         assert_right(heads, trees, window=window, cap=cap, sinks=sinks_H)
 
 
 def test_a_row_longer_than_a_block_of_queries_is_right_with_a_window_and_without() -> None:
-    trees = trees_of((2 * attention.QUERY_BLOCK + 30, (attention.QUERY_BLOCK + 3, 5)))
+    trees = trees_of((2 * block_attention.QUERY_BLOCK + 30, (block_attention.QUERY_BLOCK + 3, 5)))
     heads = random_heads(tokens_of(trees), keys=1, group=1, size=8, dtype=torch.float64)
     assert_right(heads, trees, cap=4.0)
-    assert_right(heads, trees, window=attention.QUERY_BLOCK - 7)
+    assert_right(heads, trees, window=block_attention.QUERY_BLOCK - 7)
     assert_right(heads, trees)
 
 
@@ -155,30 +164,33 @@ def test_no_more_scores_keys_and_values_are_materialised_at_once_than_the_bound(
     length: int, size: int, rules: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    ours = attention._materialised
+    ours = block_attention._product
 
-    def noted(q: Tensor, k: Tensor, v: Tensor, before: int, rules: attention.LayerRules) -> Tensor:
-        sizes.append(k.shape[2] * len(q) * q.shape[1] * max(q.shape[2], q.shape[3]))
-        return ours(q, k, v, before, rules)
+    def noted(x: Tensor, y: Tensor) -> Tensor:
+        found = ours(x, y)
+        sizes.append(max(found.numel(), y.numel()))
+        return found
 
-    monkeypatch.setattr(attention, "_materialised", noted)
-    monkeypatch.setattr(attention, "SCORES", 2000)
+    monkeypatch.setattr(block_attention, "_product", noted)
+    for name, setting in (("SCORES", 2000), ("QUERY_STEP", 1), ("KEY_STEP", 1)):
+        monkeypatch.setattr(block_attention, name, setting)
     trees = trees_of((10, (length,) * (240 // length or 2)))
     heads = random_heads(tokens_of(trees), keys=1, group=2, size=size, dtype=torch.float64)
     assert_right(heads, trees, **rules)  # type: ignore[arg-type]
     assert max(sizes) <= 2000
-    assert len(sizes) <= 4 * sum(sizes) / 2000 + 2, "and not many times less"
+    assert len(sizes) <= 4 * sum(sizes) / 2000 + 4, "and not many times less"
 
 
-def test_only_the_trees_that_a_window_binds_are_materialised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_trees_that_a_window_binds_need_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_blocks_are_faster", lambda *_: False)
     lengths: list[int] = []
-    ours = attention._materialised_tree
+    ours = BlockRow.attend
 
-    def noted(row: attention.LayerTensors, tree: Tree, rules: attention.LayerRules) -> None:
+    def noted(self: BlockRow, tree: Tree) -> None:
         lengths.append(tree.longest_tokens)
-        ours(row, tree, rules)
+        ours(self, tree)
 
-    monkeypatch.setattr(attention, "_materialised_tree", noted)
+    monkeypatch.setattr(BlockRow, "attend", noted)
     trees = trees_of((9, (4, 5)), (8, (4, 5)), (8, (4, 6)))
     heads = random_heads(tokens_of(trees), keys=1, group=1, size=8, dtype=torch.float64)
     assert_right(heads, trees, window=13)
@@ -211,3 +223,31 @@ def test_a_mask_or_a_bias_is_refused_and_not_dropped(given_as: str) -> None:
     given_ = {"attention_mask": None, given_as: torch.zeros(1, 1, 3, 3)}
     with pytest.raises(PackedAttentionError, match="its own mask or bias"):
         packed_attention(nn.Identity(), heads.q, heads.k, heads.v, plan=plan, **given_)  # type: ignore[arg-type]
+
+
+def test_the_faster_way_is_measured_except_for_small_heads_rare_dtypes_and_deterministic_algorithms(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.undo()
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(attention, "block_gain", lambda *shape: asked.append(shape) or 2.0)  # type: ignore[func-returns-value]
+    heads = {size: random_heads(9, keys=1, group=2, size=size, dtype=torch.float32) for size in (16, 64)}
+
+    def faster(size: int, dtype: torch.dtype = torch.float32) -> bool:
+        return attention._blocks_are_faster(heads[size].q[0].to(dtype), heads[size].k[0].to(dtype))
+
+    assert not faster(16)
+    assert not faster(64, torch.float64)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert not faster(64)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not asked
+    assert faster(64)
+    assert asked == [(2, 1, 64, torch.float32, torch.get_num_threads())]
+
+
+@pytest.mark.parametrize("dtype", attention.MEASURED, ids=str)
+def test_both_ways_are_measured(dtype: torch.dtype) -> None:
+    assert 0 < attention.block_gain(2, 1, 32, dtype, 1) < 1000

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import peak_memory
 import pytest
+import torch
 from dense_reward.engines.torch import memory
 from dense_reward.engines.torch.memory import peak_bytes
 from dense_reward.telemetry.process_memory import keep_freed_memory
@@ -84,6 +85,34 @@ def test_freed_memory_is_kept_and_reused_once_enough_of_it_lies_there() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 2000, "mapping 64 MiB again ten times would fault 160,000 pages"
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN in torch")  # type: ignore[no-untyped-call]
+def test_kernels_that_are_compiled_for_each_number_of_rows_do_not_fill_the_memory() -> None:
+    """In processes of their own, because torch reads the limit only once."""
+    script = (
+        "import sys\n"
+        "from dense_reward.telemetry.process_memory import bound_kernel_caches, keep_freed_memory\n"
+        "keep_freed_memory()\n"
+        "if sys.argv[1] == 'bounded': bound_kernel_caches()\n"
+        "import torch\n"
+        "from dense_reward.engines.kernels.packed_weights import PackedWeight\n"
+        "def resident(): return int(open('/proc/self/statm').read().split()[1]) * 4096\n"
+        "weights = [PackedWeight(torch.ones(outputs, 256)) for outputs in (256, 512, 768, 1024)]\n"
+        "def compute(rows):\n"
+        "    for weight in weights: weight(torch.ones(rows, 256), None)\n"
+        "with torch.inference_mode():\n"
+        "    compute(600)\n"
+        "    before = resident()\n"
+        "    for rows in range(300, 600): compute(rows)\n"
+        "print(resident() - before)\n"
+    )
+
+    def growth(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", script, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert growth("bounded") < growth("unbounded") / 2
 
 
 def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
