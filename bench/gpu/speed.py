@@ -114,7 +114,7 @@ def variants(machine: Machine, record: Record) -> None:
             "as it is": _score(engine, trunks[name]),
             "no graphs": _score(engine, trunks[name], lambda: patch.object(RowGraphs, "states", lambda *_: None)),
             "sums in torch": _score(
-                engine, trunks[name], lambda: patch.object(logprobs, "cannot_fuse", lambda _: "off")
+                engine, trunks[name], lambda: patch.object(logprobs, "cannot_fuse", lambda *_: "off")
             ),
             "feed-forward in parts of 2048 rows": _score(
                 engine, trunks[name], lambda: patch.object(feedforward, "GPU_ROWS", feedforward.ROWS)

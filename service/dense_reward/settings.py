@@ -92,6 +92,12 @@ class Settings(BaseSettings):
         description="on a CPU, hold a second copy of weights for which that makes matmuls faster, if it takes at most "
         "half of the free memory; never with --deterministic",
     )
+    compile_kernels: bool = Field(
+        True,
+        description="on a CPU with a C++ compiler, compile norms, rotary embeddings, gates and the softmax over the "
+        "vocabulary at start, for models of at least ten million weights: half a minute at the first start of a "
+        "user; never with --deterministic",
+    )
     deterministic: bool = Field(
         False,
         description="compute each sequence alone, which is slower, so that its rewards are bitwise equal in any batch",

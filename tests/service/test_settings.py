@@ -31,6 +31,7 @@ EXAMPLES: dict[str, tuple[str, object]] = {
     "head_dtype": ("float32", "float32"),
     "norm_dtype": ("float32", "float32"),
     "pack_weights": ("false", False),
+    "compile_kernels": ("false", False),
     "deterministic": ("true", True),
     "reference_device": ("cuda:1", "cuda:1"),
     "device": ("cuda:1", "cuda:1"),

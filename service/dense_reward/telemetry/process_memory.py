@@ -23,7 +23,7 @@ def keep_freed_memory() -> None:
 
 
 def bound_kernel_caches() -> None:
-    """Limit how many compiled matmuls torch and oneDNN keep, each in a cache of its own; call it before torch is imported.
+    """Limit how many compiled matmuls torch and oneDNN keep, each in its own cache; call it before torch is imported.
 
     On CPUs each number of rows is compiled anew, and batches rarely have the same number. By default up to a thousand
     are kept, of up to a few megabytes each: a service grows by up to two gigabytes. A batch needs some dozens.

@@ -1,7 +1,9 @@
-"""Norms, rotary embeddings and gated feed-forward layers of a model on a GPU, each as one Triton kernel.
+"""Norms, rotary embeddings and gated feed-forward layers of a model, each as one kernel.
+
+On a GPU it is one of Triton, on a CPU one of compiled.py.
 
 transformers computes them by six, ten and two kernels, which read and write every number as often, and whose launches
-take the host longer than the GPU needs for a small batch. A layer is replaced only if its kernel reproduces it: every
+take the host longer than a GPU needs for a small batch. A layer is replaced only if its kernel reproduces it: every
 kind is tried on random numbers first. All arithmetic is float32 and rounded once.
 
 Shapes: B rows, N tokens, H heads, D size of a head or of a norm, F width of a feed-forward layer.
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from dense_reward.engines.kernels.compiled import computed, computes, gate_of, norm_of, rotation_of
 from dense_reward.engines.kernels.fused_sums import cannot_fuse
 
 try:
@@ -94,8 +97,8 @@ if triton is not None:
 
 @torch.inference_mode()
 def fuse_layers(model: PreTrainedModel) -> tuple[str, ...]:
-    """Replace all supported layers; returns their kinds: norms, gates, rotations. None on a CPU or without Triton."""
-    if cannot_fuse(model.device) is not None or model.dtype not in SHORT:
+    """Replace all supported layers; returns their kinds: norms, gates, rotations. None if there are no kernels."""
+    if cannot_fuse(model.device, model.dtype) is not None or not _has_kernels(model.device, model.dtype):
         return ()
     found = [
         name
@@ -109,8 +112,15 @@ def fuse_layers(model: PreTrainedModel) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    return dtype in SHORT or (device.type == "cpu" and dtype is torch.float32)
+
+
 def norm(x: Tensor, weight_D: Tensor, epsilon: float, added: float) -> Tensor:
     """Root-mean-square norm of the last dimension, times (added + weight), in x's shape and dtype."""
+    if computes(x.device):
+        # A tensor made in inference mode, as the inputs are with which the function was compiled.
+        return computed(norm_of, x.reshape(-1, x.shape[-1]), weight_D.clone(), epsilon, added).view(x.shape)
     x = x.contiguous()
     out, size = torch.empty_like(x), x.shape[-1]
     if x.numel():
@@ -121,6 +131,9 @@ def norm(x: Tensor, weight_D: Tensor, epsilon: float, added: float) -> Tensor:
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, in their shape and dtype."""
+    if computes(gate.device):
+        size = gate.shape[-1]
+        return computed(gate_of, gate.reshape(-1, size), up.reshape(-1, size)).view(gate.shape)
     gate, up = gate.contiguous(), up.contiguous()
     out = torch.empty_like(gate)
     if gate.numel():
@@ -132,6 +145,8 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
 def rotated(x_1HND: Tensor, cos_1ND: Tensor, sin_1ND: Tensor) -> Tensor:
     """Rotary embedding of all heads: [1, H, N, D], a view of [1, N, H, D]."""
     _, heads, tokens, size = x_1HND.shape
+    if computes(x_1HND.device):
+        return computed(rotation_of, x_1HND[0].transpose(0, 1), cos_1ND[0], sin_1ND[0]).transpose(0, 1)[None]
     out = x_1HND.new_empty(1, tokens, heads, size)
     if tokens:
         with torch.cuda.device_of(x_1HND):  # type: ignore[no-untyped-call]
@@ -207,7 +222,7 @@ def _unless_trained(fused: Callable[[Tensor], Tensor], module: nn.Module) -> Cal
 
 
 def _fuse_rotation(model: PreTrainedModel) -> bool:
-    """Replace the function in the model's Python module: for all models of its class, on GPUs, without gradients."""
+    """Replace the function in the model's Python module: for all models of its class that are computed by kernels."""
     code = sys.modules[type(model).__module__]
     original = getattr(code, _ROTATE, None)
     if original is None:
@@ -216,7 +231,8 @@ def _fuse_rotation(model: PreTrainedModel) -> bool:
         return True
 
     def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: object, **kwargs: object) -> object:
-        plain = q.is_cuda and q.dtype in SHORT and not torch.is_grad_enabled() and not args and not kwargs
+        plain = cannot_fuse(q.device, q.dtype) is None and _has_kernels(q.device, q.dtype)
+        plain = plain and not torch.is_grad_enabled() and not args and not kwargs
         if not plain or q.shape[0] != 1 or cos.shape != (1, q.shape[2], q.shape[3]):
             return original(q, k, cos, sin, *args, **kwargs)
         return rotated(q, cos, sin), rotated(k, cos, sin)

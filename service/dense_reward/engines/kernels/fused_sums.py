@@ -1,16 +1,19 @@
-"""The running sums of row_sums.py on a GPU: one Triton kernel reads each tile of logits once, and writes none.
+"""The running sums of row_sums.py in one kernel, which reads each tile of logits once and writes none.
+
+On a GPU it is one of Triton, on a CPU one of compiled.py.
 
 In plain torch a tile is read and written ten times (log-probs) to fifteen times (kl and entropy).
 
 Shapes: C rows of a chunk, W token ids of a vocabulary tile, P pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
+from dense_reward.engines.kernels import compiled
 from dense_reward.engines.kernels.row_sums import Pair, Quantities, Top, likeliest, variance
 from dense_reward.records import Wants
 
@@ -111,6 +114,9 @@ class FusedSums:
                 self._top[at] = likeliest(self._top[at], two, first_id, self._wants.top_k)
             if not rows:
                 continue
+            if compiled.computes(logits[0].device):
+                self._sums_P[at] = compiled.computed(self._function, *two, self._sums_P[at])
+                continue
             # Triton launches on the current device, wherever its tensors are.
             with torch.cuda.device_of(logits[0]):  # type: ignore[no-untyped-call]
                 _absorb[(rows,)](
@@ -125,6 +131,12 @@ class FusedSums:
                     BLOCK=_BLOCK,
                     num_warps=_WARPS,
                 )
+
+    @property
+    def _function(self) -> Callable[..., Tensor]:
+        if self._wants.varentropy:
+            return compiled.moments_of
+        return compiled.expectations_of if self._wants.kl or self._wants.entropy else compiled.sums_of
 
     def log_totals(self) -> list[Tensor]:
         """log sum exp of every model's logits, float64 [C]."""
@@ -147,9 +159,19 @@ class FusedSums:
         return kl, entropy, varentropy, ids, (sft - sft_C[:, None]).float(), (reference - reference_C[:, None]).float()
 
 
+def cannot_fuse(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why there are no kernels for a device and a dtype; None if there are.
+
+    Compiles this kernel for a GPU, so that no request waits; those of a CPU are compiled by `compiled.start`.
+    """
+    if device.type == "cpu":
+        return None if compiled.is_started(dtype) else "they were not compiled"
+    return _cannot_run(device)
+
+
 @cache
-def cannot_fuse(device: torch.device) -> str | None:
-    """Why Triton's kernels cannot run on a device; None if they can. Compiles this kernel, so that no request waits."""
+def _cannot_run(device: torch.device) -> str | None:
+    """Why Triton's kernels cannot run on a device."""
     if device.type != "cuda":
         return f"they run on GPUs, not on {device.type}"
     if _MISSING is not None:

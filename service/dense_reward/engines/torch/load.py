@@ -9,7 +9,9 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
+from dense_reward.engines.kernels import compiled
 from dense_reward.engines.kernels.fused_sums import cannot_fuse
 from dense_reward.engines.proof import (
     ROLES,
@@ -36,6 +38,9 @@ from dense_reward.records import OnDevice, Report, Result, Wants
 from dense_reward.settings import Settings
 from dense_reward.text.encode import Encoder
 
+LEAST_COMPILED = 10_000_000
+"""Weights of a model for which compiling kernels is worth its time."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServingOptions:
@@ -50,6 +55,7 @@ class ServingOptions:
     deterministic: bool = False
     allow_unrelated: bool = False
     pack_weights: bool = False
+    compile_kernels: bool = False
 
 
 class LoadedModels:
@@ -175,7 +181,8 @@ def _model(role: str, folder: Path, manifest: Manifest, serving: ServingOptions,
 
     def load() -> TorchModel:
         report(f"loading {role} in {dtype} on {device}")
-        model = load_model(folder, manifest, dtype=dtype, device=device)
+        compiling = partial(_compile_kernels, serving, report)
+        model = load_model(folder, manifest, dtype=dtype, device=device, compile_for=compiling)
         if serving.norm_dtype is not None:
             model.use_norms(DTYPES[serving.norm_dtype])
         head_dtype = None if serving.head_dtype is None else DTYPES[serving.head_dtype]
@@ -190,8 +197,22 @@ def _model(role: str, folder: Path, manifest: Manifest, serving: ServingOptions,
         return model
 
     # All that changes the loaded model: pairs that differ in one of these must not share it.
-    served_as = dtype, device, serving.device, serving.head_dtype, serving.norm_dtype, serving.pack_weights
+    cpu = serving.pack_weights, serving.compile_kernels
+    served_as = dtype, device, serving.device, serving.head_dtype, serving.norm_dtype, cpu
     return context.models.get((manifest.content_sha256, served_as), load)
+
+
+def _compile_kernels(serving: ServingOptions, report: Report, model: PreTrainedModel) -> bool:
+    """Compile the kernels of a CPU for a model that is large enough, unless they are; reports why if they are not."""
+    if not serving.compile_kernels or model.num_parameters() < LEAST_COMPILED:
+        return False
+    dtypes = [model.dtype, *([] if serving.head_dtype is None else [DTYPES[serving.head_dtype]])]
+    if not all(map(compiled.is_started, dtypes)):
+        report("kernels: compiling (--no-compile-kernels)")
+    reason = next(filter(None, map(compiled.start, dtypes)), None)
+    if reason is not None:
+        report(f"kernels: none are compiled, because {reason}; norms, gates and softmax take longer")
+    return reason is None
 
 
 def _hold_once(role: str, model: TorchModel, context: LoadContext) -> None:
@@ -243,7 +264,7 @@ def _compute_options(
 def _record_graphs(models: Sequence[TorchModel], report: Report) -> None:
     for model in dict.fromkeys(models):
         if model.device.type == "cuda" and not model.has_graphs:  # another pair may have had them recorded
-            reason = cannot_fuse(model.device)
+            reason = cannot_fuse(model.device, model.dtype)
             fused = "no Triton kernels: " + reason if reason else ", ".join(model.fused) or "none"
             report(f"fused layers on {model.device}: {fused}")
             report(f"CUDA graphs: {model.record_graphs()}")
@@ -314,4 +335,5 @@ def serving_options(settings: Settings) -> ServingOptions:
         allow_unrelated=settings.allow_unrelated,
         # which matmul is faster is measured at each start, so not every start rounds alike
         pack_weights=settings.pack_weights and not settings.deterministic,
+        compile_kernels=settings.compile_kernels and not settings.deterministic,
     )

@@ -134,12 +134,14 @@ def score_pairs(
 
 def _can_fuse(logits_CW: Tensor) -> bool:
     """The fused sums are float32."""
-    return logits_CW.dtype is torch.float32 and cannot_fuse(logits_CW.device) is None
+    return logits_CW.dtype is not torch.float64 and cannot_fuse(logits_CW.device, logits_CW.dtype) is None
 
 
 def _logits(model: ModelRows, part: slice, tile: slice) -> Tensor:
-    """A tile of one model's logits that may be overwritten, at least in float32."""
+    """A tile of one model's logits that may be overwritten, at least in float32 unless a kernel converts them."""
     logits_CW = model.head.logits(model.rows_RX[part], tile)
+    if logits_CW.device.type == "cpu" and _can_fuse(logits_CW):
+        return logits_CW
     # The matmul stays in the head's dtype; everything after it is float32, because the 8 significant bits of a bfloat16
     # are too few for a sum over a vocabulary. float64 logits stay float64.
     return logits_CW.to(torch.promote_types(logits_CW.dtype, torch.float32))
@@ -190,7 +192,8 @@ class WantedLogits:
         """Copy the logits of the wanted ids in this tile, of each of M models."""
         if self._logits_MJ is None:
             shape = len(logits), len(self._row_J)
-            self._logits_MJ = torch.empty(shape, dtype=logits[0].dtype, device=logits[0].device)
+            dtype = torch.promote_types(logits[0].dtype, torch.float32)
+            self._logits_MJ = torch.empty(shape, dtype=dtype, device=logits[0].device)
         chunk = part.start // self._chunk_rows * _CHUNK_STRIDE
         start, stop = np.searchsorted(self._place_J, [chunk + tile.start, chunk + tile.stop])
         index = self._row_J[start:stop] - part.start, self._column_J[start:stop]

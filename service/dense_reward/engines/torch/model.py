@@ -4,7 +4,7 @@ Uses the packed path if the model supports it (see packing_check.py); otherwise 
 never attends to.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,11 +67,12 @@ class TorchModel:
     If the output layer cannot be separated from the model, the rows are the model's logits and `head` returns them.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, fuse: bool = True) -> None:
+        """`fuse`: layers for which the device has kernels are computed by them."""
         attention.register()
         self._model = model.eval().requires_grad_(False)
         self._own_attention: str = model.config._attn_implementation
-        self.fused = fuse_layers(model)
+        self.fused = fuse_layers(model) if fuse else ()
         bound_feedforward(model)  # before the first forward, which `linear_head` runs
         self._captured = CapturedHead(model.get_output_embeddings())
         with torch.inference_mode():
@@ -237,8 +238,17 @@ def _plain_linear(module: nn.Module) -> nn.Linear | None:
     return module if type(module) is nn.Linear and "forward" not in vars(module) else None
 
 
-def load_model(folder: Path, manifest: Manifest, *, dtype: str | None, device: str) -> TorchModel:
+def load_model(
+    folder: Path,
+    manifest: Manifest,
+    *,
+    dtype: str | None,
+    device: str,
+    compile_for: Callable[[PreTrainedModel], bool] = lambda _: False,
+) -> TorchModel:
     """A checkpoint's model in `dtype` (None: the checkpoint's own). safetensors only, no remote code.
+
+    `compile_for` says whether a CPU computes the model with compiled kernels, and compiles them.
 
     Raises CheckpointError if it cannot be loaded or its vocabulary is not the manifest's.
     """
@@ -247,7 +257,8 @@ def load_model(folder: Path, manifest: Manifest, *, dtype: str | None, device: s
         raise CheckpointError(
             f"{folder}: cannot be served in dtype {dtype or manifest.dtype!r}: choose one of {sorted(DTYPES)}"
         )
-    model = TorchModel(load_weights(*weight_folders(folder, manifest), chosen).to(device))
+    weights = load_weights(*weight_folders(folder, manifest), chosen).to(device)
+    model = TorchModel(weights, fuse=weights.device.type != "cpu" or compile_for(weights))
     if model.vocab_size != manifest.vocabulary:
         raise CheckpointError(
             f"{folder}: the model has {model.vocab_size} output rows, but its manifest states {manifest.vocabulary}: "

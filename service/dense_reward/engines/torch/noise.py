@@ -7,7 +7,7 @@ either of them.
 import gc
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -52,10 +52,15 @@ class Exact:
         return float(np.std(self.reward_S))
 
 
+OF_CPUS: Mapping[str, str] = {"pack_weights": "packed weights", "compile_kernels": "compiled kernels"}
+"""Settings that only change how a CPU computes."""
+
+
 def exact_rewards(sft: Path, reference: Path, serving: ServingOptions, report: Report) -> Exact:
     """Both probes' sequences, scored in float32. Raises CheckpointError if every token has the same reward."""
     trunks = (*probe_trunks(load_manifest(sft)), *probe_trunks(load_manifest(reference)))
-    plain = replace(serving, dtype="float32", head_dtype=None, norm_dtype=None, pack_weights=False)
+    as_torch_does = dict.fromkeys(OF_CPUS, False)
+    plain = replace(serving, dtype="float32", head_dtype=None, norm_dtype=None, **as_torch_does)  # type: ignore[arg-type]
     engine = load_pair(sft, reference, plain, LoadContext(report))[0]
     exact = Exact(trunks, _rewards(engine, trunks))
     if exact.std == 0:
@@ -68,7 +73,11 @@ def exact_rewards(sft: Path, reference: Path, serving: ServingOptions, report: R
 def configurations(serving: ServingOptions) -> dict[str, ServingOptions]:
     """As served, and changes that can lower the noise, one configuration each."""
     changes: dict[str, dict[str, str | bool]] = {
-        **({"no packed weights": {"pack_weights": False}} if serving.pack_weights and serving.device == "cpu" else {}),
+        **(
+            {f"no {what}": {name: False} for name, what in OF_CPUS.items() if getattr(serving, name)}
+            if serving.device == "cpu"
+            else {}
+        ),
         "float32 head": {"head_dtype": "float32"},
         "float32 norms": {"norm_dtype": "float32"},
         "float32 head and norms": {"head_dtype": "float32", "norm_dtype": "float32"},

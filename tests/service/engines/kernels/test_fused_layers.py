@@ -1,9 +1,10 @@
-"""The GPU's kernels for norms, gates and rotations, against transformers; without a GPU by Triton's interpreter."""
+"""The kernels for norms, gates and rotations, against transformers; a GPU's by Triton's interpreter without one."""
 
 import pytest
 import torch
 from dense_reward.engines.kernels import fused_layers
 from dense_reward.engines.kernels.fused_layers import fuse_layers, gated, norm, rotated
+from kernel_ways import way  # noqa: F401
 from tiny_models import tiny_model
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
@@ -51,8 +52,11 @@ def test_rotations_of_a_view(heads: int, size: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(found, expected.to(dtype), atol=4 * rounding(dtype), rtol=rounding(dtype))
 
 
-def test_nothing_is_replaced_on_a_cpu() -> None:
+def test_on_a_cpu_layers_are_replaced_once_kernels_are_compiled(way: str) -> None:  # noqa: F811
     model = tiny_model("llama", dtype=torch.bfloat16)
+    if way == "compiled":
+        assert fuse_layers(model) == ("norms", "gates", "rotations")
+        return
     assert fuse_layers(model) == ()
     assert not any("forward" in vars(module) for module in model.modules())
 
@@ -72,7 +76,10 @@ def test_a_norm_that_is_none_of_these_is_left_as_it_is() -> None:
         assert not fused_layers._fuse_norm(torch.nn.LayerNorm(64).to(DEVICE))
 
 
-def test_a_replaced_layer_keeps_its_own_way_for_gradients_and_for_more_arguments() -> None:
+def test_a_replaced_layer_keeps_its_own_way_for_gradients_and_for_more_arguments(way: str) -> None:  # noqa: F811
+    if way == "compiled":
+        pytest.skip("it runs in inference mode, which has no gradients")
+
     class Gated(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()

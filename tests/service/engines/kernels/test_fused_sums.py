@@ -1,10 +1,11 @@
-"""The GPU's kernel for the sums over the vocabulary, against float64; without a GPU by Triton's interpreter."""
+"""The kernels for the sums over the vocabulary, against float64; that of a GPU by Triton's interpreter without one."""
 
 import pytest
 import torch
 from dense_reward.engines.kernels.fused_sums import FusedSums, cannot_fuse
 from dense_reward.engines.kernels.row_sums import TorchSums
 from dense_reward.records import Wants
+from kernel_ways import way  # noqa: F401
 from torch import Tensor
 
 pytest.importorskip("triton")
@@ -32,7 +33,8 @@ def exact_varentropy(logprobs: Tensor) -> Tensor:
 
 
 def assert_exact(sums: FusedSums, tensors: list[Tensor], at: int = 0, pair: tuple[int, int] = (0, 1)) -> None:
-    """Within 3e-6 nats of float64 over all ids."""
+    """Within the rounding of float32 sums of float64 over all ids."""
+    rounding = 5e-6 * max(1.0, tensors[0].shape[1] / 2048)
     sft, reference = (tensors[model].double().log_softmax(1) for model in pair)
     kl, entropy, varentropy, ids, top_sft, top_reference = sums.quantities(at)
     expected = {
@@ -45,7 +47,7 @@ def assert_exact(sums: FusedSums, tensors: list[Tensor], at: int = 0, pair: tupl
     }
     for name, (found, exact) in expected.items():
         assert found is not None
-        assert (found.double() - exact).abs().max() <= 5e-6 + 1e-6 * exact.abs().max(), name
+        assert (found.double() - exact).abs().max() <= rounding + 1e-6 * exact.abs().max(), name
     assert ids is not None
     assert top_reference is not None
     torch.testing.assert_close(top_reference.double(), reference.gather(1, ids), atol=5e-6, rtol=1e-6)
@@ -145,10 +147,13 @@ def test_no_rows_are_no_sums() -> None:
     assert [len(total) for total in sums.log_totals()] == [0, 0]
 
 
-def test_it_runs_on_gpus_only_and_says_so() -> None:
-    assert cannot_fuse(torch.device("cpu")) == "they run on GPUs, not on cpu"
+def test_a_cpu_has_kernels_once_they_are_compiled(way: str) -> None:  # noqa: F811
+    reason = None if way == "compiled" else "they were not compiled"
+    assert cannot_fuse(torch.device("cpu"), torch.float32) == reason
+    assert cannot_fuse(torch.device("cpu"), torch.float64) == "they were not compiled"
+    assert cannot_fuse(torch.device("meta"), torch.float32) == "they run on GPUs, not on meta"
 
 
 @pytest.mark.gpu
 def test_it_compiles() -> None:
-    assert cannot_fuse(torch.device("cuda")) is None
+    assert cannot_fuse(torch.device("cuda"), torch.float32) is None

@@ -299,9 +299,7 @@ def test_no_rows_give_empty_columns_of_the_right_shape() -> None:
 
 
 @pytest.mark.parametrize(("dtype", "fused"), [(torch.float32, True), (torch.float64, False)], ids=str)
-def test_the_fused_sums_of_a_gpu_are_for_float32_only(
-    dtype: torch.dtype, fused: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_fused_sums_are_for_float32_only(dtype: torch.dtype, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """By Triton's interpreter: as if this device were a GPU."""
     pytest.importorskip("triton")
     made: list[FusedSums] = []
@@ -311,7 +309,7 @@ def test_the_fused_sums_of_a_gpu_are_for_float32_only(
             super().__init__(models, pairs, wants)
             made.append(self)
 
-    monkeypatch.setattr(logprobs, "cannot_fuse", lambda _: None)
+    monkeypatch.setattr(logprobs, "cannot_fuse", lambda *_: None)
     monkeypatch.setattr(logprobs, "FusedSums", Recorded)
     of_gpu, plain = case(3, 5, 30, 9, dtype), case(3, 5, 30, 9, torch.float64)
     found = of_gpu.scored(tiling=Tiling(2, 11))
