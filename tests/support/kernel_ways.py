@@ -11,7 +11,7 @@ from dense_reward.engines.kernels import compiled
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Triton's interpreter; the functions of compiled.py by torch, step by step; and these functions compiled.
 
-    A compiled function that would be compiled anew, for other shapes, fails.
+    A compiled function that would be compiled again, for other shapes, fails.
     """
     name: str = request.param
     if name == "triton":
