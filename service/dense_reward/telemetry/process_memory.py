@@ -25,8 +25,8 @@ def keep_freed_memory() -> None:
 def bound_kernel_caches() -> None:
     """Limit how many compiled matmuls torch and oneDNN keep, each in its own cache; call it before torch is imported.
 
-    On CPUs each number of rows is compiled by itself, and batches rarely have the same number. By default up to a thousand
-    are kept, of up to a few megabytes each: a service grows by up to two gigabytes. A batch needs some dozens.
+    On CPUs each number of rows is compiled by itself, and batches rarely have the same number. By default up to a
+    thousand are kept, of up to a few megabytes each: a service grows by up to two gigabytes. A batch needs some dozens.
     """
     for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
         os.environ.setdefault(name, str(KEPT_KERNELS))

@@ -21,8 +21,8 @@ QUERY_BLOCK, ROWS = 256, 1024
 FEW_ROWS = 256
 """Branches with fewer rows are computed together, in one batched matmul."""
 QUERY_STEP, KEY_STEP = 16, 64
-"""On a CPU, matmuls of a block have multiples of so many queries and keys: oneDNN compiles each size by itself, which takes
-longer than the matmul, and up to a megabyte."""
+"""On a CPU, matmuls of a block have multiples of so many queries and keys: oneDNN compiles each size by itself, which
+takes longer than the matmul, and up to a megabyte."""
 SCORES = 1 << 24
 """Bound on the numbers of one tensor of a block: its scores, or copied keys or values."""
 
