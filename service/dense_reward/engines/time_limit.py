@@ -1,5 +1,6 @@
-"""Calls that can run for ever, as a chat template's loops: ended for the caller after a limit."""
+"""Calls that can run for ever, as a chat template's loops: stopped after a limit."""
 
+import ctypes
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -8,10 +9,15 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 
+class StoppedError(BaseException):
+    """Raised inside a call whose time is up. No Exception, so that the call does not take it for one of its own."""
+
+
 def within(limit_s: float, call: Callable[[], Result]) -> Result:
     """What `call` returns or raises. Raises TimeoutError if that takes longer than `limit_s` seconds.
 
-    The call itself cannot be stopped: its thread goes on, but no longer than the process.
+    The call is then stopped at its next step in Python, so that it does not take time from other threads for ever. A
+    single step that never ends, in C, ends with the process.
     """
     answers: SimpleQueue[tuple[Result | None, BaseException | None]] = SimpleQueue()
 
@@ -21,10 +27,12 @@ def within(limit_s: float, call: Callable[[], Result]) -> Result:
         except BaseException as error:  # raised again for the caller
             answers.put((None, error))
 
-    Thread(target=run, daemon=True, name="limited").start()
+    thread = Thread(target=run, daemon=True, name="limited")
+    thread.start()
     try:
         result, error = answers.get(timeout=limit_s)
     except Empty:
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(StoppedError))
         raise TimeoutError(f"not finished after {limit_s:g} seconds") from None
     if error is not None:
         raise error

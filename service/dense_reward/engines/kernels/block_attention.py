@@ -77,13 +77,15 @@ class BlockRow:
         heads = k_JND.shape[0]
         self._rules = rules
         self._group = q_HND.shape[0] // heads
-        q_JFND = torch.unflatten(q_HND.to(accumulate) * rules.scale, 0, (heads, -1))
         self._on_cpu = q_HND.device.type == "cpu"
+        tokens, size = q_HND.shape[1:]
         # Queries of a block can reach beyond the row's end; what they give is dropped.
         extra = QUERY_STEP if self._on_cpu else 0
-        self._q_JNFD = q_JFND.new_zeros(heads, q_HND.shape[1] + extra, self._group, q_HND.shape[2])
-        self._q_JNFD[:, : q_HND.shape[1]] = q_JFND.transpose(1, 2)
-        self._k_JND = k_JND.to(accumulate).contiguous()
+        shape = heads, tokens + extra, self._group, size
+        self._q_JNFD = torch.empty(shape, dtype=accumulate, device=q_HND.device)
+        self._q_JNFD[:, :tokens] = torch.unflatten(q_HND, 0, (heads, -1)).transpose(1, 2)
+        self._q_JNFD[:, tokens:] = 0
+        self._k_JND = (k_JND.to(accumulate) * rules.scale).contiguous()  # fewer numbers than the queries
         # Weights are at most 1, so that their rounding adds no more than that of the values.
         self._v_JNE = v_JNE.contiguous() if v_JNE.dtype is torch.bfloat16 else v_JNE.to(accumulate).contiguous()
         self._out_JNFE = torch.unflatten(out_NHE, 1, (heads, -1)).transpose(0, 1)  # a view: writes go to out_NHE
