@@ -13,15 +13,16 @@ from dense_reward.bulk.run_state import state_of
 from dense_reward.settings import ENV_PREFIX
 
 pytestmark = pytest.mark.slow
-ROWS = 3000
-MANY_ROWS = 40_000
-"""So many that a run takes much longer than a busy machine needs to send a signal."""
+ROWS, MANY_ROWS = 3000, 60_000
+SLOWLY = "from dense_reward.engines.fake import FakeEngine as F; import time; ours = F.prepare; "
+SLOWLY += "F.prepare = lambda *batch: time.sleep(0.05) or ours(*batch); "
+"""However fast the machine is, a run takes a minute, which is long enough for a busy one to send a signal."""
 SOON = "from dense_reward.bulk import job; job.SYNC_S = 0.0; job.WINDOW_ROWS = 50; import sys; "
-MAIN = SOON + "from dense_reward.cli import main; sys.exit(main())"
+MAIN = "from dense_reward.cli import main; sys.exit(main())"
 
 
-def started(file: Path, out: Path, *options: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", MAIN, "score", str(file), "--out", str(out), "--engine", "fake", *options]
+def started(file: Path, out: Path, *options: str, before: str = SOON) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-c", before + MAIN, "score", str(file), "--out", str(out), "--engine", "fake", *options]
     settings = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     return subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -50,7 +51,7 @@ def test_three_kills_lose_and_double_no_row(tmp_path: Path, suffix: str) -> None
 @pytest.mark.parametrize(("sent", "suffix"), [(signal.SIGINT, "jsonl"), (signal.SIGTERM, "parquet")], ids=str)
 def test_a_signal_saves_what_was_scored(tmp_path: Path, sent: signal.Signals, suffix: str) -> None:
     file, out, growing = sums_file(tmp_path, MANY_ROWS), tmp_path / f"out.{suffix}", tmp_path / "out.jsonl"
-    process = started(file, out)
+    process = started(file, out, before=SOON + SLOWLY)
     while process.poll() is None and size(growing, tmp_path / "out.parquet.parts") <= 2:
         time.sleep(0.005)
     process.send_signal(sent)

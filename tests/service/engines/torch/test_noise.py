@@ -94,6 +94,7 @@ def test_the_command_prints_a_line_for_each_configuration_of_the_first_pair(
     assert [line.split("  ")[0] for line in printed.out.splitlines()[4:]] == [
         AS_SERVED,
         "no packed weights",
+        "no compiled kernels",
         "float32 head",
         "float32 norms",
         "float32 head and norms",
