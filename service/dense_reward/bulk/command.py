@@ -85,6 +85,8 @@ def stopped_like_ctrl_c(*, wait: bool) -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal terminated
         terminated = True
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what runs in the background
+            raise KeyboardInterrupt
         signal.raise_signal(signal.SIGINT)
 
     if threading.current_thread() is not threading.main_thread():  # which alone may handle signals

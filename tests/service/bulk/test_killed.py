@@ -65,6 +65,22 @@ def test_a_signal_saves_what_was_scored(tmp_path: Path, sent: signal.Signals, su
     assert 0 < state.rows < MANY_ROWS
 
 
+def test_what_runs_in_the_background_ends_when_told(tmp_path: Path) -> None:
+    """A shell starts it with SIGINT ignored."""
+    file, out = sums_file(tmp_path, MANY_ROWS), tmp_path / "out.jsonl"
+    ignoring = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    process = started(file, out, before=ignoring + SOON + SLOWLY)
+    while process.poll() is None and size(out, tmp_path) <= 2:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert errors.splitlines()[-1] == "dense-reward: interrupted: the same command goes on after the saved rows"
+    state = state_of(out)
+    assert state is not None
+    assert 0 < state.rows < MANY_ROWS
+
+
 def size(growing: Path, parts: Path) -> int:
     """Grows with what is written: kibibytes of JSONL, or parts of Parquet."""
     return growing.stat().st_size // 1024 if growing.exists() else len([*parts.glob("0*")])
