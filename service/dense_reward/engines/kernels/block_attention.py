@@ -1,7 +1,7 @@
 """Attention over a packed row by matmuls, one block of queries at a time, for any device, dtype, window, cap and sink.
 
-On CPUs it is also the faster way for most models: torch's kernel computes small matmuls, which reach a seventh of what
-the processor does. `is_faster` measures both.
+On CPUs it is also the faster way for most models, because torch's kernel computes small matmuls, far below what the
+processor can do. attention.block_gain measures both.
 
 Shapes: N tokens of the row, H query heads, J key heads, F = H / J queries for each key head, D their size, E the size
 of the value heads, C branches of one length, T queries of a sequence, S keys.

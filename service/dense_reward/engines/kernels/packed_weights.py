@@ -7,7 +7,6 @@ but for the order of summation.
 Shapes: N rows, I inputs, O outputs; a tile of a vocabulary is O too.
 """
 
-import time
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache, partial
 from weakref import WeakValueDictionary
@@ -16,10 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dense_reward.engines.kernels.measured import times_as_fast
+
 DTYPES = (torch.float32, torch.bfloat16)
 ROWS = 512
 """Rows for which weights are packed; others are computed right too."""
-LEAST_ROWS, MULTIPLICATIONS, REPEATS = 64, 1 << 31, 3
+LEAST_ROWS, MULTIPLICATIONS = 64, 1 << 31
 """What is timed multiplies so many numbers, with between LEAST_ROWS and ROWS rows."""
 COLD_BYTES, MOST_WEIGHTS = 1 << 25, 16
 """The weights that are timed, one after another, take so many bytes, unless they are too many. In a forward, too, each
@@ -101,10 +102,9 @@ def gain(outputs: int, inputs: int, dtype: torch.dtype, threads: int) -> float:
             copies = [PackedWeight(weight_OI) for weight_OI in own]
             theirs = partial(_all, [partial(functional.linear, weight=weight_OI) for weight_OI in own], rows_NI)
             ours = partial(_all, [partial(copy, bias_O=None) for copy in copies], rows_NI)
-            seconds = [(seconds_of(theirs), seconds_of(ours)) for _ in range(1 + REPEATS)][1:]  # the first warms up
+            return times_as_fast(ours, theirs)
         except (RuntimeError, AttributeError):  # an operator that this build of torch lacks
             return 0.0
-    return min(torch_s for torch_s, _ in seconds) / min(packed_s for _, packed_s in seconds)
 
 
 def is_faster(weight_OI: Tensor) -> bool:
@@ -121,10 +121,3 @@ def _identity(weight: Tensor, tile: int | None = None) -> Hashable:
 def _all(matmuls: Sequence[Callable[[Tensor], Tensor]], rows_NI: Tensor) -> None:
     for matmul in matmuls:
         matmul(rows_NI)
-
-
-def seconds_of(call: Callable[[], object]) -> float:
-    """Seconds of one call."""
-    started_s = time.perf_counter()
-    call()
-    return time.perf_counter() - started_s

@@ -17,11 +17,11 @@ from transformers import AttentionInterface
 
 from dense_reward.batching.prefix_trees import Range, Stretch, Tree
 from dense_reward.engines.kernels.block_attention import BlockRow, LayerRules
-from dense_reward.engines.kernels.packed_weights import seconds_of
+from dense_reward.engines.kernels.measured import times_as_fast
 from dense_reward.engines.kernels.varlen import Varlen, varlen_attention
 
 NAME = "dense_reward_packed"
-LEAST_SIZE, MEASURED, REPEATS = 32, (torch.float32, torch.bfloat16), 3
+LEAST_SIZE, MEASURED = 32, (torch.float32, torch.bfloat16)
 """Heads and dtypes for which two ways of computing are measured."""
 LEAST_GAIN = 1.1
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # unlike the public function, returns log-sum-exp
@@ -216,5 +216,4 @@ def block_gain(heads: int, key_heads: int, size: int, dtype: torch.dtype, thread
         BlockRow(q_HND, k_JND, v_JND, row.out_NHE, rules).attend(tree)
 
     with torch.inference_mode():
-        seconds = [(seconds_of(flash), seconds_of(blocks)) for _ in range(1 + REPEATS)][1:]  # the first warms up
-    return min(flash_s for flash_s, _ in seconds) / min(blocks_s for _, blocks_s in seconds)
+        return times_as_fast(blocks, flash)
