@@ -32,7 +32,7 @@ def test_three_kills_lose_and_double_no_row(tmp_path: Path, suffix: str) -> None
     file, out, growing = sums_file(tmp_path, ROWS), tmp_path / f"out.{suffix}", tmp_path / "out.jsonl"
     parts, killed = tmp_path / "out.parquet.parts", 0
     while killed < 3:
-        process = started(file, out)
+        process = started(file, out, before=SOON + SLOWLY)
         before = size(growing, parts)
         while process.poll() is None and size(growing, parts) <= before + 2:
             time.sleep(0.005)
@@ -96,8 +96,8 @@ def numbers(out: Path) -> list[int]:
 
 
 def test_a_second_process_is_refused(tmp_path: Path) -> None:
-    file, out = sums_file(tmp_path, ROWS), tmp_path / "out.jsonl"
-    first = started(file, out)
+    file, out = sums_file(tmp_path, MANY_ROWS), tmp_path / "out.jsonl"
+    first = started(file, out, before=SOON + SLOWLY)
     while not out.exists():
         time.sleep(0.01)
     second = started(file, out)
