@@ -21,6 +21,7 @@ from dense_reward.engines.torch.memory import peak_bytes
 from dense_reward.engines.torch.model import DTYPES, TorchModel
 from dense_reward.engines.torch.pair import ComputeOptions, PairEngine
 from dense_reward.records import Branch, Trunk, Wants
+from dense_reward.telemetry.process_memory import KEPT_KERNELS, KERNEL_CACHES
 from faulty_engines import INFO
 from transformers import (
     AutoModelForCausalLM,
@@ -33,7 +34,10 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-ENVIRONMENT: Mapping[str, str] = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+ENVIRONMENT: Mapping[str, str] = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    **dict.fromkeys(KERNEL_CACHES, str(KEPT_KERNELS)),  # as the service: what they hold is no part of a batch
+}
 TOKENS = 4096
 SIZES = {
     "vocab_size": 8192,

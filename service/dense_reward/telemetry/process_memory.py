@@ -4,7 +4,7 @@ import ctypes
 import gc
 import os
 
-KEPT_KERNELS = 128
+KERNEL_CACHES, KEPT_KERNELS = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"), 128
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _ARENA_MAX = -3, -1, -8  # mallopt(3)
 
 
@@ -23,12 +23,12 @@ def keep_freed_memory() -> None:
 
 
 def bound_kernel_caches() -> None:
-    """Limit how many compiled matmuls torch and oneDNN keep, each in its own cache; call it before torch is imported.
+    """Limit how many compiled matmuls torch and oneDNN keep, each in its own cache; call it before the first matmul.
 
     On CPUs each number of rows is compiled by itself, and batches rarely have the same number. By default up to a
-    thousand are kept, of up to a few megabytes each: a service grows by up to two gigabytes. A batch needs some dozens.
+    thousand are kept, of up to a few megabytes each, which can grow to two gigabytes. A batch needs some dozens.
     """
-    for name in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
+    for name in KERNEL_CACHES:
         os.environ.setdefault(name, str(KEPT_KERNELS))
 
 

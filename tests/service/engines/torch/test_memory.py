@@ -27,6 +27,7 @@ CASES: tuple[Case, ...] = (
     ("latent", "one sequence", "float32"),
     ("few experts", "branches", "float32"),
     ("many experts", "one sequence", "float32"),
+    ("many experts", "one sequence", "bfloat16"),
 )
 
 
