@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     compile_kernels: bool = Field(
         True,
         description="on a CPU with a C++ compiler, compile norms, rotary embeddings, gates and the softmax over the "
-        "vocabulary at start, for models of at least ten million weights: half a minute at the first start of a "
+        "vocabulary at start, for models of at least ten million weights: 10 to 20 seconds at the first start of a "
         "user; never with --deterministic",
     )
     deterministic: bool = Field(

@@ -98,7 +98,7 @@ if triton is not None:
 @torch.inference_mode()
 def fuse_layers(model: PreTrainedModel) -> tuple[str, ...]:
     """Replace all supported layers; returns their kinds: norms, gates, rotations. None if there are no kernels."""
-    if cannot_fuse(model.device, model.dtype) is not None or not _has_kernels(model.device, model.dtype):
+    if not _has_kernels(model.device, model.dtype):
         return ()
     found = [
         name
@@ -113,7 +113,8 @@ def fuse_layers(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def _has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
-    return dtype in SHORT or (device.type == "cpu" and dtype is torch.float32)
+    """Triton's are for short dtypes only."""
+    return cannot_fuse(device, dtype) is None and (device.type == "cpu" or dtype in SHORT)
 
 
 def norm(x: Tensor, weight_D: Tensor, epsilon: float, added: float) -> Tensor:
@@ -231,8 +232,7 @@ def _fuse_rotation(model: PreTrainedModel) -> bool:
         return True
 
     def rotate(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *args: object, **kwargs: object) -> object:
-        plain = cannot_fuse(q.device, q.dtype) is None and _has_kernels(q.device, q.dtype)
-        plain = plain and not torch.is_grad_enabled() and not args and not kwargs
+        plain = _has_kernels(q.device, q.dtype) and not torch.is_grad_enabled() and not args and not kwargs
         if not plain or q.shape[0] != 1 or cos.shape != (1, q.shape[2], q.shape[3]):
             return original(q, k, cos, sin, *args, **kwargs)
         return rotated(q, cos, sin), rotated(k, cos, sin)

@@ -197,8 +197,8 @@ def _model(role: str, folder: Path, manifest: Manifest, serving: ServingOptions,
         return model
 
     # All that changes the loaded model: pairs that differ in one of these must not share it.
-    cpu = serving.pack_weights, serving.compile_kernels
-    served_as = dtype, device, serving.device, serving.head_dtype, serving.norm_dtype, cpu
+    dtypes = dtype, serving.head_dtype, serving.norm_dtype
+    served_as = dtypes, device, serving.device, serving.pack_weights, serving.compile_kernels
     return context.models.get((manifest.content_sha256, served_as), load)
 
 
@@ -206,13 +206,14 @@ def _compile_kernels(serving: ServingOptions, report: Report, model: PreTrainedM
     """Compile the kernels of a CPU for a model that is large enough, unless they are; reports why if they are not."""
     if not serving.compile_kernels or model.num_parameters() < LEAST_COMPILED:
         return False
-    dtypes = [model.dtype, *([] if serving.head_dtype is None else [DTYPES[serving.head_dtype]])]
+    dtypes = dict.fromkeys([model.dtype, model.dtype if serving.head_dtype is None else DTYPES[serving.head_dtype]])
     if not all(map(compiled.is_started, dtypes)):
         report("kernels: compiling (--no-compile-kernels)")
-    reason = next(filter(None, map(compiled.start, dtypes)), None)
-    if reason is not None:
-        report(f"kernels: none are compiled, because {reason}; norms, gates and softmax take longer")
-    return reason is None
+    for dtype in dtypes:
+        reason = compiled.start(dtype)
+        if reason is not None:
+            report(f"kernels: not compiled for {str(dtype).removeprefix('torch.')}, because {reason}: torch computes")
+    return compiled.is_started(model.dtype)
 
 
 def _hold_once(role: str, model: TorchModel, context: LoadContext) -> None:

@@ -8,11 +8,13 @@ import gc
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from dense_reward.engines.kernels import compiled
 from dense_reward.engines.proof import probe_trunks
 from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pair
 from dense_reward.engines.torch.pair import PairEngine
@@ -94,19 +96,26 @@ def measure_noise(sft: Path, reference: Path, serving: ServingOptions, exact: Ex
     If the pair is already served in float32 or float64, only that one, because nothing lowers its noise.
     """
     for name, configuration in configurations(serving).items():
-        try:
-            engine = load_pair(sft, reference, configuration, LoadContext(report))[0]
-        except (CheckpointError, RuntimeError) as error:  # RuntimeError: a dtype that the device lacks
-            yield Noise(name, refused=str(error))
-            continue
-        difference_S = _rewards(engine, exact.trunks) - exact.reward_S
-        noise = float(np.sqrt(np.mean(difference_S.astype(np.float64) ** 2))) / exact.std
-        yield Noise(name, noise, _seconds(engine), engine.weights_bytes)
-        is_exact = name == AS_SERVED and engine.info.dtype in {"float32", "float64"}
-        del engine
+        # What an earlier configuration compiled holds for the process.
+        with nullcontext() if configuration.compile_kernels else compiled.off():
+            noise, dtype = _noise(name, (sft, reference), configuration, exact, report)
+        yield noise
         gc.collect()  # reference cycles would keep its weights while the next pair is loaded
-        if is_exact:
+        if name == AS_SERVED and dtype in {"float32", "float64"}:
             return
+
+
+def _noise(
+    name: str, checkpoints: tuple[Path, Path], serving: ServingOptions, exact: Exact, report: Report
+) -> tuple[Noise, str | None]:
+    """One configuration, and the dtype in which it was computed."""
+    try:
+        engine = load_pair(*checkpoints, serving, LoadContext(report))[0]
+    except (CheckpointError, RuntimeError) as error:  # RuntimeError: a dtype that the device lacks
+        return Noise(name, refused=str(error)), None
+    difference_S = _rewards(engine, exact.trunks) - exact.reward_S
+    noise = float(np.sqrt(np.mean(difference_S.astype(np.float64) ** 2))) / exact.std
+    return Noise(name, noise, _seconds(engine), engine.weights_bytes), engine.info.dtype
 
 
 def _rewards(engine: PairEngine, trunks: Sequence[Trunk]) -> FloatArray:

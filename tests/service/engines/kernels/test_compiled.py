@@ -16,7 +16,7 @@ def test_without_a_compiler_nothing_is_compiled_and_it_says_so(monkeypatch: pyte
 
 
 def test_a_dtype_without_kernels_is_named() -> None:
-    assert start(torch.float16) == "float16 is not computed on CPUs"
+    assert start(torch.float16) == "there are none for float16"
 
 
 def test_a_compiler_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +43,13 @@ def test_what_was_not_compiled_is_computed_step_by_step(monkeypatch: pytest.Monk
     torch.testing.assert_close(computed(gate_of, gate[:1], up[:1]), expected[:1])  # the compiler treats 1 as a constant
     with pytest.raises(AssertionError, match="compiled"):
         computed(gate_of, gate, up)
+
+
+def test_what_was_compiled_can_be_left_unused_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "_started", {torch.float32})
+    with compiled.off():
+        assert not compiled.is_started(torch.float32)
+    assert compiled.is_started(torch.float32)
 
 
 def test_compiled_code_is_kept_where_no_other_user_can_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
