@@ -66,6 +66,9 @@ def test_every_alert_says_how_bad_it_is_and_what_to_do() -> None:
 
 def test_every_setting_that_is_named_exists() -> None:
     flags = {flag(name) for name in Settings.model_fields}
+    flags |= {
+        f"--no-{name.replace('_', '-')}" for name, field in Settings.model_fields.items() if field.annotation is bool
+    }
     files = [GUIDE, ALERTS.read_text("utf-8"), DASHBOARD.read_text("utf-8")]
     named = {name for text in files for name in re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)}
     assert named <= flags
