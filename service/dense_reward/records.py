@@ -196,14 +196,26 @@ Work = Callable[[], Scores]
 
 
 @dataclass(frozen=True, slots=True)
-class CountedWork(Generic[Result]):
-    """Work that knows how many tokens go through the models, padding not counted."""
+class StagedWork(Generic[Result]):
+    """Work in two stages, so that a device need not wait for the host between two batches.
 
-    work: Callable[[], Result]
-    tokens: int
+    `launch`, on the device thread, starts the computation and returns a call that waits for the results, on any thread.
+    Other work can be launched meanwhile. `tokens`: how many go through the models, without padding; None if unknown.
+    """
+
+    launch: Callable[[], Callable[[], Result]]
+    tokens: int | None
 
     def __call__(self) -> Result:
-        return self.work()
+        return self.launch()()
+
+
+def launched(work: Callable[[], Result]) -> Callable[[], Result]:
+    """Launch work, and return the call that waits for its results. Other than staged work is finished by then."""
+    if isinstance(work, StagedWork):
+        return work.launch()
+    result = work()
+    return lambda: result
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +266,7 @@ class SharingEngine(Engine, Protocol):
 
     def prepare_shared(
         self, engines: Sequence[Engine], trunks: Sequence[Trunk], wants: Wants
-    ) -> Callable[[], list[Scores]]:
+    ) -> StagedWork[list[Scores]]:
         """Like `prepare`, for the same trunks under several engines: one Scores per engine, one run per model."""
         ...
 

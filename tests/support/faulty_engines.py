@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from dense_reward.errors import OutOfMemoryError
-from dense_reward.records import Branch, Cost, EngineInfo, Scores, TokenScores, Trunk, Wants, Work
+from dense_reward.records import Branch, Cost, EngineInfo, Scores, StagedWork, TokenScores, Trunk, Wants, Work
 
 INFO = EngineInfo(
     sft="sft",
@@ -76,13 +76,16 @@ def named_scores(trunks: Sequence[Trunk], wants: Wants) -> Scores:
 class Recorder:
     """Answers with `named_scores`, and records the batches that it prepared and those that it computed.
 
-    `preparing` is called before a batch is prepared, `before` before one is computed. Both can raise or wait.
+    `preparing` is called before a batch is prepared, `before` before one is computed. With `collecting`, work has two
+    stages, as on a GPU: `before` is called when it is launched, `collecting` before its scores arrive. All can raise
+    or wait.
     """
 
     before: Callable[[Sequence[Trunk]], None] = lambda trunks: None
     preparing: Callable[[Sequence[Trunk]], None] = lambda trunks: None
     batches: list[list[Trunk]] = field(default_factory=list)
     prepared: list[list[Trunk]] = field(default_factory=list)
+    collecting: Callable[[Sequence[Trunk]], None] | None = None
     wants: list[Wants] = field(default_factory=list)
     info: EngineInfo = INFO
     cost: Callable[[Trunk], Cost] = packed
@@ -91,13 +94,19 @@ class Recorder:
         self.prepared.append(list(trunks))
         self.preparing(trunks)
 
-        def work() -> Scores:
+        def collect() -> Scores:
+            if self.collecting is not None:
+                self.collecting(trunks)
+            return named_scores(trunks, wants)
+
+        def launch() -> Callable[[], Scores]:
             self.batches.append(list(trunks))
             self.wants.append(wants)
             self.before(trunks)
-            return named_scores(trunks, wants)
+            return collect
 
-        return work
+        work = StagedWork(launch, tokens_computed(trunks))
+        return work if self.collecting is not None else work.__call__
 
     @property
     def batch_tokens(self) -> list[int]:

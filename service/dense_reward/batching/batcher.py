@@ -1,17 +1,19 @@
 """The loop that feeds the device: takes batches from the scheduler, prepares and computes them, delivers the scores.
 
-While the device computes one batch, the next batch fills. When that is full, a second thread prepares it. There is no
-polling and no timer. Does not import torch. The invariants:
+While the device computes one batch, the next batch fills. When that is full, it is prepared and, on a GPU, launched
+behind the other, so that the device never waits for the host. There is no polling and no timer. Does not import torch.
+The invariants:
 
-- One event loop, one device thread. All state here is read and changed only on the event loop. The device thread calls
-  only prepared work (and `on_device` calls), one at a time; the host thread only prepares.
+- One event loop, one device thread. All state here is read and changed only on the event loop. The device thread only
+  launches prepared work (and runs `on_device` calls), one at a time; a second thread prepares, a third waits for
+  results. On a CPU launching is computing.
 - Every waiter gets an answer: `submit` returns scores or raises. A batch's scores or failure reach each of its jobs,
   and when `run` ends, for whatever reason, all other jobs fail with `draining`. Otherwise a waiter would hold its
   permit, and thus queue capacity, for ever.
 - Parts of a failed batch are tried only when nothing refers to the tensors of that batch: they need this memory. The
   traceback of its exception, its preparation and the thread that ran its work can refer to them.
-- Preparing ahead takes at most one batch, and only a full one: units leave the scheduler when a batch is taken. After
-  that, no shorter request can overtake them, and no request can join them.
+- Two batches are under way at most, the second one only if it was full: units leave the scheduler when a batch is
+  taken. After that, no shorter request can overtake them, and no request can join them.
 """
 
 import asyncio
@@ -20,13 +22,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
-
-import numpy as np
-from numpy.typing import NDArray
 
 from dense_reward.batching.admission import Admission
 from dense_reward.batching.deduplicate import ScoringTask, prepare_batch
+from dense_reward.batching.results import check_shape, wanted
 from dense_reward.batching.scheduler import Job, Member, Scheduler, Terms, halved, tokens_together, units_of_request
 from dense_reward.errors import (
     RETRY_UNAVAILABLE_S,
@@ -36,18 +35,17 @@ from dense_reward.errors import (
     SequenceError,
     refuse,
 )
-from dense_reward.records import CountedWork, Engine, Result, Scores, TokenScores, Trunk, Wants, Work
+from dense_reward.records import Engine, Result, Scores, StagedWork, Trunk, Wants
 from dense_reward.telemetry.metrics import Metrics
 
 INTERACTIVE = Terms()
-Number = TypeVar("Number", np.float32, np.int32)
 
 
 @dataclass(frozen=True, slots=True)
 class Computed:
     """The scores per trunk and branch, and where the time went.
 
-    `queue_s`: until the request's first batch reached the device. `compute_s`: the device time of all its batches, each
+    `queue_s`: until the request's first batch was launched. `compute_s`: the device time of all its batches, each
     counted in full although other requests share it.
     """
 
@@ -58,13 +56,18 @@ class Computed:
 
 @dataclass(slots=True)
 class _Batch:
-    """Units that are computed together. `ahead`: their preparation, if it began while the device was busy.
+    """Units that are computed together.
+
+    `after`: what computes the batch before it. `on_device`: their launch has begun. `ahead`: their preparation, if it
+    began before the device was free.
 
     No other variable may refer to that future: if it failed, its traceback keeps tensors of the batch alive.
     """
 
     members: list[Member]
-    ahead: "asyncio.Future[Work] | None" = None
+    ahead: "asyncio.Future[StagedWork[Scores]] | None" = None
+    after: "asyncio.Task[None] | None" = None
+    on_device: bool = False
 
     @property
     def trunks(self) -> list[Trunk]:
@@ -75,6 +78,11 @@ class _Batch:
         before = len(self.members)
         self.members = [(job, unit) for job, unit in self.members if not job.done.done()]
         return len(self.members) < before
+
+    async def wait_for_turn(self) -> None:
+        """Returns once the batch before it is delivered."""
+        if self.after is not None:
+            await asyncio.wait([self.after])
 
     def cancel_ahead(self) -> None:
         if self.ahead is not None:
@@ -95,6 +103,15 @@ class _Failed:
     for_memory: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A batch on the device, since `at_s`; `collect` waits for its scores."""
+
+    at_s: float
+    collect: Callable[[], Scores]
+    tokens: int | None
+
+
 class Batcher:
     """Feeds one device from one thread, for all pairs on it.
 
@@ -107,12 +124,16 @@ class Batcher:
         self._max_batch_tokens = max_batch_tokens
         self._scheduler = Scheduler(max_batch_tokens)
         self._unanswered: set[Job] = set()
-        self._wake = asyncio.Event()
         self._closing = False
-        self._next: _Batch | None = None
-        self._device_busy = False
-        self._device = ThreadPoolExecutor(max_workers=1, thread_name_prefix="device")
-        self._host = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prepare")
+        self._end: asyncio.Future[None] | None = None
+        """Exists while `run` does; done when it should end."""
+        self._lost: Exception | None = None
+        self._under_way: dict[asyncio.Task[None], _Batch] = {}
+        self._launching = asyncio.Lock()
+        self._collected_at_s = 0.0
+        self._device, self._host, self._collector = (
+            ThreadPoolExecutor(max_workers=1, thread_name_prefix=name) for name in ("device", "prepare", "collect")
+        )
 
     def on_device(self, call: Callable[[], Result]) -> Result:
         """Return the result of a call on the device thread, where it runs between two batches.
@@ -140,8 +161,7 @@ class Batcher:
         if job.units:
             self._scheduler.add(job)
             self._unanswered.add(job)
-            self._wake.set()
-            self._prepare_ahead()
+            asyncio.get_running_loop().call_soon(self._take)  # after other requests that are submitted at the same time
             try:
                 await job.done
             finally:
@@ -155,43 +175,63 @@ class Batcher:
 
         Raises EngineLostError if the engine raises it.
         """
+        self._end = asyncio.get_running_loop().create_future()
         try:
-            await self._serve()
+            self._take()
+            self._end_if_idle()
+            await self._end
         finally:
             self.close()
-            self._device.shutdown(wait=False)
-            self._host.shutdown(wait=False)
-            if self._next is not None:
-                self._next.cancel_ahead()
+            for executor in (self._device, self._host, self._collector):
+                executor.shutdown(wait=False)
+            for task, batch in self._under_way.items():
+                task.cancel()
+                batch.cancel_ahead()
             for job in self._unanswered:
                 _fail(job, refuse("draining", "the engine was lost", retry_after_s=RETRY_UNAVAILABLE_S))
 
     def close(self) -> None:
         """Let `run` return once the queue is empty."""
         self._closing = True
-        self._wake.set()
+        self._end_if_idle()
 
-    async def _serve(self) -> None:
-        while True:
-            batch, self._next = self._next, None
-            if batch is not None:
-                await self._compute(batch)
-            elif self._scheduler:
-                await self._compute(_Batch(self._scheduler.take()))
-            elif self._closing:
-                return
-            else:
-                self._wake.clear()
-                await self._wake.wait()
+    def _end_if_idle(self) -> None:
+        """End `run` if it should end, and no batch is under way whose scores may still come."""
+        if self._end is None or self._end.done() or self._under_way:
+            return
+        if self._lost is not None:
+            self._end.set_exception(self._lost)
+        elif self._closing and not self._scheduler:
+            self._end.set_result(None)
 
-    def _prepare_ahead(self) -> None:
-        """Take and prepare the next batch while the device is busy, if it is full: otherwise it can still grow.
+    def _take(self) -> None:
+        """Take and begin a batch if none is under way, or behind one on the device if it is full: else it can grow."""
+        while (
+            self._end is not None
+            and not self._end.done()
+            and self._lost is None
+            and self._scheduler
+            and (not self._under_way or (self._scheduler.fills_a_batch and self._can_take_second))
+        ):
+            batch = _Batch(self._scheduler.take(), after=next(iter(self._under_way), None))
+            # Here and not in its task: that runs only after all that the event loop has to do now.
+            batch.ahead = self._prepare(batch)
+            self._under_way[asyncio.get_running_loop().create_task(self._complete(batch))] = batch
 
-        If preparation fails, the error is raised when that batch is computed, so that it reaches only its own jobs.
-        """
-        if self._device_busy and self._next is None and self._scheduler.fills_a_batch:
-            self._next = _Batch(self._scheduler.take())
-            self._next.ahead = self._prepare(self._next)
+    @property
+    def _can_take_second(self) -> bool:
+        return len(self._under_way) == 1 and next(iter(self._under_way.values())).on_device
+
+    async def _complete(self, batch: _Batch) -> None:
+        """Compute a batch that was taken, then take others. An error that is not its jobs' own ends `run`."""
+        try:
+            await self._compute(batch)
+        except Exception as error:
+            self._lost = self._lost or error
+        finally:
+            del self._under_way[asyncio.current_task()]  # type: ignore[arg-type]
+            self._take()
+            self._end_if_idle()
 
     async def _compute(self, batch: _Batch) -> None:
         """Compute one batch. If a part of it might succeed, compute its halves."""
@@ -200,19 +240,22 @@ class Batcher:
             return
         if failed.for_memory:
             self._metrics.out_of_memory()
-            # The exception can arrive here before the device thread has dropped the failed work and its tensors. After
-            # another call it has dropped them. The host thread needs no such call: it prepares the halves.
-            await asyncio.get_running_loop().run_in_executor(self._device, _no_work)
+            # The exception can arrive here before a thread has dropped the failed work and its tensors. After another
+            # call it has dropped them. The host thread needs no such call: it prepares the halves.
+            for executor in (self._device, self._collector):
+                await asyncio.get_running_loop().run_in_executor(executor, _no_work)
+        await batch.wait_for_turn()
         await self._compute_halves(batch.members, failed)
 
     async def _attempt(self, batch: _Batch) -> _Failed | None:
         """Deliver a batch's scores, or its failure, to each job. Returns why if the batch must be split instead."""
         try:
-            work = await self._prepared(batch)
-            if work is not None:
-                scores, seconds = await self._run_on_device(batch, work)
-                _check_shape(batch.trunks, scores)
-                self._deliver(batch.members, scores, seconds, work)
+            launched = await self._launched(batch)
+            if launched is not None:
+                scores, seconds = await self._collected(launched)
+                check_shape(batch.trunks, scores)
+                await batch.wait_for_turn()
+                self._deliver(batch.members, scores, seconds, launched.tokens)
         except (OutOfMemoryError, SequenceError) as error:
             # The retry is outside this block: inside it, the traceback would keep the batch's tensors alive.
             return _Failed(str(error), for_memory=isinstance(error, OutOfMemoryError))
@@ -223,7 +266,27 @@ class Batcher:
                 raise
         return None
 
-    async def _prepared(self, batch: _Batch) -> Work | None:
+    async def _launched(self, batch: _Batch) -> "_Launched | None":
+        """Launch a batch on the device thread as soon as it is free; None if no caller waits, or the engine is lost."""
+        async with self._launching:
+            work = None if self._lost else await self._prepared(batch)
+            if work is None:
+                return None
+            for job, _ in batch.members:
+                job.started_at = job.started_at or time.perf_counter()
+            batch.on_device = True
+            self._take()
+            return await asyncio.get_running_loop().run_in_executor(self._device, _launch, work)
+
+    async def _collected(self, launched: "_Launched") -> tuple[Scores, float]:
+        """The scores, and the seconds that the device spent on them: those since it finished the previous batch."""
+        collect = asyncio.get_running_loop().run_in_executor(self._collector, _collect, launched.collect)
+        scores, collected_at_s = await collect
+        seconds = collected_at_s - max(launched.at_s, self._collected_at_s)
+        self._collected_at_s = collected_at_s
+        return scores, seconds
+
+    async def _prepared(self, batch: _Batch) -> StagedWork[Scores] | None:
         """Prepare the units of callers that still wait, again if one is cancelled meanwhile; None if none is left."""
         work = await self._prepared_ahead(batch)
         while batch.drop_done() or work is None:
@@ -232,53 +295,45 @@ class Batcher:
             work = await self._prepare(batch)
         return work
 
-    async def _prepared_ahead(self, batch: _Batch) -> Work | None:
+    async def _prepared_ahead(self, batch: _Batch) -> StagedWork[Scores] | None:
         """The work that was prepared ahead; None if the batch must be prepared now.
 
         It must be prepared now if nothing was prepared, if a caller was cancelled, or if memory could not hold it in
-        addition to the batch that was being computed.
+        addition to a batch that was being computed.
         """
         if batch.drop_done():
             batch.cancel_ahead()
         try:
             return None if batch.ahead is None else await batch.ahead
         except OutOfMemoryError:
-            return None
+            if batch.after is None:
+                raise
         finally:
             batch.ahead = None
+        await asyncio.sleep(0)  # until this step of the task ends, asyncio holds the future, and thus the tensors
+        return None
 
-    def _prepare(self, batch: _Batch) -> "asyncio.Future[Work]":
+    def _prepare(self, batch: _Batch) -> "asyncio.Future[StagedWork[Scores]]":
         wants = Wants()
         for job, _ in batch.members:
             wants = wants | job.wants
         tasks = [ScoringTask(job.engine, unit.trunk, job.terms.group) for job, unit in batch.members]
         return asyncio.get_running_loop().run_in_executor(self._host, prepare_batch, tasks, wants)
 
-    async def _run_on_device(self, batch: _Batch, work: Work) -> tuple[Scores, float]:
-        """Compute on the device thread: the scores and the seconds. The next batch can be prepared meanwhile."""
-        for job, _ in batch.members:
-            job.started_at = job.started_at or time.perf_counter()
-        self._device_busy = True
-        try:
-            self._prepare_ahead()
-            return await asyncio.get_running_loop().run_in_executor(self._device, _timed, work)
-        finally:
-            self._device_busy = False
-
-    def _deliver(self, members: Sequence[Member], results: Scores, seconds: float, work: Work) -> None:
+    def _deliver(self, members: Sequence[Member], results: Scores, seconds: float, counted: int | None) -> None:
         """Add the scores to their jobs, and resolve the jobs that are complete."""
         estimate = tokens_together(unit for _, unit in members)
         self.admission.measured(estimate, seconds)
-        tokens = work.tokens if isinstance(work, CountedWork) else estimate
+        tokens = estimate if counted is None else counted
         self._metrics.batch(
             tokens=tokens,
             shared_tokens=sum(unit.tokens_unshared for _, unit in members) - tokens,
             fill=tokens / self._max_batch_tokens,
             seconds=seconds,
         )
-        # Units of a job are computed in the order of its branches, also after a split, so appending keeps that order.
+        # Units of a job are delivered in the order of its branches, also after a split, so appending keeps that order.
         for (job, unit), scores in zip(members, results, strict=True):
-            job.scores[unit.trunk_index].extend(_wanted(score, job.wants) for score in scores)
+            job.scores[unit.trunk_index].extend(wanted(score, job.wants) for score in scores)
             job.waiting -= 1
             if job.waiting == 0 and not job.done.done():
                 job.done.set_result(None)
@@ -321,45 +376,14 @@ def _fail(job: Job, error: Exception) -> None:
         job.done.set_exception(error)
 
 
-def _timed(work: Work) -> tuple[Scores, float]:
-    started_at = time.perf_counter()
-    return work(), time.perf_counter() - started_at
+def _launch(work: StagedWork[Scores]) -> _Launched:
+    at_s = time.perf_counter()
+    return _Launched(at_s, work.launch(), work.tokens)
+
+
+def _collect(collect: Callable[[], Scores]) -> tuple[Scores, float]:
+    return collect(), time.perf_counter()
 
 
 def _no_work() -> None:
     """Does nothing. When it returns, the thread has finished its previous work."""
-
-
-def _check_shape(trunks: Sequence[Trunk], results: Sequence[Sequence[TokenScores]]) -> None:
-    """Raises RuntimeError if an engine lost or added a branch or a token: scores would reach the wrong request."""
-    expected, found = [len(trunk.branches) for trunk in trunks], [len(scores) for scores in results]
-    if expected != found:
-        raise RuntimeError(f"the engine returned scores of {found} branches instead of {expected}")
-    for trunk, branches in zip(trunks, results, strict=True):
-        tokens = [int(branch.scored_T.sum()) for branch in trunk.branches]
-        answered = [scores.tokens for scores in branches]
-        if tokens != answered:
-            raise RuntimeError(f"the engine returned scores of {answered} tokens instead of {tokens}")
-
-
-def _wanted(scores: TokenScores, wants: Wants) -> TokenScores:
-    """The scores without the quantities that only other requests wanted: an answer depends only on its own request."""
-    k = wants.top_k
-    return TokenScores(
-        scores.sft_logprob_S,
-        scores.reference_logprob_S,
-        kl_S=scores.kl_S if wants.kl else None,
-        entropy_S=scores.entropy_S if wants.entropy else None,
-        varentropy_S=scores.varentropy_S if wants.varentropy else None,
-        candidate_sft_logprob_SK=scores.candidate_sft_logprob_SK,
-        candidate_reference_logprob_SK=scores.candidate_reference_logprob_SK,
-        top_ids_SK=_first(scores.top_ids_SK, k),
-        top_sft_logprob_SK=_first(scores.top_sft_logprob_SK, k),
-        top_reference_logprob_SK=_first(scores.top_reference_logprob_SK, k),
-        value_S=scores.value_S,
-        teacher=scores.teacher,
-    )
-
-
-def _first(array_SK: NDArray[Number] | None, k: int) -> NDArray[Number] | None:
-    return None if array_SK is None or k == 0 else np.ascontiguousarray(array_SK[:, :k])

@@ -11,7 +11,17 @@ Sees engines only through the protocol. The invariants:
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 
-from dense_reward.records import Branch, CountedWork, Engine, Scores, SharingEngine, TokenScores, Trunk, Wants, Work
+from dense_reward.records import (
+    Branch,
+    Engine,
+    Scores,
+    SharingEngine,
+    StagedWork,
+    TokenScores,
+    Trunk,
+    Wants,
+    launched,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +49,7 @@ class _SubBatch:
     engines: tuple[Engine, ...]
     unique: list[_UniqueTrunk] = field(default_factory=list)
 
-    def prepare(self, wants: Wants) -> Callable[[], list[Scores]]:
+    def prepare(self, wants: Wants) -> StagedWork[list[Scores]]:
         """Prepare work that returns the scores of each engine."""
         trunks = [unique.trunk for unique in self.unique]
         first = self.engines[0]
@@ -47,35 +57,39 @@ class _SubBatch:
             return first.prepare_shared(self.engines, trunks, wants)
         work = first.prepare(trunks, wants)
 
-        def one() -> list[Scores]:
-            return [work()]
+        def launch() -> Callable[[], list[Scores]]:
+            collect = launched(work)
+            return lambda: [collect()]
 
-        return CountedWork(one, work.tokens) if isinstance(work, CountedWork) else one
+        return StagedWork(launch, work.tokens if isinstance(work, StagedWork) else None)
 
 
-def prepare_batch(tasks: Sequence[ScoringTask], wants: Wants) -> Work:
+def prepare_batch(tasks: Sequence[ScoringTask], wants: Wants) -> StagedWork[Scores]:
     """Prepare work that returns one list of scores per task, in order. Raises what the engines' `prepare` raises.
-
-    It is a CountedWork if all engines return one.
 
     The work raises what the engines' work raises, and RuntimeError if an engine returns scores for a different number
     of trunks.
     """
     sub_batches = _sub_batches(tasks)
     works = [sub_batch.prepare(wants) for sub_batch in sub_batches]
-    counts = [found.tokens for found in works if isinstance(found, CountedWork)]
+    counts = [work.tokens for work in works if work.tokens is not None]
 
-    def work() -> Scores:
-        scores: list[list[TokenScores]] = [[] for _ in tasks]
-        for sub_batch, sub_work in zip(sub_batches, works, strict=True):
-            for engine, found in zip(sub_batch.engines, sub_work(), strict=True):
-                _check_count(len(sub_batch.unique), len(found))
-                for unique, branches in zip(sub_batch.unique, found, strict=True):
-                    for index in unique.tasks[engine]:
-                        scores[index] = branches
-        return scores
+    def launch() -> Callable[[], Scores]:
+        collects = [work.launch() for work in works]
 
-    return CountedWork(work, sum(counts)) if len(counts) == len(works) else work
+        def collect() -> Scores:
+            scores: list[list[TokenScores]] = [[] for _ in tasks]
+            for sub_batch, collect_one in zip(sub_batches, collects, strict=True):
+                for engine, found in zip(sub_batch.engines, collect_one(), strict=True):
+                    _check_count(len(sub_batch.unique), len(found))
+                    for unique, branches in zip(sub_batch.unique, found, strict=True):
+                        for index in unique.tasks[engine]:
+                            scores[index] = branches
+            return scores
+
+        return collect
+
+    return StagedWork(launch, sum(counts) if len(counts) == len(works) else None)
 
 
 def _check_count(expected: int, found: int) -> None:

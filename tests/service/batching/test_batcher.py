@@ -300,11 +300,13 @@ def loads(draw: st.DrawFn) -> list[tuple[list[Trunk], bool]]:
 
 
 @settings(deadline=None, max_examples=60)
-@given(load=loads(), room_tokens=st.integers(110, 300), budget_tokens=st.integers(1, 200))
+@given(load=loads(), room_tokens=st.integers(110, 300), budget_tokens=st.integers(1, 200), late=st.booleans())
 def test_whatever_is_asked_everybody_who_stays_gets_the_right_answer(
-    load: list[tuple[list[Trunk], bool]], room_tokens: int, budget_tokens: int
+    load: list[tuple[list[Trunk], bool]], room_tokens: int, budget_tokens: int, late: bool
 ) -> None:
-    engine = Recorder(Memory(room_tokens))
+    """`late`: batches are launched behind others, and fail only when their scores should arrive."""
+    memory = Memory(room_tokens)
+    engine = Recorder(collecting=memory) if late else Recorder(memory)
 
     async def ask() -> list[Computed | BaseException]:
         async with running(engine, max_batch_tokens=budget_tokens) as batcher:

@@ -258,6 +258,60 @@ def test_a_sequence_for_which_there_was_no_room_beside_another_batch_is_tried_ag
     assert held.engine.names == [[0], [1]]
 
 
+def test_a_full_batch_is_launched_behind_another_whose_scores_are_still_awaited() -> None:
+    gate, launched = Gate(), threading.Event()
+
+    def before(trunks: Sequence[Trunk]) -> None:
+        if trunks[0].prompt_P[0] == 1:
+            launched.set()
+
+    engine = Recorder(before, collecting=gate)
+
+    async def ask() -> None:
+        async with running(engine) as batcher:
+            first = submitted(batcher.submit([trunk(0, 3)], Wants()))
+            await held_by(gate, first)
+            second = submitted(batcher.submit([trunk(1, FULL)], Wants()))
+            assert await asyncio.to_thread(launched.wait, PATIENCE_S)
+            third = submitted(batcher.submit([trunk(2, FULL)], Wants()))
+            await held_by(gate, first, second, third)
+            assert [int(batch[0].prompt_P[0]) for batch in engine.prepared] == [0, 1]
+            gate.opened.set()
+            for task, name in ((first, 0), (second, 1), (third, 2)):
+                computed = await soon(task)
+                assert_named(computed, [trunk(name, 3 if name == 0 else FULL)])
+                assert computed.compute_s > 0
+
+    asyncio.run(ask())
+    assert engine.names == [[0], [1], [2]]
+
+
+def test_a_device_that_is_lost_under_one_batch_still_gives_the_scores_of_the_batch_before() -> None:
+    gate = Gate()
+
+    def before(trunks: Sequence[Trunk]) -> None:
+        if trunks[0].prompt_P[0] == 1:
+            gate.opened.set()
+            raise EngineLostError("CUDA error")
+
+    engine = Recorder(before, collecting=gate)
+
+    async def ask() -> list[Computed | BaseException | None]:
+        batcher = OneEngine(engine, Metrics(), max_batch_tokens=BUDGET_TOKENS, max_queue_tokens=1000)
+        loop = submitted(batcher.run())
+        first = submitted(batcher.submit([trunk(0, 3)], Wants()))
+        await held_by(gate, first)
+        others = [submitted(batcher.submit([trunk(n, FULL)], Wants())) for n in (1, 2)]
+        return list(await soon(asyncio.gather(loop, first, *others, return_exceptions=True)))
+
+    ended, first, second, third = asyncio.run(ask())
+    assert isinstance(ended, EngineLostError)
+    assert isinstance(first, Computed)
+    assert isinstance(second, EngineLostError)
+    assert isinstance(third, RequestError)
+    assert engine.names == [[0], [1]]
+
+
 Ends = Callable[["asyncio.Task[None]", Held], object]
 ENDINGS: dict[str, tuple[Ends, type[BaseException], Exception | None]] = {
     "cancelled": (lambda loop, held: loop.cancel(), asyncio.CancelledError, None),

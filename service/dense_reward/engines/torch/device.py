@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from dense_reward.errors import CheckpointError, EngineLostError, OutOfMemoryError
 from dense_reward.records import Result
@@ -124,6 +127,22 @@ def chosen_device(name: str, facts: GpuFacts | None = None) -> str:
     cuda = "no CUDA" if facts.torch_cuda is None else f"CUDA {facts.torch_cuda}"
     versions = f"torch {facts.torch_version} with {cuda}, driver {facts.driver or 'not found'}"
     raise CheckpointError(f"{why} ({versions}). {facts.cure}. To compute on the CPU, name it: device cpu")
+
+
+def start_host_copy(values: Tensor) -> Callable[[], NDArray[np.float32]]:
+    """Start to copy float32 values to the host. The returned call waits for it, not for later work."""
+    if values.device.type != "cuda":
+        return values.cpu().numpy
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # the waiting thread sleeps
+    copied.record(torch.cuda.current_stream(values.device))
+
+    def wait() -> NDArray[np.float32]:
+        copied.synchronize()
+        return host.numpy().copy()  # scores can be kept for long, pinned memory should not
+
+    return wait
 
 
 def with_device_errors(call: Callable[[], Result]) -> Result:

@@ -12,7 +12,7 @@ from torch import Tensor
 from dense_reward.batching.packing import Leaf, Packed, computed_tokens, leaves, pack
 from dense_reward.batching.padding import padded_batches
 from dense_reward.batching.prefix_trees import Index
-from dense_reward.engines.torch.device import with_device_errors
+from dense_reward.engines.torch.device import start_host_copy, with_device_errors
 from dense_reward.engines.torch.logprobs import ModelRows, ScoredRows, WantedIds, WantedLogits, score_pairs
 from dense_reward.engines.torch.memory import stored_bytes
 from dense_reward.engines.torch.model import TorchModel, device_row
@@ -20,12 +20,12 @@ from dense_reward.engines.torch.shared_layers import computed_once, links_of
 from dense_reward.records import (
     Branch,
     Cost,
-    CountedWork,
     Engine,
     EngineInfo,
     FloatArray,
     IdArray,
     Scores,
+    StagedWork,
     TokenScores,
     Trunk,
     Wants,
@@ -134,7 +134,12 @@ class PairEngine:
 
     def prepare(self, trunks: Sequence[Trunk], wants: Wants) -> Work:
         work = self.prepare_shared([self], trunks, wants)
-        return CountedWork(lambda: work()[0], work.tokens)
+
+        def launch() -> Callable[[], Scores]:
+            collect = work.launch()
+            return lambda: collect()[0]
+
+        return StagedWork(launch, work.tokens)
 
     def shares_with(self, other: Engine) -> bool:
         """Whether they have a model in common and would compute it in the same way."""
@@ -147,7 +152,7 @@ class PairEngine:
 
     def prepare_shared(
         self, engines: Sequence[Engine], trunks: Sequence[Trunk], wants: Wants
-    ) -> CountedWork[list[Scores]]:
+    ) -> StagedWork[list[Scores]]:
         pairs = [engine for engine in engines if isinstance(engine, PairEngine)]
         if len(pairs) < len(engines):
             raise TypeError("a PairEngine shares models only with other PairEngines")
@@ -155,8 +160,8 @@ class PairEngine:
         batches: list[Batch] = with_device_errors(
             lambda: list(self.batches(trunks, sharing.devices, self.rope_length_limits))
         )
-        work = partial(with_device_errors, partial(sharing.score, trunks, batches))
-        return CountedWork(work, sum(batch.tokens for batch in batches))
+        launch = partial(with_device_errors, partial(sharing.launch, trunks, batches))
+        return StagedWork(launch, sum(batch.tokens for batch in batches))
 
     def batches(
         self, trunks: Sequence[Trunk], devices: Set[torch.device], rope_length_limits: Collection[int]
@@ -193,14 +198,21 @@ class _SharedModels:
     def devices(self) -> Set[torch.device]:
         return {model.device for model in self._models}
 
-    def score(self, trunks: Sequence[Trunk], batches: Sequence[Batch]) -> list[Scores]:
+    def launch(self, trunks: Sequence[Trunk], batches: Sequence[Batch]) -> Callable[[], list[Scores]]:
+        """Start all forwards and the copies of their results. The returned call waits for them: scores of each pair."""
+        copies = [[_start_host_copy(scored) for scored in self._score_batch(batch)] for batch in batches]
+        return partial(with_device_errors, partial(self._collect, trunks, batches, copies))
+
+    def _collect(
+        self, trunks: Sequence[Trunk], batches: Sequence[Batch], copies: Sequence[Sequence[Callable[[], HostRows]]]
+    ) -> list[Scores]:
         # Branches without a scored token are in no batch and keep their empty scores.
         of_pairs = [
             [[no_scores(branch, self._wants) for branch in trunk.branches] for trunk in trunks] for _ in self._pairs
         ]
-        for batch in batches:
-            for results, scored in zip(of_pairs, self._score_batch(batch), strict=True):
-                for leaf, scores in zip(batch.leaves, _per_leaf(scored, batch), strict=True):
+        for batch, copies_of_pairs in zip(batches, copies, strict=True):
+            for results, copy in zip(of_pairs, copies_of_pairs, strict=True):
+                for leaf, scores in zip(batch.leaves, _per_leaf(copy(), batch), strict=True):
                     results[leaf.trunk][leaf.branch] = scores
         return of_pairs
 
@@ -237,9 +249,8 @@ def _wanted_ids(batch: Batch) -> WantedIds:
     )
 
 
-def _per_leaf(scored: ScoredRows, batch: Batch) -> Iterator[TokenScores]:
-    """The scores of each sequence of a batch: float32 and int32 on the host, copied from the device once."""
-    found = _on_host(scored)
+def _per_leaf(found: HostRows, batch: Batch) -> Iterator[TokenScores]:
+    """The scores of each sequence of a batch."""
     sft_J, reference_J = found.sft_logprob_J, found.reference_logprob_J
     at, candidate_at = 0, len(batch.row_S)
     for leaf in batch.leaves:
@@ -265,19 +276,25 @@ def _per_leaf(scored: ScoredRows, batch: Batch) -> Iterator[TokenScores]:
         )
 
 
-def _on_host(scored: ScoredRows) -> HostRows:
-    """Copy results from the device, all of them at once: each copy would wait for the device."""
-    given = {field.name: getattr(scored, field.name) for field in fields(scored)}
-    tensors = {name: values for name, values in given.items() if values is not None}
+def _start_host_copy(scored: ScoredRows) -> Callable[[], HostRows]:
+    """Start to copy results from the device, all of them in one piece. The returned call waits for the copy."""
+    given_names = [field.name for field in fields(scored)]
+    tensors = {name: values for name in given_names if (values := getattr(scored, name)) is not None}
     # Integers as the bits of floats: one tensor has one dtype.
     bits = {name: v.float() if v.is_floating_point() else v.int().view(torch.float32) for name, v in tensors.items()}
-    host = torch.cat([values.flatten() for values in bits.values()]).cpu().numpy()
-    parts = np.split(host, np.cumsum([values.numel() for values in bits.values()])[:-1])
-    found = {
-        name: (part if values.is_floating_point() else part.view(np.int32)).reshape(values.shape)
-        for (name, values), part in zip(tensors.items(), parts, strict=True)
-    }
-    return HostRows(**{name: found.get(name) for name in given})  # type: ignore[arg-type]
+    wait = start_host_copy(torch.cat([values.flatten() for values in bits.values()]))
+    # Only what remains to be known: the tensors' memory is free for the next batch.
+    layout = [(name, values.shape, values.is_floating_point()) for name, values in tensors.items()]
+
+    def collect() -> HostRows:
+        parts = np.split(wait(), np.cumsum([shape.numel() for _, shape, _ in layout])[:-1])
+        found = {
+            name: (part if is_float else part.view(np.int32)).reshape(shape)
+            for (name, shape, is_float), part in zip(layout, parts, strict=True)
+        }
+        return HostRows(**{name: found.get(name) for name in given_names})  # type: ignore[arg-type]
+
+    return collect
 
 
 def _taken(values: Array | None, rows: Index) -> Array | None:
