@@ -10,7 +10,7 @@ from dense_reward.engines.torch import pair
 from dense_reward.engines.torch.model import TorchModel
 from dense_reward.engines.torch.pair import ComputeOptions, PairEngine
 from dense_reward.errors import EngineLostError, OutOfMemoryError
-from dense_reward.records import Branch, Cost, TokenScores, Trunk, Wants
+from dense_reward.records import Branch, Cost, StagedWork, TokenScores, Trunk, Wants, launched
 from dense_reward.reward import candidate_reward
 from faulty_engines import INFO
 from tiny_configs import LONG_TOKENS
@@ -247,3 +247,21 @@ def test_alone_on_a_gpu_a_sequence_has_the_same_scores_to_the_bit(dtype: torch.d
             (single,) = engine.score([Trunk(trunk.prompt_P, (branch,))], Wants())[0]
             assert single.sft_logprob_S.tobytes() == found.sft_logprob_S.tobytes()
             assert single.reference_logprob_S.tobytes() == found.reference_logprob_S.tobytes()
+
+
+@pytest.mark.gpu
+def test_launching_waits_for_nothing_and_collecting_gives_the_scores() -> None:
+    models = on("cuda", "llama", torch.bfloat16)
+    engine = PairEngine(models[0], models[1], INFO, PACKED)
+    wants = Wants(kl=True, entropy=True)
+    engine.score(GPU_TRUNKS, wants)  # what is compiled or allocated at first
+    works = [engine.prepare(GPU_TRUNKS, wants) for _ in range(2)]
+    assert all(isinstance(work, StagedWork) for work in works)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        collects = [launched(work) for work in works]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    first, second = (np.concatenate([s.sft_logprob_S for of in collect() for s in of]) for collect in collects)
+    assert np.isfinite(first).all()
+    assert np.array_equal(first, second)
