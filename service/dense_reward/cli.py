@@ -21,7 +21,7 @@ from dense_reward.errors import BulkError, CheckpointError, RequestError, Settin
 from dense_reward.serving.pair_sources import first_pairs
 from dense_reward.settings import Settings, env_name, flag, read_settings
 from dense_reward.telemetry.logs import configure
-from dense_reward.telemetry.process_memory import bound_kernel_caches, keep_freed_memory
+from dense_reward.telemetry.process_memory import bound_kernel_caches, grow_gpu_segments, keep_freed_memory
 
 # Longer than load balancers keep an idle connection. Otherwise they would send requests on a closed connection.
 KEEP_ALIVE_S = 75
@@ -186,6 +186,8 @@ def _settings(options: argparse.Namespace) -> Settings:
     bound_kernel_caches()
     given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     settings = read_settings(given, os.environ.keys())
+    if settings.engine == "torch":  # vLLM has its own allocations
+        grow_gpu_segments()
     names_pairs = settings.pairs_file is not None or settings.run is not None
     names_pairs = names_pairs or settings.token_head is not None
     if settings.engine != "fake" and not names_pairs and None in {settings.sft, settings.reference}:

@@ -32,6 +32,15 @@ def bound_kernel_caches() -> None:
         os.environ.setdefault(name, str(KEPT_KERNELS))
 
 
+def grow_gpu_segments() -> None:
+    """Let torch's allocator on GPUs grow its blocks of memory, unless its variable is set; call it before torch starts.
+
+    Every batch has another shape. Blocks of a fixed size would leave gaps between them that no later batch fits into.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+
+
 def freeze_loaded_objects() -> None:
     """Collect garbage, then exclude all objects that exist now from later collections.
 

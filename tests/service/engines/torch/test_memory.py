@@ -11,7 +11,7 @@ import pytest
 import torch
 from dense_reward.engines.torch import memory
 from dense_reward.engines.torch.memory import peak_bytes
-from dense_reward.telemetry.process_memory import KERNEL_CACHES, keep_freed_memory
+from dense_reward.telemetry.process_memory import KERNEL_CACHES, grow_gpu_segments, keep_freed_memory
 from peak_memory import CONFIGS, SHAPES, TOKENS
 from transformers import LlamaConfig
 
@@ -76,7 +76,7 @@ def test_freed_memory_is_kept_and_reused_once_enough_of_it_lies_there() -> None:
     """In a process of its own, because it is settled for good."""
     script = (
         "import resource, torch\n"
-        "from dense_reward.telemetry.process_memory import KERNEL_CACHES, keep_freed_memory\n"
+        "from dense_reward.telemetry.process_memory import keep_freed_memory\n"
         "keep_freed_memory()\n"
         "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "for _ in range(20): torch.ones(1 << 24)\n"
@@ -117,6 +117,18 @@ def test_kernels_that_are_compiled_for_each_number_of_rows_do_not_fill_the_memor
         return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
     assert growth("bounded") < growth("unbounded") / 2
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", None])
+def test_gpu_memory_grows_in_segments_unless_the_environment_says_otherwise(
+    name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    environment = {} if name is None else {name: "max_split_size_mb:128"}
+    monkeypatch.setattr("os.environ", environment)
+    grow_gpu_segments()
+    assert environment == (
+        {"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if name is None else {name: "max_split_size_mb:128"}
+    )
 
 
 def test_another_c_library_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
