@@ -210,9 +210,10 @@ def _report(writer: Writing, options: argparse.Namespace) -> int:
     state, out = writer.state, writer.job.out
     errors = f", {state.errors} of them with an error" if state.errors else ""
     print(f"{out}: {state.rows} rows{errors}, {state.output_rows - state.errors} responses, {state.tokens:,} tokens")
-    shard = writer.job.shard
-    others = f" and the outputs of the other {shard.of - 1} shards" if shard.of > 1 else ""
-    print(f"next: dense-reward stats {shlex.quote(str(out))}{others}")
+    if "reward" in writer.job.columns.arrays:
+        shard = writer.job.shard
+        others = f" and the outputs of the other {shard.of - 1} shards" if shard.of > 1 else ""
+        print(f"next: dense-reward stats {shlex.quote(str(out))}{others}")
     if state.rows and state.errors == state.rows:
         raise BulkError(f"no row could be scored: read the column error of {out}")
     return 0

@@ -45,9 +45,8 @@ def gain_lines(gains: Gains | None) -> Iterator[str]:
 
 
 def verdict_lines(found: Verdict) -> Iterator[str]:
-    """The verdict on each reference, then the one over all."""
-    if len(found.references) > 1:
-        yield from (one.reason for one in found.references.values())
+    """The verdicts on the references that were not chosen, then the one over all."""
+    yield from (one.reason for name, one in found.references.items() if name != found.reference)
     yield f"verdict: {IN_WORDS[found.verdict]}"
     yield found.reason
 
