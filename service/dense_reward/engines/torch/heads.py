@@ -18,6 +18,8 @@ from dense_reward.engines.kernels.packed_weights import PackedTiles, is_faster, 
 from dense_reward.engines.torch.logprobs import CPU_TILING
 
 SHORT = (torch.bfloat16, torch.float16)
+EXACT_NUMBERS = 1 << 22
+"""Exact logits are computed from so many weights at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,16 @@ class LinearHead:
             return self.post(packed_CW)
         return self.post(functional.linear(rows_CD, weight_WD, bias_W))
 
+    def exact_logits(self, rows_JD: Tensor, id_J: Tensor) -> Tensor | None:
+        """Float32 [J]. A GPU's matmul gives all logits in float32; a CPU's rounds them to the dtype of the weights."""
+        if self.weight_VD.device.type != "cpu" or self.weight_VD.dtype not in SHORT:
+            return None
+        step = max(1, EXACT_NUMBERS // self.weight_VD.shape[1])
+        rows_JD, parts = rows_JD.to(self.weight_VD.dtype), range(0, max(1, len(id_J)), step)
+        products = (rows_JD[at : at + step].float() * self.weight_VD[id_J[at : at + step]].float() for at in parts)
+        logits_J = torch.cat([product.sum(dim=1) for product in products])
+        return self.post(logits_J if self.bias_V is None else logits_J + self.bias_V[id_J].float())
+
     @property
     def is_faster_packed(self) -> bool:
         """Whether a packed copy of its weight, tile by tile, would be faster on this CPU."""
@@ -87,6 +99,9 @@ class OwnLogits:
     def logits(self, rows_CV: Tensor, tile: slice) -> Tensor:
         """[C, W]. A copy, because the caller overwrites it."""
         return rows_CV[:, tile].clone()
+
+    def exact_logits(self, _: Tensor, __: Tensor) -> None:
+        """Not known: the model rounded them."""
 
 
 class CapturedHead:

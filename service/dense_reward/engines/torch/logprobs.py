@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from dense_reward.engines.kernels.fused_sums import FusedSums, cannot_fuse
 from dense_reward.engines.kernels.row_sums import Pair, RowSums, TorchSums
@@ -40,6 +41,10 @@ class Head(Protocol):
 
     def logits(self, rows_CX: Tensor, tile: slice) -> Tensor:
         """The model's own logits of a vocabulary tile, [C, W]. A new tensor: the caller overwrites it."""
+        ...
+
+    def exact_logits(self, rows_JX: Tensor, id_J: Tensor) -> Tensor | None:
+        """The logit of one token id for each row, float32 [J], before any rounding; None if `logits` rounds nothing."""
         ...
 
 
@@ -117,7 +122,7 @@ def score_pairs(
         chunk: RowSums | None = None
         for tile in _parts(models[0].head.vocab_size, tiling.vocab):
             logits = [_logits(model, part, tile) for model in models]
-            wanted.pick(logits, part, tile)  # before `add`, which overwrites the logits
+            wanted.pick(models, logits, part, tile)  # before `add`, which overwrites the logits
             if chunk is None:
                 sums = FusedSums if _can_fuse(logits[0]) else TorchSums
                 chunk = sums(len(models), pairs, wants)
@@ -187,25 +192,41 @@ class WantedLogits:
         self._back_J = on_device(np.argsort(self._order_J), device)
         self._chunk_rows = tiling.rows
         self._logits_MJ: Tensor | None = None
+        self._exact_J: dict[int, Tensor] = {}
 
-    def pick(self, logits: Sequence[Tensor], part: slice, tile: slice) -> None:
-        """Copy the logits of the wanted ids in this tile, of each of M models."""
+    def pick(self, models: Sequence[ModelRows], logits: Sequence[Tensor], part: slice, tile: slice) -> None:
+        """Copy the logits of the wanted ids in this tile, of each of M models. Those that are rounded, also exactly."""
         if self._logits_MJ is None:
             shape = len(logits), len(self._row_J)
             dtype = torch.promote_types(logits[0].dtype, torch.float32)
             self._logits_MJ = torch.empty(shape, dtype=dtype, device=logits[0].device)
         chunk = part.start // self._chunk_rows * _CHUNK_STRIDE
         start, stop = np.searchsorted(self._place_J, [chunk + tile.start, chunk + tile.stop])
-        index = self._row_J[start:stop] - part.start, self._column_J[start:stop]
-        for picked_J, logits_CW in zip(self._logits_MJ, logits, strict=True):
-            picked_J[start:stop] = logits_CW[index]
+        row_J, column_J = self._row_J[start:stop], self._column_J[start:stop]
+        index = row_J - part.start, column_J
+        for at, (model, logits_CW) in enumerate(zip(models, logits, strict=True)):
+            self._logits_MJ[at, start:stop] = logits_CW[index]
+            exact_J = model.head.exact_logits(model.rows_RX[row_J], column_J + tile.start)
+            if exact_J is not None:
+                if at not in self._exact_J:
+                    self._exact_J[at] = torch.empty_like(self._logits_MJ[at])
+                self._exact_J[at][start:stop] = exact_J
 
     def logprobs(self, totals: Sequence[Tensor]) -> list[Tensor]:
         """Each model's log-probs in the order of the wanted ids, given its rows' log sum exp, float64 [R]."""
         if self._logits_MJ is None:
             raise RuntimeError("no tile was computed")
-        # subtracted in float64, then rounded once to the logits' dtype
-        return [
-            (picked_J - log_total_R[self._row_J]).to(picked_J.dtype)[self._back_J]
-            for picked_J, log_total_R in zip(self._logits_MJ, totals, strict=True)
-        ]
+        found = []
+        for at, (picked_J, log_total_R) in enumerate(zip(self._logits_MJ, totals, strict=True)):
+            logprob_J = picked_J - log_total_R[self._row_J]  # in float64, then rounded once to the logits' dtype
+            if at in self._exact_J:
+                error_J = self._exact_J[at].double() - picked_J
+                logprob_J = _corrected(logprob_J, torch.where(picked_J.isfinite(), error_J, 0.0))
+            found.append(logprob_J.to(picked_J.dtype)[self._back_J])
+        return found
+
+
+def _corrected(logprob_J: Tensor, error_J: Tensor) -> Tensor:
+    """Log-probs, with the rounding error of the ids' own logits taken out of both logit and log sum exp."""
+    others_J = torch.log((-torch.expm1(logprob_J)).clamp_min(0))  # the log of the share of all other ids
+    return -functional.softplus(others_J - (logprob_J + error_J), threshold=40)

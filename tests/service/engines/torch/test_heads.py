@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from dense_reward.engines.torch.heads import CapturedHead, LinearHead, OwnLogits, PostProcessing, linear_head
+from dense_reward.engines.torch.logprobs import ModelRows, WantedIds, score_rows
 from dense_reward.engines.torch.model import TorchModel
 from dense_reward.errors import CheckpointError
 from expected_rows import TRUNKS, batches_of, scored
@@ -165,3 +166,39 @@ def test_norms_in_float32_change_those_that_round_twice_for_the_better_and_no_dt
     errors = [float((found.float() - rows[0]).pow(2).mean().sqrt()) for found in rows[1:]]
     assert errors[1] < 1.1 * errors[0]
     assert torch.equal(rows[1], rows[2]) == (name not in {"llama", "qwen3"})
+
+
+BIAS_V = torch.zeros(100)
+BIAS_V[0] = 0.25
+
+
+@pytest.mark.parametrize("bias_V", [None, BIAS_V], ids=["no bias", "bias"])
+@pytest.mark.parametrize("post", [PostProcessing(), PostProcessing(factor=0.5, cap=30.0)], ids=["plain", "capped"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_wanted_logit_is_not_rounded_to_the_dtype_of_the_weights(
+    dtype: torch.dtype, post: PostProcessing, bias_V: Tensor | None
+) -> None:
+    """All other logits are 0, which is never rounded."""
+    generator = torch.Generator().manual_seed(0)
+    rows_RD, weight_VD = torch.randn(40, 64, generator=generator).to(dtype), torch.zeros(100, 64, dtype=dtype)
+    weight_VD[0] = torch.randn(64, generator=generator)
+    head = LinearHead(weight_VD, None if bias_V is None else bias_V.to(dtype), post)
+    wanted = WantedIds(np.repeat(np.arange(40), 2), np.tile(np.array([0, 7], dtype=np.int32), 40))
+    found = score_rows(ModelRows(rows_RD, head), ModelRows(rows_RD, head), wanted).sft_logprob_J.reshape(40, 2)
+    products_RV = rows_RD.double() @ weight_VD.double().T
+    exact = post(products_RV if bias_V is None else products_RV + bias_V.double()).log_softmax(dim=1)[:, [0, 7]]
+    rounded = head.logits(rows_RD, slice(None)).double().log_softmax(dim=1)[:, [0, 7]]
+    assert (found - exact)[:, 0].abs().max() < 5e-6
+    assert (rounded - exact)[:, 0].abs().max() > 1e-3
+    assert (found - exact)[:, 1].abs().max() <= 5e-6 + (rounded - exact)[:, 1].abs().max()
+
+
+@pytest.mark.parametrize("largest", [20.0, 60.0, 400.0])
+def test_an_id_that_has_nearly_all_of_the_probability_has_no_log_prob_above_0(largest: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows_RD = (1 + torch.rand(50, 1, generator=generator)).to(torch.bfloat16)
+    head = LinearHead(torch.tensor([[largest], [-3.0]]).to(torch.bfloat16), None, PostProcessing())
+    wanted = WantedIds(np.arange(50), np.zeros(50, dtype=np.int32))
+    found = score_rows(ModelRows(rows_RD, head), ModelRows(rows_RD, head), wanted).sft_logprob_J
+    assert found.max() <= 0
+    assert found.min() > -1e-6

@@ -36,6 +36,9 @@ class Given:
         self.shapes.append((found.shape[0], found.shape[1]))
         return found
 
+    def exact_logits(self, _: Tensor, __: Tensor) -> None:
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Case:
