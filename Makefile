@@ -49,7 +49,7 @@ fast: install ## run the tests without those that train or run models, start pro
 	$(PYTEST) -m "not story and not slow"
 
 test-deploy: install .venv-deploy/installed ## test chart, images, Compose and proxies, with the real programs if installed: minutes
-	.venv-deploy/bin/python -m pytest $(filter-out $(LIVE),$(wildcard tests/deploy/test_*.py))
+	.venv-deploy/bin/python -m pytest $(filter-out $(LIVE),$(wildcard tests/deploy/test_*.py)) tests/deploy/chart
 	$(BIN)/pytest $(LIVE)
 	@echo "Not included, because they take minutes and write result files:"
 	@echo "  make try-image  builds the CPU image, starts it confined and lets it score: bench/results/image.json"

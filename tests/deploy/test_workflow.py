@@ -50,6 +50,7 @@ def test_the_tests_of_what_is_deployed_run_all_of_them_and_name_what_takes_longe
     listed = subprocess.run(["make", "--dry-run", "test-deploy"], cwd=ROOT, check=True, capture_output=True, text=True)
     run = set(listed.stdout.split())
     assert {f"tests/deploy/{file.name}" for file in (ROOT / "tests" / "deploy").glob("test_*.py")} <= run
+    assert "tests/deploy/chart" in run
     assert all(f"make {target}" in listed.stdout for target in ("try-image", "rolling"))
 
 

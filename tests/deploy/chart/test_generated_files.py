@@ -12,7 +12,7 @@ from dense_reward_trainer.cli import JOBS
 from dense_reward_trainer.configs.base import recipe_names
 from readme import PLACE, readme, rows
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CHART = ROOT / "helm" / "dense-reward"
 
 
