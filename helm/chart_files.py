@@ -37,6 +37,7 @@ SET_BY_THE_CHART = frozenset(
 )
 # Settings that have no place in the chart: its values list the pairs.
 NOT_IN_THE_CHART = frozenset({"run", "token_head"})
+MAX_LINE = 120
 KEPT_KEYWORDS = ("type", "enum", "minimum", "maximum", "exclusiveMinimum")
 
 
@@ -56,7 +57,20 @@ def chart_files() -> dict[Path, str]:
 def _schema() -> str:
     schema = json.loads(SCHEMA.read_text("utf-8"))
     schema["properties"]["settings"] = settings_schema()
-    return json.dumps(schema, indent=1) + "\n"
+    return _laid_out(schema) + "\n"
+
+
+def _laid_out(value: object, indent: int = 0) -> str:
+    """JSON in which whatever fits into one line is one line."""
+    line = json.dumps(value)
+    if not isinstance(value, (dict, list)) or len(line) + indent <= MAX_LINE:
+        return line
+    inner = " " * (indent + 1)
+    if isinstance(value, list):
+        lines = [inner + _laid_out(entry, indent + 1) for entry in value]
+        return "[\n" + ",\n".join(lines) + "\n" + " " * indent + "]"
+    lines = [f"{inner}{json.dumps(key)}: {_laid_out(entry, indent + 1)}" for key, entry in value.items()]
+    return "{\n" + ",\n".join(lines) + "\n" + " " * indent + "}"
 
 
 def settings_schema() -> dict[str, object]:

@@ -29,9 +29,12 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", **more}
 
 
-def asking(running: Served, patience_s: int = 20, key: str | None = None) -> "subprocess.CompletedProcess[str]":
+def asking(
+    running: Served, patience_s: int = 20, key: str | None = None, keys: Path | None = None
+) -> "subprocess.CompletedProcess[str]":
     """Runs the command of `helm test` against a service."""
     command: Sequence[str] = [sys.executable, str(FILES / "ask.py"), str(running.client.base_url), str(patience_s)]
+    command = [*command, *([] if keys is None else [str(keys)])]
     known = environment() if key is None else environment(REWARD_KEY=key)
     return subprocess.run(command, env=known, capture_output=True, text=True, check=False)
 
@@ -51,6 +54,16 @@ def test_the_test_asks_with_its_key_and_fails_without(tmp_path: Path) -> None:
         refused = asking(running)
     assert refused.returncode != 0
     assert "401" in refused.stderr or "unauthorized" in refused.stderr.lower()
+
+
+def test_the_test_finds_a_key_in_the_services_list(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    others = [{"name": "operator", "key": f"{KEY}-of-another", "rights": ["admin"]}]
+    keys.write_text(json.dumps([*others, {"name": "test", "key": KEY}]))
+    with served(api_keys_file=keys) as running:
+        assert asking(running, keys=keys).returncode == 0
+        keys.write_text(json.dumps(others))
+        assert "has no key with the right to score" in asking(running, keys=keys).stderr
 
 
 def test_the_test_fails_where_nobody_answers() -> None:

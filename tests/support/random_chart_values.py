@@ -21,8 +21,8 @@ WORDS: Mapping[str, Sequence[str]] = {
     "^$|^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$": ("", *NAMES),
     "^$|^[a-z]([a-z0-9-]*[a-z0-9])?$": ("", "rewards", "on"),
     "^[A-Za-z0-9._-]+$": ("key", "keys.json"),
-    r"^[0-9]+(\.[0-9]+)?(k|Ki|M|Mi|G|Gi|T|Ti)?$": SIZES,
-    r"^$|^[0-9]+(\.[0-9]+)?(k|Ki|M|Mi|G|Gi|T|Ti)?$": ("", *SIZES),
+    r"^[0-9]+(\.[0-9]+)?([kKMGTP]i?)?$": SIZES,
+    r"^$|^[0-9]+(\.[0-9]+)?([kKMGTP]i?)?$": ("", *SIZES),
     r"^[0-9]+(\.[0-9]+)?m?$": CPUS,
     r"^$|^[0-9]+(\.[0-9]+)?m?$": ("", *CPUS),
     "^$|^[A-Za-z0-9_][A-Za-z0-9._-]*$": ("", *TAGS),
@@ -32,20 +32,64 @@ WORDS: Mapping[str, Sequence[str]] = {
     "^$|^[a-z0-9][A-Za-z0-9._:/@-]*$": IMAGES,
     "^[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*$": ("sft", "runs/mine/checkpoints/reference"),
     "^$|^https?://[^ ]+$": ("http://prometheus:9090", "https://store.example"),
-    r"^(\*\.)?[a-z0-9]([a-z0-9.-]*[a-z0-9])?$": ("rewards.example", "*.rewards.example"),
     "^[0-9]+(ms|s|m|h)$": ("15s", "1m"),
     "^$|^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?(@[A-Za-z0-9_./-]+)?$": ("Qwen/Qwen2.5-1.5B@main", "gpt2"),
-    "^[A-Za-z_][A-Za-z0-9_]*$": ("HTTPS_PROXY", "OMP_NUM_THREADS"),
-    "^[0-9a-f.:]+/[0-9]+$": ("10.0.0.0/8", "fd00::/8"),
     "^[a-z]([a-z0-9-]*[a-z0-9])?$": ("sft", "dpr-2", "a"),
     "^[A-Za-z0-9._/-]+$": ("sft_full", "recipes/mine.yaml"),
     "^[A-Za-z_][A-Za-z0-9_.]*=": ("seed=1", "data.source=my data.jsonl", 'note="quoted: {{ braces }}"'),
     r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$": ("nvidia.com/gpu", "amd.com/gpu"),
     "^(/[A-Za-z0-9._-]+)+$": ("/checkpoints", "/mnt/models"),
     "^[A-Za-z0-9._-]{1,64}$": ("half", "early.1"),
-    "^$|^s3://[A-Za-z0-9._/-]+$": ("s3://bucket/runs/mine",),
+    "^$|^[a-z0-9]+://[A-Za-z0-9._/-]+$": ("s3://bucket/runs/mine",),
     "^[a-z0-9-]*$": ("", "eu-central-1"),
     "^[A-Za-z0-9._-]*$": ("", "mine"),
+}
+GPU_NODES = [{"key": "gpu", "operator": "In", "values": ["h100"]}]
+SPREAD = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway", "minDomains": 2}
+APART = {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"a": "b"}}}
+SIDECAR = {
+    "image": "registry.example/other:1",
+    "env": [{"name": "HOME", "value": "/tmp"}],
+    "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"memory": "1Gi"}},
+    "securityContext": {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+        "privileged": False,
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+    },
+    "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+}
+# Examples of what the chart passes on without a schema of its own, by the last part of the key.
+PASSED: Mapping[str, Sequence[Any]] = {
+    "imagePullSecrets": (["a"], [{"name": "b"}]),
+    "hosts": (["rewards.example"], [{"host": "*.rewards.example", "paths": [{"path": "/", "pathType": "Prefix"}]}]),
+    "tls": ([], [{"secretName": "a", "hosts": ["rewards.example"]}]),
+    "parentRefs": ([{"name": "gateway", "namespace": "infra"}],),
+    "env": (
+        [{"name": "HTTPS_PROXY", "value": "http://p"}],
+        [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}],
+    ),
+    "envFrom": ([], [{"secretRef": {"name": "a"}}]),
+    "tolerations": ([{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],),
+    "nodeSelectorTerms": ([], [{"matchExpressions": GPU_NODES}]),
+    "affinity": (
+        {},
+        {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [APART]}},
+        {"nodeAffinity": {}},
+    ),
+    "topologySpreadConstraints": ([SPREAD], [{**SPREAD, "labelSelector": {"matchLabels": {"a": "b"}}}]),
+    "podSecurityContext": ({}, {"supplementalGroups": [1], "fsGroup": 7}),
+    "extraPodSpec": ({}, {"dnsPolicy": "Default", "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["a"]}]}),
+    "extraVolumes": ([{"name": "more", "emptyDir": {}}],),
+    "extraVolumeMounts": ([], [{"name": "more", "mountPath": "/more", "readOnly": True}]),
+    "extraInitContainers": ([], [{"name": "before", **SIDECAR}]),
+    "extraContainers": ([], [{"name": "beside", **SIDECAR}]),
+    "extraObjects": ([], [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "more"}}]),
+    "from": ([], [{"podSelector": {}}]),
+    "egress": ([{"to": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 443, "protocol": "TCP"}]}],),
+    "maxUnavailable": (1, "50%", None),
+    "minAvailable": (None, 1, "50%"),
 }
 FREE_WORDS = ("word", "two words", "yes", "1.0", "{{ braces }}", 'a "quoted" one')
 
@@ -72,8 +116,8 @@ def _object(schema: Drawn, draw: random.Random) -> Drawn:
     if properties is None:
         return {f"example.com/{name}": draw.choice(FREE_WORDS) for name in "ab"[: draw.randint(0, 2)]}
     chosen = [name for name in properties if name in needed or draw.random() < 0.7]
-    chosen = chosen or draw.sample(sorted(properties), schema.get("minProperties", 0))
-    return {name: _drawn(properties[name], draw) for name in chosen[: schema.get("maxProperties")]}
+    passed = {name for name in PASSED if "properties" not in properties.get(name, {})}
+    return {name: draw.choice(PASSED[name]) if name in passed else _drawn(properties[name], draw) for name in chosen}
 
 
 def _array(schema: Drawn, draw: random.Random) -> list[Any]:
@@ -119,9 +163,13 @@ def completed(values: Drawn) -> Drawn:
     if scaling["kind"] != "none":
         monitor["enabled"] = True
     scaling["maxReplicaCount"] = max(scaling["minReplicaCount"], scaling["maxReplicaCount"])
-    for variable in made["env"]:
-        if "valueFrom" in variable:
-            variable.pop("value", None)
+    if made["caBundle"]["configMapName"]:
+        made["caBundle"]["secretName"] = ""
+    if made["podDisruptionBudget"]["maxUnavailable"] is None:
+        made["podDisruptionBudget"]["minAvailable"] = 1
+    made["extraVolumeMounts"] = made["extraVolumeMounts"] if made["extraVolumes"] else []
+    route = made["httpRoute"]
+    route["parentRefs"] = route["parentRefs"] or [{"name": "gateway"}]
     if "nodeAffinity" in made["affinity"]:
         made["nodeSelectorTerms"] = []
     return made
@@ -131,10 +179,13 @@ def _complete_trainer(made: Drawn) -> None:
     trainer = made["trainer"]
     for at, job in enumerate(trainer["jobs"]):
         job["name"] = f"{job['name']}-{at}"
+        job["requestGPU"] = min(job.get("requestGPU", 0), 8 if job["job"] == "sft" else 1)
     if not trainer["image"]["repository"]:
         trainer["image"].update(tag="", digest="")
     if not trainer["jobs"] or made["checkpoints"]["source"] != "pvc":
         trainer["kind"] = "none"
+    if made["apiKeys"]["secretName"]:
+        trainer["apiKey"]["secretName"] = "key"
 
 
 def _complete_checkpoints(checkpoints: Drawn, settings: Drawn) -> None:
@@ -157,9 +208,13 @@ def _complete_engine(made: Drawn) -> None:
     if settings["engine"] in {"remote", "vllm"}:
         for name in ("deterministic", "head_dtype", "norm_dtype"):
             settings.pop(name, None)
+    if settings["engine"] == "torch":
+        made["requestGPU"] = min(made["requestGPU"], 2)
     if settings["engine"] == "vllm":
         settings["tensor_parallel"] = min(settings.get("tensor_parallel") or 1, 8)
-        made["requestGPU"] = max(made["requestGPU"], settings["tensor_parallel"])
+        made["requestGPU"] = settings["tensor_parallel"] * 2
+    for name in ("device", "reference_device"):  # the words that are drawn are no devices
+        settings.pop(name, None)
 
 
 def merged(defaults: Drawn, values: Drawn) -> Drawn:

@@ -96,6 +96,5 @@ def service_pod(objects: list[Object]) -> Object:
 
 
 def service_container(objects: list[Object]) -> Object:
-    (container,) = service_pod(objects)["containers"]
-    assert isinstance(container, dict)
+    container: Object = service_pod(objects)["containers"][0]
     return container

@@ -240,4 +240,9 @@ def test_the_notes_say_what_is_open_and_what_is_missing() -> None:
     assert "from outside the cluster too" in notes({"ingress": {"enabled": True}})
     assert "Every caller" not in notes({"apiKeys": {"secretName": "keys"}})
     assert "its rewards mean nothing" in notes(fake())
-    assert "rewards-dense-reward-checkpoints is new and empty" in notes({})
+    assert "The claim rewards-dense-reward-checkpoints is kept" in notes({})
+    assert "exec -i deployment/rewards-dense-reward -c checkpoints -- tar -x -C /checkpoints" in notes({})
+    one_node = {"replicaCount": 2, "checkpoints": {"pvc": {"pvcAccessMode": ["ReadWriteOnce"]}}}
+    assert "Its access modes let pods of one node use it" in notes(one_node)
+    assert "Its access modes" not in notes({"replicaCount": 2})
+    assert "waits while no GPU is free" in notes({"replicaCount": 2})

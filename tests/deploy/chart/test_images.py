@@ -4,15 +4,48 @@ import re
 
 import pytest
 import yaml
-from rendered_chart import CHART, EXAMPLES, JOB, ROOT, example, jobs, render, service_container, the
+from rendered_chart import CHART, EXAMPLES, JOB, ROOT, Values, example, fake, jobs, render, service_container, the
 
 VERSION = yaml.safe_load((CHART / "Chart.yaml").read_text("utf-8"))["appVersion"]
 DIGEST = f"sha256:{'0a1b' * 16}"
 REPOSITORY = {"service": "registry.example/dense-reward", "trainer": "registry.example/dense-reward-trainer"}
 
 
-def test_the_default_image_is_the_version_of_the_project() -> None:
-    assert service_container(render({}))["image"] == f"dense-reward:{VERSION}"
+REMOTE = {"engine": "remote", "sft_url": "http://a:8000", "reference_url": "http://b:8000"}
+
+
+@pytest.mark.parametrize(
+    ("values", "flavour"),
+    [
+        ({}, "cuda"),
+        ({"requestGPU": 2}, "cuda"),
+        ({"requestGPU": 0}, "cpu"),
+        (fake(), "cpu"),
+        ({"requestGPU": 0, "settings": REMOTE}, "cpu"),
+        ({"requestGPU": 8, "settings": {"engine": "vllm"}}, "vllm"),
+    ],
+)
+def test_engine_and_gpus_choose_the_image(values: Values, flavour: str) -> None:
+    assert service_container(render(values))["image"] == f"dense-reward:{VERSION}-{flavour}"
+
+
+@pytest.mark.parametrize(("gpus", "flavour"), [(0, "cpu"), (1, "cuda"), (8, "cuda")])
+def test_the_gpus_of_a_job_choose_its_image(gpus: int, flavour: str) -> None:
+    (spec,) = jobs(render({"trainer": {"kind": "Job", "jobs": [{**JOB, "requestGPU": gpus}]}}))
+    assert spec["template"]["spec"]["containers"][0]["image"] == f"dense-reward-trainer:{VERSION}-{flavour}"
+
+
+@pytest.mark.parametrize(
+    ("repository", "image"),
+    [
+        ("dense-reward", "r.example:5000/dense-reward"),
+        ("team/dense-reward", "r.example:5000/team/dense-reward"),
+        ("ghcr.io/team/dense-reward", "ghcr.io/team/dense-reward"),
+    ],
+)
+def test_a_registry_for_all_charts_is_that_of_images_that_name_none(repository: str, image: str) -> None:
+    values = {"global": {"imageRegistry": "r.example:5000"}, "image": {"repository": repository}}
+    assert service_container(render(values))["image"] == f"{image}:{VERSION}-cuda"
 
 
 def trainer_image(**images: object) -> str:
@@ -22,7 +55,7 @@ def trainer_image(**images: object) -> str:
 
 
 def test_a_flavour_of_the_services_image_is_none_of_the_trainers() -> None:
-    assert trainer_image(image={"tag": f"{VERSION}-vllm"}) == f"dense-reward-trainer:{VERSION}"
+    assert trainer_image(image={"tag": f"{VERSION}-vllm"}) == f"dense-reward-trainer:{VERSION}-cpu"
 
 
 def test_a_trainer_without_an_image_of_its_own_runs_the_services() -> None:
@@ -53,5 +86,5 @@ def test_the_test_may_have_an_image_of_its_own() -> None:
     def image(test: dict[str, str]) -> str:
         return str(the(render({"test": test}), "Pod")["spec"]["containers"][0]["image"])
 
-    assert image({}) == f"dense-reward:{VERSION}"
+    assert image({}) == f"dense-reward:{VERSION}-cuda"
     assert image({"image": "registry.example/dense-reward:1-cpu"}) == "registry.example/dense-reward:1-cpu"

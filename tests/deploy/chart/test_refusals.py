@@ -1,11 +1,12 @@
 """Invalid and contradictory values are refused before anything is rendered, with a message that names the key."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from rendered_chart import JOB, SCHEMA, fake, helm, render
+from rendered_chart import CHART, JOB, SCHEMA, fake, helm, render
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"replicas": 2}, "replicas"),
@@ -26,15 +27,18 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"apiKeys": "a-key-in-plain-sight"}, "apiKeys"),
     ({"autoscaling": {"kind": "vpa"}}, "kind"),
     ({"autoscaling": {"minReplicaCount": 0}}, "minReplicaCount"),
-    ({"tolerations": [{"key": "a", "effekt": "NoSchedule"}]}, "effekt"),
-    ({"affinity": {"podAffinity": {"required": []}}}, "required"),
+    ({"tolerations": {"key": "a"}}, "tolerations"),
+    ({"affinity": []}, "affinity"),
+    ({"extraVolumes": ["scratch"]}, "extraVolumes"),
+    ({"env": [{"value": "1"}]}, "env"),
+    ({"httpRoute": {"gateway": "a"}}, "gateway"),
     ({"securityContext": {"runAsUser": 0}}, "runAsUser"),
     ({"securityContext": {"privileged": True}}, "privileged"),
     ({"maxSurge": 0}, "maxSurge"),
     ({"ingress": {"hosts": []}}, "hosts"),
     ({"trainer": {"jobs": [{"name": "a", "job": "sft"}]}}, "recipe"),
     ({"trainer": {"jobs": [{"name": "a" * 17}]}}, "name"),
-    ({"trainer": {"jobs": [{**JOB, "requestGPU": 2}]}}, "requestGPU"),
+    ({"trainer": {"jobs": [{**JOB, "requestGPU": 65}]}}, "requestGPU"),
     ({"image": {"digest": "sha256:0a1b"}}, "digest"),
     ({"service": {"port": 70000}}, "port"),
 ]
@@ -103,8 +107,34 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"commonLabels": {"app.kubernetes.io/name": "a"}}, "commonLabels: app.kubernetes.io/name is set by the chart"),
     ({"podLabels": {"app.kubernetes.io/component": "a"}}, "podLabels: app.kubernetes.io/component"),
     (
-        {"env": [{"name": "A", "value": "1", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}]},
-        "env: A has both value and valueFrom",
+        {"requestGPU": 3},
+        "requestGPU: settings.engine torch uses one GPU, or one for each model, not 3: set replicaCount",
+    ),
+    ({"settings": {"device": "cpu"}}, "settings.device: cpu leaves the GPUs of requestGPU unused: remove it"),
+    ({"requestGPU": 0, "settings": {"device": "cuda:0"}}, "settings.device: cuda needs a GPU: set requestGPU"),
+    (
+        {"requestGPU": 8, "settings": {"engine": "vllm", "tensor_parallel": 2}},
+        "requestGPU: with tensor_parallel 2 .* requestGPU is 8: set it to 2 or 4",
+    ),
+    (
+        {"checkpoints": {"source": "s3", "s3": {"uri": "gs://bucket/x"}}},
+        "checkpoints.s3.uri: gs://bucket/x .* in extraInitContainers",
+    ),
+    ({"podSecurityContext": {"runAsUser": 0}}, "podSecurityContext.runAsUser: no container runs as root"),
+    ({"extraPodSpec": {"hostNetwork": True}}, "extraPodSpec.hostNetwork is fixed by the chart: remove it"),
+    ({"extraPodSpec": {"nodeSelector": {}}}, "extraPodSpec.nodeSelector .* use the chart's own value"),
+    ({"extraVolumes": [{"name": "tmp", "emptyDir": {}}]}, "extraVolumes: .* called tmp: choose another name"),
+    ({"caBundle": {"configMapName": "a", "secretName": "b"}}, "caBundle.configMapName and caBundle.secretName"),
+    ({"imagePullSecrets": [{"nam": "a"}]}, "imagePullSecrets: an entry has no name: write"),
+    ({"ingress": {"hosts": [{"hostname": "a"}]}}, "ingress.hosts: an entry is a host name, or"),
+    ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs is empty"),
+    (
+        {"apiKeys": {"secretName": "keys"}, "trainer": {"kind": "Job", "jobs": [{**JOB, "job": "dpr"}]}},
+        "trainer.apiKey.secretName is empty, but with apiKeys the job sft needs a key too",
+    ),
+    (
+        {"trainer": {"kind": "Job", "jobs": [{**JOB, "job": "rft", "requestGPU": 2}]}},
+        "trainer.jobs: rft runs in one process: set requestGPU of sft to 1",
     ),
     (
         {"env": [{"name": "dense_reward_port", "value": "1"}]},
@@ -139,7 +169,16 @@ def mappings(schema: Any, path: str = "values") -> Iterator[tuple[str, dict[str,
 
 
 @pytest.mark.parametrize(("path", "schema"), list(mappings(SCHEMA)), ids=str)
-def test_no_mapping_takes_unknown_keys(path: str, schema: dict[str, Any]) -> None:
-    """Labels and annotations are maps of strings with any key; every other mapping lists its keys."""
-    free = schema["additionalProperties"]
-    assert free is False or (free == {"type": "string"} and path.endswith("definitions/strings")), path
+def test_no_mapping_of_the_chart_takes_unknown_keys(path: str, schema: dict[str, Any]) -> None:
+    """Labels and annotations are maps of strings with any key; what Kubernetes defines is passed on to it."""
+    free = schema.get("additionalProperties", True)
+    passed = ("properties/service", "env/items", "definitions/passedThrough")
+    assert (
+        free is False or (free == {"type": "string"} and path.endswith("definitions/strings")) or path.endswith(passed)
+    )
+
+
+def test_the_schema_is_no_second_kubernetes() -> None:
+    text = (CHART / "values.schema.json").read_text("utf-8")
+    assert len(text.splitlines()) <= 600
+    assert not {"matchExpressions", "topologyKey", "secretKeyRef", "effect", "cidr"} & set(re.findall(r"\w+", text))

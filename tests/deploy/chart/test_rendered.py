@@ -1,45 +1,30 @@
 """Whatever the values, Kubernetes and the operators of its custom objects accept the chart's objects."""
 
-import json
 import re
-from functools import cache
+import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
+import yaml
+from checked_objects import CRDS, check, check_all, jsonschema, kubernetes
 from random_chart_values import random_values
-from rendered_chart import CHART, EXAMPLES, KUBERNETES, ROOT, Object, example, helm, jobs, lint, of_kind, render
+from rendered_chart import (
+    CHART,
+    EXAMPLES,
+    KUBERNETES,
+    Object,
+    example,
+    helm,
+    lint,
+    of_kind,
+    render,
+    service_container,
+    service_pod,
+    the,
+)
 
-kubernetes = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate: make test-deploy")
-jsonschema = pytest.importorskip("jsonschema", reason="needs jsonschema: make test-deploy")
-
-CRDS = ROOT / "tests" / "data" / "crds"
 SEEDS = range(30)
 IMAGE = {"checkpoints": {"source": "image", "image": {"reference": "registry.example/run:1"}}}
-
-
-@cache
-def custom(kind: str) -> Any:  # noqa: ANN401 - jsonschema has no types
-    path = CRDS / f"{kind}.json"
-    return jsonschema.Draft202012Validator(json.loads(path.read_text("utf-8"))) if path.is_file() else None
-
-
-def check(made: Object, version: str) -> None:
-    """Fails if this Kubernetes version, or the custom object's operator, would refuse it or drop one of its fields."""
-    if (validator := custom(made["kind"])) is not None:
-        validator.validate(made)
-    else:
-        kubernetes.validate(made, version, strict=True)
-
-
-def check_all(objects: list[Object], version: str) -> None:
-    for made in objects:
-        check(made, version)
-    for spec in jobs(objects):  # jobs inside a JobSet have no kind, so nothing above has checked them
-        check({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "inner"}, "spec": spec}, version)
-    keys = [(made["kind"], made["metadata"]["name"]) for made in objects]
-    assert len(set(keys)) == len(keys)
-    assert all(len(name) <= 63 for _, name in keys)
 
 
 def has_image_volume(objects: list[Object]) -> bool:
@@ -73,14 +58,16 @@ def test_whatever_the_schema_takes_is_rendered_and_linted(seed: int) -> None:
 def test_the_draw_reaches_every_kind_of_object_and_every_choice() -> None:
     """Otherwise the test above covers less than its name states."""
     drawn = [random_values(seed) for seed in SEEDS]
-    kinds = {made["kind"] for values in drawn for made in render(values)}
+    kinds = {made["kind"] for values in [*drawn, example("cpu.yaml")] for made in render(values)}
     assert kinds == {
         "ConfigMap",
         "Deployment",
+        "HTTPRoute",
         "HorizontalPodAutoscaler",
         "Ingress",
         "Job",
         "JobSet",
+        "Namespace",
         "NetworkPolicy",
         "PersistentVolumeClaim",
         "Pod",
@@ -124,8 +111,20 @@ def test_the_first_release_of_the_readme_is_taken() -> None:
     check_all(render(values), KUBERNETES[0])
 
 
-def test_the_chart_can_be_part_of_another() -> None:
-    assert render({"global": {"storageClass": "fast"}}) == render({})
+def test_the_chart_can_be_part_of_another_and_switched_off_by_it(tmp_path: Path) -> None:
+    parent = tmp_path / "parent"
+    shutil.copytree(CHART, parent / "charts" / "dense-reward")
+    dependency = {"name": "dense-reward", "version": ">=0", "condition": "dense-reward.enabled"}
+    description = {"apiVersion": "v2", "name": "parent", "version": "0.1.0", "dependencies": [dependency]}
+    (parent / "Chart.yaml").write_text(yaml.safe_dump(description), "utf-8")
+    shared = {
+        "global": {"storageClass": "fast", "imageRegistry": "r.example", "imagePullSecrets": ["a", {"name": "b"}]}
+    }
+    objects = render({**shared, "dense-reward": {"enabled": True}}, chart=parent)
+    assert the(objects, "PersistentVolumeClaim")["spec"]["storageClassName"] == "fast"
+    assert service_container(objects)["image"].startswith("r.example/dense-reward:")
+    assert service_pod(objects)["imagePullSecrets"] == [{"name": "a"}, {"name": "b"}]
+    assert render({"dense-reward": {"enabled": False}}, chart=parent) == []
 
 
 @pytest.mark.parametrize("kind", sorted(path.stem for path in CRDS.glob("*.json")))
@@ -133,6 +132,7 @@ def test_the_schema_of_a_custom_object_refuses_unknown_fields_and_wrong_types(ki
     values = {
         "serviceMonitor": {"enabled": True},
         "prometheusRule": {"enabled": True},
+        "httpRoute": {"enabled": True, "parentRefs": [{"name": "gateway"}]},
         "autoscaling": {"kind": "keda", "keda": {"serverAddress": "http://prometheus:9090"}},
         **{key: example("cpu.yaml")[key] for key in ("trainer", "checkpoints")},
     }

@@ -43,22 +43,32 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* Arguments: root, image. Never both tag and digest: some container runtimes refuse that. */}}
+{{/* Arguments: root, image, flavour. Never both tag and digest: some container runtimes refuse that. */}}
 {{- define "dense-reward.reference" -}}
+{{- $repository := .image.repository -}}
+{{- $registry := dig "imageRegistry" "" (default dict .root.Values.global) -}}
+{{- if and $registry (not (regexMatch "^[^/]*[.:][^/]*/" $repository)) -}}
+{{- $repository = printf "%s/%s" (trimSuffix "/" $registry) $repository -}}
+{{- end -}}
 {{- if .image.digest -}}
-{{- printf "%s@%s" .image.repository .image.digest -}}
+{{- printf "%s@%s" $repository .image.digest -}}
 {{- else -}}
-{{- printf "%s:%s" .image.repository (default .root.Chart.AppVersion .image.tag) -}}
+{{- printf "%s:%s" $repository (default (printf "%s-%s" .root.Chart.AppVersion .flavour) .image.tag) -}}
 {{- end -}}
 {{- end -}}
 
 {{- define "dense-reward.image" -}}
-{{- include "dense-reward.reference" (dict "root" . "image" .Values.image) -}}
+{{- $flavour := ternary "cuda" "cpu" (gt (int .Values.requestGPU) 0) -}}
+{{- $flavour = ternary "vllm" $flavour (eq .Values.settings.engine "vllm") -}}
+{{- include "dense-reward.reference" (dict "root" . "image" .Values.image "flavour" $flavour) -}}
 {{- end -}}
 
+{{/* Arguments: root, job. */}}
 {{- define "dense-reward.trainerImage" -}}
-{{- $own := .Values.trainer.image -}}
-{{- include "dense-reward.reference" (dict "root" . "image" (ternary $own .Values.image (ne $own.repository ""))) -}}
+{{- $own := .root.Values.trainer.image -}}
+{{- $flavour := ternary "cuda" "cpu" (gt (int .job.requestGPU) 0) -}}
+{{- $image := ternary $own .root.Values.image (ne $own.repository "") -}}
+{{- include "dense-reward.reference" (dict "root" .root "image" $image "flavour" $flavour) -}}
 {{- end -}}
 
 {{- define "dense-reward.claim" -}}

@@ -1,17 +1,16 @@
 {{/* Parts that all pods of the chart share. */}}
 
+{{/* What is fixed overrides podSecurityContext, which overrides securityContext. */}}
 {{- define "dense-reward.podSecurity" -}}
-runAsNonRoot: true
-{{- with .Values.securityContext.runAsUser }}
-runAsUser: {{ int64 . }}
-runAsGroup: {{ int64 . }}
-{{- end }}
-{{- with .Values.securityContext.fsGroup }}
-fsGroup: {{ int64 . }}
-fsGroupChangePolicy: OnRootMismatch
-{{- end }}
-seccompProfile:
-  type: RuntimeDefault
+{{- $security := dict -}}
+{{- with .Values.securityContext.runAsUser -}}
+{{- $security = dict "runAsUser" (int64 .) "runAsGroup" (int64 .) -}}
+{{- end -}}
+{{- with .Values.securityContext.fsGroup -}}
+{{- $security = merge (dict "fsGroup" (int64 .) "fsGroupChangePolicy" "OnRootMismatch") $security -}}
+{{- end -}}
+{{- $fixed := dict "runAsNonRoot" true "seccompProfile" (dict "type" "RuntimeDefault") -}}
+{{- toYaml (mergeOverwrite $security (deepCopy .Values.podSecurityContext) $fixed) -}}
 {{- end -}}
 
 {{- define "dense-reward.containerSecurity" -}}
@@ -30,15 +29,21 @@ enableServiceLinks: false
 serviceAccountName: {{ include "dense-reward.serviceAccountName" . | quote }}
 securityContext:
   {{- include "dense-reward.podSecurity" . | nindent 2 }}
-{{- with .Values.imagePullSecrets }}
+{{- with concat .Values.imagePullSecrets (dig "imagePullSecrets" list (default dict .Values.global)) }}
 imagePullSecrets:
   {{- range . }}
-  - name: {{ . | quote }}
+  - name: {{ kindIs "map" . | ternary . (dict "name" .) | dig "name" "" | quote }}
   {{- end }}
 {{- end }}
 {{- end -}}
 
 {{- define "dense-reward.placement" -}}
+{{- with .Values.extraPodSpec }}
+{{- toYaml . }}
+{{- end }}
+{{- with .Values.schedulerName }}
+schedulerName: {{ . | quote }}
+{{- end }}
 {{- with .Values.priorityClassName }}
 priorityClassName: {{ . | quote }}
 {{- end }}
@@ -93,9 +98,38 @@ limits:
   value: dense-reward
 {{- end -}}
 
+{{/* Programs that read certificates find the bundle by one of these names. */}}
 {{- define "dense-reward.givenEnv" -}}
-{{- with .Values.env -}}
-{{- toYaml . -}}
+{{- if include "dense-reward.caVolume" . }}
+{{- range list "SSL_CERT_FILE" "REQUESTS_CA_BUNDLE" "AWS_CA_BUNDLE" "OTEL_EXPORTER_OTLP_CERTIFICATE" }}
+- name: {{ . }}
+  value: {{ printf "/etc/dense-reward/ca/%s" $.Values.caBundle.key | quote }}
+{{- end }}
+{{- end }}
+{{- with .Values.env }}
+{{ toYaml . }}
+{{- end -}}
+{{- end -}}
+
+{{- define "dense-reward.caVolume" -}}
+{{- with .Values.caBundle -}}
+{{- if .configMapName -}}
+- name: ca
+  configMap:
+    name: {{ .configMapName | quote }}
+{{- else if .secretName -}}
+- name: ca
+  secret:
+    secretName: {{ .secretName | quote }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "dense-reward.caMount" -}}
+{{- if include "dense-reward.caVolume" . -}}
+- name: ca
+  mountPath: /etc/dense-reward/ca
+  readOnly: true
 {{- end -}}
 {{- end -}}
 
@@ -103,4 +137,17 @@ limits:
 - name: tmp
   emptyDir:
     sizeLimit: {{ .Values.tmpSize | quote }}
+{{- end -}}
+
+{{- define "dense-reward.shmVolume" -}}
+- name: shm
+  emptyDir:
+    medium: Memory
+    sizeLimit: {{ .Values.shmSize | quote }}
+{{- end -}}
+
+{{- define "dense-reward.extra" -}}
+{{- with . }}
+{{- toYaml . }}
+{{- end }}
 {{- end -}}

@@ -7,6 +7,7 @@
 {{- include "dense-reward.refuseEngine" . -}}
 {{- include "dense-reward.refuseMonitoring" . -}}
 {{- include "dense-reward.refuseTrainer" . -}}
+{{- include "dense-reward.refusePodSpec" . -}}
 {{- if and .Values.nodeSelectorTerms (hasKey .Values.affinity "nodeAffinity") -}}
 {{- fail "nodeSelectorTerms and affinity.nodeAffinity exclude each other: set only one of them" -}}
 {{- end -}}
@@ -16,9 +17,6 @@
 {{- end -}}
 {{- if has .name (list "HOME" "USER" "HF_HOME" "HF_HUB_OFFLINE" "HF_TOKEN" "REWARD_KEY") -}}
 {{- fail (printf "env: %s is set by the chart: remove it" .name) -}}
-{{- end -}}
-{{- if and .valueFrom (hasKey . "value") -}}
-{{- fail (printf "env: %s has both value and valueFrom: set only one of them" .name) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -58,8 +56,52 @@
 {{- end -}}
 {{- end -}}
 
+{{- define "dense-reward.refusePodSpec" -}}
+{{- $v := .Values -}}
+{{- $fixed := list "containers" "initContainers" "volumes" "securityContext" "hostNetwork" "hostPID" "hostIPC" "hostUsers" -}}
+{{- $fixed = concat $fixed (list "automountServiceAccountToken" "enableServiceLinks" "serviceAccountName" "restartPolicy") -}}
+{{- $named := list "affinity" "tolerations" "nodeSelector" "topologySpreadConstraints" "schedulerName" "imagePullSecrets" -}}
+{{- $named = concat $named (list "priorityClassName" "runtimeClassName" "terminationGracePeriodSeconds") -}}
+{{- range $key, $_ := $v.extraPodSpec -}}
+{{- if has $key $fixed -}}
+{{- fail (printf "extraPodSpec.%s is fixed by the chart: remove it; extraVolumes, extraContainers and podSecurityContext add to pods" $key) -}}
+{{- end -}}
+{{- if has $key $named -}}
+{{- fail (printf "extraPodSpec.%s is set by the chart: use the chart's own value, as values.yaml lists it" $key) -}}
+{{- end -}}
+{{- end -}}
+{{- if eq (toString $v.podSecurityContext.runAsUser) "0" -}}
+{{- fail "podSecurityContext.runAsUser: no container runs as root: name another user, or null to let the cluster choose" -}}
+{{- end -}}
+{{- $own := list "tmp" "checkpoints" "shm" "pairs" "keys" "engine" "tls" "ca" -}}
+{{- range $v.extraVolumes -}}
+{{- if has .name $own -}}
+{{- fail (printf "extraVolumes: a volume of the chart is called %s: choose another name" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.caBundle.configMapName $v.caBundle.secretName -}}
+{{- fail "caBundle.configMapName and caBundle.secretName exclude each other: set only one of them" -}}
+{{- end -}}
+{{- range $v.imagePullSecrets -}}
+{{- if and (kindIs "map" .) (not .name) -}}
+{{- fail "imagePullSecrets: an entry has no name: write `- name: SECRET`, or only SECRET" -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.httpRoute.enabled (not $v.httpRoute.parentRefs) -}}
+{{- fail "httpRoute.parentRefs is empty, but httpRoute.enabled is true: name a gateway, as in `- name: GATEWAY`" -}}
+{{- end -}}
+{{- range $v.ingress.hosts -}}
+{{- if and (kindIs "map" .) (omit . "host" "paths") -}}
+{{- fail "ingress.hosts: an entry is a host name, or a mapping of host and paths" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "dense-reward.refuseCheckpoints" -}}
 {{- $c := .Values.checkpoints -}}
+{{- if and $c.s3.uri (not (hasPrefix "s3://" $c.s3.uri)) -}}
+{{- fail (printf "checkpoints.s3.uri: %s is not s3://...; a store with the S3 API, as Google's at https://storage.googleapis.com, is s3://... with checkpoints.s3.endpointUrl; copy from other stores in extraInitContainers" $c.s3.uri) -}}
+{{- end -}}
 {{- if and (eq $c.source "none") (ne .Values.settings.engine "fake") -}}
 {{- fail "checkpoints.source: none is only for settings.engine fake: choose pvc, s3, hub or image" -}}
 {{- end -}}
@@ -87,11 +129,25 @@
 
 {{- define "dense-reward.refuseEngine" -}}
 {{- $s := .Values.settings -}}
+{{- $gpus := int .Values.requestGPU -}}
+{{- $isNamed := or $s.reference_device (not (has (toString (default "auto" $s.device)) (list "auto" "cuda"))) -}}
 {{- if eq $s.engine "vllm" -}}
 {{- $needed := int (default 1 $s.tensor_parallel) -}}
-{{- if lt (int .Values.requestGPU) $needed -}}
+{{- if lt $gpus $needed -}}
 {{- fail (printf "requestGPU: settings.engine vllm with tensor_parallel %d needs at least %d GPUs" $needed $needed) -}}
 {{- end -}}
+{{- if and $s.tensor_parallel (not $isNamed) (not (has $gpus (list $needed (mul 2 $needed | int)))) -}}
+{{- fail (printf "requestGPU: with tensor_parallel %d both models share %d GPUs, or each has its own %d, but requestGPU is %d: set it to %d or %d" $needed $needed $needed $gpus $needed (mul 2 $needed | int)) -}}
+{{- end -}}
+{{- end -}}
+{{- if and (eq $s.engine "torch") (gt $gpus 2) -}}
+{{- fail (printf "requestGPU: settings.engine torch uses one GPU, or one for each model, not %d: set replicaCount to use more, or settings.engine vllm for models that need more" $gpus) -}}
+{{- end -}}
+{{- if and $gpus (eq (toString $s.device) "cpu") -}}
+{{- fail "settings.device: cpu leaves the GPUs of requestGPU unused: remove it, or set requestGPU to 0" -}}
+{{- end -}}
+{{- if and (not $gpus) (or (hasPrefix "cuda" (toString $s.device)) (hasPrefix "cuda" (toString $s.reference_device))) -}}
+{{- fail "settings.device: cuda needs a GPU: set requestGPU" -}}
 {{- end -}}
 {{- if eq $s.engine "remote" -}}
 {{- if not (and $s.sft_url $s.reference_url) -}}
@@ -146,6 +202,13 @@
 {{- end -}}
 {{- $names := list -}}
 {{- range $t.jobs -}}
+{{- $launches := or (eq .job "sft") (and (eq .job "dpr") (has "engine=trl" .changes)) -}}
+{{- if and (gt (int .requestGPU) 1) (not $launches) -}}
+{{- fail (printf "trainer.jobs: %s runs in one process: set requestGPU of %s to 1%s" .job .name (ternary ", or add engine=trl to its changes" "" (eq .job "dpr"))) -}}
+{{- end -}}
+{{- if and $.Values.apiKeys.secretName (not $t.apiKey.secretName) (has .job (list "dpr" "gradient" "credit" "evaluate")) -}}
+{{- fail (printf "trainer.apiKey.secretName is empty, but with apiKeys the job %s needs a key too: name its secret" .name) -}}
+{{- end -}}
 {{- $names = append $names .name -}}
 {{- end -}}
 {{- if ne (len $names) (len (uniq $names)) -}}

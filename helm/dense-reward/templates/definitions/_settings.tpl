@@ -6,6 +6,7 @@
 {{- if and (eq $settings.engine "torch") (not .Values.requestGPU) (not $settings.threads) }}
 {{- $_ := set $settings "threads" (include "dense-reward.cores" .) }}
 {{- end }}
+{{- include "dense-reward.setDevices" (dict "gpus" (int .Values.requestGPU) "settings" $settings) }}
 {{- range $name, $value := $settings }}
 {{- if not (kindIs "invalid" $value) }}
 DENSE_REWARD_{{ upper $name }}: {{ include "dense-reward.text" $value | quote }}
@@ -18,8 +19,8 @@ DENSE_REWARD_CHECKPOINTS_FOLDER: {{ $c.mountPath | quote }}
 {{- if $c.pairs }}
 DENSE_REWARD_PAIRS_FILE: /etc/dense-reward/pairs/pairs.json
 {{- else }}
-DENSE_REWARD_SFT: {{ printf "%s/%s" $c.mountPath $c.sft | quote }}
-DENSE_REWARD_REFERENCE: {{ printf "%s/%s" $c.mountPath $c.reference | quote }}
+DENSE_REWARD_SFT: {{ printf "%s/%s" $c.mountPath (include "dense-reward.sftFolder" .) | quote }}
+DENSE_REWARD_REFERENCE: {{ printf "%s/%s" $c.mountPath (include "dense-reward.referenceFolder" .) | quote }}
 {{- end }}
 {{- end }}
 {{- if .Values.apiKeys.secretName }}
@@ -32,6 +33,28 @@ DENSE_REWARD_ENGINE_KEY_FILE: {{ printf "/etc/dense-reward/engine/%s" .Values.en
 DENSE_REWARD_TLS_CERTIFICATE: /etc/dense-reward/tls/tls.crt
 DENSE_REWARD_TLS_PRIVATE_KEY: /etc/dense-reward/tls/tls.key
 {{- end }}
+{{- end -}}
+
+{{/*
+Names the devices where a replica has GPUs, so that it fails instead of serving on its CPUs if it cannot use them.
+Two models share one GPU; of an even number each gets half.
+*/}}
+{{- define "dense-reward.setDevices" -}}
+{{- $s := .settings -}}
+{{- $isGiven := or $s.reference_device (not (has (toString (default "auto" $s.device)) (list "auto" "cuda"))) -}}
+{{- if and (eq $s.engine "torch") .gpus (not $isGiven) -}}
+{{- $_ := set $s "device" (ternary "cuda" "cuda:0" (eq .gpus 1)) -}}
+{{- if gt .gpus 1 -}}
+{{- $_ := set $s "reference_device" "cuda:1" -}}
+{{- end -}}
+{{- else if and (eq $s.engine "vllm") (not $isGiven) -}}
+{{- $each := int (default (ternary (div .gpus 2) .gpus (eq (mod .gpus 2) 0)) $s.tensor_parallel) -}}
+{{- $_ := set $s "tensor_parallel" $each -}}
+{{- if eq .gpus (mul 2 $each | int) -}}
+{{- $_ := set $s "device" (printf "cuda:%s" (join "," (until $each))) -}}
+{{- $_ := set $s "reference_device" (printf "cuda:%s" (join "," (untilStep $each .gpus 1))) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Whole cores of a replica. Without this number torch starts one thread for each core of the node. */}}

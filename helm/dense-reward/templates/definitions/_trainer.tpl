@@ -28,10 +28,14 @@ template:
     {{- include "dense-reward.placement" .root | nindent 4 }}
     containers:
       - name: {{ .job.name | quote }}
-        image: {{ include "dense-reward.trainerImage" .root | quote }}
+        image: {{ include "dense-reward.trainerImage" . | quote }}
         imagePullPolicy: {{ $v.image.pullPolicy }}
         workingDir: {{ $c.mountPath | quote }}
+        {{- if gt (int .job.requestGPU) 1 }}
+        command: [torchrun, --standalone, "--nproc_per_node={{ int .job.requestGPU }}", -m, dense_reward_trainer.cli]
+        {{- else }}
         command: [dense-reward-train]
+        {{- end }}
         args:
           - {{ .job.job }}
           - {{ .job.recipe | quote }}
@@ -67,7 +71,18 @@ template:
             mountPath: /tmp
           - name: checkpoints
             mountPath: {{ $c.mountPath | quote }}
+          {{- if gt (int .job.requestGPU) 1 }}
+          - name: shm
+            mountPath: /dev/shm
+          {{- end }}
+          {{- include "dense-reward.caMount" .root | nindent 10 }}
+          {{- include "dense-reward.extra" .root.Values.extraVolumeMounts | nindent 10 }}
     volumes:
       {{- include "dense-reward.tmpVolume" .root | nindent 6 }}
+      {{- if gt (int .job.requestGPU) 1 }}
+      {{- include "dense-reward.shmVolume" .root | nindent 6 }}
+      {{- end }}
+      {{- include "dense-reward.caVolume" .root | nindent 6 }}
+      {{- include "dense-reward.extra" .root.Values.extraVolumes | nindent 6 }}
       {{- include "dense-reward.checkpointsVolume" .root | nindent 6 }}
 {{- end -}}
