@@ -73,6 +73,7 @@ class ScoringClient(ABC, Generic[Answer_co, Connection]):
     _lock: threading.Lock
     _log: RetryLog
     _reached: set[str]
+    _answered: set[str]
 
     def __init__(self, settings: ClientSettings, transport: object | None) -> None:
         settings.http()
@@ -199,9 +200,10 @@ class ScoringClient(ABC, Generic[Answer_co, Connection]):
 
     def _outcome_of(self, url: str, response: httpx2.Response) -> httpx2.Response | Failure:
         self._reached.add(url)
-        failure = refusal(response)
+        failure = refusal(response, has_answered=url in self._answered)
         if failure is not None:
             return failure
+        self._answered.add(url)
         self._log.answered(url, time.monotonic())
         return response
 
@@ -230,6 +232,7 @@ class ScoringClient(ABC, Generic[Answer_co, Connection]):
         self._lock = threading.Lock()
         self._log = RetryLog()
         self._reached = set()
+        self._answered = set()
 
     def __getstate__(self) -> tuple[ClientSettings, Pins]:
         if self._transport is not None:

@@ -167,12 +167,17 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def refusal(response: httpx2.Response) -> Failure | None:
-    """None for an answer, a Failure if another attempt can succeed. Raises ScoringError for all other statuses."""
+def refusal(response: httpx2.Response, *, has_answered: bool) -> Failure | None:
+    """None for an answer, a Failure if another attempt can succeed. Raises ScoringError for all other statuses.
+
+    `has_answered`: the service did so at this address before. Then a 500 that is not of the service is the proxy's: so
+    Ray Serve answers if a replica dies during a request.
+    """
     if response.is_success:
         return None
     error = scoring_error(response)
-    if response.status_code in RETRIED_STATUSES:
+    is_proxys = has_answered and error.code == f"http_{HTTPStatus.INTERNAL_SERVER_ERROR:d}"
+    if response.status_code in RETRIED_STATUSES or is_proxys:
         return Failure(error, _retry_after_s(response))
     raise error
 

@@ -56,12 +56,18 @@ BODIES: tuple[type[BaseModel], ...] = (
 )
 
 
-def create_app(service: Service) -> FastAPI:
-    """The ASGI app of one service. Its lifespan starts and stops the service."""
+def create_app(service: Service, *, loads_first: bool = False) -> FastAPI:
+    """The ASGI app of one service. Its lifespan starts and stops the service.
+
+    `loads_first`: the app starts only once all pairs are loaded, or fails to start; for servers that route requests to
+    an app as soon as it has started, as Ray Serve does.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
+        if loads_first:
+            await service.loaded()
         yield
         await service.stop()
 

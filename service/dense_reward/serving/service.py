@@ -59,6 +59,12 @@ class Service:
         """Start the queue and the loading of the first pairs, and return immediately."""
         self._tasks |= {asyncio.create_task(self._run()), asyncio.create_task(self._start())}
 
+    async def loaded(self) -> None:
+        """Return once the first pairs are served. Raises RuntimeError if the service fails before."""
+        await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)  # the loading, or a queue that broke
+        if self.state == "failed":
+            raise RuntimeError(self.progress)
+
     def drain(self) -> None:
         """Admit no more requests, and cancel loading at its next step. The time of --drain-s starts now."""
         if self.state != "failed":

@@ -284,6 +284,20 @@ def test_a_refusal_rises_at_once_in_the_words_of_the_service(
     assert len(service.bodies) == 1
 
 
+def test_a_proxys_own_500_is_tried_again_where_the_service_has_answered(service: FaultyService) -> None:
+    def broken(handler: Handler) -> None:
+        handler.send_bytes(500, b"Internal Server Error", {"content-type": "text/plain"})
+
+    with Client(service.url, retry_for_s=30.0, backoff=QUICK) as client:
+        service.tricks.append(broken)
+        with pytest.raises(ScoringError, match="is not of this service"):
+            client.score_text("a")
+        client.score_text("a")
+        service.tricks.append(broken)
+        client.score_text("a")
+    assert len(service.bodies) == 4
+
+
 def test_every_bad_item_is_named(client: Client, service: FaultyService) -> None:
     items = [{"item": i, "code": "too_long", "message": "long", "param": "text"} for i in (0, 2)]
     error = {"code": "too_long", "message": "long", "param": "text", "items": items, "request_id": "r"}
