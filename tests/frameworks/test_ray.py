@@ -18,6 +18,7 @@ from bulk_runs import TERMS, a_job, run_fake, sums_file  # noqa: E402 - after th
 from dense_reward.bulk.job import Job, opened  # noqa: E402
 from dense_reward.bulk.ray_data import Workers, score_with_ray  # noqa: E402
 from dense_reward.settings import read_settings  # noqa: E402
+from ray_workers import workers  # noqa: E402
 
 ROWS = 3000
 
@@ -52,27 +53,10 @@ def test_two_workers_write_the_rows_of_one_process(tmp_path: Path, kills: int) -
 
 
 def kill_a_worker(out: Path, killed: list[int]) -> None:
-    """Kills one of this process's actors once rows were written; other clusters on the machine are left alone."""
+    """Kills one of this process's actors once rows were written."""
     while not out.exists() or out.stat().st_size == 0:
         time.sleep(0.02)
-    for command in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            is_worker = b"MapWorker(MapBatches(Worker))" in command.read_bytes()
-        except OSError:
-            continue
-        if is_worker and os.getpid() in ancestors(int(command.parent.name)):
-            os.kill(int(command.parent.name), signal.SIGKILL)
-            killed.append(int(command.parent.name))
-            return
-
-
-def ancestors(process: int) -> list[int]:
-    """The parent of a process, its parent, and so on."""
-    found: list[int] = []
-    while process > 1:
-        try:
-            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            break
-        found.append(process)
-    return found
+    process = next(workers(b"MapWorker(MapBatches(Worker))"), None)
+    if process is not None:
+        os.kill(process, signal.SIGKILL)
+        killed.append(process)
