@@ -2,7 +2,8 @@
 
 - README.md: readme.in.md plus a table of values from the comments of values.yaml;
 - `settings` in values.schema.json: the fields of Settings, except those that the chart sets itself;
-- files/alerts.yaml and files/dashboard.json: copies from docker/, because a chart cannot read outside its folder.
+- files/alerts.yaml, files/dashboard.json, files/haproxy.cfg: copies from docker/, because a chart cannot read outside
+  its folder.
 """
 
 import json
@@ -18,6 +19,7 @@ CHART = ROOT / "helm" / "dense-reward"
 COPIES = {
     CHART / "files" / "alerts.yaml": ROOT / "docker" / "prometheus" / "alerts.yaml",
     CHART / "files" / "dashboard.json": ROOT / "docker" / "grafana" / "dense-reward.json",
+    CHART / "files" / "haproxy.cfg": ROOT / "docker" / "haproxy" / "haproxy.cfg",
 }
 SCHEMA = CHART / "values.schema.json"
 # Settings that the templates set: paths of files in a pod, and settings that have their own key in the values.

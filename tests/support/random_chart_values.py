@@ -170,6 +170,10 @@ def completed(values: Drawn) -> Drawn:
     made["extraVolumeMounts"] = made["extraVolumeMounts"] if made["extraVolumes"] else []
     route = made["httpRoute"]
     route["parentRefs"] = route["parentRefs"] or [{"name": "gateway"}]
+    proxy, most = made["proxy"], scaling["maxReplicaCount"] if scaling["kind"] != "none" else made["replicaCount"]
+    proxy.update(maxReplicas=max(proxy["maxReplicas"], most + made["maxSurge"]), image=proxy["image"] or IMAGES[0])
+    if made["tls"]["secretName"]:
+        proxy["enabled"] = False
     if "nodeAffinity" in made["affinity"]:
         made["nodeSelectorTerms"] = []
     return made

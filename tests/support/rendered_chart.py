@@ -91,7 +91,10 @@ def containers(pod: Object) -> list[Object]:
 
 
 def service_pod(objects: list[Object]) -> Object:
-    spec: Object = the(objects, "Deployment")["spec"]["template"]["spec"]
+    """The pod of the replicas; the other Deployment, if there is one, is the proxy's."""
+    made = of_kind(objects, "Deployment")
+    (replicas,) = [one for one in made if not one["metadata"]["name"].endswith("-proxy")]
+    spec: Object = replicas["spec"]["template"]["spec"]
     return spec
 
 

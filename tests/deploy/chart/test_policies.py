@@ -143,15 +143,17 @@ def test_no_secret_is_made_or_written_into_a_config_map(objects: list[Object]) -
                 assert "secretKeyRef" in variable["valueFrom"]
 
 
-def test_the_service_and_its_budget_and_policy_find_its_pods_and_no_others(objects: list[Object]) -> None:
-    (deployment,) = of_kind(objects, "Deployment")
-    selectors = [deployment["spec"]["selector"]["matchLabels"]]
+def test_what_selects_pods_finds_those_that_serve_and_no_others(objects: list[Object]) -> None:
+    """Each selector finds the pods of one Deployment, that of the replicas or of the proxy; never those of jobs."""
+    selectors = [made["spec"]["selector"]["matchLabels"] for made in of_kind(objects, "Deployment")]
     selectors += [service["spec"]["selector"] for service in of_kind(objects, "Service")]
     selectors += [made["spec"]["selector"]["matchLabels"] for made in of_kind(objects, "PodDisruptionBudget")]
     selectors += [made["spec"]["podSelector"]["matchLabels"] for made in of_kind(objects, "NetworkPolicy")]
-    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    serving = [made["spec"]["template"]["metadata"]["labels"] for made in of_kind(objects, "Deployment")]
     others = [made["metadata"]["labels"] for made in of_kind(objects, "Pod")]
     others += [made["spec"]["template"]["metadata"]["labels"] for made in of_kind(objects, "Job")]
     for selector in selectors:
-        assert selector.items() <= labels.items()
+        assert len([labels for labels in serving if selector.items() <= labels.items()]) == 1
         assert not any(selector.items() <= other.items() for other in others)
+    components = {selector["app.kubernetes.io/component"] for selector in selectors}
+    assert components == {labels["app.kubernetes.io/component"] for labels in serving}
