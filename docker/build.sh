@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds images with docker, podman or buildah (the first that is installed): build.sh [NAME ...]. Without a name it
-# builds service-cpu, service-cuda, trainer-cpu and trainer-cuda.
+# builds service-cpu, service-cuda, trainer-cpu and trainer-cuda. The others are service-vllm, and service-cuda12 and
+# trainer-cuda12 for older drivers.
 #   REGISTRY       prefix of the image names, for example ghcr.io/OWNER/
 #   BUILDER        the program to use if several are installed
 #   BUILD_OPTIONS  more options for it, for example --build-arg PIP_INDEX_URL=...
@@ -29,10 +30,11 @@ references() { # NAME -> the image's names and tags. service-cuda -> dense-rewar
 }
 
 build() { # NAME ARGUMENT ...
-    local name=$1 arguments=()
+    local name=$1 target=${1%%-*} arguments=()
+    [[ $name != service-vllm ]] || target=service-vllm
     for argument in "${@:2}" "VERSION=$version" "REVISION=$revision"; do arguments+=(--build-arg "$argument"); done
     for tag in $(references "$name"); do arguments+=(--tag "$tag"); done
-    "$builder" build --file docker/Dockerfile --target "${name%%-*}" "${arguments[@]}" "${options[@]}" .
+    "$builder" build --file docker/Dockerfile --target "$target" "${arguments[@]}" "${options[@]}" .
 }
 
 (($#)) || set -- service-cpu service-cuda trainer-cpu trainer-cuda
@@ -41,9 +43,12 @@ for name; do
         service-cpu | trainer-cpu) arguments=(DEVICE=cpu) ;;
         service-cuda) arguments=(DEVICE=cuda "SYSTEM_PACKAGES=gcc libc6-dev") ;;
         trainer-cuda) arguments=(DEVICE=cuda) ;;
-        service-vllm) arguments=("EXTRAS=serve,otel,vllm" CONSTRAINTS=vllm.txt "SYSTEM_PACKAGES=gcc libc6-dev") ;;
+        service-cuda12) arguments=(DEVICE=cuda CUDA=12 "SYSTEM_PACKAGES=gcc libc6-dev") ;;
+        trainer-cuda12) arguments=(DEVICE=cuda CUDA=12) ;;
+        service-vllm) arguments=() ;;
         *)
-            echo "unknown image $name: choose service-cpu, service-cuda, service-vllm, trainer-cpu or trainer-cuda" >&2
+            echo "unknown image $name: choose service-cpu, service-cuda, service-cuda12, service-vllm, trainer-cpu," \
+                "trainer-cuda or trainer-cuda12" >&2
             exit 2
             ;;
     esac

@@ -140,7 +140,7 @@ def make_base() -> None:
 
 def build() -> str:
     """Builds the service's CPU image and returns its name."""
-    options = f"--layers --build-arg PYTHON_IMAGE={BASE} {os.environ.get('BUILD_OPTIONS', '')}"
+    options = f"--layers --build-arg PYTHON_IMAGE={BASE} --build-arg UPGRADE= {os.environ.get('BUILD_OPTIONS', '')}"
     environment = {**os.environ, "BUILDER": "buildah", "BUILD_OPTIONS": options, "REGISTRY": "localhost/"}
     command = [str(ROOT / "docker" / "build.sh"), "service-cpu"]
     built = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout

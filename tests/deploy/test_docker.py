@@ -22,7 +22,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
 DOCKERFILE = DOCKER / "Dockerfile"
-TARGETS = ("service", "trainer")
+TARGETS = ("service", "trainer")  # on the Python image
+ALL = (*TARGETS, "service-vllm")
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 
 
@@ -87,33 +88,39 @@ def test_shellcheck_finds_nothing() -> None:
     assert found.returncode == 0, found.stdout
 
 
-def test_all_stages_start_from_one_pinned_image_or_from_each_other() -> None:
-    (first,) = [arguments for keyword, arguments in instructions() if arguments.startswith("PYTHON_IMAGE=")]
-    assert re.fullmatch(r"PYTHON_IMAGE=[\w./]+:3\.\d+\.\d+-slim-\w+", first)
-    known = {"${PYTHON_IMAGE}", "index-${DEVICE}"}
+def test_all_stages_start_from_pinned_images_or_from_each_other() -> None:
+    given = dict(arguments.split("=") for keyword, arguments in instructions() if "_IMAGE=" in arguments)
+    assert re.fullmatch(r"[\w./]+:3\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64}", given.pop("PYTHON_IMAGE"))
+    # That of the Compose file's servers.
+    assert (
+        f"image: {given.pop('VLLM_IMAGE').replace('v0.', '${VLLM_TAG:-v0.')}}}" in (DOCKER / "compose.yaml").read_text()
+    )
+    assert given == {}
+    known = {"${PYTHON_IMAGE}", "${VLLM_IMAGE}", "index-${DEVICE}", "index-cuda${CUDA}"}
     for stage in stages().values():
         assert stage.base in known
         known.add(stage.name)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ALL)
 def test_an_image_runs_as_a_user_by_number_who_is_not_root(target: str) -> None:
     users = of_image(target, "USER")
     assert re.fullmatch(r"[1-9]\d{3,}:[1-9]\d{3,}", users[-1])
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ALL)
 def test_commands_are_lists_so_that_signals_reach_them(target: str) -> None:
     commands = [*of_image(target, "ENTRYPOINT"), *of_image(target, "CMD")]
     assert len(commands) == 2
     assert all(isinstance(json.loads(command), list) for command in commands)
 
 
-def test_the_service_checks_its_health_by_a_program_that_is_in_the_image() -> None:
-    (check,) = of_image("service", "HEALTHCHECK")
+@pytest.mark.parametrize("target", ["service", "service-vllm"])
+def test_the_service_checks_its_health_by_a_program_that_is_in_the_image(target: str) -> None:
+    (check,) = of_image(target, "HEALTHCHECK")
     program, script, _ = json.loads(check.partition("CMD ")[2])
-    assert program == "python"
-    assert script in {copied.split()[-1] for copied in of_image("service", "COPY")}
+    assert program == "python3"  # vLLM's image has no `python`
+    assert script in {copied.split()[-1] for copied in of_image(target, "COPY")}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -141,18 +148,19 @@ def test_packages_are_pinned_and_come_as_wheels(target: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_compiler_and_no_cache_is_in_an_image(target: str) -> None:
     assert "SYSTEM_PACKAGES=" in of_image(target, "ARG"), "nothing is installed unless a build requests it"
+    assert "UPGRADE=1" in of_image(target, "ARG"), "the base has its patches"
     for command in of_image(target, "RUN"):
         assert "pip" not in command
         assert "apt-get" not in command or "rm -rf /var/lib/apt/lists/*" in command
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ALL)
 def test_no_library_in_an_image_tells_anybody_how_it_is_used(target: str) -> None:
     variables = " ".join(of_image(target, "ENV")).split()
     assert {"DO_NOT_TRACK=1", "VLLM_NO_USAGE_STATS=1"} <= set(variables)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ALL)
 def test_an_image_says_what_it_is(target: str) -> None:
     (labels,) = of_image(target, "LABEL")
     named = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="([^"]*)"', labels))
@@ -232,21 +240,42 @@ def test_the_usual_images_are_built_for_both_devices_and_tagged_by_version(tmp_p
     assert devices == ["DEVICE=cpu", "DEVICE=cuda"] * 2
 
 
-@pytest.mark.parametrize("name", ["service-cpu", "service-vllm", "trainer-cuda"])
+@pytest.mark.parametrize("name", ["service-cpu", "service-cuda12", "service-vllm", "trainer-cuda"])
 def test_an_image_is_built_with_arguments_that_the_dockerfile_has(tmp_path: Path, name: str) -> None:
     (command,) = built(tmp_path, name)
     given = {word.partition("=")[0] for word in after(command, "--build-arg")}
     known = {arguments.partition("=")[0] for keyword, arguments in instructions() if keyword == "ARG"}
-    assert {"VERSION", "REVISION"} < given <= known
+    assert {"VERSION", "REVISION"} <= given <= known
     assert after(command, "--format") == {"docker"}, "OCI's own format has no health check"
     labels = {word.partition("=")[0] for word in after(command, "--label")}
     assert labels == {"org.opencontainers.image.version", "org.opencontainers.image.revision"}
 
 
-def test_vllm_comes_with_its_pins_and_a_compiler(tmp_path: Path) -> None:
+def test_vllm_comes_from_its_own_image_whose_packages_stay(tmp_path: Path) -> None:
     (command,) = built(tmp_path, "service-vllm")
-    assert {"CONSTRAINTS=vllm.txt", "SYSTEM_PACKAGES=gcc libc6-dev"} < after(command, "--build-arg")
-    assert (ROOT / "constraints" / "vllm.txt").is_file()
+    assert after(command, "--target") == {"service-vllm"}
+    assert lineage("service-vllm")[0].base == "${VLLM_IMAGE}"
+    pins, _ = (step for step in stages()["service-vllm"].arguments("RUN"))
+    listed, chosen, install = re.findall(r"uv pip list|awk .*?'.*?'|uv pip install", pins)
+    assert (listed, install) == ("uv pip list", "uv pip install")
+    packages = (
+        "# of the image\nTorch==2.12.0+cu130\npydantic_core==2.1\n# of the file\npydantic-core==2.2\nhttpx2==2.4\n"
+    )
+    done = subprocess.run(["sh", "-c", chosen], input=packages, capture_output=True, text=True, check=True)
+    kept = [line for line in done.stdout.splitlines() if not line.startswith("#")]
+    assert kept == ["Torch==2.12.0+cu130", "pydantic_core==2.1", "httpx2==2.4"]
+
+
+def test_images_for_older_drivers_have_another_build_of_torch(tmp_path: Path) -> None:
+    for name in ("service-cuda12", "trainer-cuda12"):
+        command = built(tmp_path, name)[-1]
+        assert {"DEVICE=cuda", "CUDA=12"} < after(command, "--build-arg")
+        assert {tag.rpartition("-")[2] for tag in after(command, "--tag")} == {"cuda12"}
+    device = (ROOT / "service" / "dense_reward" / "engines" / "torch" / "device.py").read_text("utf-8")
+    oldest = dict(re.findall(r"(\d+): (\d+)", device.partition("OLDEST_DRIVERS = {")[2].partition("}")[0]))
+    page = (ROOT / "docs" / "deployment.md").read_text("utf-8")
+    for cuda in ("12", "13"):
+        assert f"| CUDA {cuda}, from driver {oldest[cuda]} on |" in page
 
 
 def test_the_gpu_image_has_a_compiler_for_its_kernels(tmp_path: Path) -> None:
