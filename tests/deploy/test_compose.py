@@ -18,13 +18,16 @@ DOCKER = ROOT / "docker"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
 PROFILES = {
     "gpu": {"service"},
+    **{f"gpus-{count}": {"haproxy", *(f"replica-{at}" for at in range(count))} for count in (2, 4, 8)},
     "cpu": {"service-cpu"},
     "vllm": {"service-vllm", "vllm-sft", "vllm-reference"},
     "monitoring": {"prometheus", "grafana"},
     "train": {"train"},
     "dpr": {"dpr"},
 }
-FRONTS = ("service", "service-cpu", "service-vllm")
+REPLICAS = tuple(f"replica-{at}" for at in range(8))
+SINGLE = ("service", "service-cpu", "service-vllm")
+FRONTS = (*SINGLE, *REPLICAS)
 JOBS = ("train", "dpr")
 
 Yaml: TypeAlias = str | int | bool | list["Yaml"] | dict[str, "Yaml"] | None
@@ -96,11 +99,11 @@ def test_the_example_lists_what_can_be_set_with_its_default() -> None:
     assert listed == used
 
 
-def test_a_service_belongs_to_one_profile() -> None:
+def test_a_profile_has_its_services() -> None:
     found: dict[str, set[str]] = {}
     for name, container in CONTAINERS.items():
-        (profile,) = words(container["profiles"])
-        found.setdefault(profile, set()).add(name)
+        for profile in words(container["profiles"]):
+            found.setdefault(profile, set()).add(name)
     assert found == PROFILES
 
 
@@ -180,12 +183,61 @@ def test_checkpoints_cannot_be_changed(name: str) -> None:
     assert CONTAINERS[name]["volumes"] == ["../runs/demo/checkpoints:/checkpoints:ro"]
 
 
-def test_every_variant_of_the_service_answers_to_the_name_that_prometheus_and_jobs_use() -> None:
-    scraped = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yaml").read_text("utf-8"))["scrape_configs"]
-    assert scraped[0]["static_configs"] == [{"targets": ["service:8000"]}]
-    for name in set(FRONTS) - {"service"}:
-        networks = mapping(CONTAINERS[name]["networks"])
-        assert "service" in words(mapping(networks["default"])["aliases"])
+def aliases(name: str) -> set[str]:
+    networks = mapping(CONTAINERS[name]["networks"])
+    return set(words(mapping(networks["default"])["aliases"]))
+
+
+def test_prometheus_and_haproxy_find_every_replica_and_jobs_one_address() -> None:
+    (scraped,) = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yaml").read_text("utf-8"))["scrape_configs"]
+    (found,) = scraped["dns_sd_configs"]
+    assert (found["names"], found["type"], found["port"]) == (["replica"], "A", 8000)
+    assert "${REPLICAS-replica:8000}" in (DOCKER / "haproxy" / "haproxy.cfg").read_text("utf-8")
+    assert all(aliases(name) == {"replica", "service"} for name in SINGLE)
+    assert all(aliases(name) == {"replica"} for name in REPLICAS)
+    assert aliases("haproxy") == {"service"}
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+def test_one_value_starts_a_replica_on_each_gpu_behind_one_address(count: int) -> None:
+    services = composed(f"gpus-{count}")
+    started = {name: services[name] for name in PROFILES[f"gpus-{count}"]}
+    assert [name for name, container in started.items() if container.get("ports")] == ["haproxy"]
+    visible = [mapping(started[name]["environment"])["CUDA_VISIBLE_DEVICES"] for name in REPLICAS[:count]]
+    assert visible == [str(at) for at in range(count)]
+    for name in REPLICAS[:count]:
+        assert mapping(started[name]["environment"])["DENSE_REWARD_DEVICE"] == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("settings", "visible", "devices"),
+    [
+        ({}, "0", ("cuda:0", "cuda:0")),
+        ({"SERVICE_GPU": "0,1", "REFERENCE_DEVICE": "cuda:1"}, "0,1", ("cuda:0", "cuda:1")),
+    ],
+)
+def test_the_models_of_a_pair_share_a_gpu_or_have_one_each(
+    settings: dict[str, str], visible: str, devices: tuple[str, str]
+) -> None:
+    """The device is always named: `auto` could be the CPU."""
+    found = mapping(composed("gpu", settings=settings)["service"]["environment"])
+    assert found["CUDA_VISIBLE_DEVICES"] == visible
+    assert (found["DENSE_REWARD_DEVICE"], found["DENSE_REWARD_REFERENCE_DEVICE"]) == devices
+
+
+def test_a_model_of_vllm_can_have_several_gpus() -> None:
+    given = {"SERVICE_GPU": "0,1,2,3", "REFERENCE_GPU": "4,5,6,7", "TENSOR_PARALLEL": "4"}
+    services = composed("vllm", settings=given)
+    for name, visible in (("vllm-sft", "0,1,2,3"), ("vllm-reference", "4,5,6,7")):
+        command = words(services[name]["command"])
+        assert command[command.index("--tensor-parallel-size") + 1] == "4"
+        assert mapping(services[name]["environment"])["CUDA_VISIBLE_DEVICES"] == visible
+
+
+def test_training_has_a_process_on_each_of_its_gpus() -> None:
+    train = composed("train", settings={"JOB_GPU": "0,1,2,3"})["train"]
+    assert words(train["entrypoint"])[:3] == ["torchrun", "--standalone", "--nproc_per_node=gpu"]
+    assert mapping(train["environment"])["CUDA_VISIBLE_DEVICES"] == "0,1,2,3"
 
 
 def test_servers_of_models_are_reached_by_the_service_alone() -> None:
@@ -201,6 +253,7 @@ def test_gpus_are_asked_for_where_the_image_has_cuda() -> None:
     for name, container in CONTAINERS.items():
         wants = "cuda" in str(container["image"]) or "vllm-openai" in str(container["image"])
         assert ("deploy" in container) == wants, name
+        assert ("CUDA_VISIBLE_DEVICES" in environment(name)) == wants, name
 
 
 def test_prometheus_and_grafana_get_the_files_that_are_there() -> None:

@@ -66,8 +66,10 @@ class Live:
 def adjusted(folder: Path, ports: list[int]) -> str:
     """The shipped configuration with these targets, labels and files, and a shorter interval."""
     text = SHIPPED.read_text("utf-8")
+    static = {"targets": [f"{HOST}:{port}" for port in ports], "labels": LABELS}
     changes = {
-        "[service:8000]": json.dumps([f"{HOST}:{port}" for port in ports]) + f"\n        labels: {json.dumps(LABELS)}",
+        "dns_sd_configs:": "static_configs:",
+        "{names: [replica], type: A, port: 8000, refresh_interval: 15s}": json.dumps(static),
         "/run/secrets/metrics_key": str(folder / "metrics_key"),
         "/etc/prometheus/alerts.yaml": str(ALERTS),
         "scrape_interval: 15s": "scrape_interval: 1s",
