@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
-from rendered_chart import CHART, SCHEMA
+from rendered_chart import CHART, JOB, SCHEMA
 
 Drawn = dict[str, Any]
 # Examples for each pattern of the schema. A pattern without examples makes the draw fail.
@@ -181,15 +181,15 @@ def completed(values: Drawn) -> Drawn:
 
 def _complete_trainer(made: Drawn) -> None:
     trainer = made["trainer"]
+    if trainer["kind"] != "none":
+        trainer["jobs"] = trainer["jobs"] or [dict(JOB)]
+        made["checkpoints"]["source"] = "pvc"
     for at, job in enumerate(trainer["jobs"]):
         job["name"] = f"{job['name']}-{at}"
         job["requestGPU"] = min(job.get("requestGPU", 0), 8 if job["job"] == "sft" else 1)
     if not trainer["image"]["repository"]:
         trainer["image"].update(tag="", digest="")
-    if not trainer["jobs"] or made["checkpoints"]["source"] != "pvc":
-        trainer["kind"] = "none"
-    if made["apiKeys"]["secretName"]:
-        trainer["apiKey"]["secretName"] = "key"
+    trainer["apiKey"]["secretName"] = trainer["apiKey"]["secretName"] or "key"
 
 
 def _complete_checkpoints(checkpoints: Drawn, settings: Drawn) -> None:
