@@ -1,7 +1,9 @@
 """The CI workflow: pinned actions, existing commands, rights, and names and versions of everything it publishes."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 from pathlib import Path
@@ -56,11 +58,9 @@ def test_the_tests_of_what_is_deployed_run_all_of_them_and_name_what_takes_longe
 
 def test_every_usual_image_and_that_of_vllm_is_built_scanned_and_then_pushed() -> None:
     job = JOBS["images"]
-    script = (ROOT / "docker" / "build.sh").read_text("utf-8")
-    (usual,) = re.findall(r"^\(\(\$#\)\) \|\| set -- (.+)$", script, re.MULTILINE)
-    entries = job["strategy"]["matrix"]["include"]
-    assert {entry["image"] for entry in entries} == {*usual.split(), "service-vllm"}
-    assert all(entry["image"].endswith(f"-{entry['variant']}") for entry in entries)
+    assert job["strategy"]["matrix"] == {"image": "${{ fromJSON(needs.changed.outputs.images) }}"}
+    (scan,) = [step["with"] for step in job["steps"] if "scan-action" in step.get("uses", "")]
+    assert scan["only-fixed"] is True, "nobody can mend what has no fix"
     order = [str(step.get("run", step.get("uses", ""))).split("@")[0] for step in job["steps"]]
     wanted = ["make images", "anchore/sbom-action", "anchore/scan-action", "make push-images"]
     places = [
@@ -69,17 +69,64 @@ def test_every_usual_image_and_that_of_vllm_is_built_scanned_and_then_pushed() -
     assert places == sorted(places)
 
 
+def images_of(commit: str, folder: Path = ROOT) -> list[str]:
+    done = subprocess.run([folder / "docker" / "changed.sh", commit], check=True, capture_output=True, text=True)
+    images: list[str] = json.loads(done.stdout)
+    return images
+
+
+def test_a_tag_builds_every_image_that_the_script_knows() -> None:
+    script = (ROOT / "docker" / "build.sh").read_text("utf-8")
+    known = re.findall(r"\b((?:service|trainer)-\w+)(?: \| ((?:service|trainer)-\w+))?\)", script)
+    assert images_of("0" * 40) == sorted(name for names in known for name in names if name)
+
+
+@pytest.mark.parametrize(
+    ("file", "images"),
+    [
+        ("docs/scale.md", []),
+        ("service/dense_reward/reward.py", ["service-cpu", "trainer-cpu"]),
+        ("constraints/vllm.txt", ["service-vllm"]),
+        ("pyproject.toml", 7),
+        ("docker/Dockerfile", 7),
+    ],
+)
+def test_images_are_built_where_they_changed(tmp_path: Path, file: str, images: list[str] | int) -> None:
+    """In a repository that has one commit more."""
+    shutil.copytree(ROOT / "docker", tmp_path / "docker", ignore=shutil.ignore_patterns("secrets"))
+    author = ["-c", "user.name=a", "-c", "user.email=a@example.invalid"]
+
+    def git(*arguments: str) -> None:
+        subprocess.run(["git", "-C", str(tmp_path), *author, *arguments], check=True, capture_output=True)
+
+    git("init")
+    git("add", ".")
+    git("commit", "--message", "before")
+    changed = tmp_path / file
+    changed.parent.mkdir(parents=True, exist_ok=True)
+    changed.write_text("after")
+    git("add", ".")
+    git("commit", "--message", "after")
+    found = images_of("HEAD~1", tmp_path)
+    assert found == images or len(found) == images
+
+
 def step_of(job: str, name: str, folder: Path, reference: str) -> tuple[int, dict[str, str]]:
     """Runs a step for a ref, for the image service-vllm. Returns its exit code and the variables that it sets."""
     (step,) = [step for step in JOBS[job]["steps"] if step.get("id") == name]
-    script = step["run"].replace("${{ matrix.repository }}", "dense-reward").replace("${{ matrix.variant }}", "vllm")
+    script = step["run"]
     assert "${{" not in script
     given = {
         "GITHUB_REF": reference,
         "GITHUB_REF_NAME": reference.rpartition("/")[2],
         "GITHUB_ENV": str(folder / "set"),
     }
-    given |= {"GITHUB_REPOSITORY_OWNER": "An-Owner", "GITHUB_OUTPUT": str(folder / "set"), "PATH": os.environ["PATH"]}
+    given |= {
+        "IMAGE": "service-vllm",
+        "GITHUB_REPOSITORY_OWNER": "An-Owner",
+        "GITHUB_OUTPUT": str(folder / "set"),
+        "PATH": os.environ["PATH"],
+    }
     done = subprocess.run(["bash", "-e", "-c", script], cwd=ROOT, env=given, capture_output=True, check=False)
     lines = (folder / "set").read_text().splitlines() if (folder / "set").exists() else []
     return done.returncode, dict(line.split("=", 1) for line in lines)
