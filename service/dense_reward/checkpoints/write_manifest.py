@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dense_reward.checkpoints.atomic_file import write_whole
+from dense_reward.checkpoints.float32_layers import load_float32
 from dense_reward.checkpoints.probe import ProbedModel, ProbeIds, measure_probe
 from dense_reward.checkpoints.versions import library_versions
 from dense_reward.engines.token_head.engine import load_head
 from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
 from dense_reward.engines.torch.architecture import load_config
-from dense_reward.engines.torch.model import DTYPES, load_model
+from dense_reward.engines.torch.model import DTYPES
 from dense_reward.engines.torch.weights import stored_dtype
 from dense_reward.errors import CheckpointError
 from dense_reward.folders import folder_name
@@ -73,8 +74,10 @@ def measured_manifest(
     Without `hashed` the manifest has no hashes of files. Raises CheckpointError if the files cannot be served.
     """
     manifest, encoder = unmeasured_manifest(folder, facts, hashed=hashed)
-    load = load_head if facts.role == "token_head" else load_model
-    model = load(folder, manifest, dtype="float32", device=device)
+    if facts.role == "token_head":
+        model: ProbedModel = load_head(folder, manifest, dtype="float32", device=device)
+    else:
+        model = load_float32(folder, manifest, device=device)
     # What precedes a response may be undecided: the probe measures log-probs, for which any ids serve.
     decided = replace(encoder, choices=replace(facts.choices, response_prefix=facts.choices.response_prefix or ""))
     probe = measure_probe(model, choose_probe(decided, model.max_length_tokens))
