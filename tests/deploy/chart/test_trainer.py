@@ -40,12 +40,16 @@ def test_a_changed_job_is_a_new_one_and_the_same_stays(kind: str) -> None:
     assert len({name(), name(changes=["seed=1"]), name({"tmpSize": "1Gi"}), name(tag="0.2.0")}) == 4
 
 
-def test_the_trainer_asks_with_a_key_that_no_command_line_holds() -> None:
+def test_the_trainer_asks_with_a_key_that_neither_command_nor_environment_holds() -> None:
     trainer = {"kind": "Job", "jobs": [{**JOB, "job": "dpr"}], "apiKey": {"secretName": "key-of-the-trainer"}}
     (spec,) = jobs(render({"trainer": trainer}))
     (container,) = spec["template"]["spec"]["containers"]
-    assert "service_url=http://trainer:$(REWARD_KEY)@rewards-dense-reward:8000" in container["args"]
-    assert environment(container)["REWARD_KEY"] == {"secretKeyRef": {"name": "key-of-the-trainer", "key": "key"}}
+    assert "service_url=http://rewards-dense-reward:8000" in container["args"]
+    assert "service_key_file=/etc/dense-reward/key/key" in container["args"]
+    assert {"name": "key", "mountPath": "/etc/dense-reward/key", "readOnly": True} in container["volumeMounts"]
+    secret = {"secretName": "key-of-the-trainer", "defaultMode": 0o440}
+    assert {"name": "key", "secret": secret} in spec["template"]["spec"]["volumes"]
+    assert "KEY" not in " ".join(environment(container))
 
 
 @pytest.mark.parametrize("kind", ["Job", "JobSet"])

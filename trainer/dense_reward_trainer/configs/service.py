@@ -1,5 +1,6 @@
 """Options of every job that calls the reward service. Must not import torch: the command line parses first."""
 
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
@@ -13,6 +14,7 @@ SERVICE_KEYS = frozenset(
         "service_url",
         "service_pair",
         "service_pairs",
+        "service_key_file",
         "service_patience_s",
         "service_timeout_s",
         "service_request_tokens",
@@ -24,6 +26,11 @@ class ServiceOptions(JobOptions):
     """How a pair of a reward service is asked."""
 
     service_pair: str | None = Field(default=None, description="Name of the pair at the service; null: its only pair.")
+    service_key_file: Path | None = Field(
+        default=None,
+        description="File with the API key for the service; null: none, or the one in service_url. A key in a URL is "
+        "visible in the command.",
+    )
     service_patience_s: Seconds = Field(
         default=600.0, description="Seconds that the job waits for a service that is unavailable."
     )

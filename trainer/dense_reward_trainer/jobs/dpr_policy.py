@@ -15,7 +15,7 @@ from dense_reward_trainer.rl.policy import PolicyCheckpoint
 from dense_reward_trainer.rl.prompts import prompts_sha256
 from dense_reward_trainer.runs.checkpoint import write_checkpoint
 from dense_reward_trainer.runs.next_step import finished, job
-from dense_reward_trainer.runs.run_folder import Run
+from dense_reward_trainer.runs.run_folder import Run, without_secrets
 
 
 def last_line(config: DprConfig) -> str:
@@ -24,7 +24,10 @@ def last_line(config: DprConfig) -> str:
     keys: dict[str, object] = {"policies": f"{{start: {config.policy}, dpr: {policy}}}"}
     if config.held_out is not None:
         keys["held_out"] = config.held_out
-    keys |= {"service_url": config.service_url, "output_dir": config.output_dir / "evaluation"}
+    keys["service_url"] = without_secrets(config.service_url)
+    if config.service_key_file is not None:
+        keys["service_key_file"] = config.service_key_file
+    keys |= {"output_dir": config.output_dir / "evaluation"}
     return finished(policy, job("evaluate", **keys))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Self
 
 from dense_reward import (
@@ -24,6 +25,7 @@ from dense_reward.schemas import ArrayName, ModelCard, SignalName
 from dense_reward_trainer.configs.service import ServiceOptions
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.rl.records import ResponseRewards, Rollout
+from dense_reward_trainer.runs.run_folder import without_secrets
 
 Chat = list[dict[str, str]]
 
@@ -41,6 +43,24 @@ class ServiceAddress:
     patience_s: float
     timeout_s: float
     request_tokens: int
+    key_file: Path | None = None
+
+    @property
+    def shown(self) -> str:
+        """The URL without a key in it."""
+        return without_secrets(self.url)
+
+    def key(self) -> str | None:
+        """The API key in `key_file`. Raises ConfigError if it cannot be read or is empty."""
+        if self.key_file is None:
+            return None
+        try:
+            key = self.key_file.read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"service_key_file: {self.key_file} cannot be read: {error}") from error
+        if not key:
+            raise ConfigError(f"service_key_file: {self.key_file} is empty: write the key into it")
+        return key
 
     @classmethod
     def of(cls, url: str, config: ServiceOptions) -> Self:
@@ -51,6 +71,7 @@ class ServiceAddress:
             config.service_patience_s,
             config.service_timeout_s,
             config.service_request_tokens,
+            config.service_key_file,
         )
 
 
@@ -84,7 +105,7 @@ class PinnedPair:
         except ClientError as error:
             timed_out = isinstance(error, ServiceUnavailableError) and "ReadTimeout" in error.last
             cure = ": raise service_timeout_s, or lower service_request_tokens" if timed_out else ""
-            raise JobError(f"the reward service did not score: {error}{cure}") from error
+            raise JobError(f"the reward service did not score: {without_secrets(str(error))}{cure}") from error
 
     def score_chats(
         self, chats: Sequence[Chat], include: Collection[ArrayName], top_k: int = 0
@@ -209,16 +230,18 @@ def _cards(
 ) -> Iterator[tuple[Client, list[ModelCard]]]:
     """Waits until the service can score, and yields a client and the chosen cards. See `pinned_pair`."""
     try:
-        client = Client(address.url, timeout_s=address.timeout_s, retry_for_s=address.patience_s)
+        key = address.key()
+        client = Client(address.url, api_key=key, timeout_s=address.timeout_s, retry_for_s=address.patience_s)
     except ValueError as error:
         raise ConfigError(f"service_url: {error}") from error
     with client:
-        report(f"waiting for {address.url}, up to {address.patience_s:g} s")
+        report(f"waiting for {address.shown}, up to {address.patience_s:g} s")
         try:
             client.wait_until_ready(address.patience_s)
             cards = choose(client.models())
         except (ClientError, ValueError) as error:
-            raise JobError(f"the reward service at {address.url} cannot be used: {error}") from error
+            reason = without_secrets(str(error))
+            raise JobError(f"the reward service at {address.shown} cannot be used: {reason}") from error
         yield client, cards
 
 

@@ -137,8 +137,13 @@ def redacted(values: Mapping[str, object]) -> dict[str, object]:
         elif value is not None and _SECRET_NAME.search(name):
             safe[name] = REDACTED
         else:
-            safe[name] = _URL_SECRET.sub(REDACTED, value) if isinstance(value, str) else value
+            safe[name] = without_secrets(value) if isinstance(value, str) else value
     return safe
+
+
+def without_secrets(text: str) -> str:
+    """The text with the credentials in its URLs replaced."""
+    return _URL_SECRET.sub(REDACTED, text)
 
 
 def command_line(arguments: Sequence[str]) -> str:
@@ -147,7 +152,7 @@ def command_line(arguments: Sequence[str]) -> str:
     for argument in arguments:
         name, equals, _ = argument.partition("=")
         secret = equals and _SECRET_NAME.search(name.rpartition(".")[2])
-        safe.append(f"{name}={REDACTED}" if secret else _URL_SECRET.sub(REDACTED, argument))
+        safe.append(f"{name}={REDACTED}" if secret else without_secrets(argument))
     return shlex.join(safe)
 
 

@@ -73,7 +73,7 @@
 {{- if eq (toString $v.podSecurityContext.runAsUser) "0" -}}
 {{- fail "podSecurityContext.runAsUser: no container runs as root: name another user, or null to let the cluster choose" -}}
 {{- end -}}
-{{- $own := list "tmp" "checkpoints" "shm" "pairs" "keys" "engine" "tls" "ca" -}}
+{{- $own := list "tmp" "checkpoints" "shm" "pairs" "keys" "key" "engine" "tls" "ca" -}}
 {{- range $v.extraVolumes -}}
 {{- if has .name $own -}}
 {{- fail (printf "extraVolumes: a volume of the chart is called %s: choose another name" .name) -}}

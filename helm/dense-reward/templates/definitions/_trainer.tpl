@@ -8,7 +8,7 @@
 {{- $v := .root.Values -}}
 {{- $c := $v.checkpoints -}}
 {{- $asks := has .job.job (list "dpr" "gradient" "credit" "evaluate") -}}
-{{- $key := ternary "trainer:$(REWARD_KEY)@" "" (ne $v.trainer.apiKey.secretName "") -}}
+{{- $hasKey := and $asks (ne $v.trainer.apiKey.secretName "") -}}
 backoffLimit: {{ int $v.trainer.backoffLimit }}
 {{- /* A pod that was evicted or preempted does not count towards backoffLimit. */}}
 podFailurePolicy:
@@ -41,7 +41,10 @@ template:
           - {{ .job.recipe | quote }}
           - output_dir={{ $c.mountPath }}/runs/{{ .job.name }}
           {{- if $asks }}
-          - service_url={{ include "dense-reward.scheme" .root }}://{{ $key }}{{ include "dense-reward.url" .root }}
+          - service_url={{ include "dense-reward.scheme" .root }}://{{ include "dense-reward.url" .root }}
+          {{- end }}
+          {{- if $hasKey }}
+          - {{ printf "service_key_file=/etc/dense-reward/key/%s" $v.trainer.apiKey.secretKey | quote }}
           {{- end }}
           {{- range .job.changes }}
           - {{ . | quote }}
@@ -49,13 +52,6 @@ template:
         env:
           {{- include "dense-reward.homeEnv" .root | nindent 10 }}
           {{- include "dense-reward.givenEnv" .root | nindent 10 }}
-          {{- if $v.trainer.apiKey.secretName }}
-          - name: REWARD_KEY
-            valueFrom:
-              secretKeyRef:
-                name: {{ $v.trainer.apiKey.secretName | quote }}
-                key: {{ $v.trainer.apiKey.secretKey | quote }}
-          {{- end }}
           {{- /* In /tmp the hub's models would fill the volume, and every retry would download them again. */}}
           - name: HF_HOME
             value: {{ $c.mountPath }}/hub
@@ -75,12 +71,23 @@ template:
           - name: shm
             mountPath: /dev/shm
           {{- end }}
+          {{- if $hasKey }}
+          - name: key
+            mountPath: /etc/dense-reward/key
+            readOnly: true
+          {{- end }}
           {{- include "dense-reward.caMount" .root | nindent 10 }}
           {{- include "dense-reward.extra" .root.Values.extraVolumeMounts | nindent 10 }}
     volumes:
       {{- include "dense-reward.tmpVolume" .root | nindent 6 }}
       {{- if gt (int .job.requestGPU) 1 }}
       {{- include "dense-reward.shmVolume" .root | nindent 6 }}
+      {{- end }}
+      {{- if $hasKey }}
+      - name: key
+        secret:
+          secretName: {{ $v.trainer.apiKey.secretName | quote }}
+          defaultMode: 0440
       {{- end }}
       {{- include "dense-reward.caVolume" .root | nindent 6 }}
       {{- include "dense-reward.extra" .root.Values.extraVolumes | nindent 6 }}
