@@ -246,3 +246,4 @@ def test_the_notes_say_what_is_open_and_what_is_missing() -> None:
     assert "Its access modes let pods of one node use it" in notes(one_node)
     assert "Its access modes" not in notes({"replicaCount": 2})
     assert "waits while no GPU is free" in notes({"replicaCount": 2})
+    assert "waits while no GPU is free" not in notes({})

@@ -29,6 +29,13 @@
 {{- toJson (default $derived (default (dig "spec" "accessModes" list $made) .Values.checkpoints.pvc.pvcAccessMode)) -}}
 {{- end -}}
 
+{{/* A volume of one node is not mounted on a second node before the old replica has ended. */}}
+{{- define "dense-reward.strategy" -}}
+{{- $isNew := and (include "dense-reward.isInClaim" .) (not .Values.checkpoints.pvc.existingClaim) -}}
+{{- $isAlone := and $isNew (not (include "dense-reward.isShared" .)) -}}
+{{- default (ternary "Recreate" "RollingUpdate" (not (not $isAlone))) .Values.strategy -}}
+{{- end -}}
+
 {{/* JSON list: the folders of all pairs. */}}
 {{- define "dense-reward.folders" -}}
 {{- $c := .Values.checkpoints -}}
