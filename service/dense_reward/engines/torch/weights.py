@@ -5,6 +5,7 @@ Each weight must come from the files: one that does not would be random, and no 
 
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from dense_reward.engines.torch.architecture import INVALID, first_line, load_config, quantisation
 from dense_reward.engines.weight_files import (
@@ -221,7 +223,13 @@ def _is_finite(weight: torch.Tensor) -> bool:
 
 @contextmanager
 def _quiet_load_report() -> Iterator[None]:
-    """Without transformers' table of missing and unexpected weights: those that matter are refused in words."""
+    """Without transformers' table of missing and unexpected weights: those that matter are refused in words.
+
+    Without its progress bar too, unless a terminal shows it: between the lines of a log it is none of their format.
+    """
+    has_bar = is_progress_bar_enabled() and not sys.stderr.isatty()
+    if has_bar:
+        disable_progress_bar()
     logger = logging.getLogger("transformers.modeling_utils")
 
     def is_other(record: logging.LogRecord) -> bool:
@@ -232,6 +240,8 @@ def _quiet_load_report() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(is_other)
+        if has_bar:
+            enable_progress_bar()
 
 
 def plain_attention(config: PreTrainedConfig) -> str | None:

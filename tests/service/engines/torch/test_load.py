@@ -87,6 +87,13 @@ def test_a_sound_pair_is_loaded_proven_and_described(pair: Pair) -> None:
     assert "weights 0 MB; a batch of 1000 tokens up to " in memory
 
 
+def test_nothing_but_reports_is_written_between_the_lines_of_a_log(
+    pair: Pair, capfd: pytest.CaptureFixture[str]
+) -> None:
+    loaded(pair)
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
 def test_the_proof_holds_in_other_dtypes_within_their_rounding(pair: Pair, dtype: str) -> None:
     assert loaded(pair, dtype=dtype)[0].info.dtype == dtype
