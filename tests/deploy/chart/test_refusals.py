@@ -9,7 +9,7 @@ import pytest
 from rendered_chart import CHART, JOB, SCHEMA, fake, helm, render
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"replicas": 2}, "replicas"),
+    ({"replica": 2}, "replica"),
     ({"image": {"tagg": "1"}}, "tagg"),
     ({"settings": {"max_batch_token": 5}}, "max_batch_token"),
     ({"settings": {"sft": "/somewhere"}}, "sft"),
@@ -45,6 +45,13 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 HUB = {"source": "hub", "hub": {"sft": "me/sft", "reference": "me/half"}}
 # Contradictions between values, with the chart's own messages.
 TOGETHER: list[tuple[dict[str, Any], str]] = [
+    ({"replicas": 2}, "replicas is no value of this chart: use replicaCount"),
+    ({"resources": {"limits": {"nvidia.com/gpu": 1}}}, "resources is no value .*: use .* requestGPU"),
+    ({"volumes": []}, "volumes is no value of this chart: use extraVolumes"),
+    ({"initContainers": []}, "use extraInitContainers"),
+    ({"args": ["--dtype", "bfloat16"]}, "args is no value of this chart: use settings"),
+    ({"servingEngineSpec": {"modelSpec": []}}, "servingEngineSpec is no value .* README.md lists"),
+    ({"autoscaling": {"enabled": True}}, "autoscaling.enabled is no value of this chart: use autoscaling.kind"),
     ({"image": {"tag": "latest"}}, "image.tag: latest is not a version"),
     ({"trainer": {"image": {"tag": "latest"}}}, "trainer.image.tag: latest"),
     ({"checkpoints": {"s3": {"image": "registry.example:5000/aws-cli"}}}, "checkpoints.s3.image: .* has no tag"),

@@ -1,6 +1,7 @@
 {{/* Rules that the schema cannot express because they combine values. Each message names the key and the cure. */}}
 
 {{- define "dense-reward.refuse" -}}
+{{- include "dense-reward.refuseOtherNames" . -}}
 {{- include "dense-reward.refuseImages" . -}}
 {{- include "dense-reward.refuseLabels" . -}}
 {{- include "dense-reward.refuseCheckpoints" . -}}
@@ -18,6 +19,31 @@
 {{- if has .name (list "HOME" "USER" "HF_HOME" "HF_HUB_OFFLINE" "HF_TOKEN" "REWARD_KEY") -}}
 {{- fail (printf "env: %s is set by the chart: remove it" .name) -}}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Names that other charts use for what this one calls otherwise. */}}
+{{- define "dense-reward.refuseOtherNames" -}}
+{{- $resources := "requestCPU, requestMemory, requestGPU, limitCPU and limitMemory" -}}
+{{- $ours := dict "resources" $resources "replicas" "replicaCount" "persistence" "checkpoints.pvc" "route" "httpRoute" -}}
+{{- range list "args" "command" "config" "extraArgs" -}}
+{{- $_ := set $ours . "settings" -}}
+{{- end -}}
+{{- range list "initContainers" "volumes" "volumeMounts" "podSpec" -}}
+{{- $_ := set $ours . (printf "extra%s%s" (upper (substr 0 1 .)) (substr 1 -1 .)) -}}
+{{- end -}}
+{{- $_ := set $ours "sidecars" "extraContainers" -}}
+{{- $_ := set $ours "containerSecurityContext" "podSecurityContext: that of the containers is fixed" -}}
+{{- range list "servingEngineSpec" "modelSpec" -}}
+{{- $_ := set $ours . "top-level keys, which the chart's README.md lists beside those of production-stack" -}}
+{{- end -}}
+{{- range $name, $own := $ours -}}
+{{- if hasKey $.Values $name -}}
+{{- fail (printf "%s is no value of this chart: use %s" $name $own) -}}
+{{- end -}}
+{{- end -}}
+{{- if hasKey .Values.autoscaling "enabled" -}}
+{{- fail "autoscaling.enabled is no value of this chart: use autoscaling.kind: none, hpa or keda" -}}
 {{- end -}}
 {{- end -}}
 
