@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -180,14 +181,28 @@ def waiting(live: Live) -> Iterator[None]:
 
 
 def keda_query(release: str) -> str:
-    """The query for KEDA, as Helm's own code renders it."""
+    """The query for KEDA."""
     scaling = {"kind": "keda", "keda": {"serverAddress": "http://prometheus:9090"}}
-    values = json.dumps({"autoscaling": scaling, "serviceMonitor": {"enabled": True}})
-    command = [str(CHARTS_PYTHON), "-c", RENDER, release]
-    done = subprocess.run(command, input=values, cwd=SUPPORT, check=True, capture_output=True, text=True)
-    (scaled,) = (made for made in json.loads(done.stdout) if made["kind"] == "ScaledObject")
-    query: str = scaled["spec"]["triggers"][0]["metadata"]["query"]
+    values = {"autoscaling": scaling, "serviceMonitor": {"enabled": True}}
+    query: str = rendered(release, "ScaledObject", values)["spec"]["triggers"][0]["metadata"]["query"]
     return query
+
+
+def rendered(release: str, kind: str, values: dict[str, object]) -> Any:  # noqa: ANN401 - YAML
+    """An object of a release, as Helm's own code renders it."""
+    command = [str(CHARTS_PYTHON), "-c", RENDER, release]
+    done = subprocess.run(command, input=json.dumps(values), cwd=SUPPORT, check=True, capture_output=True, text=True)
+    (found,) = (made for made in json.loads(done.stdout) if made["kind"] == kind)
+    return found
+
+
+@pytest.mark.skipif(not CHARTS_PYTHON.is_file(), reason="needs .venv-deploy: make test-deploy")
+def test_a_release_that_is_gone_raises_its_alarm_beside_another_that_serves(live: Live) -> None:
+    for release, is_down in (("rewards", False), ("others", True)):
+        (group,) = rendered(release, "PrometheusRule", {"prometheusRule": {"enabled": True}})["spec"]["groups"]
+        found = {rule["alert"]: live.asked(rule["expr"]) for rule in group["rules"]}
+        assert bool(found["DenseRewardDown"]) == is_down
+        assert not found["DenseRewardNotReady"]
 
 
 def half_a_request(size: int) -> bytes:
