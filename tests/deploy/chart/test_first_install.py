@@ -52,6 +52,7 @@ def test_there_are_enough_typical_users() -> None:
         ({"settings": {"device": "auto"}}, ("cuda", None, None)),
         ({"requestGPU": 2}, ("cuda:0", "cuda:1", None)),
         ({"requestGPU": 2, "settings": {"device": "cuda:1", "reference_device": "cuda:0"}}, ("cuda:1", "cuda:0", None)),
+        ({"requestGPU": 2, "settings": {"reference_device": "cuda:1"}}, ("cuda:0", "cuda:1", None)),
         ({"requestGPU": 1, "settings": {"device": "xpu"}}, ("xpu", None, None)),
         ({"requestGPU": 0}, (None, None, None)),
         ({"requestGPU": 1, "settings": {"engine": "vllm"}}, (None, None, "1")),

@@ -41,13 +41,13 @@ Two models share one GPU; of an even number each gets half.
 */}}
 {{- define "dense-reward.setDevices" -}}
 {{- $s := .settings -}}
-{{- $isGiven := or $s.reference_device (not (has (toString (default "auto" $s.device)) (list "auto" "cuda"))) -}}
-{{- if and (eq $s.engine "torch") .gpus (not $isGiven) -}}
+{{- $isNamed := not (has (toString (default "auto" $s.device)) (list "auto" "cuda")) -}}
+{{- if and (eq $s.engine "torch") .gpus (not $isNamed) -}}
 {{- $_ := set $s "device" (ternary "cuda" "cuda:0" (eq .gpus 1)) -}}
 {{- if gt .gpus 1 -}}
-{{- $_ := set $s "reference_device" "cuda:1" -}}
+{{- $_ := set $s "reference_device" (default "cuda:1" $s.reference_device) -}}
 {{- end -}}
-{{- else if and (eq $s.engine "vllm") (not $isGiven) -}}
+{{- else if and (eq $s.engine "vllm") (not $isNamed) (not $s.reference_device) -}}
 {{- $each := int (default (ternary (div .gpus 2) .gpus (eq (mod .gpus 2) 0)) $s.tensor_parallel) -}}
 {{- $_ := set $s "tensor_parallel" $each -}}
 {{- if eq .gpus (mul 2 $each | int) -}}
