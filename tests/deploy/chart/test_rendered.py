@@ -103,12 +103,18 @@ def test_what_is_packaged_renders_as_the_folder_does(tmp_path: Path) -> None:
     assert render(example("one-gpu.yaml"), chart=archive) == render(example("one-gpu.yaml"))
 
 
-def test_the_first_release_of_the_readme_is_taken() -> None:
-    command = (CHART / "README.md").read_text("utf-8").partition("helm install")[2].partition("helm test")[0]
-    values = helm.parse_set_string(",".join(re.findall(r"--set (\S+)", command)))
-    assert values["settings"] == {"engine": "fake"}
-    assert lint(values) == []
-    check_all(render(values), KUBERNETES[0])
+def test_the_first_releases_of_the_readme_are_taken() -> None:
+    """The first needs no model and no GPU: its image is the small one."""
+    text = (CHART / "README.md").read_text("utf-8")
+    commands = re.findall(r"^helm install .*?(?=\n(?:helm|```))", text, re.MULTILINE | re.DOTALL)
+    images = []
+    for command in commands:
+        values = helm.parse_set_string(",".join(re.findall(r"--set (\S+)", command)))
+        assert lint(values) == []
+        objects = render(values)
+        check_all(objects, KUBERNETES[0])
+        images.append(service_container(objects)["image"].rpartition("-")[2])
+    assert images == ["cpu", "cuda"]
 
 
 def test_the_chart_can_be_part_of_another_and_switched_off_by_it(tmp_path: Path) -> None:
