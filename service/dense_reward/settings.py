@@ -55,10 +55,12 @@ class Settings(BaseSettings):
         "vLLM or SGLang servers; fake: no models, for tests",
     )
     sft_url: str | None = Field(
-        None, description="engine remote: URLs of the servers of the sft model, separated by commas"
+        None,
+        description="engine remote: URLs of the servers of the sft model, separated by commas; dns+http://NAME:8000 is "
+        "all servers that the name resolves to, now and later",
     )
     reference_url: str | None = Field(
-        None, description="engine remote: URLs of the servers of the reference, separated by commas"
+        None, description="engine remote: URLs of the servers of the reference, as for the sft model"
     )
     sft_served: str | None = Field(
         None, description="engine remote: name of the sft model on its servers; if left out, the first that they list"

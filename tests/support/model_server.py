@@ -67,6 +67,7 @@ class ModelServer:
     folder: Path
     wire_format: WireFormat = "vllm"
     port: int = 0
+    host: str = "127.0.0.1"
     served: str = "tiny"
     key: str | None = None
     healthy: bool = True
@@ -81,13 +82,13 @@ class ModelServer:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     def __enter__(self) -> Self:
         if self.model is None:
             self.model = loaded(self.folder)
         handler = type("OwnHandler", (Handler,), {"owner": self})
-        self._server = Listener(("127.0.0.1", self.port), handler)
+        self._server = Listener((self.host, self.port), handler)
         self.port = int(self._server.server_address[1])
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         return self

@@ -176,3 +176,10 @@ def _prompt_logprobs(query: Query, answer: Mapping[str, Any]) -> FloatArray:
         raise WireError(f"the answer has no prompt_logprobs of the ids that were sent ({error!r})") from None
     values_T[values_T <= CLAMPED_LOGPROB] = -np.inf
     return checked(query, values_T[:, None])
+
+
+def dialects_to_try(owner: str, served: str, vocab_size: int, *, is_first: bool) -> list[Dialect]:
+    """The best first. `is_first`: the server lists this model first; SGLang lists its base model before adapters."""
+    if owner == "sglang":
+        return [Sglang(vocab_size, lora=None if is_first else served)]
+    return [VllmTokens(served, scores_candidates=True), VllmTokens(served), VllmCompletions(served)]

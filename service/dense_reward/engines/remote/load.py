@@ -23,6 +23,7 @@ from dense_reward.engines.proof import (
     tokenizer_of,
     verify_probe,
 )
+from dense_reward.engines.remote.addresses import FOLLOWED
 from dense_reward.engines.remote.event_loop import BackgroundLoop
 from dense_reward.engines.remote.lora import refuse_output_layer
 from dense_reward.engines.remote.pair import Query, RemoteModel, RemotePair, close_models, gather_or_cancel, query_of
@@ -39,6 +40,8 @@ PROBE_COPIES = 3
 """Copies of the probe sent concurrently, to check that results do not depend on batch mates."""
 WRONG_MODEL_CURE = "it may serve another checkpoint; serve it in float32 to distinguish rounding from another model"
 RETRY_START_EVERY_S = 2.0
+SCHEMES = frozenset({"http", "https", f"{FOLLOWED}http"})
+"""Not followed by https: a certificate is not for an address."""
 QUANTITIES = frozenset({"candidate_reward"})
 LoadedParts = tuple[RemotePair, Encoder, str]
 """Engine, encoder, and hash of the tokenizer."""
@@ -220,12 +223,13 @@ def _server_urls(flag: str, value: str | None) -> list[str]:
             raise SettingsError(f"{flag} holds a password, which logs would show: use --engine-key-file FILE instead")
         try:
             address = urlsplit(url)
-            is_server = address.scheme in {"http", "https"} and address.hostname and address.port != 0
+            is_server = address.scheme in SCHEMES and address.hostname and address.port != 0
         except ValueError:
             is_server = False
         if not is_server or address.path not in {"", "/"}:
             raise SettingsError(
-                f"{flag} takes URLs of servers without a path, as http://HOST:8001,http://HOST:8011: {url!r} is not one"
+                f"{flag} takes URLs of servers without a path, as http://HOST:8001,http://HOST:8011, or of all servers "
+                f"that a name resolves to, as dns+http://NAME:8000: {url!r} is not one"
             )
     return urls
 
@@ -241,13 +245,11 @@ def _read_key(file: Path | None) -> str | None:
 def _replicated_model(
     checkpoint: Checkpoint, other: Checkpoint, urls: Sequence[str], access: ServerAccess
 ) -> ReplicatedModel:
-    replicas = [Replica(url, access) for url in urls]
-
     async def verify(replicas: Sequence[Replica], report: Report) -> None:
         sources = {f"{checkpoint.role} at {replica.url}": replica for replica in replicas}
         await verify_sources(sources, checkpoint, other, report)
 
-    return ReplicatedModel(replicas, probe_queries(checkpoint)[0], verify, access.timeout_s)
+    return ReplicatedModel(urls, access, probe_queries(checkpoint)[0], verify)
 
 
 def _start_when_up(loop: BackgroundLoop, model: ReplicatedModel, report: Report) -> None:

@@ -2,7 +2,7 @@
 
 Equal prompts are routed to one replica, so that its prefix cache helps. A replica that fails its health check is
 excluded, and readmitted once it is healthy and verified again. Healthy replicas are verified every minute, because the
-weights or the server behind an address can change.
+weights or the server behind an address can change. Names are resolved again every few seconds, so replicas come and go.
 """
 
 import asyncio
@@ -16,13 +16,14 @@ from typing import Any
 import httpx2
 import numpy as np
 
-from dense_reward.engines.remote.dialects import Dialect, Sglang, VllmCompletions, VllmTokens, WireError
+from dense_reward.engines.remote.addresses import FOLLOWED, server_urls
+from dense_reward.engines.remote.dialects import Dialect, Sglang, VllmCompletions, WireError, dialects_to_try
 from dense_reward.engines.remote.pair import Query
 from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, SequenceError, refuse
 from dense_reward.records import FloatArray, Report
 
 CONNECT_TIMEOUT_S, STATUS_TIMEOUT_S = 2.0, 2.0
-HEALTH_CHECK_EVERY_S, VERIFY_EVERY_S = 1.0, 60.0
+HEALTH_CHECK_EVERY_S, RESOLVE_EVERY_S, VERIFY_EVERY_S = 1.0, 5.0, 60.0
 VERIFY_TIMEOUT_S = 120.0
 """For identifying a replica, and again for verifying it."""
 FAILED_CHECKS_TO_EXCLUDE = 2
@@ -83,7 +84,9 @@ class Replica:
         if length_tokens is None:
             raise CheckpointError(f"{self.url} reports no max_model_len: it is neither vLLM nor SGLang")
         reason: Exception | None = None
-        for dialect in _dialects(str(model.get("owned_by")), served, self._access.vocab_size, is_first=model is first):
+        for dialect in dialects_to_try(
+            str(model.get("owned_by")), served, self._access.vocab_size, is_first=model is first
+        ):
             try:
                 await self._query(dialect, probe)
             except (RefusedError, WireError) as error:
@@ -194,18 +197,17 @@ class ReplicatedModel:
     Its capabilities are the intersection of those of the replicas that are up at start.
     """
 
-    def __init__(self, replicas: Sequence[Replica], probe: Query, verify: Verify, timeout_s: float) -> None:
+    def __init__(self, urls: Sequence[str], access: ServerAccess, probe: Query, verify: Verify) -> None:
         self.max_length_tokens = 0
         self.scores_candidates = False
-        self._replicas = replicas
-        self._probe = probe
-        self._verify = verify
-        self._timeout_s = timeout_s
-        self._monitoring: asyncio.Task[None] | None = None
+        self._urls, self._access, self._probe, self._verify = urls, access, probe, verify
+        self._replicas: list[Replica] = []
+        self._tasks: dict[Replica, asyncio.Task[None]] = {}
+        self._following: asyncio.Task[None] | None = None
 
     @property
     def unavailable_reason(self) -> str | None:
-        """The first replica's reason if all are unavailable, else None."""
+        """The first replica's reason if all are unavailable, else None. There are replicas once it has started."""
         reasons = [replica.unavailable_reason for replica in self._replicas]
         return None if None in reasons else reasons[0]
 
@@ -214,6 +216,12 @@ class ReplicatedModel:
 
         Raises UnreachableError if none is up, CheckpointError.
         """
+        try:
+            _, left = await self._resolve()
+        except OSError as error:
+            raise UnreachableError(f"{', '.join(self._urls)}: {error}") from None
+        for replica in left:
+            await replica.close()
         for replica in self._replicas:
             try:
                 async with _verification_timeout(replica.url):
@@ -231,7 +239,9 @@ class ReplicatedModel:
             await self._verify(available, report)
         self.max_length_tokens = min(replica.max_length_tokens for replica in available)
         self.scores_candidates = all(replica.dialect.scores_candidates for replica in available)
-        self._monitoring = asyncio.create_task(self._monitor())
+        self._tasks = {replica: asyncio.create_task(self._monitor(replica)) for replica in self._replicas}
+        if any(url.startswith(FOLLOWED) for url in self._urls):
+            self._following = asyncio.create_task(self._follow())
 
     async def logprobs(self, query: Query) -> FloatArray:
         """The log-probs by one replica; if it fails, by the next.
@@ -240,7 +250,7 @@ class ReplicatedModel:
         """
         reason = self.unavailable_reason
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(self._access.timeout_s):
                 for attempt in range(ATTEMPTS):
                     await asyncio.sleep(RETRY_DELAY_S * attempt)
                     replica = self._replica_for(query, attempt)
@@ -253,14 +263,16 @@ class ReplicatedModel:
                         if attempt == ATTEMPTS - 1 and await _is_fault_of_query(error, replica):
                             raise SequenceError(reason) from error
         except TimeoutError:
-            reason = f"a query took more than {self._timeout_s:.0f} s"
+            reason = f"a query took more than {self._access.timeout_s:.0f} s"
         raise refuse("engine_unavailable", f"no log-probs: {reason}", retry_after_s=RETRY_UNAVAILABLE_S)
 
     async def close(self) -> None:
-        if self._monitoring is not None:
-            self._monitoring.cancel()
-            await asyncio.wait({self._monitoring})
-        for replica in self._replicas:
+        replicas = {*self._replicas, *self._tasks}  # those that leave are only in the second
+        running = [task for task in (*self._tasks.values(), self._following) if task is not None]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        for replica in replicas:
             await replica.close()
 
     def _replica_for(self, query: Query, attempt: int) -> Replica | None:
@@ -272,9 +284,41 @@ class ReplicatedModel:
         ranked = sorted(available, key=lambda replica: hashlib.sha256(replica.url.encode() + prompt).digest())
         return ranked[attempt % len(ranked)]
 
-    async def _monitor(self) -> None:
-        health_checks = [self._monitor_health(replica) for replica in self._replicas]
-        await asyncio.gather(*health_checks, *(self._verify_periodically(replica) for replica in self._replicas))
+    async def _resolve(self) -> tuple[list[Replica], list[Replica]]:
+        """The replicas that are new at the names, and those that have left. Raises OSError if a name has no address."""
+        urls = await server_urls(self._urls)
+        known = {replica.url for replica in self._replicas}
+        left = [replica for replica in self._replicas if replica.url not in urls]
+        new = [Replica(url, self._access) for url in urls if url not in known]
+        self._replicas = [replica for replica in self._replicas if replica.url in urls] + new
+        return new, left
+
+    async def _follow(self) -> None:
+        """Verify and use replicas that appear at the names. One that leaves gets no more queries, and ends its last."""
+        while True:
+            await asyncio.sleep(RESOLVE_EVERY_S)
+            try:
+                new, left = await self._resolve()
+            except OSError as error:  # the resolver is down, or no replica is ready: the health checks decide then
+                log.debug("%s: %s", ", ".join(self._urls), error)
+                continue
+            for replica in new:
+                log.info("found: %s", replica.url)
+                replica.exclude(f"{replica.url} is not verified yet")
+                self._tasks[replica] = asyncio.create_task(self._monitor(replica))
+            for replica in left:
+                log.info("left: %s", replica.url)
+                self._tasks.pop(replica).cancel()
+                self._tasks[replica] = asyncio.create_task(self._leave(replica))
+
+    async def _leave(self, replica: Replica) -> None:
+        """Close it once its last query, which takes at most `timeout_s`, has ended."""
+        await asyncio.sleep(self._access.timeout_s)
+        del self._tasks[replica]
+        await replica.close()
+
+    async def _monitor(self, replica: Replica) -> None:
+        await asyncio.gather(self._monitor_health(replica), self._verify_periodically(replica))
 
     async def _monitor_health(self, replica: Replica) -> None:
         """Exclude the replica while it is not healthy, and readmit it afterwards."""
@@ -326,7 +370,7 @@ class ReplicatedModel:
 
 
 def _exclude(replica: Replica, error: Exception) -> None:
-    if replica.unavailable_reason != str(error):  # log a change only, not every health check
+    if replica.unavailable_reason != str(error):  # a change, not every health check
         log.error("excluded: %s", error)
     replica.exclude(str(error))
 
@@ -353,10 +397,3 @@ def _is_task_cancelled() -> bool:
     """Whether the running task itself was cancelled, not only a future that it awaits."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
-
-
-def _dialects(owner: str, served: str, vocab_size: int, *, is_first: bool) -> list[Dialect]:
-    """The dialects to try, the best first. SGLang names an adapter in addition to its base model."""
-    if owner == "sglang":
-        return [Sglang(vocab_size, lora=None if is_first else served)]
-    return [VllmTokens(served, scores_candidates=True), VllmTokens(served), VllmCompletions(served)]

@@ -89,6 +89,7 @@ def test_servers_are_waited_for(pair: Path) -> None:
         ({}, {"sft_url": "http://127.0.0.1:8001,"}, "'' is not one"),
         ({}, {"sft_url": "http://127.0.0.1:80a"}, "is not one"),
         ({}, {"sft_url": "http://127.0.0.1:8001/v1"}, "is not one"),
+        ({}, {"sft_url": "dns+https://models:8001"}, "is not one"),
         ({}, {"sft_url": "http://user:word@127.0.0.1:8001"}, "use --engine-key-file FILE instead"),
         ({}, {"engine_key_file": "no-such-file"}, "--engine-key-file cannot be read"),
         (
