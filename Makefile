@@ -9,7 +9,7 @@ PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 COMMA := ,
 VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 # Deployment tests that need the service itself and programs of the system.
-LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/deploy/test_operations.py tests/deploy/test_release_scripts.py
+LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/deploy/test_operations.py tests/deploy/test_release_scripts.py tests/deploy/test_batch_script.py
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture bench bench-gpu gpu-day evidence figures methods estimators reliability soak scale rolling test-vllm test-frameworks engines bulk constraints programs package images push-images push-chart try-image version clean
@@ -57,7 +57,7 @@ test-deploy: install .venv-deploy/installed ## test chart, images, Compose and p
 
 programs: ## install the programs that test-deploy, try-image and rolling need, from Debian or Ubuntu packages (root)
 	apt-get update
-	apt-get install --yes --no-install-recommends buildah debian-archive-keyring debootstrap haproxy prometheus \
+	apt-get install --yes --no-install-recommends buildah debian-archive-keyring debootstrap haproxy prometheus slurm-client \
 		$(if $(shell docker compose version 2>/dev/null),,docker-compose)
 
 chart: install ## generate the chart's README.md and its other generated files
@@ -136,7 +136,7 @@ bulk: install .venv-ray/installed ## measure dense-reward score: kills, memory, 
 
 .venv-ray/installed: constraints/default.txt pyproject.toml
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --editable '.[train]' 'ray[data]==2.60.0' pytest --constraint $<
+	$(@D)/bin/python -m pip install --editable '.[train]' 'ray[data,serve]==2.60.0' pytest --constraint $<
 	@touch $@
 
 .venv-vllm/tested: .venv-vllm/tried pyproject.toml

@@ -29,7 +29,8 @@ VERL_CODE, VERL_TESTS = "its agent loop, storage and advantages", "tests/framewo
 TEACHER_CODE = "the clients of TRL, prime-rl, slime and miles that ask a teacher for log-probs"
 TEACHER_VERSIONS = ", ".join(f"{source.name} {source.version}" for source in TEACHER_CLIENTS)
 OTHERS = FOLDER / "venv" / "bin" / "python"
-RAY_CODE, RAY_TESTS = "bulk scoring with two local workers, one killed", "tests/frameworks/test_ray.py"
+RAY_CODE = "bulk scoring with two local workers, and two replicas of Ray Serve; one of each killed"
+RAY_TESTS = ["tests/frameworks/test_ray.py", "tests/frameworks/test_ray_serve.py"]
 PATHS = os.pathsep.join(str(ROOT / package) for package in ("service", "trainer", "tests/support"))
 
 
@@ -65,7 +66,7 @@ def main() -> int:
                     "its trainers, three steps; two processes",
                     ["tests/trainer/integrations"],
                 ),
-                tried("ray", "2.60.0", RAY_CODE, lambda: driven("ray", RAY, RAY_CODE, [RAY_TESTS])),
+                tried("ray", "2.60.0", RAY_CODE, lambda: driven("ray", RAY, RAY_CODE, RAY_TESTS)),
                 tried("verl", "0.9.1", VERL_CODE, lambda: driven("verl", VERL, VERL_CODE, [VERL_TESTS], place)),
                 *(driven_from_source(source, place) for source in SOURCES),
                 tried("teacher clients", TEACHER_VERSIONS, TEACHER_CODE, driven_teachers),

@@ -2,10 +2,9 @@
 
 serve run --app-dir examples ray_serve:app replicas=8 gpus=1 sft=DIR/sft reference=DIR/reference
 
-The other arguments are settings of `dense-reward serve`. A replica gets requests once its pair is loaded and verified.
+Other arguments are settings of the service. A replica gets requests once its pair is loaded and verified.
 """
 
-from dense_reward.client.http import RETRY_FOR_S
 from dense_reward.http.app import create_app
 from dense_reward.serving.loaders import loader
 from dense_reward.serving.service import Service
@@ -14,20 +13,20 @@ from fastapi import FastAPI
 from ray import serve
 
 
-# The service queues by itself: it makes batches from requests that wait inside it, and answers 429 above its bound.
-@serve.deployment(max_ongoing_requests=10_000, graceful_shutdown_timeout_s=RETRY_FOR_S)
+# The service queues by itself: batches are made of requests that wait inside it, and above its bound it answers 429.
+@serve.deployment(max_ongoing_requests=10_000, graceful_shutdown_timeout_s=600)
 @serve.ingress()
 class Rewards:
-    def __init__(self, settings: dict[str, str]) -> None:
-        chosen = read_settings(settings, ())
-        self.service = Service(chosen, loader(chosen.engine), on_failure=lambda: None)
+    def __init__(self, arguments: dict[str, str]) -> None:
+        settings = read_settings(arguments, ())
+        self.service = Service(settings, loader(settings.engine), on_failure=lambda: None)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return create_app(self.service, loads_first=True)
 
-    def check_health(self) -> None:
+    def check_health(self) -> None:  # Ray Serve replaces a replica that fails it
         if self.service.state == "failed":
-            raise RuntimeError(self.service.progress)  # Ray Serve replaces the replica
+            raise RuntimeError(self.service.progress)
 
 
 def app(arguments: dict[str, str]) -> serve.Application:
