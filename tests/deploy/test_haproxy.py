@@ -1,5 +1,6 @@
 """A real haproxy with the shipped configuration in front of live services: which replica gets which request."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from dense_reward_trainer.runs.local_service import HOST, free_port
+from name_server import name_server
 from running_service import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,16 +39,20 @@ def proxy(folder: Path, ports: list[int]) -> Iterator[httpx2.Client]:
             process.kill()
 
 
-def listens(port: int) -> bool:
+def listens(port: int, host: str = HOST) -> bool:
     try:
-        return bool(httpx2.get(f"http://{HOST}:{port}/metrics", timeout=PATIENCE_S, trust_env=False).status_code)
+        return bool(httpx2.get(f"http://{host}:{port}/metrics", timeout=PATIENCE_S, trust_env=False).status_code)
     except httpx2.TransportError:
         return False
 
 
 def answered(port: int) -> int:
     """Number of requests that one replica has scored so far."""
-    found = ANSWERED.search(httpx2.get(f"http://{HOST}:{port}/metrics", timeout=PATIENCE_S, trust_env=False).text)
+    return answered_at(HOST, port)
+
+
+def answered_at(host: str, port: int) -> int:
+    found = ANSWERED.search(httpx2.get(f"http://{host}:{port}/metrics", timeout=PATIENCE_S, trust_env=False).text)
     return 0 if found is None else int(float(found[1]))
 
 
@@ -96,15 +102,57 @@ def test_equal_names_of_prompts_meet_at_one_replica_and_all_names_do_not(
     assert len({tuple(share) for share in found}) == 2
 
 
-def test_the_lines_for_kubernetes_are_taken_in_the_place_of_those_for_compose(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "scale.md").read_text("utf-8")
-    resolvers, server = page.partition("```haproxy\n")[2].partition("```")[0].split("\n\n")
-    text = (ROOT / CONFIGURATION).read_text("utf-8")
-    text, sections = re.subn(r"^resolvers .*\n(    .*\n)+", f"{resolvers}\n", text, flags=re.MULTILINE)
-    text, servers = re.subn(r"^    server-template .*\n", server, text, flags=re.MULTILINE)
-    assert (sections, servers) == (1, 2)
-    (tmp_path / "haproxy.cfg").write_text(text)
-    subprocess.run(["haproxy", "-c", "-f", str(tmp_path / "haproxy.cfg")], check=True)
+KUBERNETES = {"REPLICAS": "rewards-dense-reward-replicas.rl.svc.cluster.local:8000", "SERVER_S": "70"}
+
+
+@pytest.mark.parametrize("variables", [{}, *({"MAX_REPLICAS": count, **KUBERNETES} for count in "128")], ids=str)
+def test_haproxy_takes_the_file_as_compose_and_the_chart_set_it(variables: dict[str, str]) -> None:
+    subprocess.run(["haproxy", "-c", "-f", str(ROOT / CONFIGURATION)], check=True, env=os.environ | variables)
+
+
+@pytest.mark.slow
+def test_replicas_are_those_of_a_name_that_a_resolver_knows(tmp_path: Path) -> None:
+    """As in Compose and Kubernetes: haproxy asks a name server, and follows what it answers."""
+    text, port, replicas = (ROOT / CONFIGURATION).read_text("utf-8"), free_port(), free_port()
+    addresses = ["127.0.0.2"]
+    commands = [serving_at(address, replicas) for address in ("127.0.0.2", "127.0.0.3")]
+    with ExitStack() as stack:
+        for command in commands:
+            process = stack.enter_context(subprocess.Popen(command, stderr=subprocess.DEVNULL))
+            stack.callback(process.kill)
+        server = stack.enter_context(name_server(addresses))
+        text = text.replace("    parse-resolv-conf\n", f"    nameserver tests {HOST}:{server}\n")
+        (tmp_path / "haproxy.cfg").write_text(text.replace("bind :8000", f"bind {HOST}:{port}"))
+        variables = os.environ | {"REPLICAS": f"replica.test:{replicas}", "MAX_REPLICAS": "4"}
+        running = ["haproxy", "-db", "-f", str(tmp_path / "haproxy.cfg")]
+        process = stack.enter_context(
+            subprocess.Popen(running, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=variables)
+        )
+        stack.callback(process.kill)
+        client = stack.enter_context(
+            httpx2.Client(base_url=f"http://{HOST}:{port}", timeout=PATIENCE_S, trust_env=False)
+        )
+        wait_until(lambda: listens(port) and client.get("/ready").is_success, PATIENCE_S)
+        assert client.get("/proxy").is_success
+        assert answered_at("127.0.0.3", replicas) == 0
+        addresses.append("127.0.0.3")
+        wait_until(lambda: all_scored(client) and answered_at("127.0.0.3", replicas) > 0, PATIENCE_S)
+        addresses.remove("127.0.0.2")
+
+        def only_the_second_is_asked() -> bool:
+            before = answered_at("127.0.0.2", replicas)
+            return all_scored(client) and answered_at("127.0.0.2", replicas) == before
+
+        wait_until(only_the_second_is_asked, PATIENCE_S)
+
+
+def all_scored(client: httpx2.Client) -> bool:
+    return all(client.post("/score", json=BODY).is_success for _ in range(4))
+
+
+def serving_at(address: str, port: int) -> list[str]:
+    fake = ["serve", "--engine", "fake", "--host", address, "--port", str(port)]
+    return [sys.executable, "-m", "dense_reward.cli", *fake]
 
 
 @pytest.mark.parametrize("path", ["/metrics", "/admin/models"])
