@@ -7,6 +7,7 @@ import numpy as np
 from dense_reward.client.errors import ServiceUnavailableError
 from dense_reward.client.http import Backoff, Failure, Patience
 from dense_reward.errors import RequestError
+from dense_reward.waits import CLIENT_RETRY_FOR_S, CLIENT_TIMEOUT_S
 
 from bench.scale.cluster import Cluster
 from bench.scale.replica import Entry, EventQueue, Replica, Request
@@ -31,8 +32,8 @@ class Bursts:
     steps: int
     together: bool = True
     in_flight: int = 100
-    timeout_s: float = 600.0
-    retry_for_s: float = 600.0
+    timeout_s: float = CLIENT_TIMEOUT_S
+    retry_for_s: float = CLIENT_RETRY_FOR_S
 
     @property
     def step_tokens(self) -> float:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+from dense_reward.waits import CLIENT_TIMEOUT_S
 
 from bench.reliability.server import percentile
 from bench.scale.cluster import Autoscaler, Cluster, Route, Scaling
@@ -105,7 +106,7 @@ def by_replicas(machine: Machine) -> Mapping[str, list[Row]]:
 
 def by_queue_bound(machine: Machine) -> Mapping[str, list[Row]]:
     """Step time by bound of the queue if four jobs share two replicas, for patient and for impatient callers."""
-    settings = {"waits 600 s for an answer": BURSTS, "waits 60 s for an answer": IMPATIENT}
+    settings = {f"waits {CLIENT_TIMEOUT_S:.0f} s for an answer": BURSTS, "waits 60 s for an answer": IMPATIENT}
     return {
         name: [
             {"bound_tokens": bound, "bound_s": bound / machine.tokens_per_s}

@@ -15,10 +15,9 @@ from dense_reward.batching.admission import Admission, Permit
 from dense_reward.batching.scheduler import Job, Member, Scheduler, Terms, tokens_together, units_of
 from dense_reward.engines.fake import FakeEngine
 from dense_reward.records import Branch, Cost, Trunk, Wants
+from dense_reward.waits import MAX_QUEUE_TOKENS, MAX_REQUEST_S
 
 Call = Callable[[], None]
-MAX_REQUEST_S = 600.0
-"""The service's default of --max-request-s: a request that would wait longer is refused."""
 
 
 class EventQueue:
@@ -47,7 +46,7 @@ class Machine:
     overhead_s: float = 0.0
     jitter: float = 0.0
     max_batch_tokens: int = 16_384
-    max_queue_tokens: int = 1_048_576
+    max_queue_tokens: int = MAX_QUEUE_TOKENS
 
     def seconds(self, tokens: int, random: np.random.Generator) -> float:
         noise = float(np.exp(random.normal(0.0, self.jitter))) if self.jitter else 1.0

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from dense_reward.errors import SettingsError
 from dense_reward.schemas import MAX_ITEMS
 from dense_reward.telemetry.logs import LogFormat
+from dense_reward.waits import DRAIN_S, MAX_QUEUE_TOKENS, MAX_REQUEST_S
 
 ENV_PREFIX = "DENSE_REWARD_"
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
@@ -124,7 +125,7 @@ class Settings(BaseSettings):
         16_384, description="maximum tokens in a batch; limits the memory of a batch and the length of a sequence"
     )
     max_queue_tokens: PositiveInt = Field(
-        1_048_576,
+        MAX_QUEUE_TOKENS,
         description="maximum tokens in the queue; a full queue refuses requests with 429; the last admitted request "
         "can exceed the limit",
     )
@@ -148,7 +149,7 @@ class Settings(BaseSettings):
         "of a caller while it reads its answer",
     )
     max_request_s: PositiveSeconds = Field(
-        600.0,
+        MAX_REQUEST_S,
         description="seconds after which a request is cancelled and answered with 504; the header X-Request-Timeout "
         "can lower it",
     )
@@ -158,7 +159,7 @@ class Settings(BaseSettings):
         description="share prompts and cached scores only within a key, so that response times do not reveal what "
         "other keys score",
     )
-    drain_s: PositiveInt = Field(60, description="seconds allowed for requests in flight after SIGTERM")
+    drain_s: PositiveInt = Field(DRAIN_S, description="seconds allowed for requests in flight after SIGTERM")
     log_format: LogFormat = Field("text", description="text: lines for people; json: one JSON object per line")
     otlp_endpoint: str | None = Field(
         None, description="URL of an OpenTelemetry receiver (OTLP over HTTP) for spans, such as http://collector:4318"

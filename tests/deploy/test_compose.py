@@ -12,6 +12,7 @@ from typing import TypeAlias
 import pytest
 import yaml
 from dense_reward.settings import ENV_PREFIX, Settings
+from dense_reward.waits import KILL_S
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKER = ROOT / "docker"
@@ -174,8 +175,14 @@ def test_every_setting_that_is_named_exists() -> None:
 
 @pytest.mark.parametrize("name", FRONTS)
 def test_a_service_is_given_longer_to_stop_than_it_drains(name: str) -> None:
-    grace = str(CONTAINERS[name]["stop_grace_period"])
-    assert int(grace.removesuffix("s")) > int(environment(name)["DENSE_REWARD_DRAIN_S"])
+    drain_s = environment(name)["DENSE_REWARD_DRAIN_S"]
+    assert CONTAINERS[name]["stop_grace_period"] == f"{drain_s}s{1000 * KILL_S}ms"
+
+
+def test_one_variable_sets_how_long_a_service_drains_and_when_it_is_killed() -> None:
+    service = composed("gpu", settings={"DRAIN_S": "45"})["service"]
+    assert mapping(service["environment"])["DENSE_REWARD_DRAIN_S"] == "45"
+    assert str(service["stop_grace_period"]) in {"45s10000ms", "55s"}  # Compose 1 as written, Compose 2 their sum
 
 
 @pytest.mark.parametrize("name", [*FRONTS, "vllm-sft", "vllm-reference"])

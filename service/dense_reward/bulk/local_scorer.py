@@ -17,9 +17,9 @@ from dense_reward.serving.loaders import loader
 from dense_reward.serving.pair_sources import first_pairs
 from dense_reward.serving.service import Service
 from dense_reward.settings import Settings
+from dense_reward.waits import CLIENT_RETRY_FOR_S
 
 log = logging.getLogger("dense_reward")
-RETRY_FOR_S = 600.0
 """How long an engine on other servers may be unavailable."""
 WITHOUT_LIMIT = 2**50
 """Tokens in the queue: the windows limit the memory here."""
@@ -111,7 +111,7 @@ class LocalScorer:
                 "on_error": "per_item",
             }
         )
-        give_up_at = time.monotonic() + RETRY_FOR_S
+        give_up_at = time.monotonic() + CLIENT_RETRY_FOR_S
         while True:
             try:
                 with self._service.batcher.admission.permit(0) as permit:

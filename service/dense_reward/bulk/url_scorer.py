@@ -9,11 +9,11 @@ from dense_reward.bulk.records import Faulty, Outcome
 from dense_reward.bulk.windows import PartFailedError, halved_if_refused
 from dense_reward.client.client import AsyncClient
 from dense_reward.client.errors import ClientError, ScoringError
-from dense_reward.client.http import RETRY_FOR_S
 from dense_reward.client.requests import ScoreOptions
 from dense_reward.client.results import ScoredResponse
 from dense_reward.errors import BulkError, SettingsError
 from dense_reward.schemas import Item, ModelCard
+from dense_reward.waits import CLIENT_RETRY_FOR_S
 
 WINDOW_CHARACTERS = 262_144
 WINDOWS_EACH = 3
@@ -30,7 +30,7 @@ class UrlScorer:
     def __init__(self, urls: Sequence[str], api_key: str | None, terms: ScoreTerms) -> None:
         """Raises SettingsError for an invalid URL."""
         try:
-            self._clients = {url: AsyncClient(url, retry_for_s=RETRY_FOR_S, api_key=api_key) for url in urls}
+            self._clients = {url: AsyncClient(url, retry_for_s=CLIENT_RETRY_FOR_S, api_key=api_key) for url in urls}
         except ValueError as error:
             raise SettingsError(f"--url: {error}") from None
         self._terms = terms

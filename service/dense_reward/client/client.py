@@ -27,7 +27,7 @@ import httpx2
 from dense_reward.client import requests
 from dense_reward.client.base import ClientSettings, ScoringClient, request_of
 from dense_reward.client.errors import ClientError
-from dense_reward.client.http import LIMITS, RETRY_FOR_S, TIMEOUT_S, Backoff, Failure, HttpSettings, Tries, unreachable
+from dense_reward.client.http import LIMITS, Backoff, Failure, HttpSettings, Tries, unreachable
 from dense_reward.client.many import Group, Many, Outcome
 from dense_reward.client.progress import Bar, bar
 from dense_reward.client.requests import DEFAULTS, Call, ItemToScore, OnError, ScoreOptions
@@ -36,6 +36,7 @@ from dense_reward.client.results import Scored, ScoredItem
 from dense_reward.client.routes import Route, Routes
 from dense_reward.client.tokenizer import CallersTokenizer, agreed_sha256, card_named
 from dense_reward.schemas import ModelCard
+from dense_reward.waits import CLIENT_RETRY_FOR_S, CLIENT_TIMEOUT_S
 
 BACKOFF = Backoff()
 # What can become of a request in score_many, instead of an answer.
@@ -49,8 +50,8 @@ class Client(ScoringClient[Scored, httpx2.Client]):
         self,
         base_url: str,
         *,
-        timeout_s: float = TIMEOUT_S,
-        retry_for_s: float = RETRY_FOR_S,
+        timeout_s: float = CLIENT_TIMEOUT_S,
+        retry_for_s: float = CLIENT_RETRY_FOR_S,
         encoding: requests.Encoding = "base64",
         api_key: str | None = None,
         backoff: Backoff = BACKOFF,
@@ -216,8 +217,8 @@ class AsyncClient(ScoringClient[Coroutine[Any, Any, Scored], httpx2.AsyncClient]
         self,
         base_url: str,
         *,
-        timeout_s: float = TIMEOUT_S,
-        retry_for_s: float = RETRY_FOR_S,
+        timeout_s: float = CLIENT_TIMEOUT_S,
+        retry_for_s: float = CLIENT_RETRY_FOR_S,
         encoding: requests.Encoding = "base64",
         api_key: str | None = None,
         backoff: Backoff = BACKOFF,

@@ -25,13 +25,6 @@ CONNECT_S = 10.0
 LIMITS = httpx2.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=3.0)
 
 
-# A caller waits as long as the service may take for an admitted request (--max-request-s), and retries as long as a
-# full queue takes to empty: with less, bursts of several jobs lose steps. tests/bench/test_defaults.py holds the
-# relation.
-TIMEOUT_S = 600.0
-RETRY_FOR_S = 600.0
-
-
 @dataclass(frozen=True, slots=True)
 class HttpSettings:
     """The settings of httpx2 for both clients."""

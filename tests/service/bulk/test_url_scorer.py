@@ -59,7 +59,7 @@ def test_services_that_differ_are_refused(tmp_path: Path, other: Json) -> None:
 
 
 def test_a_service_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dense_reward.bulk.url_scorer.RETRY_FOR_S", 0.0)
+    monkeypatch.setattr("dense_reward.bulk.url_scorer.CLIENT_RETRY_FOR_S", 0.0)
     job = a_job(write_rows(tmp_path / "in.jsonl", ROWS), tmp_path / "out.jsonl")
     with pytest.raises(BulkError, match=r"http://127\.0\.0\.1:9"):
         run_urls(job, ["http://127.0.0.1:9"])

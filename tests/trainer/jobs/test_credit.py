@@ -143,7 +143,7 @@ def test_without_a_policy_the_job_measures_planted_errors_and_leaves_the_table_i
     assert result["references"] == {"default": str(served.folder / "reference")}
     assert (tmp_path / "run" / "credit.png").stat().st_size > 10_000
     reported = capsys.readouterr().err
-    assert f"waiting for {served.url}, up to 600 s" in reported
+    assert f"waiting for {served.url}, up to 900 s" in reported
     assert "corrupted digit against the other tokens of its answer, 3 answers" in reported
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Self
 
+from dense_reward.waits import CLIENT_RETRY_FOR_S, CLIENT_TIMEOUT_S
 from pydantic import Field, model_validator
 
 from dense_reward_trainer.configs.base import JobConfig, JobOptions
@@ -32,10 +33,11 @@ class ServiceOptions(JobOptions):
         "visible in the command.",
     )
     service_patience_s: Seconds = Field(
-        default=600.0, description="Seconds that the job waits for a service that is unavailable."
+        default=CLIENT_RETRY_FOR_S, description="Seconds that the job waits for a service that is unavailable."
     )
     service_timeout_s: Seconds = Field(
-        default=600.0, description="Seconds that the job waits for one response before it repeats the request."
+        default=CLIENT_TIMEOUT_S,
+        description="Seconds that the job waits for one response before it repeats the request.",
     )
     service_request_tokens: int = Field(
         default=8192,
