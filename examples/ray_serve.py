@@ -13,8 +13,6 @@ from fastapi import FastAPI
 from ray import serve
 
 
-# The service queues by itself: batches are made of requests that wait inside it, and above its bound it answers 429.
-@serve.deployment(max_ongoing_requests=10_000, graceful_shutdown_timeout_s=600)
 @serve.ingress()
 class Rewards:
     def __init__(self, arguments: dict[str, str]) -> None:
@@ -31,4 +29,6 @@ class Rewards:
 
 def app(arguments: dict[str, str]) -> serve.Application:
     replicas, gpus = int(arguments.pop("replicas", "1")), float(arguments.pop("gpus", "0"))
-    return Rewards.options(num_replicas=replicas, ray_actor_options={"num_gpus": gpus}).bind(arguments)
+    # The service queues by itself: it makes batches of requests that wait inside it, and above its bound answers 429.
+    options = {"max_ongoing_requests": 10_000, "graceful_shutdown_timeout_s": 600, "num_replicas": replicas}
+    return serve.deployment(Rewards, ray_actor_options={"num_gpus": gpus}, **options).bind(arguments)

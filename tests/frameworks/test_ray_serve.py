@@ -106,4 +106,4 @@ def test_a_replica_that_is_killed_under_load_costs_no_request(
 def rewards(client: Client, caller: int, number: int) -> NDArray[np.float32]:
     """The rewards of eight responses: enough work that a kill finds requests in flight."""
     responses = [[10 + number, 8 + response, *range(20, 80)] for response in range(8)]
-    return np.stack([result.reward for result in client.score_ids([5, 6 + caller], responses).results])
+    return np.stack([np.asarray(result.reward) for result in client.score_ids([5, 6 + caller], responses).results])

@@ -160,7 +160,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def refusal(response: httpx2.Response, *, has_answered: bool) -> Failure | None:
+def refusal(response: httpx2.Response, *, has_answered: bool = False) -> Failure | None:
     """None for an answer, a Failure if another attempt can succeed. Raises ScoringError for all other statuses.
 
     `has_answered`: the service did so at this address before. Then a 500 that is not of the service is the proxy's: so
