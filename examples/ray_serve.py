@@ -1,6 +1,6 @@
 """The service on Ray Serve: one replica a GPU, on any host of a cluster. Needs `pip install 'ray[serve]==2.60.0'`.
 
-serve run --app-dir examples ray_serve:app replicas=8 gpus=1 sft=DIR/sft reference=DIR/reference
+cd examples && serve run --working-dir . ray_serve:app replicas=8 gpus=1 sft=/DIR/sft reference=/DIR/reference
 
 Other arguments are settings of the service. A replica gets requests once its pair is loaded and verified.
 """

@@ -50,11 +50,11 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     write_pair(pair)
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{EXAMPLES}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
         patch.syspath_prepend(EXAMPLES)
         from ray_serve import app  # noqa: PLC0415 - the example, by the path that its users give
 
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning")
+        own = {"working_dir": str(EXAMPLES)}  # as `serve run --working-dir` has it
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="warning", runtime_env=own)
         serve.start(http_options={"port": port})
         serve.run(app({"replicas": "2", "threads": "1", **{role: str(pair / role) for role in ("sft", "reference")}}))
         yield f"http://127.0.0.1:{port}"
