@@ -66,10 +66,12 @@ def create_app(service: Service, *, loads_first: bool = False) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
-        if loads_first:
-            await service.loaded()
-        yield
-        await service.stop()
+        try:
+            if loads_first:
+                await service.loaded()
+            yield
+        finally:
+            await service.stop()
 
     app = FastAPI(title="dense-reward", lifespan=lifespan, docs_url=None, redoc_url=None)
     settings = service.settings
