@@ -143,7 +143,7 @@ def may_import_models(module: Module, found: Import) -> bool:
         or room_of(module.name) == "checkpoints"
     ):
         return True
-    if module.name in {f"{SERVICE}.engines.{name}" for name in ("tokenizer", "proof", "weight_keys")}:
+    if module.name in {f"{SERVICE}.engines.{name}" for name in ("tokenizer", "long_texts", "proof", "weight_keys")}:
         return found.library != "torch"
     return room_of(module.name) == "client" and (found.function == "to_torch" or found.typing)
 

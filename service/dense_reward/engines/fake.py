@@ -46,7 +46,7 @@ class FakeTokenizer:
     has_dummy_prefix = False
     template_variables: frozenset[str] = frozenset()
 
-    def encode(self, text: str, *, special: bool, continues: bool = False) -> Pieces:
+    def encode(self, text: str, *, special: bool, continues: bool = False, at_most: int | None = None) -> Pieces:
         ids: list[int] = []
         offsets: list[Span] = []
         at = 0

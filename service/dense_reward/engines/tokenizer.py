@@ -15,6 +15,7 @@ from jinja2 import Environment, TemplateError
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from dense_reward.engines.long_texts import encoding_of
 from dense_reward.engines.template_form import template_form
 from dense_reward.engines.template_variables import variables_of
 from dense_reward.engines.time_limit import within
@@ -43,8 +44,8 @@ _NOT_OF_USERS = frozenset(
     | {"strftime_now", "bos_token", "eos_token", "unk_token", "pad_token"}
 )
 
-FIRST_RENDERING_S = 10.0
-"""Limit on the first rendering of a tokenizer: a template that does not end must not stop adoption or a start."""
+RENDERING_S = 10.0
+"""Limit on each rendering of a chat: a template that does not end must not stop adoption, a start, or a thread."""
 RENDERINGS = 4
 """Times that the first chat is rendered: templates can draw random words."""
 MAX_RENDERED_CHARACTERS = 1_000_000
@@ -160,19 +161,19 @@ class TransformersTokenizer:
             return tuple(map(str, templates.values()))
         return () if templates is None else (str(templates),)
 
-    def encode(self, text: str, *, special: bool, continues: bool = False) -> Pieces:
+    def encode(self, text: str, *, special: bool, continues: bool = False, at_most: int | None = None) -> Pieces:
         if continues and self._continuing is not None:
-            return self._continued(text, special, self._continuing)
+            return self._continued(text, special, self._continuing, at_most)
         if not special:
-            return self._literally(text, self._literal)
-        encoding = self._parsing.encode(text, add_special_tokens=False)
+            return self._literally(text, self._literal, at_most)
+        encoding = encoding_of(self._parsing, text, at_most)
         return Pieces(tuple(encoding.ids), tuple(encoding.offsets))
 
-    def _continued(self, text: str, special: bool, continuing: Backend) -> Pieces:
+    def _continued(self, text: str, special: bool, continuing: Backend, at_most: int | None) -> Pieces:
         """Without the dummy prefix before the text; after its special tokens there can be one, as in any text."""
         if not special:
-            return self._literally(text, self._literally_continuing or continuing)
-        encoding = continuing.encode(text, add_special_tokens=False)
+            return self._literally(text, self._literally_continuing or continuing, at_most)
+        encoding = encoding_of(continuing, text, at_most)
         first = next((at for at, token in enumerate(encoding.ids) if token in self._not_text), None)
         if first is None:
             return Pieces(tuple(encoding.ids), tuple(encoding.offsets))
@@ -181,9 +182,9 @@ class TransformersTokenizer:
         offsets = (*encoding.offsets[:first], *((cut + start, cut + end) for start, end in rest.offsets))
         return Pieces((*encoding.ids[:first], *rest.ids), offsets)
 
-    def _literally(self, text: str, backend: Backend) -> Pieces:
+    def _literally(self, text: str, backend: Backend, at_most: int | None = None) -> Pieces:
         """Cuts text that became a special token in two: Unigram models match their special tokens in text."""
-        encoding = backend.encode(text, add_special_tokens=False)
+        encoding = encoding_of(backend, text, at_most)
         pieces = zip(encoding.ids, encoding.offsets, strict=True)
         cuts = [start + 1 for token, (start, end) in pieces if token in self._not_text and end - start > 1]
         if not cuts:
@@ -234,7 +235,7 @@ class TransformersTokenizer:
                 joined = without_printed_parts(taken, rendered) if form.parts else None
                 return rendered if joined is None else written(joined)
 
-            return render() if self._has_rendered else self._first_rendering(render)
+            return within(RENDERING_S, render) if self._has_rendered else self._first_rendering(render)
         except UNRENDERABLE as error:
             reason = str(error).strip() or type(error).__name__
             raise refuse(
@@ -243,7 +244,7 @@ class TransformersTokenizer:
 
     def _first_rendering(self, render: Callable[[], str]) -> str:
         """The rendering, if it ends, is always the same, and is not far too long. Raises TimeoutError or ValueError."""
-        rendered, *again = within(FIRST_RENDERING_S, lambda: [render() for _ in range(RENDERINGS)])
+        rendered, *again = within(RENDERING_S, lambda: [render() for _ in range(RENDERINGS)])
         if any(other != rendered for other in again):
             raise ValueError("it renders one chat in different ways, so the same text would get different rewards")
         if len(rendered) > MAX_RENDERED_CHARACTERS:

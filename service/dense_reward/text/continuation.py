@@ -26,7 +26,7 @@ def split_ids(
     """
     _check_bytes(tokenizer, text, max_tokens)
     _check_bytes(tokenizer, prompt, max_tokens)
-    prompt_P = tokenizer.encode(prompt, special=True).ids
+    prompt_P = tokenizer.encode(prompt, special=True, at_most=max_tokens).ids
     decoded = tokenizer.text(prompt_P)  # what the caller decoded too: it can differ from the prompt
     if not text.startswith(decoded):
         message = "the query does not start with its prompt: was the prompt cut to fit the context? Allow longer ones,"
@@ -35,7 +35,7 @@ def split_ids(
     if REPLACEMENT in response:
         message = "the response has U+FFFD, which stands for bytes that are no character, so its ids are not known"
         raise refuse("invalid_unicode", f"{message}: send ids to /score", param="query")
-    response_T = tokenizer.encode(response, special=True, continues=True).ids
+    response_T = tokenizer.encode(response, special=True, continues=True, at_most=max_tokens).ids
     if tokenizer.text((*prompt_P, *response_T)) != text:
         message = "the ids of this query decode to another text, so they are not those of the policy"
         raise refuse("invalid_request", f"{message}: send ids to /score", param="query")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from dense_reward.cancellation import check_cancelled
 from dense_reward.errors import refuse
 from dense_reward.records import IdArray
 from dense_reward.text.encoded import Encoded, EncodedResponse, TurnStream
@@ -84,9 +85,8 @@ class Encoder:
         if raw:
             return self._with_bos(self._encode(prompt, "prompt", special=True).ids)
         if not prompt and self.tokenizer.bos_id is None:
-            raise refuse(
-                "empty_prompt", "prompt is empty and the tokenizer has no BOS: give at least one token", param="prompt"
-            )
+            message = "prompt is empty and the tokenizer has no BOS: give at least one token"
+            raise refuse("empty_prompt", message, param="prompt")
         if self.renderer == "chat":
             return self._chat([{"role": "user", "content": prompt}], None, None, "prompt")
         before, after = PLAIN_FORMATS[self.renderer].split("{prompt}")
@@ -247,6 +247,7 @@ class Encoder:
         longest = self._opened(messages[: scored[-1]], tools, template_kwargs)
         stream = TurnStream()
         for turn in scored:
+            check_cancelled()
             prompt_P, opening = longest if turn == scored[-1] else self._opened(messages[:turn], tools, template_kwargs)
             stream.context(prompt_P)
             stream.response(self._turn(messages[: turn + 1], tools, template_kwargs, opening, add_eos=add_eos))
@@ -280,7 +281,7 @@ class Encoder:
             pieces = self._encode_parts(parts, "messages", continues=continues)
             self._refuse_joined(chat, pieces.ids, continues)
             return self._response_of("".join(part for part, _ in parts), pieces, add_eos=add_eos)
-        turn = written_turn(chat, with_end=add_eos, continues=continues)
+        turn = written_turn(chat, with_end=add_eos, continues=continues, at_most=self.max_tokens)
         self._refuse_joined(chat, turn.ids[:-1] if add_eos else turn.ids, continues)
         return EncodedResponse(
             np.array(turn.ids, dtype=np.int32), np.ones(len(turn.ids), dtype=bool), turn.text, turn.spans
@@ -319,7 +320,8 @@ class Encoder:
         at = 0
         for text, special in parts:
             after_text = bool(ids) and ids[-1] not in self.tokenizer.special_ids
-            pieces = self.tokenizer.encode(text, special=special, continues=after_text or (continues and not ids))
+            joined = after_text or (continues and not ids)
+            pieces = self.tokenizer.encode(text, special=special, continues=joined, at_most=self.max_tokens)
             ids.extend(pieces.ids)
             offsets.extend((at + start, at + end) for start, end in pieces.offsets)
             at += len(text)
@@ -342,9 +344,8 @@ class Encoder:
 
     def _end_of_turn(self) -> int:
         if self.end_of_turn_id is None:
-            raise refuse(
-                "bad_template", "the tokenizer has no end-of-sequence token: send add_eos false", param="add_eos"
-            )
+            message = "the tokenizer has no end-of-sequence token: send add_eos false"
+            raise refuse("bad_template", message, param="add_eos")
         return self.end_of_turn_id
 
     def _with_bos(self, ids: Sequence[int]) -> IdArray:
@@ -376,17 +377,14 @@ def _content(message: Message) -> str:
     return text_of(message)
 
 
-def _response_text(message: Message) -> str:
+def _response_text(said: Message) -> str:
     """The text of a response to score. Raises RequestError if it has more than text."""
-    others = sorted(message.keys() - {"role", "content"})
+    others = sorted(said.keys() - {"role", "content"})
     if others:
-        raise refuse(
-            "invalid_request",
-            f"a response is scored by its content, this one has {others[0]} too: put everything that the model "
-            "generated into content, verbatim, or send ids",
-            param="messages",
-        )
-    return _content(message)
+        message = f"a response is scored by its content, this one has {others[0]} too: put everything that the model "
+        message += "generated into content, verbatim, or send ids"
+        raise refuse("invalid_request", message, param="messages")
+    return _content(said)
 
 
 def _single_user_turn(messages: Sequence[Message], renderer: str) -> str:

@@ -84,8 +84,8 @@ class ChatTemplate:
         """The end of turn as text; empty if there is none."""
         return "" if self.end_of_turn_id is None else self.tokenizer.pieces([self.end_of_turn_id])[0]
 
-    def encode(self, text: str, *, special: bool, continues: bool = False) -> Pieces:
-        return self.tokenizer.encode(text, special=special, continues=continues)
+    def encode(self, text: str, *, special: bool, continues: bool = False, at_most: int | None = None) -> Pieces:
+        return self.tokenizer.encode(text, special=special, continues=continues, at_most=at_most)
 
     def closed(self, said: str, closing: str, *, continues: bool) -> Pieces:
         """A response with what the template writes after it; that has empty spans at the end of the response."""

@@ -46,10 +46,11 @@ class Tokenizer(Protocol):
         """The variables that the chat template reads, without messages, tools and special tokens."""
         ...
 
-    def encode(self, text: str, *, special: bool, continues: bool = False) -> Pieces:
+    def encode(self, text: str, *, special: bool, continues: bool = False, at_most: int | None = None) -> Pieces:
         """Ids without BOS or any other that the tokenizer adds. `special`: special-token strings become their ids.
 
-        `continues`: the text continues another one, so the tokenizer puts no space before it.
+        `continues`: the text continues another one, so the tokenizer puts no space before it. A tokenizer can raise
+        RequestError(too_long) if there are more than `at_most`.
         """
         ...
 

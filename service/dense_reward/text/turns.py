@@ -82,10 +82,12 @@ def thought_and_answer(chat: EscapedChat, end: str) -> list[tuple[str, bool]]:
     return chat.escaper.split(turn.partition(end)[0] if end else turn)
 
 
-def written_turn(chat: EscapedChat, *, with_end: bool, continues: bool = False) -> WrittenTurn:
+def written_turn(
+    chat: EscapedChat, *, with_end: bool, continues: bool = False, at_most: int | None = None
+) -> WrittenTurn:
     """The last message of a chat as the template writes it; `with_end`: with the token that ends it.
 
-    `continues`: see Tokenizer.encode.
+    `continues` and `at_most`: see Tokenizer.encode.
 
     That token has an empty span at the end of the text. Raises RequestError(bad_template) if the template leaves a part
     of the message out, or if no token ends the turn.
@@ -94,7 +96,7 @@ def written_turn(chat: EscapedChat, *, with_end: bool, continues: bool = False) 
     turn = after_prompt(chat.render(generation_prompt=True, messages=chat.messages[:-1]), whole)
     _refuse_unwritten(chat.messages[-1], turn)
     _refuse_second_prompt(chat, whole)
-    text, ids, spans, last_special = _encoded(chat.escaper.split(turn), chat.tokenizer, continues)
+    text, ids, spans, last_special = _encoded(chat.escaper.split(turn), chat.tokenizer, continues, at_most)
     end_id = None
     if last_special is not None and not text[spans[last_special][1] :].strip() and _ends_turns(chat):
         text, end_id = text[: spans[last_special][0]], ids[last_special]
@@ -109,7 +111,7 @@ def written_turn(chat: EscapedChat, *, with_end: bool, continues: bool = False) 
 
 
 def _encoded(
-    parts: Sequence[tuple[str, bool]], tokenizer: RendersChats, continues: bool
+    parts: Sequence[tuple[str, bool]], tokenizer: RendersChats, continues: bool, at_most: int | None = None
 ) -> tuple[str, list[int], list[Span], int | None]:
     """Text, ids and spans of a rendering's parts, and the index of the template's last special token."""
     ids: list[int] = []
@@ -118,7 +120,7 @@ def _encoded(
     start = 0
     for part, of_template in parts:
         joined = ids[-1] not in tokenizer.special_ids if ids else continues
-        pieces = tokenizer.encode(part, special=of_template, continues=joined)
+        pieces = tokenizer.encode(part, special=of_template, continues=joined, at_most=at_most)
         for token, (first, last) in zip(pieces.ids, monotone_spans(pieces.offsets, len(part)), strict=True):
             if of_template and token in tokenizer.special_ids:
                 last_special = len(ids)

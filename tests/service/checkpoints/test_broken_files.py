@@ -42,7 +42,7 @@ def test_the_corpus_has_over_200_bad_folders_and_files() -> None:
 def test_adoption_refuses_broken_files_in_one_line(
     pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(tokenizer_module, "FIRST_RENDERING_S", 0.5)
+    monkeypatch.setattr(tokenizer_module, "RENDERING_S", 0.5)
     folder = tmp_path / "broken"
     shutil.copytree(pair / "sft", folder)
     (folder / MANIFEST_NAME).unlink()

@@ -1,9 +1,10 @@
-"""A call that takes too long fails for its caller, and its thread ends."""
+"""A call that takes too long is stopped, and its thread goes on."""
 
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 
 import pytest
 from dense_reward.engines.time_limit import within
@@ -27,10 +28,39 @@ def renders() -> None:
 def test_a_call_whose_time_is_up_is_stopped(call: Callable[[], None]) -> None:
     with pytest.raises(TimeoutError, match="not finished after"):
         within(0.2, call)
-    for thread in threading.enumerate():
-        if thread.name == "limited":
-            thread.join(PATIENCE_S)
-            assert not thread.is_alive()
+    assert within(PATIENCE_S, lambda: 7) == 7, "the thread goes on with its next call"
+
+
+def test_a_call_around_a_stopped_one_goes_on() -> None:
+    def outer() -> str:
+        with pytest.raises(TimeoutError, match=r"0\.1 seconds"):
+            within(0.1, loops)
+        return "done"
+
+    assert within(PATIENCE_S, outer) == "done"
+
+
+def test_the_shorter_limit_around_a_call_stops_it_too() -> None:
+    with pytest.raises(TimeoutError, match=r"0\.1 seconds"):
+        within(0.1, lambda: within(PATIENCE_S, loops))
+
+
+def test_a_thread_that_is_stopped_at_its_last_step_is_not_stopped_later() -> None:
+    """The limits are about as long as the calls, so that many stops come while a call ends."""
+    stopped = 0
+
+    def work() -> None:
+        nonlocal stopped
+        for turn in range(300):
+            try:
+                within(0.0004, partial(list, range(turn * 200)))
+            except TimeoutError:
+                stopped += 1
+
+    with ThreadPoolExecutor(3) as pool:
+        for done in [pool.submit(work) for _ in range(3)]:
+            done.result(PATIENCE_S)
+    assert stopped
 
 
 def test_what_a_call_returns_or_raises_is_its_callers() -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from dense_reward.client.tokenizer import sha256_of
+from dense_reward.engines import tokenizer as tokenizer_module
 from dense_reward.engines.template_variables import variables_of
 from dense_reward.engines.tokenizer import TransformersTokenizer, load_tokenizer
 from dense_reward.errors import CheckpointError, RequestError
@@ -246,6 +247,20 @@ def test_a_template_that_fails_refuses_the_messages(template: str | None) -> Non
     with pytest.raises(RequestError, match="the chat template refuses") as refused:
         render(chatml(template))
     assert refused.value.code == "bad_template"
+
+
+def test_a_template_that_ends_for_one_chat_and_not_for_another_is_stopped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tokenizer_module, "RENDERING_S", 0.5)
+    loop = "{% for i in range(90000) %}"
+    endless = "{% if messages | length > 1 %}" + loop * 4 + "{% endfor %}" * 4 + "{% endif %}{{ messages[0].content }}"
+    tokenizer = TransformersTokenizer(chatml(endless).transformers_tokenizer)
+    user = {"role": "user", "content": "a"}
+    assert tokenizer.render_chat([user], generation_prompt=True) == "a"
+    with pytest.raises(RequestError, match="not finished after"):
+        tokenizer.render_chat([user, user], generation_prompt=True)
+    assert tokenizer.render_chat([user], generation_prompt=True) == "a"
 
 
 def test_a_saved_tokenizer_is_the_same_when_loaded(tmp_path: Path) -> None:

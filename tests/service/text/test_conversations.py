@@ -1,8 +1,12 @@
 """Chats of several turns: each response is scored in the state in which a policy gives it, or refused."""
 
+from collections.abc import Sequence
+from contextvars import copy_context
 from dataclasses import replace
+from functools import partial
 
 import pytest
+from dense_reward.cancellation import CANCELLATION, Cancellation, CancelledWorkError
 from dense_reward.engines.fake import EOS_ID, FakeTokenizer
 from dense_reward.errors import RequestError
 from dense_reward.text.encode import Encoder
@@ -266,7 +270,7 @@ class Counting(FakeTokenizer):
     def __init__(self) -> None:
         self.characters = 0
 
-    def encode(self, text: str, *, special: bool, continues: bool = False) -> Pieces:
+    def encode(self, text: str, *, special: bool, continues: bool = False, at_most: int | None = None) -> Pieces:
         self.characters += len(text)
         return super().encode(text, special=special)
 
@@ -291,3 +295,29 @@ def test_a_chat_may_be_just_as_long_as_allowed(name: str, every_turn: bool) -> N
     fitting = replace(encoder, max_tokens=length).conversation(messages, add_eos=True, every_turn=every_turn)
     assert scored_states(fitting) == scored_states(encoded)
     assert refusal(replace(encoder, max_tokens=length - 1), messages, every_turn=every_turn) == ("too_long", "messages")
+
+
+def test_a_chat_whose_request_has_ended_is_given_up_between_two_turns() -> None:
+    cancellation = Cancellation()
+
+    class EndsEarly(FakeTokenizer):
+        def render_chat(
+            self,
+            messages: Sequence[Message],
+            *,
+            generation_prompt: bool,
+            tools: Sequence[JsonValue] | None = None,
+            template_kwargs: object = None,
+            date: str | None = None,
+        ) -> str:
+            rendered.append(len(messages))
+            cancellation.is_set = len(rendered) > 20
+            return super().render_chat(messages, generation_prompt=generation_prompt)
+
+    rendered: list[int] = []
+    encoder = Encoder.of(EndsEarly(), "chat")
+    context = copy_context()
+    context.run(CANCELLATION.set, cancellation)
+    with pytest.raises(CancelledWorkError):
+        context.run(partial(encoder.conversation, chat(*["a"] * 200), add_eos=True, every_turn=True))
+    assert len(rendered) < 40
