@@ -17,6 +17,7 @@ Ids = Annotated[list[TokenId], Field(fail_fast=True)]
 IdsPerToken = Annotated[list[Ids], Field(fail_fast=True)]
 Spans = Annotated[list[tuple[TokenId, TokenId]], Field(fail_fast=True)]
 MAX_ITEMS = 65_536
+MAX_MESSAGES, MAX_CALLS, MAX_TOOLS, MAX_VARIABLES = 4_096, 1_024, 1_024, 1_024
 ArrayName = Literal[
     "token_ids",
     "tokens",
@@ -53,7 +54,7 @@ class ChatMessage(Strictly):
         None, description="a text, a list of text parts, or null beside tool_calls"
     )
     name: str | None = None
-    tool_calls: list[JsonValue] | None = None
+    tool_calls: Annotated[list[JsonValue], Field(max_length=MAX_CALLS)] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = Field(None, description="what the model thought before it wrote content")
     reasoning: str | None = Field(None, description="another name of reasoning_content")
@@ -72,14 +73,18 @@ class Item(Strictly):
     responses: Annotated[list[str], Field(min_length=1, fail_fast=True)] | None = Field(
         None, description="G responses to the prompt"
     )
-    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)] | None = Field(
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)] | None = Field(
         None, description="a chat whose last message is the assistant's"
     )
     score: Literal["last", "all_assistant"] | None = Field(
         None, description="which assistant messages of a chat are scored; last if left out"
     )
-    tools: list[JsonValue] | None = Field(None, description="passed to the chat template")
-    template_kwargs: dict[str, JsonValue] | None = Field(None, description="passed to the chat template")
+    tools: Annotated[list[JsonValue], Field(max_length=MAX_TOOLS)] | None = Field(
+        None, description="passed to the chat template"
+    )
+    template_kwargs: Annotated[dict[str, JsonValue], Field(max_length=MAX_VARIABLES)] | None = Field(
+        None, description="passed to the chat template"
+    )
     prompt_ids: Ids | None = Field(None, description="token ids of the prompt, used unchanged")
     response_ids: Annotated[list[Ids], Field(min_length=1, fail_fast=True)] | None = Field(
         None, description="[G][T] token ids of the responses, used unchanged; a response can be empty"

@@ -133,7 +133,9 @@ class Settings(BaseSettings):
         None, description="maximum tokens of prompt and response together; if left out, the limit of the models"
     )
     max_body_bytes: PositiveInt = Field(
-        64 * 1024 * 1024, description="maximum bytes of a request body, also after decompression"
+        4 * 1024 * 1024,
+        description="maximum bytes of a request body, also after decompression; the default is 4 for each token of "
+        "the default queue; a body may have a JSON value for each 8 of them, and a list or object for each 64",
     )
     max_json_depth: PositiveInt = Field(
         64, description="maximum nesting depth of JSON in tools, template_kwargs and tool_calls"

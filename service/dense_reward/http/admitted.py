@@ -8,16 +8,18 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from dense_reward.batching.admission import Permit
-from dense_reward.batching.worker_threads import WorkerThreads
-from dense_reward.http.bodies import BodyLimits, Model, inflate, is_compressed, parse, read_body
+from dense_reward.batching.worker_threads import LARGE_TOKENS
+from dense_reward.http.bodies import BodyLimits, Model, parse, read_body
 from dense_reward.http.deadline import deadline
+from dense_reward.http.json_size import SizeLimits, check_size
 from dense_reward.records import Result
 from dense_reward.serving.service import Service
 
 BYTES_PER_TOKEN = 4  # estimated bytes per token, used until the tokens of a body are counted
-# Up to this size a body is parsed on the event loop: a thread would cost more. A larger one uses a thread, because it
+# Up to these sizes a body is parsed on the event loop: a thread would cost more. A larger one uses a thread, because it
 # would block the event loop.
 SMALL_BODY_BYTES = 65_536
+SMALL_BODY_CONTAINERS = 1_000
 
 
 @asynccontextmanager
@@ -31,24 +33,34 @@ async def admitted(request: Request, service: Service) -> AsyncIterator[tuple[Pe
     service.check_ready()
     admission, settings = service.batcher.admission, service.settings
     with admission.permit(0) as permit:
-
-        def hold(size: int) -> None:
-            permit.correct(min(size // BYTES_PER_TOKEN, admission.capacity_tokens))
-
         async with deadline(request, settings.max_request_s) as seconds:
+
+            def hold(size: int) -> None:
+                tokens = size // BYTES_PER_TOKEN
+                if tokens > LARGE_TOKENS >= permit.tokens:
+                    admission.check_wait(seconds, is_large=True)
+                permit.estimate(tokens)
+
             admission.check_wait(seconds)
             limits = BodyLimits(settings.max_body_bytes, settings.max_arrival_s)
             body = await read_body(request, limits, hold)
-            if is_compressed(request):
-                body = await service.threads.run(inflate, body, limits.max_bytes)
-                hold(len(body))
+            service.release_memory_after(len(body))
             yield permit, body
 
 
-async def parsed_body(body: bytes, model: type[Model], threads: WorkerThreads) -> Model:
-    if len(body) <= SMALL_BODY_BYTES:
-        return parse(body, model)
-    return await threads.run(parse, body, model)
+async def parsed_body(body: bytes, model: type[Model], service: Service) -> Model:
+    """A validated request. Raises RequestError, before any object is made if the body would make too many."""
+    limits = SizeLimits.of(service.settings.max_body_bytes)
+    if len(body) > SMALL_BODY_BYTES:
+        return await service.lanes.large.run(_parse_checked, body, limits, model)
+    if check_size(body, limits).containers > SMALL_BODY_CONTAINERS:
+        return await service.lanes.small.run(parse, body, model)
+    return parse(body, model)
+
+
+def _parse_checked(body: bytes, limits: SizeLimits, model: type[Model]) -> Model:
+    check_size(body, limits)
+    return parse(body, model)
 
 
 async def unless_disconnected(request: Request, answer: Coroutine[object, object, Result]) -> Result:

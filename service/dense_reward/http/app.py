@@ -16,15 +16,13 @@ from dense_reward.errors import RequestError, refuse
 from dense_reward.http.admitted import admitted, group_of, parsed_body, unless_disconnected
 from dense_reward.http.auth import Auth
 from dense_reward.http.bodies import (
+    MAX_NAME,
     BodyLimits,
     body_schema,
     error_response,
     fault_row,
     fragment,
-    inflate,
-    is_compressed,
     json_response,
-    parse,
     read_body,
 )
 from dense_reward.http.get_reward import GetRewardRequest, add_get_reward
@@ -45,6 +43,7 @@ from dense_reward.teacher.vllm import CompletionRequest, GenerateRequest
 # Up to this size an answer is serialised on the event loop: a thread would cost more. A larger one uses a thread,
 # because it would block the event loop.
 SMALL_ANSWER_TOKENS = 10_000  # scored tokens times (1 + top_k)
+DRAWING_TOKENS = 4  # about as much work as to draw one token
 BODIES: tuple[type[BaseModel], ...] = (
     ScoreRequest,
     HeatmapRequest,
@@ -98,7 +97,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
     async def score(request: Request) -> Response:
         """Token rewards of given responses."""
         async with admitted(request, service) as (permit, body):
-            parsed = await parsed_body(body, ScoreRequest, service.threads)
+            parsed = await parsed_body(body, ScoreRequest, service)
             scorer = service.scorer(parsed.model)
             answer = await unless_disconnected(request, scorer.score(parsed, permit, group=group_of(request, service)))
             return await _answer_response(request, scorer, parsed, answer)
@@ -107,7 +106,7 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
     async def heatmap(request: Request) -> Response:
         """Token rewards as a picture (html, svg or ansi), or as the data of the picture (json)."""
         async with admitted(request, service) as (permit, body):
-            parsed = await parsed_body(body, HeatmapRequest, service.threads)
+            parsed = await parsed_body(body, HeatmapRequest, service)
             scorer = service.scorer(parsed.model)
             drawable = with_arrays(parsed, scorer.card.offered)
             limit = None if drawable.format == "json" else service.settings.max_heatmap_tokens
@@ -120,7 +119,8 @@ def _add_scoring(app: FastAPI, service: Service) -> None:
                 draw, drawable, answer.rows, scorer.encoder.tokenizer, of_head=scorer.card.token_head is not None
             )
             before = time.perf_counter()
-            picture = await service.threads.run(drawing)
+            tokens = answer.prompt_tokens + answer.response_tokens
+            picture = await service.lanes.of(DRAWING_TOKENS * tokens).run(drawing)
             response = Response(picture, media_type=MEDIA_TYPES[drawable.format])
             return timed(request, scorer, response, answer.timing_s, time.perf_counter() - before)
 
@@ -138,9 +138,7 @@ def _add_admin(app: FastAPI, service: Service) -> None:
         """Load a pair, verify its probes, and serve it. It replaces the pair of the same name, if there is one."""
         limits = BodyLimits(service.settings.max_body_bytes, service.settings.max_arrival_s)
         body = await read_body(request, limits, lambda _: None)  # reserves no queue room: a source is not queued
-        if is_compressed(request):
-            body = await service.threads.run(inflate, body, limits.max_bytes)
-        source = parse(body, PairSource)
+        source = await parsed_body(body, PairSource, service)
         return json_response((await service.add(source)).model_dump())
 
     @app.delete("/admin/models/{name}")
@@ -182,10 +180,11 @@ async def _answer_response(request: Request, scorer: Scorer, scored: ScoreReques
         return json_response(_content(request, scorer, answer))
 
     before = time.perf_counter()
-    if answer.scored_tokens * (1 + scored.top_k) <= SMALL_ANSWER_TOKENS:
+    tokens = answer.scored_tokens * (1 + scored.top_k)
+    if tokens <= SMALL_ANSWER_TOKENS:
         response = serialise()
     else:
-        response = await scorer.threads.run(serialise)
+        response = await scorer.lanes.of(tokens).run(serialise)
     return timed(request, scorer, response, answer.timing_s, time.perf_counter() - before)
 
 
@@ -217,8 +216,8 @@ async def _on_request_error(request: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     code, message = {
-        404: ("not_found", f"there is no route {request.url.path}"),
-        405: ("method_not_allowed", f"{request.url.path} does not allow {request.method}"),
+        404: ("not_found", f"there is no route {request.url.path[:MAX_NAME]}"),
+        405: ("method_not_allowed", f"{request.url.path[:MAX_NAME]} does not allow {request.method}"),
     }.get(status, ("internal", "the request could not be answered"))
     response = error_response(refuse(code, message), request.state.request_id)
     response.headers.update(getattr(error, "headers", None) or {})

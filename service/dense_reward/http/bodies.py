@@ -3,7 +3,7 @@
 import asyncio
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,8 +17,14 @@ from dense_reward.errors import Fault, RequestError, refuse
 Model = TypeVar("Model", bound=BaseModel)
 MAX_FAULTS = 20
 """Maximum number of faults in a request's JSON that are reported one by one."""
+INFLATED_BYTES = 65_536
+"""Size of the parts in which a compressed body is inflated: other requests run between two of them."""
+MAX_RATIO, RATIO_FREE_BYTES = 100, 1024 * 1024
+"""Limit on what a byte of a compressed body becomes, once it has become more than `RATIO_FREE_BYTES`."""
 MAX_NAME = 100
 """Maximum number of characters of a caller's name or type that an error repeats."""
+MAX_MESSAGE = 4_000
+"""Maximum number of characters of an error's message: a chat template can put a caller's whole text into its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +36,15 @@ class BodyLimits:
 
 
 async def read_body(request: Request, limits: BodyLimits, hold: Callable[[int], None]) -> bytes:
-    """The whole body, still compressed if it was sent compressed.
+    """The whole body, inflated if it was sent compressed.
 
     `hold(n)` reserves queue room for n bytes; this replaces its previous reservation. It can raise. It is called with
     Content-Length first, so that a full queue refuses early. That reservation is released again, and only received
-    bytes are held: a caller that declares a large body and sends nothing takes no room from others.
+    bytes are held: a caller that declares a large body and sends nothing takes no room from others. A compressed body
+    is held as what it has been inflated to.
 
-    Raises RequestError: unsupported_media_type, body_too_large, body_too_slow, and what `hold` raises.
+    Raises RequestError: unsupported_media_type, body_too_large, body_too_slow, invalid_encoding if a compressed body is
+    not exactly one gzip stream, and what `hold` raises.
     """
     _check_type(request)
     try:
@@ -51,32 +59,11 @@ async def read_body(request: Request, limits: BodyLimits, hold: Callable[[int], 
         raise refuse("body_too_slow", message) from None
 
 
-def is_compressed(request: Request) -> bool:
-    return request.headers.get("content-encoding", "identity").lower() == "gzip"
-
-
-def inflate(body: bytes, max_bytes: int) -> bytes:
-    """The decompressed bytes of a gzip body.
-
-    Never makes more than `max_bytes` + 1 of them, because a small body can inflate to gigabytes. Raises RequestError:
-    body_too_large, or invalid_encoding if the body is not exactly one gzip stream.
-    """
-    inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
-    try:
-        inflated = inflater.decompress(body, max_bytes + 1)
-    except zlib.error:
-        raise refuse("invalid_encoding", "the body is not gzip, contrary to its header Content-Encoding") from None
-    if len(inflated) > max_bytes:
-        raise _too_large(max_bytes)
-    if not inflater.eof or inflater.unused_data:
-        raise refuse("invalid_encoding", "the body is cut off, or bytes follow its gzip stream")
-    return inflated
-
-
 def _check_type(request: Request) -> None:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
-        raise refuse("unsupported_media_type", f"content type {content_type or 'missing'!r}: send application/json")
+        named = content_type[:MAX_NAME] or "missing"
+        raise refuse("unsupported_media_type", f"content type {named!r}: send application/json")
     encoding = request.headers.get("content-encoding", "identity").lower()
     if encoding not in {"identity", "gzip"}:
         message = f"content encoding {encoding[:MAX_NAME]!r}: send plain JSON, or gzip"
@@ -90,19 +77,61 @@ async def _read(request: Request, max_bytes: int, hold: Callable[[int], None]) -
             raise _too_large(max_bytes)
         hold(int(declared))  # refuses early if the queue is full
         hold(0)  # from now on only received bytes count
-    chunks: list[bytes] = []
-    size = 0
+    inflater = _Inflater() if _is_compressed(request) else None
+    parts: list[bytes] = []
+    size = received = 0
     async for chunk in request.stream():
-        size += len(chunk)
-        if size > max_bytes:
-            raise _too_large(max_bytes)
-        hold(size)
-        chunks.append(chunk)
-    return b"".join(chunks)
+        received += len(chunk)
+        for part in inflater.parts(chunk) if inflater else (chunk,):
+            size += len(part)
+            if size > max_bytes:
+                raise _too_large(max_bytes)
+            if size > max(RATIO_FREE_BYTES, MAX_RATIO * received):
+                message = f"the body inflates to more than {MAX_RATIO} times its bytes: send it without compression"
+                raise refuse("body_too_large", message)
+            hold(size)
+            parts.append(part)
+            if inflater:
+                await asyncio.sleep(0)
+    if inflater:
+        inflater.check_end()
+    return b"".join(parts)
+
+
+class _Inflater:
+    """Inflates one gzip stream in parts of at most INFLATED_BYTES, because a small body can inflate to gigabytes."""
+
+    def __init__(self) -> None:
+        self._inflater = zlib.decompressobj(zlib.MAX_WBITS | 16)
+
+    def parts(self, chunk: bytes) -> Iterator[bytes]:
+        """Raises RequestError(invalid_encoding)."""
+        if chunk and self._inflater.eof:
+            self.check_end(rest=chunk)
+        is_full = False  # then there can be more of it inside zlib, although all of the chunk was taken
+        while (chunk or is_full) and not self._inflater.eof:
+            try:
+                part = self._inflater.decompress(chunk, INFLATED_BYTES)
+            except zlib.error:
+                message = "the body is not gzip, contrary to its header Content-Encoding"
+                raise refuse("invalid_encoding", message) from None
+            chunk, is_full = self._inflater.unconsumed_tail, len(part) == INFLATED_BYTES
+            yield part
+
+    def check_end(self, rest: bytes = b"") -> None:
+        if rest or not self._inflater.eof or self._inflater.unused_data:
+            raise refuse("invalid_encoding", "the body is cut off, or bytes follow its gzip stream")
+
+
+def _is_compressed(request: Request) -> bool:
+    return request.headers.get("content-encoding", "identity").lower() == "gzip"
 
 
 def parse(body: bytes, model: type[Model]) -> Model:
-    """A validated request. Raises RequestError with the first MAX_FAULTS faults and the number of further ones."""
+    """A validated request. Raises RequestError with the first MAX_FAULTS faults and the number of further ones.
+
+    Holds the GIL: for a body of unknown size, `check_size` comes first.
+    """
     try:
         body.decode()
     except UnicodeDecodeError as error:
@@ -134,7 +163,7 @@ def error_response(error: RequestError, request_id: str) -> Response:
     items = [fault_row(fault) for fault in error.faults if fault.item is not None]
     content = {
         "code": first.code,
-        "message": first.message,
+        "message": _shown(first.message, MAX_MESSAGE),
         "param": first.param,
         "items": items or None,
         "request_id": request_id,
@@ -145,7 +174,7 @@ def error_response(error: RequestError, request_id: str) -> Response:
 
 def fault_row(fault: Fault) -> dict[str, object]:
     """One fault of an item, as it is listed in an error or an answer."""
-    return {"item": fault.item, "code": fault.code, "message": fault.message, "param": fault.param}
+    return {"item": fault.item, "code": fault.code, "message": _shown(fault.message, MAX_MESSAGE), "param": fault.param}
 
 
 def _serialised(content: Mapping[str, object]) -> bytes:
@@ -178,8 +207,8 @@ def _item_of(detail: ErrorDetails) -> int | None:
     return None
 
 
-def _shown(name: str) -> str:
-    return name if len(name) <= MAX_NAME else f"{name[:MAX_NAME]}… ({len(name)} characters)"
+def _shown(text: str, most: int = MAX_NAME) -> str:
+    return text if len(text) <= most else f"{text[:most]}… ({len(text)} characters)"
 
 
 def _too_large(max_bytes: int) -> RequestError:

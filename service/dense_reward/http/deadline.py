@@ -34,7 +34,7 @@ async def deadline(request: Request, max_s: float) -> AsyncIterator[float]:
 
 def _seconds(given: str) -> float:
     try:
-        seconds = float(given)
+        seconds = float(given) if "_" not in given else math.nan
     except ValueError:
         seconds = math.nan
     if not 0 < seconds < math.inf:

@@ -8,6 +8,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import Field, JsonValue, ValidationError, model_validator
 from starlette.datastructures import QueryParams
 
+from dense_reward.cancellation import check_cancelled
 from dense_reward.errors import RequestError, refuse
 from dense_reward.http.admitted import admitted, group_of, parsed_body, unless_disconnected
 from dense_reward.http.bodies import json_response
@@ -56,9 +57,9 @@ def add_get_reward(app: FastAPI, service: Service) -> None:
         """One reward for each response, in the contract of OpenRLHF's remote reward model."""
         options = _options(request.query_params)
         async with admitted(request, service) as (permit, body):
-            parsed = await parsed_body(body, GetRewardRequest, service.threads)
+            parsed = await parsed_body(body, GetRewardRequest, service)
             scorer = service.scorer(options.model)
-            scored = await service.threads.run(_to_score, parsed, options, scorer)
+            scored = await service.lanes.of(permit.tokens).run(_to_score, parsed, options, scorer)
             scoring = scorer.score(scored, permit, group=group_of(request, service))
             answer = await unless_disconnected(request, scoring)
             before = time.perf_counter()
@@ -86,6 +87,7 @@ def _to_score(request: GetRewardRequest, options: GetRewardOptions, scorer: Scor
     encoder, longest = scorer.encoder, scorer.limits.max_length_tokens
     items = []
     for index, (query, prompt) in enumerate(zip(request.query, request.prompts, strict=True)):
+        check_cancelled()
         try:
             prompt_P, response_T = split_ids(encoder.tokenizer, query, prompt, longest, [encoder.end_of_turn_id])
         except RequestError as error:

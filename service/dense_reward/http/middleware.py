@@ -21,6 +21,7 @@ from dense_reward.telemetry.tracing import NANOSECONDS, Answered, Tracing
 
 REQUEST_ID_PATTERN = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 STATUS_DISCONNECTED = 499  # only in the log and metrics: the caller disconnected before its answer
+MAX_LOGGED_PATH = 500
 SAFE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -86,9 +87,10 @@ class Identify:
         route = _route(scope)
         self._metrics.request(route, status, seconds)
         level = logging.DEBUG if route in QUIET else logging.INFO
-        fields = {"method": scope["method"], "path": scope["path"], "route": route, "status": status}
+        path = scope["path"][:MAX_LOGGED_PATH]
+        fields = {"method": scope["method"], "path": path, "route": route, "status": status}
         fields |= {"seconds": round(seconds, 6), "caller": scope["state"].get("caller")}
-        log.log(level, "%s %s %s in %.3f s", scope["method"], scope["path"], status, seconds, extra=fields)
+        log.log(level, "%s %s %s in %.3f s", scope["method"], path, status, seconds, extra=fields)
         if self._tracing is not None:
             ended_ns = started_ns + int(seconds * NANOSECONDS)
             stages_s = scope["state"].get("stages_s", {})

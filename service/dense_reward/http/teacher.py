@@ -94,17 +94,17 @@ def _add_state(app: FastAPI, service: Service, prefix: str, described: Mapping[s
 
 async def _answer(request: Request, service: Service, model: type[Asks]) -> Response:
     async with admitted(request, service) as (permit, body):
-        parsed = await parsed_body(body, model, service.threads)
+        parsed = await parsed_body(body, model, service)
         named = chosen_name(request.path_params.get("teacher"), getattr(parsed, "model", None))
         name = teacher_name(named)
         scorer = service.scorer(name.pair)
-        question = await service.threads.run(parsed.question, scorer)
+        question = await service.lanes.of(permit.tokens).run(parsed.question, scorer)
         work = ask(scorer, name, question, permit, group_of(request, service))
         taught = await unless_disconnected(request, work)
         pairs = list(zip(question.sequences, taught.scores, strict=True))
         answered = Answered(named or scorer.card.name, request.state.request_id, pairs, partial(_text, scorer))
         before = time.perf_counter()
-        content = await service.threads.run(parsed.answer, answered)
+        content = await service.lanes.of(permit.tokens).run(parsed.answer, answered)
         response = Response(content, media_type="application/json")
         return timed(request, scorer, response, taught.timing_s, time.perf_counter() - before)
 

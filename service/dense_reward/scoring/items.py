@@ -18,6 +18,8 @@ from dense_reward.text.encoded import Encoded, EncodedResponse, as_ids
 
 MAX_TURNS = 256
 """Limit on the scored turns of one chat: each turn renders the chat again, so the work grows with their square."""
+MAX_RENDERED_MESSAGES = 131_072
+"""Limit on the messages before each scored turn of one chat, summed. Each is rendered, in about 50 us: 6 seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,10 @@ def _chat(item: Item, encoder: Encoder, *, add_eos: bool) -> Encoded:
     if every_turn and turns > MAX_TURNS:
         message = f"all_assistant scores at most {MAX_TURNS} turns of a chat, this one has {turns}: send ids"
         raise refuse("too_long", message, param="messages")
+    if rendered_messages(item) > MAX_RENDERED_MESSAGES:
+        message = f"all_assistant renders the messages before each of {turns} turns, {rendered_messages(item)} together"
+        message += f"; the limit is {MAX_RENDERED_MESSAGES}: send fewer messages, or ids"
+        raise refuse("too_long", message, param="messages")
     return encoder.conversation(
         [message.model_dump(exclude_none=True) for message in messages],
         add_eos=add_eos,
@@ -105,6 +111,13 @@ def _chat(item: Item, encoder: Encoder, *, add_eos: bool) -> Encoded:
         tools=item.tools,
         template_kwargs=item.template_kwargs,
     )
+
+
+def rendered_messages(item: Item) -> int:
+    """How many messages are rendered to encode this item: those before each scored turn."""
+    if item.score != "all_assistant":
+        return len(item.messages or ())
+    return sum(at for at, message in enumerate(item.messages or ()) if message.role == "assistant")
 
 
 def _exact_ids(prompt_ids: Sequence[int], response_ids: Sequence[Sequence[int]], vocab_size: int) -> Encoded:

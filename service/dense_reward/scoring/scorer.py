@@ -7,22 +7,25 @@ from dataclasses import dataclass, replace
 from dense_reward.batching.admission import Permit
 from dense_reward.batching.batcher import Batcher, Computed, cost_tokens
 from dense_reward.batching.scheduler import Terms
-from dense_reward.batching.worker_threads import WorkerThreads
+from dense_reward.batching.worker_threads import Lanes
+from dense_reward.cancellation import check_cancelled
 from dense_reward.errors import Fault, RequestError, refuse
 from dense_reward.records import Engine, FloatArray, Scores, TaughtBy, TokenScores, Trunk
 from dense_reward.reward import reward
 from dense_reward.schemas import ModelCard, ScoreRequest
-from dense_reward.scoring.items import Limits, PreparedItem, prepare
+from dense_reward.scoring.items import Limits, PreparedItem, prepare, rendered_messages
 from dense_reward.scoring.rows import Row, RowBuilder, wants
 from dense_reward.scoring.score_cache import Scope, ScoreCache, keys_of
 from dense_reward.telemetry.metrics import Metrics
 from dense_reward.telemetry.running_stats import RunningStats
 from dense_reward.text.encode import Encoder
 
-MAX_ALTERNATIVES = 1_000_000
-"""Limit on scored tokens times top_k of one request: each alternative is an object of the answer."""
+MAX_ALTERNATIVES = 262_144
+"""Limit on scored tokens times top_k of one request: each alternative is an object of the answer, freed in one step."""
 FROM_DISTRIBUTIONS = {"sft_logprob", "reference_logprob", "kl", "centred", "entropy", "varentropy"}
 """Arrays of an answer that need the distribution of a model, not only a reward."""
+ITEM_TOKENS, RENDERINGS_PER_TOKEN = 16, 4
+"""What an item costs beside its tokens, and how often a chat is rendered at the cost of its tokens."""
 SMALL_REQUEST_TOKENS = 20_000
 """Requests up to this size are hashed on the event loop; larger ones on a thread, because hashing blocks."""
 
@@ -51,7 +54,7 @@ class Scorer:
     max_items: int
     score_cache: ScoreCache
     metrics: Metrics
-    threads: WorkerThreads
+    lanes: Lanes
     taught_by: TaughtBy | None = None
 
     async def score(
@@ -72,7 +75,7 @@ class Scorer:
         self._check(request)
         clock = time.perf_counter
         started_at = clock()
-        prepared, faults = await self.threads.run(self._prepare, request)
+        prepared, faults = await self.lanes.of(_encoding_tokens(request, permit.tokens)).run(self._prepare, request)
         if faults and request.on_error == "fail":
             raise RequestError(faults)
         _check_answer(request, prepared.values(), max_drawn_tokens)
@@ -81,7 +84,8 @@ class Scorer:
         encoded_at = clock()
         computed = await self._scores(request, trunks, group)
         computed_at = clock()
-        rows, broken, rewards = await self.threads.run(self._rows, request, prepared, computed.scores)
+        lane = self.lanes.of(permit.tokens * (1 + request.top_k))
+        rows, broken, rewards = await lane.run(self._rows, request, prepared, computed.scores)
         self.metrics.scored(self.card.name, rewards)
         self.metrics.non_finite(self.card.name, len(broken))
         if broken and request.on_error == "fail":
@@ -106,10 +110,11 @@ class Scorer:
             return last.scores
 
         scope = Scope(self.card.revision, group)
-        if sum(trunk.tokens for trunk in trunks) <= SMALL_REQUEST_TOKENS:
+        tokens = sum(trunk.tokens for trunk in trunks)
+        if tokens <= SMALL_REQUEST_TOKENS:
             keys = keys_of(trunks, wanted, scope)
         else:
-            keys = await self.threads.run(keys_of, trunks, wanted, scope)
+            keys = await self.lanes.of(tokens).run(keys_of, trunks, wanted, scope)
         before = time.perf_counter()
         scores = await self.score_cache.get_or_compute(keys, trunks, compute, bulk=terms.bulk)
         if not last.scores:  # all scores were cached or in flight, so the whole time was spent waiting
@@ -146,6 +151,7 @@ class Scorer:
         prepared: dict[int, PreparedItem] = {}
         faults: list[Fault] = []
         for index, item in enumerate(request.listed()):
+            check_cancelled()
             try:
                 prepared[index] = prepare(item, request, self.encoder, self.limits)
             except RequestError as error:
@@ -161,6 +167,7 @@ class Scorer:
         faults: list[Fault] = []
         rewards: list[FloatArray] = []
         for (index, item), item_scores in zip(prepared.items(), scores, strict=True):
+            check_cancelled()
             try:
                 rows.extend(builder.rows(index, item, item_scores))
                 rewards.extend(map(reward, item_scores))
@@ -183,6 +190,13 @@ class Scorer:
             scored_tokens,
             timing_s,
         )
+
+
+def _encoding_tokens(request: ScoreRequest, body_tokens: int) -> int:
+    """About how many tokens of text cost as much to encode as this request, of which only the body's size is known."""
+    items = request.listed()
+    renderings = max((rendered_messages(item) / len(item.messages or (1,)) for item in items), default=1.0)
+    return max(int(body_tokens * max(1.0, renderings / RENDERINGS_PER_TOKEN)), len(items) * ITEM_TOKENS)
 
 
 def _check_answer(request: ScoreRequest, items: Collection[PreparedItem], max_drawn_tokens: int | None) -> None:

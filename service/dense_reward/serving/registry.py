@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from dense_reward.batching.batcher import Batcher
-from dense_reward.batching.worker_threads import WorkerThreads
+from dense_reward.batching.worker_threads import Lanes
 from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, LoadingStoppedError, refuse
 from dense_reward.records import RemoteEngine
 from dense_reward.schemas import ModelCard
@@ -20,6 +20,8 @@ from dense_reward.settings import Settings
 from dense_reward.telemetry.metrics import Metrics
 
 log = logging.getLogger("dense_reward")
+MAX_NAME = 100
+"""Maximum number of characters of an unknown name that an error repeats."""
 
 
 @dataclass(slots=True)
@@ -38,7 +40,7 @@ class Registry:
     load: LoadPair
     batcher: Batcher
     metrics: Metrics
-    threads: WorkerThreads
+    lanes: Lanes
     report: Callable[[str], None]
     loading: str | None = None
     results: ScoreCache = field(init=False)
@@ -72,7 +74,7 @@ class Registry:
         if name is None:
             name = next(iter(self._pairs))
         if name not in self._pairs:
-            message = f"there is no model {name!r}; served: {', '.join(self._pairs)}"
+            message = f"there is no model {name[:MAX_NAME]!r}; served: {', '.join(self._pairs)}"
             raise refuse("model_not_found", message, param="model")
         return self._pairs[name]
 
@@ -177,7 +179,7 @@ class Registry:
             settings.max_items,
             self.results,
             self.metrics,
-            self.threads,
+            self.lanes,
             loaded.taught_by,
         )
 

@@ -6,10 +6,11 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import Literal
 
 from dense_reward.batching.batcher import Batcher
-from dense_reward.batching.worker_threads import WorkerThreads
+from dense_reward.batching.worker_threads import Lanes
 from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, LoadingStoppedError, SettingsError, refuse
 from dense_reward.schemas import ModelCard
 from dense_reward.scoring.scorer import Scorer
@@ -18,9 +19,13 @@ from dense_reward.serving.pair_sources import PairSource, first_pairs
 from dense_reward.serving.registry import Registry
 from dense_reward.settings import Settings
 from dense_reward.telemetry.metrics import Metrics, MetricsSnapshot
+from dense_reward.telemetry.process_memory import release_freed_memory
 from dense_reward.telemetry.tracing import Tracing
 
 log = logging.getLogger("dense_reward")
+STUCK_S = 30.0
+"""No other request is encoded while each thread is busy with one for longer than this."""
+LARGE_BODY_BYTES, RELEASE_MEMORY_S = 1024 * 1024, 10.0
 State = Literal["starting", "ready", "draining", "failed"]
 
 
@@ -39,11 +44,12 @@ class Service:
     state: State = "starting"
     progress: str = "waiting for the first step"
     tracing: Tracing | None = field(init=False)
-    threads: WorkerThreads = field(default_factory=lambda: WorkerThreads(2, "encode"))
+    lanes: Lanes = field(default_factory=Lanes)
     batcher: Batcher = field(init=False)
     _pairs: Registry = field(init=False)
     _tasks: "set[asyncio.Task[None] | asyncio.Task[ModelCard]]" = field(default_factory=set)
     _stop_at_s: float = math.inf
+    _releases_memory: bool = False
 
     def __post_init__(self) -> None:
         self.batcher = Batcher(
@@ -51,7 +57,7 @@ class Service:
             max_batch_tokens=self.settings.max_batch_tokens,
             max_queue_tokens=self.settings.max_queue_tokens,
         )
-        self._pairs = Registry(self.settings, self.load, self.batcher, self.metrics, self.threads, self._report)
+        self._pairs = Registry(self.settings, self.load, self.batcher, self.metrics, self.lanes, self._report)
         endpoint = self.settings.otlp_endpoint
         self.tracing = None if endpoint is None else Tracing(endpoint)
 
@@ -78,7 +84,7 @@ class Service:
         await asyncio.wait(self._tasks, timeout=max(0.0, self._stop_at_s - time.monotonic()))
         if self.is_busy:
             log.warning("stopped before all work was done (--drain-s)")
-        self.threads.shutdown()
+        self.lanes.shutdown()
         self._pairs.close()
         if self.tracing is not None:
             await asyncio.to_thread(self.tracing.close)
@@ -95,8 +101,20 @@ class Service:
 
     @property
     def unavailable_reason(self) -> str | None:
-        """Why a pair cannot compute now, although it may recover; None if all can."""
+        """Why the service or a pair cannot compute now, although it may recover; None if all can."""
+        if self.lanes.small.are_stuck(STUCK_S):
+            return f"requests cannot be encoded: each thread has been busy with one of them for {STUCK_S:.0f} s"
         return self._pairs.unavailable_reason
+
+    def release_memory_after(self, body_bytes: int) -> None:
+        """After a large body, give the memory that it took back to the system: soon, and once for several bodies."""
+        if body_bytes > LARGE_BODY_BYTES and not self._releases_memory:
+            self._releases_memory = True
+            asyncio.get_running_loop().call_later(RELEASE_MEMORY_S, self._release_memory)
+
+    def _release_memory(self) -> None:
+        self._releases_memory = False
+        Thread(target=release_freed_memory, name="release_memory", daemon=True).start()
 
     def check_ready(self) -> None:
         """Raises RequestError(starting or draining), with Retry-After, unless the state is ready."""

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import os
+from collections.abc import Callable
 
 KERNEL_CACHES, KEPT_KERNELS = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"), 128
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _ARENA_MAX = -3, -1, -8  # mallopt(3)
@@ -14,12 +15,23 @@ def keep_freed_memory() -> None:
     Call it before the process has a second thread: all threads must share the main arena, because only that arena can
     hold large blocks, and a thread never changes its arena. Does nothing without glibc.
     """
+    if (mallopt := _of_glibc("mallopt")) is not None:
+        for parameter, setting in ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, (1 << 31) - 1)):
+            mallopt(parameter, setting)
+
+
+def release_freed_memory() -> None:
+    """Give freed memory back to the system now, which `keep_freed_memory` prevents. Does nothing without glibc."""
+    if (malloc_trim := _of_glibc("malloc_trim")) is not None:
+        malloc_trim(ctypes.c_size_t(0))
+
+
+def _of_glibc(name: str) -> Callable[..., int] | None:
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        function: Callable[..., int] = getattr(ctypes.CDLL("libc.so.6"), name)
     except (OSError, AttributeError):
-        return
-    for parameter, setting in ((_ARENA_MAX, 1), (_MMAP_THRESHOLD, 1 << 30), (_TRIM_THRESHOLD, (1 << 31) - 1)):
-        mallopt(parameter, setting)
+        return None
+    return function
 
 
 def bound_kernel_caches() -> None:

@@ -12,6 +12,9 @@ from typing import NoReturn
 from dense_reward.errors import refuse
 from dense_reward.text.special_tokens import JsonValue, Message
 
+MAX_PARTS = 1_024
+MAX_ARGUMENTS_VALUES = 65_536
+"""Limit on the values in the arguments of one call: those in a string were not counted with the body."""
 MAX_ARGUMENTS_DEPTH = 64
 """Templates and the escaping of special tokens walk arguments recursively."""
 # Keys of OpenAI's answers that chat templates do not render, each with the cure.
@@ -65,6 +68,8 @@ def _content(content: JsonValue, place: str, *, optional: bool) -> JsonValue:
         return content
     if not isinstance(content, Sequence):
         _refuse(f"{place}: content must be a string or a list of text parts")
+    if len(content) > MAX_PARTS:
+        _refuse(f"{place} has {len(content)} parts of content; the limit is {MAX_PARTS}: join them")
     return [_part(part, f"{place}.content.{index}") for index, part in enumerate(content)]
 
 
@@ -110,6 +115,8 @@ def _arguments(arguments: JsonValue, place: str) -> JsonValue:
     if arguments is None or (isinstance(arguments, str) and not arguments.strip()):
         return {}
     if isinstance(arguments, str):
+        if sum(map(arguments.count, ",[{")) > MAX_ARGUMENTS_VALUES:
+            _refuse(f"{place} has more than {MAX_ARGUMENTS_VALUES} values: shorten it")
         try:
             arguments = json.loads(arguments, parse_constant=_not_json)
             json.dumps(arguments, allow_nan=False, ensure_ascii=False).encode()  # 1e999 and lone surrogates

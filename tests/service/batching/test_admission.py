@@ -1,7 +1,10 @@
 """Admission control: which requests get a permit, and how the others are refused."""
 
+from contextlib import ExitStack
+
 import pytest
-from dense_reward.batching.admission import Admission
+from dense_reward.batching.admission import SMALL_SHARE, Admission
+from dense_reward.batching.worker_threads import LARGE_TOKENS
 from dense_reward.errors import RequestError
 
 
@@ -91,3 +94,53 @@ def test_a_caller_who_cannot_wait_as_long_as_the_queue_is_told_at_once() -> None
         assert refused.value.code == "queue_full"
         assert refused.value.retry_after_s == pytest.approx(3.0)
     admission.check_wait(0.1)
+
+
+def test_large_requests_never_fill_the_share_of_small_ones() -> None:
+    admission = Admission(capacity_tokens=SMALL_SHARE * LARGE_TOKENS)
+    with admission.permit(admission.capacity_tokens), admission.permit(0) as other:
+        other.estimate(LARGE_TOKENS)
+        with pytest.raises(RequestError) as refused:
+            other.estimate(LARGE_TOKENS + 1)
+        assert refused.value.code == "queue_full"
+        with pytest.raises(RequestError):
+            admission.permit(1)  # the small ones have their share
+        other.estimate(LARGE_TOKENS - 1)
+        with admission.permit(1), pytest.raises(RequestError):
+            admission.permit(1)
+    assert (admission.held_tokens, admission.large_tokens) == (0, 0)
+
+
+def test_large_bodies_that_grow_at_a_time_exceed_the_queue_by_one_of_them() -> None:
+    admission = Admission(capacity_tokens=10 * LARGE_TOKENS)
+    with ExitStack() as held:
+        growing = [held.enter_context(admission.permit(2 * LARGE_TOKENS)) for _ in range(5)]
+        refused = 0
+        for permit in growing:
+            try:
+                permit.estimate(9 * LARGE_TOKENS)
+            except RequestError:
+                permit.__exit__()
+                refused += 1
+        assert refused == 3
+        assert admission.held_tokens == 18 * LARGE_TOKENS
+
+
+def test_small_requests_do_not_keep_out_a_large_body_that_is_being_read() -> None:
+    admission = Admission(capacity_tokens=2 * LARGE_TOKENS)
+    with admission.permit(LARGE_TOKENS), admission.permit(LARGE_TOKENS - 1), admission.permit(0) as permit:
+        permit.estimate(LARGE_TOKENS + 1)
+        permit.estimate(2 * LARGE_TOKENS)
+        permit.correct(2 * LARGE_TOKENS)
+
+
+def test_a_small_request_does_not_wait_for_large_ones() -> None:
+    """Batches take from all requests in turn."""
+    admission = Admission(capacity_tokens=10 * LARGE_TOKENS)
+    admission.measured(tokens=100, seconds=1.0)
+    with admission.permit(5 * LARGE_TOKENS):
+        admission.check_wait(1.0)
+        with pytest.raises(RequestError):
+            admission.check_wait(1.0, is_large=True)
+        with admission.permit(200), pytest.raises(RequestError):
+            admission.check_wait(1.0)

@@ -218,7 +218,7 @@ REFUSED: dict[str, tuple[str, Json, str]] = {
     "a whole fraction": ("/v1/completions", {"prompt": [1.0]}, "a list of integers"),
     "lists in lists": ("/v1/completions", {"prompt": [[[1]]]}, "a list of integers"),
     "an id and a list": ("/v1/completions", {"prompt": [1, [2]]}, "a list of integers"),
-    "far too many lists": ("/v1/completions", {"prompt": [[1]] * 65_537}, "at most 65536 lists"),
+    "far too many lists": ("/v1/completions", {"prompt": [[1]] * 65_537}, "more than 65536 lists and objects"),
     "more tokens": ("/v1/completions", {"max_tokens": 16}, "only 0 or 1 here: it answers with log-probs"),
     "all ids": ("/v1/completions", {"prompt_logprobs": -1}, "greater than or equal to 0"),
     "too many ids": ("/v1/completions", {"prompt_logprobs": 1025}, "1024"),

@@ -6,7 +6,7 @@ import pytest
 from dense_reward.engines.fake import BOS_ID, EOS_ID, VOCABULARY, FakeTokenizer
 from dense_reward.errors import Fault, RequestError
 from dense_reward.schemas import ScoreRequest
-from dense_reward.scoring.items import Limits, PreparedItem, prepare
+from dense_reward.scoring.items import MAX_RENDERED_MESSAGES, MAX_TURNS, Limits, PreparedItem, prepare
 from dense_reward.text.encode import Encoder
 from tiny_tokenizers import chatml
 from tool_templates import TAGS
@@ -342,3 +342,14 @@ def test_what_a_chat_cannot_hold_is_refused_with_its_place() -> None:
     assert "messages.1 has refusal" in CHAT.fault(messages=calling(refusal="No.")).message
     image = [{"type": "image_url", "image_url": {"url": "a"}}]
     assert "messages.0.content.0" in CHAT.fault(messages=[{"role": "user", "content": image}, MESSAGES[1]]).message
+
+
+def test_the_messages_that_are_rendered_for_all_turns_are_bounded() -> None:
+    """Messages that a template does not write have no tokens: 4,096 of them before 256 turns took minutes."""
+    unseen = [{"role": "x", "content": ""}] * (MAX_RENDERED_MESSAGES // MAX_TURNS)
+    fault = CHAT.fault(messages=unseen + MESSAGES * MAX_TURNS, score="all_assistant")
+    assert (fault.code, fault.param) == ("too_long", "messages")
+    assert f"the limit is {MAX_RENDERED_MESSAGES}" in fault.message
+    assert "turns" in CHAT.fault(messages=MESSAGES * (MAX_TURNS + 1), score="all_assistant").message
+    plain = CHAT.fault(messages=MESSAGES * MAX_TURNS, score="all_assistant")
+    assert "--max-length-tokens" in plain.message, "as many turns as are allowed are rendered"

@@ -2,7 +2,14 @@
 
 import pytest
 from dense_reward.errors import RequestError
-from dense_reward.text.messages import MAX_ARGUMENTS_DEPTH, canonical, for_template, text_of
+from dense_reward.text.messages import (
+    MAX_ARGUMENTS_DEPTH,
+    MAX_ARGUMENTS_VALUES,
+    MAX_PARTS,
+    canonical,
+    for_template,
+    text_of,
+)
 from dense_reward.text.special_tokens import JsonValue, Message
 
 
@@ -54,7 +61,9 @@ def test_the_order_of_keys_stays() -> None:
         (calling(call('{"a": NaN}')), "NaN is not JSON"),
         (calling(call('{"a": 1e999}')), "is not valid JSON"),
         (calling(call('{"a": "\\ud800"}')), "is not valid JSON"),
-        (calling(call("[" * 100_000)), "nested too deeply"),
+        (calling(call("[" * 60_000)), "nested too deeply"),
+        (calling(call("[" * 70_000)), f"more than {MAX_ARGUMENTS_VALUES} values"),
+        ({"role": "user", "content": ["a"] * (MAX_PARTS + 1)}, f"1025 parts of content; the limit is {MAX_PARTS}"),
         (calling(call('{"a":' * 99 + "1" + "}" * 99)), f"more than {MAX_ARGUMENTS_DEPTH} levels"),
         (calling(call(), 1), "tool_calls.1 must be an object"),
         (calling(call(type="custom")), "only 'function' is supported"),
