@@ -251,9 +251,11 @@ def _serve(options: argparse.Namespace) -> int:
     import uvicorn
 
     from dense_reward.http.app import create_app
-    from dense_reward.http.server import Server, connection
+    from dense_reward.http.server import Server, connection, raise_open_files
     from dense_reward.serving.loaders import loader
     from dense_reward.serving.service import Service
+
+    raise_open_files()
 
     def stop(*_: object) -> None:
         server.should_exit = True

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import ssl
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from dense_reward.cli import main
+from dense_reward.http.server import MAX_OPEN_FILES
 from dense_reward.settings import ENV_PREFIX
 from running_service import wait_until
 from tiny_models import copy_pair, plain_logprobs, random_trunk, write_pair
@@ -253,6 +255,39 @@ def test_a_caller_that_reads_no_answer_is_cut_off_behind_tls_too(tmp_path: Path)
         assert caller.recv(15) == b"HTTP/1.1 200 OK"
         with pytest.raises(OSError):
             wait_until(lambda: not caller.send(b"x"))
+
+
+@pytest.mark.skipif(which("openssl") is None, reason="makes its certificate with openssl")
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x01"])
+def test_a_handshake_that_does_not_come_is_not_waited_for(tmp_path: Path, sent: bytes) -> None:
+    with (
+        serving_https(tmp_path, "--max-arrival-s=0.3") as (_, port, _),
+        socket.create_connection(("127.0.0.1", port), PATIENCE_S / 4) as caller,  # asyncio waits for 60 s
+    ):
+        caller.sendall(sent)
+        assert caller.recv(1) == b""
+
+
+def test_at_the_limit_of_open_files_the_log_stays_short_and_idle_callers_make_room() -> None:
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (90, 90))"
+    with serving("--engine=fake", before=limit) as process, ExitStack() as idle:
+        wait_until(lambda: process.address() is not None)
+        place = "127.0.0.1", int(str(process.address()).rpartition(":")[2])
+        for _ in range(200):
+            idle.enter_context(socket.create_connection(place, PATIENCE_S))
+        with client_of(process) as client:
+            assert client.get("/health").status_code == 200
+        assert sum("no more connections can be opened" in line for line in process.lines) == 1
+        assert not any("Traceback" in line for line in process.lines)
+
+
+def test_the_soft_limit_of_open_files_is_raised() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    low = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (256, {hard}))"
+    with serving("--engine=fake", before=low) as process:
+        wait_until(lambda: process.address() is not None)
+        soft, _ = resource.prlimit(process.popen.pid, resource.RLIMIT_NOFILE)
+    assert soft == (MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard))
 
 
 def test_a_certificate_without_its_key_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,13 +1,21 @@
-"""uvicorn, extended: closes stalled connections, exits at a second signal, and reloads a renewed TLS certificate."""
+"""uvicorn, extended: closes stalled connections, exits at a second signal, and reloads a renewed TLS certificate.
+
+It also bounds what callers can make it do with sockets: open files, handshakes, the log, and the parser of chunks.
+"""
 
 import asyncio
+import errno
 import logging
 import os
+import resource
 import socket
 import ssl
+import time
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import h11
 import uvicorn
@@ -17,6 +25,14 @@ log = logging.getLogger("dense_reward")
 
 NOTICE_S = 1.0
 """Seconds for which connections stay open after the signal: a request that still arrives on one gets a 503."""
+MAX_OPEN_FILES = 65_535
+"""The soft limit that most systems set, 1,024, is that of programs which use select."""
+AT_ONCE_BYTES = 1_024
+"""Bytes of chunked bodies that are parsed in one step. h11 (0.16) needs up to 5 ms for them if the chunks are tiny."""
+CLOSED_AT_LIMIT = 64
+"""Number of idle connections, the oldest, that are closed when no more can be opened."""
+LIMIT_REPORT_S = 60.0
+"""Seconds between two reports that no connection can be opened."""
 CERTIFICATE_CHECK_TICKS = 50
 """Number of uvicorn's ticks, 0.1 s each, between two checks of the certificate's files for changes."""
 
@@ -29,12 +45,44 @@ class Server(uvicorn.Server):
     """
 
     _is_stopping = False
+    _reported_limit_s = -LIMIT_REPORT_S
+    _closes_idle = False
 
     def __init__(self, config: uvicorn.Config, drain: Callable[[], None]) -> None:
         """`drain` is called once, at the beginning of the shutdown: from then on requests must be refused."""
         super().__init__(config)
         self._drain = drain
         self._certificate_stamp = self._stamp()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._on_loop_error)
+        if self.config.ssl is not None:  # uvicorn (0.54) passes no timeout on, so asyncio's 60 s would apply
+            patience_s = getattr(self.config.http_protocol_class, "patience_s", None)
+            limited = partial(loop.create_server, ssl_handshake_timeout=patience_s)
+            setattr(loop, "create_server", limited)  # noqa: B010 - mypy refuses an assignment to a method
+        await super().startup(sockets)
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Called by asyncio (3.11) two thousand times in a row, each with a traceback, when no file can be opened."""
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in {errno.EMFILE, errno.ENFILE}:
+            loop.default_exception_handler(context)
+            return
+        now = time.monotonic()
+        if now - self._reported_limit_s >= LIMIT_REPORT_S:
+            self._reported_limit_s = now
+            message = "no more connections can be opened (%s): %d are open, the oldest idle ones are closed"
+            log.error(message, error.strerror, len(self.server_state.connections))
+        if not self._closes_idle:
+            self._closes_idle = True
+            loop.call_soon(self._close_idle)
+
+    def _close_idle(self) -> None:
+        self._closes_idle = False
+        connections = [one for one in self.server_state.connections if isinstance(one, Connection) and one.is_idle]
+        for connection in sorted(connections, key=lambda one: one.opened_s)[:CLOSED_AT_LIMIT]:
+            connection.transport.close()
 
     async def on_tick(self, counter: int) -> bool:
         if counter % CERTIFICATE_CHECK_TICKS == 0 and (stamp := self._stamp()) != self._certificate_stamp:
@@ -104,16 +152,55 @@ class Connection(H11Protocol):
     """
 
     patience_s: ClassVar[float]
+    turns: ClassVar["deque[Connection]"]
+    """The connections with more received bytes than are parsed in one step. Each step is the turn of one of them."""
+    _unparsed = b""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn does
         super().connection_made(transport)
+        self.opened_s = time.monotonic()
         self._receiving = _Timer(self.loop)
         self._sending = _Timer(self.loop)
         self._watch_receiving()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being received or answered."""
+        return self.conn.their_state is h11.IDLE and (self.cycle is None or self.cycle.response_complete)
+
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        waits = bool(self._unparsed)
+        self._unparsed += data
+        if not waits:
+            self._parse_received()
+
+    @classmethod
+    def _next_turn(cls) -> None:
+        connection = cls.turns.popleft()
+        if cls.turns:
+            connection.loop.call_soon(cls._next_turn)
+        connection._parse_received()
+
+    def _parse_received(self) -> None:
+        """Parse what was received; of a chunked body AT_ONCE_BYTES, and the rest when it is this connection's turn."""
+        if self.transport.is_closing():
+            self._unparsed = b""
+            return
+        self._parse(AT_ONCE_BYTES)
+        if self._unparsed and self.conn.their_state is h11.SEND_BODY and dict(self.headers).get(b"content-length"):
+            self._parse(len(self._unparsed))
         self._watch_receiving()
+        if self._unparsed:
+            self.transport.pause_reading()
+            if not self.turns:
+                self.loop.call_soon(self._next_turn)
+            self.turns.append(self)
+        elif not self.flow.read_paused:
+            self.transport.resume_reading()
+
+    def _parse(self, size: int) -> None:
+        part, self._unparsed = self._unparsed[:size], self._unparsed[size:]
+        super().data_received(part)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -184,6 +271,14 @@ class _Timer:
             self._handle = None
 
 
+def raise_open_files() -> None:
+    """Raise the soft limit on open files to MAX_OPEN_FILES, or to the hard limit if that is lower."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(MAX_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def connection(patience_s: float) -> type[Connection]:
-    """A Connection class with its `patience_s`. uvicorn creates the connections, so we cannot pass them arguments."""
-    return type("PatientConnection", (Connection,), {"patience_s": patience_s})
+    """A Connection class with its attributes. uvicorn creates the connections, so we cannot pass them arguments."""
+    return type("PatientConnection", (Connection,), {"patience_s": patience_s, "turns": deque()})

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import h11
 import httpx2
 import pytest
+from dense_reward.http.server import AT_ONCE_BYTES
 from faulty_engines import Gate, Recorder
 from running_service import PATIENCE_S, Served, loading, served, wait_until
 
@@ -204,3 +206,28 @@ def test_every_answer_has_security_headers(service: Served, path: str) -> None:
     assert "default-src 'none'" in headers["content-security-policy"]
     assert "frame-ancestors 'none'" in headers["content-security-policy"]
     assert "access-control-allow-origin" not in headers
+
+
+def test_a_chunked_body_is_parsed_in_parts_and_a_declared_one_at_once(
+    service: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each chunk costs the parser as much as a request: 40,000 of them fit into what is received in one step."""
+    parts: list[int] = []
+    real = h11.Connection.receive_data
+
+    def recorded(connection: h11.Connection, data: bytes) -> None:
+        parts.append(len(data))
+        real(connection, data)
+
+    monkeypatch.setattr(h11.Connection, "receive_data", recorded)
+    body = json.dumps(IDS).encode().ljust(9_000)
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n"
+    chunked = head(0, "Connection: close").replace(b"Content-Length: 0", b"Transfer-Encoding: chunked") + chunks
+    for sent, in_parts in ((chunked, True), (head(9_000, "Connection: close") + body, False)):
+        parts.clear()
+        with connected(service) as caller:
+            caller.sendall(sent)
+            answer = rest_of(caller)
+        assert answer.startswith(b"HTTP/1.1 200"), answer
+        assert sum(parts) == len(sent)
+        assert (max(parts) <= AT_ONCE_BYTES) is in_parts
