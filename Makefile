@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/deploy/test_operations.py tests/deploy/test_release_scripts.py tests/deploy/test_batch_script.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture bench bench-gpu gpu-day evidence figures methods estimators reliability soak scale rolling test-vllm test-frameworks engines bulk constraints programs package images push-images push-chart try-image version clean
+.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture bench bench-gpu gpu-day evidence figures methods estimators reliability hostile soak scale rolling test-vllm test-frameworks engines bulk constraints programs package images push-images push-chart try-image version clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -94,6 +94,9 @@ estimators: install ## compare DPR's options on a task whose optimum is known: m
 
 reliability: install .venv-fuzz/installed ## test the service under overload, signals, faults and attacks (ONLY=overload,...)
 	$(BIN)/python -m bench.reliability $(subst $(COMMA), ,$(ONLY))
+
+hostile: install ## attack a real service with hostile bodies and idle sockets (ONLY=bodies,...): minutes
+	$(BIN)/python -m bench.hostile $(addprefix --only ,$(subst $(COMMA), ,$(ONLY)))
 
 soak: install ## run the service at 80 % load for half an hour: memory, errors
 	$(BIN)/python -m bench.reliability soak

@@ -1,12 +1,13 @@
 """The service as a separate process on its own core."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +30,19 @@ class Server:
     log: Path
 
     @classmethod
-    def start(cls, *arguments: str, port: int | None = None) -> Self:
-        """Starts the service on the first core, with one thread for the models. Does not wait until it is ready."""
+    def start(cls, *arguments: str, port: int | None = None, limits: Mapping[int, int] | None = None) -> Self:
+        """Starts the service on the first core, with one thread for the models. Does not wait until it is ready.
+
+        `limits`: soft and hard limits of its process, by their number in the module resource.
+        """
         port = free_port() if port is None else port
         options = ["--sft", str(PAIR / "sft"), "--reference", str(PAIR / "reference"), "--port", str(port)]
         command = [sys.executable, "-m", "dense_reward.cli", "serve", "--threads", "1", *options, *arguments]
         descriptor, name = tempfile.mkstemp(prefix="reliability-", suffix=".log")
         with os.fdopen(descriptor, "wb") as log:
             process = subprocess.Popen(command, stderr=log, env={**os.environ, "TQDM_DISABLE": "1"})
+        for number, most in (limits or {}).items():
+            resource.prlimit(process.pid, number, (most, most))
         pin(process.pid, SERVER_CORE)
         return cls(process, f"http://{HOST}:{port}", Path(name))
 
