@@ -12,6 +12,7 @@ from dense_reward.reward import Signal
 # The format of answers: a new minor number adds keys, a new major number changes the meaning of existing ones.
 WIRE_VERSION = "1.0"
 TokenId = Annotated[int, Strict()]
+MaskEntry = Annotated[int, Strict(), Field(ge=0, le=1)]  # a Literal would take true and 1.0
 # fail_fast: only the first fault of a list is reported. A million floats instead of ids would make a million messages.
 Ids = Annotated[list[TokenId], Field(fail_fast=True)]
 IdsPerToken = Annotated[list[Ids], Field(fail_fast=True)]
@@ -90,7 +91,7 @@ class Item(Strictly):
         None, description="[G][T] token ids of the responses, used unchanged; a response can be empty"
     )
     token_ids: Ids | None = Field(None, description="token ids of one sequence of several turns, used unchanged")
-    score_mask: Annotated[list[Literal[0, 1]], Field(fail_fast=True)] | None = Field(
+    score_mask: Annotated[list[MaskEntry], Field(fail_fast=True)] | None = Field(
         None, description="1 marks the tokens of token_ids to score; the first must be 0"
     )
     text: str | None = Field(None, description="a text without a prompt; every token after the first is scored")

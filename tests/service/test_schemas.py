@@ -109,6 +109,7 @@ def test_unknown_keys_and_wrong_shapes_are_refused_with_their_place(body: dict[s
         '{"prompt_ids": [0, %s], "response_ids": [[1]]}',
         '{"prompt_ids": [0], "response_ids": [[1], [0, %s]]}',
         '{"token_ids": [0, %s], "score_mask": [0, 1]}',
+        '{"token_ids": [1, 2], "score_mask": [0, %s]}',
         '{"text": "a", "candidate_ids": [[[0, %s]]]}',
         '{"text": "a", "segments": [[[0, %s]]]}',
         '{"text": "a", "top_k": %s}',

@@ -72,7 +72,7 @@ def create_app(service: Service, *, loads_first: bool = False) -> FastAPI:
         finally:
             await service.stop()
 
-    app = FastAPI(title="dense-reward", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="dense-reward", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
     settings = service.settings
     keys = None if settings.api_keys_file is None else Keys(settings.api_keys_file)
     app.add_middleware(Auth, keys=keys, open_metrics=settings.open_metrics)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, SecretStr, TypeAdapter, field_validator
+from pydantic import ConfigDict, Field, SecretStr, Strict, TypeAdapter, field_validator
 
 from dense_reward.errors import SettingsError, refuse
 from dense_reward.schemas import Strictly
@@ -34,8 +34,8 @@ class KeyEntry(Strictly):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
     key: Annotated[SecretStr, Field(min_length=MIN_KEY_CHARACTERS)]
     rights: Annotated[frozenset[Right], Field(min_length=1)] = frozenset({"score"})
-    max_concurrent: Annotated[int, Field(gt=0)] | None = None
-    requests_per_minute: Annotated[int, Field(gt=0)] | None = None
+    max_concurrent: Annotated[int, Strict(), Field(gt=0)] | None = None
+    requests_per_minute: Annotated[int, Strict(), Field(gt=0)] | None = None
 
     @field_validator("key")
     @classmethod

@@ -70,6 +70,7 @@ def test_no_secret_can_be_read_from_what_is_kept(tmp_path: Path) -> None:
         ('[{"name": "a", "key": "secretsecretsecret", "rights": ["read"]}]', "'score' or 'admin'"),
         ('[{"name": "a", "key": "secretsecretsecret", "rights": []}]', "0.rights"),
         ('[{"name": "a", "key": "secretsecretsecret", "role": "x"}]', "0.role: Extra inputs are not permitted"),
+        (json.dumps([ALICE | {"max_concurrent": True}]), "0.max_concurrent: Input should be a valid integer"),
         (json.dumps([ALICE, ALICE | {"key": "c" * 16}]), "two entries have the same name"),
         (json.dumps([ALICE, ALICE | {"name": "carol"}]), "two entries have the same key"),
     ],

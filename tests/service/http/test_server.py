@@ -147,7 +147,7 @@ def test_a_request_without_a_deadline_has_that_of_the_setting() -> None:
         wait_until(lambda: running.service.batcher.admission.held_tokens == 0)
 
 
-@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "soon", "1s", ""])
+@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "soon", "1s", "1_0", ""])
 def test_a_deadline_must_be_seconds(service: Served, given: str) -> None:
     refused = service.client.post("/score", json=IDS, headers={"X-Request-Timeout": given})
     assert (refused.status_code, refused.json()["error"]["param"]) == (422, "X-Request-Timeout")
@@ -196,6 +196,13 @@ def test_what_is_nested_too_deep_is_refused(service: Served, field: str) -> None
     assert "--max-json-depth" in answer(4).text
     assert answer(4).status_code == 422
     assert answer(2000).status_code == 400
+
+
+def test_a_path_with_a_slash_at_its_end_is_another_path(service: Served) -> None:
+    """A redirect would repeat the caller's Host header, and name http behind a proxy that ends TLS."""
+    answer = service.client.post("/score/", json=IDS)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+    assert "location" not in answer.headers
 
 
 @pytest.mark.parametrize("path", ["/score", "/heatmap", "/health", "/nothing", "/docs", "/"])
