@@ -59,7 +59,8 @@ def add_get_reward(app: FastAPI, service: Service) -> None:
         async with admitted(request, service) as (permit, body):
             parsed = await parsed_body(body, GetRewardRequest, service)
             scorer = service.scorer(options.model)
-            scored = await service.lanes.of(permit.tokens).run(_to_score, parsed, options, scorer)
+            encoding = service.lanes.of(permit.tokens).run(_to_score, parsed, options, scorer)
+            scored = await unless_disconnected(request, encoding)
             scoring = scorer.score(scored, permit, group=group_of(request, service))
             answer = await unless_disconnected(request, scoring)
             before = time.perf_counter()
