@@ -1,7 +1,7 @@
 """The ASGI app: its routes, admission of requests, cancellation when a caller disconnects, and answers from errors."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from operator import itemgetter
@@ -34,6 +34,7 @@ from dense_reward.http.statuses import PlainStatuses
 from dense_reward.http.teacher import add_teacher
 from dense_reward.http.timing import timed
 from dense_reward.schemas import WIRE_VERSION, HeatmapRequest, ScoreRequest
+from dense_reward.scoring.rows import Row
 from dense_reward.scoring.scorer import Answer, Scorer
 from dense_reward.serving.pair_sources import PairSource
 from dense_reward.serving.service import Service
@@ -191,7 +192,7 @@ async def _answer_response(request: Request, scorer: Scorer, scored: ScoreReques
 def _content(request: Request, scorer: Scorer, answer: Answer) -> dict[str, object]:
     card = scorer.card
     failed = [(fault.item, fragment({"item": fault.item, "error": fault_row(fault)})) for fault in answer.faults]
-    in_order = sorted([*((row["item"], fragment(row)) for row in answer.rows), *failed], key=itemgetter(0))
+    in_order = sorted([*((row["item"], fragment(row)) for row in _taken(answer.rows)), *failed], key=itemgetter(0))
     names = ("name", "sft", "reference", "token_head", "tokenizer_sha256", "revision", "related")
     return {
         "wire_version": WIRE_VERSION,
@@ -205,6 +206,13 @@ def _content(request: Request, scorer: Scorer, answer: Answer) -> dict[str, obje
         },
         "timing": answer.timing_s,
     }
+
+
+def _taken(rows: list[Row]) -> Iterator[Row]:
+    """The rows, each of which is freed before the next: to free all objects of an answer in one step holds the GIL."""
+    rows.reverse()
+    while rows:
+        yield rows.pop()
 
 
 async def _on_request_error(request: Request, error: Exception) -> Response:
