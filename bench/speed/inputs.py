@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from dense_reward.checkpoints.probe import probe_of_texts
 from dense_reward.checkpoints.write_manifest import ManifestFacts, write_manifest
-from dense_reward.manifest import MANIFEST_NAME, Role
+from dense_reward.hashed_files import MANIFEST_NAME
+from dense_reward.manifest import Role
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 

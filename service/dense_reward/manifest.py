@@ -6,9 +6,7 @@ attacker: one who can change the files can change the manifest. Imports no torch
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import date
 from pathlib import Path
 from typing import Literal
@@ -17,11 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, Valid
 
 from dense_reward.errors import CheckpointError
 from dense_reward.folders import is_folder, named_folders
+from dense_reward.hashed_files import MANIFEST_NAME, hash_files, verify_hashes
 from dense_reward.text.template import TemplateChoices
 from dense_reward.text.tokenizer import RendererName
 
-MANIFEST_NAME = "manifest.json"
-HASHED_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+MAX_MANIFEST_BYTES = 8_000_000
+"""Far above any: it is parsed while other threads wait."""
+MAX_PROBE_SEQUENCES, MAX_PROBE_TOKENS = 256, 32_768
+"""Limits on a probe: it is computed while requests of other pairs wait."""
 CONFIGURATIONS = ("config.json", "adapter_config.json")
 EQUAL_MODELS = (
     "sft and reference are the same model, so every reward would be 0: name an earlier checkpoint of the run as the "
@@ -116,6 +117,22 @@ class Manifest(_Strict):
             raise ValueError(f"the id {wrong} is not in the vocabulary of {self.vocabulary}")
         return self
 
+    @model_validator(mode="after")
+    def _probe_is_bounded(self) -> "Manifest":
+        responses = [(len(each.prompt_ids), len(one.ids)) for each in self.probe for one in each.responses]
+        tokens = sum(map(sum, responses))
+        if len(responses) > MAX_PROBE_SEQUENCES or tokens > MAX_PROBE_TOKENS:
+            raise ValueError(
+                f"its probe has {len(responses)} sequences of {tokens} tokens, more than {MAX_PROBE_SEQUENCES} or "
+                f"{MAX_PROBE_TOKENS}"
+            )
+        return self
+
+    @property
+    def longest_probe_tokens(self) -> int:
+        """Tokens of the longest prompt and response of the probe."""
+        return max((len(p.prompt_ids) + len(r.ids) for p in self.probe for r in p.responses), default=0)
+
     @property
     def choices(self) -> TemplateChoices:
         """What this manifest decides about the chat template."""
@@ -154,41 +171,6 @@ def tokenizer_sha256(vocabulary: Mapping[str, int], probe_ids: Sequence[int]) ->
     return sha256_of_text(json.dumps([by_id, list(probe_ids)], ensure_ascii=True, separators=(",", ":")))
 
 
-def scored_files(folder: Path) -> list[Path]:
-    """Every file of a checkpoint that can change its scores, in order; all are ordinary files that can be read.
-
-    Raises CheckpointError, with the cure, for a link to nothing, a folder or a pipe under such a name, and for files
-    that this user may not read: opening them later would fail, or wait for ever.
-    """
-    try:
-        paths = sorted(p for p in folder.iterdir() if p.suffix in HASHED_SUFFIXES and p.name != MANIFEST_NAME)
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read ({error.strerror}): allow this user to read it") from None
-    for path in paths:
-        if not path.is_file():
-            links = "a link to a file that is not there" if path.is_symlink() else "no ordinary file"
-            kind = "a folder" if path.is_dir() else links
-            raise CheckpointError(
-                f"{path} has the name of a checkpoint's file, but is {kind}: copy the file itself there, or remove it"
-            )
-        if not os.access(path, os.R_OK):
-            raise CheckpointError(f"{path} cannot be read (Permission denied): allow this user to read it (chmod a+r)")
-    return paths
-
-
-def hash_files(folder: Path) -> dict[str, str]:
-    """sha256 of every file of a checkpoint that can change its scores, by file name. Raises CheckpointError."""
-    paths = scored_files(folder)
-    try:
-        with ThreadPoolExecutor() as pool:
-            return dict(zip((p.name for p in paths), pool.map(_sha256_of_file, paths), strict=True))
-    except OSError as error:  # a network file system can lose a file while it is read
-        raise CheckpointError(
-            f"{error.filename or folder} cannot be read ({error.strerror}): copy the checkpoint to a local disk, "
-            "or try again"
-        ) from None
-
-
 def load_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint folder. Raises CheckpointError if there is none or it is invalid."""
     path = folder / MANIFEST_NAME
@@ -196,13 +178,18 @@ def load_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"{folder}: no such checkpoint folder")
     try:
         found = path.is_file()
-        text = path.read_bytes() if found else b""
+        size = path.stat().st_size if found else 0
+        text = path.read_bytes() if found and size <= MAX_MANIFEST_BYTES else b""
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}): allow this user to read it") from None
     if not found:
         command = f"dense-reward adopt {folder} --role sft --run-id NAME"
         raise CheckpointError(
             f"{folder} has no {MANIFEST_NAME}: write one with `{command}` (--role reference for the earlier checkpoint)"
+        )
+    if size > MAX_MANIFEST_BYTES:
+        raise CheckpointError(
+            f"{path} has {size} bytes, more than {MAX_MANIFEST_BYTES}: it is no manifest, so adopt the checkpoint again"
         )
     try:
         return Manifest.model_validate_json(text)
@@ -266,7 +253,7 @@ def _base_of_adapter_config(files: Path) -> list[Path]:
 def verify_files(folder: Path, manifest: Manifest) -> None:
     """Verify the hashes of all files, also those of an adapter's base model.
 
-    Raises CheckpointError, naming the file, if one is missing or has changed, or if weights were added.
+    Raises CheckpointError, naming the file, if one is missing, has changed, or was added.
     """
     _verify(files_folder(folder, manifest), manifest.files)
     base = adapter_base_folder(folder, manifest)
@@ -354,33 +341,13 @@ def _unrelated(sft: Manifest, reference: Manifest) -> str | None:
 
 
 def _verify(folder: Path, expected: Mapping[str, str]) -> None:
+    check_files_folder(folder)
+    verify_hashes(folder, expected, hash_files(folder))
+
+
+def check_files_folder(folder: Path) -> None:
+    """Raises CheckpointError if the folder of a checkpoint's files is not there."""
     if not is_folder(folder):
         raise CheckpointError(
             f"{folder}: the checkpoint's files are missing: move them back, or adopt them where they are now"
         )
-    verify_hashes(folder, expected, hash_files(folder))
-
-
-def verify_hashes(folder: Path, expected: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Compare the hashes of a manifest with those of the files in a folder, both by file name.
-
-    Raises CheckpointError, naming the file, if one is missing or has changed, or if weights were added.
-    """
-    for name, digest in expected.items():
-        if name not in found:
-            raise CheckpointError(f"{folder / name} is missing: copy the checkpoint again")
-        if found[name] != digest:
-            raise CheckpointError(
-                f"{folder / name} does not match its hash in {MANIFEST_NAME}: copy the checkpoint again"
-            )
-    loaded = ("config.json", "model.safetensors.index.json")
-    added = [name for name in found if name not in expected and (name.endswith(".safetensors") or name in loaded)]
-    if added:
-        raise CheckpointError(
-            f"{folder / added[0]} is not in {MANIFEST_NAME}: remove it, or adopt the checkpoint again"
-        )
-
-
-def _sha256_of_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,7 +13,8 @@ import httpx2
 import pytest
 import torch
 from dense_reward import AnswerError, Client
-from dense_reward.manifest import MANIFEST_NAME, load_manifest
+from dense_reward.hashed_files import MANIFEST_NAME
+from dense_reward.manifest import load_manifest
 from running_service import Served, served
 from tiny_models import CHAT, tiny_model, write_tokenizer
 

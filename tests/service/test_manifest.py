@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 from dense_reward.errors import CheckpointError
 from dense_reward.folders import folder_name
+from dense_reward.hashed_files import MANIFEST_NAME, hash_files
 from dense_reward.manifest import (
-    MANIFEST_NAME,
     Manifest,
     adapter_base_folder,
     check_pair,
     files_folder,
-    hash_files,
     load_manifest,
     tokenizer_sha256,
     verify_files,
@@ -254,7 +253,8 @@ def test_an_adapter_finds_its_base_after_a_move(checkpoint: Path, tmp_path: Path
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
     name = folder_name(adapter, base)
     assert name == "../../base"
-    write_manifest(adapter, manifest(adapter_base=name, adapter_base_files=hash_files(base)))
+    files = hash_files(adapter)
+    write_manifest(adapter, manifest(files=files, adapter_base=name, adapter_base_files=hash_files(base)))
     if moved == "both":
         home = home.rename(tmp_path / "elsewhere")
         adapter, base = home / "run" / "sft", home / "base"

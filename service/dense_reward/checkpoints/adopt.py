@@ -30,8 +30,9 @@ from dense_reward.engines.torch.model import DTYPES
 from dense_reward.engines.weight_files import ADAPTER_CONFIG, check_files, check_weights_exist, read_json
 from dense_reward.errors import CheckpointError
 from dense_reward.folders import is_folder
+from dense_reward.hashed_files import MANIFEST_NAME
 from dense_reward.heatmap.example import ExampleTokens
-from dense_reward.manifest import MANIFEST_NAME, Role, files_folder, load_manifest
+from dense_reward.manifest import Role, files_folder, load_manifest
 from dense_reward.records import Report
 from dense_reward.text.tokenizer import RendererName
 

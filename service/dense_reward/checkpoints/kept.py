@@ -13,7 +13,8 @@ from dense_reward.checkpoints.probe import probe_numbers
 from dense_reward.engines.proof import Checkpoint, rms, stored_logprobs, tokenizer_of
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import MANIFEST_NAME, Manifest, Role, load_manifest, verify_hashes
+from dense_reward.hashed_files import MANIFEST_NAME, verify_hashes
+from dense_reward.manifest import Manifest, Role, load_manifest
 from dense_reward.records import Report
 from dense_reward.text.tokenizer import RendererName
 
@@ -128,7 +129,7 @@ def verify_manifest(found: Checked, earlier: Earlier) -> None:
         verify_hashes(folder, manifest.files, found.manifest.files)
         verify_hashes(folder, manifest.adapter_base_files, found.manifest.adapter_base_files)
         checkpoint = Checkpoint(manifest.role, folder, manifest, "float32")
-        tokenizer_of(checkpoint)
+        tokenizer_of(folder, manifest)
         served_S = [
             logprob
             for sequence in manifest.probe

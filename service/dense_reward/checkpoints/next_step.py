@@ -6,7 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import MANIFEST_NAME, Manifest, check_pair, load_manifest
+from dense_reward.hashed_files import MANIFEST_NAME
+from dense_reward.manifest import Manifest, check_pair, load_manifest
 from dense_reward.text.undecided import choice_argument
 
 OTHER = {"sft": "reference", "reference": "sft"}

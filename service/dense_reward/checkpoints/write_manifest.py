@@ -19,7 +19,8 @@ from dense_reward.engines.torch.model import DTYPES
 from dense_reward.engines.torch.weights import stored_dtype
 from dense_reward.errors import CheckpointError
 from dense_reward.folders import folder_name
-from dense_reward.manifest import MANIFEST_NAME, Manifest, Role, hash_files
+from dense_reward.hashed_files import MANIFEST_NAME, hash_files
+from dense_reward.manifest import Manifest, Role
 from dense_reward.text.encode import Encoder, end_of_turn_id
 from dense_reward.text.template import TemplateChoices
 from dense_reward.text.tokenizer import RendererName

@@ -65,6 +65,24 @@ def probe_trunks(manifest: Manifest) -> list[Trunk]:
     return [_trunk(sequence.prompt_ids, [r.ids for r in sequence.responses]) for sequence in manifest.probe]
 
 
+def check_probe(checkpoint_folder: Path, manifest: Manifest, *, vocabulary: int, longest: int) -> None:
+    """Raises CheckpointError if the probe cannot be computed: a GPU is lost to ids that its model does not have.
+
+    `longest`: the longest sequence that the model and a batch can hold, in tokens.
+    """
+    if manifest.vocabulary > vocabulary:
+        raise CheckpointError(
+            f"{checkpoint_folder}: the model has {vocabulary} output rows, but its manifest states "
+            f"{manifest.vocabulary}: adopt the checkpoint again"
+        )
+    if manifest.longest_probe_tokens > longest:
+        raise CheckpointError(
+            f"{checkpoint_folder}: its probe has a sequence of {manifest.longest_probe_tokens} tokens, but the model "
+            f"and a batch hold {longest} (--max-batch-tokens): raise it, or adopt the checkpoint again"
+        )
+    stored_logprobs(manifest)
+
+
 def stored_logprobs(manifest: Manifest) -> FloatArray:
     """The probe's stored log-probs, one response after another, [S] nats; of a token head, its values.
 
@@ -99,9 +117,8 @@ def verify_probe(
         )
 
 
-def tokenizer_of(checkpoint: Checkpoint) -> TransformersTokenizer:
-    """The checkpoint's tokenizer. Raises CheckpointError if it or its template is not that of the manifest."""
-    manifest, folder = checkpoint.manifest, checkpoint.folder
+def tokenizer_of(folder: Path, manifest: Manifest) -> TransformersTokenizer:
+    """A checkpoint's tokenizer. Raises CheckpointError if it or its template is not that of the manifest."""
     tokenizer = load_tokenizer(files_folder(folder, manifest))
     if tokenizer.sha256() != manifest.tokenizer_sha256:
         raise CheckpointError(f"{folder}: its tokenizer is not the one of its manifest: adopt the checkpoint again")

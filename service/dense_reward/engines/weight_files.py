@@ -4,13 +4,15 @@ Reads only headers and small files, so that any engine can call it, also one tha
 """
 
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import scored_files
+from dense_reward.hashed_files import scored_files
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
@@ -26,14 +28,37 @@ WRAPPERS = {
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "*.model", "*.tiktoken")
 _JSON_FILES = (
     *(CONFIG, INDEX, ADAPTER_CONFIG, "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"),
-    *("added_tokens.json", "tokenizer.json"),
+    "added_tokens.json",  # not tokenizer.json: it is large, and check_tokenizer_files reads it where it is used
 )
 _MODEL_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 LARGEST_ID = 1 << 24
-_LARGEST_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+_LARGEST_HEADER_BYTES = 16_000_000  # a hundred thousand weights, many times those of any file; parsed in one go
+_LARGEST_JSON_BYTES = 4_000_000
+_LARGE_JSON = ("tokenizer.json", "vocab.json", INDEX)
+"""Files with an entry for each token or weight, whose size hashed_files bounds."""
 
 Tensors = Mapping[str, str]
 """Name -> dtype, as safetensors writes it: F32, BF16, I64, ..."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A tensor in the header of a file: its dtype, shape, and the place of its bytes."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the headers of a folder's weights say: how many tensors, their numbers and bytes, the largest dimension."""
+
+    tensors: int
+    numbers: int
+    bytes: int
+    largest: int
 
 
 def check_files(folder: Path) -> None:
@@ -46,7 +71,7 @@ def check_files(folder: Path) -> None:
         _refuse_pointer(path)
     for name in _JSON_FILES:
         if (folder / name).is_file():
-            read_json(folder / name)
+            _check_names_no_file(folder / name, read_json(folder / name))
     headers = {path.name: tensors_of(path) for path in sorted(folder.glob("*.safetensors"))}
     _check_shards(folder, headers)
 
@@ -70,12 +95,27 @@ def check_weights_exist(files: Path) -> None:
 
 
 def weights_of(folder: Path) -> Tensors:
-    """The tensors in the files that a model is loaded from: the shards of the index, or the one file. No adapter's."""
+    """The tensors in the files that a model is loaded from."""
+    return {name: dtype for path in model_files(folder) for name, dtype in tensors_of(path).items()}
+
+
+def stored_in(paths: Iterable[Path]) -> Stored:
+    """Of the headers of safetensors files. Raises CheckpointError for a file that is none."""
+    entries = [entry for path in paths for entry in _header(path).values()]
+    return Stored(
+        tensors=len(entries),
+        numbers=sum(math.prod(entry.shape) for entry in entries),
+        bytes=sum(entry.end - entry.start for entry in entries),
+        largest=max((size for entry in entries for size in entry.shape), default=0),
+    )
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files that a model is loaded from: the shards of the index, or the one file. No adapter's."""
     index = folder / INDEX
     listed = read_json(index).get("weight_map") if index.is_file() else None
     files = sorted({*map(str, listed.values())}) if isinstance(listed, dict) else [WEIGHTS]
-    present = [folder / name for name in files if (folder / name).is_file()]
-    return {name: dtype for path in present for name, dtype in tensors_of(path).items()}
+    return [folder / name for name in files if (folder / name).is_file()]
 
 
 def check_tokenizer_files(folder: Path) -> None:
@@ -88,7 +128,9 @@ def check_tokenizer_files(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if (folder / name).is_file():
             _refuse_pointer(folder / name)
-            _check_ids(folder / name, read_json(folder / name))
+            content = read_json(folder / name)
+            _check_names_no_file(folder / name, content)
+            _check_ids(folder / name, content)
 
 
 def check_names(folder: Path) -> None:
@@ -131,7 +173,11 @@ def wrapper_cure(names: set[str]) -> str | None:
 
 
 def read_json(path: Path) -> dict[str, object]:
-    """A JSON object. Raises CheckpointError if the file is anything else."""
+    """A JSON object. Raises CheckpointError if the file is anything else, or far too large."""
+    if path.name not in _LARGE_JSON and path.is_file() and path.stat().st_size > _LARGEST_JSON_BYTES:
+        raise CheckpointError(
+            f"{path} has {path.stat().st_size} bytes, more than {_LARGEST_JSON_BYTES}: copy it again from its source"
+        )
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -143,6 +189,11 @@ def read_json(path: Path) -> dict[str, object]:
 
 def tensors_of(path: Path) -> Tensors:
     """The tensors in the header of a safetensors file. Raises CheckpointError if it is incomplete or another file."""
+    return {name: entry.dtype for name, entry in _header(path).items()}
+
+
+def _header(path: Path) -> dict[str, _Entry]:
+    """Name -> dtype, shape and place of each tensor. Raises CheckpointError if they are not those of a whole file."""
     _refuse_pointer(path)
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -152,9 +203,12 @@ def tensors_of(path: Path) -> Tensors:
             raise CheckpointError(f"{path} {kind} ({size} bytes): copy or download it again")
         try:
             header = json.loads(file.read(header_bytes))
-            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-            dtypes = {name: str(entry["dtype"]) for name, entry in tensors.items()}
+            header.pop("__metadata__", None)
+            entries = {
+                name: _Entry(str(each["dtype"]), tuple(map(int, each["shape"])), *map(int, each["data_offsets"]))
+                for name, each in header.items()
+            }
+            end = max((entry.end for entry in entries.values()), default=0)
         except (ValueError, AttributeError, KeyError, TypeError, IndexError, RecursionError) as error:
             raise CheckpointError(f"{path} is no safetensors file (its header is broken): copy it again") from error
     if size != 8 + header_bytes + end:
@@ -162,7 +216,22 @@ def tensors_of(path: Path) -> Tensors:
             f"{path} has {size} bytes, but its header describes {8 + header_bytes + end}: it is cut off or "
             "overwritten, so copy or download it again"
         )
-    return dtypes
+    return entries
+
+
+def _check_names_no_file(path: Path, content: Mapping[str, object]) -> None:
+    """Raises CheckpointError if a file says that another one is to be read, which no hash would cover."""
+    folder = path.parent
+    if "transformers_weights" in content:
+        raise CheckpointError(
+            f"{path} names files of weights (transformers_weights): remove it, and name them {WEIGHTS} or in {INDEX}"
+        )
+    versions = content.get("fast_tokenizer_files")
+    named = [*(versions if isinstance(versions, list) else [])]
+    named += [] if (folder / "tokenizer.json").is_file() else [v for k, v in content.items() if k.endswith("_file")]
+    for name in named:
+        if isinstance(name, str) and Path(name).name != name:
+            raise CheckpointError(f"{path} names the file {name} of another folder: remove it, and copy that file here")
 
 
 def _check_ids(path: Path, content: Mapping[str, object]) -> None:
@@ -206,6 +275,10 @@ def _check_index(folder: Path, headers: Mapping[str, Tensors], shards: list[str]
         raise CheckpointError(f"{folder / INDEX} has no weight_map: copy it again from its source")
     files = Counter(map(str, listed.values()))
     for name in files:
+        if Path(name).name != name:
+            raise CheckpointError(
+                f"{folder / INDEX} names the file {name} of another folder: move the shard next to the index"
+            )
         if name not in headers:
             raise CheckpointError(f"{folder / name} is missing, but {INDEX} names it: copy or download the shard")
     for name in [*shards, *([WEIGHTS] if WEIGHTS in headers else [])]:

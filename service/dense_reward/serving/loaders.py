@@ -6,7 +6,7 @@ from functools import partial
 
 from dense_reward.records import Engine, OnDevice, Report, TaughtBy
 from dense_reward.settings import EngineName, Settings
-from dense_reward.telemetry.process_memory import freeze_loaded_objects
+from dense_reward.telemetry.process_memory import collect_replaced, freeze_libraries
 from dense_reward.text.encode import Encoder
 
 
@@ -49,8 +49,10 @@ def _torch_loader() -> LoadPair:
     from dense_reward.engines.torch.load import DeviceLoader, gpu_bytes  # noqa: PLC0415
 
     torch = DeviceLoader()
+    freeze_libraries()
 
     def load(settings: Settings, report: Report, on_device: OnDevice) -> LoadedPair:
+        collect_replaced()
         if settings.token_head is None:
             engine, encoder, tokenizer_sha256 = torch.load(settings, report, on_device)
             loaded = LoadedPair(engine, encoder, tokenizer_sha256, gpu_bytes, partial(TorchTeacher, engine))
@@ -59,7 +61,6 @@ def _torch_loader() -> LoadPair:
             loaded = LoadedPair(
                 *load_token_head(settings.token_head, serving, report, on_device), memory_bytes=gpu_bytes
             )
-        freeze_loaded_objects()
         return loaded
 
     return load
@@ -69,7 +70,7 @@ def _load_remote(settings: Settings, report: Report, _: OnDevice) -> LoadedPair:
     from dense_reward.engines.remote.load import load_remote, load_vllm  # noqa: PLC0415
 
     loaded = LoadedPair(*(load_vllm if settings.engine == "vllm" else load_remote)(settings, report))
-    freeze_loaded_objects()
+    freeze_libraries()  # with the pair: it is served until the process ends
     return loaded
 
 

@@ -8,8 +8,10 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
+from dense_reward.engines.trial.templates import try_templates
 from dense_reward.errors import CheckpointError, SettingsError
-from dense_reward.manifest import MANIFEST_NAME, Manifest, adapter_base_folder, files_folder, load_manifest
+from dense_reward.hashed_files import MANIFEST_NAME, scored_files
+from dense_reward.manifest import Manifest, adapter_base_folder, files_folder, load_manifest
 from dense_reward.schemas import Strictly
 from dense_reward.settings import Settings, read_list
 
@@ -153,9 +155,20 @@ def check_confined(settings: Settings) -> None:
         manifest = load_manifest(folder)
         files = files_folder(folder, manifest)
         base = adapter_base_folder(folder, manifest) or files
-        listed = [files / name for name in manifest.files] + [base / name for name in manifest.adapter_base_files]
-        for path in (files, base, *listed):
+        for place in (files, base):
+            _check_inside(place, root)
+        for path in (*scored_files(files), *scored_files(base)):  # also those that the manifest does not list
             _check_inside(path, root)
+
+
+def try_templates_of(settings: Settings) -> None:
+    """Raises CheckpointError if a chat template takes too much time or memory to be rendered beside other pairs."""
+    for folder in (settings.sft, settings.reference, settings.token_head):
+        if folder is None:
+            continue
+        manifest = load_manifest(folder)
+        if manifest.renderer == "chat":
+            try_templates(files_folder(folder, manifest))
 
 
 def _check_inside(path: Path, root: Path) -> None:

@@ -15,9 +15,10 @@ from dense_reward.scoring.items import Limits
 from dense_reward.scoring.score_cache import ScoreCache
 from dense_reward.scoring.scorer import Scorer
 from dense_reward.serving.loaders import LoadedPair, LoadPair
-from dense_reward.serving.pair_sources import PairSource, check_confined
+from dense_reward.serving.pair_sources import PairSource, check_confined, try_templates_of
 from dense_reward.settings import Settings
 from dense_reward.telemetry.metrics import Metrics
+from dense_reward.telemetry.process_memory import collect_replaced
 
 log = logging.getLogger("dense_reward")
 MAX_NAME = 100
@@ -104,16 +105,18 @@ class Registry:
             raise refuse("loading", message, retry_after_s=RETRY_UNAVAILABLE_S)
         self.loading = source.name
         try:
-            scorer = await self._loaded(self.settings.model_copy(update=source.model_dump()))
+            scorer = await self._loaded(self.settings.model_copy(update=source.model_dump()), beside=True)
         except LoadingStoppedError:
             raise refuse("draining", "the service is stopping", retry_after_s=RETRY_UNAVAILABLE_S) from None
         except Exception as error:  # a bad checkpoint can raise anything, and the pairs that are served must go on
             self.metrics.load("failed")
             log.error("%s could not be loaded: %s", source.name, error, exc_info=not isinstance(error, CheckpointError))
-            raise refuse("load_failed", f"{error} (the pairs that were served before are still served)") from None
+            reason = error if isinstance(error, CheckpointError) else f"it cannot be loaded ({error!r})"
+            raise refuse("load_failed", f"{reason} (the pairs that were served before are still served)") from None
         finally:
             self.loading = None
         self._pairs[source.name] = scorer
+        collect_replaced()
         self.metrics.load("switched")
         log.info("switched: %s", scorer.card.model_dump_json())
         return scorer.card
@@ -125,6 +128,7 @@ class Registry:
                 "in_use", f"{name} answers requests without a model: load another pair under this name instead"
             )
         del self._pairs[name]
+        collect_replaced()
         log.info("removed: %s", name)
 
     def close(self) -> None:
@@ -134,14 +138,22 @@ class Registry:
             if isinstance(scorer.engine, RemoteEngine):
                 scorer.engine.close()
 
-    async def _loaded(self, settings: Settings) -> Scorer:
-        loaded = await asyncio.get_running_loop().run_in_executor(self._loader, self._load, settings)
+    async def _loaded(self, settings: Settings, *, beside: bool = False) -> Scorer:
+        """`beside`: other pairs are served meanwhile."""
+        loaded = await asyncio.get_running_loop().run_in_executor(self._loader, self._load, settings, beside)
         self._memory_bytes = loaded.memory_bytes
         return self._scorer_of(settings, loaded)
 
-    def _load(self, settings: Settings) -> LoadedPair:
-        check_confined(settings)
-        return self.load(settings, self.report, self.batcher.on_device)
+    def _load(self, settings: Settings, beside: bool) -> LoadedPair:
+        try:
+            check_confined(settings)
+            if beside:
+                try_templates_of(settings)
+            return self.load(settings, self.report, self.batcher.on_device)
+        except Exception:
+            raise
+        except BaseException as error:  # a panic of a library in Rust, which is no Exception
+            raise CheckpointError(f"a library failed on {settings.name} ({error}): copy its files again") from error
 
     def _scorer_of(self, settings: Settings, loaded: LoadedPair) -> Scorer:
         info = loaded.engine.info

@@ -15,7 +15,8 @@ from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pa
 from dense_reward.engines.torch.model import TorchModel
 from dense_reward.engines.torch.weights import stored_dtype
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import MANIFEST_NAME, load_manifest, verify_files
+from dense_reward.hashed_files import MANIFEST_NAME
+from dense_reward.manifest import load_manifest, verify_files
 from peft import LoraConfig, get_peft_model
 from tiny_configs import SPECIALS
 from tiny_models import CHAT, tiny_model, write_tokenizer

@@ -15,7 +15,7 @@ from dense_reward.checkpoints.adopt import adopt
 from dense_reward.engines import tokenizer as tokenizer_module
 from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pair
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import MANIFEST_NAME
+from dense_reward.hashed_files import MANIFEST_NAME
 
 pytestmark = pytest.mark.slow
 LONG = "x" * 5_000

@@ -11,7 +11,8 @@ from dense_reward.engines.proof import Checkpoint, encoder_of, pair_info, report
 from dense_reward.engines.tokenizer import load_tokenizer
 from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pair
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import MANIFEST_NAME, Manifest, check_pair, load_manifest
+from dense_reward.hashed_files import MANIFEST_NAME
+from dense_reward.manifest import Manifest, check_pair, load_manifest
 from dense_reward.text.encode import Encoder
 from kinds_of_templates import AGREE, DIFFER, KINDS
 from tiny_models import tiny_model, write_tokenizer

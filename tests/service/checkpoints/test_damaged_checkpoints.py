@@ -30,7 +30,7 @@ from dense_reward.checkpoints.adopt import adopt
 from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pair
 from dense_reward.engines.torch.weights import load_weights
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import MANIFEST_NAME, hash_files
+from dense_reward.hashed_files import MANIFEST_NAME, hash_files
 from dense_reward.records import Wants
 from dense_reward_trainer import cli as trainer_cli
 from dense_reward_trainer.rl.policy import load_policy

@@ -9,8 +9,8 @@ import torch
 from dense_reward.checkpoints.adopt import adopt
 from dense_reward.cli import main
 from dense_reward.errors import CheckpointError
+from dense_reward.hashed_files import MANIFEST_NAME
 from dense_reward.heatmap.example import ExampleTokens
-from dense_reward.manifest import MANIFEST_NAME
 from kinds_of_templates import KINDS
 from peft import LoraConfig, get_peft_model
 from tiny_models import CHAT, tiny_model, write_tokenizer

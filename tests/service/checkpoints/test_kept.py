@@ -7,7 +7,8 @@ import pytest
 import torch
 from dense_reward.checkpoints.adopt import adopt
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import MANIFEST_NAME, Manifest, load_manifest, verify_files
+from dense_reward.hashed_files import MANIFEST_NAME
+from dense_reward.manifest import Manifest, load_manifest, verify_files
 from kinds_of_templates import KINDS
 from tiny_models import tiny_model, write_tokenizer
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from dense_reward.cli import main
 from dense_reward.errors import CheckpointError, SettingsError
-from dense_reward.manifest import MANIFEST_NAME, Role
+from dense_reward.hashed_files import MANIFEST_NAME
+from dense_reward.manifest import Role
 from dense_reward.serving.pair_sources import first_pairs
 from dense_reward.settings import Settings, env_name
 

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from dense_reward.engines.torch.pair import PairEngine
 from dense_reward.errors import SettingsError
-from dense_reward.manifest import MANIFEST_NAME
+from dense_reward.hashed_files import MANIFEST_NAME
 from dense_reward.records import OnDevice
 from dense_reward.serving.loaders import LoadedPair, LoadPair, loader
 from dense_reward.serving.pair_sources import first_pairs
@@ -22,6 +22,7 @@ from dense_reward.settings import Settings
 from faulty_engines import INFO, Gate, Recorder
 from running_service import PATIENCE_S, Served, loading, served, wait_until
 from tiny_models import copy_pair, write_checkpoint
+from torch.nn import Module
 
 pytestmark = pytest.mark.slow
 
@@ -121,19 +122,19 @@ def test_a_pair_is_replaced_and_what_it_alone_used_is_freed(folder: Path) -> Non
         assert after["model"]["revision"] == card["revision"] != before["model"]["revision"]  # type: ignore[index]
         refused = running.score(IDS | {"expect_revision": before["model"]["revision"]})  # type: ignore[index]
         assert refusal(refused) == (409, "revision_mismatch")
-        gc.collect()
         assert kept() is not None
         assert freed() is None
 
 
-def test_the_garbage_collector_passes_over_what_was_loaded(folder: Path) -> None:
-    """Otherwise it would visit millions of objects for a third of a second, in which no request is answered."""
+def test_the_garbage_collector_passes_over_libraries_but_not_over_models(folder: Path) -> None:
+    """Libraries: it would visit their objects for a third of a second. Models: they could never be freed."""
     with serving(folder) as running:
         engine = running.service.scorer().engine
         assert isinstance(engine, PairEngine)
         weight = next(engine.models[0].transformers_model.parameters())
-        assert gc.is_tracked(weight)
-        assert all(found is not weight for found in gc.get_objects())
+        visited = gc.get_objects()
+        assert any(found is weight for found in visited)
+        assert all(found is not Module for found in visited)
 
 
 def test_a_request_in_flight_is_answered_by_the_pair_that_it_found_although_that_is_replaced(folder: Path) -> None:

@@ -10,7 +10,8 @@ from dense_reward.checkpoints.adopt import adopt
 from dense_reward.engines.tokenizer import load_tokenizer
 from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pair
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import MANIFEST_NAME, load_manifest
+from dense_reward.hashed_files import MANIFEST_NAME
+from dense_reward.manifest import load_manifest
 from dense_reward.text.encode import Encoder
 from dense_reward_trainer.cli import main
 from dense_reward_trainer.configs.sft import SftConfig

@@ -16,7 +16,8 @@ from dense_reward.checkpoints.write_manifest import (
     write_manifest,
 )
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import MANIFEST_NAME, Manifest, check_same_texts
+from dense_reward.hashed_files import MANIFEST_NAME
+from dense_reward.manifest import Manifest, check_same_texts
 from dense_reward.records import Report
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -9,7 +9,8 @@ from dense_reward.checkpoints.kept import Wanted, differences_in_words, is_of
 from dense_reward.checkpoints.turn_ends import TurnEnds, turn_ends, unclear_end
 from dense_reward.engines.tokenizer import TransformersTokenizer
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import MANIFEST_NAME, load_manifest
+from dense_reward.hashed_files import MANIFEST_NAME
+from dense_reward.manifest import load_manifest
 from dense_reward.text.encode import Encoder
 from dense_reward.text.tokenizer import RendererName
 

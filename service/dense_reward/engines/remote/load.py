@@ -200,7 +200,7 @@ def _loaded_parts(
     """`engine`: its name, then the options that scores depend on; they become part of the revision."""
     sft = pending.checkpoints[0]
     manifest, models = sft.manifest, pending.models
-    tokenizer = tokenizer_of(sft)
+    tokenizer = tokenizer_of(sft.folder, sft.manifest)
     info = pair_info(
         pending.checkpoints,
         options=engine,

@@ -204,7 +204,7 @@ def _batches(rows: Sequence[Row], max_tokens: int, length_limit: int | None) -> 
 
 def load_head(folder: Path, manifest: Manifest, *, dtype: str, device: str) -> HeadModel:
     """A checkpoint's token head in `dtype`. Raises CheckpointError, also if its vocabulary is not the manifest's."""
-    head = HeadModel(load_weights(*weight_folders(folder, manifest), DTYPES[dtype], head=True).to(device))
+    head = HeadModel(load_weights(*weight_folders(folder, manifest), DTYPES[dtype], head=True, device=device))
     if head.vocab_size != manifest.vocabulary:
         raise CheckpointError(
             f"{folder}: the model has {head.vocab_size} ids, but its manifest states {manifest.vocabulary}: adopt the "

@@ -15,10 +15,11 @@ from dense_reward.engines.proof import (
     verify_probe,
 )
 from dense_reward.engines.token_head.engine import HeadEngine, HeadModel, load_head
-from dense_reward.engines.torch.load import ServingOptions, served_dtype
+from dense_reward.engines.torch.load import ServingOptions, served_dtype, verified
 from dense_reward.engines.torch.model import DTYPES
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import load_manifest, verify_files
+from dense_reward.hashed_files import refuse_changed
+from dense_reward.manifest import load_manifest
 from dense_reward.records import EngineInfo, OnDevice, Report, Wants
 from dense_reward.text.encode import Encoder
 
@@ -36,12 +37,12 @@ def load_token_head(
             f"{folder} is a checkpoint of role {manifest.role}, not a token head: serve it with --sft and --reference, "
             "or adopt it with --role token_head if it is a reward model"
         )
-    report(f"verifying the files of {HEAD} ({folder})")
-    verify_files(folder, manifest)
+    before = verified([folder], [manifest], serving, report)
     dtype = served_dtype(manifest, serving, report)
     checkpoint = Checkpoint(HEAD, folder, manifest, dtype)
-    tokenizer = tokenizer_of(checkpoint)
+    tokenizer = tokenizer_of(folder, manifest)
     model = on_device(lambda: _loaded(checkpoint, serving, report))
+    refuse_changed(before)
     info = EngineInfo(
         sft=None,
         reference=None,

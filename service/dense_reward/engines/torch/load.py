@@ -16,6 +16,7 @@ from dense_reward.engines.kernels.fused_sums import cannot_fuse
 from dense_reward.engines.proof import (
     ROLES,
     Checkpoint,
+    check_probe,
     encoder_of,
     pair_info,
     probe_trunks,
@@ -24,20 +25,25 @@ from dense_reward.engines.proof import (
     verify_probe,
 )
 from dense_reward.engines.tokenizer import TransformersTokenizer
+from dense_reward.engines.torch.architecture import load_config
 from dense_reward.engines.torch.device import CPU_CAPABILITIES, chosen_device, computes_in
 from dense_reward.engines.torch.memory import free_bytes, hold_once, peak_bytes, stored_bytes
-from dense_reward.engines.torch.model import DTYPES, TorchModel, load_model
+from dense_reward.engines.torch.model import DTYPES, TorchModel, load_model, longest_sequence
 from dense_reward.engines.torch.packing_check import unsupported_reason
 from dense_reward.engines.torch.pair import QUANTITIES, ComputeOptions, PairEngine
 from dense_reward.engines.torch.probe_mismatch import mismatch_cure
 from dense_reward.engines.torch.shared_layers import layers_computed_once
-from dense_reward.engines.torch.weights import equal_weights
+from dense_reward.engines.torch.weights import equal_weights, weight_folders
+from dense_reward.engines.weight_files import check_files
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import EQUAL_MODELS, Manifest, check_pair, load_manifest, verify_files
+from dense_reward.hashed_files import Stamps, refuse_changed, stamps_of
+from dense_reward.manifest import EQUAL_MODELS, Manifest, check_files_folder, check_pair, load_manifest, verify_files
 from dense_reward.records import OnDevice, Report, Result, Wants
 from dense_reward.settings import Settings
 from dense_reward.text.encode import Encoder
 
+SHORT_PROBE_TOKENS = 1_024
+"""A probe may have sequences of this length whatever a batch holds."""
 LEAST_COMPILED = 10_000_000
 """Weights of a model for which compiling kernels is worth its time."""
 
@@ -59,12 +65,13 @@ class ServingOptions:
 
 
 class LoadedModels:
-    """The models in use, keyed by all that their rows and logits depend on.
+    """The models and tokenizers in use, keyed by all that their results depend on.
 
     The references are weak: a model is freed with the last pair that uses it.
     """
 
     def __init__(self) -> None:
+        self._tokenizers: WeakValueDictionary[Hashable, TransformersTokenizer] = WeakValueDictionary()
         self._models: WeakValueDictionary[Hashable, TorchModel] = WeakValueDictionary()
 
     def get(self, key: Hashable, load: Callable[[], TorchModel]) -> TorchModel:
@@ -73,6 +80,15 @@ class LoadedModels:
         if model is None:
             model = self._models[key] = load()
         return model
+
+    def tokenizer(self, folder: Path, manifest: Manifest) -> TransformersTokenizer:
+        """As `tokenizer_of`. A large one stops all other threads while it is read, so one in use is not read again."""
+        facts = manifest.tokenizer_sha256, manifest.renderer, manifest.template_sha256, str(manifest.choices)
+        key = (*facts, *((n, digest) for n, digest in manifest.files.items() if not n.endswith(".safetensors")))
+        found = self._tokenizers.get(key)
+        if found is None:
+            found = self._tokenizers[key] = tokenizer_of(folder, manifest)
+        return found
 
     @property
     def in_use(self) -> list[TorchModel]:
@@ -102,6 +118,8 @@ def load_pair(
     report = context.report
     manifests = load_manifest(sft), load_manifest(reference)
     related = check_pair(*manifests, allow_unrelated=serving.allow_unrelated)
+    before = verified((sft, reference), manifests, serving, report)
+    tokenizer = context.models.tokenizer(sft, manifests[0])
     models = [
         _model(role, folder, manifest, serving, context)
         for role, folder, manifest in zip(ROLES, (sft, reference), manifests, strict=True)
@@ -112,7 +130,7 @@ def load_pair(
         for role, folder, manifest, model in zip(ROLES, (sft, reference), manifests, models, strict=True)
     ]
     _report_two_dtypes(checkpoints, report)
-    tokenizer = tokenizer_of(checkpoints[0])
+    refuse_changed(before)
     options, shared_layers = context.on_device(lambda: _compute_options(models, serving, report))
     info = pair_info(
         checkpoints,
@@ -126,6 +144,26 @@ def load_pair(
     engine = PairEngine(models[0], models[1], info, options, shared_layers=shared_layers)
     context.on_device(lambda: _verify_probes(engine, checkpoints, report))
     return engine, tokenizer, manifests[0]
+
+
+def verified(folders: Sequence[Path], manifests: Sequence[Manifest], serving: ServingOptions, report: Report) -> Stamps:
+    """Verify the files of checkpoints, what is seen quickly first; what tells whether they are changed from now on.
+
+    Raises CheckpointError, before any weights are loaded.
+    """
+    places = [weight_folders(folder, manifest) for folder, manifest in zip(folders, manifests, strict=True)]
+    for folder, manifest, (files, base) in zip(folders, manifests, places, strict=True):
+        check_files_folder(files)
+        check_files_folder(base)
+        check_files(files)
+        config = load_config(base)
+        longest = min(longest_sequence(config), max(serving.max_batch_tokens, SHORT_PROBE_TOKENS))
+        check_probe(folder, manifest, vocabulary=int(config.get_text_config().vocab_size), longest=longest)
+    before = stamps_of(*dict.fromkeys(place for pair in places for place in pair))
+    for folder, manifest in zip(folders, manifests, strict=True):
+        report(f"verifying the files of {manifest.role} ({folder})")
+        verify_files(folder, manifest)
+    return before
 
 
 def _refuse_equal(models: Sequence[TorchModel], manifests: Sequence[Manifest]) -> None:
@@ -174,8 +212,6 @@ def served_dtype(manifest: Manifest, serving: ServingOptions, report: Report) ->
 def _model(role: str, folder: Path, manifest: Manifest, serving: ServingOptions, context: LoadContext) -> TorchModel:
     """A checkpoint's model as `serving` requires, with its output layer on the sft model's device."""
     report = context.report
-    report(f"verifying the files of {role} ({folder})")
-    verify_files(folder, manifest)
     dtype = served_dtype(manifest, serving, report)
     device = serving.device if role == "sft" else serving.reference_device or serving.device
 

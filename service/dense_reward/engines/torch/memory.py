@@ -4,6 +4,7 @@ Weights are common if they are equal to the bit: embeddings, frozen layers, the 
 just loaded changes: its tensors become views of the other models' storage, which is freed with the last of them.
 """
 
+import mmap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -27,6 +28,8 @@ _CGROUP_FILES = (
 )
 """Limit, usage and statistics of a container's memory, by version 2 and 1 of cgroups."""
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+MAPPED_BYTES = 1 << 20
+"""Size from which a weight has a mapping of its own: there can be only some ten thousand."""
 SLACK = 1.25  # what allocators lose between blocks of different sizes
 
 
@@ -43,6 +46,14 @@ def hold_once(weights: Weights, others: Sequence[Weights]) -> int:
                 weight.data = other[name].data
                 break
     return before - stored_bytes([*weights.values(), *held])
+
+
+def own_copy(tensor: Tensor) -> Tensor:
+    """A copy on the CPU. A large one goes back to the system with the last tensor in it, where malloc would keep it."""
+    if tensor.nbytes < MAPPED_BYTES:
+        return tensor.clone()
+    memory = mmap.mmap(-1, tensor.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 def stored_bytes(tensors: Iterable[Tensor]) -> int:

@@ -257,7 +257,7 @@ def load_model(
         raise CheckpointError(
             f"{folder}: cannot be served in dtype {dtype or manifest.dtype!r}: choose one of {sorted(DTYPES)}"
         )
-    weights = load_weights(*weight_folders(folder, manifest), chosen).to(device)
+    weights = load_weights(*weight_folders(folder, manifest), chosen, device=device)
     model = TorchModel(weights, fuse=weights.device.type != "cpu" or compile_for(weights))
     if model.vocab_size != manifest.vocabulary:
         raise CheckpointError(

@@ -18,6 +18,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from dense_reward.engines.torch.architecture import INVALID, first_line, load_config, quantisation
+from dense_reward.engines.torch.memory import free_bytes, own_copy
+from dense_reward.engines.trial.adapter import check_adapter_config
 from dense_reward.engines.weight_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -25,7 +27,9 @@ from dense_reward.engines.weight_files import (
     WEIGHTS,
     check_files,
     check_weights_exist,
+    model_files,
     read_json,
+    stored_in,
     tensors_of,
     weights_of,
 )
@@ -43,6 +47,10 @@ UNMERGEABLE = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING",
 """Kinds of adapters of peft that put learned inputs before the text."""
 HEAD_WEIGHT = "score.weight"
 """The output layer of transformers' models for sequence classification."""
+ORDINARY_LAYERS = 200
+"""Layers that can be made, to see which of their weights are missing."""
+MOST_UNSTORED, SMALL_NUMBERS = 1.5, 4_000_000
+"""A model may have this many times the numbers of its files, and this many more: an output layer can be missing."""
 INCOMPLETE_PARTS = "weights that it joins, as those of a layer's experts, are incomplete or differ in shape"
 
 
@@ -52,17 +60,24 @@ def weight_folders(folder: Path, manifest: Manifest) -> tuple[Path, Path]:
     return files, adapter_base_folder(folder, manifest) or files
 
 
-def load_weights(files: Path, base: Path, dtype: torch.dtype, *, head: bool = False) -> PreTrainedModel:
+def load_weights(
+    files: Path, base: Path, dtype: torch.dtype, *, head: bool = False, device: str | None = None
+) -> PreTrainedModel:
     """A causal language model from local safetensors. If `base` is another folder, `files` is an adapter to it.
 
-    `head`: instead, a decoder with one linear output (sequence classification with one label). No remote code. Raises
+    `head`: instead, a decoder with one linear output (sequence classification with one label). No remote code.
+    `device`: where it is served. On a CPU it gets memory of its own: what transformers loads is the file itself, mapped
+    into memory, so a later write to the file would change what is served, or end the process. Raises
     CheckpointError, with the cure, if transformers cannot load the files, if any weight is missing, unexpected, of
-    another shape or not finite, or if the service cannot compute such a model.
+    another shape or not finite, if the memory is too small, or if the service cannot compute such a model.
     """
     try:
+        if base != files or (files / ADAPTER_CONFIG).is_file():
+            _check_adapter(files, base)
         if head:
             _check_has_head(files, base)
-        model = _load_model(base, dtype, AutoModelForSequenceClassification if head else AutoModelForCausalLM)
+        kind = AutoModelForSequenceClassification if head else AutoModelForCausalLM
+        model = _load_model(base, dtype, kind, in_memory=device == "cpu")
         if base != files:
             model = _merge_adapter(model, files, base)
     except ImportError as error:
@@ -74,7 +89,16 @@ def load_weights(files: Path, base: Path, dtype: torch.dtype, *, head: bool = Fa
             f"{files}: transformers cannot load it ({reason}): copy or save the checkpoint again"
         ) from error
     _refuse_not_finite(model, files)
-    return model
+    return model if device is None else _on_device(model, device)
+
+
+def _on_device(model: PreTrainedModel, device: str) -> PreTrainedModel:
+    """The model on its device, where none of it is a mapped file."""
+    if device == "cpu":
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = own_copy(tensor.data)
+    moved: PreTrainedModel = model.to(device)
+    return moved
 
 
 def _check_has_head(files: Path, base: Path) -> None:
@@ -93,10 +117,20 @@ def _check_has_head(files: Path, base: Path) -> None:
 
 
 def _load_model(
-    folder: Path, dtype: torch.dtype, kind: type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification]
+    folder: Path,
+    dtype: torch.dtype,
+    kind: type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification],
+    *,
+    in_memory: bool,
 ) -> PreTrainedModel:
     config = load_config(folder)
     check_weights_exist(folder)
+    numbers = _check_size(folder, config, kind)
+    if in_memory and 0 < free_bytes() < numbers * dtype.itemsize:
+        raise CheckpointError(
+            f"{folder}: its weights take {numbers * dtype.itemsize / 1e9:.1f} GB in {_name(dtype)}, but only "
+            f"{free_bytes() / 1e9:.1f} GB of memory are free: give the service more memory, or stop serving other pairs"
+        )
     with _quiet_load_report():
         model, info = kind.from_pretrained(
             folder,
@@ -118,16 +152,59 @@ def _load_model(
     return model
 
 
-def _merge_adapter(model: PreTrainedModel, files: Path, base: Path) -> PreTrainedModel:
-    """The model with an adapter merged into it."""
-    from peft import PeftModel  # noqa: PLC0415 - only adapters need peft
+def _check_size(
+    folder: Path,
+    config: PreTrainedConfig,
+    kind: type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification],
+) -> int:
+    """How many numbers the model of a configuration has, counted without memory for them.
 
+    Raises CheckpointError if that is far more than the files hold. What differs by less is refused by name after
+    loading, with a better reason.
+    """
+    stored = stored_in(model_files(folder))
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > max(stored.tensors, ORDINARY_LAYERS):
+        raise CheckpointError(
+            f"{folder}: config.json states {layers} layers, but the files hold {stored.tensors} weights: copy both "
+            "from one checkpoint"
+        )
+    with torch.device("meta"):
+        model = kind.from_config(config, trust_remote_code=False)
+    numbers: int = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    packed = 2 * stored.bytes if quantisation(config) else stored.numbers
+    if numbers > MOST_UNSTORED * packed + SMALL_NUMBERS:
+        raise CheckpointError(
+            f"{folder}: config.json describes a model of {numbers:,} numbers, but the files hold {stored.numbers:,}: "
+            "copy both from one checkpoint"
+        )
+    return numbers
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _check_adapter(files: Path, base: Path) -> None:
+    """Raises CheckpointError for an adapter that is not whole or not plain, before its base is loaded."""
+    if base == files or (base / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(
+            f"{base} holds an {ADAPTER_CONFIG}, so transformers would add that adapter to the model: move it to a "
+            "folder of its own, or adopt the checkpoint again"
+        )
     check_files(files)
     _check_kind(files)
     if not (files / ADAPTER_WEIGHTS).is_file():
         raise CheckpointError(
             f"{files} has no {ADAPTER_WEIGHTS}, the adapter's weights: copy or save the adapter again"
         )
+    check_adapter_config(files, base)
+
+
+def _merge_adapter(model: PreTrainedModel, files: Path, base: Path) -> PreTrainedModel:
+    """The model with an adapter merged into it."""
+    from peft import PeftModel  # noqa: PLC0415 - only adapters need peft
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below, with all their names
         try:

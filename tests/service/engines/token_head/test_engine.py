@@ -14,7 +14,8 @@ from dense_reward.engines.token_head.engine import HeadEngine, HeadModel
 from dense_reward.engines.token_head.load import load_token_head
 from dense_reward.engines.torch.load import ServingOptions
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import MANIFEST_NAME, check_pair, load_manifest
+from dense_reward.hashed_files import MANIFEST_NAME
+from dense_reward.manifest import check_pair, load_manifest
 from dense_reward.records import Branch, Result, Trunk, Wants
 from safetensors.torch import load_file, save_file
 from tiny_configs import LONG_TOKENS

@@ -18,7 +18,8 @@ from dense_reward.engines.torch.load import LoadContext, ServingOptions, load_pa
 from dense_reward.engines.torch.model import TorchModel
 from dense_reward.engines.torch.pair import QUANTITIES, ComputeOptions, PairEngine
 from dense_reward.errors import CheckpointError
-from dense_reward.manifest import MANIFEST_NAME, Manifest, hash_files
+from dense_reward.hashed_files import MANIFEST_NAME, hash_files
+from dense_reward.manifest import Manifest
 from dense_reward.records import EngineInfo, TokenScores, Wants
 from tiny_configs import MAX_LENGTH_TOKENS, VOCABULARY
 from tiny_models import copy_pair, random_trunk, write_checkpoint, write_pair
