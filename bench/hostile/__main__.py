@@ -9,13 +9,14 @@ from pathlib import Path
 from dense_reward_trainer.runs.run_folder import commit
 
 from bench.circumstances import circumstances
-from bench.hostile import bodies, sockets
+from bench.hostile import bodies, checkpoints, sockets
 
 Json = dict[str, object]
 RESULTS = Path("bench/results/hostile.json")
 STAGES: dict[str, Callable[[], tuple[Json, Json]]] = {  # each returns figures and details
     "bodies": bodies.measure,
     "sockets": sockets.measure,
+    "checkpoints": checkpoints.measure,
 }
 
 

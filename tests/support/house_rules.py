@@ -30,7 +30,8 @@ SERVICE_ROOMS = {
     "engines.remote": "folders engines errors manifest records settings text",
     "checkpoints": "engines engines.token_head engines.torch errors folders hashed_files heatmap manifest records text",
     "scoring": "batching cancellation errors records reward schemas telemetry text",
-    "serving": "batching engines engines.remote engines.teacher engines.token_head engines.torch engines.trial errors hashed_files manifest records schemas scoring settings telemetry text",
+    "serving": "batching engines engines.remote engines.teacher engines.token_head engines.torch engines.trial errors "
+    "hashed_files manifest records schemas scoring settings telemetry text",
     "teacher": "batching errors records schemas scoring text",
     "http": "batching cancellation errors heatmap records schemas scoring serving settings teacher telemetry text",
     "bulk": "batching checkpoints client errors records schemas scoring serving settings waits",
