@@ -139,6 +139,14 @@ def _run(job: JobSpec, config: str, overrides: Sequence[str]) -> None:
     alone = nullcontext() if resolved.reads_only else only_job_in(folder, _report)
     with reports_full_disk(folder), alone:
         importlib.import_module(job.module).run(resolved, _report)
+        _leave_process_group()
+
+
+def _leave_process_group() -> None:
+    """Leave the group of a launcher's processes, if there is one: threads that it still has can abort the exit."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _resolved(job: JobSpec, config: str, overrides: Sequence[str]) -> JobConfig:
