@@ -7,7 +7,7 @@ from dense_reward.heatmap.ansi import render_ansi
 from dense_reward.heatmap.html import render_html, render_html_document
 from dense_reward.heatmap.palette import DEFAULT_PALETTE, PALETTES
 from dense_reward.heatmap.rows import MEANINGS, Heatmap, HeatmapAlternative, HeatmapRow, build, shared_scale
-from dense_reward.heatmap.style import style_sources
+from dense_reward.heatmap.style import palette_variables
 from dense_reward.heatmap.svg import render_svg
 
 __all__ = [
@@ -18,10 +18,10 @@ __all__ = [
     "HeatmapAlternative",
     "HeatmapRow",
     "build",
+    "palette_variables",
     "render_ansi",
     "render_html",
     "render_html_document",
     "render_svg",
     "shared_scale",
-    "style_sources",
 ]

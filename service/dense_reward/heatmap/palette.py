@@ -103,7 +103,10 @@ def _stops(hexes: str) -> tuple[Colour, ...]:
 
 _GREY = _stops("1c1c1c 848484 cccccc e6e6e6 ffffff")
 
+_BLUE_RED_DARK = "ff7a66 d9503f a13a30 5e2e2c 2b2f36 24405e 2a639c 3a8ad6 6cb6ff"
+
 # The light blue-red and purple-green are ColorBrewer's RdBu and PRGn, which colour-blind readers can distinguish.
+# dark-red is RdBu the other way round, whole: dark red is high, as in Figure 1 of the paper.
 # Grey has the same colours in light and dark surroundings (dark is low), so that print and screen agree.
 PALETTES: Mapping[str, Palette] = MappingProxyType(
     {
@@ -112,7 +115,12 @@ PALETTES: Mapping[str, Palette] = MappingProxyType(
             Palette(
                 DEFAULT_PALETTE,
                 light=_stops("b2182b d6604d f4a582 fddbc7 f7f7f7 d1e5f0 92c5de 4393c3 2166ac"),
-                dark=_stops("ff7a66 d9503f a13a30 5e2e2c 2b2f36 24405e 2a639c 3a8ad6 6cb6ff"),
+                dark=_stops(_BLUE_RED_DARK),
+            ),
+            Palette(
+                "dark-red",
+                light=_stops("053061 2166ac 4393c3 92c5de d1e5f0 f7f7f7 fddbc7 f4a582 d6604d b2182b 67001f"),
+                dark=_stops(_BLUE_RED_DARK)[::-1],
             ),
             Palette(
                 "purple-green",

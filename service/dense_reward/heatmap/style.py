@@ -7,7 +7,7 @@ import base64
 import hashlib
 from functools import cache
 
-from dense_reward.heatmap.palette import PALETTES, Palette, swatches
+from dense_reward.heatmap.palette import PALETTES, STEPS, Colour, Palette, swatches
 
 _LAYOUT = """
 .dr-heatmap{--page:#fff;--text:#1b1f24;--dim:#5b6470;--line:#dfe3e8;--card:#fff;--shade:0 6px 24px #0003;
@@ -96,9 +96,27 @@ def style_source(palette: Palette) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
-def style_sources() -> tuple[str, ...]:
-    """Sources for the style-src of a page that shows heatmap documents in a srcdoc frame, which inherits its policy."""
-    return tuple(map(style_source, PALETTES.values()))
+@cache
+def palette_variables() -> str:
+    """The colours of all palettes as custom properties, for a page that draws tokens itself.
+
+    Below an element with data-palette=NAME, `--c0` to `--c64` are the fills, `--i0` to `--i64` the inks on them, and
+    `--bar` is the gradient of the scale. Classes c0 to c64 use them.
+    """
+    classes = "".join(f".c{step}{{background:var(--c{step});color:var(--i{step})}}\n" for step in range(2 * STEPS + 1))
+    return "".join(map(_variables, PALETTES.values())) + classes
+
+
+def _variables(palette: Palette) -> str:
+    pairs = list(zip(swatches(palette, dark=False), swatches(palette, dark=True), strict=True))
+    fills = "".join(f"--c{step}:{_either(light.fill, dark.fill)};" for step, (light, dark) in enumerate(pairs))
+    inks = "".join(f"--i{step}:{_either(light.ink, dark.ink)};" for step, (light, dark) in enumerate(pairs))
+    stops = ",".join(f"var(--c{step})" for step in range(0, 2 * STEPS + 1, 4))
+    return f'[data-palette="{palette.name}"]{{{fills}{inks}--bar:linear-gradient(90deg,{stops})}}\n'
+
+
+def _either(light: Colour, dark: Colour) -> str:
+    return light.hex if light == dark else f"light-dark({light.hex},{dark.hex})"
 
 
 def _colours(palette: Palette, *, dark: bool) -> str:

@@ -14,8 +14,9 @@ from dense_reward.errors import RequestError, refuse
 from dense_reward.http.bodies import error_response
 from dense_reward.http.keys import Caller, Keys
 
-OPEN_PATHS = frozenset({"/", "/health", "/ready"})
-OPEN_FOLDERS = ("/web/",)
+# The page and the API documentation are the same for every deployment: they reveal no pair and no text.
+OPEN_PATHS = frozenset({"/", "/health", "/ready", "/docs", "/openapi.json"})
+OPEN_FOLDERS = ("/web/", "/docs/assets/")
 TEACHER_HEALTH = re.compile(r"/teacher/[^/]+/health")
 METRICS = "/metrics"
 ADMIN = "/admin"

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import pytest
+from dense_reward.heatmap import palette_variables
 from dense_reward.heatmap.palette import BLACK, PALETTES, STEPS, WHITE, contrast, level, palette_named, swatches
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +37,24 @@ def test_the_default_paints_low_red_and_high_blue() -> None:
         assert high.blue > high.red
 
 
+def test_the_papers_palette_paints_high_dark_red() -> None:
+    *_, high = (one.fill for one in swatches(PALETTES["dark-red"], dark=False))
+    assert high.red > 2 * high.blue
+    assert high.luminance < 0.1
+
+
+def test_the_page_gets_every_colour_of_every_palette_for_light_and_dark() -> None:
+    styles = palette_variables()
+    for name, palette in PALETTES.items():
+        (rule,) = [line for line in styles.splitlines() if line.startswith(f'[data-palette="{name}"]')]
+        for step, (light, dark) in enumerate(
+            zip(swatches(palette, dark=False), swatches(palette, dark=True), strict=True)
+        ):
+            wanted = light.fill.hex if light.fill == dark.fill else f"light-dark({light.fill.hex},{dark.fill.hex})"
+            assert f"--c{step}:{wanted};" in rule
+    assert styles.count("background:var(--c") == 2 * STEPS + 1
+
+
 @given(numbers, scales)
 def test_the_scale_is_symmetric_around_zero(value: float, scale: float) -> None:
     assert level(value, scale) + level(-value, scale) == 2 * STEPS
@@ -58,5 +77,5 @@ def test_contrast_is_that_of_the_web_guidelines() -> None:
 
 
 def test_an_unknown_palette_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'jet'.*blue-red, purple-green, grey"):
+    with pytest.raises(ValueError, match=r"'jet'.*blue-red, dark-red, purple-green, grey"):
         palette_named("jet")

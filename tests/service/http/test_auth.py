@@ -118,8 +118,13 @@ def test_a_client_whose_contract_has_no_key_puts_it_into_its_url(service: Served
     assert httpx2.post(url, json=IDS, trust_env=False).status_code == 200
 
 
-def test_a_browser_that_opens_a_page_is_asked_for_the_key(service: Served) -> None:
-    answer = service.client.get("/docs", headers={"Accept": "text/html,*/*"})
+def test_the_page_and_the_documentation_open_without_a_key(service: Served) -> None:
+    for path in ("/", "/web/page.js", "/web/palettes.css", "/docs", "/docs/assets/swagger-ui.css", "/openapi.json"):
+        assert service.client.get(path).status_code == 200, path
+
+
+def test_a_browser_that_opens_an_address_is_asked_for_the_key(service: Served) -> None:
+    answer = service.client.get("/metrics", headers={"Accept": "text/html,*/*"})
     assert answer.status_code == 401
     assert answer.headers["www-authenticate"].startswith("Basic realm=")
 

@@ -1,12 +1,13 @@
 """The routes for people and monitors: the page, the docs and their schema, heatmaps, metrics."""
 
+import base64
+import hashlib
 import json
 import re
 from collections.abc import Iterator
 
 import httpx2
 import pytest
-from dense_reward.heatmap import style_sources
 from dense_reward.schemas import HeatmapRequest, ScoreRequest
 from dense_reward.teacher.sglang import SglangRequest
 from dense_reward.teacher.vllm import CompletionRequest, GenerateRequest
@@ -29,13 +30,18 @@ def directives(answer: httpx2.Response) -> dict[str, list[str]]:
     return {name: sources for name, *sources in parts}
 
 
-def test_the_page_allows_its_own_files_and_the_heatmaps_styles_and_nothing_else(service: Served) -> None:
+def test_the_page_allows_its_own_files_and_nothing_else(service: Served) -> None:
     answer = service.client.get("/")
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     policy = directives(answer)
     assert policy["default-src"] == ["'none'"]
     assert policy["script-src"] == policy["connect-src"] == ["'self'"]
-    assert policy["style-src"] == ["'self'", *style_sources()]
+    own, hashed = policy["style-src"]
+    assert own == "'self'"
+    (style,) = re.findall(r"<style>(.*?)</style>", answer.text, re.DOTALL)
+    assert hashed == f"'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'"
+    assert policy["require-trusted-types-for"] == ["'script'"], "no text of a script may become markup or code"
+    assert policy["trusted-types"] == ["'none'"]
     assert policy["frame-ancestors"] == policy["base-uri"] == policy["form-action"] == ["'none'"]
     assert not any("unsafe" in source for sources in policy.values() for source in sources)
 
@@ -55,7 +61,7 @@ def test_the_docs_come_whole_from_the_service(service: Served) -> None:
     assert not OUTSIDE.search(page)
     assert "https://" not in page
     files = re.findall(r'(?:src|href)="(/[^"]+)"', page)
-    assert len(files) == 2
+    assert len(files) == 3
     for file in files:
         assert service.client.get(file).status_code == 200
     assert service.client.get("/openapi.json").json()["info"]["title"] == "dense-reward"

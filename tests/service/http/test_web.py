@@ -1,4 +1,4 @@
-"""The page served at /: its elements and texts, and that no text can become markup or code."""
+"""The files of the page served at /: whole, small, from the service alone, and without a way from text to code."""
 
 import re
 from dataclasses import dataclass, field
@@ -8,10 +8,14 @@ from typing import get_args
 
 import pytest
 from dense_reward.heatmap import DEFAULT_PALETTE, PALETTES
-from dense_reward.schemas import SignalName
+from dense_reward.schemas import ArrayName, SignalName
 
 WEB = files("dense_reward") / "http" / "web"
+MODULES = sorted(file.name for file in WEB.iterdir() if file.name.endswith(".js"))
+TEXTS = sorted(file.name for file in WEB.iterdir() if file.name.endswith((".js", ".css", ".html")))
 VOID = {"br", "meta", "link", "input"}
+WRITTEN_BY_THE_SERVICE = {"web/palettes.css"}
+MOST_LINES, LONGEST_LINE, MOST_BYTES = 400, 120, 120_000
 
 Attributes = dict[str, str | None]
 
@@ -77,51 +81,77 @@ def test_the_page_runs_under_a_policy_without_inline_code(page: Elements) -> Non
 def test_its_files_come_from_the_service_itself_and_exist(page: Elements) -> None:
     addresses = [a.get("href") for a in page.all("link") + page.all("a")] + [s.get("src") for s in page.all("script")]
     local = {address for address in addresses if address and address.startswith("web/")}
-    assert local == {"web/page.css", "web/page.js"}
-    assert all((WEB / address.removeprefix("web/")).is_file() for address in local)
+    assert local == {"web/page.css", "web/result.css", "web/palettes.css", "web/page.js"}
+    assert all((WEB / address.removeprefix("web/")).is_file() for address in local - WRITTEN_BY_THE_SERVICE)
     assert {"docs", "metrics"} <= set(addresses)
-    assert not any(re.search(r"https?:|//[a-z]", text(name)) for name in ("index.html", "page.css"))
-    assert not re.search(r"https?:", text("page.js"))
 
 
-def test_the_picture_stands_in_a_frame_that_may_do_nothing(page: Elements) -> None:
-    (frame,) = page.all("iframe")
-    assert frame["sandbox"] == ""
-    assert frame.get("title")
-    assert "srcdoc" in text("page.js")
+@pytest.mark.parametrize("name", TEXTS)
+def test_no_file_names_an_address_outside_the_service(name: str) -> None:
+    namespaces = text(name).replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"https?:|[\"'(]//[a-z]|@import", namespaces)
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_a_file_can_be_read_without_a_build_step(name: str) -> None:
+    lines = text(name).splitlines()
+    assert len(lines) <= MOST_LINES
+    assert max(map(len, lines)) <= LONGEST_LINE
+
+
+def test_the_page_is_small() -> None:
+    assert sum(len(text(name).encode()) for name in TEXTS) <= MOST_BYTES
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_imports_modules_that_exist_and_names_that_they_export(name: str) -> None:
+    for names, source in re.findall(r'^import \{([^}]+)\} from "\./([^"]+)";', text(name), re.MULTILINE):
+        exported = set(re.findall(r"^export (?:async )?(?:function|class|const)\*? (\w+)", text(source), re.MULTILINE))
+        wanted = {entry.split(" as ")[0].strip() for entry in names.split(",") if entry.strip()}
+        assert wanted <= exported, source
+        used = {entry.split(" as ")[-1].strip() for entry in names.split(",") if entry.strip()}
+        assert all(len(re.findall(rf"\b{entry}\b", text(name))) > 1 for entry in used), "an import that is not used"
 
 
 @pytest.mark.parametrize(
-    "sink", ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function("]
+    "sink",
+    ["innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval(", "Function(", "srcdoc", "setHTML"],
 )
 def test_no_text_is_ever_parsed_as_markup_or_code(sink: str) -> None:
-    assert sink not in text("page.js")
+    assert not [name for name in MODULES if sink in text(name)]
 
 
 def test_every_field_has_a_label_and_every_identity_is_unique(page: Elements) -> None:
-    fields = [a["id"] for tag in ("textarea", "select", "input") for a in page.all(tag)]
-    assert sorted(label["for"] or "" for label in page.all("label")) == sorted(str(name) for name in fields)
+    fields = [a for tag in ("textarea", "select", "input") for a in page.all(tag)]
+    labelled = {label.get("for") for label in page.all("label")}
+    for attributes in fields:
+        wrapped = attributes.get("type") in ("radio", "checkbox") or attributes.get("id") == "row"
+        assert wrapped or "aria-label" in attributes or attributes.get("id") in labelled, attributes
     assert len(page.ids()) == len(set(page.ids()))
 
 
-def test_the_script_asks_only_for_elements_that_the_page_has(page: Elements) -> None:
-    asked = set(re.findall(r'byId\("([^"]+)"\)', text("page.js")))
+def test_the_modules_ask_only_for_elements_that_the_page_has(page: Elements) -> None:
+    asked = {name for module in MODULES for name in re.findall(r'byId\("([^"]+)"\)', text(module))}
     assert asked
     assert asked <= set(page.ids())
 
 
-def test_it_offers_the_signals_and_palettes_that_the_service_has(page: Elements) -> None:
-    assert options(page, "signal") == list(get_args(SignalName))
+def test_it_offers_the_palettes_and_signals_that_the_service_has(page: Elements) -> None:
     assert options(page, "palette") == list(PALETTES)
     assert options(page, "palette")[0] == DEFAULT_PALETTE
+    described = re.findall(r"^  \"?([\w-]+)\"?: \{ high:", text("signals.js"), re.MULTILINE)
+    assert described == list(PALETTES)
+    signals = set(re.findall(r"^  (\w+): \{$", text("signals.js"), re.MULTILINE))
+    assert signals >= set(get_args(SignalName))
+    assert signals <= set(get_args(ArrayName))
 
 
 def test_the_example_is_a_worked_addition_and_a_copy_with_one_wrong_digit() -> None:
-    found = dict(re.findall(r'(prompt|response|other): "([^"]+)"', text("page.js")))
-    lines, other = found["response"].split("\\n"), found["other"].split("\\n")
+    right, wrong = re.findall(r'text: "([^"]+)", thoughts: ""', text("form.js"))
+    lines = right.split("\\n")
     for line in lines[:-1]:
         sum_, _, total = line.split(" ")[0].partition("=")
         assert sum(map(int, sum_.split("+"))) == int(total)
-    assert re.findall(r"\d+", found["prompt"]) == ["478", "365"]
+    assert 'prompt: "Add 478 and 365."' in text("form.js")
     assert lines[-1] == f"#### {478 + 365}"
-    assert sum(one != two for one, two in zip("\n".join(lines), "\n".join(other), strict=True)) == 1
+    assert sum(one != two for one, two in zip(right, wrong, strict=True)) == 1
