@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/deploy/test_operations.py tests/deploy/test_release_scripts.py tests/deploy/test_batch_script.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture bench bench-gpu gpu-day evidence figures methods estimators reliability hostile soak scale rolling test-vllm test-frameworks engines bulk constraints programs package images push-images push-chart try-image version clean
+.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture page bench bench-gpu gpu-day evidence figures methods estimators reliability hostile soak scale rolling test-vllm test-frameworks engines bulk constraints programs package images push-images push-chart try-image version clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -55,9 +55,9 @@ test-deploy: install .venv-deploy/installed ## test chart, images, Compose and p
 	@echo "  make try-image  builds the CPU image, starts it confined and lets it score: bench/results/image.json"
 	@echo "  make rolling    replaces replicas under load behind haproxy: bench/results/rolling.json"
 
-programs: ## install the programs that test-deploy, try-image and rolling need, from Debian or Ubuntu packages (root)
+programs: ## install the programs that test-deploy, try-image, rolling and page need, from Debian or Ubuntu packages (root)
 	apt-get update
-	apt-get install --yes --no-install-recommends buildah debian-archive-keyring debootstrap haproxy prometheus slurm-client \
+	apt-get install --yes --no-install-recommends buildah chromium debian-archive-keyring debootstrap haproxy prometheus slurm-client \
 		$(if $(shell docker compose version 2>/dev/null),,docker-compose)
 
 chart: install ## generate the chart's README.md and its other generated files
@@ -65,6 +65,15 @@ chart: install ## generate the chart's README.md and its other generated files
 
 heatmap-picture: install ## generate the README's picture of a heatmap
 	$(BIN)/python docs/pictures/make.py
+
+page: install .page/installed ## test the page in Chromium and measure it: results, the documents' pictures (minutes; needs chromium)
+	PYTHONPATH=.page $(BIN)/python -m pytest tests/service/http/test_page_in_browser.py
+	PYTHONPATH=.page $(BIN)/python -m bench.page
+
+# Beside .venv, which the service runs in: what drives a browser, and axe-core.
+.page/installed:
+	$(BIN)/python -m pip install --no-deps --target $(@D) axe-playwright-python==0.1.8 greenlet==3.5.6 playwright==1.65.2 pyee==13.0.1
+	@touch $@
 
 bench: install .venv-vllm/tried ## measure speed against transformers and vLLM without a GPU: hours (ONLY=a_40m,...: some cells)
 	$(BIN)/python -m bench.speed cpu $(if $(ONLY),--only $(ONLY))
@@ -199,6 +208,6 @@ constraints: ## resolve every constraint file again (needs the network, installs
 	$(PYTHON) constraints/resolve.py
 
 clean: ## remove environments, caches and build outputs; runs/ stays
-	rm -rf .venv .venv-vllm .venv-vllm-gpu .venv-verl .venv-ray .frameworks .venv-fuzz .venv-deploy .venv-package build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis
+	rm -rf .venv .venv-vllm .venv-vllm-gpu .venv-verl .venv-ray .frameworks .venv-fuzz .venv-deploy .venv-package .page build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -prune -exec rm -rf {} +
