@@ -49,6 +49,7 @@ TRAINER_ROOMS = {
     "sft": "configs data errors runs",
     "rl": "configs data errors runs",
     "credit": "configs data errors rl runs",
+    "benchmarks": "configs credit data rl runs",
     "policies": "configs credit data errors rl",
     "selfplay": "configs data errors rl runs sft",
     "reward_model": "configs data errors rl runs sft",
@@ -59,7 +60,8 @@ TRAINER_ROOMS = {
     "studies.methods": "selfplay",
     "studies.options": "configs credit errors rl runs text_table",
     "studies.regimes": "cli configs credit data errors rl runs tasks text_table",
-    "jobs": "configs credit data errors integrations policies preview reward_model rl runs selfplay sft text_table",
+    "jobs": "benchmarks configs credit data errors integrations policies preview reward_model rl runs selfplay sft "
+    "text_table",
 }
 MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "tokenizers", "vllm", "accelerate", "peft", "flash_attn"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
@@ -69,7 +71,7 @@ HEAVY = MODEL_LIBRARIES | WEB_LIBRARIES | TRAINING_LIBRARIES
 JOBS = {
     *(
         f"{TRAINER}.jobs.{job}"
-        for job in ("sft", "irft", "rft", "dpr", "gradient", "evaluate", "credit", "demo", "preview")
+        for job in ("sft", "irft", "rft", "dpr", "gradient", "evaluate", "credit", "benchmark", "demo", "preview")
     ),
     *(f"{TRAINER}.studies.{study}" for study in ("options.compare", "regimes.study")),
 }
@@ -119,8 +121,8 @@ MUST_NOT_IMPORT = {
 } | {
     f"{TRAINER}.{name}": forbidden
     for names, forbidden in {
-        "configs.advantages configs.base configs.credit configs.dense_reward configs.dpr configs.evaluate "
-        "configs.irft configs.preview configs.rft configs.sample configs.service configs.sft "
+        "configs.advantages configs.base configs.benchmark configs.credit configs.dense_reward configs.dpr "
+        "configs.evaluate configs.irft configs.preview configs.rft configs.sample configs.service configs.sft "
         "configs.signals": MODEL_LIBRARIES,
         "credit.aggregates": MODEL_LIBRARIES | NETWORK,
         "credit.alignment": TRAINER_JOBS | NETWORK,

@@ -55,6 +55,11 @@ JOBS = {
         "measure the reward: does it locate planted errors, and rank right above wrong answers?",
         data="data",
     ),
+    "benchmark": JobSpec(
+        "dense_reward_trainer.jobs.benchmark",
+        "dense_reward_trainer.configs.benchmark:BenchmarkConfig",
+        "measure the reward on ProcessBench, PRM800K, PRMBench and RewardBench 2, by their own metrics",
+    ),
     "dpr": JobSpec(
         "dense_reward_trainer.jobs.dpr",
         "dense_reward_trainer.configs.dpr:DprConfig",

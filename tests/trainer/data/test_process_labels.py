@@ -39,6 +39,12 @@ def test_process_bench_names_the_first_wrong_step(tmp_path: Path) -> None:
     ]
 
 
+def test_a_json_array_is_read_as_process_bench_publishes_it(tmp_path: Path) -> None:
+    path = tmp_path / "gsm8k.json"
+    path.write_text(json.dumps([{"problem": "P", "steps": ["a", "b"], "label": 1}], indent=2))
+    assert [(one.steps, one.first_wrong) for one in read_solutions(path)] == [(("a", "b"), 1)]
+
+
 def test_prm800k_is_followed_along_the_chosen_steps_to_the_first_wrong_one(tmp_path: Path) -> None:
     path = written(
         tmp_path,
@@ -72,6 +78,8 @@ def test_a_line_of_neither_is_refused_by_its_place(tmp_path: Path, line: object)
 
 def test_a_file_without_any_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no labelled solution"):
+        read_solutions(written(tmp_path, prm(step(("a", 1)), reason="give_up")))
+    with pytest.raises(DataError, match="is empty"):
         read_solutions(written(tmp_path, ""))
     with pytest.raises(DataError, match="cannot be read"):
         read_solutions(tmp_path / "missing.jsonl")

@@ -81,6 +81,16 @@ class References:
         for scores in zip(*answers, strict=True):
             yield self._answer(scores)
 
+    def score_each(self, chats: Sequence[Chat], include: Collection[ArrayName] = ()) -> Iterator[Answer | None]:
+        """Like `score_chats` with many requests at a time; None for a chat that is too long for a pair."""
+        answers = []
+        for pair in self.pairs:
+            arrays, top_k = _request(pair, self.first, include)
+            answers.append(pair.score_each(chats, arrays, top_k))
+        for scores in zip(*answers, strict=True):
+            whole = [scored for scored in scores if scored is not None]
+            yield self._answer(whole) if len(whole) == len(scores) else None
+
     def score_rollouts(self, rollouts: Sequence[Rollout]) -> Iterator[Answer]:
         """Scores the ids of sampled answers under every pair, in their order. Raises like `score_chats`."""
         for items in requests(rollouts, self.first.request_tokens):

@@ -1,4 +1,4 @@
-"""Reads solutions in which people marked the first wrong step: lines of ProcessBench and of PRM800K.
+"""Reads solutions in which people marked the first wrong step: rows of ProcessBench and of PRM800K.
 
 ProcessBench (arXiv 2412.06559): {"problem", "steps": [str], "label": index of the first wrong step, -1 for none}.
 PRM800K (arXiv 2305.20050): {"question": {"problem"}, "label": {"steps": [{"completions": [{"text", "rating"}],
@@ -7,10 +7,11 @@ PRM800K (arXiv 2305.20050): {"question": {"problem"}, "label": {"steps": [{"comp
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from dense_reward_trainer.data.file_rows import refuse_other_kinds
+from dense_reward_trainer.data.file_rows import file_rows
 from dense_reward_trainer.data.records import DataError
 
 SEPARATOR = "\n\n"
@@ -18,51 +19,48 @@ SEPARATOR = "\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """A solution in steps. `first_wrong`: index of the first wrong step, None if all are right."""
+    """A solution in steps. `first_wrong`: index of the first wrong step, None if all are right.
+
+    `separator`: what stands between two steps in the response.
+    """
 
     problem: str
     steps: tuple[str, ...]
     first_wrong: int | None
     source: str
+    separator: str = SEPARATOR
 
     @property
     def text(self) -> str:
-        """The steps as one response, a blank line between them."""
-        return SEPARATOR.join(self.steps)
+        """The steps as one response."""
+        return self.separator.join(self.steps)
 
     @property
     def spans(self) -> list[tuple[int, int]]:
         """Code-point span of each step in `text`; the separator belongs to the step before it."""
         starts = [0]
         for step in self.steps[:-1]:
-            starts.append(starts[-1] + len(step) + len(SEPARATOR))
+            starts.append(starts[-1] + len(step) + len(self.separator))
         return [*zip(starts, [*starts[1:], len(self.text)], strict=True)]
 
 
-def read_solutions(path: Path) -> list[Solution]:
+def read_solutions(path: Path, separator: str = SEPARATOR) -> list[Solution]:
     """All labelled solutions of a file; skips those of PRM800K whose labelling is unfinished.
 
-    Raises DataError, naming the line, if one has neither format.
+    `separator`: that of the solutions. Raises DataError, naming the row, if one has neither format.
     """
-    try:
-        content = path.read_bytes()
-        refuse_other_kinds(path, content)
-        lines = content.decode().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as text: {error}") from None
     solutions: list[Solution] = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            solution = _solution(line, f"{path}:{number}")
-            solutions += [] if solution is None else [solution]
+    for number, row in file_rows(path).rows:
+        solution = _solution(row, f"{path}:{number}")
+        solutions += [] if solution is None else [replace(solution, separator=separator)]
     if not solutions:
         raise DataError(f"{path} holds no labelled solution")
     return solutions
 
 
-def _solution(line: str, source: str) -> Solution | None:
+def _solution(line: bytes | Mapping[str, Any], source: str) -> Solution | None:
     try:
-        row = json.loads(line)
+        row = json.loads(line) if isinstance(line, bytes) else line
         return _process_bench(row, source) if "steps" in row else _prm800k(row, source)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"

@@ -28,6 +28,8 @@ from dense_reward_trainer.rl.records import ResponseRewards, Rollout
 from dense_reward_trainer.runs.run_folder import without_secrets
 
 Chat = list[dict[str, str]]
+TOO_LONG = "too_long"
+"""The service's code for an item that exceeds the pair's limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +95,8 @@ class PinnedPair:
         """One request. `top_k`: how many likeliest ids to return at each token. Raises JobError if the pair was
         swapped, or the service is unavailable beyond the patience.
         """
-        options = ScoreOptions(
-            model=self.card.name,
-            tokenizer_sha256=self.card.tokenizer_sha256,
-            expect_revision=self.card.revision,
-            include=sorted(include),
-            top_k=top_k,
-        )
         try:
-            return self.client.score_items(items, options=options)
+            return self.client.score_items(items, options=self._options(include, top_k))
         except ClientError as error:
             timed_out = isinstance(error, ServiceUnavailableError) and "ReadTimeout" in error.last
             cure = ": raise service_timeout_s, or lower service_request_tokens" if timed_out else ""
@@ -119,6 +114,38 @@ class PinnedPair:
             if characters >= self.request_tokens or index == len(chats) - 1:
                 yield from self.score(items, include, top_k).results
                 items, characters = [], 0
+
+    def score_each(
+        self, chats: Sequence[Chat], include: Collection[ArrayName], top_k: int = 0
+    ) -> Iterator[ScoredResponse | None]:
+        """Scores the last message of each chat, many requests at a time; None for a chat that is too long.
+
+        Raises JobError like `score`, and for any other fault of a chat.
+        """
+        items = ({"messages": chat} for chat in chats)
+        many = self.client.score_many(
+            items,
+            options=self._options(include, top_k),
+            on_error="per_item",
+            request_tokens=self.request_tokens,
+            progress=False,
+        )
+        try:
+            for scored in many:
+                if scored.error is not None and scored.error.code != TOO_LONG:
+                    raise JobError(f"the reward service did not score chat {scored.index}: {scored.error.message}")
+                yield None if scored.error is not None else scored.results[0]
+        except ClientError as error:
+            raise JobError(f"the reward service did not score: {error}") from error
+
+    def _options(self, include: Collection[ArrayName], top_k: int) -> ScoreOptions:
+        return ScoreOptions(
+            model=self.card.name,
+            tokenizer_sha256=self.card.tokenizer_sha256,
+            expect_revision=self.card.revision,
+            include=sorted(include),
+            top_k=top_k,
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

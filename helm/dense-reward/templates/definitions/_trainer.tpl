@@ -7,7 +7,7 @@
 {{- define "dense-reward.trainerSpec" -}}
 {{- $v := .root.Values -}}
 {{- $c := $v.checkpoints -}}
-{{- $asks := has .job.job (list "dpr" "gradient" "credit" "evaluate") -}}
+{{- $asks := has .job.job (list "dpr" "gradient" "credit" "benchmark" "evaluate") -}}
 {{- $hasKey := and $asks (ne $v.trainer.apiKey.secretName "") -}}
 backoffLimit: {{ int $v.trainer.backoffLimit }}
 {{- /* A pod that was evicted or preempted does not count towards backoffLimit. */}}
