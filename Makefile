@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/deploy/test_operations.py tests/deploy/test_release_scripts.py tests/deploy/test_batch_script.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture page bench bench-gpu gpu-day evidence figures methods estimators reliability hostile soak scale rolling test-vllm test-frameworks engines bulk constraints programs package images push-images push-chart try-image version clean
+.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture page bench bench-gpu gpu-day evidence figures methods estimators reliability hostile soak scale rolling test-vllm test-evaluation test-frameworks engines bulk constraints programs package images push-images push-chart try-image version clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -119,6 +119,14 @@ rolling: install ## replace real replicas under load behind haproxy: minutes (CH
 test-vllm: install .venv-vllm/tested ## test the service with real vLLM, without a GPU: 10 minutes
 	VLLM_CPU_KVCACHE_SPACE=1 .venv-vllm/bin/python -m pytest -W default -m vllm tests/service/engines/test_rendered_by_vllm.py tests/service/engines/test_every_engine.py tests/service/engines/remote/test_vllm.py
 
+test-evaluation: .venv-evaluation/installed ## test with lm-evaluation-harness and math-verify: minutes
+	HF_HUB_OFFLINE=1 .venv-evaluation/bin/python -m pytest tests/trainer/jobs/test_leaderboard.py tests/trainer/data/test_final_answers.py
+
+.venv-evaluation/installed: constraints/evaluation.txt pyproject.toml
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --editable '.[train,dev,eval]' --constraint $<
+	@touch $@
+
 test-frameworks: install .venv-verl/tried .frameworks/tried .frameworks/teachers .venv-ray/installed ## drive the own code of TRL, verl, Ray Data, OpenRLHF, SkyRL, slime, miles, AReaL and of teachers' clients with a real service: minutes
 	$(BIN)/python -m bench.frameworks
 
@@ -208,6 +216,6 @@ constraints: ## resolve every constraint file again (needs the network, installs
 	$(PYTHON) constraints/resolve.py
 
 clean: ## remove environments, caches and build outputs; runs/ stays
-	rm -rf .venv .venv-vllm .venv-vllm-gpu .venv-verl .venv-ray .frameworks .venv-fuzz .venv-deploy .venv-package .page build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis
+	rm -rf .venv .venv-vllm .venv-vllm-gpu .venv-verl .venv-ray .frameworks .venv-fuzz .venv-evaluation .venv-deploy .venv-package .page build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -prune -exec rm -rf {} +

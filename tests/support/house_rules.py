@@ -71,7 +71,19 @@ HEAVY = MODEL_LIBRARIES | WEB_LIBRARIES | TRAINING_LIBRARIES
 JOBS = {
     *(
         f"{TRAINER}.jobs.{job}"
-        for job in ("sft", "irft", "rft", "dpr", "gradient", "evaluate", "credit", "benchmark", "demo", "preview")
+        for job in (
+            "sft",
+            "irft",
+            "rft",
+            "dpr",
+            "gradient",
+            "evaluate",
+            "credit",
+            "benchmark",
+            "leaderboard",
+            "demo",
+            "preview",
+        )
     ),
     *(f"{TRAINER}.studies.{study}" for study in ("options.compare", "regimes.study")),
 }
@@ -122,8 +134,8 @@ MUST_NOT_IMPORT = {
     f"{TRAINER}.{name}": forbidden
     for names, forbidden in {
         "configs.advantages configs.base configs.benchmark configs.credit configs.dense_reward configs.dpr "
-        "configs.evaluate configs.irft configs.preview configs.rft configs.sample configs.service configs.sft "
-        "configs.signals": MODEL_LIBRARIES,
+        "configs.evaluate configs.irft configs.leaderboard configs.preview configs.rft configs.sample configs.service "
+        "configs.sft configs.signals": MODEL_LIBRARIES,
         "credit.aggregates": MODEL_LIBRARIES | NETWORK,
         "credit.alignment": TRAINER_JOBS | NETWORK,
         "credit.answer_ranking credit.error_localisation credit.first_wrong_step": TRAINER_JOBS,

@@ -11,6 +11,7 @@ from dense_reward_trainer.configs.credit import CreditConfig
 from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.configs.evaluate import EvaluateConfig
 from dense_reward_trainer.configs.irft import IrftConfig
+from dense_reward_trainer.configs.leaderboard import LeaderboardConfig
 from dense_reward_trainer.configs.preview import PreviewConfig
 from dense_reward_trainer.configs.rft import RftConfig
 from dense_reward_trainer.configs.sft import SftConfig
@@ -117,6 +118,11 @@ def test_a_recipe_of_evaluate_measures_what_other_recipes_leave(recipe: str) -> 
     for folder in folders:
         first = starts.get(folder.parent.parent, folder)
         assert sft_run_of(first) == sft_run_of(config.held_out)
+
+
+@pytest.mark.parametrize("recipe", resolved(LeaderboardConfig))
+def test_a_recipe_of_leaderboard_measures_what_other_recipes_leave(recipe: str) -> None:
+    assert set(resolved(LeaderboardConfig)[recipe].policies.values()) <= written()
 
 
 @pytest.mark.parametrize("recipe", resolved(CreditConfig))

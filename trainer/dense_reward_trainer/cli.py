@@ -99,6 +99,11 @@ JOBS = {
         "dense_reward_trainer.configs.evaluate:EvaluateConfig",
         "compare policies on held-out prompts: accuracy, likelihood, length and KL",
     ),
+    "leaderboard": JobSpec(
+        "dense_reward_trainer.jobs.leaderboard",
+        "dense_reward_trainer.configs.leaderboard:LeaderboardConfig",
+        "run lm-evaluation-harness on checkpoints: the Open LLM Leaderboard, or tasks of your own",
+    ),
     "sample": JobSpec(
         "dense_reward_trainer.jobs.sample",
         "dense_reward_trainer.configs.sample:SampleConfig",

@@ -1,10 +1,13 @@
+import sys
 from decimal import Decimal
 
 import pytest
 from dense_reward_trainer.data.final_answers import (
     AnswerChecker,
+    MissingExtraError,
     answer_of,
     final_answer,
+    is_right,
     last_number,
     normalise_number,
     right_answer,
@@ -127,3 +130,37 @@ def test_the_right_answer_has_the_form_that_its_checker_finds(
 def test_an_answer_that_no_checker_of_numbers_can_find_is_refused() -> None:
     with pytest.raises(ValueError, match="'yes' is no number"):
         right_answer("yes", "yes", "last_number")
+
+
+MATHS = [
+    ("so it is $5.00", "5", True),
+    ("the answer is \\boxed{1/2}", "\\frac{1}{2}", True),
+    ("#### 1,080", "1080", True),
+    ("\\boxed{(1,2)}", "(1, 2)", True),
+    ("x is \\boxed{\\frac{\\sqrt{8}}{2}}", "\\sqrt{2}", True),
+    ("#### 19", "18", False),
+    ("so \\boxed{3}", "x=3", True),
+    ("it costs $18.", "$18", True),
+    ("no number here", "12", False),
+]
+
+
+@pytest.mark.parametrize(("text", "wanted", "right"), MATHS)
+def test_math_verify_compares_as_mathematics(text: str, wanted: str, right: bool) -> None:
+    pytest.importorskip("math_verify")
+    assert is_right(text, wanted, "math_verify") is right
+
+
+def test_math_verify_gives_equal_values_one_spelling_so_that_they_vote_together() -> None:
+    pytest.importorskip("math_verify")
+    assert answer_of("\\boxed{0.5}", "math_verify") == answer_of("so $\\frac12$.", "math_verify") == "1/2"
+    assert answer_of("none", "math_verify") is None
+    assert right_answer("it is \\boxed{(1,2)}", None, "math_verify") == "(1,2)"
+    assert right_answer("it is \\boxed{7}", "8", "math_verify") == "8"
+    assert right_answer("none", None, "math_verify") is None
+
+
+def test_without_the_library_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'dense-reward\[eval\]'"):
+        answer_of("7", "math_verify")

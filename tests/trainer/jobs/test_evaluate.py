@@ -43,7 +43,7 @@ def test_every_kind_of_policy_has_its_row_and_its_samples(
     pair_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "evaluation"
-    assert main(["evaluate", write_config(pair_folder, out)]) == 0
+    assert main(["evaluate", write_config(pair_folder, out, pass_at=[1, 2])]) == 0
     names = ["plain", "majority", "power", "cold", "tilted", "extrapolated"]
     figures = json.loads((out / "evaluation.json").read_text())
     assert list(figures) == names
@@ -62,6 +62,14 @@ def test_every_kind_of_policy_has_its_row_and_its_samples(
     assert [len(lines[name]) for name in names] == [3 * prompts, prompts, prompts, *[3 * prompts] * 3]
     plain = [json.loads(line)["text"] for line in lines["plain"]]
     assert [json.loads(line)["text"] for line in lines["tilted"]] != plain
+    for name in names:
+        assert 0 < figures[name]["distinct_1"] <= figures[name]["distinct_2"] <= 1
+        assert figures[name]["refusals"]["value"] == 0.0
+    right = [json.loads(line)["right"] for line in lines["plain"]][prompts:]
+    either = [any(right[at : at + 2]) for at in range(0, len(right), 2)]
+    assert figures["plain"]["pass_at"]["2"]["value"] == sum(either) / len(either)
+    assert figures["majority"]["pass_at"].keys() == {"1"}
+    assert "pass@2" in table
 
 
 @pytest.mark.parametrize("last", ["missing", "{sft}|tilt|reference", "{sft}|extrapolate|base"])

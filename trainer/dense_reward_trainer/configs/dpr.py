@@ -42,7 +42,8 @@ class HeldOutOptions(JobOptions):
         default="final_answer",
         description="How the answer of a response is found. final_answer: its last line that starts with `#### `. "
         "last_number: its last number. Both are compared with final_answer of the row, else with the answer of the "
-        "demonstration, as numbers. exact: the whole response, compared with that of the demonstration.",
+        "demonstration, as numbers. exact: the whole response, compared with that of the demonstration. math_verify: "
+        "numbers, LaTeX and sets, found and compared by math-verify (extra eval).",
     )
     batch_size: int = Field(default=64, ge=1, description="Responses generated in one batch.")
     microbatch_tokens: int = Field(default=8192, ge=1, description="Tokens in one forward pass, padding included.")

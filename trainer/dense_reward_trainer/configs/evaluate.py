@@ -132,7 +132,7 @@ class EvaluateConfig(ServiceJobConfig):
     """Policies to measure on the same held-out prompts."""
 
     # A policy that changed is measured again (policies/kept.py).
-    resume_may_change: ClassVar[frozenset[str]] = SERVICE_KEYS | {"output_dir", "threads", "policies"}
+    resume_may_change: ClassVar[frozenset[str]] = SERVICE_KEYS | {"output_dir", "threads", "policies", "pass_at"}
 
     policies: dict[SafeName, PolicyOptions] = Field(
         min_length=1,
@@ -147,6 +147,11 @@ class EvaluateConfig(ServiceJobConfig):
         description="Address of the reward service; the KL is measured to its SFT model. null: no KL is measured.",
     )
     held_out_options: HeldOutOptions = Field(default=HeldOutOptions(), description="How held_out is measured.")
+    pass_at: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(),
+        description="k of pass@k, the chance that one of k samples is right; each at most "
+        "held_out_options.samples_per_prompt.",
+    )
     device: Device = Field(default="auto", description=AUTO)
     precision: Precision = Field(default="float32", description=PRECISION)
     threads: int | None = Field(default=None, ge=1, description=THREADS)
@@ -160,6 +165,16 @@ class EvaluateConfig(ServiceJobConfig):
                 "{checkpoint: FOLDER, temperature: 0.7}}`"
             )
         return values
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> Self:
+        most, samples = max(self.pass_at, default=0), self.held_out_options.samples_per_prompt
+        if most > samples:
+            raise ValueError(
+                f"pass@{most} needs {most} samples for each prompt, but held_out_options.samples_per_prompt is "
+                f"{samples}: raise it, or lower pass_at"
+            )
+        return self
 
     @model_validator(mode="after")
     def _service_of_signals(self) -> Self:

@@ -1,13 +1,18 @@
 """Finds the answer of a response by a named rule. Each number is spelt in one way, so that answers compare as strings.
 
 Pure functions of text. Must not import files, tokenizers or models.
+
+The rule math_verify is the library of that name (Hugging Face), which parses numbers, LaTeX and sets, and compares them
+as mathematics. It is imported when it is first used: pip install 'dense-reward[eval]'.
 """
 
 import re
 from decimal import Decimal
+from importlib import import_module
+from types import ModuleType
 from typing import Literal
 
-AnswerChecker = Literal["final_answer", "last_number", "exact"]
+AnswerChecker = Literal["final_answer", "last_number", "exact", "math_verify"]
 
 _ANSWER_LINE = re.compile(r"^####[ \t]+(.*)$", re.MULTILINE)
 _NUMBER = re.compile(
@@ -53,7 +58,8 @@ def answer_of(response: str, checker: AnswerChecker) -> str | None:
     """The answer that a complete response gives; None if it gives none.
 
     final_answer: its last line that starts with `#### `. last_number: its last number. exact: the whole text without
-    surrounding white space.
+    surrounding white space. math_verify: what math-verify finds, in one spelling for each value (as far as sympy prints
+    equal values alike), so that samples can vote; raises MissingExtraError without that library.
     """
     match checker:
         case "final_answer":
@@ -62,6 +68,35 @@ def answer_of(response: str, checker: AnswerChecker) -> str | None:
             return last_number(response)
         case "exact":
             return response.strip()
+        case "math_verify":
+            found = _math_verify().parse(response)
+            return str(found[0]) if found else None
+
+
+def is_right(response: str, wanted: str, checker: AnswerChecker) -> bool:
+    """Whether a complete response gives the right answer, which is in the form of `right_answer`.
+
+    Raises MissingExtraError if the checker is math_verify and that library is not installed.
+    """
+    if checker != "math_verify":
+        return answer_of(response, checker) == wanted
+    library = _math_verify()
+    # an answer in data is LaTeX without its dollars, such as (1, 2), of which running text would be the 2
+    gold = library.parse(f"${wanted}$") or library.parse(wanted)
+    return bool(library.verify(gold, library.parse(response)))
+
+
+class MissingExtraError(ValueError):
+    """A library of an extra is not installed; the message says how to install it."""
+
+
+def _math_verify() -> ModuleType:
+    try:
+        return import_module("math_verify")
+    except ImportError:
+        raise MissingExtraError(
+            "the checker math_verify needs the extra eval: pip install 'dense-reward[eval]'"
+        ) from None
 
 
 def right_answer(demonstration: str, stated: str | None, checker: AnswerChecker) -> str | None:
@@ -75,6 +110,9 @@ def right_answer(demonstration: str, stated: str | None, checker: AnswerChecker)
             return stated
         case "exact":
             return demonstration.strip()
+        case "math_verify":
+            found = [None, stated] if stated is not None else _math_verify().parse(demonstration)
+            return str(found[1]) if found else None
         case "last_number":
             if stated is None:
                 return last_number(demonstration)

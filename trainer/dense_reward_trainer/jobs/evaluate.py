@@ -19,8 +19,9 @@ from dense_reward_trainer.configs.evaluate import ChooseOptions, EvaluateConfig,
 from dense_reward_trainer.configs.signals import TokenSignal
 from dense_reward_trainer.data.sources import Demonstration, data_sha256
 from dense_reward_trainer.policies.chosen import measure_chosen
-from dense_reward_trainer.policies.kept import KeptPolicy, inputs_of, keep, kept_policy
+from dense_reward_trainer.policies.kept import KeptPolicy, inputs_of, keep, kept_policy, kept_samples
 from dense_reward_trainer.policies.load import check_sampled, load_sampled
+from dense_reward_trainer.policies.response_figures import ResponseFigures, response_figures
 from dense_reward_trainer.policies.signals import check_offered, sample_signals
 from dense_reward_trainer.rl.held_out_metrics import (
     Estimate,
@@ -44,8 +45,9 @@ from dense_reward_trainer.runs.progress import Progress
 from dense_reward_trainer.runs.run_folder import Run, check_run, open_run, pin
 from dense_reward_trainer.text_table import aligned
 
+Value = Estimate | float | None
 # title of a column -> its value
-COLUMNS: Mapping[str, Callable[[HeldOutResult], Estimate | float | None]] = {
+COLUMNS: Mapping[str, Callable[[HeldOutResult], Value]] = {
     "greedy accuracy": lambda result: result.greedy_accuracy,
     "sampled accuracy": lambda result: result.sampled_accuracy,
     "NLL per token": lambda result: result.nll_per_token,
@@ -142,7 +144,8 @@ def run(config: EvaluateConfig, report: Report) -> None:
         missing = [name for name, one in kept.items() if one is None]
         evaluation = Evaluation(config, demonstrations, service, inputs, missing, opened)
         measured = measure_missing(evaluation, report) if missing else {}
-    finish(opened, {name: measured[name] if one is None else one for name, one in kept.items()}, report)
+    found = {name: measured[name] if one is None else one for name, one in kept.items()}
+    finish(opened, found, config.pass_at, report)
 
 
 def groups_of(config: EvaluateConfig) -> list[Group]:
@@ -200,12 +203,15 @@ def measure_group(
     return measured
 
 
-def finish(opened: Run, measured: Mapping[str, KeptPolicy], report: Report) -> None:
+def finish(opened: Run, measured: Mapping[str, KeptPolicy], pass_at: Iterable[int], report: Report) -> None:
     """Writes and reports the figures of all policies."""
-    figures = {name: {**asdict(kept.figures), "pairs": kept.pairs} for name, kept in measured.items()}
+    texts = {name: response_figures(kept_samples(opened.folder, name), pass_at) for name in measured}
+    figures = {
+        name: {**asdict(kept.figures), **asdict(texts[name]), "pairs": kept.pairs} for name, kept in measured.items()
+    }
     path = opened.folder / "evaluation.json"
     write_whole(path, json.dumps(figures, indent=2, allow_nan=False).encode() + b"\n")
-    report(evaluation_table({name: kept.figures for name, kept in measured.items()}))
+    report(evaluation_table({name: kept.figures for name, kept in measured.items()}, texts))
     report(finished(path, "read the answers,", quoted(opened.folder / f"samples-{next(iter(measured))}.jsonl")))
 
 
@@ -255,14 +261,19 @@ def pinned_service(config: EvaluateConfig, report: Report) -> Iterator[PinnedSer
         yield PinnedService(pair, choosing)
 
 
-def evaluation_table(results: Mapping[str, HeldOutResult]) -> str:
+def evaluation_table(results: Mapping[str, HeldOutResult], texts: Mapping[str, ResponseFigures]) -> str:
     """One aligned line for each policy: each mean with its standard error. The last line has the units."""
-    rows = [["policy", *COLUMNS]]
-    rows += [[name, *(_cell(column(result)) for column in COLUMNS.values())] for name, result in results.items()]
+    ks = sorted({k for text in texts.values() for k in text.pass_at})
+    rows = [["policy", *COLUMNS, *(f"pass@{k}" for k in ks), "distinct-1", "distinct-2", "refusals"]]
+    for name, result in results.items():
+        text = texts[name]
+        values: list[Value] = [column(result) for column in COLUMNS.values()]
+        values += [*(text.pass_at.get(k) for k in ks), text.distinct_1, text.distinct_2, text.refusals]
+        rows.append([name, *map(_cell, values)])
     return f"{aligned(rows)}\n± standard error; NLL in nats per token, KL in nats per response, length in tokens"
 
 
-def _cell(value: Estimate | float | None) -> str:
+def _cell(value: Value) -> str:
     if value is None:
         return "-"
     if isinstance(value, float):

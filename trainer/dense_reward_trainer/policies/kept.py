@@ -87,5 +87,11 @@ def _figures(folder: Path, name: str) -> Path:
     return folder / "measured" / f"{name}.json"
 
 
+def kept_samples(folder: Path, name: str) -> list[SampledResponse]:
+    """The responses that `keep` has written."""
+    lines = _samples(folder, name).read_text("utf-8").split("\n")
+    return [SampledResponse(**json.loads(line)) for line in lines if line]
+
+
 def _samples(folder: Path, name: str) -> Path:
     return folder / f"samples-{name}.jsonl"

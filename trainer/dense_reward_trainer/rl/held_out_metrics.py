@@ -10,9 +10,10 @@ from dense_reward.records import IdArray
 from dense_reward.text.encode import Encoder
 
 from dense_reward_trainer.configs.dpr import HeldOutOptions
-from dense_reward_trainer.data.final_answers import answer_of, right_answer
+from dense_reward_trainer.data.final_answers import MissingExtraError, answer_of, is_right, right_answer
 from dense_reward_trainer.data.sources import DataError
 from dense_reward_trainer.data.tokenised import TokenisedRow
+from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.policy import Policy, PolicyCheckpoint, frozen_logprobs
 from dense_reward_trainer.rl.records import OnBatch, Rollout, TokenRewards
 from dense_reward_trainer.rl.sampling import Sampling, sample, sampled_logprobs
@@ -181,6 +182,8 @@ def wanted_answer(row: TokenisedRow, encoder: Encoder, options: HeldOutOptions) 
     text = _text(row.encoded.responses[0].ids_T[:-1], encoder)
     try:
         return right_answer(text, demonstration.answer, options.checker)
+    except MissingExtraError as error:
+        raise ConfigError(f"held_out_options.checker: {error}") from error
     except ValueError as error:
         raise DataError(
             f"{demonstration.source}: {error}: set held_out_options.checker to final_answer or exact"
@@ -210,7 +213,7 @@ def _record(
     """A response that was cut off has no answer: its last line may be half a number."""
     text = _text(rollout.response_T[:-1] if rollout.finished else rollout.response_T, encoder)
     answer = answer_of(text, options.checker) if rollout.finished else None
-    right = None if wanted is None else answer == wanted
+    right = None if wanted is None else rollout.finished and is_right(text, wanted, options.checker)
     source = row.demonstration.source
     return SampledResponse(source, greedy, text, answer, wanted, right, rollout.finished, len(rollout.response_T))
 
