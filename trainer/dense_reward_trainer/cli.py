@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from dense_reward import ClientError
@@ -110,6 +111,7 @@ JOBS = {
         "write responses of any policy to a file, also of a tilted one, which needs no training",
     ),
 }
+REPORT, REPORT_HELP = "report", "collect finished runs into one HTML page: tables, plots, heatmaps and commands"
 
 
 def main(arguments: Sequence[str] | None = None, report_error: Report | None = None) -> int:
@@ -118,6 +120,8 @@ def main(arguments: Sequence[str] | None = None, report_error: Report | None = N
     `report_error`: is called with such an error instead.
     """
     options = _options(arguments)
+    if options.job == REPORT:
+        return _write_report(options, report_error or _report_error)
     job = JOBS[options.job]
     skip_bad = [f"{job.data}.skip_bad=true"] if options.skip_bad else []
     overrides = [*options.overrides, *skip_bad]
@@ -133,6 +137,18 @@ def main(arguments: Sequence[str] | None = None, report_error: Report | None = N
         return 2
     except KeyboardInterrupt:
         return 130
+    return 0
+
+
+def _write_report(options: argparse.Namespace, report_error: Report) -> int:
+    from dense_reward_trainer.reports.page import write_report
+
+    try:
+        count = write_report(options.runs, options.output)
+    except (ConfigError, OSError) as error:
+        report_error(str(error))
+        return 2
+    _report(f"finished: {options.output}, {count} runs")
     return 0
 
 
@@ -214,6 +230,10 @@ def _parser() -> argparse.ArgumentParser:
                 default="ddp",
                 help="with --launch. ddp: each GPU holds the whole model; fsdp2, zero3: the GPUs share it",
             )
+    command = commands.add_parser(REPORT, help=REPORT_HELP, description=REPORT_HELP)
+    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="output_dir of a job, or a folder of such")
+    command.add_argument("--output", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    command.set_defaults(overrides=[])
     return parser
 
 

@@ -110,6 +110,14 @@ def pin(run: Run, identity: Mapping[str, str]) -> None:
     _write_record(run.folder, record.model_copy(update={"identity": dict(identity)}))
 
 
+def read_run(folder: Path) -> RunRecord:
+    """The record of the run in a folder. Raises ConfigError if there is none, or it cannot be read."""
+    record = _read_record(folder)
+    if record is None:
+        raise ConfigError(f"{folder} holds no run: name the output_dir of a job")
+    return record
+
+
 def pinned(folder: Path) -> Mapping[str, str]:
     """What `pin` has recorded for the run in a folder; nothing if there is none."""
     record = _read_record(folder)
