@@ -9,7 +9,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")} - {ROOT / "docs/log.md"})
-FOLDERS = (".ci", ".github", "bench", "constraints", "docker", "docs", "helm", "service", "tests", "trainer")
+FOLDERS = (
+    ".ci",
+    ".github",
+    "bench",
+    "constraints",
+    "docker",
+    "docs",
+    "examples",
+    "helm",
+    "service",
+    "tests",
+    "trainer",
+)
 NOT_YET = {"bench/results/gpu.json"}  # written by `make bench-gpu`, which was not run yet
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 BLOCK = re.compile(r"^```.*?\n(.*?)^```", re.MULTILINE | re.DOTALL)
