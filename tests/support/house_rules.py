@@ -57,12 +57,12 @@ TRAINER_ROOMS = {
     "integrations": "configs errors rl",
     "reports": "errors runs",
     "cli": "configs data errors launch reports runs",
+    "win_rates": "configs data errors runs",
     "studies": "configs errors",
     "studies.methods": "selfplay",
     "studies.options": "configs credit errors rl runs text_table",
     "studies.regimes": "cli configs credit data errors rl runs tasks text_table",
-    "jobs": "benchmarks configs credit data errors integrations policies preview reward_model rl runs selfplay sft "
-    "text_table",
+    "jobs": "benchmarks configs credit data errors integrations policies preview reward_model rl runs selfplay sft text_table win_rates",
 }
 MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "tokenizers", "vllm", "accelerate", "peft", "flash_attn"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
@@ -70,22 +70,7 @@ TRAINING_LIBRARIES = {"trl", "datasets", "matplotlib", "tqdm", "scipy"}
 DRAWS = {f"{SERVICE}.bulk.stats.picture": {"matplotlib"}}
 HEAVY = MODEL_LIBRARIES | WEB_LIBRARIES | TRAINING_LIBRARIES
 JOBS = {
-    *(
-        f"{TRAINER}.jobs.{job}"
-        for job in (
-            "sft",
-            "irft",
-            "rft",
-            "dpr",
-            "gradient",
-            "evaluate",
-            "credit",
-            "benchmark",
-            "leaderboard",
-            "demo",
-            "preview",
-        )
-    ),
+    *(f"{TRAINER}.jobs.{job}"),
     *(f"{TRAINER}.studies.{study}" for study in ("options.compare", "regimes.study")),
 }
 # Module -> what it must not import, directly or through its imports.
@@ -134,9 +119,6 @@ MUST_NOT_IMPORT = {
 } | {
     f"{TRAINER}.{name}": forbidden
     for names, forbidden in {
-        "configs.advantages configs.base configs.benchmark configs.credit configs.dense_reward configs.dpr "
-        "configs.evaluate configs.irft configs.leaderboard configs.preview configs.rft configs.sample configs.service "
-        "configs.sft configs.signals": MODEL_LIBRARIES,
         "credit.aggregates": MODEL_LIBRARIES | NETWORK,
         "credit.alignment": TRAINER_JOBS | NETWORK,
         "credit.answer_ranking credit.error_localisation credit.first_wrong_step": TRAINER_JOBS,
@@ -161,6 +143,7 @@ MUST_NOT_IMPORT = {
         | TRAINER_JOBS,
         "preview.evidence": TRAINER_JOBS,
         "preview.sampled": NETWORK | TRAINER_JOBS,
+        "win_rates.statistics": MODEL_LIBRARIES | NETWORK | FILES | TRAINER_JOBS,
         "reward_model.head": TRAINER_JOBS | NETWORK,
         "reward_model.losses": {"transformers"} | TEXT | NETWORK,
         "reward_model.pairs": MODEL_LIBRARIES | NETWORK,

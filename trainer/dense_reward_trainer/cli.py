@@ -105,6 +105,11 @@ JOBS = {
         "dense_reward_trainer.configs.leaderboard:LeaderboardConfig",
         "run lm-evaluation-harness on checkpoints: the Open LLM Leaderboard, or tasks of your own",
     ),
+    "judge": JobSpec(
+        "dense_reward_trainer.jobs.judge",
+        "dense_reward_trainer.configs.judge:JudgeConfig",
+        "win rates against a baseline by a judge behind a URL: AlpacaEval 2, Arena-Hard, MT-Bench, LIMA",
+    ),
     "sample": JobSpec(
         "dense_reward_trainer.jobs.sample",
         "dense_reward_trainer.configs.sample:SampleConfig",

@@ -1,0 +1,84 @@
+"""The benchmarks' own layouts, there and back, and what their own code reads of a reply."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dense_reward_trainer.win_rates.benchmarks import Benchmark, read_answers, read_questions, write_answers
+from dense_reward_trainer.win_rates.contamination import overlaps
+from dense_reward_trainer.win_rates.statistics import cohens_kappa, length_controlled
+from dense_reward_trainer.win_rates.verdicts import judge_messages, verdict_of
+
+ROWS: dict[Benchmark, dict[str, Any]] = {
+    "alpaca_eval": {"dataset": "helpful_base", "instruction": "Why?", "output": "o", "generator": "text_davinci_003"},
+    "arena_hard": {"uid": "0a", "category": "hard_prompt", "subcategory": "coding", "prompt": "Why?"},
+    "mt_bench": {"question_id": 81, "category": "writing", "turns": ["Why?", "And then?"]},
+    "lima": {"conversations": ["Why?"], "source": "authors"},
+}
+
+
+@pytest.mark.parametrize("benchmark", ROWS)
+def test_answers_written_for_a_benchmark_are_read_back(benchmark: Benchmark, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps(ROWS[benchmark]) + "\n")
+    questions = read_questions(benchmark, tmp_path / "q.jsonl")
+    answers = [("So.", "Then.")[: len(questions[0].turns)]]
+    write_answers(benchmark, tmp_path, "dpr", questions, answers)
+    (written,) = tmp_path.rglob("dpr.json*")
+    assert read_answers(written, questions) == answers
+
+
+def test_old_arena_hard_questions_are_read(tmp_path: Path) -> None:
+    row = {"question_id": "f", "category": "arena-hard-v0.1", "cluster": "c", "turns": [{"content": "Why?"}]}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n")
+    assert read_questions("arena_hard", tmp_path / "q.jsonl")[0].turns == ("Why?",)
+
+
+@pytest.mark.parametrize("benchmark", ROWS)
+def test_braces_in_an_answer_stay_as_they_are(benchmark: Benchmark, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps(ROWS[benchmark]) + "\n")
+    (question,) = read_questions(benchmark, tmp_path / "q.jsonl")
+    text = judge_messages(benchmark, question, 0, ("{answer_b}", "x"), ("second", "y"))[1]["content"]
+    assert "{answer_b}" in text
+    assert text.count("second") == 1
+
+
+def test_verdicts_are_read_as_the_benchmarks_read_them() -> None:
+    def said(text: str, **more: object) -> dict[str, Any]:
+        return {"message": {"content": text}, **more}
+
+    strong = verdict_of("arena_hard", said("[[A>B]] no: [[B>>A]]"))
+    assert strong is not None
+    assert (strong.score, strong.weight) == (0.0, 3)
+    assert verdict_of("arena_hard", said("[[A?]]")) is None
+    top = [{"token": "m", "logprob": np.log(0.6)}, {"token": "M", "logprob": np.log(0.2)}]
+    weighed = verdict_of("alpaca_eval", said("m", logprobs={"content": [{"top_logprobs": top}]}))
+    assert weighed is not None
+    assert weighed.score == pytest.approx(0.75)
+    assert verdict_of("mt_bench", said("both fail")) is None
+
+
+def test_contamination_by_each_definition() -> None:
+    long = " ".join(f"w{i}" for i in range(20))
+    found = overlaps(
+        [f"before {long} after", "Hello, World!", "w0 w1 w2 w3 w4 w5 w6 w7"], [long, "hello world", "w0 w1 w2 w9"]
+    )
+    assert [o.contaminated for o in found] == [True, True, False]
+    assert (found[0].exact, found[0].share_8, found[1].exact) == (False, 1.0, True)
+
+
+def test_kappa_of_a_known_table() -> None:
+    """Cohen's formula by hand: observed 0.7, expected 0.5 * 0.6 + 0.5 * 0.4 = 0.5."""
+    first = ["yes"] * 25 + ["no"] * 25
+    second = ["yes"] * 20 + ["no"] * 5 + ["yes"] * 10 + ["no"] * 15
+    assert cohens_kappa(first, second) == pytest.approx(0.4)
+
+
+def test_length_control_leaves_a_preference_that_length_does_not_explain() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(50, 150, 200).astype(float)
+    scores = (rng.random(200) < 0.7).astype(float)
+    found = length_controlled(scores, lengths, np.full(200, 100.0), 0)
+    assert found.value == pytest.approx(scores.mean(), abs=0.04)
+    assert found.low < found.value < found.high

@@ -1,0 +1,1 @@
+"""Win rates: answers of policies to a benchmark's questions, compared with a baseline's by a judge."""

@@ -1,0 +1,89 @@
+"""What a judge is asked about two answers, and what its reply means, as the benchmark's own code has it."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dense_reward_trainer.win_rates import prompts
+from dense_reward_trainer.win_rates.benchmarks import Benchmark, Question, Turns
+
+Messages = list[dict[str, str]]
+ARENA_HARD_STRONG_WEIGHT = 3  # show_result.py counts >> three times
+_ARENA_HARD = (re.compile(r"\[\[([AB<>=]+)\]\]"), re.compile(r"\[([AB<>=]+)\]"))
+_ARENA_HARD_SCORES = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "A<B": 0.0, "A<<B": 0.0}
+_ARENA_HARD_SCORES |= {"B>>A": 0.0, "B>A": 0.0, "B=A": 0.5, "B<A": 1.0, "B<<A": 1.0}
+_MT_BENCH_SCORES = {"[[A]]": 1.0, "[[B]]": 0.0, "[[C]]": 0.5}
+_PLACE = re.compile(r"\{(question|answer_a|answer_b|question_1|question_2|answer_[ab]_[12])\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`score`: 1 if the answer that was shown first is better, 0 if the second is, 0.5 for a tie."""
+
+    score: float
+    weight: int = 1
+    label: str = ""
+
+
+def judge_messages(benchmark: Benchmark, question: Question, turn: int, first: Turns, second: Turns) -> Messages:
+    """The benchmark's own prompt about two answers; LIMA publishes none that a program can use: MT-Bench's."""
+    if turn == 1:
+        system, user = prompts.MT_BENCH_SECOND_SYSTEM, prompts.MT_BENCH_SECOND_USER
+        values = {"question_1": question.turns[0], "question_2": question.turns[1]}
+        values |= {"answer_a_1": first[0], "answer_a_2": first[1], "answer_b_1": second[0], "answer_b_2": second[1]}
+    else:
+        system, user = _templates(benchmark, question.category)
+        values = {"question": question.turns[0], "answer_a": first[0], "answer_b": second[0]}
+    # In one pass: a question or an answer can itself hold {answer_b}.
+    text = _PLACE.sub(lambda place: values.get(place[1], place[0]), user)
+    return [{"role": "system", "content": system}, {"role": "user", "content": text}]
+
+
+def _templates(benchmark: Benchmark, category: str) -> tuple[str, str]:
+    if benchmark == "alpaca_eval":
+        return prompts.ALPACA_EVAL_SYSTEM, prompts.ALPACA_EVAL_USER
+    if benchmark == "arena_hard":
+        writing = category == "creative_writing"
+        return (prompts.ARENA_HARD_WRITING_SYSTEM if writing else prompts.ARENA_HARD_SYSTEM), prompts.ARENA_HARD_USER
+    return prompts.MT_BENCH_SYSTEM, prompts.MT_BENCH_USER
+
+
+def request_options(benchmark: Benchmark) -> dict[str, Any]:
+    """AlpacaEval 2 weighs by the probabilities of the first token; the others read the text."""
+    return {"logprobs": True, "top_logprobs": 5} if benchmark == "alpaca_eval" else {}
+
+
+def verdict_of(benchmark: Benchmark, choice: Mapping[str, Any]) -> Verdict | None:
+    """The verdict in one choice of a chat completion; None if there is none in it."""
+    text = str((choice.get("message") or {}).get("content") or "")
+    if benchmark == "alpaca_eval":
+        return _alpaca_eval(text, ((choice.get("logprobs") or {}).get("content")) or ())
+    if benchmark == "arena_hard":
+        return _arena_hard(text)
+    return next((Verdict(score, label=mark) for mark, score in _MT_BENCH_SCORES.items() if mark in text), None)
+
+
+def _alpaca_eval(text: str, tokens: Sequence[Mapping[str, Any]]) -> Verdict | None:
+    """p(m) / (p(m) + p(M)) as alpaca_eval's logprob_parser; without log-probs, the text."""
+    if tokens:
+        found = {top["token"]: math.exp(top["logprob"]) for top in tokens[0].get("top_logprobs", ())}
+        m, other = found.get("m", 0.0), found.get("M", 0.0)
+        if m + other > 0:
+            return Verdict(m / (m + other), label="m" if m >= other else "M")
+    word = text.strip()
+    return Verdict(1.0 if word == "m" else 0.0, label=word) if word in ("m", "M") else None
+
+
+def _arena_hard(text: str) -> Verdict | None:
+    """The last verdict in the text, as get_score of gen_judgment.py."""
+    for pattern in _ARENA_HARD:
+        marks = pattern.findall(text.upper())
+        if marks:
+            label = marks[-1]
+            if label not in _ARENA_HARD_SCORES:
+                return None
+            strong = ">>" in label or "<<" in label
+            return Verdict(_ARENA_HARD_SCORES[label], ARENA_HARD_STRONG_WEIGHT if strong else 1, label)
+    return None
