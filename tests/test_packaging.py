@@ -18,8 +18,12 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = {"dense_reward": ROOT / "service", "dense_reward_trainer": ROOT / "trainer"}
-COMMANDS = {"dense-reward": "dense_reward.cli:main", "dense-reward-train": "dense_reward_trainer.cli:main"}
+PACKAGES = {
+    "dense_reward": ROOT / "service",
+    "dense_reward_start": ROOT / "service",
+    "dense_reward_trainer": ROOT / "trainer",
+}
+COMMANDS = {"dense-reward": "dense_reward_start:main", "dense-reward-train": "dense_reward_trainer.cli:main"}
 # For each stack: the extras of this project that it installs, and its main package.
 STACKS = {
     "default.txt": (("train", "dev"), "torch"),
@@ -66,7 +70,7 @@ def test_types_the_page_and_recipes_are_in_the_wheel(wheel: zipfile.ZipFile, nam
     assert any(Path(shipped).match(name) for shipped in wheel.namelist()), f"the wheel holds no {name}"
 
 
-def test_the_wheel_holds_the_two_packages_alone(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_holds_these_packages_alone(wheel: zipfile.ZipFile) -> None:
     folders = {name.partition("/")[0] for name in wheel.namelist()}
     assert {folder for folder in folders if not folder.endswith(".dist-info")} == set(PACKAGES)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from dense_reward_trainer.runs.run_folder import commit
 
 from bench.circumstances import circumstances
-from bench.hostile import bodies, checkpoints, sockets
+from bench.hostile import bodies, checkpoints, signals, sockets
 
 Json = dict[str, object]
 RESULTS = Path("bench/results/hostile.json")
@@ -17,6 +17,7 @@ STAGES: dict[str, Callable[[], tuple[Json, Json]]] = {  # each returns figures a
     "bodies": bodies.measure,
     "sockets": sockets.measure,
     "checkpoints": checkpoints.measure,
+    "signals": signals.measure,
 }
 
 

@@ -1,6 +1,7 @@
 """The command `dense-reward`. Heavy libraries are imported only after the arguments are parsed."""
 
 import argparse
+import asyncio
 import json
 import logging
 import os
@@ -251,7 +252,7 @@ def _serve(options: argparse.Namespace) -> int:
     import uvicorn
 
     from dense_reward.http.app import create_app
-    from dense_reward.http.server import Server, connection, raise_open_files
+    from dense_reward.http.server import Server, connection, exit_now, raise_open_files
     from dense_reward.serving.loaders import loader
     from dense_reward.serving.service import Service
 
@@ -282,12 +283,19 @@ def _serve(options: argparse.Namespace) -> int:
     # would then kill the process; with these it ends with exit code 0. They also replace an inherited SIG_IGN.
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    server.run()
-    code = 1 if service.state == "failed" or not server.started else 0
-    if service.is_busy:  # a normal exit would wait for the thread that still loads or computes
-        logging.shutdown()
-        os._exit(code)
-    return code
+
+    async def serve() -> None:
+        code = 0
+        try:
+            await server.serve()
+        except SystemExit as error:  # uvicorn: the port is taken, or the first pairs failed before it was opened
+            code = error.code if isinstance(error.code, int) else 1
+        # To return would wait for every thread that still loads, encodes or computes, whatever --drain-s says.
+        exit_now(code or int(service.state == "failed" or not server.started))
+
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        runner.run(serve())
+    return 1  # not reached
 
 
 if __name__ == "__main__":

@@ -5,17 +5,19 @@ It also bounds what callers can make it do with sockets: open files, handshakes,
 
 import asyncio
 import errno
+import faulthandler
 import logging
 import os
 import resource
 import socket
 import ssl
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import h11
 import uvicorn
@@ -33,6 +35,12 @@ CLOSED_AT_LIMIT = 64
 """Number of idle connections, the oldest, that are closed when no more can be opened."""
 LIMIT_REPORT_S = 60.0
 """Seconds between two reports that no connection can be opened."""
+OVERDUE_S = 0.5
+"""Seconds after the end of the drain at which the process is ended from outside its event loop."""
+FLUSH_S = 0.2
+"""Seconds that the last lines of the log have to be written."""
+CLOSE_S = 0.5
+"""Seconds in which the other side of an idle TLS connection can confirm that it is closed."""
 CERTIFICATE_CHECK_TICKS = 50
 """Number of uvicorn's ticks, 0.1 s each, between two checks of the certificate's files for changes."""
 
@@ -103,9 +111,13 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._is_stopping:
-            log.warning("a second signal to stop: exiting now, requests in flight are lost")
-            os._exit(128 + sig)  # sys.exit would wait for the threads that load or compute
+            exit_now(128 + sig, "a second signal to stop: exiting now, requests in flight are lost")
         self._is_stopping = True
+        if self.config.timeout_graceful_shutdown is not None:
+            # A thread in C that needs no interpreter: the event loop, or a thread that holds the interpreter, can hang.
+            nowhere = os.open(os.devnull, os.O_WRONLY)  # standard error can be a pipe that is never read
+            overdue_s = self.config.timeout_graceful_shutdown + OVERDUE_S
+            faulthandler.dump_traceback_later(overdue_s, exit=True, file=nowhere)
         super().handle_exit(sig, frame)
 
     def _stamp(self) -> list[int]:
@@ -216,6 +228,16 @@ class Connection(H11Protocol):
         self._sending.stop()
         super().connection_lost(exc)
 
+    def shutdown(self) -> None:
+        """Close, if idle. A TLS connection would stay open until its other side has confirmed: up to 30 s."""
+        super().shutdown()
+        if self.transport.is_closing():
+            self.loop.call_later(CLOSE_S, self._abort_if_sent)
+
+    def _abort_if_sent(self) -> None:
+        if not self._unsent_bytes():
+            self.transport.abort()
+
     def _watch_receiving(self) -> None:
         """Start the timer if a head or the rest of a body is due, stop it if not.
 
@@ -269,6 +291,20 @@ class _Timer:
         if self._handle is not None:
             self._handle.cancel()
             self._handle = None
+
+
+def exit_now(code: int, message: str | None = None) -> NoReturn:
+    """End the process with its log written. Waits neither for its threads nor for a log that is never read."""
+
+    def last_lines() -> None:
+        if message is not None:
+            log.warning(message)
+        logging.shutdown()
+
+    writing = threading.Thread(target=last_lines, daemon=True)
+    writing.start()
+    writing.join(FLUSH_S)
+    os._exit(code)
 
 
 def raise_open_files() -> None:
