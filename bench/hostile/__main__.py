@@ -9,7 +9,7 @@ from pathlib import Path
 from dense_reward_trainer.runs.run_folder import commit
 
 from bench.circumstances import circumstances
-from bench.hostile import bodies, checkpoints, signals, sockets
+from bench.hostile import bodies, checkpoints, secrets, signals, sockets
 
 Json = dict[str, object]
 RESULTS = Path("bench/results/hostile.json")
@@ -18,6 +18,7 @@ STAGES: dict[str, Callable[[], tuple[Json, Json]]] = {  # each returns figures a
     "sockets": sockets.measure,
     "checkpoints": checkpoints.measure,
     "signals": signals.measure,
+    "secrets": secrets.measure,
 }
 
 

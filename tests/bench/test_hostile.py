@@ -7,6 +7,7 @@ import pytest
 from dense_reward.settings import Settings
 
 from bench.hostile import __main__ as command
+from bench.hostile import secrets
 from bench.hostile.corpus import LIMIT_BYTES, HostileBody, corpus
 from bench.hostile.watch import Seen, Watcher
 
@@ -44,3 +45,9 @@ def test_a_stage_replaces_its_own_figures_and_keeps_those_of_others(
     assert written["stages"]["bodies"]["more"] == 1
     with pytest.raises(SystemExit):
         command.main(["--only", "nothing"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_no_key_is_in_what_a_service_writes_or_answers(log_format: str) -> None:
+    assert [place.name for place in secrets.of_service(log_format) if place.holds_key] == []

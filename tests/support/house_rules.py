@@ -6,6 +6,7 @@ from import_graph import SERVICE, TRAINER
 # A room without a folder is a module at the top of its package.
 SERVICE_ROOMS = {
     "cancellation": "",
+    "credentials": "",
     "errors": "",
     "folders": "",
     "records": "",
@@ -16,9 +17,9 @@ SERVICE_ROOMS = {
     "hashed_files": "errors",
     "manifest": "errors folders hashed_files text",
     "heatmap": "reward",
-    "telemetry": "errors records heatmap",
+    "telemetry": "credentials errors records heatmap",
     "settings": "errors schemas telemetry waits",
-    "client": "manifest records schemas text waits",
+    "client": "credentials manifest records schemas text waits",
     "batching": "cancellation errors records telemetry",
     "engines": "cancellation errors hashed_files manifest records text",
     "engines.trial": "engines errors hashed_files",
@@ -33,8 +34,9 @@ SERVICE_ROOMS = {
     "serving": "batching engines engines.remote engines.teacher engines.token_head engines.torch engines.trial errors "
     "hashed_files manifest records schemas scoring settings telemetry text",
     "teacher": "batching errors records schemas scoring text",
-    "http": "batching cancellation errors heatmap records schemas scoring serving settings teacher telemetry text",
-    "bulk": "batching checkpoints client errors records schemas scoring serving settings waits",
+    "http": "batching cancellation credentials errors heatmap records schemas scoring serving settings teacher "
+    "telemetry text",
+    "bulk": "batching checkpoints client credentials errors records schemas scoring serving settings waits",
     "bulk.stats": "bulk errors heatmap records",
     "cli": "bulk bulk.stats checkpoints engines.torch errors heatmap http serving settings telemetry",
 }

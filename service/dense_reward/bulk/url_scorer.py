@@ -11,6 +11,7 @@ from dense_reward.client.client import AsyncClient
 from dense_reward.client.errors import ClientError, ScoringError
 from dense_reward.client.requests import ScoreOptions
 from dense_reward.client.results import ScoredResponse
+from dense_reward.credentials import without_credentials
 from dense_reward.errors import BulkError, SettingsError
 from dense_reward.schemas import Item, ModelCard
 from dense_reward.waits import CLIENT_RETRY_FOR_S
@@ -58,7 +59,8 @@ class UrlScorer:
             if different := [name for name in EQUAL if getattr(card, name) != getattr(first, name)]:
                 one, other = (getattr(each, different[0]) for each in (card, first))
                 raise BulkError(
-                    f"{url} serves {different[0]} {one}, but {next(iter(self._clients))} {other}: give URLs of equal "
+                    f"{without_credentials(url)} serves {different[0]} {one}, but "
+                    f"{without_credentials(next(iter(self._clients)))} {other}: give URLs of equal "
                     "services, and --model if each has several pairs"
                 )
         self.card = first
@@ -83,12 +85,12 @@ class UrlScorer:
         try:
             cards = await self._clients[url].models()
         except ClientError as error:
-            raise BulkError(f"{url}: {error}") from None
+            raise BulkError(f"{without_credentials(url)}: {error}") from None
         for card in cards:
             if self._terms.model in (None, card.name):
                 return card
         names = ", ".join(card.name for card in cards)
-        raise BulkError(f"{url} has no pair {self._terms.model!r}: --model must be one of {names}")
+        raise BulkError(f"{without_credentials(url)} has no pair {self._terms.model!r}: --model must be one of {names}")
 
     async def _score(self, items: Sequence[Item]) -> tuple[list[Outcome], int]:
         url = min(self._waiting, key=lambda url: self._waiting[url])
@@ -100,9 +102,9 @@ class UrlScorer:
             late = error.code == "deadline_exceeded"
             if error.code in {"body_too_large", "too_long", "out_of_memory"} or (late and len(items) > 1):
                 raise PartFailedError(str(error)) from None
-            raise BulkError(f"{url}: {error}") from None
+            raise BulkError(f"{without_credentials(url)}: {error}") from None
         except ClientError as error:
-            raise BulkError(f"{url}: {error}") from None
+            raise BulkError(f"{without_credentials(url)}: {error}") from None
         except (TypeError, ValueError) as error:  # the client refuses what JSON cannot hold
             raise PartFailedError(str(error)) from None
         finally:

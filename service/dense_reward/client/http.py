@@ -15,6 +15,7 @@ import httpx2
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from dense_reward.client.errors import ItemError, MismatchError, ScoringError, ServiceUnavailableError
+from dense_reward.credentials import without_credentials
 
 # A proxy sends 502 if the service behind it does not answer; the service itself never does.
 RETRIED_STATUSES = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE})
@@ -37,14 +38,15 @@ class HttpSettings:
 def http_settings(base_url: str, timeout_s: float, retry_for_s: float, api_key: str | None) -> HttpSettings:
     """Check the arguments of a client. Raises ValueError, with the cure, for an invalid address or time."""
     example = "give it as in http://localhost:8000"
+    given = "base_url" if "@" in base_url else f"base_url {base_url!r}"  # what precedes an @ can be a key
     try:
         url = httpx2.URL(base_url)
-    except httpx2.InvalidURL as error:
-        raise ValueError(f"base_url {base_url!r} is not an address ({error}): {example}") from None
+    except httpx2.InvalidURL:  # its message, too, can hold a key: http://user:KEY has a port that is no number
+        raise ValueError(f"base_url is not an address: {example}") from None
     if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError(f"base_url {base_url!r} has no http:// or https:// and host: {example}")
+        raise ValueError(f"{given} has no http:// or https:// and host: {example}")
     if url.query or url.fragment or url.path.rstrip("/").endswith("/score"):
-        raise ValueError(f"base_url {base_url!r} is the address of one endpoint, not of the service: {example}")
+        raise ValueError(f"{given} is the address of one endpoint, not of the service: {example}")
     if not timeout_s > 0 or not retry_for_s >= 0:
         raise ValueError(f"timeout_s must be above 0 and retry_for_s at least 0, not {timeout_s} and {retry_for_s}")
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
@@ -133,7 +135,7 @@ def unreachable(error: httpx2.TransportError) -> Failure:
     """
     if isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError):
         raise error
-    url = error.request.url
+    url = without_credentials(error.request.url)
     what = f"{url}: {type(error).__name__}: {error or 'no answer in time'}"
     causes = list(_causes(error))
     if any(isinstance(cause, ssl.SSLError) and not _cut_short(cause) for cause in causes):
@@ -218,9 +220,9 @@ _BODY: TypeAdapter[_ErrorBody | _StateBody] = TypeAdapter(_ErrorBody | _StateBod
 
 
 def _not_of_this_service(response: httpx2.Response) -> str:
-    url = response.request.url
+    url = without_credentials(response.request.url)
     if response.has_redirect_location:
-        return f"{url} redirects to {response.headers['location']}: give that address as base_url"
+        return f"{url} redirects to {without_credentials(response.headers['location'])}: give that address as base_url"
     start = response.text[:80]
     return f"{url} sent an error that is not of this service ({start!r}): check base_url"
 

@@ -8,6 +8,8 @@ import logging
 import threading
 from dataclasses import dataclass, field
 
+from dense_reward.credentials import without_credentials
+
 LOGGER = logging.getLogger("dense_reward.client")
 FIRST_AFTER_S = 2.0
 AGAIN_AFTER_S = 60.0
@@ -40,7 +42,7 @@ class RetryLog:
             outage.next_line_s = outage.since_s + max(AGAIN_AFTER_S, 2 * (now_s + delay_s - outage.since_s))
             waited_s, attempts = now_s - outage.since_s, outage.attempts
         message = "%s is not available (%s): retrying for up to %.0f s; %d attempts failed in %.0f s"
-        LOGGER.warning(message, url, error, limit_s, attempts, waited_s)
+        LOGGER.warning(message, without_credentials(url), error, limit_s, attempts, waited_s)
 
     def answered(self, url: str, now_s: float) -> None:
         """An attempt succeeded. Writes a line (level info) if there was a warning."""
@@ -50,4 +52,4 @@ class RetryLog:
             outage = self._outages.pop(url, None)
         if outage is not None and outage.warned:
             message = "%s is available again after %.0f s and %d failed attempts"
-            LOGGER.info(message, url, now_s - outage.since_s, outage.attempts)
+            LOGGER.info(message, without_credentials(url), now_s - outage.since_s, outage.attempts)

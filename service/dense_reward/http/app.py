@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
+from dense_reward.credentials import without_credentials
 from dense_reward.errors import RequestError, refuse
 from dense_reward.http.admitted import admitted, group_of, parsed_body, unless_disconnected
 from dense_reward.http.auth import Auth
@@ -224,8 +225,11 @@ async def _on_request_error(request: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
     code, message = {
-        404: ("not_found", f"there is no route {request.url.path[:MAX_NAME]}"),
-        405: ("method_not_allowed", f"{request.url.path[:MAX_NAME]} does not allow {request.method}"),
+        404: ("not_found", f"there is no route {without_credentials(request.url.path)[:MAX_NAME]}"),
+        405: (
+            "method_not_allowed",
+            f"{without_credentials(request.url.path)[:MAX_NAME]} does not allow {request.method}",
+        ),
     }.get(status, ("internal", "the request could not be answered"))
     response = error_response(refuse(code, message), request.state.request_id)
     response.headers.update(getattr(error, "headers", None) or {})

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from dense_reward.credentials import without_credentials
 from dense_reward.errors import RETRY_UNAVAILABLE_S, refuse
 from dense_reward.http.bodies import error_response
 from dense_reward.telemetry.logs import REQUEST_ID
@@ -87,7 +88,7 @@ class Identify:
         route = _route(scope)
         self._metrics.request(route, status, seconds)
         level = logging.DEBUG if route in QUIET else logging.INFO
-        path = scope["path"][:MAX_LOGGED_PATH]
+        path = without_credentials(scope["path"])[:MAX_LOGGED_PATH]  # can be a whole URL
         fields = {"method": scope["method"], "path": path, "route": route, "status": status}
         fields |= {"seconds": round(seconds, 6), "caller": scope["state"].get("caller")}
         log.log(level, "%s %s %s in %.3f s", scope["method"], path, status, seconds, extra=fields)

@@ -1,6 +1,7 @@
 """Logging to stderr: lines for people or JSON for machines. A caller's text cannot forge a line of either.
 
-A line about a request carries its id. What callers send is not logged unless a setting requests it.
+A line about a request carries its id. What callers send is not logged unless a setting requests it,
+and credentials in URLs never are.
 """
 
 import json
@@ -9,6 +10,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal
 
+from dense_reward.credentials import without_credentials
 from dense_reward.heatmap.visible import visible
 
 LogFormat = Literal["text", "json"]
@@ -37,12 +39,12 @@ class TextLines(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        record.message = visible(record.message)
+        record.message = visible(without_credentials(record.message))
         request_id = REQUEST_ID.get()
         return super().formatMessage(record) + ("" if request_id is None else f" [{request_id}]")
 
     def formatException(self, ei: "logging._SysExcInfoType") -> str:  # noqa: N802 - logging's name
-        return "\n".join(f"  {visible(line)}" for line in super().formatException(ei).split("\n"))
+        return "\n".join(f"  {visible(without_credentials(line))}" for line in super().formatException(ei).split("\n"))
 
 
 class JsonLines(logging.Formatter):
@@ -53,11 +55,11 @@ class JsonLines(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": without_credentials(record.getMessage()),
         }
         if (request_id := REQUEST_ID.get()) is not None:
             line["request_id"] = request_id
         line |= {name: value for name in FIELDS if (value := getattr(record, name, None)) is not None}
         if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+            line["traceback"] = without_credentials(self.formatException(record.exc_info))
         return json.dumps(line)

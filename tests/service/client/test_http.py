@@ -38,6 +38,24 @@ def test_a_mistaken_address_is_said_at_once_with_the_cure(url: str, message: str
         Client(url)
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://user:a-key@host", "http://user:a-key", "http://user:x#a-key@host", "http://user:a-key@host/score"],
+)
+def test_a_mistaken_address_is_said_without_the_key_in_it(url: str) -> None:
+    with pytest.raises(ValueError, match="give it as in") as raised:
+        Client(url)
+    assert "a-key" not in str(raised.value)
+
+
+def test_a_service_that_does_not_answer_is_named_without_the_key_in_its_address() -> None:
+    request = httpx2.Request("GET", "http://user:a-key@host/models")
+    failure = unreachable(httpx2.ReadTimeout("late", request=request))
+    assert isinstance(failure, Failure)
+    assert "http://host/models" in str(failure.error)
+    assert "a-key" not in repr(failure)
+
+
 @pytest.mark.parametrize("url", ["http://host", "https://host:1/", "http://host/dense/reward/", "http://[::1]:8000"])
 def test_an_address_may_have_a_path_and_end_as_it_likes(url: str) -> None:
     Client(url).close()

@@ -5,7 +5,7 @@ import logging
 import pytest
 from dense_reward.client.retry_log import RetryLog
 
-URL, REFUSED = "http://a:1", ConnectionError("refused")
+URL, REFUSED = "http://user:a-key@a:1", ConnectionError("refused")
 
 
 def test_an_outage_is_one_warning_after_two_seconds_then_rare_ones(caplog: pytest.LogCaptureFixture) -> None:

@@ -73,6 +73,18 @@ def test_json_lines_carry_the_request_and_what_is_known_of_it(written: Written) 
     assert second["traceback"].endswith("ValueError: broken")
 
 
+@pytest.mark.parametrize("formatter", [TextLines(), JsonLines()])
+def test_credentials_of_a_url_are_not_written(formatter: logging.Formatter, written: Written) -> None:
+    logger, stream, handler = written
+    handler.setFormatter(formatter)
+    try:
+        raise ValueError("http://user:a-key@host/path and https://a-key@host")
+    except ValueError:
+        logger.exception("GET /%s", "http://user:a-key@host/models")
+    assert "a-key" not in stream.getvalue()
+    assert "http://host/models" in stream.getvalue()
+
+
 @pytest.mark.parametrize("kind", ["text", "json"])
 def test_everything_goes_through_one_format(kind: LogFormat, monkeypatch: pytest.MonkeyPatch) -> None:
     root = logging.getLogger()
