@@ -5,6 +5,7 @@ from import_graph import SERVICE, TRAINER
 # Room -> the rooms that it may import. A room is listed after all rooms that it imports, so there is no circle.
 # A room without a folder is a module at the top of its package.
 SERVICE_ROOMS = {
+    "answers": "",
     "cancellation": "",
     "credentials": "",
     "errors": "",
@@ -19,7 +20,7 @@ SERVICE_ROOMS = {
     "heatmap": "reward",
     "telemetry": "credentials errors records heatmap",
     "settings": "errors schemas telemetry waits",
-    "client": "credentials manifest records schemas text waits",
+    "client": "answers credentials manifest records schemas text waits",
     "batching": "cancellation errors records telemetry",
     "engines": "cancellation errors hashed_files manifest records text",
     "engines.trial": "engines errors hashed_files",
@@ -28,7 +29,7 @@ SERVICE_ROOMS = {
     "settings text",
     "engines.teacher": "engines.kernels engines.torch records",
     "engines.token_head": "batching engines engines.torch errors hashed_files manifest records text",
-    "engines.remote": "folders engines errors manifest records settings text",
+    "engines.remote": "answers folders engines errors manifest records settings text",
     "checkpoints": "engines engines.token_head engines.torch errors folders hashed_files heatmap manifest records text",
     "scoring": "batching cancellation errors records reward schemas telemetry text",
     "serving": "batching engines engines.remote engines.teacher engines.token_head engines.torch engines.trial errors "

@@ -20,10 +20,12 @@ from collections.abc import (
     Sequence,
 )
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from typing import Any, Self
 
 import httpx2
 
+from dense_reward.answers import answer_within, read_all
 from dense_reward.client import requests
 from dense_reward.client.base import ClientSettings, ScoringClient, request_of
 from dense_reward.client.errors import ClientError
@@ -59,8 +61,8 @@ class Client(ScoringClient[Scored, httpx2.Client]):
     ) -> None:
         """Does not connect yet. Raises ValueError for an invalid address or time.
 
-        `timeout_s` limits each wait for the next bytes of an answer; a connection must succeed within 10 s. No attempt
-        starts later than `retry_for_s` after the first one. `encoding`: how the service sends arrays.
+        `timeout_s` limits the time of one answer, until its last byte; a connection must succeed within 10 s.
+        No attempt starts later than `retry_for_s` after the first one. `encoding`: how the service sends arrays.
 
         Retries are logged in `dense_reward.client`: a warning after 2 s, and a line (info) when the service answers
         again. Not retried: an invalid certificate, and a host name that has no address and never had one.
@@ -160,7 +162,8 @@ class Client(ScoringClient[Scored, httpx2.Client]):
     def _attempt(self, call: Call, url: str) -> httpx2.Response | Failure:
         connection = self._connection()
         try:
-            response = connection.send(request_of(connection, call, url))
+            with closing(connection.send(request_of(connection, call, url), stream=True)) as arriving:
+                response = read_all(arriving, self._settings.timeout_s)
         except httpx2.TransportError as error:
             return unreachable(error)
         return self._outcome_of(url, response)
@@ -305,7 +308,7 @@ class AsyncClient(ScoringClient[Coroutine[Any, Any, Scored], httpx2.AsyncClient]
     async def _attempt(self, call: Call, url: str) -> httpx2.Response | Failure:
         connection = self._connection()
         try:
-            response = await connection.send(request_of(connection, call, url))
+            response = await answer_within(self._settings.timeout_s, connection, request_of(connection, call, url))
         except httpx2.TransportError as error:
             return unreachable(error)
         return self._outcome_of(url, response)

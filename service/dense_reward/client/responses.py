@@ -37,6 +37,8 @@ WIRE_DTYPES: Mapping[str, str] = {
 }
 CANDIDATE_SFT = "candidate_sft_logprob"
 TOLERANCE = 1e-6
+MOST_LOGPROB = 1e-3
+"""Rounding can lift the log-prob of a certain token this far above 0."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +59,8 @@ class Expectation:
     responses: tuple[Expected, ...]
     required: frozenset[str]
     may_fail: bool = False
+    revision: str | None = None
+    tokenizer_sha256: str | None = None
 
 
 class _WireResult(BaseModel):
@@ -115,6 +119,10 @@ def parse_scored(body: bytes, expectation: Expectation) -> Scored:
             f"this is not an answer of a dense-reward service: {where}: {first['msg']} (it starts {body[:80]!r})"
         ) from None
     check_version(answer.wire_version)
+    for name in ("revision", "tokenizer_sha256"):
+        wanted, served = getattr(expectation, name), getattr(answer.model, name)
+        if wanted is not None and served != wanted:
+            raise AnswerError(f"{name} {wanted} was requested, but the answer is of {served}: it must not be used")
     failed = [_failed(row) for row in answer.results if row.error is not None]
     if failed and not expectation.may_fail:
         raise AnswerError(f"item {failed[0].item} failed ({failed[0].error}) in a request whose items must all succeed")
@@ -123,6 +131,7 @@ def parse_scored(body: bytes, expectation: Expectation) -> Scored:
     scored = [_scored(row, wanted, expectation.required) for row, wanted in zip(rows, expected, strict=True)]
     if answer.model.token_head is None:
         for result in scored:
+            _check_signs(result)
             _check_reward(result)
     results = sorted([*scored, *failed], key=lambda result: result.item)
     return Scored(answer.id, answer.model, tuple(results), answer.usage, answer.timing)
@@ -274,6 +283,17 @@ def _decoded(value: str | list[float], dtype: str) -> NDArray[np.int32 | np.floa
             raise ValueError(f"not base64 ({error})") from None
     with np.errstate(over="ignore"):
         return np.array(value, dtype=dtype)
+
+
+def _check_signs(result: ScoredResponse) -> None:
+    """No log-prob is above 0, within rounding."""
+    for name in ("sft_logprob", "reference_logprob"):
+        values_T = getattr(result, name)
+        if values_T is not None and (values_T > MOST_LOGPROB).any():
+            raise AnswerError(
+                f"item {result.item}, response {result.response}: {name} is {values_T.max()}, which no log-prob is: "
+                "something between client and service changed the answer"
+            )
 
 
 def _check_reward(result: ScoredResponse) -> None:

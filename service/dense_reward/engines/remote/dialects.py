@@ -47,6 +47,10 @@ class Dialect(Protocol):
         ...
 
 
+MOST_LOGPROB = 1e-3
+"""Rounding can lift the log-prob of a certain token this far above 0."""
+
+
 @dataclass(frozen=True, slots=True)
 class VllmCompletions:
     """vLLM's OpenAI route, which every vLLM server has. It returns one JSON object for each token of the prompt."""
@@ -136,7 +140,7 @@ class Sglang:
     def logprobs(self, query: Query, answer: bytes) -> FloatArray | None:
         try:
             rows = _json_object(answer)["meta_info"]["input_token_logprobs"][1:]
-            ids, values_T = [row[1] for row in rows], np.array([row[0] for row in rows], dtype=np.float32)
+            ids, values_T = [row[1] for row in rows], _floats([row[0] for row in rows])
         except (KeyError, TypeError, IndexError, ValueError) as error:
             raise WireError(f"no input_token_logprobs in the answer ({error!r})") from None
         expected_T = query.ids_L[query.start :]
@@ -149,7 +153,16 @@ def checked(query: Query, values: FloatArray) -> FloatArray:
     """The values in float32. Raises WireError if there is not one for each wanted id."""
     if values.shape != query.wanted_TK.shape:
         raise WireError(f"log-probs of shape {values.shape}, but {query.wanted_TK.shape} were requested")
+    if values.dtype.kind != "f" or not (values <= MOST_LOGPROB).all():  # NaN fails too
+        raise WireError("the answer holds values that are no log-probs: not numbers, or above 0")
     return values.astype(np.float32, copy=False)
+
+
+def _floats(values: Sequence[object]) -> FloatArray:
+    """Raises ValueError for what NumPy would convert: true, and numbers in strings."""
+    if not all(type(value) in (int, float) for value in values):
+        raise ValueError("a log-prob is not a number")
+    return np.array(values, dtype=np.float32)
 
 
 def _json_object(answer: bytes) -> Mapping[str, Any]:
@@ -171,7 +184,7 @@ def _prompt_logprobs(query: Query, answer: Mapping[str, Any]) -> FloatArray:
             raise WireError(f"log-probs of {len(rows)} tokens, but {len(query.ids_L)} were sent")
         ids = query.ids_L[query.start :].tolist()
         values = [row[str(i)]["logprob"] for row, i in zip(rows[query.start :], ids, strict=True)]
-        values_T = np.array(values, dtype=np.float32)
+        values_T = _floats(values)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise WireError(f"the answer has no prompt_logprobs of the ids that were sent ({error!r})") from None
     values_T[values_T <= CLAMPED_LOGPROB] = -np.inf

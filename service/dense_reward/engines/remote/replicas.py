@@ -16,6 +16,7 @@ from typing import Any
 import httpx2
 import numpy as np
 
+from dense_reward.answers import answer_within
 from dense_reward.engines.remote.addresses import FOLLOWED, server_urls
 from dense_reward.engines.remote.dialects import Dialect, Sglang, VllmCompletions, WireError, dialects_to_try
 from dense_reward.engines.remote.pair import Query
@@ -29,7 +30,7 @@ VERIFY_TIMEOUT_S = 120.0
 FAILED_CHECKS_TO_EXCLUDE = 2
 """Health checks in a row. A replica that cannot be reached is excluded after the first."""
 ATTEMPTS, RETRY_DELAY_S = 3, 0.1
-MAX_CONNECTIONS = 256
+MAX_CONNECTIONS, JSON_TYPE = 256, {"Content-Type": "application/json"}
 log = logging.getLogger("dense_reward")
 
 
@@ -138,7 +139,8 @@ class Replica:
 
     async def _get_json(self, path: str) -> Any:  # noqa: ANN401 - JSON
         try:
-            answer = await self._status_client.get(path)
+            client = self._status_client
+            answer = await answer_within(STATUS_TIMEOUT_S, client, client.build_request("GET", path))
         except httpx2.TransportError as error:
             raise UnreachableError(f"{self.url} cannot be reached: {error!r}") from None
         if answer.status_code in {401, 403}:
@@ -159,14 +161,13 @@ class Replica:
     async def _query(self, dialect: Dialect, query: Query) -> FloatArray:
         for skip_cache in (False, True):
             path, body = dialect.request(query, skip_cache=skip_cache)
-            logprobs_TK = dialect.logprobs(query, await self._post(path, body))
-            if logprobs_TK is not None:
+            if (logprobs_TK := dialect.logprobs(query, await self._post(path, body))) is not None:
                 return logprobs_TK
         raise WireError("no log-probs in the answer")
 
     async def _post(self, path: str, body: bytes) -> bytes:
-        request = self._query_client.post(path, content=body, headers={"Content-Type": "application/json"})
-        call = asyncio.ensure_future(request)
+        sent = self._query_client.build_request("POST", path, content=body, headers=JSON_TYPE)
+        call = asyncio.ensure_future(answer_within(self._access.timeout_s, self._query_client, sent))
         self._in_flight.add(call)
         try:
             answer = await call

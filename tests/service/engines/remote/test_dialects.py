@@ -148,3 +148,13 @@ def test_an_answer_to_something_else_is_refused(dialect: Dialect, answer: object
 def test_what_is_no_json_is_refused(dialect: Dialect) -> None:
     with pytest.raises(WireError, match="JSON"):
         dialect.logprobs(query(), b"<html>")
+
+
+@pytest.mark.parametrize("value", [True, "-1.0", 5.0, float("nan"), None])
+@pytest.mark.parametrize("dialect", [VllmCompletions("m"), SGLANG])
+def test_what_is_no_log_prob_is_refused(dialect: Dialect, value: object) -> None:
+    entries: list[object] = [None, *({str(i): {"logprob": value}} for i in (6, 7, 8, 9))]
+    rows = [[None, 6, None], [-1.0, 7, None], [value, 8, None], [value, 9, None]]
+    answer = {"choices": [{"prompt_logprobs": entries}], "meta_info": {"input_token_logprobs": rows}}
+    with pytest.raises(WireError):
+        read(dialect, answer)
