@@ -114,3 +114,14 @@ def test_a_file_that_moved_is_noticed() -> None:
         "docs/no/such/",
         "bench/not.py",
     ]
+
+
+def test_pip_installs_this_repository_in_versions_that_were_tested() -> None:
+    lines = [
+        (page.name, " ".join(line.split()))
+        for page in PAGES
+        for line in re.findall(r"pip\s+install[^`\n]*(?:\n[^`\n]+)?", page.read_text("utf-8"))
+    ]
+    ours = [(page, line) for page, line in lines if "'.[" in line.partition("#")[0]]
+    assert len(ours) >= 5
+    assert [(page, line) for page, line in ours if " constraints/" not in line] == []

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -124,6 +125,8 @@ def main(arguments: Sequence[str] | None = None, report_error: Report | None = N
 
     `report_error`: is called with such an error instead.
     """
+    # Set before they are imported: TRL, transformers and others report each use to the hub otherwise.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     options = _options(arguments)
     if options.job == REPORT:
         return _write_report(options, report_error or _report_error)
