@@ -108,10 +108,8 @@ def _score_call(
         if options.include is not None:
             given["include"] = list(dict.fromkeys([*options.include, "token_ids"]))
     call = Call("POST", "/score", json_bytes({**body, **given, "encoding_format": encoding}))
-    expectation = Expectation(
-        expected, required & REQUIRABLE, may_fail, options.expect_revision, options.tokenizer_sha256
-    )
-    return ScoreCall(call, expectation)
+    model = (options.model, options.expect_revision, options.tokenizer_sha256)
+    return ScoreCall(call, Expectation(expected, required & REQUIRABLE, may_fail, *model))
 
 
 def expected_of(index: int, item: ItemToScore) -> list[Expected]:

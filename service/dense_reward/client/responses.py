@@ -59,6 +59,7 @@ class Expectation:
     responses: tuple[Expected, ...]
     required: frozenset[str]
     may_fail: bool = False
+    name: str | None = None
     revision: str | None = None
     tokenizer_sha256: str | None = None
 
@@ -119,7 +120,7 @@ def parse_scored(body: bytes, expectation: Expectation) -> Scored:
             f"this is not an answer of a dense-reward service: {where}: {first['msg']} (it starts {body[:80]!r})"
         ) from None
     check_version(answer.wire_version)
-    for name in ("revision", "tokenizer_sha256"):
+    for name in ("name", "revision", "tokenizer_sha256"):
         wanted, served = getattr(expectation, name), getattr(answer.model, name)
         if wanted is not None and served != wanted:
             raise AnswerError(f"{name} {wanted} was requested, but the answer is of {served}: it must not be used")

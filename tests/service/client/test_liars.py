@@ -11,7 +11,7 @@ from dense_reward import AsyncClient, Client, ClientError, Scored, ScoreOptions,
 from dense_reward.client.errors import AnswerError
 from faulty_service import FaultyService, Handler, altered
 
-OPTIONS = ScoreOptions(expect_revision="a-revision", tokenizer_sha256="a-hash")
+OPTIONS = ScoreOptions(model="a-pair", expect_revision="a-revision", tokenizer_sha256="a-hash")
 HELD_S = 60.0
 
 
@@ -31,12 +31,12 @@ def of_model(**changed: object) -> Callable[[dict[str, object], list[dict[str, o
     def change(answer: dict[str, object], _: list[dict[str, object]]) -> None:
         model = answer["model"]
         assert isinstance(model, dict)
-        model |= {"revision": "a-revision", "tokenizer_sha256": "a-hash"} | changed
+        model |= {"name": "a-pair", "revision": "a-revision", "tokenizer_sha256": "a-hash"} | changed
 
     return change
 
 
-@pytest.mark.parametrize("name", ["revision", "tokenizer_sha256"])
+@pytest.mark.parametrize("name", ["name", "revision", "tokenizer_sha256"])
 def test_an_answer_of_another_model_than_was_requested_is_refused(name: str) -> None:
     with FaultyService() as service:
         service.tricks.append(altered(of_model()))
