@@ -65,7 +65,8 @@ TRAINER_ROOMS = {
     "studies.methods": "selfplay",
     "studies.options": "configs credit errors rl runs text_table",
     "studies.regimes": "cli configs credit data errors rl runs tasks text_table",
-    "jobs": "benchmarks configs credit data errors integrations policies preview reward_model rl runs selfplay sft text_table win_rates",
+    "jobs": "benchmarks configs credit data errors integrations policies preview reward_model rl runs selfplay sft "
+    "text_table win_rates",
 }
 MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "tokenizers", "vllm", "accelerate", "peft", "flash_attn"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
@@ -73,7 +74,13 @@ TRAINING_LIBRARIES = {"trl", "datasets", "matplotlib", "tqdm", "scipy"}
 DRAWS = {f"{SERVICE}.bulk.stats.picture": {"matplotlib"}}
 HEAVY = MODEL_LIBRARIES | WEB_LIBRARIES | TRAINING_LIBRARIES
 JOBS = {
-    *(f"{TRAINER}.jobs.{job}"),
+    *(
+        f"{TRAINER}.jobs.{job}"
+        for job in (
+            *("sft", "irft", "rft", "dpr", "gradient", "evaluate", "credit"),
+            *("benchmark", "leaderboard", "judge", "demo", "preview"),
+        )
+    ),
     *(f"{TRAINER}.studies.{study}" for study in ("options.compare", "regimes.study")),
 }
 # Module -> what it must not import, directly or through its imports.
@@ -122,6 +129,9 @@ MUST_NOT_IMPORT = {
 } | {
     f"{TRAINER}.{name}": forbidden
     for names, forbidden in {
+        "configs.advantages configs.base configs.benchmark configs.credit configs.dense_reward configs.dpr "
+        "configs.evaluate configs.irft configs.judge configs.preview configs.rft configs.sample "
+        "configs.service configs.sft configs.signals": MODEL_LIBRARIES,
         "credit.aggregates": MODEL_LIBRARIES | NETWORK,
         "credit.alignment": TRAINER_JOBS | NETWORK,
         "credit.answer_ranking credit.error_localisation credit.first_wrong_step": TRAINER_JOBS,

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from dense_reward_trainer.cli import JOBS
 from dense_reward_trainer.configs.base import Config, JobConfig, config_path, load_config, recipe_names
+from dense_reward_trainer.configs.benchmark import LeaderboardConfig
 from dense_reward_trainer.configs.credit import CreditConfig
 from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.configs.evaluate import EvaluateConfig
 from dense_reward_trainer.configs.irft import IrftConfig
-from dense_reward_trainer.configs.leaderboard import LeaderboardConfig
 from dense_reward_trainer.configs.preview import PreviewConfig
 from dense_reward_trainer.configs.rft import RftConfig
 from dense_reward_trainer.configs.sft import SftConfig

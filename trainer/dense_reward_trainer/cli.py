@@ -103,7 +103,7 @@ JOBS = {
     ),
     "leaderboard": JobSpec(
         "dense_reward_trainer.jobs.leaderboard",
-        "dense_reward_trainer.configs.leaderboard:LeaderboardConfig",
+        "dense_reward_trainer.configs.benchmark:LeaderboardConfig",
         "run lm-evaluation-harness on checkpoints: the Open LLM Leaderboard, or tasks of your own",
     ),
     "judge": JobSpec(

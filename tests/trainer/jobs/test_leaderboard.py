@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from dense_reward_trainer.cli import main
-from dense_reward_trainer.configs.leaderboard import LeaderboardConfig
+from dense_reward_trainer.configs.benchmark import LeaderboardConfig
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.jobs import leaderboard
 from dense_reward_trainer.jobs.leaderboard import harness_command, leaderboard_table, read_results

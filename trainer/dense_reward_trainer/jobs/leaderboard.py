@@ -20,8 +20,8 @@ from dense_reward.engines.torch.device import chosen_device
 from dense_reward.manifest import adapter_base_folder, files_folder, load_manifest
 from dense_reward.records import Report
 
+from dense_reward_trainer.configs.benchmark import LeaderboardConfig
 from dense_reward_trainer.configs.evaluate import PolicyOptions
-from dense_reward_trainer.configs.leaderboard import LeaderboardConfig
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.policies.load import check_sampled
 from dense_reward_trainer.runs.kept_parts import KeptParts, inputs_of_config
