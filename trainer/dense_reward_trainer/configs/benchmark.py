@@ -1,4 +1,4 @@
-"""Configuration of the jobs `benchmark` and `leaderboard`. Must not import torch: the command line parses before anything slow."""
+"""Configuration of the jobs `benchmark` and `leaderboard`. Must not import torch: the command line parses first."""
 
 from pathlib import Path
 from typing import ClassVar, Literal, Self
