@@ -30,7 +30,7 @@ class JudgeConfig(JobConfig):
 
     # A reply is kept under the hash of its request, so it stays right whatever else changes.
     resume_may_change: ClassVar[frozenset[str]] = frozenset(
-        {"output_dir", "answers", "baseline", "judges", "training_prompts", "estimate_only", "seed"}
+        {"output_dir", "answers", "baseline", "judges", "training_prompts", "estimate_only"}
     )
 
     benchmark: Literal["alpaca_eval", "arena_hard", "mt_bench", "lima"] = Field(
