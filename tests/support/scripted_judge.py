@@ -8,11 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
-_SHOWN = re.compile(
-    r"Assistant A's Answer(?:\]|\|>)\n(.*)\n(?:\[|<\|)The End of Assistant A.*Assistant B's Answer(?:\]|\|>)\n(.*)\n"
-    r"(?:\[|<\|)The End",
-    re.DOTALL,
-)
+_SHOWN = re.compile(r"# Answer A\n(.*)\n\n# Answer B\n(.*)\n\n# Your verdict", re.DOTALL)
 Rule = Callable[[str, str], str]
 """The answers as shown, A and B -> the judge's reply."""
 

@@ -1,13 +1,16 @@
 """The benchmarks' own layouts, there and back, and what their own code reads of a reply."""
 
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
+from dense_reward_trainer.configs.judge import PLACES, JudgePrompt, PromptName
 from dense_reward_trainer.win_rates.benchmarks import Benchmark, read_answers, read_questions, write_answers
 from dense_reward_trainer.win_rates.contamination import overlaps
+from dense_reward_trainer.win_rates.prompts import own_prompt
 from dense_reward_trainer.win_rates.statistics import cohens_kappa, length_controlled
 from dense_reward_trainer.win_rates.verdicts import judge_messages, verdict_of
 
@@ -42,6 +45,31 @@ def test_braces_in_an_answer_stay_as_they_are(benchmark: Benchmark, tmp_path: Pa
     text = judge_messages(benchmark, question, 0, ("{answer_b}", "x"), ("second", "y"))[1]["content"]
     assert "{answer_b}" in text
     assert text.count("second") == 1
+
+
+def test_prompts_of_the_configuration_take_the_place_of_the_own(tmp_path: Path) -> None:
+    text = "Q {question_2} A {answer_a_2} B {answer_b_2}"
+    (tmp_path / "q.jsonl").write_text(json.dumps(ROWS["mt_bench"]) + "\n")
+    (question,) = read_questions("mt_bench", tmp_path / "q.jsonl")
+    prompts: dict[PromptName, JudgePrompt] = {"second_turn": JudgePrompt(system="s", user=text)}
+    asked = judge_messages("mt_bench", question, 1, ("a", "b"), ("c", "d"), prompts=prompts)
+    assert [one["content"] for one in asked] == ["s", "Q And then? A b B d"]
+    assert (
+        "b"
+        not in judge_messages("mt_bench", question, 0, ("a", "b"), ("c", "d"), prompts=prompts)[1]["content"].split()
+    )
+
+
+@pytest.mark.parametrize("benchmark", ROWS)
+def test_the_own_prompts_name_verdicts_that_the_benchmark_reads(benchmark: Benchmark) -> None:
+    for name in get_args(PromptName):
+        prompt = own_prompt(benchmark, name)
+        assert all(place in prompt.user for place in PLACES[name])
+    if benchmark != "alpaca_eval":
+        named = re.findall(r"\[\[[^]]*\]\]", own_prompt(benchmark, "first_turn").system)
+        scores = [verdict_of(benchmark, {"message": {"content": f"So: {mark}"}}) for mark in named]
+        assert {0.0, 0.5, 1.0} == {one.score for one in scores if one is not None}
+        assert None not in scores
 
 
 def test_verdicts_are_read_as_the_benchmarks_read_them() -> None:

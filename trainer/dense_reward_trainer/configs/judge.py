@@ -1,11 +1,27 @@
 """Configuration of the `judge` job. Must not import torch: the command line parses before any slow import."""
 
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from dense_reward_trainer.configs.base import JobConfig, JobOptions, SafeName, Seed
+
+PromptName = Literal["first_turn", "second_turn", "creative_writing"]
+PLACES: dict[str, frozenset[str]] = dict.fromkeys(
+    get_args(PromptName), frozenset({"{question}", "{answer_a}", "{answer_b}"})
+) | {"second_turn": frozenset({"{question_2}", "{answer_a_2}", "{answer_b_2}"})}
+"""What the text for the judge must have: without one of these it would judge what it does not see."""
+
+
+class JudgePrompt(JobOptions):
+    """What a judge is asked: a system prompt, and a text with places for the question and both answers."""
+
+    system: str = Field(description="The system prompt.")
+    user: str = Field(
+        description="The text, with {question}, {answer_a} and {answer_b}; of second_turn with {question_1}, "
+        "{question_2}, {answer_a_1}, {answer_a_2}, {answer_b_1} and {answer_b_2}."
+    )
 
 
 class JudgeOptions(JobOptions):
@@ -30,11 +46,11 @@ class JudgeConfig(JobConfig):
 
     # A reply is kept under the hash of its request, so it stays right whatever else changes.
     resume_may_change: ClassVar[frozenset[str]] = frozenset(
-        {"output_dir", "answers", "baseline", "judges", "training_prompts", "estimate_only"}
+        {"output_dir", "answers", "baseline", "judges", "prompts", "training_prompts", "estimate_only"}
     )
 
     benchmark: Literal["alpaca_eval", "arena_hard", "mt_bench", "lima"] = Field(
-        description="Whose questions, prompts for the judge and file formats."
+        description="Whose questions, verdicts and file formats."
     )
     questions: Path = Field(description="The benchmark's own file of questions.")
     answers: dict[SafeName, Path] = Field(
@@ -46,6 +62,11 @@ class JudgeConfig(JobConfig):
     judges: dict[SafeName, JudgeOptions] = Field(
         min_length=1, max_length=2, description="Name -> judge. With two, their agreement is reported."
     )
+    prompts: dict[PromptName, JudgePrompt] = Field(
+        default={},
+        description="Prompts in place of this project's own, such as the benchmark's: first_turn, second_turn "
+        "(MT-Bench) and creative_writing (Arena-Hard's questions of that category).",
+    )
     training_prompts: Path | None = Field(
         default=None, description="The training data, to count test prompts that occur in it; null: not checked."
     )
@@ -55,6 +76,10 @@ class JudgeConfig(JobConfig):
 
     @model_validator(mode="after")
     def _comparable(self) -> Self:
+        for name, prompt in self.prompts.items():
+            missing = sorted(place for place in PLACES[name] if place not in prompt.user)
+            if missing:
+                raise ValueError(f"prompts.{name}.user lacks {', '.join(missing)}: the judge would not see it")
         if self.answers and self.baseline not in self.answers:
             raise ValueError(f"answers has no {self.baseline}, which is the baseline: add it, or name another baseline")
         if len(self.answers) == 1:

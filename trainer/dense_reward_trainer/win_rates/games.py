@@ -72,7 +72,9 @@ def games(config: JudgeConfig, judge: JudgeOptions, questions: Sequence[Question
                     first, second = sides if baseline_first else sides[::-1]
                     request = {
                         "model": judge.model,
-                        "messages": judge_messages(config.benchmark, question, turn, first, second),
+                        "messages": judge_messages(
+                            config.benchmark, question, turn, first, second, prompts=config.prompts
+                        ),
                         "max_tokens": judge.max_tokens,
                         "temperature": judge.temperature,
                         **request_options(config.benchmark),

@@ -1,192 +1,42 @@
-"""The judges' prompts of AlpacaEval 2, Arena-Hard 2 and MT-Bench, word for word (all three: Apache License 2.0).
+"""What a judge is asked, in words of our own, with the verdicts that each benchmark's own code reads.
 
-Sources: alpaca_eval_clf.txt of tatsu-lab/alpaca_eval; judge_utils.py and arena-hard-v2.0.yaml of arena-hard-auto;
-judge_prompts.jsonl (pair-v2 and pair-v2-multi-turn) of lm-sys/FastChat. Only the names in braces are our own.
+Names in braces are replaced: the question and both answers, or those of both turns.
 """
 
-ALPACA_EVAL_SYSTEM = (
-    "You are a highly efficient assistant, who evaluates and selects the best large language model (LLMs) "
-    "based on the quality of their responses to a given instruction. This process will be used to create a "
-    "leaderboard reflecting the most accurate and human-preferred answers."
+from collections.abc import Mapping
+
+from dense_reward_trainer.configs.judge import JudgePrompt, PromptName
+from dense_reward_trainer.win_rates.benchmarks import Benchmark
+
+_RULES = (
+    "You compare two answers to the same request of a user. The better answer is correct, does what was asked, and "
+    "leaves out what does not help. Neither the order nor the length of the answers is a reason to prefer one."
 )
-ALPACA_EVAL_USER = (
-    "I require a leaderboard for various large language models. I'll provide you with prompts given to these "
-    "models and their corresponding outputs. Your task is to assess these responses, and select the model that "
-    "produces the best output from a human perspective.\n"
-    "\n"
-    "## Instruction\n"
-    "\n"
-    "{\n"
-    '    "instruction": """{question}""",\n'
-    "}\n"
-    "\n"
-    "## Model Outputs\n"
-    "\n"
-    "Here are the unordered outputs from the models. Each output is associated with a specific model, "
-    "identified by a unique model identifier.\n"
-    "\n"
-    "{\n"
-    "    {\n"
-    '        "model_identifier": "m",\n'
-    '        "output": """{answer_a}"""\n'
-    "    },\n"
-    "    {\n"
-    '        "model_identifier": "M",\n'
-    '        "output": """{answer_b}"""\n'
-    "    }\n"
-    "}\n"
-    "\n"
-    "## Task\n"
-    "\n"
-    "Evaluate the models based on the quality and relevance of their outputs, and select the model that "
-    "generated the best output. Answer by providing the model identifier of the best model. We will use your "
-    "output as the name of the best model, so make sure your output only contains one of the following model "
-    "identifiers and nothing else (no quotes, no spaces, no new lines, ...): m or M.\n"
-    "\n"
-    "## Best Model Identifier"
+_SOLVE = "Solve the request yourself first, and name the errors of both answers."
+_ONE_TO_FIVE = (
+    "End with exactly one of these lines, from A much better, over a tie, to B much better: [[A>>B]], [[A>B]], "
+    "[[A=B]], [[B>A]], [[B>>A]]."
 )
-ARENA_HARD_SYSTEM = (
-    "Please act as an impartial judge and evaluate the quality of the responses provided by two AI assistants "
-    "to the user prompt displayed below. You will be given assistant A's answer and assistant B's answer. Your "
-    "job is to evaluate which assistant's answer is better.\n"
-    "\n"
-    "Begin your evaluation by generating your own answer to the prompt. You must provide your answers before "
-    "judging any answers.\n"
-    "\n"
-    "When evaluating the assistants' answers, compare both assistants' answers with your answer. You must "
-    "identify and correct any mistakes or inaccurate information.\n"
-    "\n"
-    "Then consider if the assistant's answers are helpful, relevant, and concise. Helpful means the answer "
-    "correctly responds to the prompt or follows the instructions. Note when user prompt has any ambiguity or "
-    "more than one interpretation, it is more helpful and appropriate to ask for clarifications or more "
-    "information from the user than providing an answer based on assumptions. Relevant means all parts of the "
-    "response closely connect or are appropriate to what is being asked. Concise means the response is clear "
-    "and not verbose or excessive.\n"
-    "\n"
-    "Then consider the creativity and novelty of the assistant's answers when needed. Finally, identify any "
-    "missing important information in the assistants' answers that would be beneficial to include when "
-    "responding to the user prompt.\n"
-    "\n"
-    "After providing your explanation, you must output only one of the following choices as your final verdict "
-    "with a label:\n"
-    "\n"
-    "1. Assistant A is significantly better: [[A>>B]]\n"
-    "2. Assistant A is slightly better: [[A>B]]\n"
-    "3. Tie, relatively the same: [[A=B]]\n"
-    "4. Assistant B is slightly better: [[B>A]]\n"
-    "5. Assistant B is significantly better: [[B>>A]]\n"
-    "\n"
-    'Example output: "My final verdict is tie: [[A=B]]".'
+_ONE_TO_THREE = "Say briefly why. End with [[A]] if A is better, [[B]] if B is, or [[C]] if neither is."
+_LETTER = "Reply with one letter alone: m if answer A is better, M if answer B is better."
+_VERDICTS: Mapping[Benchmark, str] = {
+    "alpaca_eval": _LETTER,
+    "arena_hard": f"{_SOLVE} {_ONE_TO_FIVE}",
+    "mt_bench": _ONE_TO_THREE,
+    "lima": _ONE_TO_THREE,
+}
+_USER = "# Request\n{question}\n\n# Answer A\n{answer_a}\n\n# Answer B\n{answer_b}\n\n# Your verdict"
+_USER_OF_SECOND = (
+    "# First request\n{question_1}\n\n# Second request\n{question_2}\n\n"
+    "# A's answer to the first\n{answer_a_1}\n\n# A's answer to the second\n{answer_a_2}\n\n"
+    "# B's answer to the first\n{answer_b_1}\n\n# B's answer to the second\n{answer_b_2}\n\n# Your verdict"
 )
-ARENA_HARD_WRITING_SYSTEM = (
-    "Please act as an impartial judge and evaluate the quality of the responses provided by two AI assistants "
-    "to the user prompt displayed below. You will be given assistant A's answer and assistant B's answer. Your "
-    "job is to evaluate which assistant's answer is better.\n"
-    "\n"
-    "When evaluating the assistants' answers, compare both assistants' answers. You must identify and correct "
-    "any mistakes or inaccurate information.\n"
-    "\n"
-    "Then consider if the assistant's answers are helpful, relevant, and concise. Helpful means the answer "
-    "correctly responds to the prompt or follows the instructions. Note when user prompt has any ambiguity or "
-    "more than one interpretation, it is more helpful and appropriate to ask for clarifications or more "
-    "information from the user than providing an answer based on assumptions. Relevant means all parts of the "
-    "response closely connect or are appropriate to what is being asked. Concise means the response is clear "
-    "and not verbose or excessive.\n"
-    "\n"
-    "Then consider the creativity and novelty of the assistant's answers when needed. Finally, identify any "
-    "missing important information in the assistants' answers that would be beneficial to include when "
-    "responding to the user prompt.\n"
-    "\n"
-    "After providing your explanation, you must output only one of the following choices as your final verdict "
-    "with a label:\n"
-    "\n"
-    "1. Assistant A is significantly better: [[A>>B]]\n"
-    "2. Assistant A is slightly better: [[A>B]]\n"
-    "3. Tie, relatively the same: [[A=B]]\n"
-    "4. Assistant B is slightly better: [[B>A]]\n"
-    "5. Assistant B is significantly better: [[B>>A]]\n"
-    "\n"
-    'Example output: "My final verdict is tie: [[A=B]]".'
-)
-ARENA_HARD_USER = (
-    "<|User Prompt|>\n"
-    "{question}\n"
-    "\n"
-    "<|The Start of Assistant A's Answer|>\n"
-    "{answer_a}\n"
-    "<|The End of Assistant A's Answer|>\n"
-    "\n"
-    "<|The Start of Assistant B's Answer|>\n"
-    "{answer_b}\n"
-    "<|The End of Assistant B's Answer|>"
-)
-MT_BENCH_SYSTEM = (
-    "Please act as an impartial judge and evaluate the quality of the responses provided by two AI assistants "
-    "to the user question displayed below. You should choose the assistant that follows the user's "
-    "instructions and answers the user's question better. Your evaluation should consider factors such as the "
-    "helpfulness, relevance, accuracy, depth, creativity, and level of detail of their responses. Begin your "
-    "evaluation by comparing the two responses and provide a short explanation. Avoid any position biases and "
-    "ensure that the order in which the responses were presented does not influence your decision. Do not "
-    "allow the length of the responses to influence your evaluation. Do not favor certain names of the "
-    "assistants. Be as objective as possible. After providing your explanation, output your final verdict by "
-    'strictly following this format: "[[A]]" if assistant A is better, "[[B]]" if assistant B is better, '
-    'and "[[C]]" for a tie.'
-)
-MT_BENCH_USER = (
-    "[User Question]\n"
-    "{question}\n"
-    "\n"
-    "[The Start of Assistant A's Answer]\n"
-    "{answer_a}\n"
-    "[The End of Assistant A's Answer]\n"
-    "\n"
-    "[The Start of Assistant B's Answer]\n"
-    "{answer_b}\n"
-    "[The End of Assistant B's Answer]"
-)
-MT_BENCH_SECOND_SYSTEM = (
-    "Please act as an impartial judge and evaluate the quality of the responses provided by two AI assistants "
-    "to the user questions. You should choose the assistant that follows the user's instructions and answers "
-    "the user's questions better. Your evaluation should consider factors such as the helpfulness, relevance, "
-    "accuracy, depth, creativity, and level of detail of their responses. You should focus on who provides a "
-    "better answer to the second user question. Begin your evaluation by comparing the responses of the two "
-    "assistants and provide a short explanation. Avoid any position biases and ensure that the order in which "
-    "the responses were presented does not influence your decision. Do not allow the length of the responses "
-    "to influence your evaluation. Do not favor certain names of the assistants. Be as objective as possible. "
-    'After providing your explanation, output your final verdict by strictly following this format: "[[A]]" '
-    'if assistant A is better, "[[B]]" if assistant B is better, and "[[C]]" for a tie.'
-)
-MT_BENCH_SECOND_USER = (
-    "<|The Start of Assistant A's Conversation with User|>\n"
-    "\n"
-    "### User:\n"
-    "{question_1}\n"
-    "\n"
-    "### Assistant A:\n"
-    "{answer_a_1}\n"
-    "\n"
-    "### User:\n"
-    "{question_2}\n"
-    "\n"
-    "### Assistant A:\n"
-    "{answer_a_2}\n"
-    "\n"
-    "<|The End of Assistant A's Conversation with User|>\n"
-    "\n"
-    "\n"
-    "<|The Start of Assistant B's Conversation with User|>\n"
-    "\n"
-    "### User:\n"
-    "{question_1}\n"
-    "\n"
-    "### Assistant B:\n"
-    "{answer_b_1}\n"
-    "\n"
-    "### User:\n"
-    "{question_2}\n"
-    "\n"
-    "### Assistant B:\n"
-    "{answer_b_2}\n"
-    "\n"
-    "<|The End of Assistant B's Conversation with User|>"
-)
+
+
+def own_prompt(benchmark: Benchmark, name: PromptName) -> JudgePrompt:
+    """The prompt that is used unless the configuration has one of this name."""
+    if name == "second_turn":
+        only_second = "The user asked twice: judge the answers to the second request."
+        return JudgePrompt(system=f"{_RULES} {only_second} {_VERDICTS[benchmark]}", user=_USER_OF_SECOND)
+    verdict = _ONE_TO_FIVE if name == "creative_writing" else _VERDICTS[benchmark]
+    return JudgePrompt(system=f"{_RULES} {verdict}", user=_USER)

@@ -1,4 +1,4 @@
-"""What a judge is asked about two answers, and what its reply means, as the benchmark's own code has it."""
+"""What a judge is asked about two answers, and what its reply means to the benchmark's own code."""
 
 import math
 import re
@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dense_reward_trainer.win_rates import prompts
+from dense_reward_trainer.configs.judge import JudgePrompt, PromptName
 from dense_reward_trainer.win_rates.benchmarks import Benchmark, Question, Turns
+from dense_reward_trainer.win_rates.prompts import own_prompt
 
 Messages = list[dict[str, str]]
 ARENA_HARD_STRONG_WEIGHT = 3  # show_result.py counts >> three times
@@ -15,6 +16,7 @@ _ARENA_HARD = (re.compile(r"\[\[([AB<>=]+)\]\]"), re.compile(r"\[([AB<>=]+)\]"))
 _ARENA_HARD_SCORES = {"A>>B": 1.0, "A>B": 1.0, "A=B": 0.5, "A<B": 0.0, "A<<B": 0.0}
 _ARENA_HARD_SCORES |= {"B>>A": 0.0, "B>A": 0.0, "B=A": 0.5, "B<A": 1.0, "B<<A": 1.0}
 _MT_BENCH_SCORES = {"[[A]]": 1.0, "[[B]]": 0.0, "[[C]]": 0.5}
+NO_PROMPTS: Mapping[PromptName, JudgePrompt] = {}
 _PLACE = re.compile(r"\{(question|answer_a|answer_b|question_1|question_2|answer_[ab]_[12])\}")
 
 
@@ -27,27 +29,29 @@ class Verdict:
     label: str = ""
 
 
-def judge_messages(benchmark: Benchmark, question: Question, turn: int, first: Turns, second: Turns) -> Messages:
-    """The benchmark's own prompt about two answers; LIMA publishes none that a program can use: MT-Bench's."""
+def judge_messages(
+    benchmark: Benchmark,
+    question: Question,
+    turn: int,
+    first: Turns,
+    second: Turns,
+    *,
+    prompts: Mapping[PromptName, JudgePrompt] = NO_PROMPTS,
+) -> Messages:
+    """The prompt about two answers: that of `prompts`, else our own."""
+    name: PromptName = "first_turn"
     if turn == 1:
-        system, user = prompts.MT_BENCH_SECOND_SYSTEM, prompts.MT_BENCH_SECOND_USER
+        name = "second_turn"
         values = {"question_1": question.turns[0], "question_2": question.turns[1]}
         values |= {"answer_a_1": first[0], "answer_a_2": first[1], "answer_b_1": second[0], "answer_b_2": second[1]}
     else:
-        system, user = _templates(benchmark, question.category)
+        if benchmark == "arena_hard" and question.category == "creative_writing":
+            name = "creative_writing"
         values = {"question": question.turns[0], "answer_a": first[0], "answer_b": second[0]}
     # In one pass: a question or an answer can itself hold {answer_b}.
-    text = _PLACE.sub(lambda place: values.get(place[1], place[0]), user)
-    return [{"role": "system", "content": system}, {"role": "user", "content": text}]
-
-
-def _templates(benchmark: Benchmark, category: str) -> tuple[str, str]:
-    if benchmark == "alpaca_eval":
-        return prompts.ALPACA_EVAL_SYSTEM, prompts.ALPACA_EVAL_USER
-    if benchmark == "arena_hard":
-        writing = category == "creative_writing"
-        return (prompts.ARENA_HARD_WRITING_SYSTEM if writing else prompts.ARENA_HARD_SYSTEM), prompts.ARENA_HARD_USER
-    return prompts.MT_BENCH_SYSTEM, prompts.MT_BENCH_USER
+    prompt = prompts.get(name) or own_prompt(benchmark, name)
+    text = _PLACE.sub(lambda place: values.get(place[1], place[0]), prompt.user)
+    return [{"role": "system", "content": prompt.system}, {"role": "user", "content": text}]
 
 
 def request_options(benchmark: Benchmark) -> dict[str, Any]:
