@@ -1,10 +1,13 @@
 """Commit, hardware and versions. Every results file records them."""
 
+import json
 import os
 import platform
 from pathlib import Path
 
 from dense_reward_trainer.runs.run_folder import commit, versions
+
+Json = dict[str, object]
 
 
 def circumstances() -> dict[str, object]:
@@ -14,6 +17,15 @@ def circumstances() -> dict[str, object]:
         "machine": {"processor": processor(), "cores": os.cpu_count()},
         "versions": versions(),
     }
+
+
+def write_stage(file: Path, group: str, name: str, stage: Json) -> None:
+    """Add a stage to a results file that keeps the others, and the `figures` of all stages to the top of that file."""
+    results = json.loads(file.read_text()) if file.exists() else {}
+    stages = results.get(group, {}) | {name: stage}
+    keys = {key: value for stage in stages.values() for key, value in stage["figures"].items()}
+    record = {**keys, group: stages, **circumstances(), "commit": stage["commit"]}
+    file.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def processor() -> str:

@@ -124,4 +124,7 @@ def test_pip_installs_this_repository_in_versions_that_were_tested() -> None:
     ]
     ours = [(page, line) for page, line in lines if "'.[" in line.partition("#")[0]]
     assert len(ours) >= 5
+    sources = [path for room in ("service", "trainer", "docs", "helm", "docker") for path in (ROOT / room).rglob("*")]
+    texts = {str(path): path.read_text("utf-8") for path in sources if path.suffix in {".py", ".md", ".yaml"}}
+    assert [path for path, text in texts.items() if "'dense-reward[" in text] == [], "no index has the package"
     assert [(page, line) for page, line in ours if " constraints/" not in line] == []

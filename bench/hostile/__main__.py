@@ -8,10 +8,9 @@ from pathlib import Path
 
 from dense_reward_trainer.runs.run_folder import commit
 
-from bench.circumstances import circumstances
+from bench.circumstances import Json, write_stage
 from bench.hostile import bodies, checkpoints, secrets, signals, sockets
 
-Json = dict[str, object]
 RESULTS = Path("bench/results/hostile.json")
 STAGES: dict[str, Callable[[], tuple[Json, Json]]] = {  # each returns figures and details
     "bodies": bodies.measure,
@@ -30,18 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in parser.parse_args(arguments).only or STAGES:
         print(f"{name} …", file=sys.stderr, flush=True)
         figures, details = STAGES[name]()
-        _write(name, figures, details, at)
+        write_stage(RESULTS, "stages", name, {"figures": figures, "commit": at, **details})
         print(json.dumps(figures, indent=2), flush=True)
     return 0
-
-
-def _write(name: str, figures: Json, details: Json, at: str | None) -> None:
-    """Adds a stage to the file, with its commit. Keeps other stages."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    stages = results.get("stages", {}) | {name: {"figures": figures, "commit": at, **details}}
-    keys = {key: value for stage in stages.values() for key, value in stage["figures"].items()}
-    record = {**keys, "stages": stages, **circumstances(), "commit": at}
-    RESULTS.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from dense_reward_trainer.jobs.demo import train_pair
 from dense_reward_trainer.runs.run_folder import commit
 
-from bench.circumstances import circumstances
+from bench.circumstances import write_stage
 from bench.reliability import bad_clients, overload, reload, stops
 from bench.reliability.load import Json
 from bench.reliability.server import LOAD_CORE, pin
@@ -42,18 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in names:
         print(f"{name} …", file=sys.stderr, flush=True)
         figures, details = EXPERIMENTS[name]()
-        _write(name, figures, details, at)
+        write_stage(RESULTS, "experiments", name, {"figures": figures, "commit": at, **details})
         print(json.dumps(figures, indent=2), flush=True)
     return 0
-
-
-def _write(name: str, figures: Json, details: Json, at: str | None) -> None:
-    """Adds an experiment to the file, with its commit. Keeps other experiments."""
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    experiments = results.get("experiments", {}) | {name: {"figures": figures, "commit": at, **details}}
-    keys = {key: value for experiment in experiments.values() for key, value in experiment["figures"].items()}
-    record = {**keys, "experiments": experiments, **circumstances(), "commit": at}
-    RESULTS.write_text(json.dumps(record, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import httpx2
 import numpy as np
 import pytest
 
+from bench.circumstances import write_stage
 from bench.reliability import __main__ as command
 from bench.reliability import bad_clients
 from bench.reliability.load import Known, Outcome, ask, requests
@@ -90,12 +91,12 @@ def test_bodies_of_malice_are_what_they_claim() -> None:
     assert b"Content-Length: 2" in head
 
 
-def test_an_experiment_is_written_beside_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "RESULTS", tmp_path / "reliability.json")
-    command._write("one", {"wrong": 0}, {"seconds": 3}, "a1")
-    command._write("two", {"lost": 1}, {}, "a1")
-    command._write("two", {"lost": 0}, {}, "b2")
-    found = json.loads((tmp_path / "reliability.json").read_text())
+def test_an_experiment_is_written_beside_the_others(tmp_path: Path) -> None:
+    file = tmp_path / "reliability.json"
+    write_stage(file, "experiments", "one", {"figures": {"wrong": 0}, "commit": "a1", "seconds": 3})
+    write_stage(file, "experiments", "two", {"figures": {"lost": 1}, "commit": "a1"})
+    write_stage(file, "experiments", "two", {"figures": {"lost": 0}, "commit": "b2"})
+    found = json.loads(file.read_text())
     assert (found["wrong"], found["lost"]) == (0, 0)
     assert set(found["experiments"]) == {"one", "two"}
     assert found["experiments"]["one"]["seconds"] == 3

@@ -38,7 +38,8 @@ class Tracing:
             from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
             from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
         except ModuleNotFoundError as error:
-            raise SettingsError(f"--otlp-endpoint needs {error.name}: pip install 'dense-reward[otel]'") from None
+            cure = "pip install '.[otel]' in the project's folder"
+            raise SettingsError(f"--otlp-endpoint needs {error.name}: {cure}") from None
         self._provider = TracerProvider(resource=Resource.create({"service.name": "dense-reward"}))
         exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces")
         self._provider.add_span_processor(BatchSpanProcessor(exporter))

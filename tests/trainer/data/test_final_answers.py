@@ -162,5 +162,5 @@ def test_math_verify_gives_equal_values_one_spelling_so_that_they_vote_together(
 
 def test_without_the_library_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "math_verify", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'dense-reward\[eval\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[eval\]'"):
         answer_of("7", "math_verify")

@@ -63,7 +63,7 @@ def test_the_table_has_the_harness_s_own_numbers_and_errors() -> None:
 
 def test_without_the_harness_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leaderboard, "HARNESS", "no_such_harness")
-    with pytest.raises(ConfigError, match=r"pip install 'dense-reward\[eval\]'"):
+    with pytest.raises(ConfigError, match=r"pip install '\.\[eval\]'"):
         leaderboard.run(config(output_dir=tmp_path / "out"), print)
 
 
@@ -91,7 +91,7 @@ def tasks(folder: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs lm_eval: pip install 'dense-reward[eval]'")
+@pytest.mark.skipif(find_spec("lm_eval") is None, reason="needs lm_eval: pip install '.[eval]' in the project's folder")
 def test_lm_eval_measures_a_tiny_model_on_two_tasks_and_a_second_start_does_not_repeat_it(
     pair_folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

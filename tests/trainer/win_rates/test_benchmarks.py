@@ -54,10 +54,8 @@ def test_prompts_of_the_configuration_take_the_place_of_the_own(tmp_path: Path) 
     prompts: dict[PromptName, JudgePrompt] = {"second_turn": JudgePrompt(system="s", user=text)}
     asked = judge_messages("mt_bench", question, 1, ("a", "b"), ("c", "d"), prompts=prompts)
     assert [one["content"] for one in asked] == ["s", "Q And then? A b B d"]
-    assert (
-        "b"
-        not in judge_messages("mt_bench", question, 0, ("a", "b"), ("c", "d"), prompts=prompts)[1]["content"].split()
-    )
+    of_first = judge_messages("mt_bench", question, 0, ("a", "b"), ("c", "d"), prompts=prompts)
+    assert {"a", "b", "c", "d"} & {*of_first[1]["content"].split()} == {"a", "c"}
 
 
 @pytest.mark.parametrize("benchmark", ROWS)

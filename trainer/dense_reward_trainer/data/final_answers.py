@@ -3,7 +3,7 @@
 Pure functions of text. Must not import files, tokenizers or models.
 
 The rule math_verify is the library of that name (Hugging Face), which parses numbers, LaTeX and sets, and compares them
-as mathematics. It is imported when it is first used: pip install 'dense-reward[eval]'.
+as mathematics. It is imported when it is first used: pip install '.[eval]' in the project's folder.
 """
 
 import re
@@ -95,7 +95,7 @@ def _math_verify() -> ModuleType:
         return import_module("math_verify")
     except ImportError:
         raise MissingExtraError(
-            "the checker math_verify needs the extra eval: pip install 'dense-reward[eval]'"
+            "the checker math_verify needs the extra eval: pip install '.[eval]' in the project's folder"
         ) from None
 
 

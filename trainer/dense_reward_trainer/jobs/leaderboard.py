@@ -53,7 +53,7 @@ def run(config: LeaderboardConfig, report: Report) -> None:
     """
     check_run("leaderboard", config)
     if find_spec(HARNESS) is None:
-        raise ConfigError("leaderboard needs lm-evaluation-harness: pip install 'dense-reward[eval]'")
+        raise ConfigError("leaderboard needs lm-evaluation-harness: pip install '.[eval]' in the project's folder")
     for folder in config.policies.values():
         check_sampled(PolicyOptions(checkpoint=folder))
     device = chosen_device(config.device)

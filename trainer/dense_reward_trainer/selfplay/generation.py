@@ -59,8 +59,8 @@ def check_engine(config: IrftConfig, start: Start) -> None:
         return
     if find_spec("vllm") is None:
         raise ConfigError(
-            "generation.engine is vllm, but vllm is not installed: pip install 'dense-reward[vllm]', or set "
-            "generation.engine=transformers"
+            "generation.engine is vllm, but vllm is not installed: pip install '.[vllm]' in the project's "
+            "folder, or set generation.engine=transformers"
         )
     if start.manifest.adapter_base is not None:
         raise ConfigError(

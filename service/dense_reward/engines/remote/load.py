@@ -100,7 +100,8 @@ def load_vllm(settings: Settings, report: Report) -> LoadedParts:
     try:
         from dense_reward.engines.remote import vllm as vllm_engine  # noqa: PLC0415 - an optional library
     except ImportError as error:
-        raise CheckpointError(f"vLLM cannot be imported ({error}): pip install 'dense-reward[vllm]'") from error
+        cure = "pip install '.[vllm]' in the project's folder"
+        raise CheckpointError(f"vLLM cannot be imported ({error}): {cure}") from error
     with _pending_pair(settings) as pending:
         for checkpoint in pending.checkpoints:
             report(f"verifying the files of {checkpoint.role} ({checkpoint.folder})")
