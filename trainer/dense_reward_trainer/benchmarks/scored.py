@@ -92,13 +92,6 @@ def step_values(values_T: FloatArray, tokens: Sequence[Sequence[int]], how: Step
     return [aggregate(values_T[list(step)], how) for step in tokens]
 
 
-def by_method(scores: StepScores) -> Iterator[tuple[str, StepValue, list[list[float]]]]:
-    """Column, how a step's value is computed, and the values."""
-    for column, found in scores.values.items():
-        for how, rows in found.items():
-            yield column, how, rows
-
-
 def _answers(references: References, chats: Sequence[Chat], title: str) -> Iterator[Answer | None]:
     progress = Progress(len(chats), title)
     return progress.each(references.score_each(chats, ["offsets"]), lambda one: 0 if one is None else one.scored.length)
