@@ -23,7 +23,7 @@ PACKAGES = {
     "dense_reward_start": ROOT / "service",
     "dense_reward_trainer": ROOT / "trainer",
 }
-COMMANDS = {"dense-reward": "dense_reward_start:main", "dense-reward-train": "dense_reward_trainer.cli:main"}
+COMMANDS = {"dense-reward": "dense_reward_start:main", "dense-reward-train": "dense_reward_trainer.cli:command"}
 # For each stack: the extras of this project that it installs, and its main package.
 STACKS = {
     "default.txt": (("train", "dev"), "torch"),

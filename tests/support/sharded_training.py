@@ -15,6 +15,7 @@ from dense_reward_trainer.configs.base import config_path, load_config
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.data.sources import load
 from dense_reward_trainer.data.tokenised import encode_demonstrations
+from dense_reward_trainer.runs.processes import exits_with
 from dense_reward_trainer.sft.checkpoint_writer import CheckpointWriter, SaveMilestones, shared_facts
 from dense_reward_trainer.sft.initial_model import initial_model_of
 from dense_reward_trainer.sft.milestones import MilestoneSchedule
@@ -26,15 +27,14 @@ from transformers import PreTrainedModel, TrainerControl, TrainerState, Training
 STEPS = 3
 
 
-def main(folder: Path) -> None:
+def main() -> int:
+    folder = Path(sys.argv[1])
     torch.distributed.init_process_group("gloo")
-    try:
-        train(folder / "sharded", sharded=True)
-        if torch.distributed.get_rank() == 0:
-            train(folder / "plain", sharded=False)
-        torch.distributed.barrier()
-    finally:
-        torch.distributed.destroy_process_group()
+    train(folder / "sharded", sharded=True)
+    if torch.distributed.get_rank() == 0:
+        train(folder / "plain", sharded=False)
+    torch.distributed.barrier()
+    return 0
 
 
 def train(folder: Path, *, sharded: bool) -> None:
@@ -78,4 +78,4 @@ def run_steps(
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    exits_with(main)

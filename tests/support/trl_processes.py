@@ -10,13 +10,15 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from dense_reward_trainer.integrations.trl import DenseReward, DenseRewardGRPOTrainer
+from dense_reward_trainer.runs.processes import exits_with
 from transformers import AutoTokenizer
 from trl import GRPOConfig
 
 GROUP, LONGEST = 4, 12
 
 
-def main(sft: str, url: str, folder: Path, rows: int) -> None:
+def main() -> int:
+    sft, url, folder, rows = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
     trainer = DenseRewardGRPOTrainer(
         sft,
         DenseReward(service_url=url),
@@ -45,6 +47,7 @@ def main(sft: str, url: str, folder: Path, rows: int) -> None:
     if trainer.accelerator.is_main_process:
         torch.save(trainer.accelerator.unwrap_model(trainer.model).state_dict(), folder / "weights.pt")
     trainer.close()
+    return 0
 
 
 def answers(prompts: list[list[int]]) -> list[list[int]]:
@@ -58,4 +61,4 @@ def answer(prompt: list[int], place: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
+    exits_with(main)

@@ -21,7 +21,7 @@ from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.launch import STRATEGIES, Cluster, launch_command
 from dense_reward_trainer.runs.folder_lock import only_job_in
 from dense_reward_trainer.runs.full_disk import reports_full_disk
-from dense_reward_trainer.runs.processes import is_first_to_say, sigterm_exits
+from dense_reward_trainer.runs.processes import exits_with, is_first_to_say, sigterm_exits
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +120,11 @@ JOBS = {
 REPORT, REPORT_HELP = "report", "collect finished runs into one HTML page: tables, plots, heatmaps and commands"
 
 
+def command() -> NoReturn:
+    """The console command: `main` with the arguments of sys.argv, then the end of the process."""
+    exits_with(main)
+
+
 def main(arguments: Sequence[str] | None = None, report_error: Report | None = None) -> int:
     """Runs one job and returns its exit code. An error that a user can fix is one line on stderr, not a traceback.
 
@@ -173,14 +178,6 @@ def _run(job: JobSpec, config: str, overrides: Sequence[str]) -> None:
     alone = nullcontext() if resolved.reads_only else only_job_in(folder, _report)
     with reports_full_disk(folder), alone:
         importlib.import_module(job.module).run(resolved, _report)
-        _leave_process_group()
-
-
-def _leave_process_group() -> None:
-    """Leave the group of a launcher's processes, if there is one: threads that it still has can abort the exit."""
-    distributed = sys.modules.get("torch.distributed")
-    if distributed is not None and distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def _resolved(job: JobSpec, config: str, overrides: Sequence[str]) -> JobConfig:
@@ -254,4 +251,4 @@ def _report_error(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

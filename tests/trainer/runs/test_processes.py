@@ -81,3 +81,34 @@ if __name__ == "__main__":
         assert parent.wait(PATIENCE_S) == TERMINATED
     assert ends(child)
     assert not [*tmp_path.glob("queued*")]
+
+
+@pytest.mark.parametrize("launched", [False, True], ids=["alone", "launched"])
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [("return 0", 0), ("return 2", 2), ("sys.exit(143)", 143), ("sys.exit()", 0), ("raise ValueError('why')", 1)],
+)
+def test_a_process_of_a_launch_runs_its_exit_handlers_but_does_not_finalise_the_interpreter(
+    launched: bool, ending: str, code: int
+) -> None:
+    script = f"""
+import atexit, sys
+from dense_reward_trainer.runs.processes import exits_with
+class Finalised:
+    def __del__(self):
+        print("finalised")
+kept = Finalised()
+kept.itself = kept
+def main():
+    atexit.register(print, "handled")
+    print("done", end=" ")
+    {ending}
+exits_with(main)
+"""
+    variables = {name: value for name, value in os.environ.items() if name != "RANK"}
+    if launched:
+        variables["RANK"] = "1"
+    done = subprocess.run([sys.executable, "-c", script], env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stdout.split() == ["done", "handled"] + ["finalised"] * (not launched)
+    assert ("ValueError: why" in done.stderr) == (code == 1)

@@ -1,5 +1,6 @@
 """Processes of a job: tasks in parallel, the end by SIGTERM, and what only one process of a torchrun does."""
 
+import atexit
 import ctypes
 import hashlib
 import multiprocessing
@@ -11,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from dense_reward.records import Result
 
@@ -35,6 +36,30 @@ def sigterm_exits() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def exits_with(main: Callable[[], int]) -> NoReturn:
+    """Exit with the code that `main` returns. A process of a torchrun or accelerate launch runs its exit handlers last.
+
+    It does not finalise the interpreter: gloo's threads free tensors of finished operations late, which needs the
+    interpreter, and the process would be aborted now and then (SIGABRT, "terminate called without an active
+    exception"), also after destroy_process_group().
+    """
+    code: object = 1
+
+    def end() -> None:
+        if "RANK" in os.environ:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code if isinstance(code, int) else 1)
+
+    atexit.register(end)  # before the exit handlers of all that `main` imports, so it runs after them
+    try:
+        code = main()
+    except SystemExit as exit_:
+        code = exit_.code or 0
+        raise
+    sys.exit(code)
 
 
 def end_with_parent() -> None:
