@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+import os
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -23,6 +26,7 @@ from dense_reward.telemetry.process_memory import collect_replaced
 log = logging.getLogger("dense_reward")
 MAX_NAME = 100
 """Maximum number of characters of an unknown name that an error repeats."""
+LOADING_NICENESS, LEAST_PRIORITY = 10, 19
 
 
 @dataclass(slots=True)
@@ -148,6 +152,7 @@ class Registry:
         try:
             check_confined(settings)
             if beside:
+                _give_way()
                 try_templates_of(settings)
             return self.load(settings, self.report, self.batcher.on_device)
         except Exception:
@@ -194,6 +199,17 @@ class Registry:
             self.lanes,
             loaded.taught_by,
         )
+
+
+def _give_way() -> None:
+    """Let the threads that answer requests have the processors first: lower the priority of this one and its children.
+
+    Linux has a priority for each thread. Without privileges it cannot be raised again, so this is for a thread that
+    only loads.
+    """
+    if sys.platform == "linux":
+        niceness = os.getpriority(os.PRIO_PROCESS, os.getpid()) + LOADING_NICENESS
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(niceness, LEAST_PRIORITY))
 
 
 def _unavailable_reason(scorer: Scorer) -> str | None:

@@ -2,7 +2,10 @@
 
 import gc
 import json
+import os
 import shutil
+import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -248,6 +251,23 @@ def test_one_pair_is_loaded_at_a_time_and_its_progress_is_reported(folder: Path)
         assert early.result(PATIENCE_S).status_code == 200
         assert running.client.get("/admin/models").json()["loading"] is None
         scored(running, "early")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread")
+def test_a_pair_that_is_loaded_beside_others_gives_way_to_their_requests(folder: Path) -> None:
+    found: dict[str, tuple[int, int]] = {}
+    load_now, ours = loader("torch"), os.getpriority(os.PRIO_PROCESS, os.getpid())
+
+    def niceness() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def load_niced(settings: Settings, report: Callable[[str], None], on_device: OnDevice) -> LoadedPair:
+        found[settings.name] = niceness(), on_device(niceness)
+        return load_now(settings, report, on_device)
+
+    with serving(folder, load=load_niced) as running:
+        assert load(running, "early", folder / "sft", folder / "step-5").status_code == 200
+    assert found == {"half": (ours, ours), "early": (min(ours + 10, 19), ours)}
 
 
 def test_a_pair_is_removed_but_not_the_one_that_nameless_requests_mean(service: Served, folder: Path) -> None:
