@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from dense_reward.errors import Fault, RequestError, refuse
+from dense_reward.scoring.rows import Alternatives
+from dense_reward.teacher.questions import list_fragment
 
 Model = TypeVar("Model", bound=BaseModel)
 MAX_FAULTS = 20
@@ -178,7 +180,14 @@ def fault_row(fault: Fault) -> dict[str, object]:
 
 
 def _serialised(content: Mapping[str, object]) -> bytes:
-    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    options = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_DATACLASS
+    return orjson.dumps(content, default=_in_parts, option=options)
+
+
+def _in_parts(value: object) -> orjson.Fragment:
+    if isinstance(value, Alternatives):
+        return list_fragment(value, value.ids_SK.shape[1])
+    raise TypeError(f"an answer has no JSON for {type(value)}")
 
 
 def _faults(error: ValidationError) -> list[Fault]:

@@ -1,6 +1,6 @@
 """POST /heatmap: which arrays a picture needs, and the rows of an answer -> html, svg or ansi."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import cast
 
 import numpy as np
@@ -16,7 +16,7 @@ from dense_reward.heatmap import (
     render_svg,
 )
 from dense_reward.schemas import ArrayName, HeatmapRequest, Item
-from dense_reward.scoring.rows import Row
+from dense_reward.scoring.rows import Alternatives, Row
 from dense_reward.text.tokenizer import Tokenizer
 
 DETAILS: tuple[ArrayName, ...] = ("reward", "sft_logprob", "reference_logprob", "kl", "centred", "entropy")
@@ -102,7 +102,7 @@ def _array(row: Row, name: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
 def _alternatives(row: Row) -> tuple[tuple[HeatmapAlternative, ...], ...] | None:
     if "alternatives" not in row:
         return None
-    listed = cast(list[list[Mapping[str, str | float]]], row["alternatives"])
+    listed = cast(Alternatives, row["alternatives"])
     return tuple(
         tuple(HeatmapAlternative(str(one["token"]), float(one["sft_logprob"]), float(one["reward"])) for one in token)
         for token in listed

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 
@@ -15,7 +16,44 @@ from dense_reward.text.encoded import EncodedResponse
 from dense_reward.text.offsets import Span
 from dense_reward.text.tokenizer import Tokenizer
 
-Value = FloatArray | IdArray | list[str] | list[list[dict[str, int | float | str]]] | str | float | None
+Alternative = dict[str, int | float | str]
+"""id, token (its text), sft_logprob and reward, by the keys of their JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Alternatives(Sequence[list[Alternative]]):
+    """For each token the likeliest ids under the SFT model. Those of a token are made when they are taken.
+
+    As dicts all alternatives of a large answer are 260,000 objects, which the garbage collector visits again and again
+    while every other thread waits.
+    """
+
+    ids_SK: IdArray
+    sft_logprob_SK: FloatArray
+    reward_SK: FloatArray
+    tokenizer: Tokenizer
+
+    def __len__(self) -> int:
+        return len(self.ids_SK)
+
+    @overload
+    def __getitem__(self, index: int) -> list[Alternative]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[list[Alternative]]: ...
+
+    def __getitem__(self, index: int | slice) -> list[Alternative] | list[list[Alternative]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        ids = self.ids_SK[index].tolist()
+        columns = (ids, self.tokenizer.pieces(ids), self.sft_logprob_SK[index].tolist(), self.reward_SK[index].tolist())
+        return [
+            {"id": i, "token": token, "sft_logprob": logprob, "reward": value}
+            for i, token, logprob, value in zip(*columns, strict=True)
+        ]
+
+
+Value = FloatArray | IdArray | list[str] | Alternatives | str | float | None
 Row = dict[str, Value | int]
 """One response in an answer, by the keys of its JSON."""
 
@@ -78,8 +116,9 @@ class RowBuilder:
             row["candidate_sft_logprob"] = self._transport(score.candidate_sft_logprob_SK)
         if segments is not None:
             row["segments"] = self._transport(reward.segment_sums(values_S, segments))
-        if score.top_ids_SK is not None:
-            row["alternatives"] = self._alternatives(score)
+        rewards_SK = reward.alternative_reward(score)
+        if score.top_ids_SK is not None and score.top_sft_logprob_SK is not None and rewards_SK is not None:
+            row["alternatives"] = Alternatives(score.top_ids_SK, score.top_sft_logprob_SK, rewards_SK, self.tokenizer)
         return row | {"sum": summary.sum, "mean": summary.mean, "min": summary.min, "length": len(ids_S)}
 
     def _arrays(
@@ -119,21 +158,6 @@ class RowBuilder:
         if "text" in arrays:
             row["text"] = text
         return row
-
-    def _alternatives(self, score: TokenScores) -> list[list[dict[str, int | float | str]]]:
-        """For each token the likeliest ids under the SFT model, with their text, log-prob and reward."""
-        rewards_SK = reward.alternative_reward(score)
-        if score.top_ids_SK is None or score.top_sft_logprob_SK is None or rewards_SK is None:
-            return []
-        return [
-            [
-                {"id": i, "token": token, "sft_logprob": logprob, "reward": value}
-                for i, token, logprob, value in zip(ids, self.tokenizer.pieces(ids), logprobs, values, strict=True)
-            ]
-            for ids, logprobs, values in zip(
-                score.top_ids_SK.tolist(), score.top_sft_logprob_SK.tolist(), rewards_SK.tolist(), strict=True
-            )
-        ]
 
     def _transport(self, array: FloatArray | IdArray) -> Value:
         if self.request.encoding_format == "float":

@@ -10,10 +10,11 @@ import pytest
 from dense_reward import reward
 from dense_reward.engines.fake import EOS_ID, VOCABULARY, FakeEngine, FakeTokenizer
 from dense_reward.errors import RequestError
+from dense_reward.http.bodies import fragment
 from dense_reward.records import FloatArray, TokenScores, Wants
 from dense_reward.schemas import ArrayName, ScoreRequest, SignalName
 from dense_reward.scoring.items import Limits, PreparedItem, prepare
-from dense_reward.scoring.rows import Row, RowBuilder, wants
+from dense_reward.scoring.rows import Alternatives, Row, RowBuilder, wants
 from dense_reward.text.encode import Encoder
 from numpy.typing import NDArray
 
@@ -98,6 +99,10 @@ def test_every_array_is_its_definition() -> None:
         assert array(row, "return_to_go").tolist() == reward.return_to_go(reward.centred(score), 0.5).tolist()
 
 
+def alternatives(row: Row) -> Alternatives:
+    return cast(Alternatives, row["alternatives"])
+
+
 @pytest.mark.parametrize("name", ["reward", "centred", "sft_logprob"])
 def test_summaries_and_segments_are_of_the_chosen_signal(name: SignalName) -> None:
     body: dict[str, object] = {**IDS, "signal": name, "segments": [[[0, 2], [2, 2]], [], [[0, 1]]]}
@@ -115,7 +120,7 @@ def test_an_empty_response_has_empty_arrays_sum_0_and_no_mean() -> None:
     assert (row["sum"], row["mean"], row["min"], row["length"]) == (0.0, None, None, 0)
     assert [len(array(row, name)) for name in PER_TOKEN] == [0] * len(PER_TOKEN)
     assert array(row, "offsets").shape == (0, 2)
-    assert (row["tokens"], row["text"], row["alternatives"]) == ([], "", [])
+    assert (row["tokens"], row["text"], list(alternatives(row))) == ([], "", [])
 
 
 def test_base64_holds_the_very_bits_of_the_numbers() -> None:
@@ -145,7 +150,8 @@ def test_numbers_survive_json() -> None:
         "candidate_ids": [[[1, 2]] * 3, [], [[4]]],
     }
     for row in rows_of(**body):
-        read = orjson.loads(orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY))
+        read = orjson.loads(orjson.dumps(fragment(row)))
+        assert read["alternatives"] == list(alternatives(row))
         for name in PER_TOKEN:
             assert np.array(read[name], dtype=array(row, name).dtype).tolist() == array(row, name).tolist()
 
@@ -170,20 +176,23 @@ def test_the_log_probs_of_candidates_come_when_they_are_asked_for() -> None:
 def test_alternatives_name_the_likeliest_tokens_with_their_rewards() -> None:
     rows = rows_of(**IDS, top_k=3, include=["entropy"])
     for row in rows:
-        listed = cast(list[list[dict[str, float | str]]], row["alternatives"])
+        listed = alternatives(row)
+        assert listed[1:] == list(listed)[1:]
         assert [len(of_token) for of_token in listed] == [3] * cast(int, row["length"])
         for of_token in listed:
             assert [set(one) for one in of_token] == [{"id", "token", "sft_logprob", "reward"}] * 3
-            logprobs = [cast(float, one["sft_logprob"]) for one in of_token]
+            logprobs = [float(one["sft_logprob"]) for one in of_token]
             assert logprobs == sorted(logprobs, reverse=True)
             assert [one["token"] for one in of_token] == FakeTokenizer().pieces([int(one["id"]) for one in of_token])
     assert all("alternatives" not in row for row in rows_of(**IDS))
 
 
 def test_the_reward_of_an_alternative_is_that_of_a_candidate() -> None:
-    listed = cast(list[list[dict[str, float]]], rows_of(**IDS, top_k=2)[2]["alternatives"])[0]
+    listed = alternatives(rows_of(**IDS, top_k=2)[2])[0]
     candidates = rows_of(**IDS, candidate_ids=[[[0]] * 3, [], [[int(one["id"]) for one in listed]]])[2]
-    np.testing.assert_allclose([one["reward"] for one in listed], array(candidates, "candidate_reward")[0], atol=1e-5)
+    np.testing.assert_allclose(
+        [float(one["reward"]) for one in listed], array(candidates, "candidate_reward")[0], atol=1e-5
+    )
 
 
 def test_ids_get_text_and_pieces_when_they_ask() -> None:
