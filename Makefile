@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/deploy/test_operations.py tests/deploy/test_release_scripts.py tests/deploy/test_batch_script.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test suite lint types fast test-deploy chart heatmap-picture page bench bench-gpu gpu-day evidence figures methods estimators reliability hostile soak scale rolling test-vllm test-evaluation test-frameworks engines bulk constraints programs package images push-images push-chart try-image version clean
+.PHONY: help install demo test suite lint types fast test-deploy chart openapi heatmap-picture page bench bench-gpu gpu-day evidence figures methods estimators reliability hostile soak scale rolling test-vllm test-evaluation test-frameworks engines bulk constraints programs package images push-images push-chart try-image version clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +62,9 @@ programs: ## install the programs that test-deploy, try-image, rolling and page 
 
 chart: install ## generate the chart's README.md and its other generated files
 	$(BIN)/python helm/chart_files.py
+
+openapi: install ## record the examples of docs/openapi.json from a real service again, and write it
+	PYTHONPATH=tests/support $(BIN)/python tests/support/openapi_document.py
 
 heatmap-picture: install ## generate the README's picture of a heatmap
 	$(BIN)/python docs/pictures/make.py

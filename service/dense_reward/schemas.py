@@ -212,6 +212,8 @@ class HeatmapRequest(ScoreRequest):
 class ModelCard(Strictly):
     """One served pair, or one token head, as GET /models lists it."""
 
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)  # answers have every key
+
     name: str
     sft: str | None = Field(description="folder of the sft checkpoint; null for a token head")
     reference: str | None = Field(description="folder of the reference; null for a token head")

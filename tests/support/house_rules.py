@@ -35,8 +35,9 @@ SERVICE_ROOMS = {
     "serving": "batching engines engines.remote engines.teacher engines.token_head engines.torch engines.trial errors "
     "hashed_files manifest records schemas scoring settings telemetry text",
     "teacher": "batching errors records schemas scoring text",
-    "http": "batching cancellation credentials errors heatmap records schemas scoring serving settings teacher "
-    "telemetry text",
+    "http.openapi": "errors schemas",
+    "http": "batching cancellation credentials errors heatmap http.openapi records schemas scoring serving settings "
+    "teacher telemetry text",
     "bulk": "batching checkpoints client credentials errors records schemas scoring serving settings waits",
     "bulk.stats": "bulk errors heatmap records",
     "cli": "bulk bulk.stats checkpoints engines.torch errors heatmap http serving settings telemetry",

@@ -1,7 +1,7 @@
-"""The names that users and their programs depend on, without texts: HTTP, command lines, environment, metrics, recipes.
+"""The names that users and their programs depend on, but those of HTTP: command lines, environment, metrics.
 
-`python tests/support/public_surface.py` prints them as JSON. It only runs commands, so it can also describe another
-checkout: put the service/ and trainer/ of that one in PYTHONPATH.
+docs/openapi.json has those of HTTP. `python tests/support/public_surface.py` prints them as JSON. It only runs
+commands, so it can also describe another checkout: put the service/ and trainer/ of that one in PYTHONPATH.
 """
 
 import json
@@ -12,13 +12,10 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 SERVICE, TRAINER = "dense_reward.cli", "dense_reward_trainer.cli"
 COMMANDS = {SERVICE: ("", "serve", "check", "adopt"), TRAINER: ("",)}
-TEXTS = {"description", "summary", "title", "operationId"}
 PATIENCE_S = 120.0
 
 Json = dict[str, "Json"] | list["Json"] | str | float | bool | None
@@ -31,13 +28,11 @@ def public_surface() -> dict[str, Json]:
     }
     jobs = sorted(set(re.findall(r"^    ([a-z]+)\b", helps[TRAINER], re.MULTILINE)))
     helps |= {f"{TRAINER} {job}": help_of(TRAINER, job) for job in jobs}
-    openapi, metrics = served()
     return {
         "flags": {command: [*sorted(set(re.findall(r"--[a-z][a-z-]+", text)))] for command, text in helps.items()},
         "jobs": [*jobs],
         "environment": [*sorted(set(re.findall(r"DENSE_REWARD_[A-Z_]+", helps[f"{SERVICE} serve"])))],
-        "metrics": [*sorted(re.findall(r"^# TYPE (.+)$", metrics, re.MULTILINE))],
-        "openapi": without_texts(cast(Json, openapi)),
+        "metrics": [*sorted(re.findall(r"^# TYPE (.+)$", served_metrics(), re.MULTILINE))],
     }
 
 
@@ -48,8 +43,8 @@ def help_of(module: str, command: str) -> str:
     return subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment).stdout
 
 
-def served() -> tuple[Mapping[str, object], str]:
-    """The OpenAPI document and the metrics of a running service."""
+def served_metrics() -> str:
+    """The metrics of a running service."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -59,8 +54,7 @@ def served() -> tuple[Mapping[str, object], str]:
             deadline_s = time.monotonic() + PATIENCE_S
             while True:
                 try:
-                    document = read(port, "/openapi.json")
-                    return json.loads(document), read(port, "/metrics")
+                    return read(port, "/metrics")
                 except OSError:
                     if server.poll() is not None or time.monotonic() > deadline_s:
                         raise
@@ -73,17 +67,6 @@ def read(port: int, path: str) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}") as answer:
         text: str = answer.read().decode()
     return text
-
-
-def without_texts(value: Json) -> Json:
-    """A document without texts for people. A property whose name is one of TEXTS stays."""
-    if isinstance(value, list):
-        return [without_texts(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: without_texts(value[key]) for key in sorted(value) if not (key in TEXTS and isinstance(value[key], str))
-    }
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from dense_reward.serving.loaders import LoadedPair, LoadPair
 from dense_reward.serving.service import Service
 from dense_reward.settings import Settings
 from dense_reward.text.encode import Encoder
+from described_answers import hold
 
 PATIENCE_S = 120.0
 TOKENIZER_SHA256 = "fake"
@@ -28,7 +29,10 @@ TOKENIZER_SHA256 = "fake"
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A running service and a client of it. `failures` gets an entry each time the service calls `on_failure`."""
+    """A running service and a client of it. `failures` gets an entry each time the service calls `on_failure`.
+
+    The client holds every answer to the OpenAPI document.
+    """
 
     service: Service
     client: httpx2.Client
@@ -70,7 +74,8 @@ def served(load: LoadPair | None = None, *, ready: bool = True, **settings: str 
     try:
         wait_until(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE_S, trust_env=False) as client:
+        address, hooks = f"http://127.0.0.1:{port}", {"response": [hold]}
+        with httpx2.Client(base_url=address, timeout=PATIENCE_S, trust_env=False, event_hooks=hooks) as client:
             running = Served(service, client, failures)
             if ready:
                 wait_until_ready(running)

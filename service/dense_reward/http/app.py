@@ -3,13 +3,12 @@
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cache, partial
 from operator import itemgetter
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from dense_reward.credentials import without_credentials
@@ -30,8 +29,9 @@ from dense_reward.http.get_reward import GetRewardRequest, add_get_reward
 from dense_reward.http.heatmaps import MEDIA_TYPES, draw, with_arrays
 from dense_reward.http.keys import Keys
 from dense_reward.http.middleware import Identify
+from dense_reward.http.openapi.document import document
 from dense_reward.http.pages import add_pages
-from dense_reward.http.statuses import PlainStatuses
+from dense_reward.http.statuses import PlainStatuses, expected
 from dense_reward.http.teacher import add_teacher
 from dense_reward.http.timing import timed
 from dense_reward.schemas import WIRE_VERSION, HeatmapRequest, ScoreRequest
@@ -90,7 +90,8 @@ def create_app(service: Service, *, loads_first: bool = False) -> FastAPI:
     _add_operations(app, service)
     _add_admin(app, service)
     add_pages(app)
-    setattr(app, "openapi", _openapi(app))  # noqa: B010 - FastAPI's way to extend the schema; mypy refuses app.openapi =
+    described = cache(partial(_openapi, app.openapi, with_keys=keys is not None))
+    setattr(app, "openapi", described)  # noqa: B010 - FastAPI's way to extend the schema; mypy refuses app.openapi =
     return app
 
 
@@ -236,16 +237,5 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     return response
 
 
-def _openapi(app: FastAPI) -> Callable[[], dict[str, Any]]:
-    """FastAPI's OpenAPI schema with the schemas of the request bodies added."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        described = generate()
-        _, schemas = models_json_schema(
-            [(model, "validation") for model in BODIES], ref_template="#/components/schemas/{model}"
-        )
-        described.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
-        return described
-
-    return openapi
+def _openapi(generate: Callable[[], dict[str, Any]], *, with_keys: bool) -> dict[str, Any]:
+    return document(generate(), BODIES, expected, with_keys=with_keys)

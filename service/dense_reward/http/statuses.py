@@ -23,14 +23,14 @@ class PlainStatuses:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        expected = _expected(scope["path"]) if scope["type"] == "http" else {}
-        if not expected:
+        changed = expected(scope["path"]) if scope["type"] == "http" else {}
+        if not changed:
             await self._app(scope, receive, send)
             return
 
         async def send_plain(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["status"] = expected.get(message["status"], message["status"])
+                message["status"] = changed.get(message["status"], message["status"])
                 if message["status"] == 503:
                     MutableHeaders(scope=message).setdefault("Retry-After", str(int(RETRY_UNAVAILABLE_S)))
             await send(message)
@@ -38,7 +38,7 @@ class PlainStatuses:
         await self._app(scope, receive, send_plain)
 
 
-def _expected(path: str) -> Mapping[int, int]:
+def expected(path: str) -> Mapping[int, int]:
     """The service's statuses that change on a path, and what they become."""
     if is_teacher(path):
         return OF_TEACHERS

@@ -109,14 +109,6 @@ def test_the_schema_describes_the_bodies_that_are_read(service: Served, route: s
     assert described["additionalProperties"] is False
 
 
-def test_the_schema_lists_every_route_that_answers_machines(service: Served) -> None:
-    paths = set(service.client.get("/openapi.json").json()["paths"])
-    for_all = {"/score", "/heatmap", "/get_reward", "/models", "/health", "/ready", "/metrics"}
-    teachers = {"/v1/models", "/v1/completions", "/inference/v1/generate", "/generate"}
-    named = {f"/teacher/{{teacher}}{route}" for route in teachers | {"/health"}}
-    assert paths == for_all | teachers | named | {"/admin/models", "/admin/models/{name}"}
-
-
 @pytest.mark.parametrize(
     ("kind", "media_type", "start"),
     [

@@ -1,0 +1,1 @@
+"""The OpenAPI document: what every route takes and answers. It describes answers; nothing here writes them."""
