@@ -19,8 +19,13 @@ from bench.reliability.server import Server, percentile, serving
 REQUESTS, WARM_UP, HANG_UP_SHARE, CONCURRENCY = 10_000, 2_000, 0.3, 24
 CASES, ANSWER_S = 10_000, 20.0
 SCHEMATHESIS = Path(".venv-fuzz/bin/schemathesis")
+CHECKS = (
+    "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
+    "response_schema_conformance"
+)
+"""No answer 500, and every answer with the status, media type, headers and body that the OpenAPI document describes."""
 EXAMPLES = 2_500
-"""Number of examples per operation of the API; there are about ten operations."""
+"""Number of examples per operation of the API; there are about twenty-five operations."""
 SERVER_ERROR = 500
 REPLACEMENTS = [b"\x00", b'"', b"[", b"}", b"-1", b"1e400", b"\\ud800", b"\xff\xfe"]
 INSERTIONS = [b"null", b"true", b"99999999999999999999", b"[[[[[[", b"\r\n\r\n"]
@@ -93,7 +98,7 @@ def _tokens(known: Known) -> int:
 
 
 def measure_fuzz() -> tuple[Json, Json]:
-    """Counts server errors and hangs for schemathesis' requests and for mutated bytes."""
+    """Counts server errors and hangs for schemathesis' requests and for mutated bytes, and undescribed answers."""
     limits = ("--max-body-bytes", "200000", "--max-arrival-s", "5")
     with serving(*limits) as server:
         described = _described(server)
@@ -101,24 +106,28 @@ def measure_fuzz() -> tuple[Json, Json]:
         ready = server.is_ready()
     failures = int(str(described["server_errors"])) + int(str(mutated["server_errors"])) + int(str(mutated["hangs"]))
     details: Json = {"schemathesis": described, "bytes": mutated, "ready": ready}
-    return {"fuzz_500s": failures + (not ready)}, details
+    return {"fuzz_500s": failures + (not ready), "fuzz_undescribed": described["undescribed"]}, details
 
 
 def _described(server: Server) -> Json:
     """Runs schemathesis on the service's OpenAPI description. Raises RuntimeError if it cannot run."""
     if not SCHEMATHESIS.exists():
         raise RuntimeError(f"{SCHEMATHESIS} does not exist: `make reliability` installs it")
-    options = ["--checks", "not_a_server_error", "--phases", "examples,coverage,fuzzing", "--max-examples"]
+    options = ["--checks", CHECKS, "--phases", "examples,coverage,fuzzing", "--max-examples"]
     command = [str(SCHEMATHESIS), "run", f"{server.url}/openapi.json", *options, str(EXAMPLES)]
+    command += ["--header", "X-Request-Timeout: 60"]  # a generated one is often so short that the answer is 504
     command += ["--suppress-health-check", "all", "--generation-database", "none", "--no-color", "--seed", "1"]
     command += ["--continue-on-failure"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     cases = re.search(r"([\d,]+) generated", done.stdout)
     if cases is None:
         raise RuntimeError(f"schemathesis did not run:\n{done.stdout[-2000:]}{done.stderr[-1000:]}")
+    found = Counter(re.findall(r"^- (?:\w+ )?([A-Z].+)$", done.stdout, re.MULTILINE))
+    server_errors = found.pop("Server error", 0)
     return {
         "cases": int(cases[1].replace(",", "")),
-        "server_errors": len(re.findall(r"- Server error", done.stdout)),
+        "server_errors": server_errors,
+        "undescribed": found.total(),
         "exit_code": done.returncode,
         "found": "" if done.returncode == 0 else done.stdout[-4000:],
     }

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from http import HTTPStatus
+from typing import Any
 
 import httpx2
 from dense_reward.http.openapi.answers import ErrorAnswer
@@ -51,7 +52,7 @@ def strictly(kind: object, body: bytes, place: str) -> None:
 
 
 @cache
-def adapter_of(kind: object) -> TypeAdapter[object]:
+def adapter_of(kind: Any) -> TypeAdapter[object]:  # noqa: ANN401 - a type form, which no annotation names yet
     return TypeAdapter(kind)
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from dense_reward.http.openapi.examples import Example
 from dense_reward.http.openapi.operations import JSON, TEXT
-from pydantic import JsonValue
 
 SHOWN = "/checkpoints"
 """What the examples have in place of the folder of the pair."""
@@ -22,7 +21,7 @@ def _asked(
     name: str,
     summary: str,
     place: str,
-    request: JsonValue = None,
+    request: object = None,
     *,
     parameters: Mapping[str, str] | None = None,
     headers: Mapping[str, str] | None = None,

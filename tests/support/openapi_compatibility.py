@@ -3,6 +3,7 @@
 A request that was accepted must still be accepted, and what an answer had must still be in it, with the same type.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -134,5 +135,7 @@ class Subset:
             yield from self.problems(sub.get("additionalProperties", {}), more, f"{place}.*")
 
 
-def _values(schema: Json) -> set[object] | None:
-    return {schema["const"]} if "const" in schema else set(schema["enum"]) if "enum" in schema else None
+def _values(schema: Json) -> set[str] | None:
+    """The JSON of each value that is allowed; None if all are."""
+    listed = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    return None if listed is None else set(map(json.dumps, listed))

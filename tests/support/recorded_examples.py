@@ -4,6 +4,8 @@ Scores are those of a tiny pair. An error that a request alone cannot bring abou
 service of its own.
 """
 
+import base64
+import binascii
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx2
+import numpy as np
+import pytest
 from dense_reward.http.openapi.examples import Example
 from dense_reward.http.openapi.operations import JSON
 from dense_reward.records import OnDevice, Trunk
-from dense_reward.serving.loaders import LoadedPair, loader
+from dense_reward.serving.loaders import LoadedPair, LoadPair, loader
 from dense_reward.settings import Settings
 from example_requests import IDS, REQUESTS, SHOWN
 from faulty_engines import INFO, Gate, Recorder, SmallDevice
@@ -31,6 +35,8 @@ ENTRIES = [
 NAME = "example"
 """The request id of all examples."""
 SLOW_S = 0.2
+VOLATILE = {"timing", "created", "revision", "tokenizer_sha256", "message"}
+"""What depends on time, or on versions of libraries; messages name the two hashes."""
 
 
 def recorded(folder: Path) -> Iterator[Example]:
@@ -49,9 +55,21 @@ def recorded(folder: Path) -> Iterator[Example]:
 @contextmanager
 def tiny_pair(folder: Path) -> Iterator[Served]:
     """A service with keys and a tiny pair; the client has all rights."""
-    settings = {"sft": folder / "sft", "reference": folder / "reference", "checkpoints_folder": folder}
-    fixed = {"device": "cpu", "dtype": "float32"}
-    with served(loader("torch"), api_keys_file=folder / "keys.json", **settings, **fixed) as running:
+    with serving(folder, loader("torch")) as running:
+        yield running
+
+
+@contextmanager
+def serving(folder: Path, load: LoadPair) -> Iterator[Served]:
+    with served(
+        load,
+        sft=folder / "sft",
+        reference=folder / "reference",
+        checkpoints_folder=folder,
+        api_keys_file=folder / "keys.json",
+        device="cpu",
+        dtype="float32",
+    ) as running:
         running.client.headers |= {"Authorization": f"Bearer {KEY}", "X-Request-Id": NAME}
         yield running
 
@@ -70,6 +88,33 @@ def answered(asked: Example, answer: httpx2.Response, folder: Path) -> Example:
     """The example with its status and answer; without the name of the folder."""
     text = answer.text.replace(str(folder), SHOWN)
     return replace(asked, status=answer.status_code, answer=json.loads(text) if asked.media_type == JSON else text)
+
+
+def assert_alike(now: object, shown: object, place: str) -> None:
+    """Fails if two answers differ in more than what differs from run to run."""
+    match now, shown:
+        case dict(), dict():
+            assert now.keys() == shown.keys(), place
+            for key in now.keys() - VOLATILE:
+                assert_alike(now[key], shown[key], f"{place}.{key}")
+        case list(), list():
+            assert len(now) == len(shown), place
+            for at, (one, other) in enumerate(zip(now, shown, strict=True)):
+                assert_alike(one, other, f"{place}[{at}]")
+        case float(), float():
+            assert now == pytest.approx(shown, abs=1e-3), place
+        case str(), str() if now != shown:
+            np.testing.assert_allclose(floats(now), floats(shown), atol=1e-3, err_msg=place)
+        case _:
+            assert now == shown, place
+
+
+def floats(text: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """The numbers of a base64 array; fails for any other text."""
+    try:
+        return np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4")
+    except binascii.Error:
+        raise AssertionError(f"{text!r} is not what the document shows") from None
 
 
 def unauthorized(folder: Path) -> httpx2.Response:
@@ -98,9 +143,7 @@ def loading_another(folder: Path) -> httpx2.Response:
         return load_now(settings, report, on_device)
 
     source = {"name": "early", "sft": str(folder / "sft"), "reference": str(folder / "early")}
-    settings = {"sft": folder / "sft", "reference": folder / "reference", "checkpoints_folder": folder}
-    with served(load, api_keys_file=folder / "keys.json", **settings) as running, ThreadPoolExecutor(1) as pool:
-        running.client.headers |= {"Authorization": f"Bearer {KEY}", "X-Request-Id": NAME}
+    with serving(folder, load) as running, ThreadPoolExecutor(1) as pool:
         first = pool.submit(running.client.post, "/admin/models", json=source)
         wait_until(gate.entered.is_set)
         answer = running.client.post("/admin/models", json=source | {"name": "late"})
@@ -126,19 +169,20 @@ def body_too_large(_: Path) -> httpx2.Response:
 
 
 def queue_full(_: Path) -> httpx2.Response:
-    return while_one_is_computed({"X-Request-Id": NAME}, max_queue_tokens=9)
+    return while_one_is_computed({}, max_queue_tokens=9)
 
 
 def deadline_exceeded(_: Path) -> httpx2.Response:
-    return while_one_is_computed({"X-Request-Id": NAME, "X-Request-Timeout": "0.05"})
+    return while_one_is_computed({"X-Request-Timeout": "0.05"})
 
 
-def while_one_is_computed(headers: dict[str, str], **settings: int) -> httpx2.Response:
+def while_one_is_computed(headers: dict[str, str], max_queue_tokens: int = 1000) -> httpx2.Response:
     gate = Gate()
-    with served(loading(Recorder(gate)), **settings) as running, ThreadPoolExecutor(1) as pool:
+    with served(loading(Recorder(gate)), max_queue_tokens=max_queue_tokens) as running, ThreadPoolExecutor(1) as pool:
         first = pool.submit(running.score, IDS)
         wait_until(gate.entered.is_set)
-        answer = running.client.post("/score", json=IDS | {"prompt_ids": [1, 2]}, headers=headers)
+        other = {**IDS, "prompt_ids": [1, 2]}
+        answer = running.client.post("/score", json=other, headers={"X-Request-Id": NAME, **headers})
         gate.opened.set()
         first.result(PATIENCE_S)
         return answer

@@ -1,14 +1,34 @@
 """Options of vLLM's and SGLang's requests. What would change log-probs, or needs more than one token, is refused."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, GetCoreSchemaHandler, GetPydanticSchema, Strict, StrictBool
+from pydantic import (
+    AfterValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    GetPydanticSchema,
+    Strict,
+    StrictBool,
+)
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
 from dense_reward.records import MAX_CANDIDATES
 from dense_reward.schemas import MAX_ITEMS, Ids, Strictly
 
 LOWEST_TEMPERATURE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class _Only(AfterValidator):
+    """Accepts these values only, also in the schema."""
+
+    values: tuple[object, ...] = ()
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, __: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"enum": [*self.values]}
 
 
 def only(*values: object, cure: str) -> AfterValidator:
@@ -20,7 +40,7 @@ def only(*values: object, cure: str) -> AfterValidator:
             raise ValueError(f"a teacher takes only {accepted} here: {cure}")
         return value
 
-    return AfterValidator(check)
+    return _Only(check, values)
 
 
 def _temperature(value: float) -> float:

@@ -36,8 +36,9 @@ PARAMETERS = {
     REQUEST_ID: {
         "name": REQUEST_ID,
         "in": "header",
-        "description": "Id of the request, for the answer and the service's log. One that does not match is replaced.",
-        "schema": {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"},
+        "description": "Id of the request, for the answer and the service's log: at most 128 letters, digits and any "
+        "of ._:- (another one is replaced).",
+        "schema": {"type": "string"},
     },
     TIMEOUT: {
         "name": TIMEOUT,
@@ -92,7 +93,7 @@ def _schemas(bodies: Iterable[type[BaseModel]]) -> tuple[Mapping[object, Json], 
     """The schema of each type of an answer, and all components."""
     operations = OPERATIONS.values()
     contents = [content for operation in operations for content in (operation.answer, operation.failure)]
-    answers = {ErrorAnswer, *(kind for content in contents for kind in content.values())}
+    answers: set[Any] = {ErrorAnswer, *(kind for content in contents for kind in content.values())}
     inputs: list[Any] = [(kind, "serialization", TypeAdapter(kind)) for kind in answers]
     inputs += [(model, "validation", TypeAdapter(model)) for model in bodies]
     found, definitions = TypeAdapter.json_schemas(

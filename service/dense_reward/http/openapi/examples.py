@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from pydantic import JsonValue
-
 FILE = Path(__file__).parent / "examples.json"
 
 
@@ -20,8 +18,8 @@ class Example:
     method: str
     path: str
     status: int
-    answer: JsonValue
-    request: JsonValue = None
+    answer: object
+    request: object = None
     headers: Mapping[str, str] = field(default_factory=dict)
     parameters: Mapping[str, str] = field(default_factory=dict)
     media_type: str = "application/json"

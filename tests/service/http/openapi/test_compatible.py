@@ -92,7 +92,7 @@ BREAKING: list[tuple[Callable[[dict[str, Any]], None], str]] = [
     (answer_can_be_null, "POST /score 200 application/json.usage.scored_tokens is null, not integer"),
     (request_field_gone, "POST /score request.items[].score_mask is not taken any more"),
     (request_field_required, "POST /score request.gamma is required"),
-    (choice_gone, "POST /score request.signal has ['centred'], not only "),
+    (choice_gone, "POST /score request.signal has ['\"centred\"'], not only "),
     (bound_lower, "POST /score request.top_k has maximum 20, not 10"),
     (parameter_gone, "POST /get_reward takes no aggregate any more"),
     (format_gone, "POST /heatmap 200 image/svg+xml is gone"),
