@@ -70,7 +70,7 @@ heatmap-picture: install ## generate the README's picture of a heatmap
 	$(BIN)/python docs/pictures/make.py
 
 page: install .page/installed ## test the page in Chromium and measure it: results, the documents' pictures (minutes; needs chromium)
-	PYTHONPATH=.page $(BIN)/python -m pytest tests/service/http/test_page_in_browser.py
+	PYTHONPATH=.page $(BIN)/python -m pytest tests/service/http/test_page_in_browser.py tests/service/http/openapi/test_docs_in_browser.py
 	PYTHONPATH=.page $(BIN)/python -m bench.page
 
 # Beside .venv, which the service runs in: what drives a browser, and axe-core.

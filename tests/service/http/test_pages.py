@@ -61,7 +61,7 @@ def test_the_docs_come_whole_from_the_service(service: Served) -> None:
     assert not OUTSIDE.search(page)
     assert "https://" not in page
     files = re.findall(r'(?:src|href)="(/[^"]+)"', page)
-    assert len(files) == 3
+    assert len(files) == 4
     for file in files:
         assert service.client.get(file).status_code == 200
     assert service.client.get("/openapi.json").json()["info"]["title"] == "dense-reward"

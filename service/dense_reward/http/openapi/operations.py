@@ -27,7 +27,7 @@ Content = Mapping[str, object]
 JSON, HTML, TEXT, SVG = "application/json", "text/html", "text/plain", "image/svg+xml"
 TAGS = {
     "scoring": "Rewards of tokens.",
-    "other contracts": "Rewards in the contract of OpenRLHF's remote reward model.",
+    "OpenRLHF": "Rewards in the contract of OpenRLHF's remote reward model.",
     "teacher": "Log-probs for distillation, in the contracts of vLLM and SGLang.",
     "operation": "What monitors and clients ask of the service.",
     "admin": "Pairs are loaded and removed while the service runs. Needs a key with the right admin.",
@@ -121,7 +121,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/models"): Operation("list_models", "scoring", "Served pairs", {JSON: ModelsAnswer}, NOT_READY, "score"),
     ("POST", "/get_reward"): Operation(
         "get_reward",
-        "other contracts",
+        "OpenRLHF",
         "One reward a response, for OpenRLHF",
         {JSON: GetRewardAnswer},
         COMPUTED | PINNED,
