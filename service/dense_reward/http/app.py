@@ -1,14 +1,14 @@
 """The ASGI app: its routes, admission of requests, cancellation when a caller disconnects, and answers from errors."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from operator import itemgetter
-from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from dense_reward.credentials import without_credentials
@@ -30,6 +30,7 @@ from dense_reward.http.heatmaps import MEDIA_TYPES, draw, with_arrays
 from dense_reward.http.keys import Keys
 from dense_reward.http.middleware import Identify
 from dense_reward.http.openapi.document import document
+from dense_reward.http.openapi.operations import JSON
 from dense_reward.http.pages import add_pages
 from dense_reward.http.statuses import PlainStatuses, expected
 from dense_reward.http.teacher import add_teacher
@@ -74,7 +75,7 @@ def create_app(service: Service, *, loads_first: bool = False) -> FastAPI:
         finally:
             await service.stop()
 
-    app = FastAPI(title="dense-reward", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app = FastAPI(title="dense-reward", lifespan=lifespan, openapi_url=None, redirect_slashes=False)
     settings = service.settings
     keys = None if settings.api_keys_file is None else Keys(settings.api_keys_file)
     app.add_middleware(Auth, keys=keys, open_metrics=settings.open_metrics)
@@ -90,8 +91,7 @@ def create_app(service: Service, *, loads_first: bool = False) -> FastAPI:
     _add_operations(app, service)
     _add_admin(app, service)
     add_pages(app)
-    described = cache(partial(_openapi, app.openapi, with_keys=keys is not None))
-    setattr(app, "openapi", described)  # noqa: B010 - FastAPI's way to extend the schema; mypy refuses app.openapi =
+    _add_document(app, with_keys=keys is not None)
     return app
 
 
@@ -237,5 +237,13 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     return response
 
 
-def _openapi(generate: Callable[[], dict[str, Any]], *, with_keys: bool) -> dict[str, Any]:
-    return document(generate(), BODIES, expected, with_keys=with_keys)
+def _add_document(app: FastAPI, *, with_keys: bool) -> None:
+    generate = app.openapi
+    openapi = cache(lambda: document(generate(), BODIES, expected, with_keys=with_keys))
+    setattr(app, "openapi", openapi)  # noqa: B010 - FastAPI's way to extend the schema; mypy refuses app.openapi =
+    written = cache(lambda: json_response(app.openapi()).body)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def openapi_json() -> Response:
+        # On a thread: the first time, it takes a few tenths of a second.
+        return Response(await run_in_threadpool(written), media_type=JSON)
