@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
-from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.configs.base import load_config
 from dense_reward_trainer.credit.paired import paired_interval
+from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.studies.options.config import EstimatorsConfig
 
 from bench.circumstances import circumstances

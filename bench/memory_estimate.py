@@ -17,9 +17,10 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.configs.base import load_config
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.jobs.sft import training_arguments
+from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.sft.from_scratch import random_model, train_tokenizer
 from dense_reward_trainer.sft.memory import StepShape, estimate
 from dense_reward_trainer.sft.memory_check import model_sizes

@@ -166,8 +166,8 @@ def test_one_file_of_the_service_imports_vllm() -> None:
 
 def test_web_frameworks_stay_at_the_http_edge() -> None:
     forbid(
-        f"{sorted(WEB_LIBRARIES)} belong in http/ and cli.py",
-        lambda module, found: found.library in WEB_LIBRARIES and room_of(module.name) not in {"http", "cli"},
+        f"{sorted(WEB_LIBRARIES)} belong in http/ and command_line/",
+        lambda module, found: found.library in WEB_LIBRARIES and room_of(module.name) not in {"http", "command_line"},
     )
 
 

@@ -13,7 +13,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.configs.base import load_config
+from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.studies.regimes.config import SweepConfig
 
 from bench.circumstances import circumstances

@@ -1,6 +1,7 @@
 """The figures of evidence.json, and the cells of its tables."""
 
-from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.configs.base import load_config
+from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.studies.regimes.config import SweepConfig
 from dense_reward_trainer.studies.regimes.policies import SampledPolicy
 

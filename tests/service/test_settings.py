@@ -5,7 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
-from dense_reward.cli import _parser, main
+from dense_reward.cli import main
+from dense_reward.command_line.arguments import parser
 from dense_reward.errors import SettingsError
 from dense_reward.settings import ENV_PREFIX, Settings, env_name, flag, read_settings
 
@@ -103,7 +104,7 @@ def test_the_command_line_is_over_the_environment(name: str, monkeypatch: pytest
 
 def parsed(*arguments: str) -> Settings:
     """The settings of `dense-reward serve` with these arguments."""
-    options: argparse.Namespace = _parser().parse_args(["serve", *arguments])
+    options: argparse.Namespace = parser().parse_args(["serve", *arguments])
     return read_settings({k: v for k, v in vars(options).items() if k in Settings.model_fields}, ())
 
 

@@ -40,13 +40,15 @@ SERVICE_ROOMS = {
     "teacher telemetry text",
     "bulk": "batching checkpoints client credentials errors records schemas scoring serving settings waits",
     "bulk.stats": "bulk errors heatmap records",
-    "cli": "bulk bulk.stats checkpoints engines.torch errors heatmap http serving settings telemetry",
+    "command_line": "bulk bulk.stats checkpoints engines.torch errors heatmap http serving settings telemetry",
+    "cli": "command_line",
 }
 TRAINER_ROOMS = {
     "errors": "",
     "text_table": "",
     "launch": "errors",
     "data": "",
+    "recipe_files": "errors",
     "configs": "data errors",
     "runs": "configs errors",
     "tasks": "configs data errors",
@@ -60,12 +62,14 @@ TRAINER_ROOMS = {
     "preview": "configs credit data errors policies rl runs",
     "integrations": "configs errors rl",
     "reports": "errors runs",
-    "cli": "configs data errors launch reports runs",
+    "commands": "launch recipe_files runs",
+    "job_runner": "commands configs data errors launch recipe_files reports runs",
+    "cli": "commands job_runner runs",
     "win_rates": "configs data errors runs",
     "studies": "configs errors",
     "studies.methods": "selfplay",
     "studies.options": "configs credit errors rl runs text_table",
-    "studies.regimes": "cli configs credit data errors rl runs tasks text_table",
+    "studies.regimes": "cli commands configs credit data errors recipe_files rl runs tasks text_table",
     "jobs": "benchmarks configs credit data errors integrations policies preview reward_model rl runs selfplay sft "
     "text_table win_rates",
 }
@@ -196,5 +200,6 @@ PURE = {
 }
 IMPURE = {"asyncio", "datetime", "httpx2", "os", "pathlib", "shutil", "socket", "subprocess", "tempfile", "time"}
 FILE_METHODS = {"open", "read_text", "read_bytes", "write_text", "write_bytes"}
-PRINTERS = {f"{SERVICE}.{n}" for n in ("cli", "bulk.command", "bulk.stats.command")}
-PRINTERS |= {f"{TRAINER}.{n}" for n in ("cli", "jobs.demo")}
+PRINTERS = {f"{SERVICE}.{n}" for n in ("bulk.command", "bulk.stats.command")}
+PRINTERS |= {f"{SERVICE}.command_line.{n}" for n in ("parser", "subcommands")}
+PRINTERS |= {f"{TRAINER}.{n}" for n in ("job_runner", "jobs.demo")}

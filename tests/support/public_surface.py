@@ -37,10 +37,11 @@ def public_surface() -> dict[str, Json]:
 
 
 def help_of(module: str, command: str) -> str:
-    """The output of `--help`, unwrapped: argparse also breaks lines at hyphens, by the width of a terminal."""
+    """The output of `--help` without its examples, unwrapped: argparse breaks lines also at hyphens."""
     environment = {**os.environ, "COLUMNS": "10000"}
     arguments = [sys.executable, "-m", module, *command.split(), "--help"]
-    return subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment).stdout
+    shown = subprocess.run(arguments, capture_output=True, text=True, check=True, env=environment).stdout
+    return shown.partition("\nexamples:\n")[0]
 
 
 def served_metrics() -> str:

@@ -11,10 +11,11 @@ from typing import cast
 
 import torch
 import torch.distributed
-from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.configs.base import load_config
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.data.sources import load
 from dense_reward_trainer.data.tokenised import encode_demonstrations
+from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.runs.processes import exits_with
 from dense_reward_trainer.sft.checkpoint_writer import CheckpointWriter, SaveMilestones, shared_facts
 from dense_reward_trainer.sft.initial_model import initial_model_of

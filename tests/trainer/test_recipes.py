@@ -5,8 +5,8 @@ import re
 from pathlib import Path
 
 import pytest
-from dense_reward_trainer.cli import JOBS
-from dense_reward_trainer.configs.base import Config, JobConfig, config_path, load_config, recipe_names
+from dense_reward_trainer.commands import JOBS
+from dense_reward_trainer.configs.base import Config, JobConfig, load_config
 from dense_reward_trainer.configs.benchmark import LeaderboardConfig
 from dense_reward_trainer.configs.credit import CreditConfig
 from dense_reward_trainer.configs.dpr import DprConfig
@@ -15,6 +15,7 @@ from dense_reward_trainer.configs.irft import IrftConfig
 from dense_reward_trainer.configs.preview import PreviewConfig
 from dense_reward_trainer.configs.rft import RftConfig
 from dense_reward_trainer.configs.sft import SftConfig
+from dense_reward_trainer.recipe_files import config_path, recipe_names
 
 
 def config_class(recipe: str) -> type[JobConfig]:

@@ -22,8 +22,8 @@ OF_A_SERVER = frozenset(
 """Settings that only a server needs."""
 
 
-def add_score(parser: argparse.ArgumentParser, read: ReadSettings) -> None:
-    """Arguments of `score`; `read` makes the settings of the pair, whose flags the parser already has."""
+def add_score(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `score`; the parser already has the flags of the pair's settings."""
     parser.add_argument(
         "file",
         metavar="FILE",
@@ -75,10 +75,3 @@ def add_score(parser: argparse.ArgumentParser, read: ReadSettings) -> None:
     parser.add_argument(
         "--ray-address", metavar="TEXT", help="address of the cluster; default the one on this machine, or a new one"
     )
-    parser.set_defaults(command=lambda options: _score(options, read))
-
-
-def _score(options: argparse.Namespace, read: ReadSettings) -> int:
-    from dense_reward.bulk.command import score_file  # noqa: PLC0415 - imports the service
-
-    return score_file(options, read)

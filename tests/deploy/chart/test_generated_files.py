@@ -8,8 +8,8 @@ import pytest
 import yaml
 from chart_files import SET_BY_THE_CHART, chart_files
 from dense_reward.settings import ENV_PREFIX, Settings, env_name
-from dense_reward_trainer.cli import JOBS
-from dense_reward_trainer.configs.base import recipe_names
+from dense_reward_trainer.commands import JOBS
+from dense_reward_trainer.recipe_files import recipe_names
 from readme import PLACE, readme, rows
 
 ROOT = Path(__file__).resolve().parents[3]

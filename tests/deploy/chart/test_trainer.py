@@ -1,8 +1,9 @@
 """The trainer's jobs, as separate Jobs and in a JobSet."""
 
 import pytest
-from dense_reward_trainer.cli import JOBS
-from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.commands import JOBS
+from dense_reward_trainer.configs.base import load_config
+from dense_reward_trainer.recipe_files import config_path
 from rendered_chart import JOB, Values, environment, example, jobs, render, the
 
 

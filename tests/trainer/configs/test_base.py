@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 from dense_reward_trainer.cli import main
-from dense_reward_trainer.configs.base import changed_keys, config_path, load_config, recipe_names
+from dense_reward_trainer.configs.base import changed_keys, load_config
 from dense_reward_trainer.configs.credit import CreditConfig
 from dense_reward_trainer.configs.dpr import DprConfig, HeldOutOptions
 from dense_reward_trainer.configs.preview import PreviewConfig
 from dense_reward_trainer.configs.sample import SampleConfig
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.recipe_files import config_path, recipe_names
 from pydantic import BaseModel, ValidationError
 
 MINIMAL = "output_dir: out\ndata: {source: arithmetic}\nscratch: {}\n"

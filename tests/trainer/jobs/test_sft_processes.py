@@ -14,9 +14,10 @@ import sharded_training
 import torch
 from dense_reward.manifest import Manifest, load_manifest, verify_files
 from dense_reward_trainer.cli import main
-from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.configs.base import load_config
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.errors import ConfigError, JobError
+from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.sft import sharding
 from safetensors.torch import load_file
 from served_pair import environment, free_port

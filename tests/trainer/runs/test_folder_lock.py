@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from dense_reward_trainer.cli import main
-from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.configs.base import load_config
 from dense_reward_trainer.errors import ConfigError, JobError
+from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.runs.folder_lock import LOCK_NAME, only_job_in
 from dense_reward_trainer.runs.processes import is_first_process, is_first_to_say
 from dense_reward_trainer.studies.regimes.config import SweepConfig

@@ -10,7 +10,7 @@ from typing import get_args
 
 import pytest
 import yaml
-from dense_reward_trainer.cli import JOBS
+from dense_reward_trainer.commands import JOBS
 from dense_reward_trainer.configs.base import JobConfig, JobOptions
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.run_folder import (

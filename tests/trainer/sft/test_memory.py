@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
-from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.configs.base import load_config
 from dense_reward_trainer.configs.sft import LoraOptions, ScratchOptions, SftConfig
 from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.sft import memory_check
 from dense_reward_trainer.sft.from_scratch import random_model, train_tokenizer
 from dense_reward_trainer.sft.memory import ModelSizes, StepShape, advice, estimate, in_words, which_fits

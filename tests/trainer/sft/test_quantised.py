@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.configs.base import load_config
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.jobs import sft
+from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.sft.quantised import four_bits
 
 pytestmark = pytest.mark.slow

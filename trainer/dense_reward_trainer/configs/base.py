@@ -7,12 +7,11 @@ import difflib
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from importlib import resources
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from dense_reward_trainer.errors import ConfigError
 
@@ -44,6 +43,18 @@ class JobConfig(JobOptions):
         description="The run folder: log, plot and checkpoints. A job with the same folder resumes the run."
     )
 
+    _typed: tuple[str, ...] = PrivateAttr(default=())
+
+    @property
+    def typed(self) -> tuple[str, ...]:
+        """CONFIG and the overrides, as they were typed; empty if no command line was."""
+        return self._typed
+
+    def typed_as(self, words: tuple[str, ...]) -> Self:
+        """This configuration, which remembers how it was typed."""
+        self._typed = words
+        return self
+
     @property
     def reads_only(self) -> bool:
         """Whether the job only reports what is finished: it may look at the folder of a job that is running."""
@@ -66,22 +77,6 @@ def load_config(cls: type[Config], path: Path, overrides: Sequence[str] = ()) ->
     except ValidationError as error:
         lines = [_explain(cls, tuple(fault["loc"]), fault["type"], fault["msg"]) for fault in error.errors()]
         raise ConfigError(f"{path}: " + "; ".join(lines)) from None
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that ship with the package."""
-    folder = resources.files("dense_reward_trainer") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def config_path(name_or_path: str) -> Path:
-    """The configuration file at a path, or the shipped recipe of that name. Raises ConfigError if there is neither."""
-    path = Path(name_or_path)
-    if path.is_file():
-        return path
-    if name_or_path in recipe_names():
-        return Path(str(resources.files("dense_reward_trainer") / "recipes" / f"{name_or_path}.yaml"))
-    raise ConfigError(f"{name_or_path}: no such file, and no recipe of that name. Recipes: {', '.join(recipe_names())}")
 
 
 class _UniqueKeys(yaml.SafeLoader):

@@ -14,10 +14,3 @@ def add_stats(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-plot", action="store_true", help="draw no picture")
     parser.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers to this JSON file")
-    parser.set_defaults(command=_stats)
-
-
-def _stats(options: argparse.Namespace) -> int:
-    from dense_reward.bulk.stats.command import print_stats  # noqa: PLC0415
-
-    return print_stats(options)

@@ -1,8 +1,9 @@
 """Regimes studies that are refused before anything runs."""
 
 import pytest
-from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.configs.base import load_config
 from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.studies.regimes import study as regimes
 from dense_reward_trainer.studies.regimes.config import SweepConfig
 from pydantic import ValidationError

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from dense_reward.serving.loaders import loader
 from dense_reward_trainer.cli import main
-from dense_reward_trainer.configs.base import config_path
 from dense_reward_trainer.errors import ConfigError, JobError
+from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.runs.checkpoint import is_complete
 from dense_reward_trainer.runs.full_disk import reports_full_disk
 from dense_reward_trainer.studies.regimes import jobs as regimes_jobs

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.configs.base import load_config
 from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.configs.rft import RftConfig
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.studies.regimes.config import Regime, SweepConfig
 from dense_reward_trainer.studies.regimes.policies import (
     AnyPolicy,

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.configs.base import load_config
 from dense_reward_trainer.configs.credit import CreditConfig
 from dense_reward_trainer.configs.evaluate import EvaluateConfig
 from dense_reward_trainer.configs.irft import IrftConfig
 from dense_reward_trainer.configs.preview import PreviewConfig
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.studies.regimes.cell import Cell, arguments, evaluated_policies, rft_config, sft_overrides
 from dense_reward_trainer.studies.regimes.config import Regime, SweepConfig, series_name
 from dense_reward_trainer.studies.regimes.policies import (

@@ -19,11 +19,13 @@ from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.manifest import load_manifest
 from dense_reward.records import Report
 
-from dense_reward_trainer.cli import JOBS, main
-from dense_reward_trainer.configs.base import JobConfig, changed_keys, config_path, load_config
+from dense_reward_trainer.cli import main
+from dense_reward_trainer.commands import JOBS
+from dense_reward_trainer.configs.base import JobConfig, changed_keys, load_config
 from dense_reward_trainer.configs.evaluate import EvaluateConfig
 from dense_reward_trainer.data.final_answers import answer_of
 from dense_reward_trainer.errors import ConfigError, JobError
+from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.runs.checkpoint import is_complete
 from dense_reward_trainer.runs.local_service import free_port, serving_head, serving_run
 from dense_reward_trainer.runs.processes import end_with_parent, started
