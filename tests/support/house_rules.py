@@ -50,7 +50,7 @@ TRAINER_ROOMS = {
     "data": "",
     "recipe_files": "errors",
     "configs": "data errors",
-    "runs": "configs errors",
+    "runs": "configs errors recipe_files",
     "tasks": "configs data errors",
     "sft": "configs data errors runs",
     "rl": "configs data errors runs",

@@ -88,7 +88,10 @@ def config_class(job: JobSpec) -> type[JobConfig]:
 
 
 def _report(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    """Writes a line to stderr, above the progress if there is one."""
+    tqdm = sys.modules.get("tqdm")
+    with nullcontext() if tqdm is None else tqdm.tqdm.external_write_mode(file=sys.stderr):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _report_error(text: str) -> None:

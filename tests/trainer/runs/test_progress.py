@@ -1,9 +1,11 @@
 """The progress line: how far a job is, tokens per second of this start, the figures of the moment."""
 
+import io
 import re
 import sys
 
 import pytest
+from dense_reward_trainer.runs import progress as progress_module
 from dense_reward_trainer.runs.progress import Progress
 
 
@@ -17,45 +19,75 @@ class Clock:
 
 
 def last_line(captured: str) -> str:
-    return captured.rstrip("\n").split("\r")[-1]
+    return re.split("[\r\n]", captured.rstrip())[-1]
 
 
-def test_the_line_has_the_step_the_pace_the_time_left_and_the_note(capsys: pytest.CaptureFixture[str]) -> None:
+class Terminal(io.StringIO):
+    """A stderr that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def as_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """stderr as it is on a terminal. No fixture: pytest's capture takes stderr back before the test is called."""
+    found = Terminal()
+    monkeypatch.setattr(sys, "stderr", found)
+    return found
+
+
+def test_the_line_has_the_step_the_pace_the_time_left_and_the_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = as_terminal(monkeypatch)
     clock = Clock()
     with Progress(8, "steps", done=2, clock=clock) as progress:
         for _ in range(3):
             clock.now_s += 2.0
             progress.advance(tokens=500, note="loss 0.412")
-    line = last_line(capsys.readouterr().err)
+    line = last_line(terminal.getvalue())
     assert re.match(r"5/8 steps \|.*\| [0-9:?]+ left, 250 tokens/s, loss 0\.412", line), line
 
 
 def test_tokens_of_an_earlier_start_do_not_count_and_without_tokens_there_is_no_pace(
-    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    terminal = as_terminal(monkeypatch)
     with Progress(4, "prompts", done=3) as progress:
         progress.advance()
-    assert last_line(capsys.readouterr().err).startswith("4/4 prompts |")
+    assert last_line(terminal.getvalue()).startswith("4/4 prompts |")
     with Progress(4, "prompts") as progress:
         progress.advance(note="kl 0.1")
-    line = last_line(capsys.readouterr().err)
+    line = last_line(terminal.getvalue())
     assert "tokens/s" not in line
     assert line.endswith("left, kl 0.1")
 
 
-def test_a_file_gets_few_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_gets_few_lines_without_a_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_module, "_FILE_DELAY_S", 0)
     with Progress(10_000, "steps") as progress:
         for _ in range(10_000):
             progress.advance(tokens=1)
-    assert capsys.readouterr().err.count("\r") < 20
+    written = capsys.readouterr().err
+    assert 1 <= written.count("\n") < 20
+    assert not set("\r|█") & set(written)
+    assert written.splitlines()[-1].startswith("10000/10000 steps, ")
 
 
-def test_reports_stand_on_their_own_lines(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_ends_at_once_writes_nothing_to_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    with Progress(2, "steps") as progress:
+        progress.advance(2)
+    assert capsys.readouterr().err == ""
+
+
+def test_reports_stand_on_their_own_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = as_terminal(monkeypatch)
+
     def report(text: str) -> None:
         sys.stderr.write(f"{text}\n")
 
     with Progress(2, "steps") as progress:
         progress.beside(report)("milestone: reference")
         progress.advance(2)
-    lines = re.split("[\r\n]", capsys.readouterr().err)
+    lines = re.split("[\r\n]", terminal.getvalue())
     assert "milestone: reference" in lines

@@ -69,7 +69,7 @@ def load_config(cls: type[Config], path: Path, overrides: Sequence[str] = ()) ->
 
     Raises ConfigError if the file is not a YAML mapping, a key is unknown or a value is out of range; it names the key.
     """
-    values = _read(path)
+    values = read_yaml(path)
     for override in overrides:
         _override(values, override)
     try:
@@ -95,7 +95,8 @@ def _parse(text: str) -> object:
     return yaml.load(text, Loader=_UniqueKeys)
 
 
-def _read(path: Path) -> dict[str, object]:
+def read_yaml(path: Path) -> dict[str, object]:
+    """The mapping in a YAML file. Raises ConfigError if there is none."""
     try:
         values = _parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

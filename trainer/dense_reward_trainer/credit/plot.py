@@ -13,7 +13,7 @@ from dense_reward_trainer.credit.error_localisation import Localisation
 from dense_reward_trainer.credit.judged_answers import AGGREGATES, Rankings
 from dense_reward_trainer.credit.references import pair_of
 from dense_reward_trainer.credit.verdict import Choice, Verdict
-from dense_reward_trainer.runs.pictures import write_picture
+from dense_reward_trainer.runs.pictures import without_data, write_picture
 
 # Colour universal design (Okabe and Ito): signals of the SFT model alone are grey.
 GREYS = ("#222222", "#555555", "#888888", "#bbbbbb")
@@ -27,8 +27,13 @@ def plot_credit(
     verdict: Verdict | None,
     steps: Mapping[str, Localisation] | None,
     path: Path,
+    *,
+    not_ranked: str | None = None,
 ) -> None:
-    """Write AUROC and hit@1 of every group of errors, and AUROC and calibration of the ranking, as a PNG."""
+    """Write AUROC and hit@1 of every group of errors, and AUROC and calibration of the ranking, as a PNG.
+
+    `not_ranked`: why there is no ranking; null if no policy was sampled.
+    """
     figure = Figure(figsize=(15, 9), layout="constrained")
     (areas, hits), (ranks, reliability) = figure.subplots(2, 2)
     groups = dict(localisation) | ({} if steps is None else {"first wrong step": steps})
@@ -38,12 +43,17 @@ def plot_credit(
     _bars(hits, {title: {n: one.hit for n, one in found.items()} for title, found in groups.items()})
     hits.set_title("hit@1: the error is the lowest of its answer")
     handles, columns = areas.get_legend_handles_labels()
-    figure.legend(handles, columns, loc="outside upper center", ncols=min(len(columns), 8), fontsize="small")
-    if ranking is None or verdict is None:
-        ranks.set_axis_off()
-        reliability.set_axis_off()
+    figure.legend(handles, columns, loc="outside upper center", ncols=max(1, min(len(columns), 8)), fontsize="small")
+    ranks.set_title("AUROC: right above wrong samples, by aggregate")
+    reliability.set_title("calibration on answers that were not used to fit it: the best of each")
+    why = not_ranked or "no answers were sampled: set policy"
+    if ranking is None:
+        without_data(ranks, why)
     else:
         _aggregates(ranks, ranking)
+    if ranking is None or verdict is None:
+        without_data(reliability, why if ranking is None else "no verdict, so no best signals")
+    else:
         _calibration(reliability, ranking, [verdict.control, *(one.best for one in verdict.references.values())])
     write_picture(figure, path)
 
@@ -66,7 +76,6 @@ def _aggregates(axes: Axes, ranking: Rankings) -> None:
     axes.axhline(0.5, color="black", linewidth=0.8, linestyle=":")
     axes.set_xticks(range(len(ranking)), list(ranking), rotation=20, ha="right")
     axes.set_ylim(-0.02, 1.02)
-    axes.set_title("AUROC: right above wrong samples, by aggregate")
     axes.legend(loc="lower right", fontsize="small")
 
 
@@ -80,9 +89,10 @@ def _calibration(axes: Axes, ranking: Rankings, choices: Iterable[Choice]) -> No
             axes.plot(found.probability, found.share, marker="o", color=colour, label=label)
     axes.set_xlabel("P(right), from the aggregate over the answer")
     axes.set_ylabel("share that is right")
-    axes.set_title("calibration on answers that were not used to fit it: the best of each")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small")
+    else:
+        without_data(axes, "too few answers to fit a calibration and test it on others")
 
 
 def _bars(axes: Axes, groups: Mapping[str, Mapping[str, Interval]]) -> None:
@@ -95,6 +105,8 @@ def _bars(axes: Axes, groups: Mapping[str, Mapping[str, Interval]]) -> None:
         axes.bar(at, [one.value for one in found], width, yerr=_spread(found), color=colour, label=column, capsize=2)
     axes.set_xticks(range(len(groups)), list(groups))
     axes.set_ylim(0, 1.02)
+    if not columns:
+        without_data(axes, "no errors were planted, and no labelled solutions were given")
 
 
 def _spread(found: Iterable[Interval]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:

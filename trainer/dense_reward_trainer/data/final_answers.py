@@ -7,12 +7,21 @@ as mathematics. It is imported when it is first used: pip install '.[eval]' in t
 """
 
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 from importlib import import_module
 from types import ModuleType
 from typing import Literal
 
 AnswerChecker = Literal["final_answer", "last_number", "exact", "math_verify"]
+
+RIGHT: Mapping[AnswerChecker, str] = {
+    "final_answer": "X of its last line `#### X` equals that of the data",
+    "last_number": "its last number equals the answer of the data",
+    "exact": "it is, word for word, the response of the data",
+    "math_verify": "math-verify finds the answer of the data in it",
+}
+"""When a response is right, by checker; one that is cut off is wrong."""
 
 _ANSWER_LINE = re.compile(r"^####[ \t]+(.*)$", re.MULTILINE)
 _NUMBER = re.compile(
@@ -71,6 +80,11 @@ def answer_of(response: str, checker: AnswerChecker) -> str | None:
         case "math_verify":
             found = _math_verify().parse(response)
             return str(found[0]) if found else None
+
+
+def meaning_of_right(checker: AnswerChecker) -> str:
+    """A sentence for the end of a table: what counts as right."""
+    return f"a response is right if it is not cut off and {RIGHT[checker]} (checker {checker})"
 
 
 def is_right(response: str, wanted: str, checker: AnswerChecker) -> bool:

@@ -26,7 +26,7 @@ from dense_reward_trainer.data.process_labels import Solution, read_solutions
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.reward_service import ServiceAddress, pinned_pairs
 from dense_reward_trainer.runs.kept_parts import KeptParts
-from dense_reward_trainer.runs.next_step import finished
+from dense_reward_trainer.runs.next_step import finished, report_page
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 from dense_reward_trainer.text_table import aligned
 
@@ -75,7 +75,7 @@ def run(config: BenchmarkConfig, report: Report) -> None:
         "models": models,
     }
     write_whole(folder / "benchmark.json", json.dumps(record, indent=2).encode() + b"\n")
-    report(finished(folder / "benchmark.json"))
+    report(finished(folder / "benchmark.json", report_page(folder)))
 
 
 def read_files(config: BenchmarkConfig, report: Report) -> Files:

@@ -7,6 +7,7 @@ alone, which the reward must beat. The last lines say which reference to use, or
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from dense_reward.checkpoints.atomic_file import write_whole
@@ -14,6 +15,8 @@ from dense_reward.engines.torch.device import chosen_device
 from dense_reward.records import Report
 
 from dense_reward_trainer.configs.credit import CreditConfig
+from dense_reward_trainer.configs.dpr import DprConfig
+from dense_reward_trainer.configs.preview import PreviewConfig
 from dense_reward_trainer.credit.answer_ranking import rank
 from dense_reward_trainer.credit.error_localisation import Localisation, localise
 from dense_reward_trainer.credit.example import plot_example
@@ -24,6 +27,7 @@ from dense_reward_trainer.credit.references import References
 from dense_reward_trainer.credit.table import localisation_lines, ranking_lines, reference_lines
 from dense_reward_trainer.credit.verdict import Verdict, verdict
 from dense_reward_trainer.data.corruption import Corrupter, ErrorKind
+from dense_reward_trainer.data.final_answers import meaning_of_right
 from dense_reward_trainer.data.process_labels import Solution, read_solutions
 from dense_reward_trainer.data.sources import Demonstration, data_sha256, load
 from dense_reward_trainer.errors import ConfigError
@@ -31,7 +35,7 @@ from dense_reward_trainer.rl.policy import PolicyCheckpoint, load_policy
 from dense_reward_trainer.rl.reward_service import PinnedPair, ServiceAddress, pinned_pairs
 from dense_reward_trainer.rl.sampling import Sampling
 from dense_reward_trainer.runs.kept_parts import KeptParts, file_sha256, inputs_of_config
-from dense_reward_trainer.runs.next_step import finished, job
+from dense_reward_trainer.runs.next_step import finished, job, more_in, report_page, sft_run_of
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 
 
@@ -85,7 +89,7 @@ def run(config: CreditConfig, report: Report) -> CreditResult:
     result = _result(references, config, planted, judged, (steps, len(solutions)))
     report(credit_table(result, config))
     _save(result, references, config)
-    report(finished(config.output_dir / "credit.json", _next_step(result)))
+    report(finished(config.output_dir / "credit.json", _next_step(config, result)))
     return result
 
 
@@ -199,17 +203,39 @@ def _save(result: CreditResult, references: References, config: CreditConfig) ->
     folder = open_run("credit", config).folder
     models = [pair.card.model_dump() for pair in references.pairs]
     record = {"result": asdict(result), "config": config.model_dump(mode="json"), "models": models}
-    plot_credit(result.localisation, result.ranking, result.verdict, result.steps, folder / "credit.png")
+    found = result.localisation, result.ranking, result.verdict, result.steps
+    plot_credit(*found, folder / "credit.png", not_ranked=result.not_ranked)
     write_whole(folder / "credit.json", json.dumps(record, indent=2).encode() + b"\n")
 
 
-def _next_step(result: CreditResult) -> str:
-    """Train on the reference that helps; where none does, or nothing was ranked, another question."""
+def _next_step(config: CreditConfig, result: CreditResult) -> str:
+    """Train on the reference that helps; where none does, read why; where nothing was ranked, rank."""
+    run = None if config.policy is None else sft_run_of(config.policy)
     if result.verdict is not None and result.verdict.use is not None:
-        return job("dpr", service_pair=result.verdict.use)
+        keys: dict[str, object] = {
+            "policy": config.policy,
+            "prompts": {"source": "PROMPTS.jsonl"} if run is None else run[1]["data"],
+            "held_out": None if run is None else run[0] / "held_out.jsonl",
+            "service_url": config.service_url,
+            "service_key_file": config.service_key_file,
+            "service_pair": result.verdict.use,
+            "max_new_tokens": config.max_new_tokens,
+            "held_out_options.max_new_tokens": config.max_new_tokens,
+            "device": config.device,
+            "output_dir": more_in(config.output_dir, "dpr"),
+        }
+        return job("dpr", DprConfig, keys, default="dpr_full", match="policy")
     if result.verdict is not None and result.verdict.references:
-        return f"no reference helps, so try another one before {job('dpr')}"
-    return f"would training on it help? {job('preview')}"
+        return f"no reference helps, so do not train on one; look at the details: {report_page(config.output_dir)}"
+    preview = {
+        "run": Path("RUN") if run is None else run[0],
+        "labelled": config.data.source,
+        "max_new_tokens": config.max_new_tokens,
+        "device": config.device,
+        "output_dir": more_in(config.output_dir, "preview"),
+    }
+    command = job("preview", PreviewConfig, preview, default="preview_full", match="run")
+    return f"would training on it help? {command}"
 
 
 def _policy(config: CreditConfig) -> PolicyCheckpoint | None:
@@ -237,6 +263,7 @@ def _lines(result: CreditResult, config: CreditConfig) -> Iterator[str]:
     if result.ranking is not None:
         title = f"{result.right} right against {result.wrong} wrong samples"
         yield from ranking_lines(title, result.ranking, config.window_tokens)
+        yield meaning_of_right("final_answer")
     if result.not_ranked is not None:
         yield result.not_ranked
     if result.verdict is not None:

@@ -17,8 +17,10 @@ from dense_reward.records import Report
 from dense_reward_trainer.configs.dpr import HeldOutOptions
 from dense_reward_trainer.configs.evaluate import ChooseOptions, EvaluateConfig, PolicyOptions
 from dense_reward_trainer.configs.signals import TokenSignal
+from dense_reward_trainer.data.final_answers import meaning_of_right
 from dense_reward_trainer.data.sources import Demonstration, data_sha256
 from dense_reward_trainer.policies.chosen import measure_chosen
+from dense_reward_trainer.policies.comparison import verdict_lines
 from dense_reward_trainer.policies.kept import KeptPolicy, inputs_of, keep, kept_policy, kept_samples
 from dense_reward_trainer.policies.load import check_sampled, load_sampled
 from dense_reward_trainer.policies.response_figures import ResponseFigures, response_figures
@@ -40,7 +42,7 @@ from dense_reward_trainer.rl.reward_service import (
     pinned_pairs,
 )
 from dense_reward_trainer.rl.sampling import Sampling, counted
-from dense_reward_trainer.runs.next_step import finished, quoted
+from dense_reward_trainer.runs.next_step import finished, report_page
 from dense_reward_trainer.runs.progress import Progress
 from dense_reward_trainer.runs.run_folder import Run, check_run, open_run, pin
 from dense_reward_trainer.text_table import aligned
@@ -145,7 +147,7 @@ def run(config: EvaluateConfig, report: Report) -> None:
         evaluation = Evaluation(config, demonstrations, service, inputs, missing, opened)
         measured = measure_missing(evaluation, report) if missing else {}
     found = {name: measured[name] if one is None else one for name, one in kept.items()}
-    finish(opened, found, config.pass_at, report)
+    finish(opened, found, config, report)
 
 
 def groups_of(config: EvaluateConfig) -> list[Group]:
@@ -203,16 +205,18 @@ def measure_group(
     return measured
 
 
-def finish(opened: Run, measured: Mapping[str, KeptPolicy], pass_at: Iterable[int], report: Report) -> None:
-    """Writes and reports the figures of all policies."""
-    texts = {name: response_figures(kept_samples(opened.folder, name), pass_at) for name in measured}
+def finish(opened: Run, measured: Mapping[str, KeptPolicy], config: EvaluateConfig, report: Report) -> None:
+    """Writes and reports the figures of all policies, what they mean, and which policy is better."""
+    samples = {name: kept_samples(opened.folder, name) for name in measured}
+    texts = {name: response_figures(found, config.pass_at) for name, found in samples.items()}
     figures = {
         name: {**asdict(kept.figures), **asdict(texts[name]), "pairs": kept.pairs} for name, kept in measured.items()
     }
     path = opened.folder / "evaluation.json"
     write_whole(path, json.dumps(figures, indent=2, allow_nan=False).encode() + b"\n")
     report(evaluation_table({name: kept.figures for name, kept in measured.items()}, texts))
-    report(finished(path, "read the answers,", quoted(opened.folder / f"samples-{next(iter(measured))}.jsonl")))
+    report("\n".join([meaning_of_right(config.held_out_options.checker), *verdict_lines(samples)]))
+    report(finished(path, report_page(opened.folder)))
 
 
 def shared_sampling(

@@ -19,7 +19,7 @@ from dense_reward.records import IdArray, Report
 from dense_reward.schemas import ModelCard
 from torch import Tensor
 
-from dense_reward_trainer.configs.dpr import GradientConfig
+from dense_reward_trainer.configs.dpr import DprConfig, GradientConfig
 from dense_reward_trainer.credit.alignment import (
     Alignment,
     alignment,
@@ -35,7 +35,7 @@ from dense_reward_trainer.rl.prompts import check_room_at_service, prompts_and_h
 from dense_reward_trainer.rl.records import TokenRewards
 from dense_reward_trainer.rl.reward_service import PinnedPair, ServiceAddress, ServiceRewards, pinned_pairs
 from dense_reward_trainer.runs.kept_parts import KeptParts, inputs_of_config
-from dense_reward_trainer.runs.next_step import finished, job
+from dense_reward_trainer.runs.next_step import again, finished, job, more_in
 from dense_reward_trainer.runs.progress import Progress
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 from dense_reward_trainer.runs.timer import Timer
@@ -64,7 +64,7 @@ def run(config: GradientConfig, report: Report) -> dict[str, Alignment]:
     verdict = [*alignment_verdict(found)]
     _save(found, verdict, len(rows), [pair.card for pair in pairs], config)
     report("\n".join([*alignment_lines(found), *verdict]))
-    report(finished(config.output_dir / "gradient.json", _next_step(found)))
+    report(finished(config.output_dir / "gradient.json", _next_step(config, found)))
     return found
 
 
@@ -111,12 +111,15 @@ def _alignments(
     }
 
 
-def _next_step(found: Mapping[str, Alignment]) -> str:
+def _next_step(config: GradientConfig, found: Mapping[str, Alignment]) -> str:
     """Train on the reference that helps most; if none does, look at more batches."""
     helping = best_reference(found)
-    if helping is not None:
-        return job("dpr", service_pair=helping)
-    return f"{job('gradient', batches='MORE')}, or another reference"
+    if helping is None:
+        more: dict[str, object] = {"batches": 2 * config.batches, "output_dir": more_in(config.output_dir, "more")}
+        return f"{again('gradient', config, more)}, or another reference"
+    values = {name: getattr(config, name) for name in DprConfig.model_fields}
+    values |= {"service_pair": helping, "output_dir": more_in(config.output_dir, "dpr")}
+    return job("dpr", DprConfig, values, default="dpr_full", match="policy")
 
 
 def _save(

@@ -19,7 +19,7 @@ from dense_reward_trainer.data.sources import data_sha256
 from dense_reward_trainer.data.tokenised import TokenisedRow, rows_sha256
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.runs.checkpoint import is_complete, recover
-from dense_reward_trainer.runs.next_step import finished, job, quoted
+from dense_reward_trainer.runs.next_step import evaluate, finished, quoted
 from dense_reward_trainer.runs.run_folder import Run, check_run, open_run, pin, plot_metrics
 from dense_reward_trainer.selfplay.checkpoint_writer import RoundWriter, checkpoint_folders
 from dense_reward_trainer.selfplay.generation import check_engine
@@ -59,11 +59,16 @@ def run(config: IrftConfig, report: Report) -> None:
 def last_line(config: IrftConfig, result: Path) -> str:
     """What is finished, and what to run next: compare it with its start, or serve a pair for each round."""
     run = config.output_dir
-    keys: dict[str, object] = {"policies": f"{{start: {config.policy}, irft: {result}}}"}
-    if config.data.held_out_fraction > 0:
-        keys["held_out"] = run / "held_out.jsonl"
-    keys["output_dir"] = run / "evaluation"
-    return finished(result, f"{job('evaluate', **keys)}, or dense-reward serve --run {quoted(run)}")
+    held_out = run / "held_out.jsonl" if config.data.held_out_fraction > 0 else None
+    keys = {
+        "service_url": None,
+        "held_out_options.max_new_tokens": config.generation.max_new_tokens,
+        "device": config.device,
+        "precision": config.precision,
+        "output_dir": run / "evaluation",
+    }
+    command = evaluate({"start": config.policy, "irft": result}, held_out, keys)
+    return finished(result, f"{command}, or dense-reward serve --run {quoted(run)}")
 
 
 def prepare(config: IrftConfig, report: Report) -> SelfPlay:

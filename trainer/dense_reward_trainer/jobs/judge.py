@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,9 @@ from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.records import Report
 
 from dense_reward_trainer.configs.judge import JudgeConfig, JudgeOptions
+from dense_reward_trainer.configs.sample import SampleConfig
 from dense_reward_trainer.data.sources import NO_SKIP, DataError, DataSource, load
-from dense_reward_trainer.runs.next_step import finished, job
+from dense_reward_trainer.runs.next_step import again, finished, job, more_in, report_page
 from dense_reward_trainer.runs.run_folder import check_run, open_run, pin
 from dense_reward_trainer.text_table import aligned
 from dense_reward_trainer.win_rates.benchmarks import (
@@ -52,7 +54,7 @@ def run(config: JudgeConfig, report: Report) -> None:
     for name, judge in config.judges.items():
         report(_estimate(config, name, judge, rounds[name]))
     if config.estimate_only:
-        report(finished(opened.folder, job("judge", estimate_only="false")))
+        report(finished(opened.folder, again("judge", config, {"estimate_only": False})))
         return
     results = {}
     lines: list[dict[str, Any]] = []
@@ -68,7 +70,7 @@ def run(config: JudgeConfig, report: Report) -> None:
     figures = _figures(config, results, answers, contaminated)
     write_whole(opened.folder / "win_rates.json", json.dumps(figures, indent=2, allow_nan=False).encode() + b"\n")
     report(_table(config, figures))
-    report(finished(opened.folder / "win_rates.json"))
+    report(finished(opened.folder / "win_rates.json", report_page(opened.folder)))
 
 
 def _ready(
@@ -79,7 +81,7 @@ def _ready(
     if not answers:
         folder.mkdir(exist_ok=True)
         write_whole(folder / "turn_1.jsonl", prompt_lines(questions))
-        report(finished(folder / "turn_1.jsonl", job("sample", policy="CHECKPOINT", prompts=folder / "turn_1.jsonl")))
+        report(finished(folder / "turn_1.jsonl", _sample(config, folder / "turn_1.jsonl")))
         return False
     waiting = []
     for name, turns in answers.items():
@@ -91,8 +93,14 @@ def _ready(
             write_whole(waiting[-1], prompt_lines(questions, turns))
     if waiting:
         report(f"second turns are still to be answered, in {', '.join(str(path) for path in waiting)}")
-        report(finished(folder, job("sample", policy="CHECKPOINT", prompts=waiting[0])))
+        report(finished(folder, _sample(config, waiting[0])))
     return not waiting
+
+
+def _sample(config: JudgeConfig, prompts: Path) -> str:
+    """The command that answers the prompts by a policy, which only the user knows."""
+    keys = {"policy": "CHECKPOINT", "prompts": prompts, "output_dir": more_in(config.output_dir, "answers")}
+    return job("sample", SampleConfig, keys, default="sample_full", match="prompts")
 
 
 def _training_prompts(config: JudgeConfig, report: Report) -> list[str]:

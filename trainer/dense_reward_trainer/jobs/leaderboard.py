@@ -25,7 +25,7 @@ from dense_reward_trainer.configs.evaluate import PolicyOptions
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.policies.load import check_sampled
 from dense_reward_trainer.runs.kept_parts import KeptParts, inputs_of_config
-from dense_reward_trainer.runs.next_step import finished
+from dense_reward_trainer.runs.next_step import finished, report_page
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 from dense_reward_trainer.text_table import aligned
 
@@ -70,7 +70,7 @@ def run(config: LeaderboardConfig, report: Report) -> None:
     path = opened.folder / "leaderboard.json"
     write_whole(path, json.dumps({name: asdict(one) for name, one in measured.items()}, indent=2).encode() + b"\n")
     report(leaderboard_table(measured))
-    report(finished(path))
+    report(finished(path, report_page(opened.folder)))
 
 
 def harness_command(

@@ -19,6 +19,7 @@ from dense_reward.records import Report
 from dense_reward.serving.pair_sources import pairs_of_run
 
 from dense_reward_trainer.configs.preview import PreviewConfig
+from dense_reward_trainer.data.final_answers import meaning_of_right
 from dense_reward_trainer.data.sources import data_sha256
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.preview.evidence import Evidence, Models, check_references, evidence
@@ -28,7 +29,7 @@ from dense_reward_trainer.preview.table import gain_lines, ranking_lines, verdic
 from dense_reward_trainer.preview.verdict import Verdict, verdict
 from dense_reward_trainer.rl.policy import PolicyCheckpoint, load_policy
 from dense_reward_trainer.runs.kept_parts import KeptParts, inputs_of_config
-from dense_reward_trainer.runs.next_step import finished, job, quoted
+from dense_reward_trainer.runs.next_step import again, finished, more_in, quoted, report_page
 from dense_reward_trainer.runs.run_folder import check_run, open_run
 
 
@@ -51,14 +52,19 @@ def run(config: PreviewConfig, report: Report) -> Verdict:
     parts = KeptParts(config.output_dir / "parts", report, _inputs(config, checkpoint, references, labelled))
     found = evidence(Models(sft, checkpoint, references, config, device), labelled, parts, report)
     result = verdict(found.ranking, found.gains, found.counts, list(references))
-    report("\n".join([*ranking_lines(found.ranking, found.counts), *gain_lines(found.gains), *verdict_lines(result)]))
+    right = meaning_of_right(config.checker)
+    report(
+        "\n".join(
+            [*ranking_lines(found.ranking, found.counts), *gain_lines(found.gains), right, *verdict_lines(result)]
+        )
+    )
     folder = open_run("preview", config).folder
     for name, samples in found.samples.items():
         lines = "".join(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in samples)
         write_whole(folder / f"samples-{name.replace(' ', '-')}.jsonl", lines.encode())
     write_whole(folder / "preview.json", record(result, found, sft, references))
     plot_preview(found.ranking, found.gains, result, folder / "preview")
-    report(finished(folder / "preview.json", next_step(result, sft, references)))
+    report(finished(folder / "preview.json", next_step(config, result, sft, references)))
     return result
 
 
@@ -75,15 +81,21 @@ def _inputs(
     }
 
 
-def next_step(result: Verdict, sft: Path, references: Mapping[str, Path]) -> str:
-    """Serve the reference that the verdict names; else what the verdict says, as a command where there is one."""
+def next_step(config: PreviewConfig, result: Verdict, sft: Path, references: Mapping[str, Path]) -> str:
+    """Serve the reference that the verdict names; else what the verdict says, as a command."""
     if result.verdict == "gain" and result.reference is not None:
         return f"dense-reward serve --sft {quoted(sft)} --reference {quoted(references[result.reference])}"
     if result.verdict == "unknown":
-        return job("preview", prompts="MORE", samples_per_prompt="MORE")
+        more = {
+            "prompts": 2 * config.prompts,
+            "samples_per_prompt": 2 * config.samples_per_prompt,
+            "output_dir": more_in(config.output_dir, "more"),
+        }
+        return again("preview", config, more)
+    figures = f"all figures: {report_page(config.output_dir)}"
     if result.verdict == "control":
-        return f"no training: sample as the verdict's control does, which is free; to compare, {job('evaluate')}"
-    return f"another reference: {job('sft')} writes earlier ones as milestones"
+        return f"no training: sample as the verdict's control does, which is free; {figures}"
+    return f"do not train on these references; {figures}"
 
 
 def folders_of(config: PreviewConfig) -> tuple[Path, dict[str, Path]]:

@@ -20,7 +20,7 @@ from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.reward_model.rounds import Setting, answer, learn_head, learn_policy, measure, write_metrics
 from dense_reward_trainer.rl.policy import PolicyCheckpoint, load_policy
 from dense_reward_trainer.rl.prompts import check_disjoint, check_room, held_out_rows
-from dense_reward_trainer.runs.next_step import finished, job, quoted
+from dense_reward_trainer.runs.next_step import evaluate, finished, quoted
 from dense_reward_trainer.runs.run_folder import check_run, open_run, pin
 
 
@@ -103,8 +103,11 @@ def last_line(setting: Setting) -> str:
     if config.policy_steps is None:
         return finished(head, serve)
     policy = setting.policy_folder(last)
-    keys: dict[str, object] = {"policies": f"{{start: {config.policy}, rft: {policy}}}"}
-    if config.held_out is not None:
-        keys["held_out"] = config.held_out
-    keys["output_dir"] = config.output_dir / "evaluation"
-    return finished(policy, f"{job('evaluate', **keys)}, or", serve)
+    keys = {
+        "service_url": None,
+        "held_out_options.max_new_tokens": config.held_out_options.max_new_tokens,
+        "device": config.device,
+        "precision": config.precision,
+        "output_dir": config.output_dir / "evaluation",
+    }
+    return finished(policy, f"{evaluate({'start': config.policy, 'rft': policy}, config.held_out, keys)}, or", serve)

@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.engines.torch.device import chosen_device
+from dense_reward.manifest import load_manifest
 from dense_reward.records import Report
 from dense_reward.text.encode import Encoder
 
 from dense_reward_trainer.configs.sample import SampleConfig
+from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.data.sources import NO_SKIP, DataSource, data_sha256, load
 from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrations, rows_sha256
 from dense_reward_trainer.policies.load import check_sampled, load_sampled
@@ -23,7 +25,7 @@ from dense_reward_trainer.rl.policy import PolicyCheckpoint
 from dense_reward_trainer.rl.prompts import check_room
 from dense_reward_trainer.rl.records import Rollout
 from dense_reward_trainer.rl.sampling import Sampling, sample
-from dense_reward_trainer.runs.next_step import finished, job
+from dense_reward_trainer.runs.next_step import finished, job, more_in
 from dense_reward_trainer.runs.progress import Progress
 from dense_reward_trainer.runs.run_folder import check_run, open_run, pin
 
@@ -62,7 +64,7 @@ def run(config: SampleConfig, report: Report) -> None:
         parts = sorted((opened.folder / "parts").glob("*.jsonl"))
         write_whole(path, b"".join(part.read_bytes() for part in parts))
     shutil.rmtree(opened.folder / "parts", ignore_errors=True)
-    report_samples(path, len(rows), report)
+    report_samples(config, path, len(rows), report)
 
 
 def sample_parts(
@@ -91,7 +93,7 @@ def _part(start: int) -> str:
     return f"{start:09d}.jsonl"
 
 
-def report_samples(path: Path, prompts: int, report: Report) -> None:
+def report_samples(config: SampleConfig, path: Path, prompts: int, report: Report) -> None:
     """Reports how many responses there are and were cut off, and what to run next."""
     responses = [json.loads(line) for line in path.read_bytes().splitlines()]
     unfinished = sum(not response["finished"] for response in responses)
@@ -101,7 +103,15 @@ def report_samples(path: Path, prompts: int, report: Report) -> None:
             "a model that is trained on cut-off responses learns to stop there: raise max_new_tokens, or remove the "
             "lines with `finished` false before sft reads them"
         )
-    report(finished(path, job("sft", **{"data.source": path})))
+    manifest = load_manifest(config.policy.checkpoint)
+    keys = {
+        "base_model": config.policy.checkpoint,
+        "data.source": path,
+        "renderer": manifest.renderer,
+        "device": config.device,
+        "output_dir": more_in(config.output_dir, "sft"),
+    }
+    report(finished(path, "learn from them,", job("sft", SftConfig, keys, default="sft_full", match="data.source")))
 
 
 def prompt_rows(config: SampleConfig, checkpoint: PolicyCheckpoint, report: Report) -> Sequence[TokenisedRow]:

@@ -12,7 +12,7 @@ from dense_reward_trainer.credit.auroc import Interval
 from dense_reward_trainer.preview.gains import SFT, Gains
 from dense_reward_trainer.preview.ranking import AGGREGATES, Ranked
 from dense_reward_trainer.preview.verdict import Kind, Verdict, titled
-from dense_reward_trainer.runs.pictures import write_picture
+from dense_reward_trainer.runs.pictures import without_data, write_picture
 
 # Okabe and Ito's colours; grey is what needs no reference.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -52,13 +52,16 @@ def _ranks(axes: Axes, ranking: Sequence[Ranked], colours: dict[str, str]) -> No
                 at, [one.value for one in intervals], yerr=_spread(intervals), fmt="o", color=colour, label=label,
                 capsize=3, markersize=7,
             )  # fmt: skip
+    axes.set_title("Does it rank right above wrong answers?")
+    if not ranking:
+        without_data(axes, "nothing to rank: right and wrong answers are needed")
+        return
     axes.axhline(0.5, color=DARK, linewidth=0.9, linestyle=":")
     axes.text(-0.45, 0.51, "chance", color=DARK, fontsize=9)
     axes.set_xticks(range(len(AGGREGATES)), [how.replace("_", " ") for how in AGGREGATES])
     axes.set_xlim(-0.5, len(AGGREGATES) - 0.5)
     axes.set_ylim(-0.02, 1.04)
     axes.set_ylabel("AUROC")
-    axes.set_title("Does it rank right above wrong answers?")
     axes.grid(axis="y", alpha=0.25)
     _open(axes)
     if axes.get_legend_handles_labels()[0]:
@@ -74,8 +77,7 @@ def _shares(axes: Axes, gains: Gains | None, colours: dict[str, str], chosen: st
     """A bar for each policy, the SFT model on top; a line marks its share."""
     axes.set_title("Would following it give more right answers?")
     if gains is None:
-        axes.text(0.5, 0.5, "not known: too few prompts\nhave several answers", ha="center", va="center")
-        axes.set_axis_off()
+        without_data(axes, "not known: too few prompts have several answers")
         return
     bars = [(name, share, DARK if name == SFT else GREY) for name, share in gains.free.items()]
     for name, gain in gains.tilted.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dense_reward_trainer.runs.pictures import write_picture
+from dense_reward_trainer.runs.pictures import without_data, write_picture
 
 Lines = Sequence[Mapping[str, float | None]]
 # title of a panel -> (key, label, key of its standard error)
@@ -30,6 +30,11 @@ PANELS: Mapping[str, Sequence[tuple[str, str, str | None]]] = {
     ),
 }
 
+# title of a panel -> why it can have no data
+EMPTY: Mapping[str, str] = {
+    "held-out accuracy": "no held-out prompt has a known answer: set held_out, and give its rows a final answer",
+}
+
 
 def plot_run(lines: Lines, path: Path) -> None:
     """Write the picture as a PNG; error bars are standard errors."""
@@ -42,6 +47,8 @@ def plot_run(lines: Lines, path: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
+        else:
+            without_data(axes, EMPTY.get(title, "no step was logged"))
     write_picture(figure, path)
 
 

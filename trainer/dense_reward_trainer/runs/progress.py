@@ -3,7 +3,8 @@
     120/400 steps |██████      | 02:31 left, 4,210 tokens/s, loss 0.412
 
 The time left follows from the recent pace, tokens per second from the whole time since this start of the job. Where
-stderr is a file, the line is written rarely, so that it does not fill the file.
+stderr is no terminal, each state is a line of its own without the bar, at most every ten seconds, so that a log stays
+short and readable; what ends within two seconds writes nothing there.
 """
 
 import sys
@@ -17,7 +18,19 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 _FORMAT = "{n_fmt}/{total_fmt} {unit} |{bar:24}| {remaining} left{postfix}"
-_TERMINAL_S, _FILE_S = 0.1, 10.0
+_LINE = "{n_fmt}/{total_fmt} {unit}, {remaining} left{postfix}"
+_TERMINAL_S, _FILE_S, _FILE_DELAY_S = 0.1, 10.0, 2.0
+
+
+class _Lines:
+    """A file in which tqdm's states, which overwrite each other on a terminal, are lines."""
+
+    def write(self, text: str) -> int:
+        state = text.strip()
+        return sys.stderr.write(f"{state}\n") if state else 0
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 class Progress:
@@ -25,9 +38,16 @@ class Progress:
 
     def __init__(self, total: int, unit: str, done: int = 0, *, clock: Callable[[], float] = perf_counter) -> None:
         self._clock, self._tokens = clock, 0
-        interval_s = _TERMINAL_S if sys.stderr.isatty() else _FILE_S
+        terminal = sys.stderr.isatty()
         self._bar = tqdm(
-            total=total, initial=done, unit=unit, bar_format=_FORMAT, dynamic_ncols=True, mininterval=interval_s
+            total=total,
+            initial=done,
+            unit=unit,
+            file=sys.stderr if terminal else _Lines(),
+            bar_format=_FORMAT if terminal else _LINE,
+            dynamic_ncols=terminal,
+            mininterval=_TERMINAL_S if terminal else _FILE_S,
+            delay=0.0 if terminal else _FILE_DELAY_S,
         )
         self._started = clock()
 

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from dense_reward_trainer.configs.base import JobConfig, changed_values
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.folder_lock import check_place
-from dense_reward_trainer.runs.pictures import write_picture
+from dense_reward_trainer.runs.pictures import without_data, write_picture
 
 CONFIG_NAME, RECORD_NAME, METRICS_NAME = "config.yaml", "run.json", "metrics.jsonl"
 REDACTED = "[redacted]"
@@ -213,7 +213,7 @@ class MetricsLog:
 
 
 def plot_metrics(metrics: MetricsLog, keys: Sequence[str], path: Path, *, ylabel: str) -> None:
-    """Plots each key over the steps as a PNG; skips keys that were never logged."""
+    """Plots each key over the steps as a PNG; skips keys that were never logged, and says so if none was."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     lines = metrics.read()
@@ -226,6 +226,8 @@ def plot_metrics(metrics: MetricsLog, keys: Sequence[str], path: Path, *, ylabel
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
+    else:
+        without_data(axes, f"no step logged {' or '.join(keys)}")
     write_picture(figure, path)
 
 

@@ -37,6 +37,8 @@ def _panel(axes: Axes, title: str, unit: str, rows: Sequence[tuple[str, Distribu
         axes.vlines(places, *zip(*outer, strict=True), color="tab:blue", alpha=0.4, label="5 % to 95 %")
         axes.vlines(places, *zip(*inner, strict=True), color="tab:blue", linewidth=5, label="25 % to 75 %")
         axes.plot(places, [d.p50 for _, d in rows], "o", color="black", markersize=4, label="median")
+    else:
+        axes.text(0.5, 0.6, "no scored token", transform=axes.transAxes, ha="center", color="#555555")
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set_xticks(list(places), [name for name, _ in rows], rotation=45, ha="right")
     axes.set_xlabel(unit)

@@ -19,7 +19,7 @@ from dense_reward.records import Report
 
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.rl.learner import Learner
-from dense_reward_trainer.runs.next_step import finished, quoted
+from dense_reward_trainer.runs.next_step import finished, report_page
 from dense_reward_trainer.runs.processes import in_processes
 from dense_reward_trainer.runs.progress import Progress
 from dense_reward_trainer.runs.run_folder import check_run, open_run
@@ -70,7 +70,7 @@ def run(config: EstimatorsConfig, report: Report) -> dict[str, Outcome]:
     plot_study(curves, folder / "estimators.png")
     report(format_table(outcomes, differences))
     report(f"{cpu_hours:.2f} CPU-hours")
-    report(finished(folder / "estimators.json", "see the curves,", quoted(folder / "estimators.png")))
+    report(finished(folder / "estimators.json", report_page(folder)))
     return outcomes
 
 

@@ -18,7 +18,7 @@ from dense_reward.checkpoints.atomic_file import write_whole
 from dense_reward.records import Report
 
 from dense_reward_trainer.errors import ConfigError, JobError
-from dense_reward_trainer.runs.next_step import finished, quoted
+from dense_reward_trainer.runs.next_step import finished, report_page
 from dense_reward_trainer.runs.processes import in_processes
 from dense_reward_trainer.runs.progress import Progress
 from dense_reward_trainer.runs.run_folder import check_run, open_run
@@ -85,7 +85,7 @@ def run(config: SweepConfig, report: Report) -> None:
     if previews:
         report(format_previews(previews))
     report(f"{cpu_hours:.2f} CPU-hours")
-    report(finished(folder / "sweep.json", "see the policies,", quoted(folder / "sweep.png")))
+    report(finished(folder / "sweep.json", report_page(folder)))
 
 
 def check_cells(config: SweepConfig) -> None:
