@@ -7,7 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -143,6 +143,48 @@ def test_an_example_is_a_command_that_can_be_run(line: str) -> None:
 def test_every_subcommand_has_examples() -> None:
     assert set(service_parser().subcommands()) == set(SERVICE_EXAMPLES)
     assert set(trainer_parser().subcommands()) == set(TRAINER_EXAMPLES) == {*JOBS, "report"}
+
+
+@pytest.mark.parametrize(
+    ("main", "typed", "cure"),
+    [
+        (service_main, "serv", "did you mean serve?"),
+        (service_main, "serve --runs a", "did you mean --run?"),
+        (service_main, "adopt a --role refrence", "did you mean reference?"),
+        (service_main, "", "dense-reward --help lists them"),
+        (trainer_main, "sfft a", "did you mean sft?"),
+        (trainer_main, "sft", "are required: config"),
+        (trainer_main, "sft arithmetic_sft --skipbad", "did you mean --skip-bad?"),
+        (trainer_main, "sft arithmetic_sft --epochs=2", "are typed without dashes: epochs=2"),
+    ],
+)
+def test_a_slip_is_answered_with_the_usage_of_the_subcommand_and_the_cure(
+    main: Callable[[Sequence[str]], int], typed: str, cure: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(typed.split())
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].endswith(cure)
+    program, *subcommand = lines[-1].partition(": ")[0].split()
+    assert lines[0].startswith(f"usage: {' '.join([program, *subcommand])} ")
+
+
+@pytest.mark.parametrize(
+    ("typed", "cure"),
+    [
+        ("sft arithmetic_stf", "Did you mean arithmetic_sft?"),
+        ("dpr arithmetic_sft", "is a recipe of another job than dpr. Recipes: arithmetic_dpr"),
+        ("sft .", "is a folder: name a YAML file or a recipe"),
+        ("sft arithmetic_sft epochs 2", "such as epochs=2"),
+    ],
+)
+def test_a_wrong_recipe_or_override_is_one_line_with_the_cure(
+    typed: str, cure: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert trainer_main(typed.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert cure in line
 
 
 BASH = """

@@ -1,6 +1,7 @@
 """Every path of the repository that a document names exists. Decisions and the log are exempt: they name old paths."""
 
 import re
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -128,3 +129,27 @@ def test_pip_installs_this_repository_in_versions_that_were_tested() -> None:
     texts = {str(path): path.read_text("utf-8") for path in sources if path.suffix in {".py", ".md", ".yaml"}}
     assert [path for path, text in texts.items() if "'dense-reward[" in text] == [], "no index has the package"
     assert [(page, line) for page, line in ours if " constraints/" not in line] == []
+
+
+PIP = re.compile(r"pip install(?:[^\n`#|;]|\n(?=[ \t]*-c|\s*'\.))*")
+EXTRA = re.compile(r"\.\[([\w,]+)\]")
+
+
+def pip_lines() -> Iterator[tuple[Path, str]]:
+    """Every pip command in code and documents that a user can meet."""
+    for folder in ("service", "trainer", "docs", "examples", "docker", "helm"):
+        for file in sorted((ROOT / folder).rglob("*")):
+            if file.suffix in {".py", ".md", ".yaml", ".sh", ".txt"} and "decisions" not in file.parts:
+                yield from ((file, found) for found in PIP.findall(file.read_text("utf-8")))
+    yield from ((ROOT / "README.md", found) for found in PIP.findall((ROOT / "README.md").read_text("utf-8")))
+
+
+def test_no_pip_line_names_what_no_index_has() -> None:
+    """This distribution is on no index: it is installed from its folder, with extras that it has."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    found = [*pip_lines()]
+    assert len(found) > 10
+    for file, line in found:
+        assert not re.search(r"(?<![\w/-])dense-reward(?![\w/-])", line), f"{file.relative_to(ROOT)}: {line}"
+        for named in EXTRA.findall(line):
+            assert set(named.split(",")) <= set(extras), f"{file.relative_to(ROOT)}: {line}"

@@ -31,6 +31,19 @@ Stamps = Mapping[Path, tuple[int, int, int]]
 """File -> its inode, size and time of change, which differ once it was written to or replaced."""
 
 
+def checkpoints_of_run(folder: Path) -> list[Path]:
+    """The checkpoints in the folder of a run of dense-reward-train; none if it is no such folder."""
+    return sorted(path.parent for path in (folder / "checkpoints").glob(f"*/{MANIFEST_NAME}"))
+
+
+def refuse_run_folder(folder: Path) -> None:
+    """Raises CheckpointError, naming the checkpoints, if a run's folder is given where one of them is meant."""
+    found = checkpoints_of_run(folder)
+    if found and not (folder / MANIFEST_NAME).exists():
+        names = ", ".join(str(path) for path in found)
+        raise CheckpointError(f"{folder} is the folder of a run, not a checkpoint: name one of {names}")
+
+
 def scored_files(folder: Path) -> list[Path]:
     """Every file of a checkpoint that can change its scores, in order; all are ordinary files that can be read.
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, Valid
 
 from dense_reward.errors import CheckpointError
 from dense_reward.folders import is_folder, named_folders
-from dense_reward.hashed_files import MANIFEST_NAME, hash_files, verify_hashes
+from dense_reward.hashed_files import MANIFEST_NAME, hash_files, refuse_run_folder, verify_hashes
 from dense_reward.text.template import TemplateChoices
 from dense_reward.text.tokenizer import RendererName
 
@@ -183,6 +183,7 @@ def load_manifest(folder: Path) -> Manifest:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}): allow this user to read it") from None
     if not found:
+        refuse_run_folder(folder)
         command = f"dense-reward adopt {folder} --role sft --run-id NAME"
         raise CheckpointError(
             f"{folder} has no {MANIFEST_NAME}: write one with `{command}` (--role reference for the earlier checkpoint)"

@@ -39,7 +39,7 @@ SERVICE_ROOMS = {
     "http": "batching cancellation credentials errors heatmap http.openapi records schemas scoring serving settings "
     "teacher telemetry text",
     "bulk": "batching checkpoints client credentials errors records schemas scoring serving settings waits",
-    "bulk.stats": "bulk errors heatmap records",
+    "bulk.stats": "bulk checkpoints errors heatmap records",
     "command_line": "bulk bulk.stats checkpoints engines.torch errors heatmap http serving settings telemetry",
     "cli": "command_line",
 }

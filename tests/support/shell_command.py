@@ -1,6 +1,7 @@
 """A command line as a shell reads it, checked as far as it can be without running it."""
 
 import argparse
+import re
 import shlex
 
 from dense_reward.command_line.arguments import parser
@@ -26,3 +27,13 @@ def resolve(line: str) -> argparse.Namespace | JobConfig:
     if options.job not in JOBS:
         return options
     return load_config(config_class(JOBS[options.job]), config_path(options.config), options.overrides)
+
+
+def next_commands(line: str) -> list[str]:
+    """The commands in the last line of a job, `finished: PATH; next: COMMAND, or COMMAND`, each of which resolves."""
+    _, _, words = line.partition("; next: ")
+    found = re.findall(r"dense-reward(?:-train)? .+?(?=, or |$)", words)
+    assert found, line
+    for command in found:
+        resolve(command)
+    return found

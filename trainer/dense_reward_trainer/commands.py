@@ -179,15 +179,15 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     options, rest = top.parse_known_args(arguments)
     unknown = [argument for argument in rest if argument.startswith("-")]
     if unknown:
-        top.error(f"unrecognized arguments: {' '.join(unknown)}{_as_override(unknown[0])}")
-    options.overrides += rest
+        top.refuse(unknown, options, _as_override(unknown[0]))
+    options.overrides = [*options.overrides, *rest]
     return options
 
 
 def _as_override(word: str) -> str:
     """The cure for a key of the configuration that is typed like a flag."""
     key, _, value = word.lstrip("-").partition("=")
-    return f" (keys of the configuration are typed without dashes: {key}={value or 'VALUE'})" if key else ""
+    return f"; keys of the configuration are typed without dashes: {key}={value or 'VALUE'}" if key else ""
 
 
 def parser() -> CommandParser:
@@ -220,6 +220,7 @@ def _add_job(name: str, job: JobSpec, command: CommandParser) -> None:
     command.add_argument(
         "overrides",
         nargs="*",
+        default=[],  # without a default, argparse calls them required
         metavar="key.sub=value",
         help="overrides of keys of the configuration; values are YAML",
     )

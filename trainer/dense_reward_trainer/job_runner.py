@@ -52,11 +52,13 @@ def _write_report(options: argparse.Namespace, report_error: Report) -> int:
     from dense_reward_trainer.reports.page import write_report
 
     try:
+        if not options.output.absolute().parent.is_dir():
+            raise ConfigError(f"--output {options.output}: no such folder: make it, or name another file")
         count = write_report(options.runs, options.output)
     except (ConfigError, OSError) as error:
         report_error(str(error))
         return 2
-    _report(f"finished: {options.output}, {count} runs")
+    _report(f"finished: {options.output}, {count} runs; next: open {options.output.absolute().as_uri()} in a browser")
     return 0
 
 

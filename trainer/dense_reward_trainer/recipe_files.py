@@ -30,12 +30,16 @@ def config_path(name_or_path: str, job: str | None = None) -> Path:
     path = Path(name_or_path)
     if path.is_file():
         return path
-    if name_or_path in recipe_names():
-        return FOLDER / f"{name_or_path}.yaml"
-    what = "is a folder, not a YAML file" if path.is_dir() else "no such file, and no recipe of that name"
     listed = recipe_names() if job is None else recipes_of(job)
-    hint = _nearest(name_or_path, listed)
-    raise ConfigError(f"{name_or_path}: {what}.{hint} Recipes: {', '.join(listed) or 'none for this job'}")
+    if name_or_path in listed:
+        return FOLDER / f"{name_or_path}.yaml"
+    recipes = f"Recipes: {', '.join(listed) or 'none for this job'}"
+    if path.is_dir():
+        raise ConfigError(f"{name_or_path} is a folder: name a YAML file or a recipe. {recipes}")
+    if name_or_path in recipe_names():
+        raise ConfigError(f"{name_or_path} is a recipe of another job than {job}. {recipes}")
+    near = _nearest(name_or_path, listed)
+    raise ConfigError(f"{name_or_path}: no such file, and no recipe of that name.{near} {recipes}")
 
 
 def _nearest(name: str, listed: list[str]) -> str:

@@ -22,6 +22,7 @@ from dense_reward.bulk.run_state import load_state, locked, state_file, writing
 from dense_reward.bulk.sources import library, open_source
 from dense_reward.bulk.url_scorer import UrlScorer
 from dense_reward.bulk.windows import Shard
+from dense_reward.checkpoints.slow_step import slow_step
 from dense_reward.errors import BulkError, SettingsError
 from dense_reward.settings import Settings, flag
 
@@ -156,12 +157,17 @@ async def _score_here(job: Job, settings: Settings | None, terms: ScoreTerms, op
     else:
         scorer = LocalScorer(settings, terms)
     try:
-        await scorer.start()
+        with slow_step(_say, "loading the models" if settings is not None else "waiting for the services"):
+            await scorer.start()
         with _output(job, overwrite=options.overwrite) as writer:
             await score(writer, scorer)
         return writer
     finally:
         await scorer.close()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -185,8 +191,10 @@ def _key(file: Path | None) -> str | None:
 
 @contextmanager
 def progress_bar(total: int) -> Iterator[Progress]:
-    """Rows, tokens per second and the time left, on stderr."""
-    bar = library("tqdm", "the progress bar").tqdm(total=total, unit=" rows", file=sys.stderr, smoothing=0.05)
+    """Rows, tokens per second and the time left, on stderr; rarely, if that is no terminal."""
+    options = {"mininterval": 0.1 if sys.stderr.isatty() else 10.0, "delay": 0 if sys.stderr.isatty() else 2.0}
+    tqdm = library("tqdm", "the progress bar").tqdm
+    bar = tqdm(total=total, unit=" rows", file=sys.stderr, smoothing=0.05, **options)
     seen = 0
 
     def progress(rows: int, tokens: int) -> None:
@@ -194,7 +202,8 @@ def progress_bar(total: int) -> Iterator[Progress]:
         seen += tokens
         if not tokens:  # rows of an earlier run say nothing about the speed
             bar.initial = bar.n = bar.n + rows
-            bar.refresh()
+            if sys.stderr.isatty():
+                bar.refresh()
             return
         elapsed = bar.format_dict["elapsed"]
         bar.set_postfix_str(f"{seen / elapsed:,.0f} tokens/s" if elapsed else "", refresh=False)

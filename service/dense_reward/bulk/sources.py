@@ -33,7 +33,7 @@ def library(name: str, needed_for: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError:
-        package = name.partition(".")[0]
+        package = name.partition(".")[0] if name != "ray.data" else "'ray[data]'"
         raise SettingsError(f"{needed_for} needs {package}: pip install {package}") from None
 
 

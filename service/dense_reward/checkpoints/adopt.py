@@ -17,6 +17,7 @@ from dense_reward.checkpoints.findings import Checked, example_of, findings
 from dense_reward.checkpoints.kept import Earlier, Wanted, earlier_manifest, verify_manifest, with_kept, with_record
 from dense_reward.checkpoints.next_step import next_step
 from dense_reward.checkpoints.probe import PROBE_TEXTS, ProbeText, probe_of_texts
+from dense_reward.checkpoints.slow_step import slow_step
 from dense_reward.checkpoints.write_manifest import (
     ManifestFacts,
     default_renderer,
@@ -161,13 +162,15 @@ def _checked(places: Places, wanted: Wanted, earlier: Earlier | None, adoption: 
         source=None if places.target.resolve() == files.resolve() else files,
         adapter_base=base,
     )
-    manifest, model = measured_manifest(
-        places.target,
-        facts,
-        lambda encoder, limit: probe_of_texts(encoder, limit, adoption.texts),
-        device=adoption.device,
-        hashed=not adoption.check or earlier is not None,
-    )
+    gigabytes = sum(path.stat().st_size for path in (base or files).glob("*.safetensors")) / 1e9
+    with slow_step(adoption.report, f"hashing and loading {gigabytes:.1f} GB, then computing the probe"):
+        manifest, model = measured_manifest(
+            places.target,
+            facts,
+            lambda encoder, limit: probe_of_texts(encoder, limit, adoption.texts),
+            device=adoption.device,
+            hashed=not adoption.check or earlier is not None,
+        )
     return Checked(files, base, manifest, model, tokenizer, encoder)
 
 
@@ -237,7 +240,8 @@ def locate(source: str, fetch: Fetch | None = None) -> Located:
     name, _, revision = source.partition("@")
     if folder.is_absolute() or source.startswith((".", "~")) or not _is_hub_id(name):
         raise CheckpointError(
-            f"{source}: no such folder, and no hub id (organisation/name, or organisation/name@revision)"
+            f"{source}: no such folder, and no hub id (organisation/name, or organisation/name@revision): correct the "
+            "path"
         )
     return Located((fetch or download)(name, revision or None), own=False)
 

@@ -143,7 +143,7 @@ def check_version(version: str) -> None:
     if version.split(".", maxsplit=1)[0] != WIRE_VERSION.split(".")[0]:
         raise AnswerError(
             f"the service answers in format {version}, this client reads {WIRE_VERSION}: install the same version of "
-            "dense-reward on both sides (pip install -U dense-reward)"
+            "dense-reward on both sides"
         )
 
 

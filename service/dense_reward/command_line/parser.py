@@ -4,8 +4,10 @@ Imports the standard library only, so that `--help` answers at once.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any, NoReturn
 
 SHELLS = ("bash", "zsh", "fish")
@@ -36,10 +38,39 @@ class CommandParser(argparse.ArgumentParser):
         """argparse's entry to every parser, those of subcommands too."""
         return super(CommandParser, self.filled()).parse_known_args(args, namespace)
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override] # noqa: ANN401
+        """argparse's, which reports an unknown flag with the usage of the subcommand and the nearest flag."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.refuse(unknown, options)
+        return options
+
+    def refuse(self, unknown: Sequence[str], options: argparse.Namespace, advice: str = "") -> NoReturn:
+        """Ends with an error about unknown arguments, in the words of the subcommand that was named."""
+        words = [value for value in vars(options).values() if isinstance(value, str)]
+        parser = next((self.subcommands()[word] for word in words if word in self.subcommands()), self)
+        flags = [flag for action in parser._actions for flag in action.option_strings]
+        cure = _nearest(unknown[0].partition("=")[0], flags) or advice
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{cure}")
+
+    def error(self, message: str) -> NoReturn:
+        """argparse's, with the nearest value where one of several is expected, and help where there is none."""
+        found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if found is not None:
+            message += _nearest(found[1], re.findall(r"[\w-]+", found[2]))
+        if "are required: COMMAND" in message or "are required: JOB" in message:
+            message += f"; {self.prog} --help lists them"
+        super().error(message)
+
     def subcommands(self) -> Mapping[str, "CommandParser"]:
         """The parsers of the subcommands by name, filled."""
         actions = [action for action in self.filled()._actions if isinstance(action, argparse._SubParsersAction)]
         return {name: parser.filled() for action in actions for name, parser in action.choices.items()}
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    near = get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class _HelpFormatter(argparse.HelpFormatter):

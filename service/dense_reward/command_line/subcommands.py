@@ -195,6 +195,9 @@ def _serve(options: argparse.Namespace) -> int:
             await server.serve()
         except SystemExit as error:  # uvicorn: the port is taken, or the first pairs failed before it was opened
             code = error.code if isinstance(error.code, int) else 1
+            if service.state != "failed":
+                place = f"{settings.host}:{settings.port}"
+                logging.getLogger("dense_reward").error("cannot listen on %s: give another --port or --host", place)
         # To return would wait for every thread that still loads, encodes or computes, whatever --drain-s says.
         exit_now(code or int(service.state == "failed" or not server.started))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dense_reward.errors import CheckpointError
-from dense_reward.hashed_files import scored_files
+from dense_reward.hashed_files import refuse_run_folder, scored_files
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 CONFIG, INDEX, WEIGHTS = "config.json", "model.safetensors.index.json", "model.safetensors"
@@ -83,6 +83,7 @@ def check_weights_exist(files: Path) -> None:
     inner = sorted(path.name for path in files.glob("checkpoint-*") if any(path.glob("*.safetensors")))
     if inner:
         raise CheckpointError(f"{files} has no weights of its own: name one of {', '.join(inner)} in it")
+    refuse_run_folder(files)
     other = sorted(
         path.name for suffix in ("bin", "pt", "pth", "gguf", "msgpack", "h5") for path in files.glob(f"*.{suffix}")
     )

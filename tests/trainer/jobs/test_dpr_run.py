@@ -24,6 +24,7 @@ from dense_reward_trainer.rl.reward_service import ServiceAddress, ServiceReward
 from dense_reward_trainer.rl.sampling import Sampling, sample
 from dense_reward_trainer.runs.run_folder import MetricsLog
 from served_pair import DATA, ServedPair, environment, write_pair
+from shell_command import next_commands
 
 pytestmark = pytest.mark.slow
 STEPS = 3
@@ -163,6 +164,7 @@ def test_a_gradient_that_was_stopped_keeps_its_pairs_and_ends_alike(
     assert "3 batches with the reference early" in printed
     assert "3 batches with the reference half" not in printed
     assert printed.splitlines()[-1].startswith(f"finished: {run / 'gradient.json'}; next: ")
+    next_commands(printed.splitlines()[-1])
     assert (run / "gradient.json").read_bytes() == (unbroken / "gradient.json").read_bytes()
 
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from dense_reward_trainer.cli import main
 from served_pair import environment
+from shell_command import next_commands
 
 pytestmark = pytest.mark.slow
 
@@ -138,7 +139,7 @@ def test_an_evaluation_that_was_killed_keeps_what_it_measured_and_ends_alike(
     assert "measured by an earlier start: 1 policies" in printed
     for name in ("evaluation.json", *SAMPLES):
         assert (out / name).read_bytes() == (evaluated / name).read_bytes()
-    assert f"finished: {out / 'evaluation.json'}; next: read the answers, " in printed.splitlines()[-1]
+    assert next_commands(printed.splitlines()[-1]) == [f"dense-reward-train report {out} --output {out}/report.html"]
 
 
 def test_a_full_disk_is_named_and_what_was_measured_before_is_kept(

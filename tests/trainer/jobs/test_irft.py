@@ -15,6 +15,7 @@ from dense_reward.serving.pair_sources import pairs_of_run
 from dense_reward_trainer.cli import main
 from dense_reward_trainer.configs.sft import ScratchOptions
 from served_pair import DATA, environment, write_pair
+from shell_command import next_commands
 
 pytestmark = pytest.mark.slow
 
@@ -160,9 +161,9 @@ def test_a_run_killed_in_a_round_goes_on_in_it(
     printed = capsys.readouterr().err
     assert "round 2: 3 steps on 10 pairs, resumed at step 2" in printed
     last = printed.splitlines()[-1]
-    policies = f"policies={{start: {policy}, irft: {folder}/checkpoints/sft}}"
-    assert f"next: dense-reward-train evaluate CONFIG '{policies}'" in last
-    assert last.endswith(f"or dense-reward serve --run {folder}")
+    evaluate, serve = next_commands(last)
+    assert f"'policies={{start: {policy}, irft: {folder}/checkpoints/sft}}'" in evaluate
+    assert serve == f"dense-reward serve --run {folder}"
     assert kept.stat().st_mtime_ns == generated, "nothing is generated again"
     assert_same_outcome(folder, played)
 

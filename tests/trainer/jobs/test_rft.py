@@ -14,6 +14,7 @@ from dense_reward.manifest import load_manifest, verify_files
 from dense_reward_trainer.cli import main
 from dense_reward_trainer.reward_model import rounds
 from served_pair import DATA, ServedPair, environment, free_port
+from shell_command import next_commands
 
 pytestmark = pytest.mark.slow
 CHECKPOINTS = ("token_head-1", "policy-1", "token_head-2", "policy-2")
@@ -78,8 +79,8 @@ def test_a_finished_run_says_what_to_serve(
     before = weights(finished)
     assert main(["rft", write_config(pair_folder, finished)]) == 0
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith(f"finished: {finished}/checkpoints/policy-2; next: dense-reward-train evaluate CONFIG ")
-    assert f"dense-reward serve --token-head {finished}/checkpoints/token_head-2" in last
+    assert last.startswith(f"finished: {finished}/checkpoints/policy-2; next: dense-reward-train evaluate ")
+    assert next_commands(last)[1] == f"dense-reward serve --token-head {finished}/checkpoints/token_head-2"
     assert weights(finished) == before
 
 

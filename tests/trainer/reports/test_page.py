@@ -54,7 +54,8 @@ def test_a_page_holds_tables_pictures_heatmaps_and_the_command_of_every_number(
     finished_run(tmp_path / "runs" / "two", monkeypatch)
     out = tmp_path / "report.html"
     assert main(["report", str(tmp_path / "runs"), str(tmp_path / "runs" / "one"), "--output", str(out)]) == 0
-    assert capsys.readouterr().err.strip() == f"finished: {out}, 2 runs"
+    next_step = f"next: open {out.as_uri()} in a browser"
+    assert capsys.readouterr().err.strip() == f"finished: {out}, 2 runs; {next_step}"
     page = Tags(out.read_text("utf-8"))
     for shown in ("0.5 ± 0.1", "<b>sft", "dense-reward-train evaluate config.yaml seed=1", "models of the service"):
         assert shown in page.text

@@ -110,7 +110,7 @@ def _override(values: dict[str, object], override: str) -> None:
     key, equals, text = override.partition("=")
     names = key.strip().split(".")
     if not equals or not all(names):
-        raise ConfigError(f"override {override!r} is not of the form key.sub=value")
+        raise ConfigError(f"override {override!r} is not of the form key.sub=value, such as epochs=2")
     try:
         value = _parse(text)
     except yaml.YAMLError as error:

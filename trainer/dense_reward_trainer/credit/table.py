@@ -32,5 +32,13 @@ def reference_lines(references: Mapping[str, str], left_out: tuple[str, ...]) ->
         yield f"left out, because the engine of the service does not compute what they need: {', '.join(left_out)}"
 
 
+def legend() -> str:
+    """What the columns of all tables mean."""
+    return (
+        "AUROC: the chance that an error is below another token, or a wrong answer below a right one; 0.5 says "
+        "nothing. hit@1: the share of answers whose lowest token is the error. In brackets: 95 % bootstrap intervals"
+    )
+
+
 def _cell(x: Interval) -> str:
     return f"{x.value:.3f} [{x.low:.3f}, {x.high:.3f}]"

@@ -24,7 +24,7 @@ from dense_reward_trainer.credit.first_wrong_step import first_wrong_steps
 from dense_reward_trainer.credit.judged_answers import JudgedAnswers, Rankings
 from dense_reward_trainer.credit.plot import plot_credit
 from dense_reward_trainer.credit.references import References
-from dense_reward_trainer.credit.table import localisation_lines, ranking_lines, reference_lines
+from dense_reward_trainer.credit.table import legend, localisation_lines, ranking_lines, reference_lines
 from dense_reward_trainer.credit.verdict import Verdict, verdict
 from dense_reward_trainer.data.corruption import Corrupter, ErrorKind
 from dense_reward_trainer.data.final_answers import meaning_of_right
@@ -264,6 +264,7 @@ def _lines(result: CreditResult, config: CreditConfig) -> Iterator[str]:
         title = f"{result.right} right against {result.wrong} wrong samples"
         yield from ranking_lines(title, result.ranking, config.window_tokens)
         yield meaning_of_right("final_answer")
+    yield legend()
     if result.not_ranked is not None:
         yield result.not_ranked
     if result.verdict is not None:

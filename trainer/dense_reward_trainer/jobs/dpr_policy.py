@@ -50,7 +50,7 @@ def _changes(metrics: Sequence[Mapping[str, float | None]], checker: AnswerCheck
 
 def _with_error(line: Mapping[str, float | None], name: str) -> str:
     error = line.get(f"held_out_{name}_se")
-    return f"{line[f'held_out_{name}']:.3f}" + ("" if error is None else f" ± {error:.3f}")
+    return f"{line[f'held_out_{name}']:z.3f}" + ("" if error is None else f" ± {error:.3f}")
 
 
 def _finished(config: DprConfig) -> str:

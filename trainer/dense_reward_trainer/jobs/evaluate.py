@@ -283,4 +283,4 @@ def _cell(value: Value) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     error = "?" if value.standard_error is None else f"{value.standard_error:.3f}"
-    return f"{value.value:.3f} ± {error}"
+    return f"{value.value:z.3f} ± {error}"

@@ -34,6 +34,7 @@ from dense_reward_trainer.runs.checkpoint import (
 )
 from dense_reward_trainer.runs.next_step import finished, serve
 from dense_reward_trainer.runs.processes import silent
+from dense_reward_trainer.runs.progress import busy
 from dense_reward_trainer.runs.run_folder import (
     METRICS_NAME,
     MetricsLog,
@@ -103,7 +104,7 @@ def train(config: SftConfig, arguments: TrlConfig, state: Path | None, report: R
     """Trains from `state`, the newest training state, or from the start; writes all checkpoints."""
     done = 0 if state is None else training_step(state)
     demonstrations = load_split(config, report)
-    with loads_whole_models():
+    with loads_whole_models(), busy("loading the model to start from"):
         initial = initial_model_of(config, demonstrations.train, pinned(config.output_dir))
     check_base_is_elsewhere(config, initial.base)
     for note in initial.notes:
@@ -195,7 +196,8 @@ def check_base_is_elsewhere(config: SftConfig, base: Path | None) -> None:
 
 def load_split(config: SftConfig, report: Report) -> Split:
     """Training and held-out demonstrations. Raises DataError if none is left to train on."""
-    loaded = load(config.data)
+    with busy(f"reading {config.data.source}"):
+        loaded = load(config.data)
     report(loaded.summary)
     parts = split(loaded.demonstrations, config.data.held_out_fraction, config.data.seed)
     if not parts.train:
@@ -211,13 +213,14 @@ def encode_split(
     """Tokenised rows to train on and to evaluate on. Raises DataError, naming file and line."""
     sides = []
     for demonstrations in (parts.train, parts.held_out):
-        encoded = encode_demonstrations(
-            demonstrations,
-            initial.encoder,
-            every_turn=config.train_on == "all_assistant",
-            limit_tokens=initial.limit_tokens,
-            skip_bad=config.data.skip_bad,
-        )
+        with busy(f"encoding {len(demonstrations)} demonstrations"):
+            encoded = encode_demonstrations(
+                demonstrations,
+                initial.encoder,
+                every_turn=config.train_on == "all_assistant",
+                limit_tokens=initial.limit_tokens,
+                skip_bad=config.data.skip_bad,
+            )
         if encoded.shortened:
             report(
                 f"{encoded.shortened} of {len(encoded.rows)} responses repeated the end of their prompt, or ended in "

@@ -1,4 +1,4 @@
-"""The verdict of an evaluation: which policies answer better or worse than the first one. Must not know jobs.
+"""The verdict of an evaluation: which policies answer better or worse than the first one.
 
 Every policy answers the same prompts, so two are compared by the differences of their shares of right samples, prompt
 by prompt: a t interval of the mean difference, and p-values with Holm's correction over all policies.

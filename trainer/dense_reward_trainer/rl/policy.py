@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from dense_reward_trainer.configs.dpr import Precision
 from dense_reward_trainer.rl.tilt import Tilt
+from dense_reward_trainer.runs.progress import busy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +77,8 @@ def load_policy(folder: Path, *, precision: Precision, device: str) -> PolicyChe
     would round to nothing. Raises CheckpointError, naming the cure.
     """
     manifest = load_manifest(folder)
-    verify_files(folder, manifest)
+    with busy(f"hashing {folder}"):
+        verify_files(folder, manifest)
     if manifest.end_of_turn_id is None:
         raise CheckpointError(f"{folder}: its tokenizer has no end of turn, so no response could ever finish")
     files = files_folder(folder, manifest)
@@ -89,7 +91,8 @@ def load_policy(folder: Path, *, precision: Precision, device: str) -> PolicyChe
         raise CheckpointError(f"{folder}: {undecided}")
     dtype = torch.float64 if precision == "float64" else torch.float32
     disable_progress_bar()  # the bar of loading weights would mix with the bars of the job
-    model = load_weights(*weight_folders(folder, manifest), dtype).requires_grad_(True)
+    with busy(f"loading {folder}"):
+        model = load_weights(*weight_folders(folder, manifest), dtype).requires_grad_(True)
     vocab_size = min(tokenizer.vocab_size, manifest.vocabulary)
     policy = Policy(model.eval().to(device), manifest.end_of_turn_id, vocab_size, precision == "bfloat16")
     return PolicyCheckpoint(policy, encoder, manifest)

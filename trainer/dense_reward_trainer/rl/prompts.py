@@ -14,6 +14,7 @@ from dense_reward_trainer.data.sources import NO_SKIP, DataError, DataSource, De
 from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrations
 from dense_reward_trainer.errors import JobError
 from dense_reward_trainer.rl.policy import PolicyCheckpoint
+from dense_reward_trainer.runs.progress import busy
 
 Prompt = TypeVar("Prompt")
 
@@ -38,12 +39,14 @@ def training_prompts(
 
     Raises DataError if one leaves no room for `max_new_tokens` (unless `skip_bad`), or if none is left.
     """
-    loaded = load(source, prompts_only=True)
+    with busy(f"reading {source.source}"):
+        loaded = load(source, prompts_only=True)
     report(loaded.summary)
     demonstrations = split(loaded.demonstrations, source.held_out_fraction, source.seed).train
-    encoded = encode_demonstrations(
-        demonstrations, encoder, every_turn=False, limit_tokens=limit_tokens, skip_bad=source.skip_bad
-    )
+    with busy(f"encoding {len(demonstrations)} prompts"):
+        encoded = encode_demonstrations(
+            demonstrations, encoder, every_turn=False, limit_tokens=limit_tokens, skip_bad=source.skip_bad
+        )
     fitting = [row for row in encoded.rows if len(row.encoded.prompt_P) + max_new_tokens <= limit_tokens]
     if not source.skip_bad:
         cure = "or add --skip-bad to the command" if fitting else "or shorten the prompts"

@@ -268,7 +268,9 @@ def _cards(
             cards = choose(client.models())
         except (ClientError, ValueError) as error:
             reason = without_secrets(str(error))
-            raise JobError(f"the reward service at {address.shown} cannot be used: {reason}") from error
+            absent = isinstance(error, ServiceUnavailableError)
+            cure = ". Start it with dense-reward serve, or correct service_url" if absent else ""
+            raise JobError(f"the reward service at {address.shown} cannot be used: {reason}{cure}") from error
         yield client, cards
 
 

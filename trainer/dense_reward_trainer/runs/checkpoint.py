@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dense_reward_trainer.runs.end_of_turn import set_model_end, tokenizer_with_end, write_generation_config
+from dense_reward_trainer.runs.progress import busy
 
 _STEP = re.compile(r"checkpoint-([0-9]+)")
 
@@ -45,10 +46,11 @@ def write_checkpoint(
     """
 
     def fill(partial: Path) -> Manifest:
-        set_model_end(model, tokenizer, facts.end_of_turn_id)
-        _save_model(model, partial, weights, adapter=facts.adapter_base is not None)
-        tokenizer_with_end(tokenizer, facts.end_of_turn_id).save_pretrained(partial)
-        return write_manifest(partial, facts, choose_probe, device=device)
+        with busy(f"writing and hashing {folder}"):
+            set_model_end(model, tokenizer, facts.end_of_turn_id)
+            _save_model(model, partial, weights, adapter=facts.adapter_base is not None)
+            tokenizer_with_end(tokenizer, facts.end_of_turn_id).save_pretrained(partial)
+            return write_manifest(partial, facts, choose_probe, device=device)
 
     return _replace_whole(folder, fill)
 

@@ -19,6 +19,7 @@ from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.processes import is_first_process
 
 LOCK_NAME = ".lock"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _HELD_BY_ANOTHER = frozenset({errno.EWOULDBLOCK, errno.EACCES})
 
 
@@ -35,7 +36,14 @@ def only_job_in(folder: Path, report: Report, variables: Mapping[str, str] = os.
         return
     check_place(folder)
     made = [place for place in (folder, *folder.absolute().parents) if not place.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        raise ConfigError(
+            f"output_dir is {folder}, which cannot be made ({error.strerror}): use another output_dir"
+        ) from None
     try:
         with _lock(folder / LOCK_NAME, report):
             yield

@@ -9,12 +9,16 @@ short and readable; what ends within two seconds writes nothing there.
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from time import perf_counter
 from types import TracebackType
 from typing import Self, TypeVar
 
+from dense_reward.checkpoints.slow_step import slow_step
 from dense_reward.records import Report
 from tqdm import tqdm
+
+from dense_reward_trainer.runs.processes import is_first_process, silent
 
 Item = TypeVar("Item")
 _FORMAT = "{n_fmt}/{total_fmt} {unit} |{bar:24}| {remaining} left{postfix}"
@@ -22,12 +26,26 @@ _LINE = "{n_fmt}/{total_fmt} {unit}, {remaining} left{postfix}"
 _TERMINAL_S, _FILE_S, _FILE_DELAY_S = 0.1, 10.0, 2.0
 
 
+def busy(words: str) -> AbstractContextManager[None]:
+    """Says what a job is busy with, such as `loading runs/a`, if that takes more than two seconds; above a progress."""
+    return slow_step(_write if is_first_process() else silent, words)
+
+
+def _write(text: str) -> None:
+    tqdm.write(text, file=sys.stderr)
+
+
 class _Lines:
-    """A file in which tqdm's states, which overwrite each other on a terminal, are lines."""
+    """A file in which tqdm's states, which overwrite each other on a terminal, are lines; each state once."""
+
+    _last = ""
 
     def write(self, text: str) -> int:
         state = text.strip()
-        return sys.stderr.write(f"{state}\n") if state else 0
+        if state in {"", self._last}:
+            return 0
+        self._last = state
+        return sys.stderr.write(f"{state}\n")
 
     def flush(self) -> None:
         sys.stderr.flush()

@@ -18,6 +18,7 @@ from dense_reward_trainer.data.sources import DataError, load, split
 from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrations
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.prompts import check_room
+from dense_reward_trainer.runs.progress import busy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,19 +57,21 @@ def training_rows(
     config: IrftConfig, start: Start, report: Report
 ) -> tuple[Sequence[TokenisedRow], Sequence[TokenisedRow]]:
     """Demonstrations to train on, and those that are held out. Raises DataError, naming file and line."""
-    loaded = load(config.data)
+    with busy(f"reading {config.data.source}"):
+        loaded = load(config.data)
     report(loaded.summary)
     parts = split(loaded.demonstrations, config.data.held_out_fraction, config.data.seed)
-    train, held_out = (
-        encode_demonstrations(
-            side,
-            start.encoder,
-            every_turn=False,
-            limit_tokens=start.limit_tokens,
-            skip_bad=config.data.skip_bad,
+    with busy(f"encoding {len(loaded.demonstrations)} demonstrations"):
+        train, held_out = (
+            encode_demonstrations(
+                side,
+                start.encoder,
+                every_turn=False,
+                limit_tokens=start.limit_tokens,
+                skip_bad=config.data.skip_bad,
+            )
+            for side in (parts.train, parts.held_out)
         )
-        for side in (parts.train, parts.held_out)
-    )
     rows = _with_room(config, start, train.rows)
     left_out = len(train.dropped) + len(train.rows) - len(rows)
     if left_out:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from dense_reward.bulk.stats.collected import Collected, Span
 from dense_reward.bulk.stats.quantiles import Distribution
 from dense_reward.bulk.stats.scored_rows import incomplete, scored_rows
 from dense_reward.bulk.stats.together import notes_on
+from dense_reward.checkpoints.slow_step import slow_step
 from dense_reward.errors import BulkError, SettingsError
 from dense_reward.heatmap.visible import visible
 
@@ -33,7 +35,8 @@ def print_stats(options: argparse.Namespace) -> int:
     for file in options.files:
         if missing := incomplete(file):
             print(missing)
-        collected.add_all(scored_rows(file))
+        with slow_step(lambda text: print(text, file=sys.stderr), f"reading {file}"):
+            collected.add_all(scored_rows(file))
     for line in report(collected):
         print(line)
     if options.json is not None:

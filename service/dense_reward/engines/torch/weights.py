@@ -81,7 +81,9 @@ def load_weights(
         if base != files:
             model = _merge_adapter(model, files, base)
     except ImportError as error:
-        cure = first_line(error) if error.name is None else f"loading it needs {error.name}: pip install {error.name}"
+        cure = (
+            first_line(error) if error.name is None else f"loading it needs the Python module {error.name}: install it"
+        )
         raise CheckpointError(f"{files}: {cure}") from error
     except UNLOADABLE as error:
         reason = INCOMPLETE_PARTS if "automatic conversion" in str(error) else first_line(error)

@@ -151,7 +151,8 @@ def test_the_whole_study_runs_resumes_and_is_not_done_twice(tmp_path: Path, jobs
         regimes.run(config(folder, finished_only=True), reports.append)
     regimes.run(study, reports.append)
     assert jobs.ran[before:] == ["2/base_model", "2/sft", "2/preview", "2/continued", "2/evaluation"]
-    assert reports[-1] == f"finished: {folder / 'sweep.json'}; next: see the policies, {folder / 'sweep.png'}"
+    report = f"dense-reward-train report {folder} --output {folder}/report.html"
+    assert reports[-1] == f"finished: {folder / 'sweep.json'}; next: {report}"
     record = read(folder / "sweep.json")
     assert set(record["summary"]["mixed"]) == {"sft", "dpr", "continued", "cold", "majority"}
     chosen = cast(dict[str, object], record["tuning"]["mixed"]["dpr"])["chosen"]
