@@ -20,7 +20,7 @@ SERVICE_ROOMS = {
     "heatmap": "reward",
     "telemetry": "credentials errors records heatmap",
     "settings": "errors schemas telemetry waits",
-    "client": "answers credentials manifest records schemas text waits",
+    "client": "answers credentials heatmap manifest records schemas text waits",
     "batching": "cancellation errors records telemetry",
     "engines": "cancellation errors hashed_files manifest records text",
     "engines.trial": "engines errors hashed_files",
@@ -76,7 +76,7 @@ TRAINER_ROOMS = {
 MODEL_LIBRARIES = {"torch", "transformers", "safetensors", "tokenizers", "vllm", "accelerate", "peft", "flash_attn"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn"}
 TRAINING_LIBRARIES = {"trl", "datasets", "matplotlib", "tqdm", "scipy"}
-DRAWS = {f"{SERVICE}.bulk.stats.picture": {"matplotlib"}}
+DRAWS = {f"{SERVICE}.{name}": {"matplotlib"} for name in ("bulk.stats.picture", "heatmap.figure")}
 HEAVY = MODEL_LIBRARIES | WEB_LIBRARIES | TRAINING_LIBRARIES
 JOBS = {
     *(

@@ -4,16 +4,12 @@ Shapes: T scored tokens of a response, K candidates, S segments, G responses.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from dense_reward.client.errors import ItemError
+from dense_reward.client.pictures import Drawn, FloatArrayName, Pictured
 from dense_reward.records import BoolArray, FloatArray, IdArray
-
-FloatArrayName = Literal[
-    "reward", "sft_logprob", "reference_logprob", "kl", "centred", "entropy", "varentropy", "return_to_go"
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +98,8 @@ class ScoredResponse:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Scored:
-    """The answer to one request: results in the order of the items and their responses."""
+class Scored(Pictured):
+    """The answer to one request: results in the order of the items and their responses. Notebooks show a heatmap."""
 
     id: str
     model: ServedModel
@@ -111,9 +107,12 @@ class Scored:
     usage: Usage
     timing: Timing
 
+    def _drawn(self) -> Drawn:
+        return Drawn(self.results, self.model.token_head is not None)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ScoredItem:
+class ScoredItem(Pictured):
     """One item of `score_many`: `index` 0, 1, 2, ... among the items, and a result for each of its responses.
 
     If `error` is set (only with on_error "per_item") the item failed: no results, and no model.
@@ -123,6 +122,9 @@ class ScoredItem:
     model: ServedModel | None
     results: tuple[ScoredResponse, ...]
     error: ItemError | None = None
+
+    def _drawn(self) -> Drawn:
+        return Drawn(self.results, self.model is not None and self.model.token_head is not None)
 
 
 def padded(scored: Scored, name: FloatArrayName = "reward") -> tuple[FloatArray, BoolArray]:

@@ -57,7 +57,7 @@ def render_html_document(heatmaps: Sequence[Heatmap]) -> str:
 
 def _figure(heatmap: Heatmap) -> str:
     rows = "\n".join(_row(row, heatmap) for row in heatmap.rows)
-    return f'<figure class="dr-heatmap">\n{_legend(heatmap)}\n{rows}\n</figure>'
+    return f'<figure class="dr-heatmap dr-{heatmap.palette}">\n{_legend(heatmap)}\n{rows}\n</figure>'
 
 
 def _legend(heatmap: Heatmap) -> str:

@@ -27,8 +27,13 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "kl": "KL(π_sft ‖ π_ref) at that position: the reward that the SFT model itself expects there",
         "entropy": "entropy of the SFT model at that position",
         "return_to_go": "sum of the signal from the token to the end of the response",
+        "varentropy": "variance of the SFT model's log-probability at that position",
     }
 )
+HEAD_MEANING = (
+    "value of the token head after the token: what differs between answers to one prompt counts, not the sign"
+)
+HEAD_UNIT = "log-odds"
 
 
 @dataclass(frozen=True, slots=True)

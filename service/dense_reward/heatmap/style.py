@@ -56,7 +56,8 @@ font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
 width:max-content;position-try-fallbacks:flip-inline,flip-block,flip-block flip-inline}
 }
 .dr-heatmap .tip .mono{white-space:break-spaces}
-.dr-heatmap .tip table{border-collapse:collapse;width:100%}
+.dr-heatmap .tip table{border-collapse:collapse;width:100%;margin:0;table-layout:auto;font-size:inherit}
+.dr-heatmap .tip table tr{background:none;line-height:inherit}
 .dr-heatmap .tip th{font-weight:400;color:var(--dim);text-align:left;padding:0 1rem 0 0}
 .dr-heatmap .tip td{text-align:right;padding:0 0 0 1rem}
 .dr-heatmap .tip td+td.dim{padding-left:.6rem}
@@ -121,9 +122,10 @@ def _either(light: Colour, dark: Colour) -> str:
 
 def _colours(palette: Palette, *, dark: bool) -> str:
     colours = swatches(palette, dark=dark)
+    figure = f".dr-heatmap.dr-{palette.name}"  # a notebook is one page, with heatmaps of several palettes
     classes = (
-        f".dr-heatmap .c{step} .b,.dr-heatmap .v{step}{{background:{one.fill.hex};color:{one.ink.hex}}}"
+        f"{figure} .c{step} .b,{figure} .v{step}{{background:{one.fill.hex};color:{one.ink.hex}}}"
         for step, one in enumerate(colours)
     )
     stops = ",".join(colour.hex for colour in (palette.dark if dark else palette.light))
-    return "".join(classes) + f".dr-heatmap .bar{{background:linear-gradient(90deg,{stops})}}"
+    return "".join(classes) + f"{figure} .bar{{background:linear-gradient(90deg,{stops})}}"

@@ -7,6 +7,8 @@ import numpy as np
 
 from dense_reward.errors import refuse
 from dense_reward.heatmap import (
+    HEAD_MEANING,
+    HEAD_UNIT,
     PALETTES,
     HeatmapAlternative,
     HeatmapRow,
@@ -23,10 +25,6 @@ DETAILS: tuple[ArrayName, ...] = ("reward", "sft_logprob", "reference_logprob", 
 ARRAYS: tuple[ArrayName, ...] = ("token_ids", "tokens", "offsets", "text", *DETAILS)
 FROM_DISTRIBUTIONS = frozenset(DETAILS) - {"reward"}
 """The arrays that need the distributions of the models: remote engines lack some of them, a token head all."""
-HEAD_MEANING = (
-    "value of the token head after the token: what differs between answers to one prompt counts, not the sign"
-)
-HEAD_UNIT = "log-odds"
 MEDIA_TYPES = {"html": "text/html", "svg": "image/svg+xml", "ansi": "text/plain"}
 
 

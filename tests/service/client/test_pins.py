@@ -2,7 +2,7 @@
 
 import pytest
 from dense_reward import ScoreOptions
-from dense_reward.client.pins import Pins
+from dense_reward.client.tokenizer import Pins
 from faulty_service import CARD
 
 OTHER = CARD.model_copy(update={"name": "other", "revision": "r2", "tokenizer_sha256": "1" * 64})
