@@ -1,6 +1,8 @@
 """Writes a file in ProcessBench's format from right answers: every other one gets a planted first error, a wrong digit.
 
-python examples/process_bench_file.py runs/demo/held_out.jsonl planted.jsonl   # steps are lines; step_separator="\\n"
+python examples/process_bench_file.py runs/additions/held_out.jsonl planted.jsonl
+
+Steps are lines: step_separator="\\n".
 """
 
 import json

@@ -21,7 +21,7 @@ parser.add_argument("--pair", help="name of the pair at the service, if it has s
 parser.add_argument("--steps", type=int, default=100)
 options = parser.parse_args()
 
-prompts = [f"Add {random.randint(100, 999)} and {random.randint(100, 999)}.\n" for _ in range(1000)]
+prompts = [f"Add {random.randint(10, 99)} and {random.randint(10, 99)}.\n" for _ in range(1000)]
 trainer = DenseRewardGRPOTrainer(
     options.sft,
     DenseReward(service_url=options.url, service_pair=options.pair, returns="reward_to_go", kl_coefficient=0.1),

@@ -32,7 +32,7 @@ def dense_sum(prompts: list[str], completion_ids: list[list[int]], **_: object) 
     return [scored.sum for scored in client.score_items(items, options=score).results]
 
 
-prompts = [f"Add {random.randint(100, 999)} and {random.randint(100, 999)}.\n" for _ in range(1000)]
+prompts = [f"Add {random.randint(10, 99)} and {random.randint(10, 99)}.\n" for _ in range(1000)]
 trainer = RLOOTrainer(
     options.sft,
     dense_sum,

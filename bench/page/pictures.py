@@ -18,16 +18,16 @@ def take(browser: "Browser", url: str) -> None:
     """Writes page_desktop.png, page_dark.png and page_phone.png."""
     with visit(browser, url, viewport=TALL) as seen:
         _example(seen)
-        _wrong_digit(seen).hover()
+        _forgotten_carry(seen).hover()
         _write(seen, "page_desktop", full_page=True)
     with visit(browser, url, color_scheme="dark") as seen:
         _example(seen)
-        seen.page.select_option("#minus", "r0")
+        seen.page.select_option("#signal", "sft_logprob")
         _write(seen, "page_dark", full_page=True)
     with visit(browser, url, viewport=PHONE, device_scale_factor=2, is_mobile=True, has_touch=True) as seen:
         _example(seen)
         seen.page.locator("article").nth(1).scroll_into_view_if_needed()
-        _wrong_digit(seen).tap()
+        _forgotten_carry(seen).tap()
         _write(seen, "page_phone", full_page=False)
 
 
@@ -36,7 +36,7 @@ def _example(seen: Visit) -> None:
     seen.shown()
 
 
-def _wrong_digit(seen: Visit) -> "Locator":
+def _forgotten_carry(seen: Visit) -> "Locator":
     """The lowest token of the second response."""
     return seen.page.locator("article").nth(1).locator(".t.low")
 

@@ -9,13 +9,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-from dense_reward import Client
-from dense_reward_trainer.jobs.demo import CHECKPOINTS, example, train_pair
-from dense_reward_trainer.runs.local_service import free_port, serving
+from dense_reward import Client, ScoreOptions
+from dense_reward_trainer.jobs.demo import PAIR, RUN, example, train_pair
+from dense_reward_trainer.runs.local_service import free_port, serving_run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 OFFLINE = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run")
-WINDOW_PX = (900, 525)
+WINDOW_PX = (900, 445)
 
 
 def main() -> int:
@@ -26,9 +26,9 @@ def main() -> int:
         return 1
     train_pair()
     prompt, responses = example()
-    pair = CHECKPOINTS / "sft", CHECKPOINTS / "reference"
-    with serving(*pair, free_port()) as (_, url), Client(url) as client:
-        html = client.heatmap([{"prompt": prompt, "responses": responses}], format="html")
+    options = ScoreOptions(model=PAIR)
+    with serving_run(RUN, free_port()) as (_, url), Client(url) as client:
+        html = client.heatmap([{"prompt": prompt, "responses": responses}], format="html", options=options)
     picture = Path(__file__).parent / "heatmap.png"
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "heatmap.html"

@@ -31,9 +31,12 @@ def test_a_recipe_is_a_valid_configuration_of_its_job(recipe: str) -> None:
     load_config(config_class(recipe), config_path(recipe))
 
 
-# The base of a QLoRA run is quantised on a GPU; its tiny twin is that of LoRA.
+# The base of a QLoRA run is quantised on a GPU; its tiny twin is that of LoRA. The demo is small itself.
+NO_TWIN = {"sft_qlora", "demo_base_sft", "demo_sft"}
+
+
 @pytest.mark.parametrize(
-    "recipe", [name for name in recipe_names() if "sft" in name and not name.endswith("_tiny") and name != "sft_qlora"]
+    "recipe", [name for name in recipe_names() if "sft" in name and not name.endswith("_tiny") and name not in NO_TWIN]
 )
 def test_a_recipe_of_sft_has_a_tiny_twin_with_the_same_kind_of_start(recipe: str) -> None:
     full, tiny = (load_config(SftConfig, config_path(name)) for name in (recipe, f"{recipe}_tiny"))
@@ -49,9 +52,10 @@ def test_no_two_recipes_share_a_run_folder() -> None:
 
 
 def test_the_demonstration_leaves_its_pair_where_the_readme_says() -> None:
-    config = load_config(SftConfig, config_path("arithmetic_sft"))
+    base, config = (load_config(SftConfig, config_path(name)) for name in ("demo_base_sft", "demo_sft"))
     assert str(config.output_dir) == "runs/demo"
-    assert config.milestones == {"reference": 0.5, "early": 0.1}
+    assert config.milestones == {"base": 0.0, "early": 0.1, "reference": 0.5}
+    assert config.base_model == f"{base.output_dir}/checkpoints/sft"
 
 
 @pytest.mark.parametrize("recipe", ["sft_full", "sft_full_tiny", "sft_lora", "sft_lora_tiny", "sft_qlora"])
@@ -129,12 +133,12 @@ def test_a_recipe_of_leaderboard_measures_what_other_recipes_leave(recipe: str) 
 @pytest.mark.parametrize("recipe", resolved(CreditConfig))
 def test_a_recipe_of_credit_looks_at_answers_that_its_sft_recipe_left_out(recipe: str) -> None:
     config, source = resolved(CreditConfig)[recipe], Path(resolved(CreditConfig)[recipe].data.source)
+    run = sft_run_of(source) if source in written() else resolved(SftConfig)[recipe.replace("credit", "sft")]
     if config.policy is not None:
         assert config.policy in written()
-        assert sft_run_of(config.policy) == sft_run_of(source)
+        assert sft_run_of(config.policy) == run
     if source in written():
         return
-    run = resolved(SftConfig)[recipe.replace("credit", "sft")]
     assert run.data.source == config.data.source
     assert config.data.last is not None
     assert config.data.last <= run.data.skip_last

@@ -71,6 +71,28 @@ def test_generated_problems_are_right_unique_and_as_many_as_asked(digits: int, c
         assert_right(a, b, problem.response, digits)
 
 
+@pytest.mark.parametrize("novices", [0.0, 0.6, 1.0])
+def test_novices_forget_the_carry_in_sums_that_have_one(novices: float) -> None:
+    options = ArithmeticOptions(demonstrations=50, digits=2, novices=novices)
+    problems = generate(options)
+    assert sum(not problem.clean for problem in problems) == round(50 * novices)
+    for problem in problems:
+        a, b = addends_of(problem)
+        assert a % 10 + b % 10 >= 10
+        assert problem.answer == a + b
+        assert problem.response == worked_addition(a, b, 2, forgets_carry=not problem.clean)
+        assert problem.clean == problem.response.endswith(f"#### {a + b}")
+    experts = generate(options.model_copy(update={"novices": 0.0}))
+    assert [problem.prompt for problem in problems] == [problem.prompt for problem in experts]
+
+
+def test_novices_answer_only_sums_of_two_digit_numbers_that_carry() -> None:
+    with pytest.raises(ValidationError, match="set digits to 2"):
+        ArithmeticOptions(novices=0.5)
+    with pytest.raises(ValidationError, match="only 3645 problems of 2-digit numbers are drawn"):
+        ArithmeticOptions(novices=0.5, digits=2, demonstrations=3646)
+
+
 def test_every_existing_problem_can_be_asked_for() -> None:
     problems = generate(ArithmeticOptions(demonstrations=81, digits=1))
     assert {addends_of(problem) for problem in problems} == {(a, b) for a in range(1, 10) for b in range(1, 10)}

@@ -53,12 +53,25 @@ class ArithmeticOptions(BaseModel):
         le=1.0,
         description="Fraction of the demonstrations that get one wrong digit in the response.",
     )
-    seed: int = Field(default=0, description="Seed of the problems and of the label noise.")
+    novices: float | None = Field(
+        default=None,
+        ge=0.0,
+        le=1.0,
+        description="Fraction of the additions answered by novices, who forget every carry. Only sums of two-digit "
+        "numbers that carry from their units are drawn, so that these answers are wrong. null: no novices, any sum.",
+    )
+    seed: int = Field(default=0, description="Seed of the problems, of the label noise and of the novices.")
+
+    @model_validator(mode="after")
+    def _novices_add_two_digits(self) -> Self:
+        if self.novices is not None and (self.kind, self.digits) != ("addition", 2):
+            raise ValueError("novices answer additions of two-digit numbers: set digits to 2, or leave out novices")
+        return self
 
     @model_validator(mode="after")
     def _enough_problems(self) -> Self:
         for digits, count in self.shares.items():
-            additions = len(_addends(digits)) ** 2
+            additions = len(_addends(digits)) ** 2 if self.novices is None else len(carrying_sums())
             # Far fewer word problems than exist, so that a repeated problem is soon replaced by a new draw.
             available = additions if self.kind == "addition" else additions * len(NAMES) * len(THINGS)
             if count > available:
@@ -80,7 +93,7 @@ class ArithmeticOptions(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One problem. `clean` is False if the response has a wrong digit; `answer` is right in any case."""
+    """One problem. `clean` is False if the response is wrong; `answer` is right in any case."""
 
     prompt: str
     response: str
@@ -109,15 +122,24 @@ def worked_addition(a: int, b: int, digits: int, *, forgets_carry: bool = False)
     return "\n".join([*lines, f"#### {total + carry * 10**digits}"])
 
 
+def carrying_sums() -> list[tuple[int, int]]:
+    """All pairs of two-digit numbers whose units carry, in order."""
+    return [(a, b) for a in _addends(2) for b in _addends(2) if a % 10 + b % 10 >= 10]
+
+
 def generate(options: ArithmeticOptions) -> list[Problem]:
     """The problems of these options: the same for the same options, each with a different prompt.
 
     `round(label_noise * demonstrations)` of them, drawn at random, get one wrong digit and are otherwise unchanged, so
-    they contradict themselves. Options that differ only in `label_noise` give the same prompts in the same order.
+    they contradict themselves. Options that differ only in `label_noise`, or only in the share of `novices`, give the
+    same prompts in the same order.
     """
     rng = random.Random(options.seed)
-    kind = _additions if options.kind == "addition" else _word_problems
-    problems = [problem for digits, count in options.shares.items() for problem in kind(digits, count, rng)]
+    if options.novices is not None:
+        problems = _by_experts_and_novices(options.demonstrations, options.novices, rng)
+    else:
+        kind = _additions if options.kind == "addition" else _word_problems
+        problems = [problem for digits, count in options.shares.items() for problem in kind(digits, count, rng)]
     if len(options.shares) > 1:
         rng.shuffle(problems)
     for index in rng.sample(range(len(problems)), round(options.label_noise * len(problems))):
@@ -131,6 +153,18 @@ def _additions(digits: int, count: int, rng: random.Random) -> Iterator[Problem]
     for index in rng.sample(range(len(addends) ** 2), count):
         a, b = addends[index // len(addends)], addends[index % len(addends)]
         yield Problem(f"Add {a} and {b}.", worked_addition(a, b, digits), a + b)
+
+
+def _by_experts_and_novices(count: int, novices: float, rng: random.Random) -> list[Problem]:
+    sums = rng.sample(carrying_sums(), count)
+    forgetful = set(rng.sample(range(count), round(novices * count)))
+    return [
+        Problem(
+            *(f"Add {a} and {b}.", worked_addition(a, b, 2, forgets_carry=index in forgetful), a + b),
+            clean=index not in forgetful,
+        )
+        for index, (a, b) in enumerate(sums)
+    ]
 
 
 def _word_problems(digits: int, count: int, rng: random.Random) -> Iterator[Problem]:

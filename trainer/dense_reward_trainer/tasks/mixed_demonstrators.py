@@ -11,7 +11,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from dense_reward_trainer.configs.base import JobOptions
-from dense_reward_trainer.data.arithmetic import worked_addition
+from dense_reward_trainer.data.arithmetic import carrying_sums, worked_addition
 from dense_reward_trainer.data.records import Demonstration
 from dense_reward_trainer.tasks.records import TaskData, demonstration
 
@@ -30,7 +30,7 @@ class MixedDemonstratorsTask(JobOptions):
 
     @model_validator(mode="after")
     def _enough_sums(self) -> Self:
-        wanted, available = self.base_demonstrations + self.demonstrations + self.test, len(_carrying_sums())
+        wanted, available = self.base_demonstrations + self.demonstrations + self.test, len(carrying_sums())
         if wanted > available:
             raise ValueError(
                 f"{wanted} different sums are needed, but only {available} two-digit sums carry from their units: "
@@ -41,16 +41,12 @@ class MixedDemonstratorsTask(JobOptions):
     def data(self, seed: int) -> TaskData:
         """Base, demonstrations and tests of a seed; no sum is in two of them."""
         rng = random.Random(seed)
-        sums = _carrying_sums()
+        sums = carrying_sums()
         rng.shuffle(sums)
         first, second = self.base_demonstrations, self.base_demonstrations + self.demonstrations
         base = _answers(sums[:first], self.base_novices, rng)
         train = _answers(sums[first:second], self.sft_novices, rng)
         return TaskData(train, train, _answers(sums[second : second + self.test], 0.0, rng), base)
-
-
-def _carrying_sums() -> list[tuple[int, int]]:
-    return [(a, b) for a in range(10, 100) for b in range(10, 100) if a % 10 + b % 10 >= 10]
 
 
 def _answers(sums: Sums, novices: float, rng: random.Random) -> tuple[Demonstration, ...]:

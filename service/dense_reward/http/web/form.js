@@ -7,12 +7,12 @@ const ROLES = ["system", "user", "assistant", "tool"];
 
 export const EXAMPLE = {
   mode: "prompt",
-  prompt: "Add 478 and 365.",
+  prompt: "Add 84 and 39.",
   turns: [],
   all: false,
   responses: [
-    { text: "8+5=13 write 3 carry 1\n7+6+1=14 write 4 carry 1\n4+3+1=8 write 8 carry 0\n#### 843", thoughts: "" },
-    { text: "8+5=13 write 3 carry 1\n7+6+1=15 write 4 carry 1\n4+3+1=8 write 8 carry 0\n#### 843", thoughts: "" },
+    { text: "4+9=13 write 3 carry 1\n8+3+1=12 write 2 carry 1\n#### 123", thoughts: "" },
+    { text: "4+9=13 write 3 carry 1\n8+3+0=11 write 1 carry 1\n#### 113", thoughts: "" },
   ],
 };
 
