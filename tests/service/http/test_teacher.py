@@ -93,6 +93,27 @@ def test_completions_have_the_log_probs_of_each_teacher(service: Served, name: s
         assert choice["finish_reason"] == "length"
 
 
+@pytest.mark.parametrize("k", [0, 1, 5])
+def test_an_echo_has_the_same_log_probs_in_openai_s_arrays(service: Served, k: int) -> None:
+    asked = {"prompt": [IDS, [5]], "max_tokens": 1, "temperature": 0, "seed": 1, "echo": True, "logprobs": k}
+    for choice, ids in zip(
+        answer_of(service.client.post("/v1/completions", json=asked))["choices"], asked["prompt"], strict=True
+    ):
+        found = choice["logprobs"]
+        assert choice["prompt_logprobs"] is None
+        assert found["tokens"] == [f"token_id:{token}" for token in [*ids, *choice["token_ids"]]]
+        assert found["token_logprobs"][0] is found["token_logprobs"][-1] is None
+        assert found["top_logprobs"][0] is found["top_logprobs"][-1] is None
+        assert len(found["token_logprobs"]) == len(found["top_logprobs"]) == len(ids) + 1
+        for position in range(1, len(ids)):
+            logprob_V = teacher_logprobs(Teacher(0.0), ids[:position])
+            own, top = found["token_logprobs"][position], found["top_logprobs"][position]
+            assert own == pytest.approx(logprob_V[ids[position]], abs=1e-5)
+            likeliest = [f"token_id:{token}" for token in np.argsort(-logprob_V)[:k]]
+            assert set(top) == {f"token_id:{ids[position]}", *likeliest}
+            assert top[f"token_id:{ids[position]}"] == own, "equal to the bit: lm_eval compares them"
+
+
 def test_one_prompt_is_one_choice_and_no_token_is_written_unless_asked_for(service: Served) -> None:
     answer = answer_of(service.client.post("/v1/completions", json=COMPLETION | {"max_tokens": 0}))
     (choice,) = answer["choices"]
@@ -227,8 +248,13 @@ REFUSED: dict[str, tuple[str, Json, str]] = {
     "the top": ("/v1/completions", {"top_k": 5}, "of the whole distribution"),
     "a bias": ("/v1/completions", {"logit_bias": {"3": 1.0}}, "of the whole distribution"),
     "a stream": ("/v1/completions", {"stream": True}, "sent whole"),
-    "an echo": ("/v1/completions", {"echo": True}, "prompt_logprobs has"),
-    "log-probs of the generated token": ("/v1/completions", {"logprobs": 0}, "prompt_logprobs has"),
+    "an echo beside prompt_logprobs": ("/v1/completions", {"echo": True, "logprobs": 1}, "or echo true with logprobs"),
+    "log-probs of the generated token": ("/v1/completions", {"logprobs": 0}, "or echo true with logprobs"),
+    "an echo without log-probs": (
+        "/v1/completions",
+        {"echo": True, "prompt_logprobs": None},
+        "give prompt_logprobs, or echo true with logprobs",
+    ),
     "two answers": ("/v1/completions", {"n": 2}, "at most one token"),
     "an unknown option": ("/v1/completions", {"adapter": "x"}, "adapter"),
     "a temperature below": ("/v1/completions", {"temperature": -1}, "greater than or equal to 0"),
