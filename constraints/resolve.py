@@ -56,9 +56,9 @@ STACKS = (
     ),
     Stack(
         "evaluation.txt",
-        (".[train,dev,eval]", "lm-eval==0.4.13", "math-verify==0.9.0", CUDA_TORCH),
-        "The default stack with lm-evaluation-harness and math-verify, in a separate environment: `make "
-        "test-evaluation`.",
+        (".[train,dev,eval]", "lm-eval==0.4.13", "math-verify==0.9.0", "openai", CUDA_TORCH),
+        "The default stack with lm-evaluation-harness, math-verify and what transformers' own server imports, in a "
+        "separate environment: `make test-evaluation`, `make evaluation`.",
     ),
     Stack(
         "fuzz.txt",
