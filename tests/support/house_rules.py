@@ -69,7 +69,7 @@ TRAINER_ROOMS = {
     "studies": "configs errors",
     "studies.methods": "selfplay",
     "studies.options": "configs credit errors rl runs text_table",
-    "studies.regimes": "cli commands configs credit data errors recipe_files rl runs tasks text_table",
+    "studies.regimes": "cli commands configs credit data errors launch recipe_files rl runs tasks text_table",
     "jobs": "benchmarks configs credit data errors integrations policies preview reward_model rl runs selfplay sft "
     "text_table win_rates",
 }

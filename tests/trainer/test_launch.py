@@ -30,6 +30,15 @@ def test_eight_gpus_and_two_machines_run_under_torchrun(capsys: pytest.CaptureFi
     )
 
 
+def test_dpr_is_launched_through_trl_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["dpr", "dpr_full", "engine=trl", "--launch", "8"]) == 0
+    assert capsys.readouterr().out.strip() == (
+        "torchrun --standalone --nproc_per_node 8 -m dense_reward_trainer.cli dpr dpr_full engine=trl"
+    )
+    assert main(["dpr", "dpr_full", "--launch", "8"]) == 2
+    assert "engine own runs in one process: add engine=trl" in capsys.readouterr().err
+
+
 def accelerate_arguments(strategy: Strategy, gpus: str) -> Namespace:
     """What accelerate itself reads from a printed command."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser  # noqa: PLC0415

@@ -58,6 +58,7 @@ JOBS = {
         "dense_reward_trainer.configs.dpr:DprConfig",
         "improve a policy on the token rewards of a service (Dense-Path REINFORCE)",
         data="prompts",
+        launches=True,
     ),
     "irft": JobSpec(
         "dense_reward_trainer.jobs.irft",

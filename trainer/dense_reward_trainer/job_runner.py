@@ -64,7 +64,9 @@ def _write_report(options: argparse.Namespace, report_error: Report) -> int:
 
 def _print_launch(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     """Prints the command for several GPUs, if the configuration is valid."""
-    _resolved(options.job, options.config, overrides)
+    config = _resolved(options.job, options.config, overrides)
+    if getattr(config, "engine", None) == "own":
+        raise ConfigError("--launch: engine own runs in one process: add engine=trl, or leave --launch out")
     print(launch_command(Cluster.of(options.launch), options.strategy, [options.job, options.config, *overrides]))
 
 

@@ -179,3 +179,24 @@ def test_options_that_mean_nothing_are_refused(options: dict[str, object], compl
 def test_more_problems_than_exist_are_refused_in_words() -> None:
     with pytest.raises(DataError, match="too many: only 81 problems"):
         data_of({"name": "additions", "digits": 1, "demonstrations": 80})
+
+
+def test_a_share_of_own_demonstrations_learns_samples_of_another_model(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}?", "response": "guess\n#### 0", "final_answer": str(n)} for n in range(1, 9)]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options: dict[str, object] = {
+        "name": "files",
+        "train": a_file(tmp_path / "train.jsonl", *range(1, 11)),
+        "test": a_file(tmp_path / "test.jsonl", 20),
+        "samples": {"source": str(tmp_path / "samples.jsonl"), "held_out_fraction": 0.0},
+    }
+    data = data_of(options | {"sampled_share": 0.7})
+    assert share_right(data.train, final_answer) == pytest.approx(0.3)
+    assert [row.answer for row in data.train] == [str(n) for n in range(1, 11)], "the right answers stay"
+    assert {row.response for row in data.train if final_answer(row.response) == "0"} == {"guess\n#### 0"}
+    assert data_of(options | {"sampled_share": 0.7}, 1).train != data.train, "a seed decides who answers what"
+    assert data_of(options).train == data_of(options, 1).train
+    with pytest.raises(DataError, match="9 of 10 demonstrations, but only 8 of their prompts have a sample"):
+        data_of(options | {"sampled_share": 0.9})
+    with pytest.raises(ValidationError, match="set samples too"):
+        data_of(options | {"samples": None, "sampled_share": 0.5})

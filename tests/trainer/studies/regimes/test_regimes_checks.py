@@ -1,11 +1,15 @@
 """Regimes studies that are refused before anything runs."""
 
+from pathlib import Path
+
 import pytest
 from dense_reward_trainer.configs.base import load_config
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.studies.regimes import study as regimes
+from dense_reward_trainer.studies.regimes.cell import Cell
 from dense_reward_trainer.studies.regimes.config import SweepConfig
+from dense_reward_trainer.studies.regimes.jobs import launcher_of
 from pydantic import ValidationError
 from regimes_study import MILESTONES, MIXED, POLICIES, SERIES, study
 
@@ -153,7 +157,33 @@ def test_a_name_that_the_study_uses_itself_is_refused(name: str) -> None:
         study(policies=POLICIES | {name: {"kind": "dpr", "reference": "base"}})
 
 
-@pytest.mark.parametrize("recipe", ["evidence_sweep", "evidence_full_sweep", "figures_sweep", "gsm8k_sweep", "methods"])
+def test_processes_of_a_run_need_an_engine_that_uses_them() -> None:
+    with pytest.raises(ConfigError, match=r"launch: policies.dpr has engine own, which runs in one process: set trl"):
+        regimes.check_cells(study(launch=2))
+
+
+def test_jobs_that_train_are_launched_and_others_are_not() -> None:
+    cell = Cell(study(launch=8, strategy="fsdp2"), "mixed", 1, {})
+    program, *words = launcher_of(cell, "dpr", ["dpr", "dpr_full", "seed=1"])
+    assert Path(program).name == "accelerate"
+    assert words[-5:] == ["-m", "dense_reward_trainer.cli", "dpr", "dpr_full", "seed=1"]
+    assert "--num_processes 8" in " ".join(words)
+    assert launcher_of(cell, "evaluate", ["evaluate"]) == []
+    assert launcher_of(Cell(study(), "mixed", 1, {}), "sft", ["sft"]) == []
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "evidence_sweep",
+        "evidence_full_sweep",
+        "figures_sweep",
+        "gsm8k_sweep",
+        "large_scale_sweep",
+        "large_scale_sweep_tiny",
+        "methods",
+    ],
+)
 def test_the_recipe_is_what_the_jobs_take(recipe: str) -> None:
     small = load_config(SweepConfig, config_path(recipe))
     reported = {seed for regime in small.regimes for seed in small.seeds_of(regime)}

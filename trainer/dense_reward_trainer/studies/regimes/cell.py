@@ -207,6 +207,10 @@ def check_names(cell: Cell) -> None:
                     f"policies.{name}: regime {cell.regime} or recipe {policy.recipe} sets signal to {own.signal}, so "
                     "it is unclear whether this is a control: set signal in the policy's own dpr, and only there"
                 )
+            if cell.config.launch is not None and own.engine != "trl":
+                raise ConfigError(
+                    f"launch: policies.{name} has engine {own.engine}, which runs in one process: set trl"
+                )
             _check_known(cell, name, policy.reference, milestones)
     for name, options in policy_options(cell).items():
         for _, checkpoint in named_checkpoints(options):

@@ -7,6 +7,7 @@ from pydantic import Field, JsonValue, model_validator
 
 from dense_reward_trainer.configs.base import JobConfig, JobOptions, SafeName
 from dense_reward_trainer.configs.dpr import Device
+from dense_reward_trainer.launch import Strategy
 from dense_reward_trainer.studies.regimes.policies import (
     AnyPolicy,
     DprPolicy,
@@ -64,6 +65,7 @@ class SweepConfig(JobConfig):
 
     resume_may_change: ClassVar[frozenset[str]] = frozenset(
         {"output_dir", "processes", "seeds", "regimes.*.seeds", "threads", "device", "submitit", "finished_only"}
+        | {"launch", "strategy"}
     )
 
     regimes: dict[SafeName, Regime] = Field(min_length=1)
@@ -84,6 +86,13 @@ class SweepConfig(JobConfig):
     )
     threads: int = Field(default=1, ge=1, description="CPU threads of every job and of its service.")
     device: Device = Field(default="cpu", description="Device of every job; with a GPU, run one cell at a time.")
+    launch: int | None = Field(
+        default=None,
+        ge=2,
+        description="Processes of each SFT and of each DPR run (which needs engine: trl), one on each GPU; the other "
+        "jobs use the first GPU. null: one process.",
+    )
+    strategy: Strategy = Field(default="ddp", description="With launch: as --strategy of `sft --launch`.")
     preview: Overrides | None = Field(
         default=None,
         description="key.sub -> value, over recipe `arithmetic_preview`: every cell also runs the job preview before "

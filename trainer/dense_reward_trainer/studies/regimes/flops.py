@@ -20,6 +20,8 @@ def matched_steps(cell: Cell, dpr: str) -> int:
     dpr_lines = MetricsLog(cell.folder / dpr / METRICS_NAME).read()
     matched = load_config(DprConfig, cell.folder / dpr / CONFIG_NAME)
     dpr_tokens = sum(line.get("computed_tokens") or 0.0 for line in dpr_lines)
+    if matched.engine == "trl":
+        dpr_tokens = tokens_per_step(dpr_lines) * matched.steps * matched.updates_per_batch
     return matched_sft_steps(dpr_tokens, matched.updates_per_batch, tokens_per_step(sft_lines))
 
 
@@ -34,7 +36,7 @@ def matched_sft_steps(dpr_tokens: float, updates_per_batch: int, sft_tokens_per_
 
 
 def tokens_per_step(lines: Sequence[Mapping[str, float | None]]) -> float:
-    """The mean number of tokens in a step of an SFT run, from the lines of its metrics.
+    """The mean number of tokens in a step of a run of TRL, from the lines of its metrics.
 
     TRL counts tokens from 0 again after a run is resumed, so intervals over which the count falls are left out.
     Raises JobError if no line has a count.
@@ -46,7 +48,5 @@ def tokens_per_step(lines: Sequence[Mapping[str, float | None]]) -> float:
             steps += next_step - step
             tokens += next_count - count
     if not steps:
-        raise JobError(
-            "the SFT run logged no token counts, so no FLOPs can be matched to it: lower sft.log_every_steps"
-        )
+        raise JobError("the run logged no token counts, so no FLOPs can be matched to it: lower sft.log_every_steps")
     return tokens / steps

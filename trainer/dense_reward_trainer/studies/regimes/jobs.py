@@ -6,7 +6,10 @@ The jobs are those that a user runs; they read only files and a service of the c
 import importlib
 import json
 import multiprocessing
+import os
 import resource
+import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -26,6 +29,7 @@ from dense_reward_trainer.configs.evaluate import EvaluateConfig
 from dense_reward_trainer.data.final_answers import answer_of
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.recipe_files import config_path
+from dense_reward_trainer.launch import Cluster, launch_command
 from dense_reward_trainer.runs.checkpoint import is_complete
 from dense_reward_trainer.runs.local_service import free_port, serving_head, serving_run
 from dense_reward_trainer.runs.processes import end_with_parent, started
@@ -57,6 +61,8 @@ from dense_reward_trainer.studies.regimes.rewards import SFT, credit_file, credi
 from dense_reward_trainer.tasks.records import TaskData, share_right
 from dense_reward_trainer.tasks.write import write_task
 
+LAUNCHED = frozenset({"sft", "dpr"})
+"""Jobs that run in several processes."""
 LONGEST_ERROR = 10_000
 """Characters of a job's error that are sent: a pipe holds them, so that the job does not wait for a reader."""
 
@@ -245,15 +251,25 @@ def run_job(cell: Cell, job: Job) -> None:
     """
     importlib.import_module(JOBS[job.kind].module)
     command = [job.kind, job.recipe, *arguments(job.overrides)]
+    launcher = launcher_of(cell, job.kind, command)
     fork = multiprocessing.get_context("fork")
     receiver, sender = fork.Pipe(duplex=False)
     with receiver, sender:
-        process = fork.Process(target=_exit_with, args=(command, sender))
+        process = fork.Process(target=_exit_with, args=(command, sender, launcher))
         with started(process):
             process.join()
         if process.exitcode:
             how = f"failed: {receiver.recv()}" if receiver.poll() else _how_it_ended(process.exitcode)
             raise JobError(f"{job.kind} of {cell.folder / job.name} {how}")
+
+
+def launcher_of(cell: Cell, kind: str, command: Sequence[str]) -> list[str]:
+    """The program that starts a job in several processes; empty if it runs in one."""
+    if cell.config.launch is None or kind not in LAUNCHED:
+        return []
+    program, *rest = shlex.split(launch_command(Cluster(1, cell.config.launch), cell.config.strategy, command))
+    # the environment of this program need not be on the PATH
+    return [shutil.which(program, path=Path(sys.executable).parent) or program, *rest]
 
 
 def check_finished(cell: Cell) -> None:
@@ -322,10 +338,15 @@ def _how_it_ended(code: int | None) -> str:
     return f"failed with exit code {code}"
 
 
-def _exit_with(command: Sequence[str], sender: Connection) -> None:
-    """Runs a job's command, and exits with its code. Sends its error too, if it is one that a user can fix."""
+def _exit_with(command: Sequence[str], sender: Connection, launcher: Sequence[str]) -> None:
+    """Runs a job's command, and exits with its code. Sends its error too, if it is one that a user can fix.
+
+    With a launcher this process becomes it; errors are then in the cell's log.
+    """
 
     end_with_parent()
+    if launcher:
+        os.execvp(launcher[0], launcher)
 
     def send_and_print(error: str) -> None:
         sender.send(error[:LONGEST_ERROR])
