@@ -69,17 +69,23 @@ class Judge:
             ThreadPoolExecutor(self._options.concurrency) as pool,
             path.open("ab") as file,
         ):
-            say = progress.beside(self._report)
-            waiting = {pool.submit(self._reply, request, say): key for key, request in missing.items()}
-            try:
-                for future in as_completed(waiting):
-                    key, reply = waiting[future], future.result()
-                    line = {"key": key, "request": missing[key], "reply": reply}
+            say, lock = progress.beside(self._report), threading.Lock()
+
+            def answered(key: str, request: Request) -> dict[str, Any]:
+                """A thread asks for its next reply only when this one is on the disk: a killed job has paid for it."""
+                line = {"key": key, "request": request, "reply": self._reply(request, say)}
+                with lock:
                     file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
                     file.flush()
                     os.fsync(file.fileno())
-                    kept[key] = line
-                    progress.advance(tokens=int((reply.get("usage") or {}).get("total_tokens") or 0))
+                return line
+
+            waiting = [pool.submit(answered, key, request) for key, request in missing.items()]
+            try:
+                for future in as_completed(waiting):
+                    line = future.result()
+                    kept[line["key"]] = line
+                    progress.advance(tokens=int((line["reply"].get("usage") or {}).get("total_tokens") or 0))
             except BaseException:
                 self._stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
