@@ -1,0 +1,100 @@
+"""The page of HTTP routes, from the OpenAPI document of the service."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from dense_reward.http.app import create_app
+from dense_reward.serving.loaders import loader
+from dense_reward.serving.service import Service
+from dense_reward.settings import Settings
+
+from docs.scripts.markdown import code, page, prose, table
+
+Json = dict[str, Any]
+INTRODUCTION = """
+Every route of the service. A running service has the same description, with a form to try it, at `/docs`, and as an
+OpenAPI document at `/openapi.json`. Bodies are JSON; unknown keys are refused. [operations.md](../operations.md#access)
+says which key a route needs, and [client.md](../client.md) has the Python client, which does all of this for you.
+
+An error has the body `{"error": {"code": ..., "message": ..., "param": ..., "items": ...}}`. The status says whose turn it
+is: 4xx, change the request (429: wait, as `Retry-After` says); 5xx, the service or its operator.
+"""
+
+
+def http_page() -> str:
+    document = create_app(Service(Settings(engine="fake"), loader("fake"), lambda: None)).openapi()
+    schemas: Json = document.get("components", {}).get("schemas", {})
+    used: dict[str, None] = {}
+    routes = [
+        _route(method, path, operation, used)
+        for path, operations in document["paths"].items()
+        for method, operation in operations.items()
+        if isinstance(operation, dict)
+    ]
+    bodies = list(_bodies(schemas, used))
+    return page("HTTP routes", INTRODUCTION, *routes, "## Bodies" if bodies else "", *bodies)
+
+
+def _route(method: str, path: str, operation: Json, used: dict[str, None]) -> str:
+    text = f"## {method.upper()} {path}\n\n"
+    if about := operation.get("description") or operation.get("summary"):
+        text += f"{prose(about)}\n\n"
+    if parameters := operation.get("parameters"):
+        rows = [
+            (code(one["name"]), one["in"], _kind(one.get("schema", {}), used), prose(one.get("description", "")))
+            for one in parameters
+        ]
+        text += table(("parameter", "in", "type", "meaning"), rows) + "\n"
+    if body := operation.get("requestBody"):
+        text += f"Body: {', '.join(_contents(body, used))}.\n\n"
+    rows = [
+        (code(status), ", ".join(_contents(response, used)) or "-", prose(response.get("description", "")))
+        for status, response in operation.get("responses", {}).items()
+    ]
+    return text + table(("status", "body", "meaning"), rows)
+
+
+def _contents(part: Json, used: dict[str, None]) -> Iterator[str]:
+    for media, content in part.get("content", {}).items():
+        kind = _kind(content.get("schema", {}), used)
+        yield media if kind == "any" else kind if media == "application/json" else f"{kind} as {media}"
+
+
+def _bodies(schemas: Json, used: dict[str, None]) -> Iterator[str]:
+    """The schemas that routes use, and those that these use."""
+    done: set[str] = set()
+    while todo := [name for name in used if name not in done]:
+        for name in todo:
+            done.add(name)
+            schema = schemas[name]
+            required = schema.get("required", ())
+            rows = [
+                (code(key) + (" (required)" if key in required else ""), _kind(field, used), _meaning(field))
+                for key, field in schema.get("properties", {}).items()
+            ]
+            about = prose(schema.get("description", ""))
+            yield f"### {name}\n\n{about}\n\n{table(('key', 'type', 'meaning'), rows)}"
+
+
+def _meaning(field: Json) -> str:
+    default = f" (default: {field['default']})" if field.get("default") is not None else ""
+    return prose(field.get("description", "") + default)
+
+
+def _kind(schema: Json, used: dict[str, None]) -> str:
+    """The type of a value, with links to named schemas."""
+    if reference := schema.get("$ref"):
+        name = reference.rpartition("/")[2]
+        used[name] = None
+        return f"[{name}](#{name.lower()})"
+    for combined in ("anyOf", "oneOf", "allOf"):
+        if combined in schema:
+            return " or ".join(dict.fromkeys(_kind(one, used) for one in schema[combined]))
+    if "enum" in schema:
+        return ", ".join(code(str(value)) for value in schema["enum"])
+    if "const" in schema:
+        return code(str(schema["const"]))
+    if schema.get("type") == "array":
+        items = schema.get("items") or {"anyOf": schema.get("prefixItems", [{}])}
+        return f"list of {_kind(items, used)}"
+    return str(schema.get("type", "any"))
