@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/deploy/test_operations.py tests/deploy/test_release_scripts.py tests/deploy/test_batch_script.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test suite lint types fast test-deploy chart openapi heatmap-picture page bench bench-gpu gpu-day evidence figures methods estimators reliability hostile soak scale rolling test-vllm test-evaluation test-frameworks engines bulk constraints programs package images push-images push-chart try-image version clean
+.PHONY: help install demo test suite lint types fast test-deploy chart openapi heatmap-picture page docs bench bench-gpu gpu-day evidence figures methods estimators reliability hostile soak scale rolling test-vllm test-evaluation test-frameworks engines bulk constraints programs package images push-images push-chart try-image version clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -76,6 +76,18 @@ page: install .page/installed ## test the page in Chromium and measure it: resul
 # Beside .venv, which the service runs in: what drives a browser, and axe-core.
 .page/installed:
 	$(BIN)/python -m pip install --no-deps --target $(@D) axe-playwright-python==0.1.8 greenlet==3.5.6 playwright==1.65.2 pyee==13.0.1
+	@touch $@
+
+docs: install .venv-docs/installed ## build the documentation site into build/site with strict links, and run its code blocks: minutes
+	$(BIN)/python -m docs.scripts.references
+	.venv-docs/bin/python docs/scripts/site.py
+	PYTHONPATH=.page $(BIN)/python -m pytest tests/docs tests/test_documents.py
+	PYTHONPATH=.:tests/support $(BIN)/python -m docs.scripts.run_blocks
+	PYTHONPATH=.:.page $(BIN)/python -m bench.page.site
+
+.venv-docs/installed: constraints/docs.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install zensical --constraint $<
 	@touch $@
 
 bench: install .venv-vllm/tried ## measure speed against transformers and vLLM without a GPU: hours (ONLY=a_40m,...: some cells)
@@ -219,6 +231,6 @@ constraints: ## resolve every constraint file again (needs the network, installs
 	$(PYTHON) constraints/resolve.py
 
 clean: ## remove environments, caches and build outputs; runs/ stays
-	rm -rf .venv .venv-vllm .venv-vllm-gpu .venv-verl .venv-ray .frameworks .venv-fuzz .venv-evaluation .venv-deploy .venv-package .page build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis
+	rm -rf .venv .venv-vllm .venv-vllm-gpu .venv-verl .venv-ray .frameworks .venv-fuzz .venv-evaluation .venv-deploy .venv-docs .venv-package .page build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 	find . -name '*.egg-info' -prune -exec rm -rf {} +

@@ -93,6 +93,11 @@ STACKS = (
         ),
         "Helm, the schemas of Kubernetes and linters, for `make test-deploy`, in a separate environment.",
     ),
+    Stack(
+        "docs.txt",
+        ("zensical==0.0.73",),
+        "Zensical, which builds the documentation site, for `make docs`, in a separate environment.",
+    ),
 )
 
 

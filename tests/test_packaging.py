@@ -34,6 +34,7 @@ STACKS = {
     "verl.txt": ((), "verl"),
     "frameworks.txt": ((), "skyrl"),
     "deploy.txt": ((), "helm-python-sdk"),
+    "docs.txt": ((), "zensical"),
 }
 
 

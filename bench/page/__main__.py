@@ -14,6 +14,7 @@ from dense_reward_trainer.runs.local_service import free_port, serving_run
 from bench.circumstances import circumstances
 from bench.page.attack import attacked, control
 from bench.page.browser import DESKTOP, axe_violations, chromium, missing, visit
+from bench.page.figures import write_figures
 from bench.page.hostile import hostile_texts
 from bench.page.pictures import take
 from bench.page.tasks import traced
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 
-RESULTS = Path(__file__).resolve().parents[1] / "results" / "page.json"
 LONG_RUN = Path("runs/page")
 LONG = (
     "epochs=1",
@@ -55,7 +55,7 @@ def main() -> int:
             found |= long_text(browser, url)
             found |= attacked(browser, url, hostile_texts(), Path(folder))
             found["xss_ran_in_a_page_without_protection"] = control(browser, hostile_texts())
-    RESULTS.write_text(json.dumps(found | where, indent=1) + "\n")
+    write_figures(found | where)
     print(json.dumps(found, indent=1))
     return 0
 

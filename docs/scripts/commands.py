@@ -18,8 +18,8 @@ Every command, with its arguments and flags. `COMMAND --help` prints the same. I
 2 a wrong argument, file or setting, 130 an interrupt from the keyboard.
 """
 SETTINGS = """
-Every setting of `dense-reward serve`, as a flag and as an environment variable. The flag wins over the variable, and the
-variable wins over the default. Variables that begin with `DENSE_REWARD_` but name no setting are refused.
+Every setting of `dense-reward serve`, as a flag and as an environment variable. The flag overrides the variable, which
+overrides the default. Variables that begin with `DENSE_REWARD_` but name no setting are refused.
 [operations.md](../operations.md) explains keys, limits and sizes. `dense-reward check` and `dense-reward score` take
 the settings that concern models.
 """

@@ -1,7 +1,9 @@
 """The page of recipe keys: what each job's configuration accepts."""
 
 import importlib
+import re
 from importlib import resources
+from itertools import takewhile
 
 from dense_reward_trainer.cli import JOBS
 from dense_reward_trainer.configs.base import recipe_names
@@ -11,6 +13,7 @@ from pydantic.fields import FieldInfo
 from docs.scripts.markdown import code, page, prose, table
 from docs.scripts.type_names import models_in, type_name
 
+COMMAND = re.compile(r"#\s+dense-reward|#  ")
 INTRODUCTION = """
 A job of `dense-reward-train` reads one YAML file and `key=value` overrides. This page lists every key of every job. A
 dot leads into a nested group: `data.source=mine.jsonl`. Values are YAML, so `null` removes a value, and a list is
@@ -76,12 +79,8 @@ def _recipes() -> str:
     folder = resources.files("dense_reward_trainer") / "recipes"
     rows = []
     for name in recipe_names():
-        first, *others = (folder / f"{name}.yaml").read_text("utf-8").splitlines()
-        comment = [first]
-        for line in others:
-            if not line.startswith("#"):
-                break
-            comment.append(line)
-        text = " ".join(line.removeprefix("#").strip() for line in comment if line.startswith("#"))
+        lines = (folder / f"{name}.yaml").read_text("utf-8").splitlines()
+        comment = takewhile(lambda line: line.startswith("# ") and not COMMAND.match(line), lines)
+        text = " ".join(line.removeprefix("# ") for line in comment)
         rows.append((f"[{name}](../../trainer/dense_reward_trainer/recipes/{name}.yaml)", prose(text)))
     return "## Recipes that ship\n\n" + table(("recipe", "what it is for"), rows)

@@ -22,9 +22,12 @@ def code(text: str) -> str:
 
 def prose(text: str) -> str:
     """A help text in a cell: on one line, without Markdown or HTML of its own."""
-    text = " ".join(text.replace("%%", "%").split())
-    plain = re.sub(r"([\\`*<\[\]|])", r"\\\1", text)
-    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", plain)
+    parts = re.split(r"(`[^`]*`)", " ".join(text.replace("%%", "%").split()))
+    return "".join(part.replace("|", "\\|") if index % 2 else _escaped(part) for index, part in enumerate(parts))
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", re.sub(r"([\\`*<\[\]|])", r"\\\1", text))
 
 
 def page(title: str, introduction: str, *sections: str) -> str:

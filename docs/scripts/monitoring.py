@@ -8,7 +8,8 @@ from docs.scripts.markdown import code, page, prose, table
 
 INTRODUCTION = """
 What `/metrics` serves, in Prometheus' text format, and the alerts that
-[alerts.yaml](../../docker/prometheus/alerts.yaml) raises. [operations.md](../operations.md#alerts) says what to do when one fires.
+[alerts.yaml](../../docker/prometheus/alerts.yaml) raises.
+[operations.md](../operations.md#alerts) says what to do when one fires.
 """
 PROCESS = """
 `process_cpu_seconds_total`, `process_resident_memory_bytes`, `process_open_fds` and other standard metrics of the

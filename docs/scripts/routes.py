@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+from dense_reward.errors import STATUS_BY_CODE
 from dense_reward.http.app import create_app
 from dense_reward.serving.loaders import loader
 from dense_reward.serving.service import Service
@@ -16,8 +17,11 @@ Every route of the service. A running service has the same description, with a f
 OpenAPI document at `/openapi.json`. Bodies are JSON; unknown keys are refused. [operations.md](../operations.md#access)
 says which key a route needs, and [client.md](../client.md) has the Python client, which does all of this for you.
 
-An error has the body `{"error": {"code": ..., "message": ..., "param": ..., "items": ...}}`. The status says whose turn it
-is: 4xx, change the request (429: wait, as `Retry-After` says); 5xx, the service or its operator.
+"""
+ERRORS = """
+An error has the body `{"error": {"code": ..., "message": ..., ...}}`, with `param` if one field is at fault, and
+`items` if several items are. `message` says what was wrong, the limit and the cure.
+Retry 429 and 503 after the seconds in `Retry-After`; after any other 4xx, change the request.
 """
 
 
@@ -32,7 +36,9 @@ def http_page() -> str:
         if isinstance(operation, dict)
     ]
     bodies = list(_bodies(schemas, used))
-    return page("HTTP routes", INTRODUCTION, *routes, "## Bodies" if bodies else "", *bodies)
+    errors = table(("status", "code"), [(str(status), code(name)) for name, status in STATUS_BY_CODE.items()])
+    errors = f"## Errors\n\n{ERRORS.strip()}\n\n{errors}"
+    return page("HTTP routes", INTRODUCTION, *routes, errors, "## Bodies" if bodies else "", *bodies)
 
 
 def _route(method: str, path: str, operation: Json, used: dict[str, None]) -> str:

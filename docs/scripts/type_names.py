@@ -21,20 +21,17 @@ NAMES: Mapping[object, str] = {
 def type_name(annotation: object) -> str:
     """Such as `integer`, `text or null`, `list of number`, or the choices of a Literal."""
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if isinstance(annotation, TypeAliasType):
-        return "JSON" if annotation.__name__ == "JsonValue" else type_name(annotation.__value__)
-    if origin is Annotated:
-        return type_name(arguments[0])
     if origin is Literal:
         return ", ".join(str(choice) for choice in arguments)
+    inner = [type_name(argument) for argument in arguments]
+    if origin is Annotated:
+        return inner[0]
     if origin in {Union, types.UnionType}:
-        return " or ".join(dict.fromkeys(type_name(argument) for argument in arguments))
-    if origin in {tuple, list, frozenset, set}:
-        return f"list of {type_name(arguments[0])}"
-    if isinstance(origin, type) and issubclass(origin, Mapping):
-        return f"mapping of {type_name(arguments[0])} to {type_name(arguments[1])}"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation.__name__
+        return " or ".join(dict.fromkeys(inner))
+    if origin is not None:
+        return f"mapping of {inner[0]} to {inner[1]}" if issubclass(origin, Mapping) else f"list of {inner[0]}"
+    if isinstance(annotation, TypeAliasType):  # JsonValue
+        return "JSON"
     return NAMES.get(annotation, str(getattr(annotation, "__name__", annotation)))
 
 
