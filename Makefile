@@ -78,7 +78,7 @@ page: install .page/installed ## test the page in Chromium and measure it: resul
 	$(BIN)/python -m pip install --no-deps --target $(@D) axe-playwright-python==0.1.8 greenlet==3.5.6 playwright==1.65.2 pyee==13.0.1
 	@touch $@
 
-docs: install .venv-docs/installed ## build the documentation site into build/site with strict links, and run its code blocks: minutes
+docs: install .venv-docs/installed .page/installed ## build the documentation site into build/site with strict links, and run its code blocks: minutes
 	$(BIN)/python -m docs.scripts.references
 	.venv-docs/bin/python docs/scripts/site.py
 	PYTHONPATH=.page $(BIN)/python -m pytest tests/docs tests/test_documents.py
