@@ -81,7 +81,7 @@ page: install .page/installed ## test the page in Chromium and measure it: resul
 docs: install .venv-docs/installed .page/installed ## build the documentation site into build/site with strict links, and run its code blocks: minutes
 	$(BIN)/python -m docs.scripts.references
 	.venv-docs/bin/python docs/scripts/site.py
-	PYTHONPATH=.page $(BIN)/python -m pytest tests/docs tests/test_documents.py
+	$(BIN)/python -m pytest tests/docs tests/test_documents.py
 	PYTHONPATH=.:tests/support $(BIN)/python -m docs.scripts.run_blocks
 	PYTHONPATH=.:.page $(BIN)/python -m bench.page.site
 
