@@ -83,7 +83,8 @@ def stage() -> None:
         write(staged.pages[source], page_text(staged, source))
     write("decisions/index.md", decisions())
     shutil.copytree(DOCS / "pictures", PAGES / "pictures", ignore=shutil.ignore_patterns("*.py"))
-    shutil.copy(DOCS / "site.css", PAGES)
+    for name in ("site.css", "site.js"):
+        shutil.copy(DOCS / name, PAGES)
     write("llms.txt", re.sub(r"\.md\)", ".html.md)", (DOCS / "llms.txt").read_text("utf-8")))
     for path, place in staged.files.items():
         if place.endswith(".md"):
