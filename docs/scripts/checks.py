@@ -11,11 +11,13 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 
 import yaml
-from dense_reward import cli as service_cli
+from dense_reward.command_line import arguments as service
 from dense_reward.settings import Settings
-from dense_reward_trainer import cli as trainer_cli
-from dense_reward_trainer.configs.base import recipe_names
+from dense_reward_trainer import commands as trainer
+from dense_reward_trainer.configs.base import load_config
 from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.job_runner import config_class
+from dense_reward_trainer.recipe_files import config_path, recipe_names
 from pydantic import ValidationError
 
 from docs.scripts.blocks import ROOT, Block
@@ -103,17 +105,18 @@ def command_fault(program: str, rest: str) -> str | None:
 
 
 def _service(words: list[str]) -> None:
-    options = service_cli._parser().parse_args(words)
+    options = service.parser().parse_args(words)
     given = {name: value for name, value in vars(options).items() if name in Settings.model_fields}
     Settings.model_validate(given)
 
 
 def _trainer(words: list[str]) -> None:
     """Parses a command, and reads its recipe with the overrides if the recipe ships."""
-    options = trainer_cli._options(words)
-    job = trainer_cli.JOBS.get(options.job)
-    if job is not None and options.config in recipe_names():
-        trainer_cli._resolved(job, options.config, options.overrides)
+    options = trainer.parsed(words)
+    if options.job in trainer.JOBS and options.config in recipe_names():
+        load_config(
+            config_class(trainer.JOBS[options.job]), config_path(options.config, options.job), options.overrides
+        )
 
 
 CHECKS: dict[str, Callable[[str], Iterator[str]]] = {

@@ -2,13 +2,11 @@
 
 import argparse
 import types
-from collections.abc import Iterator
 from typing import Literal, Union, get_args, get_origin
 
-from dense_reward import cli as service_cli
+from dense_reward.command_line import arguments as service
 from dense_reward.settings import Settings, env_name, flag
-from dense_reward_trainer import cli as trainer_cli
-from dense_reward_trainer.configs.base import recipe_names
+from dense_reward_trainer import commands as trainer
 
 from docs.scripts.markdown import code, page, prose, table
 from docs.scripts.type_names import type_name
@@ -27,22 +25,9 @@ the settings that concern models.
 
 def commands_page() -> str:
     """Both command lines: each command with the rows of its arguments."""
-    service = [_section("dense-reward", name, parser) for name, parser in subcommands(service_cli._parser())]
-    trainer = [_section("dense-reward-train", name, parser) for name, parser in subcommands(trainer_cli._parser())]
-    return page("Commands", COMMANDS, *service, *trainer)
-
-
-def subcommands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, command in action.choices.items():
-                command.description = command.description or helps(action).get(name)
-                yield name, command
-
-
-def helps(action: "argparse._SubParsersAction[argparse.ArgumentParser]") -> dict[str, str]:
-    """The help text of each command in the list of commands."""
-    return {choice.dest: choice.help or "" for choice in action._choices_actions}
+    programs = (("dense-reward", service.parser()), ("dense-reward-train", trainer.parser()))
+    sections = [_section(program, *one) for program, top in programs for one in top.subcommands().items()]
+    return page("Commands", COMMANDS, *sections)
 
 
 def _section(program: str, name: str, parser: argparse.ArgumentParser) -> str:
@@ -52,7 +37,7 @@ def _section(program: str, name: str, parser: argparse.ArgumentParser) -> str:
     text = f"{_sentence(parser.description or '')}\n\n" if parser.description else ""
     if settings:
         text += f"Takes {_how_many(settings)} [settings](settings.md) as flags.\n\n"
-    if name in trainer_cli.JOBS:
+    if name in trainer.JOBS:
         text += f"Its keys: [{name}](recipes.md#{name}).\n\n"
     rows = [(_argument(action), prose(_help(action))) for action in own]
     return f"## {program} {name}\n\n{text}{table(('argument', 'meaning'), rows)}"
@@ -77,11 +62,10 @@ def _argument(action: argparse.Action) -> str:
 
 
 def _help(action: argparse.Action) -> str:
-    """The help text. The list of all recipes, which every job repeats, is replaced by a short one."""
-    text = (action.help or "").replace(f": {', '.join(recipe_names())}", "")
+    text = action.help or ""
     default = action.default
-    shown = default not in {None, False, argparse.SUPPRESS} and "default" not in text and action.nargs != 0
-    return f"{text} (default: {default})" if shown and isinstance(default, (str, int, float)) else text
+    shown = isinstance(default, (str, int, float)) and default not in {False, argparse.SUPPRESS} and action.nargs != 0
+    return f"{text} (default: {default})" if shown and "default" not in text else text
 
 
 def settings_page() -> str:

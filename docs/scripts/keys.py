@@ -5,8 +5,8 @@ import re
 from importlib import resources
 from itertools import takewhile
 
-from dense_reward_trainer.cli import JOBS
-from dense_reward_trainer.configs.base import recipe_names
+from dense_reward_trainer.commands import JOBS
+from dense_reward_trainer.recipe_files import recipe_names
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 

@@ -1,21 +1,22 @@
-"""The page of HTTP routes, from the OpenAPI document of the service."""
+"""The page of HTTP routes, from docs/openapi.json."""
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from dense_reward.errors import STATUS_BY_CODE
-from dense_reward.http.app import create_app
-from dense_reward.serving.loaders import loader
-from dense_reward.serving.service import Service
-from dense_reward.settings import Settings
 
 from docs.scripts.markdown import code, page, prose, table
 
 Json = dict[str, Any]
+FIRST_ERROR = 400
+DOCUMENT = Path(__file__).parents[1] / "openapi.json"
 INTRODUCTION = """
 Every route of the service. A running service has the same description, with a form to try it, at `/docs`, and as an
-OpenAPI document at `/openapi.json`. Bodies are JSON; unknown keys are refused. [operations.md](../operations.md#access)
-says which key a route needs, and [client.md](../client.md) has the Python client, which does all of this for you.
+OpenAPI document at `/openapi.json`; [openapi.json](../openapi.json) is that document, with examples. Bodies are JSON;
+unknown keys are refused. [operations.md](../operations.md#access) says which key a route needs, and
+[client.md](../client.md) has the Python client, which does all of this for you.
 
 """
 ERRORS = """
@@ -26,38 +27,48 @@ Retry 429 and 503 after the seconds in `Retry-After`; after any other 4xx, chang
 
 
 def http_page() -> str:
-    document = create_app(Service(Settings(engine="fake"), loader("fake"), lambda: None)).openapi()
-    schemas: Json = document.get("components", {}).get("schemas", {})
+    document = json.loads(DOCUMENT.read_text("utf-8"))
+    parts: Json = document["components"]
     used: dict[str, None] = {}
     routes = [
-        _route(method, path, operation, used)
+        _route(method, path, operation, parts, used)
         for path, operations in document["paths"].items()
         for method, operation in operations.items()
         if isinstance(operation, dict)
     ]
-    bodies = list(_bodies(schemas, used))
+    bodies = list(_bodies(parts["schemas"], used))
     errors = table(("status", "code"), [(str(status), code(name)) for name, status in STATUS_BY_CODE.items()])
     errors = f"## Errors\n\n{ERRORS.strip()}\n\n{errors}"
     return page("HTTP routes", INTRODUCTION, *routes, errors, "## Bodies" if bodies else "", *bodies)
 
 
-def _route(method: str, path: str, operation: Json, used: dict[str, None]) -> str:
+def _route(method: str, path: str, operation: Json, parts: Json, used: dict[str, None]) -> str:
     text = f"## {method.upper()} {path}\n\n"
     if about := operation.get("description") or operation.get("summary"):
         text += f"{prose(about)}\n\n"
     if parameters := operation.get("parameters"):
         rows = [
             (code(one["name"]), one["in"], _kind(one.get("schema", {}), used), prose(one.get("description", "")))
-            for one in parameters
+            for one in (_resolved(parameter, parts["parameters"]) for parameter in parameters)
         ]
         text += table(("parameter", "in", "type", "meaning"), rows) + "\n"
     if body := operation.get("requestBody"):
         text += f"Body: {', '.join(_contents(body, used))}.\n\n"
+    answers = operation.get("responses", {})
     rows = [
         (code(status), ", ".join(_contents(response, used)) or "-", prose(response.get("description", "")))
-        for status, response in operation.get("responses", {}).items()
+        for status, response in answers.items()
+        if int(status) < FIRST_ERROR
     ]
-    return text + table(("status", "body", "meaning"), rows)
+    errors = [code(status) for status in answers if int(status) >= FIRST_ERROR]
+    text += table(("status", "body", "meaning"), rows)
+    return text + (f"\nErrors: {', '.join(errors)}.\n" if errors else "")
+
+
+def _resolved(parameter: Json, parameters: Json) -> Json:
+    reference = parameter.get("$ref")
+    found: Json = parameter if reference is None else parameters[reference.rpartition("/")[2]]
+    return found
 
 
 def _contents(part: Json, used: dict[str, None]) -> Iterator[str]:

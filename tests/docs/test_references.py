@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 from dense_reward import AsyncClient, Client
-from dense_reward.cli import _parser
+from dense_reward.command_line.arguments import parser
 from dense_reward.settings import Settings
-from dense_reward_trainer.cli import JOBS
+from dense_reward_trainer.commands import JOBS
 
 from docs.scripts.blocks import DOCS, ROOT
-from docs.scripts.commands import subcommands
 from docs.scripts.markdown import prose
 from docs.scripts.references import pages
 
@@ -26,7 +25,7 @@ def test_a_generated_page_is_current(page: Path) -> None:
 
 def test_every_command_job_and_setting_has_its_place() -> None:
     commands = GENERATED[DOCS / "reference" / "commands.md"]
-    for name, _ in subcommands(_parser()):
+    for name in parser().subcommands():
         assert f"\n## dense-reward {name}\n" in commands
     for job in JOBS:
         assert f"\n## dense-reward-train {job}\n" in commands

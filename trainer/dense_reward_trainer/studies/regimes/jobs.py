@@ -28,8 +28,8 @@ from dense_reward_trainer.configs.base import JobConfig, changed_keys, load_conf
 from dense_reward_trainer.configs.evaluate import EvaluateConfig
 from dense_reward_trainer.data.final_answers import answer_of
 from dense_reward_trainer.errors import ConfigError, JobError
-from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.launch import Cluster, launch_command
+from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.runs.checkpoint import is_complete
 from dense_reward_trainer.runs.local_service import free_port, serving_head, serving_run
 from dense_reward_trainer.runs.processes import end_with_parent, started
