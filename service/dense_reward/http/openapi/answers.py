@@ -76,12 +76,10 @@ class ScoredResponse(TypedDict):
     offsets: NotRequired[
         Annotated[
             list[tuple[int, int]] | Int32s,
-            Field(
-                description="[T, 2] half-open spans of code points: of `text`, which is the response if that was text"
-            ),
+            Field(description="[T, 2] half-open span of each token in `text`, in code points"),
         ]
     ]
-    text: NotRequired[Annotated[str, Field(description="what `offsets` count in")]]
+    text: NotRequired[Annotated[str, Field(description="the response as it was sent, or its ids as text")]]
     reward: NotRequired[
         Annotated[Floats, Field(description="[T] sft_logprob - reference_logprob in nats; of a token head its values")]
     ]
