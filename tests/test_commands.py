@@ -108,7 +108,7 @@ def test_without_its_extra_a_command_still_shows_its_help_and_then_says_what_is_
 def test_help_imports_no_library_that_it_does_not_show(command: str) -> None:
     """Of all subcommands; only those with settings as flags need pydantic, which holds the settings."""
     names = [["--help"], *([name, "--help"] for one, name in SUBCOMMANDS if one == command)]
-    names.sort(key=lambda words: words[0] in WITH_SETTINGS)
+    names.sort(key=lambda words: (words[0] in WITH_SETTINGS, words[0] == "score"))
     code = (
         f"import contextlib, io, json, sys; from {MAINS[command]} import main; seen = {{}}\n"
         "for words in json.loads(sys.argv[1]):\n"
@@ -119,7 +119,8 @@ def test_help_imports_no_library_that_it_does_not_show(command: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, json.dumps(names)], capture_output=True, text=True, check=True)
     for subcommand, modules in json.loads(done.stdout).items():
-        allowed = {"numpy", "pydantic", "pydantic_settings"} if subcommand in WITH_SETTINGS else set()
+        allowed = {"pydantic", "pydantic_settings"} if subcommand in WITH_SETTINGS else set()
+        allowed |= {"numpy"} if subcommand == "score" else set()  # its arrays are named where they are defined
         assert not (LIBRARIES - allowed) & set(modules), subcommand
 
 

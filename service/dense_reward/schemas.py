@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, StrictBool, StringConstraints, model_validator
 
+from dense_reward.limits import MAX_ITEMS
 from dense_reward.reward import Signal
 
 # The format of answers: a new minor number adds keys, a new major number changes the meaning of existing ones.
@@ -17,7 +18,6 @@ MaskEntry = Annotated[int, Strict(), Field(ge=0, le=1)]  # a Literal would take 
 Ids = Annotated[list[TokenId], Field(fail_fast=True)]
 IdsPerToken = Annotated[list[Ids], Field(fail_fast=True)]
 Spans = Annotated[list[tuple[TokenId, TokenId]], Field(fail_fast=True)]
-MAX_ITEMS = 65_536
 MAX_MESSAGES, MAX_CALLS, MAX_TOOLS, MAX_VARIABLES = 4_096, 1_024, 1_024, 1_024
 ArrayName = Literal[
     "token_ids",

@@ -12,8 +12,8 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dense_reward.errors import SettingsError
-from dense_reward.schemas import MAX_ITEMS
-from dense_reward.telemetry.logs import LogFormat
+from dense_reward.limits import MAX_ITEMS
+from dense_reward.telemetry.log_format import LogFormat
 from dense_reward.waits import DRAIN_S, MAX_QUEUE_TOKENS, MAX_REQUEST_S
 
 ENV_PREFIX = "DENSE_REWARD_"

@@ -13,7 +13,8 @@ from dense_reward.errors import RequestError, refuse
 from dense_reward.http.admitted import admitted, group_of, parsed_body, unless_disconnected
 from dense_reward.http.bodies import json_response
 from dense_reward.http.timing import timed
-from dense_reward.schemas import MAX_ITEMS, ScoreRequest, SignalName, Strictly
+from dense_reward.limits import MAX_ITEMS
+from dense_reward.schemas import ScoreRequest, SignalName, Strictly
 from dense_reward.scoring.rows import Row
 from dense_reward.scoring.scorer import Scorer
 from dense_reward.serving.service import Service

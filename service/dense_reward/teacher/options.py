@@ -15,8 +15,9 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
+from dense_reward.limits import MAX_ITEMS
 from dense_reward.records import MAX_CANDIDATES
-from dense_reward.schemas import MAX_ITEMS, Ids, Strictly
+from dense_reward.schemas import Ids, Strictly
 
 LOWEST_TEMPERATURE = 0.01
 

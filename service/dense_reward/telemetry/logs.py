@@ -8,12 +8,11 @@ import json
 import logging
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Literal
 
 from dense_reward.credentials import without_credentials
 from dense_reward.heatmap.visible import visible
+from dense_reward.telemetry.log_format import LogFormat
 
-LogFormat = Literal["text", "json"]
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request that is being answered."""
 FIELDS = ("method", "path", "route", "status", "seconds", "caller", "body")
