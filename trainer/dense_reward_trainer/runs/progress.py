@@ -4,7 +4,7 @@
 
 The time left follows from the recent pace, tokens per second from the whole time since this start of the job. Where
 stderr is no terminal, each state is a line of its own without the bar, at most every ten seconds, so that a log stays
-short and readable; what ends within two seconds writes nothing there.
+short and readable.
 """
 
 import sys
@@ -23,7 +23,7 @@ from dense_reward_trainer.runs.processes import is_first_process, silent
 Item = TypeVar("Item")
 _FORMAT = "{n_fmt}/{total_fmt} {unit} |{bar:24}| {remaining} left{postfix}"
 _LINE = "{n_fmt}/{total_fmt} {unit}, {remaining} left{postfix}"
-_TERMINAL_S, _FILE_S, _FILE_DELAY_S = 0.1, 10.0, 2.0
+_TERMINAL_S, _FILE_S = 0.1, 10.0
 
 
 def busy(words: str) -> AbstractContextManager[None]:
@@ -65,7 +65,6 @@ class Progress:
             bar_format=_FORMAT if terminal else _LINE,
             dynamic_ncols=terminal,
             mininterval=_TERMINAL_S if terminal else _FILE_S,
-            delay=0.0 if terminal else _FILE_DELAY_S,
         )
         self._started = clock()
 
