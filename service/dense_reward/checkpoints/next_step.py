@@ -18,7 +18,7 @@ def next_step(folder: Path, manifest: Manifest, *, end_of_turn: str | None) -> s
     if manifest.role == "token_head":
         return f"dense-reward serve --token-head {shlex.quote(str(folder))}"
     if manifest.role not in OTHER:
-        return f"name it in a job: dense-reward-train dpr CONFIG policy={shlex.quote(str(folder))}"
+        return f"dense-reward-train dpr dpr_full policy={shlex.quote(str(folder))}"
     other = _other_of_pair(folder, manifest)
     if other is not None:
         sft, reference = (folder, other) if manifest.role == "sft" else (other, folder)
