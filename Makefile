@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/deploy/test_operations.py tests/deploy/test_release_scripts.py tests/deploy/test_batch_script.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test suite lint types fast test-deploy chart openapi heatmap-picture page docs bench bench-gpu gpu-day evidence figures methods estimators reliability hostile soak scale rolling test-vllm test-evaluation test-frameworks engines bulk constraints programs package images push-images push-chart try-image version clean
+.PHONY: help install demo test suite lint types fast test-deploy chart openapi heatmap-picture notebook page docs bench bench-gpu gpu-day evidence figures methods estimators reliability hostile soak scale rolling test-vllm test-evaluation test-frameworks engines bulk constraints programs package images push-images push-chart try-image version clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -68,6 +68,9 @@ openapi: install ## record the examples of docs/openapi.json from a real service
 
 heatmap-picture: install ## generate the README's picture of a heatmap
 	$(BIN)/python docs/pictures/make.py
+
+notebook: install ## run the notebook in docs/notebooks and write its outputs into it: minutes
+	$(BIN)/python docs/notebooks/run.py
 
 page: install .page/installed ## test the page in Chromium and measure it: results, the documents' pictures (minutes; needs chromium)
 	PYTHONPATH=.page $(BIN)/python -m pytest tests/service/http/test_page_in_browser.py tests/service/http/openapi/test_docs_in_browser.py

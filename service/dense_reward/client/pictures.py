@@ -39,10 +39,14 @@ SHOWN_TOKENS = 4000
 """A notebook shows the first responses with so many tokens: each takes half a kilobyte of its file."""
 
 
+# Notebooks keep the repr of what they display: it must not repeat the picture.
 class Html(str):
     """A whole HTML document. In a notebook it is displayed, without changing the page around it."""
 
     fragment: str
+
+    def __repr__(self) -> str:
+        return f"<heatmap, html, {len(self)} characters>"
 
     def _repr_html_(self) -> str:
         return self.fragment
@@ -53,6 +57,9 @@ class Svg(str):
 
     __slots__ = ()
 
+    def __repr__(self) -> str:
+        return f"<heatmap, svg, {len(self)} characters>"
+
     def _repr_svg_(self) -> str:
         return str(self)
 
@@ -61,6 +68,9 @@ class Png(bytes):
     """The bytes of a PNG, which a notebook displays."""
 
     __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<heatmap, png, {len(self)} bytes>"
 
     def _repr_png_(self) -> bytes:
         return bytes(self)
@@ -172,7 +182,9 @@ def _row(result: "ScoredResponse", signal: FloatArrayName, *, several_items: boo
     title = _title(result, several_items=several_items, alone=alone)
     if result.error is not None:
         return HeatmapRow(f"{title} failed: {result.error.message}", "", (), (), (), {})
-    arrays = {name: tuple(array.tolist()) for name in SIGNALS if (array := _array(result, name)) is not None}
+    arrays: dict[str, tuple[float, ...]] = {
+        name: tuple(array.tolist()) for name in SIGNALS if (array := _array(result, name)) is not None
+    }
     if signal not in arrays:
         raise ValueError(f"item {result.item} was answered without {signal}: request it with include")
     ids = result.token_ids

@@ -62,10 +62,8 @@ class _Sheet:
 
     def text(self, text: str, *, x: float = _MARGIN, below: float, colour: str, size: float, family: list[str]) -> None:
         # Tokens hold dollar signs, which must not begin a formula.
-        self.axes.text(
-            *(x, self.y + below, text.replace(" ", "\u00a0")),
-            **{"color": colour, "size": size, "family": family, "va": "baseline", "parse_math": False},
-        )
+        drawn = self.axes.text(x, self.y + below, text.replace(" ", "\u00a0"), va="baseline", parse_math=False)
+        drawn.set(color=colour, size=size, family=family)
 
     def prose(self, text: str, colour: str) -> None:
         for line in paragraph(text, int((self.width - 2 * _MARGIN) / _SMALL_CELL)):
@@ -130,6 +128,7 @@ def _colour_bar(figure: Figure, axes: Axes, heatmap: Heatmap, colours: Sequence[
     bar.set_ticks([share * scale for share in (-1, -0.5, 0, 0.5, 1)], labels=list(tick_labels(scale)))
     bar.ax.tick_params(labelsize=_SMALL, labelcolor=_TEXT, length=2, width=0.5, pad=1.5)
     bar.outline.set_linewidth(0.5)
-    bar.solids.set(rasterized=False, edgecolor="face")  # matplotlib would embed more than 50 colours as an image
+    if bar.solids is not None:
+        bar.solids.set(rasterized=False, edgecolor="face")  # matplotlib would embed more than 50 colours as an image
     label = f"{heatmap.signal.replace('_', ' ')} per token ({heatmap.unit})"
     bar.set_label(label, size=_SMALL, color=_TEXT, labelpad=1, parse_math=False)

@@ -81,6 +81,14 @@ def test_a_document_is_shown_in_a_notebook_without_its_head_and_a_file_holds_all
     assert "<!DOCTYPE" not in shown
 
 
+@pytest.mark.parametrize("format", ["html", "svg", "png"])
+def test_a_notebook_keeps_the_picture_once(format: TextFormat) -> None:
+    pytest.importorskip("matplotlib")
+    picture = scored(answered(["7", "+"])).heatmap(format=format)
+    assert re.fullmatch(rf"<heatmap, {format}, \d+ (characters|bytes)>", repr(picture))
+    assert callable(getattr(picture, {"html": "_repr_html_", "svg": "_repr_svg_", "png": "_repr_png_"}[format]))
+
+
 def test_a_long_answer_does_not_fill_the_notebook() -> None:
     half = answered(["x"] * (SHOWN_TOKENS // 2))
     html = notebook(scored(half, half, half))

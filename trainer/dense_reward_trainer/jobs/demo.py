@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dense_reward import Client, ClientError, Scored, ScoreOptions
+from dense_reward.schemas import SignalName
 
 from dense_reward_trainer.data.arithmetic import worked_addition
 from dense_reward_trainer.errors import JobError
@@ -27,7 +28,7 @@ PAIR = "base"
 ADDENDS = (84, 39)
 PORT = 8000
 COMPARED = 100
-SIGNALS = ("reward", "sft_logprob")
+SIGNALS: dict[SignalName, str] = {"reward": "reward", "sft_logprob": "log-prob of the SFT model"}
 NEXT = (
     ("preview demo_preview", "would training on the reward help? A verdict from judged answers"),
     ("dpr demo_dpr", "train on it: greedy answers become right"),
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"\nThe two answers on the page: {url}/#{view()}\nCtrl-C stops the service.", flush=True)
                 server.wait()
     except subprocess.CalledProcessError as error:
+        print(f"demo: training failed: the reason is above. Remove {RUN} if it is of an earlier demo.", file=sys.stderr)
         return error.returncode
     except (ClientError, JobError) as error:
         print(f"demo: {error}", file=sys.stderr)
@@ -113,11 +115,10 @@ def _show(url: str) -> None:
         held_out = [answers(*addends) for addends in held_out_sums()]
         compared = [{"prompt": prompt, "responses": pair} for prompt, pair in held_out]
         print("\nResponse 1 is an expert's. Response 2 is a novice's, and wrong. Sums over the answer, in nats:")
-        for signal in SIGNALS:
+        for signal, name in SIGNALS.items():
             options = ScoreOptions(model=PAIR, signal=signal)
             shown = client.score_items(items, options=options).results
             right = _right_first(client.score_items(compared, options=options))
-            name = {"reward": "reward", "sft_logprob": "log-prob of the SFT model"}[signal]
             ranked = f"higher for the right answer to {right} of {len(compared)} held-out sums"
             print(f"  {name:27}{shown[0].sum:+.2f} and {shown[1].sum:+.2f}; {ranked}")
 
