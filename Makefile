@@ -12,7 +12,7 @@ VERSION = $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' pyproject.toml)
 LIVE := tests/deploy/test_haproxy.py tests/deploy/test_prometheus.py tests/deploy/test_operations.py tests/deploy/test_release_scripts.py tests/deploy/test_batch_script.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test suite lint types fast test-deploy chart openapi heatmap-picture notebook page docs bench bench-gpu gpu-day evidence figures methods estimators reliability hostile soak scale rolling test-vllm test-evaluation test-frameworks engines bulk constraints programs package images push-images push-chart try-image version clean
+.PHONY: help install demo test suite lint types fast test-deploy chart openapi heatmap-picture notebook page docs bench bench-gpu gpu-day evidence figures methods estimators reliability hostile soak scale rolling test-vllm test-evaluation evaluation test-frameworks engines bulk constraints programs package images push-images push-chart try-image version clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -55,7 +55,7 @@ test-deploy: install .venv-deploy/installed ## test chart, images, Compose and p
 	@echo "  make try-image  builds the CPU image, starts it confined and lets it score: bench/results/image.json"
 	@echo "  make rolling    replaces replicas under load behind haproxy: bench/results/rolling.json"
 
-programs: ## install the programs that test-deploy, try-image, rolling and page need, from Debian or Ubuntu packages (root)
+programs: ## install the programs that test-deploy, try-image, rolling, page and evaluation need, from Debian or Ubuntu packages (root)
 	apt-get update
 	apt-get install --yes --no-install-recommends buildah chromium debian-archive-keyring debootstrap haproxy prometheus slurm-client \
 		$(if $(shell docker compose version 2>/dev/null),,docker-compose)
@@ -140,9 +140,17 @@ test-vllm: install .venv-vllm/tested ## test the service with real vLLM, without
 test-evaluation: .venv-evaluation/installed ## test with lm-evaluation-harness and math-verify: minutes
 	HF_HUB_OFFLINE=1 .venv-evaluation/bin/python -m pytest tests/trainer/jobs/test_leaderboard.py tests/trainer/data/test_final_answers.py
 
+evaluation: .venv-evaluation/formats/installed .page/installed ## try the evaluation: judges, formats, lm_eval, planted errors, report (ONLY=judge,...): minutes; chromium
+	HF_HUB_OFFLINE=1 PYTHONPATH=.page .venv-evaluation/bin/python -m bench.evaluation $(addprefix --only ,$(subst $(COMMA), ,$(ONLY)))
+
 .venv-evaluation/installed: constraints/evaluation.txt pyproject.toml
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --editable '.[train,dev,eval]' --constraint $<
+	$(@D)/bin/python -m pip install --editable '.[train,dev,eval]' openai --constraint $<
+	@touch $@
+
+# The benchmarks' own programs, without what they need to ask judges.
+.venv-evaluation/formats/installed: .venv-evaluation/installed
+	.venv-evaluation/bin/python -m pip install --no-deps --target $(@D) alpaca-eval==0.6.6 fire==0.7.1 fschat==0.2.36 patsy==1.0.3 setuptools==80.9.0 termcolor==3.3.0
 	@touch $@
 
 test-frameworks: install .venv-verl/tried .frameworks/tried .frameworks/teachers .venv-ray/installed ## drive the own code of TRL, verl, Ray Data, OpenRLHF, SkyRL, slime, miles, AReaL and of teachers' clients with a real service: minutes

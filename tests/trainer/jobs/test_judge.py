@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from dense_reward_trainer.cli import main
-from scripted_judge import ScriptedJudge
+
+from bench.evaluation.scripted_judge import ScriptedJudge
 
 COUNT = 40
 
