@@ -54,7 +54,7 @@ def core_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (site / "dense_reward_trainer").symlink_to(ROOT / "trainer" / "dense_reward_trainer")
     info = site / "dense_reward-0.1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(importlib.metadata.distribution("dense-reward").read_text("METADATA") or "")
+    (info / "METADATA").write_text(str(importlib.metadata.metadata("dense-reward")))
     (info / "direct_url.json").write_text(json.dumps({"url": ROOT.as_uri(), "dir_info": {}}))
     return site
 

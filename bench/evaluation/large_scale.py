@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 
-from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.configs.base import load_config
 from dense_reward_trainer.configs.dpr import DprConfig
+from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.sft.memory import BFLOAT16, FLOAT32, ModelSizes, StepShape, estimate, in_words
 from dense_reward_trainer.studies.regimes.cell import arguments
 from dense_reward_trainer.studies.regimes.config import SweepConfig

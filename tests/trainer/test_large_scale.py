@@ -7,8 +7,9 @@ import shlex
 import pytest
 from dense_reward import cli as service
 from dense_reward.settings import Settings
-from dense_reward_trainer import cli as trainer
-from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer import commands, job_runner
+from dense_reward_trainer.configs.base import load_config
+from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.studies.regimes.config import SweepConfig
 from dense_reward_trainer.studies.regimes.study import check_cells
 
@@ -20,27 +21,26 @@ COMMAND = re.compile(r"\b(dense-reward(?:-train)?) ([^&)\n]*)")
 CODE = "\n".join(BLOCK.findall(PAGE.read_text("utf-8")))
 
 
-def commands(program: str) -> list[list[str]]:
+def calls_of(program: str) -> list[list[str]]:
     """The arguments of each call of a program on the page, for each size of model; comments are left out."""
     calls = [words for name, words in COMMAND.findall(re.sub(r" +# .*", "", CODE)) if name == program]
     return [shlex.split(words.replace("$SIZE", size)) for words in calls for size in MODELS if words.strip()]
 
 
-@pytest.mark.parametrize("arguments", commands("dense-reward-train"), ids=" ".join)
+@pytest.mark.parametrize("arguments", calls_of("dense-reward-train"), ids=" ".join)
 def test_a_command_of_the_trainer_resolves(arguments: list[str]) -> None:
-    options = trainer._options(arguments)
-    if options.job == trainer.REPORT:
+    options = commands.parsed(arguments)
+    if options.job == commands.REPORT:
         return
-    job = trainer.JOBS[options.job]
-    config = trainer._resolved(job, options.config, options.overrides)
-    importlib.import_module(job.module)
+    config = job_runner._resolved(options.job, options.config, options.overrides)
+    importlib.import_module(commands.JOBS[options.job].module)
     if isinstance(config, SweepConfig):
         check_cells(config)
     if options.launch is not None:
-        trainer._print_launch(options, options.overrides)
+        job_runner._print_launch(options, options.overrides)
 
 
-@pytest.mark.parametrize("arguments", commands("dense-reward"), ids=" ".join)
+@pytest.mark.parametrize("arguments", calls_of("dense-reward"), ids=" ".join)
 def test_a_command_of_the_service_is_accepted(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as done:
         service.main([*arguments, "--help"])

@@ -7,12 +7,13 @@ import zlib
 from importlib.resources import files
 
 import pytest
-from dense_reward_trainer.cli import JOBS
-from dense_reward_trainer.configs.base import config_path, load_config
+from dense_reward_trainer.commands import JOBS
+from dense_reward_trainer.configs.base import load_config
 from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.data.final_answers import final_answer
 from dense_reward_trainer.data.sources import load, split
 from dense_reward_trainer.jobs.demo import ADDENDS, COMPARED, NEXT, example, next_commands, view
+from dense_reward_trainer.recipe_files import config_path
 
 WEB = files("dense_reward") / "http" / "web"
 

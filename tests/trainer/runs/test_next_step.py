@@ -46,7 +46,7 @@ def test_paths_with_spaces_and_mappings_are_one_word_each() -> None:
 def test_a_job_starts_from_the_recipe_of_the_run_and_names_what_differs() -> None:
     keys = {"policy": Path("runs/demo/checkpoints/sft"), "service_pair": "early", "output_dir": Path("runs/demo_dpr")}
     command = job("dpr", DprConfig, keys, default="dpr_full", match="policy")
-    assert command.startswith("dense-reward-train dpr arithmetic_dpr")
+    assert command.startswith("dense-reward-train dpr demo_dpr")
     assert resolve(command).policy == keys["policy"]
     keys["policy"] = Path("runs/mine/checkpoints/sft")
     command = job("dpr", DprConfig, keys, default="dpr_full", match="policy")

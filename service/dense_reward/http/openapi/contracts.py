@@ -47,16 +47,24 @@ class TeacherUsage(TypedDict):
     total_tokens: int
 
 
+class EchoedLogprobs(TypedDict):
+    """OpenAI's arrays, with an entry for each id of the sequence and of the generated token."""
+
+    tokens: Annotated[list[str], Field(description="token_id:ID")]
+    token_logprobs: Annotated[list[float | None], Field(description="nats; null for the first and the generated id")]
+    top_logprobs: list[dict[str, float] | None]
+
+
 class CompletionChoice(TypedDict):
     """One sequence. `text` and `token_ids` hold the likeliest next token if max_tokens is 1."""
 
     index: int
     text: str
-    logprobs: None
+    logprobs: Annotated[EchoedLogprobs | None, Field(description="if echo is true")]
     finish_reason: Literal["length"]
     stop_reason: None
     token_ids: list[int]
-    prompt_logprobs: PromptLogprobs
+    prompt_logprobs: PromptLogprobs | None
 
 
 class CompletionAnswer(TypedDict):
