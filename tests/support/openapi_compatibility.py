@@ -38,8 +38,8 @@ def _of_operation(name: str, before: Json, after: Json, old: Json, new: Json) ->
         else:
             yield from asks.problems(parameter["schema"], taken[key]["schema"], f"{name} {key[1]}")
     if "requestBody" in before:
-        body = (_content(each)["application/json"] for each in (before["requestBody"], after["requestBody"]))
-        yield from asks.problems(*(each["schema"] for each in body), f"{name} request")
+        sent, read = (_content(each["requestBody"])["application/json"]["schema"] for each in (before, after))
+        yield from asks.problems(sent, read, f"{name} request")
     elif after.get("requestBody", {}).get("required"):
         yield f"{name} requires a body"
     for status, answer in before["responses"].items():

@@ -55,6 +55,7 @@ def served_metrics() -> str:
             deadline_s = time.monotonic() + PATIENCE_S
             while True:
                 try:
+                    read(port, "/health")  # some metrics exist only once a request was answered
                     return read(port, "/metrics")
                 except OSError:
                     if server.poll() is not None or time.monotonic() > deadline_s:

@@ -39,7 +39,7 @@ def execute(page: "Page", operation: str) -> str:
         block.locator(".try-out__btn").click()
     block.locator(".btn.execute").click()
     page.wait_for_load_state("networkidle")
-    return block.locator(".live-responses-table .response-col_status").last.inner_text()
+    return str(block.locator(".live-responses-table .response-col_status").last.inner_text())
 
 
 def test_a_key_is_given_once_and_then_every_route_can_be_tried(browser: "Browser", keyed: Served) -> None:
