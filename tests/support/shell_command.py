@@ -7,26 +7,27 @@ import shlex
 from dense_reward.command_line.arguments import parser
 from dense_reward.settings import Settings, read_settings
 from dense_reward_trainer.commands import JOBS, parsed
-from dense_reward_trainer.configs.base import JobConfig, load_config
+from dense_reward_trainer.configs.base import load_config
 from dense_reward_trainer.job_runner import config_class
 from dense_reward_trainer.recipe_files import config_path
 
 
-def resolve(line: str) -> argparse.Namespace | JobConfig:
-    """The options of a `dense-reward` command, or the configuration of a job, with its recipe and its overrides.
+def resolve(line: str) -> argparse.Namespace:
+    """The options of a `dense-reward` command, or the keys of a job's configuration, with its recipe and overrides.
 
     Fails if the parser, the settings or the configuration refuses it.
     """
     program, *words = shlex.split(line, comments=True)
     if program == "dense-reward":
-        options = parser().parse_args(words)
+        options: argparse.Namespace = parser().parse_args(words)
         read_settings({name: value for name, value in vars(options).items() if name in Settings.model_fields}, ())
         return options
     assert program == "dense-reward-train", line
     options = parsed(words)
     if options.job not in JOBS:
         return options
-    return load_config(config_class(JOBS[options.job]), config_path(options.config), options.overrides)
+    config = load_config(config_class(JOBS[options.job]), config_path(options.config, options.job), options.overrides)
+    return argparse.Namespace(**dict(config))
 
 
 def next_commands(line: str) -> list[str]:

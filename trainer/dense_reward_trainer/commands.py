@@ -177,6 +177,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The parsed command line. Overrides can come before and after --skip-bad; argparse alone would refuse that."""
     top = parser()
+    options: argparse.Namespace
     options, rest = top.parse_known_args(arguments)
     unknown = [argument for argument in rest if argument.startswith("-")]
     if unknown:

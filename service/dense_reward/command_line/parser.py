@@ -34,11 +34,11 @@ class CommandParser(argparse.ArgumentParser):
             fill(self)
         return self
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override] # noqa: ANN401
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401
         """argparse's entry to every parser, those of subcommands too."""
         return super(CommandParser, self.filled()).parse_known_args(args, namespace)
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override] # noqa: ANN401
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # noqa: ANN401
         """argparse's, which reports an unknown flag with the usage of the subcommand and the nearest flag."""
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from dense_reward.telemetry.logs import REQUEST_ID, JsonLines, LogFormat, TextLines, configure
+from dense_reward.telemetry.log_format import LogFormat
+from dense_reward.telemetry.logs import REQUEST_ID, JsonLines, TextLines, configure
 from running_service import PATIENCE_S, wait_until
 
 FORGED = "fine\n2026-01-01 INFO dense_reward: forged\x1b[2J\u202e"

@@ -100,8 +100,8 @@ def test_samples_that_were_killed_go_on_to_those_of_an_unbroken_job_and_a_finish
     assert len(samples.splitlines()) == 6
     assert not (tmp_path / "killed" / "parts").exists()
     printed = capsys.readouterr().err
-    (command,) = next_commands(printed.splitlines()[-1])
-    assert f"data.source={tmp_path / 'killed' / 'samples.jsonl'}" in shlex.split(command)
+    (following,) = next_commands(printed.splitlines()[-1])
+    assert f"data.source={tmp_path / 'killed' / 'samples.jsonl'}" in shlex.split(following)
     assert main(killed) == 0
     assert "holds a finished run, so there is nothing to do" in capsys.readouterr().err
     assert (tmp_path / "killed" / "samples.jsonl").read_bytes() == samples

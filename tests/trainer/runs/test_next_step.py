@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dense_reward_trainer.configs.base import JobConfig, load_config
+from dense_reward_trainer.configs.base import Config, load_config
 from dense_reward_trainer.configs.dpr import DprConfig
 from dense_reward_trainer.configs.preview import PreviewConfig
 from dense_reward_trainer.configs.sft import SftConfig
@@ -15,7 +15,7 @@ from dense_reward_trainer.runs.next_step import again, evaluate, finished, job, 
 from shell_command import next_commands, resolve
 
 
-def typed(kind: type[JobConfig], *words: str) -> JobConfig:
+def typed(kind: type[Config], *words: str) -> Config:
     """The configuration of a command line."""
     return load_config(kind, config_path(words[0]), words[1:]).typed_as(words)
 
