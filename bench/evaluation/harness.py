@@ -2,6 +2,7 @@
 
 import json
 import random
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -45,7 +46,8 @@ def measure() -> tuple[Json, Json]:
         "lm_eval_accuracy_through_the_service": served,
         "lm_eval_logprob_difference_nats": max(errors),
     }
-    return figures, {"problems": PROBLEMS, "command": " ".join(commands["tilted"]), "compared": len(errors)}
+    shown = shlex.join(["lm_eval", *commands["tilted"][3:]]).replace(f"{folder}/", "").replace(url, "URL")
+    return figures, {"problems": PROBLEMS, "command": shown, "compared": len(errors)}
 
 
 def write_tasks(folder: Path) -> Path:
@@ -58,7 +60,7 @@ def write_tasks(folder: Path) -> Path:
     rows = [json.loads(line)["messages"] for line in (RUN / "held_out.jsonl").read_text().splitlines()]
     folder.mkdir()
     for at, task in enumerate(TASKS):
-        problems = []
+        problems: list[Json] = []
         here = rows[at * PROBLEMS : (at + 1) * PROBLEMS]
         for prompt, response in ((row[0]["content"], row[1]["content"]) for row in here):
             shown, right = ("", response) if task == "worked_additions" else _without_last_line(response)

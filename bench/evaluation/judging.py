@@ -151,7 +151,8 @@ def real_server() -> tuple[Json, Json]:
             "judge_server_asked_by_a_second_start": _posts(log) - asked,
             "judge_server_questions_without_verdict": row["unreadable"],
         }
-        return figures, {"server": "transformers serve", "replies": replies[:2]}
+        texts = [one["reply"]["choices"][0]["message"]["content"] for one in replies[:3]]
+        return figures, {"server": "transformers serve", "some_replies": texts}
 
 
 def _posts(log: Path) -> int:

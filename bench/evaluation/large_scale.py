@@ -16,7 +16,7 @@ from dense_reward_trainer.sft.memory import BFLOAT16, FLOAT32, ModelSizes, StepS
 from dense_reward_trainer.studies.regimes.cell import arguments
 from dense_reward_trainer.studies.regimes.config import SweepConfig
 from dense_reward_trainer.studies.regimes.flops import FORWARD, TRAINING
-from dense_reward_trainer.studies.regimes.policies import DprPolicy, SampledPolicy, SftPolicy
+from dense_reward_trainer.studies.regimes.policies import DprPolicy, Overrides, SampledPolicy, SftPolicy
 
 from bench.tables import replace_block, table
 
@@ -93,7 +93,7 @@ def recipe() -> SweepConfig:
 def dpr_of(config: SweepConfig, name: str) -> DprConfig:
     policy = config.policies[name]
     assert isinstance(policy, DprPolicy)
-    always = {"output_dir": "unused", "prompts": {"source": "unused"}}
+    always: Overrides = {"output_dir": "unused", "prompts": {"source": "unused"}}
     return load_config(DprConfig, config_path(policy.recipe), arguments(always | config.dpr | policy.dpr))
 
 
@@ -183,7 +183,7 @@ def _cells_h(config: SweepConfig, regime: str, sft_h: float, dpr_h: float, conti
                 hours += runs * (continued_h + _answers_h(config, 2))
             case SampledPolicy(options=options):
                 choose = options.get("choose")
-                samples = int(choose["samples"]) if isinstance(choose, dict) else 2
+                samples = int(str(choose["samples"])) if isinstance(choose, dict) else 2
                 hours += runs * _answers_h(config, samples)
     # the service, the evaluation with the start and the SFT model, and the preview
     cell_h = 2 * START_S / 3600 + 2 * _answers_h(config, 2)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dense_reward import Client, ScoreOptions
 from dense_reward_trainer.runs.local_service import free_port, serving_run
@@ -15,7 +15,7 @@ from bench.evaluation.judging import PROGRAM
 
 RUN = Path("runs/demo")
 TUNED, TESTED, BY_HAND = 60, 100, 3
-COLUMN = "sft_logprob"
+COLUMN: Literal["sft_logprob"] = "sft_logprob"
 ROW = f"{COLUMN} by min, first_drop"
 
 

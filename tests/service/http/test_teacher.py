@@ -95,10 +95,10 @@ def test_completions_have_the_log_probs_of_each_teacher(service: Served, name: s
 
 @pytest.mark.parametrize("k", [0, 1, 5])
 def test_an_echo_has_the_same_log_probs_in_openai_s_arrays(service: Served, k: int) -> None:
-    asked = {"prompt": [IDS, [5]], "max_tokens": 1, "temperature": 0, "seed": 1, "echo": True, "logprobs": k}
-    for choice, ids in zip(
-        answer_of(service.client.post("/v1/completions", json=asked))["choices"], asked["prompt"], strict=True
-    ):
+    prompts = [IDS, [5]]
+    asked = {"prompt": prompts, "max_tokens": 1, "temperature": 0, "seed": 1, "echo": True, "logprobs": k}
+    answer = answer_of(service.client.post("/v1/completions", json=asked))
+    for choice, ids in zip(answer["choices"], prompts, strict=True):
         found = choice["logprobs"]
         assert choice["prompt_logprobs"] is None
         assert found["tokens"] == [f"token_id:{token}" for token in [*ids, *choice["token_ids"]]]

@@ -346,7 +346,7 @@ def _exit_with(command: Sequence[str], sender: Connection, launcher: Sequence[st
 
     end_with_parent()
     if launcher:
-        os.execvp(launcher[0], launcher)
+        os.execvp(launcher[0], [*launcher])
 
     def send_and_print(error: str) -> None:
         sender.send(error[:LONGEST_ERROR])
