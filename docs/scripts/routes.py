@@ -55,13 +55,13 @@ def _route(method: str, path: str, operation: Json, parts: Json, used: dict[str,
     if body := operation.get("requestBody"):
         text += f"Body: {', '.join(_contents(body, used))}.\n\n"
     answers = operation.get("responses", {})
-    rows = [
+    bodies = [
         (code(status), ", ".join(_contents(response, used)) or "-", prose(response.get("description", "")))
         for status, response in answers.items()
         if int(status) < FIRST_ERROR
     ]
     errors = [code(status) for status in answers if int(status) >= FIRST_ERROR]
-    text += table(("status", "body", "meaning"), rows)
+    text += table(("status", "body", "meaning"), bodies)
     return text + (f"\nErrors: {', '.join(errors)}.\n" if errors else "")
 
 

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +88,7 @@ def run_page(page: Path, url: str, outcome: Outcome) -> None:
             print(f"FAILED {fault}", flush=True)
 
 
-def run(block: Block, url: str, names: dict[str, object]) -> Sequence[str]:
+def run(block: Block, url: str, names: dict[str, object]) -> list[str]:
     """What went wrong, in an empty or one-element list."""
     text = block.text
     for usual in URLS:
@@ -97,7 +96,7 @@ def run(block: Block, url: str, names: dict[str, object]) -> Sequence[str]:
     return _run_python(block, text, names) if block.language == "python" else _run_sh(block, text)
 
 
-def _run_python(block: Block, text: str, names: dict[str, object]) -> Sequence[str]:
+def _run_python(block: Block, text: str, names: dict[str, object]) -> list[str]:
     printed = io.StringIO()
     try:
         with redirect_stdout(printed), redirect_stderr(printed):
@@ -107,7 +106,7 @@ def _run_python(block: Block, text: str, names: dict[str, object]) -> Sequence[s
     return []
 
 
-def _run_sh(block: Block, text: str) -> Sequence[str]:
+def _run_sh(block: Block, text: str) -> list[str]:
     command = ["bash", "-euo", "pipefail", "-c", text]
     done = subprocess.run(
         command, env=user_environment(Path.cwd()), capture_output=True, text=True, timeout=LIMIT_S, check=False
