@@ -44,6 +44,12 @@ def _logging_is_restored() -> Iterator[None]:
     root.setLevel(level)
 
 
+@pytest.fixture(autouse=True)
+def _steps_are_silent_on_slow_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command says about a step that takes seconds is not in the way of a test on a busy machine."""
+    monkeypatch.setattr("dense_reward.checkpoints.slow_step.SILENT_S", 3600.0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if find_spec("vllm") is None:
         for item in items:

@@ -2,7 +2,6 @@
 
 import configparser
 import importlib.metadata
-import importlib.util
 import os
 import re
 import shutil
@@ -41,9 +40,10 @@ STACKS = {
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
     """Built from a copy, because setuptools writes its build folder next to the sources."""
-    missing = [name for name in ("pip", "setuptools") if importlib.util.find_spec(name) is None]
+    installed = {one.name for one in importlib.metadata.distributions()}
+    missing = {"pip", "setuptools"} - installed
     if missing:
-        pytest.skip(f"building a wheel without the network needs {' and '.join(missing)} in this environment")
+        pytest.skip(f"building a wheel without the network needs {' and '.join(sorted(missing))} in this environment")
     copy, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
