@@ -41,3 +41,10 @@ def test_the_committed_figures_are_within_the_bounds_of_the_page() -> None:
     assert figures["longest_task_ms"] < 50
     assert figures["longest_task_drawing_ms"] < 50
     assert figures["longest_task_switching_ms"] < 50
+
+
+def test_the_committed_figures_of_the_documentation_are_those_of_a_whole_site_whose_blocks_run() -> None:
+    figures = json.loads(RESULTS.read_text("utf-8"))
+    assert figures["blocks_run"] >= 40
+    assert figures["blocks_failed"] == 0
+    assert figures["site_axe_violations"] == figures["site_outside_requests"] == 0
