@@ -1,8 +1,8 @@
 """Runs a study of the trainer and writes bench/results/NAME.json: `python -m bench.studies NAME [--finished]`.
 
-evidence: when does training on the reward help, and when does it hurt (evidence_full: all regimes). figures: the
-discount, and the place of the reference. methods: what to do after SFT. Finished parts are reused, so an interrupted
-run continues; `study_commits` are those at which the jobs ran.
+evidence: when does training on the reward help, and when does it hurt (evidence_full: all regimes; evidence_few: few
+and noisy demonstrations). figures: the discount, and the place of the reference. methods: what to do after SFT.
+Finished parts are reused, so an interrupted run continues; `study_commits` are those at which the jobs ran.
 """
 
 import argparse
@@ -32,6 +32,7 @@ def _no_keys(_: Record) -> dict[str, object]:
 STUDIES: Mapping[str, tuple[str, Callable[[Record], Mapping[str, object]]]] = {
     "evidence": ("evidence_sweep", evidence.keys),
     "evidence_full": ("evidence_full_sweep", evidence.keys),
+    "evidence_few": ("evidence_few_sweep", _no_keys),
     "figures": ("figures_sweep", _no_keys),
     "methods": ("methods", methods.keys),
 }

@@ -176,6 +176,7 @@ def test_jobs_that_train_are_launched_and_others_are_not() -> None:
     "recipe",
     [
         "evidence_sweep",
+        "evidence_few_sweep",
         "evidence_full_sweep",
         "figures_sweep",
         "gsm8k_sweep",
