@@ -72,7 +72,6 @@ class Pins:
     """
 
     # By name of the pair. None: requests that name no pair, which the service answers with its first one.
-
     _cards: dict[str | None, ModelCard] = field(default_factory=dict)
 
     def pin(self, card: ModelCard, *, also_unnamed: bool) -> None:

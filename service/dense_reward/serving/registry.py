@@ -27,6 +27,7 @@ log = logging.getLogger("dense_reward")
 MAX_NAME = 100
 """Maximum number of characters of an unknown name that an error repeats."""
 LOADING_NICENESS, LEAST_PRIORITY = 10, 19
+"""How much nicer than the process its loading thread is, and the limit of Linux."""
 
 
 @dataclass(slots=True)

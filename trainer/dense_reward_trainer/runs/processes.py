@@ -39,11 +39,11 @@ def sigterm_exits() -> Iterator[None]:
 
 
 def exits_with(main: Callable[[], int]) -> NoReturn:
-    """Exit with the code that `main` returns. A process of a torchrun or accelerate launch runs its exit handlers last.
+    """Exit with the code that `main` returns.
 
-    It does not finalise the interpreter: gloo's threads free tensors of finished operations late, which needs the
-    interpreter, and the process would be aborted now and then (SIGABRT, "terminate called without an active
-    exception"), also after destroy_process_group().
+    A process of a torchrun or accelerate launch ends after its exit handlers, without finalising the interpreter:
+    gloo's threads free tensors of finished operations late, which needs the interpreter, and the process would be
+    aborted now and then (SIGABRT, "terminate called without an active exception"), also after destroy_process_group().
     """
     code: object = 1
 
