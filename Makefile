@@ -112,8 +112,8 @@ figures: install ## the paper's Figures 2 and 3 on two tasks, the discount and t
 	$(BIN)/python -m bench.studies figures
 	$(BIN)/python -m bench.results_page
 
-methods: install ## compare SFT, SPIN, IRFT, GSIL, RFT and DPR on the same demonstrations: hours
-	$(BIN)/python -m bench.studies methods
+methods: install ## compare SFT, SPIN, IRFT, GSIL, RFT and DPR on the same demonstrations: hours (ONLY=...: one task)
+	$(BIN)/python -m bench.studies methods $(if $(ONLY),--only $(ONLY))
 	$(BIN)/python -m bench.results_page
 
 estimators: install ## compare DPR's options on a task whose optimum is known: more than an hour

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import mean, median
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 from dense_reward_trainer.credit.auroc import Interval
 from dense_reward_trainer.credit.paired import in_words
@@ -129,6 +129,7 @@ class StudyFile(Provenance):
 
     study: Mapping[str, Any]
     study_commits: Mapping[str, int]
+    kept: NotRequired[Mapping[str, Provenance]]
 
 
 def main() -> int:
@@ -326,12 +327,17 @@ def cost_of_the_plain_option(file: EstimatorsFile) -> Iterator[str]:
 
 
 def study_source(name: str, file: StudyFile) -> str:
-    """`source` with the commit at which the jobs of the study ran, not that of its analysis; names several as such."""
+    """`source` with the commit at which the jobs of the study ran, not that of its analysis; names several as such.
+
+    Regimes that were kept from an earlier run have lines of their own.
+    """
     ran = file["study_commits"]
     most = max(ran, key=lambda commit: ran[commit])
     made: Provenance = {"commit": most, "machine": file["machine"], "versions": file["versions"]}
     others = sum(ran.values()) - ran[most]
-    return source(name, made) + (f" {others} of {sum(ran.values())} jobs ran at other commits." * bool(others))
+    lines = [source(name, made) + (f" {others} of {sum(ran.values())} jobs ran at other commits." * bool(others))]
+    lines += [f"{source(name, earlier)} Of it: {regime}." for regime, earlier in file.get("kept", {}).items()]
+    return "\n".join(lines)
 
 
 def source(name: str, file: Provenance) -> str:

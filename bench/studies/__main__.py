@@ -1,8 +1,9 @@
-"""Runs a study of the trainer and writes bench/results/NAME.json: `python -m bench.studies NAME [--finished]`.
+"""Runs a study of the trainer and writes bench/results/NAME.json: `python -m bench.studies NAME`.
 
 evidence: when does training on the reward help, and when does it hurt (evidence_full: all regimes; evidence_few: few
 and noisy demonstrations). figures: the discount, and the place of the reference. methods: what to do after SFT.
-Finished parts are reused, so an interrupted run continues; `study_commits` are those at which the jobs ran.
+Finished parts are reused, so an interrupted run continues; `study_commits` are those at which the jobs ran. With
+`--only REGIME`, the other regimes stay in the file as they are, and `kept` says where they come from.
 """
 
 import argparse
@@ -12,16 +13,39 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from dense_reward_trainer.configs.base import load_config
 from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.studies.regimes.config import SweepConfig
+from dense_reward_trainer.studies.regimes.figures import CellFigures
+from dense_reward_trainer.studies.regimes.plot import plot_policies
 
 from bench.circumstances import circumstances
 from bench.studies import evidence, methods
 from bench.studies.evidence import Record
 
 RESULTS, PICTURES = Path("bench/results"), Path("docs/pictures")
+
+
+# What a study finds for each regime.
+BY_REGIME = ("tuning", "cells", "summary", "primary", "boundary", "rewards")
+
+
+def keep_others(study: dict[str, Any], earlier: Record) -> dict[str, Record]:
+    """Add the regimes of an earlier file to a study that ran others; returns where each comes from, by name.
+
+    The verdicts of `preview` are added too; CPU hours and commits of the jobs stay those of the study alone.
+    """
+    ran = max(earlier["study_commits"], key=earlier["study_commits"].get)
+    source = {"commit": ran, "machine": earlier["machine"], "versions": earlier["versions"]}
+    kept: dict[str, Record] = {regime: source for regime in earlier["study"]["cells"] if regime not in study["cells"]}
+    kept |= {regime: source for regime, source in earlier.get("kept", {}).items() if regime in kept}
+    for key in BY_REGIME:
+        study[key] |= {regime: found for regime, found in earlier["study"][key].items() if regime in kept}
+    study["preview"] += [one for one in earlier["study"]["preview"] if one["regime"] in kept]
+    study["config"]["regimes"] |= {name: earlier["study"]["config"]["regimes"][name] for name in kept}
+    return kept
 
 
 def _no_keys(_: Record) -> dict[str, object]:
@@ -43,17 +67,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.studies", description=__doc__)
     parser.add_argument("name", choices=STUDIES)
     parser.add_argument("--finished", action="store_true", help="run nothing: the figures of what is finished so far")
+    parser.add_argument("--only", action="append", metavar="REGIME", help="run this regime alone (may be repeated)")
     options = parser.parse_args(arguments)
     recipe, keys_of = STUDIES[options.name]
     command = [sys.executable, "-m", "dense_reward_trainer.cli", "sweep", recipe]
-    done = subprocess.run([*command, *(["finished_only=true"] if options.finished else [])], check=False)
+    overrides = ["finished_only=true"] * options.finished + [f"only={json.dumps(options.only)}"] * bool(options.only)
+    done = subprocess.run([*command, *overrides], check=False)
     if done.returncode:
         return done.returncode
     folder = load_config(SweepConfig, config_path(recipe)).output_dir
     study = json.loads((folder / "sweep.json").read_text())
+    file, kept = RESULTS / f"{options.name}.json", {}
+    if options.only and file.is_file():
+        kept = keep_others(study, json.loads(file.read_text()))
+        figures = {name: [CellFigures.of(cell) for cell in cells] for name, cells in study["cells"].items()}
+        plot_policies(figures, folder / "sweep")
     keys = keys_of(study)
-    record = {**keys, "study": study, "study_commits": study["commits"], **circumstances()}
-    (RESULTS / f"{options.name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    record = {**keys, "study": study, "study_commits": study["commits"], "kept": kept, **circumstances()}
+    file.write_text(json.dumps(record, indent=1) + "\n")
     PICTURES.mkdir(exist_ok=True)
     for picture in sorted(folder.glob("*.png")):
         shutil.copy(picture, PICTURES / f"{options.name}_{picture.name}")

@@ -1,10 +1,12 @@
 """The rows of methods.json, and the cells of its tables."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.studies import methods, methods_page
+from bench.studies.__main__ import keep_others
 
 
 def found(value: float) -> dict[str, float]:
@@ -54,3 +56,24 @@ def test_a_run_of_another_length_is_not_compared(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"loss": 1.0}\n{"step": 1}\n')
     with pytest.raises(RuntimeError, match="logged 1 losses, not 20"):
         methods.losses(tmp_path)
+
+
+def test_a_regime_that_is_run_alone_replaces_its_own_figures_and_keeps_the_others() -> None:
+    def of(commit: str, **cells: int) -> dict[str, Any]:
+        one = {regime: {"of": value} for regime, value in cells.items()}
+        study = {key: dict(one) for key in ("tuning", "cells", "summary", "primary", "boundary", "rewards")}
+        previews = [{"regime": regime, "of": value} for regime, value in cells.items()]
+        config = {"regimes": dict(one)}
+        where = {"machine": {"cores": 2}, "versions": {"torch": "2"}}
+        return {"study": study | {"preview": previews, "config": config}, "study_commits": {commit: 3}, **where}
+
+    earlier = of("old", mixed=1, additions=2) | {"kept": {"mixed": {"commit": "older"}, "gone": {"commit": "older"}}}
+    now = of("new", additions=3)["study"]
+    assert keep_others(now, earlier) == {"mixed": {"commit": "older"}}
+    both = {"additions": {"of": 3}, "mixed": {"of": 1}}
+    assert (now["cells"], now["summary"], now["config"]["regimes"]) == (both, both, both)
+    assert now["preview"] == [{"regime": "additions", "of": 3}, {"regime": "mixed", "of": 1}]
+    later = of("newest", additions=4)["study"]
+    del earlier["kept"]
+    source = {"commit": "old", "machine": {"cores": 2}, "versions": {"torch": "2"}}
+    assert keep_others(later, earlier) == {"mixed": source}

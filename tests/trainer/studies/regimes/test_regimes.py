@@ -270,3 +270,18 @@ def test_demonstrations_are_judged_as_the_evaluation_judges(checker: str, expect
     small = study(evaluate={"held_out_options.checker": checker})
     job = regimes_jobs.evaluation_job(Cell(small, "mixed", 1, {}), "http://127.0.0.1")
     assert regimes_jobs.demonstrations_right(TaskData(rows, rows, rows), job) == expected
+
+
+def test_a_study_can_be_narrowed_to_some_of_its_regimes() -> None:
+    several = {
+        "one": {"task": {"name": "additions"}},
+        "two": {"task": {"name": "additions"}, "tuned_as": "one"},
+        "three": {"task": {"name": "additions"}},
+    }
+    whole = study(regimes=several)
+    assert [*whole.narrowed().regimes] == ["one", "two", "three"]
+    assert [*study(regimes=several, only=["three", "one"]).narrowed().regimes] == ["three", "one"]
+    with pytest.raises(ValueError, match="only: 'four' is none of the regimes one, two, three"):
+        study(regimes=several, only=["four"])
+    with pytest.raises(ValueError, match="two uses the values that are chosen in one: add one to only"):
+        study(regimes=several, only=["two"])

@@ -65,7 +65,7 @@ class SweepConfig(JobConfig):
 
     resume_may_change: ClassVar[frozenset[str]] = frozenset(
         {"output_dir", "processes", "seeds", "regimes.*.seeds", "threads", "device", "submitit", "finished_only"}
-        | {"launch", "strategy"}
+        | {"launch", "strategy", "only"}
     )
 
     regimes: dict[SafeName, Regime] = Field(min_length=1)
@@ -106,6 +106,9 @@ class SweepConfig(JobConfig):
     labelled: int = Field(
         default=0, ge=0, description="The last test problems of each cell, which only the preview uses; 0 without one."
     )
+    only: tuple[SafeName, ...] | None = Field(
+        default=None, min_length=1, description="The regimes to run and report now; null: all of them."
+    )
     finished_only: bool = Field(
         default=False, description="Run nothing: tables and pictures of the cells that are finished so far."
     )
@@ -114,6 +117,11 @@ class SweepConfig(JobConfig):
         description="Options of submitit's AutoExecutor, such as {slurm_partition: gpu, timeout_min: 240}: cells "
         "become jobs of a cluster (needs `pip install submitit`). null: processes of this machine.",
     )
+
+    def narrowed(self) -> Self:
+        """This study with the regimes of `only` alone."""
+        wanted = self.regimes if self.only is None else self.only
+        return self.model_copy(update={"regimes": {name: self.regimes[name] for name in wanted}})
 
     @property
     def reads_only(self) -> bool:
@@ -148,6 +156,9 @@ class SweepConfig(JobConfig):
                 raise ValueError(f"{where}: {other!r} is none of the policies {', '.join(policies)}")
         if (self.preview is None) != (self.labelled == 0):
             raise ValueError("labelled is the number of problems for preview: set both or neither")
+        for name in self.only or ():
+            if name not in self.regimes:
+                raise ValueError(f"only: {name!r} is none of the regimes {', '.join(self.regimes)}")
         _each_once("seeds", self.seeds)
         for name, regime in self.regimes.items():
             self._check_regime(name, regime)
@@ -192,6 +203,9 @@ class SweepConfig(JobConfig):
         for name, regime in self.regimes.items():
             if regime.tuned_as is not None and self.tuned_in(regime.tuned_as) != regime.tuned_as:
                 raise ValueError(f"regimes.{name}.tuned_as: {regime.tuned_as!r} is no regime with its own tuning")
+        for name in self.only or ():
+            if (source := self.tuned_in(name)) not in (self.only or ()):
+                raise ValueError(f"only: {name} uses the values that are chosen in {source}: add {source} to only")
         reported = {seed for name in self.regimes for seed in self.seeds_of(name)}
         shared = sorted(reported.intersection(self.tuning.seeds))
         if shared:

@@ -54,6 +54,7 @@ def run(config: SweepConfig, report: Report) -> None:
     check_run("sweep", config)
     check_cells(config)
     folder = open_run("sweep", config).folder
+    config = config.narrowed()
     choices, cells = tune(config, report)
     policies = {regime: policies_here(config, regime, choices) for regime in config.regimes}
     reported = [Cell(config, regime, seed, policies[regime]) for regime in policies for seed in config.seeds_of(regime)]
