@@ -1,9 +1,11 @@
 """POST /heatmap: which arrays a picture needs, and the rows of an answer -> html, svg or ansi."""
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Iterator, Sequence
 from typing import cast
 
 import numpy as np
+from pydantic import JsonValue
 
 from dense_reward.errors import refuse
 from dense_reward.heatmap import (
@@ -17,7 +19,7 @@ from dense_reward.heatmap import (
     render_html_document,
     render_svg,
 )
-from dense_reward.schemas import ArrayName, HeatmapRequest, Item
+from dense_reward.schemas import ArrayName, ChatMessage, HeatmapRequest, Item
 from dense_reward.scoring.rows import Alternatives, Row
 from dense_reward.text.tokenizer import Tokenizer
 
@@ -70,10 +72,18 @@ def draw(request: HeatmapRequest, rows: Sequence[Row], tokenizer: Tokenizer, *, 
 def heatmap_rows(request: HeatmapRequest, rows: Sequence[Row], tokenizer: Tokenizer) -> list[HeatmapRow]:
     """A heatmap row for each response of a request that was scored `with_arrays`."""
     items = request.listed()
-    return [_row(row, items[cast(int, row["item"])], request, tokenizer, len(rows)) for row in rows]
+    titles = [_title(row, several_items=len(items) > 1, alone=len(rows) == 1) for row in rows]
+    drawn = zip(rows, titles, strict=True)
+    return [_row(row, items[cast(int, row["item"])], request, tokenizer, title) for row, title in drawn]
 
 
-def _row(row: Row, item: Item, request: HeatmapRequest, tokenizer: Tokenizer, count: int) -> HeatmapRow:
+def _title(row: Row, *, several_items: bool, alone: bool) -> str:
+    """People count from 1."""
+    response = "response" if alone else f"response {cast(int, row['response']) + 1}"
+    return f"item {cast(int, row['item']) + 1}, {response}" if several_items else response
+
+
+def _row(row: Row, item: Item, request: HeatmapRequest, tokenizer: Tokenizer, title: str) -> HeatmapRow:
     text = str(row["text"])
     offsets = cast(np.ndarray[tuple[int, int], np.dtype[np.int32]], row["offsets"]).tolist()
     ids = tuple(int(i) for i in _array(row, "token_ids").tolist())
@@ -83,8 +93,8 @@ def _row(row: Row, item: Item, request: HeatmapRequest, tokenizer: Tokenizer, co
         for t, (start, end) in enumerate(offsets)
     )
     return HeatmapRow(
-        title=f"response {cast(int, row['response']) + 1}" if count > 1 else "response",
-        prompt=_prompt(item, tokenizer),
+        title=title,
+        prompt=prompt_shown(item, tokenizer),
         pieces=pieces,
         token_ids=ids,
         values=tuple(_array(row, request.signal).tolist()),
@@ -111,13 +121,13 @@ def _responses(item: Item) -> int:
     return len(item.responses or item.response_ids or [item])
 
 
-def _prompt(item: Item, tokenizer: Tokenizer) -> str:
+def prompt_shown(item: Item, tokenizer: Tokenizer) -> str:
     """The text before the response, for people: messages are not rendered, ids are decoded."""
     match item.form:
         case "prompt":
             return item.prompt or ""
         case "messages":
-            return "\n".join(f"{message.role}: {message.content}" for message in (item.messages or [])[:-1])
+            return "\n".join(line for message in (item.messages or [])[:-1] for line in _lines(message))
         case "ids":
             return tokenizer.text_and_spans(item.prompt_ids or [])[0]
         case "stream":
@@ -126,3 +136,25 @@ def _prompt(item: Item, tokenizer: Tokenizer) -> str:
             return tokenizer.text_and_spans((item.token_ids or [])[:first])[0]
         case _:
             return ""
+
+
+def _lines(message: ChatMessage) -> Iterator[str]:
+    """A message that the chat's encoder has accepted, as people read it."""
+    thought = message.reasoning_content or message.reasoning or message.thinking
+    if thought:
+        yield f"{message.role} thinks: {thought}"
+    parts = message.content if isinstance(message.content, list) else [message.content]
+    texts = [str(part["text"]) if isinstance(part, dict) else part for part in parts]
+    content = "\n".join(text for text in texts if isinstance(text, str))
+    if content or not (thought or message.tool_calls):
+        yield f"{message.role}: {content}"
+    for call in message.tool_calls or ():
+        yield f"{message.role} calls: {_call(call)}"
+
+
+def _call(call: JsonValue) -> str:
+    whole = cast(dict[str, JsonValue], call)
+    function = cast(dict[str, JsonValue], whole.get("function", whole))  # data sets leave the wrapper out
+    arguments = function.get("arguments") or {}
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return f"{function['name']}({text})"

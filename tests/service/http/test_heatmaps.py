@@ -7,7 +7,16 @@ import pytest
 from dense_reward.engines.fake import EOS_ID, VOCABULARY, FakeEngine, FakeTokenizer
 from dense_reward.errors import RequestError
 from dense_reward.heatmap import HeatmapRow
-from dense_reward.http.heatmaps import ARRAYS, DETAILS, FROM_DISTRIBUTIONS, MEDIA_TYPES, draw, heatmap_rows, with_arrays
+from dense_reward.http.heatmaps import (
+    ARRAYS,
+    DETAILS,
+    FROM_DISTRIBUTIONS,
+    MEDIA_TYPES,
+    draw,
+    heatmap_rows,
+    prompt_shown,
+    with_arrays,
+)
 from dense_reward.schemas import HeatmapRequest, SignalName
 from dense_reward.scoring.items import Limits, prepare
 from dense_reward.scoring.rows import Row, RowBuilder, wants
@@ -92,6 +101,35 @@ def test_rows_hold_the_chosen_signal_and_all_other_quantities_for_tooltips(signa
 def test_rows_of_several_responses_are_numbered() -> None:
     assert [row.title for row in drawn_rows(**TEXT)] == ["response 1", "response 2"]
     assert [row.title for row in drawn_rows(**STREAM)] == ["response"]
+
+
+def test_rows_of_several_items_name_their_items() -> None:
+    assert [row.title for row in drawn_rows(items=[TEXT, STREAM])] == [
+        "item 1, response 1",
+        "item 1, response 2",
+        "item 2, response 1",
+    ]
+
+
+def test_thoughts_calls_and_parts_of_earlier_turns_are_shown_as_people_read_them() -> None:
+    arguments = '{"city": "Oslo"}'
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    inner = {"name": "time", "arguments": {"zone": 1}}
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "Oslo"}, {"type": "text", "text": "now?"}]},
+        {"role": "assistant", "content": None, "reasoning_content": "I need a tool.", "tool_calls": [call, inner]},
+        {"role": "tool", "tool_call_id": "1", "content": ""},
+        {"role": "assistant", "content": "ok"},
+    ]
+    item = HeatmapRequest.model_validate({"messages": messages})
+    assert prompt_shown(item, TOKENIZER).splitlines() == [
+        "user: Oslo",
+        "now?",
+        "assistant thinks: I need a tool.",
+        f"assistant calls: weather({arguments})",
+        'assistant calls: time({"zone": 1})',
+        "tool: ",
+    ]
 
 
 def test_each_row_of_a_batch_has_the_prompt_of_its_own_item() -> None:
