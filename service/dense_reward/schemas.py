@@ -132,7 +132,7 @@ class Item(Strictly):
     def _complete(self, form: str) -> None:
         """Raise ValueError if a part of the form is missing."""
         if form == "prompt" and (self.prompt is None or (self.response is None) == (self.responses is None)):
-            raise ValueError("a prompt needs either response or responses, and those need a prompt")
+            raise ValueError("give a prompt together with either response or responses")
         if form == "messages" and self.messages is None:
             raise ValueError("score, tools and template_kwargs belong to messages")
         if form == "ids" and (self.prompt_ids is None or self.response_ids is None):

@@ -5,6 +5,7 @@ import math
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TypeVar
 
 import orjson
@@ -141,7 +142,7 @@ def parse(body: bytes, model: type[Model]) -> Model:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise RequestError(_faults(error)) from None
+        raise RequestError(_faults(error, model)) from None
 
 
 def json_response(
@@ -190,23 +191,34 @@ def _in_parts(value: object) -> orjson.Fragment:
     raise TypeError(f"an answer has no JSON for {type(value)}")
 
 
-def _faults(error: ValidationError) -> list[Fault]:
+def _faults(error: ValidationError, model: type[BaseModel]) -> list[Fault]:
     details = error.errors(include_url=False, include_context=False, include_input=False)
-    faults = [_fault(detail) for detail in details[:MAX_FAULTS]]
+    faults = [_fault(detail, model) for detail in details[:MAX_FAULTS]]
     if len(details) > MAX_FAULTS:
         message = f"{len(details) - MAX_FAULTS} more faults are not listed: correct these first"
         faults.append(Fault("invalid_request", message, item=_item_of(details[MAX_FAULTS])))
     return faults
 
 
-def _fault(detail: ErrorDetails) -> Fault:
+def _fault(detail: ErrorDetails, model: type[BaseModel]) -> Fault:
     """pydantic's message with the place in the request. It does not repeat the value, which can be large or secret."""
     if detail["type"] == "json_invalid":
         code = "invalid_unicode" if "surrogate" in detail["msg"] or "hex escape" in detail["msg"] else "invalid_json"
         return Fault(code, detail["msg"])
     param = ".".join(_shown(str(part)) for part in detail["loc"]) or None
     where = f"{param}: " if param else ""
-    return Fault("invalid_request", where + detail["msg"].removeprefix("Value error, "), param, _item_of(detail))
+    return Fault("invalid_request", where + _message(detail, model), param, _item_of(detail))
+
+
+def _message(detail: ErrorDetails, model: type[BaseModel]) -> str:
+    """pydantic's words, or plainer ones for the two faults that newcomers make."""
+    key = str(detail["loc"][-1])[:MAX_NAME] if detail["loc"] else ""
+    if detail["type"] == "extra_forbidden":
+        near = get_close_matches(key, () if "messages" in detail["loc"] else model.model_fields, n=1)
+        return f"there is no such key: did you mean {near[0]}?" if near else "there is no such key: remove it"
+    if detail["type"] == "string_type" and key == "prompt":
+        return "must be a string; send a chat as messages, with the response as the last of them"
+    return detail["msg"].removeprefix("Value error, ")
 
 
 def _item_of(detail: ErrorDetails) -> int | None:

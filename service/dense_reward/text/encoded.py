@@ -61,9 +61,9 @@ class TurnStream:
         if ids[:seen] != self._ids:
             raise refuse(
                 "bad_template",
-                "the chat template or the tokenizer renders earlier turns differently once the conversation continues, "
-                "so the ids are not those that a policy answered, and all_assistant would score states that no policy "
-                'sees: send each turn with score "last", or send ids (to train: train_on=response)',
+                "the chat template or the tokenizer renders earlier turns differently once the conversation continues "
+                "(some remove their thoughts), so all_assistant would score states that no policy sees: send one item "
+                "for each assistant turn, with the messages up to it and without score; or send ids",
                 param="score",
             )
         self._ids = ids

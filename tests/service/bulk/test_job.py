@@ -161,7 +161,7 @@ def test_a_bad_row_stops_the_run_behind_the_rows_before_it_and_can_be_kept_later
     assert (writer.state.rows, writer.state.errors) == (3, 1)
     rows = rows_of(out)
     assert [row["row"] for row in rows] == [0, 1, 2]
-    assert "a prompt needs either response or responses" in rows[1]["error"]
+    assert "a prompt together with either response or responses" in rows[1]["error"]
     assert rows[2]["reward"] == pytest.approx(expected_reward(Item.model_validate(BAD[2])), abs=1e-6)
 
 

@@ -166,7 +166,7 @@ BAD = {
     "items and an input": Bad({"items": [TEXT], "text": "a"}, "invalid_request", "either items or one input"),
     "items in items": Bad({"items": [{"items": [TEXT]}]}, "invalid_request", "items.0.items", "items.0.items"),
     "no items": Bad({"items": []}, "invalid_request", "at least 1", "items"),
-    "unknown key": Bad(IDS | {"temperature": 1}, "invalid_request", "not permitted", "temperature"),
+    "unknown key": Bad(IDS | {"temperature": 1}, "invalid_request", "there is no such key", "temperature"),
     "unknown key in an item": Bad({"items": [TEXT | {"colour": 1}]}, "invalid_request", "colour", "items.0.colour"),
     "float for an id": Bad({"prompt_ids": [1.0], "response_ids": [[1]]}, "invalid_request", "integer", "prompt_ids.0"),
     "gamma above 1": Bad(IDS | {"gamma": 1.5}, "invalid_request", "less than or equal to 1", "gamma"),

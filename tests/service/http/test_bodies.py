@@ -77,3 +77,20 @@ def test_a_very_long_key_is_not_sent_back_whole() -> None:
     error, answer = refused(orjson.dumps({"text": "a", "k" * 1_000_000: 0}))
     assert error.faults[0].param == "k" * 100 + "… (1000000 characters)"
     assert len(answer) < 1000
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"promt":"a","response":"b"}', "promt: there is no such key: did you mean prompt?"),
+        (b'{"items":[{"prompt":"a","respons":"b"}]}', "items.0.respons: there is no such key: did you mean response?"),
+        (b'{"prompt":"a","response":"b","zzz":1}', "zzz: there is no such key: remove it"),
+        (b'{"messages":[{"role":"user","contents":"a"}]}', "messages.0.contents: there is no such key: remove it"),
+        (
+            b'{"prompt":[{"role":"user","content":"a"}],"response":"b"}',
+            "prompt: must be a string; send a chat",
+        ),
+    ],
+)
+def test_a_slip_of_a_newcomer_is_refused_with_its_cure(body: bytes, message: str) -> None:
+    assert refused(body)[0].faults[0].message.startswith(message)

@@ -226,7 +226,7 @@ def test_the_last_turn_is_right_where_earlier_thoughts_are_dropped() -> None:
     encoder = encoder_of("earlier thoughts dropped")
     messages = [*chat("a", "<think>x</think>b"), *chat("c", "<think>y</think>d")]
     assert ids_of(encoder, messages) == own_ids(encoder, messages)
-    with pytest.raises(RequestError, match="train_on=response"):
+    with pytest.raises(RequestError, match="one item for each assistant turn"):
         encoder.conversation(messages, add_eos=True, every_turn=True)
 
 
