@@ -66,7 +66,7 @@ def state_of(out: Path) -> RunState | None:
 
 
 def load_state(out: Path, made_from: Mapping[str, Any]) -> RunState:
-    """The state of an output that goes on, or a new one. Raises SettingsError if it was made from something else."""
+    """The state of an output that goes on, or a new one. Raises SettingsError if its rows were made otherwise."""
     state = state_of(out)
     if state is None:
         if out.exists():
@@ -78,6 +78,8 @@ def load_state(out: Path, made_from: Mapping[str, Any]) -> RunState:
         raise SettingsError(
             f"{out} is gone, but {state_file(out).name} counts its rows: restore it, or give --overwrite"
         )
+    if not (state.rows or state.done):
+        return RunState(dict(made_from))  # no row is written that could mix with others
     before = {name: value for name, value in state.made_from.items() if name != "model"}  # known only once loaded
     changed = list(differences(before, json.loads(json.dumps(made_from))))
     if changed:

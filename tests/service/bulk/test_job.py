@@ -165,6 +165,17 @@ def test_a_bad_row_stops_the_run_behind_the_rows_before_it_and_can_be_kept_later
     assert rows[2]["reward"] == pytest.approx(expected_reward(Item.model_validate(BAD[2])), abs=1e-6)
 
 
+def test_a_run_that_wrote_no_row_does_not_bind_the_next_one(tmp_path: Path) -> None:
+    """Wrong columns are noticed at the first row: the right ones need no --overwrite."""
+    rows: list[Json] = [{"question": "a", "answer": "b"}]
+    for suffix in (".jsonl", ".parquet"):
+        file, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / f"out{suffix}"
+        with pytest.raises(BulkError, match="--columns"):
+            run(a_job(file, out), FakeScorer(revision="other"))
+        writer = run(a_job(file, out, {"prompt": "question", "response": "answer"}), FakeScorer())
+        assert (writer.state.done, writer.state.rows, writer.state.errors) == (True, 1, 0)
+
+
 def test_faults_that_the_service_finds_belong_to_their_rows(tmp_path: Path) -> None:
     rows: list[Json] = [
         {"prompt_ids": [1], "response_ids": [2]},
