@@ -279,8 +279,8 @@ def _adapter_base(files: Path, fetch: Fetch) -> Path | None:
         return locate(base, fetch).folder
     except CheckpointError as error:
         raise CheckpointError(
-            f"{path} names the base model {base}, which is not here ({error}): copy the base model to this machine and "
-            "write its folder into base_model_name_or_path"
+            f"{path} names the base model {base}, which is not here ({error}): run this in the directory in which the "
+            "adapter was trained, or write the base model's folder on this machine into base_model_name_or_path"
         ) from error
 
 

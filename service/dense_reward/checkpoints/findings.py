@@ -73,7 +73,8 @@ def _model(found: Checked) -> Iterator[str]:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     yield f"architecture: {type(model).__name__}, {parameters:,} parameters"
     if found.base is not None:
-        yield f"adapter: {_adapter(found.files)} on {found.manifest.adapter_base}, which is in {found.base}"
+        named = found.manifest.adapter_base
+        yield f"adapter: {_adapter(found.files)}; base model: {found.base} (in the manifest: {named})"
     yield f"dtype: {found.manifest.dtype}"
     dtype = DTYPES.get(found.manifest.dtype, torch.float32)
     if isinstance(found.model, HeadModel):

@@ -156,8 +156,8 @@ class TorchModel:
             linear.forward = partial(packed(linear.weight), bias_O=linear.bias)  # type: ignore[method-assign]
         if head is not None:
             self.head = head.pack()
-        layers = f"{len(faster)} matrices" + ("" if head is None else " and the output layer")
-        return f"{layers} are also held as the CPU's fastest matmuls read them: {more_mb} more"
+        layers = [*([f"{len(faster)} matrices"] if faster else []), *([] if head is None else ["the output layer"])]
+        return f"copies of {' and '.join(layers)} in a layout for faster matmuls take {more_mb} more"
 
     @property
     def has_graphs(self) -> bool:

@@ -209,6 +209,7 @@ def _merge_adapter(model: PreTrainedModel, files: Path, base: Path) -> PreTraine
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below, with all their names
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # peft reads it
         try:
             adapted = PeftModel.from_pretrained(model, files, adapter_name=ADAPTER)
             found = adapted.load_adapter(files, ADAPTER)  # once more, for what peft returns only here
