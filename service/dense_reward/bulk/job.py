@@ -129,7 +129,7 @@ class Writing:
         self._tokens += scored.tokens
         self.progress(len(good), scored.tokens)
         if stops:
-            raise _row_error(*pairs[faulty[0]])
+            raise _row_error(*pairs[faulty[0]], after_others=self.state.rows > 0)
         if time.monotonic() - self._synced_at > SYNC_S or self._tokens > SYNC_TOKENS:
             self._sync()
 
@@ -149,11 +149,14 @@ class Writing:
             self.output.tidy()
 
 
-def _row_error(row: SourceRow, outcome: Outcome) -> BulkError:
+def _row_error(row: SourceRow, outcome: Outcome, *, after_others: bool) -> BulkError:
     assert isinstance(outcome, Faulty)
+    cure = "The rows before it are written. Correct the data and give --overwrite, or continue with"
+    if not after_others:
+        cure = "No row is written yet. Correct the data or the options and run the command again, or give"
     return BulkError(
-        f"row {row.number} (counted from 0) cannot be scored: {outcome.message}\nThe rows before it are written. "
-        "Correct the data and give --overwrite, or continue with --on-error keep, which writes the error of such rows"
+        f"row {row.number} (counted from 0) cannot be scored: {outcome.message}\n{cure} --on-error keep, which writes "
+        "the error of such rows"
     )
 
 
