@@ -106,6 +106,12 @@ def test_words_are_exchanged_for_words_of_the_data_that_begin_alike() -> None:
     assert changed == {"Eva", "cups", "here", "buys", "pens"}
 
 
+def test_words_of_every_script_are_exchanged() -> None:
+    corrupter = Corrupter.of("word", ["größer", "kürzer", "больше", "меньше"])
+    drawn = {corrupter("größer", random.Random(seed)) for seed in range(20)}
+    assert {one.text for one in drawn if one is not None} == {"kürzer", "больше", "меньше"}
+
+
 def test_a_step_is_exchanged_for_another_step_and_the_final_answer_is_none() -> None:
     corrupter = Corrupter.of("step", ANSWERS)
     drawn = {corrupter(ANSWERS[0], random.Random(seed)) for seed in range(50)}

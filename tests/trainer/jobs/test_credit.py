@@ -1,7 +1,6 @@
-"""The credit job: planted errors, the tokens that they are compared with, and the job with a real service."""
+"""The credit job with a real service: planted errors, sampled answers, labelled solutions, and refusals."""
 
 import json
-import random
 import re
 import signal
 import subprocess
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import get_args
 
 import killed_job
-import numpy as np
 import pytest
 from dense_reward import Client, Scored
 from dense_reward.client.requests import ItemToScore
@@ -20,25 +18,18 @@ from dense_reward_trainer.configs.credit import CreditConfig
 from dense_reward_trainer.configs.signals import Aggregate
 from dense_reward_trainer.credit.answer_ranking import rank
 from dense_reward_trainer.credit.error_localisation import (
-    MAX_TRIES,
-    ErrorScores,
-    PlantedError,
-    error_and_others,
     localise,
     messages_of,
     planted_errors,
-    proposals,
 )
 from dense_reward_trainer.credit.judged_answers import AGGREGATES, JudgedAnswers
 from dense_reward_trainer.credit.references import References
-from dense_reward_trainer.data.corruption import Corrupter, Corruption, ErrorKind, number_corruption
+from dense_reward_trainer.data.corruption import Corrupter, ErrorKind
 from dense_reward_trainer.data.sources import ChatMessage, DataSource, Demonstration, load
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.policy import load_policy
 from dense_reward_trainer.rl.reward_service import PinnedPair, ServiceAddress, pinned_pair
 from dense_reward_trainer.rl.sampling import Sampling, sample
-from hypothesis import given
-from hypothesis import strategies as st
 from served_pair import ServedPair, environment
 
 pytestmark = pytest.mark.slow
@@ -51,63 +42,8 @@ def answer(response: str) -> Demonstration:
     return Demonstration((ChatMessage("user", "?"), ChatMessage("assistant", response)), None, "here:1")
 
 
-def planted(right: str, wrong: str, start: int, end: int) -> PlantedError:
-    return PlantedError(answer(right), Corruption(wrong, start, end))
-
-
-def one_by_one(text: str) -> list[tuple[int, int]]:
-    """A scored text with a token for each character, and an end of turn."""
-    return [*((i, i + 1) for i in range(len(text))), (len(text), len(text))]
-
-
 def config(**changes: object) -> CreditConfig:
     return CreditConfig.model_validate({"output_dir": "run", "data": {"source": "arithmetic"}, **changes})
-
-
-def test_the_wrong_token_stands_against_all_others_the_end_of_turn_included() -> None:
-    error, others = error_and_others(planted("1+2=3", "1+2=8", 4, 5), one_by_one("1+2=8"), "tokens")
-    assert (error, others) == (4, [0, 1, 2, 3, 5])
-
-
-def test_or_against_the_other_tokens_with_a_digit() -> None:
-    error, others = error_and_others(planted("1+2=3", "1+2=8", 4, 5), one_by_one("1+2=8"), "digit_tokens")
-    assert (error, others) == (4, [0, 2])
-
-
-def test_a_number_of_several_tokens_is_wrong_from_its_first_changed_one_and_its_others_are_left_out() -> None:
-    error, others = error_and_others(planted("a 1234 5", "a 1274 5", 2, 6), one_by_one("a 1274 5"), "digit_tokens")
-    assert (error, others) == (4, [7])
-
-
-def test_a_token_that_reaches_beyond_the_error_counts_as_touched() -> None:
-    offsets = [(0, 2), (2, 4), (4, 6)]
-    error, others = error_and_others(planted("ab12cd", "ab13cd", 2, 4), offsets, "tokens")
-    assert (error, others) == (1, [0, 2])
-
-
-@given(st.integers(0, 10_000), st.text(alphabet="ab 0123456789\n", min_size=1, max_size=60))
-def test_the_error_is_never_among_what_it_stands_against(seed: int, text: str) -> None:
-    corruption = number_corruption(text, random.Random(seed))
-    if corruption is None:
-        return
-    error, others = error_and_others(PlantedError(answer(text), corruption), one_by_one(text), "tokens")
-    assert text[error] != corruption.text[error]
-    assert all(i == len(text) or text[i] == corruption.text[i] for i in others)
-
-
-def test_errors_are_seeded_and_those_of_an_answer_differ() -> None:
-    corrupter, demonstration = Corrupter.of("number", []), answer("12 + 30 = 42")
-    first = proposals(corrupter, demonstration, [0, 3])
-    assert first == proposals(corrupter, demonstration, [0, 3])
-    assert first != proposals(corrupter, demonstration, [1, 3])
-    assert len({one.text for one in first}) == len(first) <= MAX_TRIES
-    assert proposals(corrupter, answer("none"), [0, 3]) == []
-
-
-def test_an_error_hits_where_it_is_lowest_and_shares_a_tie() -> None:
-    others = np.array([0.0, -1.0, -2.0, -2.0], dtype=np.float32)
-    assert [ErrorScores(error, others).hit for error in (-3.0, -2.0, -1.0)] == [1.0, pytest.approx(1 / 3), 0.0]
-    assert [ErrorScores(error, others).auroc for error in (-3.0, -1.0, 1.0)] == [1.0, 0.375, 0.0]
 
 
 def credit(served: ServedPair, run: Path, *overrides: str) -> int:
@@ -195,16 +131,28 @@ def test_a_corrupted_answer_has_as_many_tokens_as_the_right_one_and_differs_in_i
             assert corruption.text[corruption.end :] == right[corruption.end :]
 
 
-def test_more_answers_than_hold_such_an_error_are_refused(served: ServedPair, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "complaint"),
+    [
+        ("digit", "only 1 answers can hold an error of kind digit, but answers is 2: set answers to at most 1"),
+        (
+            "step",
+            "only 0 answers can hold .*: leave step out of corruptions. Such an answer has a line before its last",
+        ),
+    ],
+)
+def test_more_answers_than_hold_such_an_error_are_refused(
+    served: ServedPair, tmp_path: Path, kind: ErrorKind, complaint: str
+) -> None:
     demonstrations = [answer("none at all"), answer("one 1")]
     with (
         pinned_pair(ServiceAddress.of(served.url, config(output_dir=tmp_path)), ignore) as pinned,
-        pytest.raises(ConfigError, match="only 1 answers can hold an error of kind digit, but answers is 2"),
+        pytest.raises(ConfigError, match=complaint),
     ):
         localise(
             References((pinned,)),
             demonstrations,
-            Corrupter.of("digit", []),
+            Corrupter.of(kind, []),
             count=2,
             against="tokens",
             window=8,
@@ -293,6 +241,24 @@ def test_all_references_of_a_service_are_compared_in_one_table(
     assert alone == {column: record["result"]["localisation"]["digit"][column] for column in alone}
 
 
+@pytest.mark.parametrize(("checker", "error"), [("final_answer", "add final_answer to the rows"), ("exact", None)])
+def test_samples_are_judged_by_the_checker_that_is_set(
+    served: ServedPair, tmp_path: Path, capsys: pytest.CaptureFixture[str], checker: str, error: str | None
+) -> None:
+    """Answers without `#### `: final_answer can judge none, and says so before anything is measured."""
+    rows = [{"prompt": f"Add {n} and 1.", "response": f"{n}+1={n + 1}"} for n in range(4)]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = [f"data.source={tmp_path / 'own.jsonl'}", "corruptions=[]", f"checker={checker}"]
+    sampled = [f"policy={served.folder / 'sft'}", "samples=4", "max_new_tokens=8"]
+    assert credit(served, tmp_path / "run", *own, *sampled) == (0 if error is None else 2)
+    printed = capsys.readouterr().err
+    if error is None:
+        assert "0 samples are right and 4 are wrong" in printed
+    else:
+        assert error in printed
+        assert not (tmp_path / "run").exists()
+
+
 def is_even(_: Demonstration, text: str) -> bool:
     return len(text) % 2 == 0
 
@@ -341,6 +307,7 @@ def test_samples_of_one_kind_are_reported_at_once_and_the_other_figures_are_kept
     [
         (["policy={sft}", "samples=4", "max_new_tokens=90"], "the reward service takes 96: lower max_new_tokens"),
         (["policy=missing"], "no such checkpoint folder"),
+        (["corruptions=[]"], "corruptions is empty, so nothing is measured"),
         (["service_pair=other"], "'other' does not name one pair"),
         (["service_pairs=[default, other]"], "'other' does not name one pair"),
         (["service_pairs=[default, default]"], "service_pairs names default twice"),

@@ -1,15 +1,16 @@
 """Configuration of the `credit` job. Must not import torch: the command line parses before it imports anything slow."""
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dense_reward_trainer.configs.base import Seed
-from dense_reward_trainer.configs.dpr import THREADS, Device
+from dense_reward_trainer.configs.dpr import CHECKER, THREADS, Device
 from dense_reward_trainer.configs.service import SERVICE_KEYS, ServicePairsConfig
 from dense_reward_trainer.configs.signals import WINDOW_TOKENS
 from dense_reward_trainer.data.corruption import ErrorKind
+from dense_reward_trainer.data.final_answers import AnswerChecker
 from dense_reward_trainer.data.sources import DataSource
 
 
@@ -24,10 +25,9 @@ class CreditConfig(ServicePairsConfig):
     data: DataSource = Field(description="Right answers that the pair was not trained on, for example held_out.jsonl.")
     corruptions: tuple[ErrorKind, ...] = Field(
         default=("digit",),
-        min_length=1,
         description="Kinds of planted errors. digit: one digit. number: one number. word: one word. step: one line "
         "except the last. Digits and numbers are drawn at random, words and lines from the data. Every "
-        "replacement has the same length, and the answer keeps its number of tokens.",
+        "replacement has the same length, and the answer keeps its number of tokens. Empty: none are planted.",
     )
     against: Literal["tokens", "digit_tokens"] = Field(
         default="tokens",
@@ -43,6 +43,7 @@ class CreditConfig(ServicePairsConfig):
         default=None,
         description="Checkpoint whose sampled answers are ranked, right against wrong; null: not measured.",
     )
+    checker: AnswerChecker = Field(default="final_answer", description=CHECKER)
     samples: int = Field(
         default=1000, ge=1, description="Answers to sample, at temperature 1: ceil(samples / prompts) for each prompt."
     )
@@ -59,3 +60,11 @@ class CreditConfig(ServicePairsConfig):
     device: Device = Field(default="cpu", description="Device on which the policy samples.")
     threads: int | None = Field(default=None, ge=1, description=THREADS)
     seed: Seed = Field(default=0, description="Seed of the errors, the samples and the bootstrap.")
+
+    @model_validator(mode="after")
+    def _measures_something(self) -> Self:
+        if not self.corruptions and self.policy is None and self.solutions is None:
+            raise ValueError(
+                "corruptions is empty, so nothing is measured: name a kind of error, or set policy or solutions"
+            )
+        return self

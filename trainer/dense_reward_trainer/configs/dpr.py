@@ -26,6 +26,12 @@ Device = Literal["auto", "cpu", "cuda"]
 AUTO = "auto: a GPU if there is one."
 PRECISION = "Type of the policy's computation. bfloat16 keeps weights and optimiser in float32."
 THREADS = "CPU threads; null: torch chooses."
+CHECKER = (
+    "How the answer of a response is found. final_answer: its last line that starts with `#### `. last_number: its "
+    "last number. Both are compared with final_answer of the row, else with the answer of the demonstration, as "
+    "numbers. exact: the whole response, compared with that of the demonstration. math_verify: numbers, LaTeX and "
+    "sets, found and compared by math-verify (extra eval)."
+)
 
 
 class HeldOutOptions(JobOptions):
@@ -38,13 +44,7 @@ class HeldOutOptions(JobOptions):
         ge=1,
         description="Maximum response length, in tokens. Longer responses are cut off and count as wrong.",
     )
-    checker: AnswerChecker = Field(
-        default="final_answer",
-        description="How the answer of a response is found. final_answer: its last line that starts with `#### `. "
-        "last_number: its last number. Both are compared with final_answer of the row, else with the answer of the "
-        "demonstration, as numbers. exact: the whole response, compared with that of the demonstration. math_verify: "
-        "numbers, LaTeX and sets, found and compared by math-verify (extra eval).",
-    )
+    checker: AnswerChecker = Field(default="final_answer", description=CHECKER)
     batch_size: int = Field(default=64, ge=1, description="Responses generated in one batch.")
     microbatch_tokens: int = Field(default=8192, ge=1, description="Tokens in one forward pass, padding included.")
     seed: Seed = Field(default=0, description="Seed of the samples, the same for all policies that are compared.")

@@ -6,16 +6,10 @@ from typing import ClassVar, Self
 from pydantic import Field, model_validator
 
 from dense_reward_trainer.configs.base import JobConfig, SafeName, Seed
-from dense_reward_trainer.configs.dpr import AUTO, PRECISION, THREADS, Device, Precision
+from dense_reward_trainer.configs.dpr import AUTO, CHECKER, PRECISION, THREADS, Device, Precision
 from dense_reward_trainer.configs.evaluate import Strength
 from dense_reward_trainer.configs.signals import WINDOW_TOKENS
 from dense_reward_trainer.data.final_answers import AnswerChecker
-
-_CHECKER = (
-    "How the answer of a response is found. final_answer: its last line that starts with `#### `. last_number: its "
-    "last number. Both are compared with final_answer of the row, else with the answer of the demonstration, as "
-    "numbers. exact: the whole response, compared with that of the demonstration. Not used if the data has `right`."
-)
 
 
 class PreviewConfig(JobConfig):
@@ -39,7 +33,7 @@ class PreviewConfig(JobConfig):
     )
     prompts: int = Field(default=50, ge=1, description="Prompts that answers are sampled to, drawn from the file.")
     samples_per_prompt: int = Field(default=4, ge=1, description="Answers sampled to each prompt by each policy.")
-    checker: AnswerChecker = Field(default="final_answer", description=_CHECKER)
+    checker: AnswerChecker = Field(default="final_answer", description=CHECKER + " Not used if the data has `right`.")
     max_new_tokens: int = Field(
         default=256, ge=1, description="Maximum length in tokens. Longer samples are cut off and count as wrong."
     )

@@ -1,4 +1,4 @@
-"""Samples answers from a policy, judges them by their final answer, and scores them under all references."""
+"""Samples answers from a policy, judges them, and scores them under all references."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -9,8 +9,7 @@ from dense_reward.records import IdArray, Report
 from dense_reward_trainer.credit.error_localisation import messages_of
 from dense_reward_trainer.credit.judged_answers import JudgedAnswers
 from dense_reward_trainer.credit.references import References
-from dense_reward_trainer.data.sources import Demonstration, final_answer
-from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.data.sources import Demonstration
 from dense_reward_trainer.rl.policy import PolicyCheckpoint
 from dense_reward_trainer.rl.prompts import check_room_at_service
 from dense_reward_trainer.rl.records import Rollout
@@ -36,11 +35,6 @@ class Drawn:
         ]
 
 
-def has_its_answer(demonstration: Demonstration, text: str) -> bool:
-    """Whether a sampled text states the final answer of the demonstration."""
-    return final_answer(text) == demonstration.answer
-
-
 def rank(
     references: References,
     checkpoint: PolicyCheckpoint,
@@ -51,21 +45,18 @@ def rank(
     window: int,
     seed: int,
     report: Report,
-    is_right: IsRight = has_its_answer,
+    is_right: IsRight,
     parts: KeptParts | None = None,
 ) -> JudgedAnswers:
-    """Sample `samples` answers, spread over the prompts whose answer is known, and score each under all references.
+    """Sample `samples` answers, spread over the prompts of the demonstrations, and score each under all references.
 
     `is_right` judges answers that end their turn; an answer that was cut off is wrong. `window`: see `aggregate`. If
     all are right, or all wrong, this is reported and none is scored. `parts` keeps the samples, and their scores.
-    Raises ConfigError if no answer is known or a prompt leaves no room; JobError if the service cannot score.
+    Raises ConfigError if a prompt leaves no room; JobError if the service cannot score.
     """
-    known = [demonstration for demonstration in demonstrations if demonstration.answer is not None]
-    if not known:
-        raise ConfigError("no demonstration states its final answer, so samples cannot be judged right or wrong")
     references.check_tokenizer(checkpoint.manifest.tokenizer_sha256)
-    each = -(-samples // len(known))
-    chosen = known[: -(-samples // each)]
+    each = -(-samples // len(demonstrations))
+    chosen = demonstrations[: -(-samples // each)]
     prompts = [checkpoint.encoder.chat_prompt(messages_of(one)[:-1]) for one in chosen]
     longest = min(pair.card.max_length_tokens for pair in references.pairs)
     check_room_at_service(longest, prompts, sampling.max_new_tokens)

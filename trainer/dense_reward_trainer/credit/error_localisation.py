@@ -15,7 +15,7 @@ from dense_reward_trainer.credit.auroc import Interval, auroc, mean_interval
 from dense_reward_trainer.credit.example import Example, ShownAnswer
 from dense_reward_trainer.credit.judged_answers import JudgedAnswers
 from dense_reward_trainer.credit.references import Answer, References, pair_of
-from dense_reward_trainer.data.corruption import DIGITS, Corrupter, Corruption
+from dense_reward_trainer.data.corruption import DIGITS, NEEDED, Corrupter, Corruption
 from dense_reward_trainer.data.sources import Demonstration
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.rl.reward_service import Chat
@@ -96,8 +96,10 @@ def localise(
                 break
     found = judged.counts[0]
     if found < count or example is None:
+        cure = f"set answers to at most {found}" if found else f"leave {corrupter.kind} out of corruptions"
         raise ConfigError(
-            f"only {found} answers can hold an error of kind {corrupter.kind}, but answers is {count}: lower answers"
+            f"only {found} answers can hold an error of kind {corrupter.kind}, but answers is {count}: {cure}. Such an "
+            f"answer has {NEEDED[corrupter.kind]}, and keeps its number of tokens"
         )
     return summarise(scores, seed), judged, example
 

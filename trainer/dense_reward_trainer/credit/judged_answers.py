@@ -55,7 +55,7 @@ class JudgedAnswers:
             return None
         return (
             f"{right} samples are right and {wrong} are wrong, but ranking compares the two, so there is none: raise "
-            "samples, give another policy, or set policy=null to measure only planted errors"
+            "samples, give another policy or checker, or set policy=null to measure only planted errors"
         )
 
     def add(self, answer: Answer, *, right: bool, prompt: int, window: int) -> None:

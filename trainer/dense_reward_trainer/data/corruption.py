@@ -12,8 +12,14 @@ from typing import Literal, Self
 
 DIGITS = "0123456789"
 ErrorKind = Literal["digit", "number", "word", "step"]
+NEEDED: dict[ErrorKind, str] = {
+    "digit": "a digit",
+    "number": "a number",
+    "word": "a word of two or more letters for which the data have another one of the same length and case",
+    "step": "a line before its last one for which the data have another one of the same length",
+}
 _NUMBER = re.compile(r"[0-9]+")
-_WORD = re.compile(r"[A-Za-z]{2,}")
+_WORD = re.compile(r"[^\W\d_]{2,}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,11 @@ from dense_reward_trainer.credit.references import References
 from dense_reward_trainer.credit.table import legend, localisation_lines, ranking_lines, reference_lines
 from dense_reward_trainer.credit.verdict import Verdict, verdict
 from dense_reward_trainer.data.corruption import Corrupter, ErrorKind
-from dense_reward_trainer.data.final_answers import meaning_of_right
+from dense_reward_trainer.data.final_answers import AnswerChecker, is_right, meaning_of_right
 from dense_reward_trainer.data.process_labels import Solution, read_solutions
 from dense_reward_trainer.data.sources import Demonstration, data_sha256, load
 from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.preview.labelled import wanted
 from dense_reward_trainer.rl.policy import PolicyCheckpoint, load_policy
 from dense_reward_trainer.rl.reward_service import PinnedPair, ServiceAddress, pinned_pairs
 from dense_reward_trainer.rl.sampling import Sampling
@@ -80,11 +81,12 @@ def run(config: CreditConfig, report: Report) -> CreditResult:
     demonstrations = loaded.demonstrations
     solutions = () if config.solutions is None else _with_an_error(read_solutions(config.solutions))
     policy = _policy(config)
+    known = () if policy is None else _with_known_answer(demonstrations, config.checker)
     with pinned_pairs(ServiceAddress.of(config.service_url, config), config.pair_names, report) as pairs:
         parts = KeptParts(config.output_dir / "parts", report, _inputs(config, demonstrations, policy, pairs))
         references = References(pairs)
         planted = {kind: _planted(kind, references, demonstrations, config, parts) for kind in config.corruptions}
-        judged = None if policy is None else _ranked(references, policy, demonstrations, config, parts)
+        judged = None if policy is None else _ranked(references, policy, known, config, parts)
         steps = _steps(references, solutions, config, parts) if solutions else None
     result = _result(references, config, planted, judged, (steps, len(solutions)))
     report(credit_table(result, config))
@@ -151,6 +153,10 @@ def _ranked(
     config: CreditConfig,
     parts: KeptParts,
 ) -> JudgedAnswers:
+    def judge(demonstration: Demonstration, text: str) -> bool:
+        answer = wanted(demonstration, config.checker)
+        return answer is not None and is_right(text, answer, config.checker)
+
     return rank(
         references,
         policy,
@@ -160,6 +166,7 @@ def _ranked(
         window=config.window_tokens,
         seed=config.seed,
         report=parts.report,
+        is_right=judge,
         parts=parts,
     )
 
@@ -221,6 +228,7 @@ def _next_step(config: CreditConfig, result: CreditResult) -> str:
             "service_pair": result.verdict.use,
             "max_new_tokens": config.max_new_tokens,
             "held_out_options.max_new_tokens": config.max_new_tokens,
+            "held_out_options.checker": config.checker,
             "device": config.device,
             "output_dir": more_in(config.output_dir, "dpr"),
         }
@@ -230,6 +238,7 @@ def _next_step(config: CreditConfig, result: CreditResult) -> str:
     preview = {
         "run": Path("RUN") if run is None else run[0],
         "labelled": config.data.source,
+        "checker": config.checker,
         "max_new_tokens": config.max_new_tokens,
         "device": config.device,
         "output_dir": more_in(config.output_dir, "preview"),
@@ -263,7 +272,7 @@ def _lines(result: CreditResult, config: CreditConfig) -> Iterator[str]:
     if result.ranking is not None:
         title = f"{result.right} right against {result.wrong} wrong samples"
         yield from ranking_lines(title, result.ranking, config.window_tokens)
-        yield meaning_of_right("final_answer")
+        yield meaning_of_right(config.checker)
     yield legend()
     if result.not_ranked is not None:
         yield result.not_ranked
@@ -271,6 +280,17 @@ def _lines(result: CreditResult, config: CreditConfig) -> Iterator[str]:
         yield from result.verdict.words
     elif result.ranking is not None:
         yield "no verdict: a token head has no SFT model to be compared with; serve a pair next to it (--pairs-file)"
+
+
+def _with_known_answer(demonstrations: Sequence[Demonstration], checker: AnswerChecker) -> tuple[Demonstration, ...]:
+    """The demonstrations whose right answer the checker knows. Raises ConfigError if there are none."""
+    known = tuple(one for one in demonstrations if wanted(one, checker) is not None)
+    if not known:
+        raise ConfigError(
+            f"policy: no row states its answer (checker {checker}), so samples cannot be judged: add final_answer to "
+            "the rows, set another checker, or set policy=null and give judged answers to the job preview"
+        )
+    return known
 
 
 def _with_an_error(solutions: list[Solution]) -> tuple[Solution, ...]:
