@@ -107,8 +107,13 @@ def test_a_reward_that_only_sharpens_is_no_more_than_a_control_gives(tmp_path: P
     assert found["reason"].endswith("no more than a control gives: greedy is free, and as good")
 
 
-def test_judged_answers_are_used_as_they_are(run_folder: Path, tmp_path: Path) -> None:
+def test_judged_answers_are_used_as_they_are(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = json.loads(preview(tmp_path, judged(tmp_path), run=str(run_folder)))
+    printed = capsys.readouterr().err
+    assert f"right and wrong are those that {tmp_path / 'judged.jsonl'} marks" in printed
+    assert "checker" not in printed
     assert found["counts"] == {
         "prompts": 15,
         "right": 30,
@@ -126,11 +131,15 @@ def test_judged_answers_are_used_as_they_are(run_folder: Path, tmp_path: Path) -
     assert not list((tmp_path / "preview").glob("samples-*"))
 
 
-def test_answers_that_are_all_wrong_give_no_verdict_but_the_cure(run_folder: Path, tmp_path: Path) -> None:
+def test_answers_that_are_all_wrong_give_no_verdict_but_the_cure(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = json.loads(preview(tmp_path, judged(tmp_path, answers=("2", "2")), run=str(run_folder)))
     assert found["verdict"] == "unknown"
     assert found["ranking"] == []
     assert "0 right and 30 wrong answers to 15 prompts are too few" in found["reason"]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert f"next: add judged answers to {tmp_path / 'judged.jsonl'}" in last, "nothing is sampled, so keys do not help"
 
 
 def test_right_answers_to_few_prompts_give_no_verdict_however_many_they_are(run_folder: Path, tmp_path: Path) -> None:

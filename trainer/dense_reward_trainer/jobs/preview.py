@@ -52,7 +52,8 @@ def run(config: PreviewConfig, report: Report) -> Verdict:
     parts = KeptParts(config.output_dir / "parts", report, _inputs(config, checkpoint, references, labelled))
     found = evidence(Models(sft, checkpoint, references, config, device), labelled, parts, report)
     result = verdict(found.ranking, found.gains, found.counts, list(references))
-    right = meaning_of_right(config.checker)
+    judged = f"right and wrong are those that {config.labelled} marks"
+    right = meaning_of_right(config.checker) if labelled.right is None else judged
     report(
         "\n".join(
             [*ranking_lines(found.ranking, found.counts), *gain_lines(found.gains), right, *verdict_lines(result)]
@@ -64,7 +65,7 @@ def run(config: PreviewConfig, report: Report) -> Verdict:
         write_whole(folder / f"samples-{name.replace(' ', '-')}.jsonl", lines.encode())
     write_whole(folder / "preview.json", record(result, found, sft, references))
     plot_preview(found.ranking, found.gains, result, folder / "preview")
-    report(finished(folder / "preview.json", next_step(config, result, sft, references)))
+    report(finished(folder / "preview.json", next_step(config, result, sft, references, labelled)))
     return result
 
 
@@ -81,10 +82,15 @@ def _inputs(
     }
 
 
-def next_step(config: PreviewConfig, result: Verdict, sft: Path, references: Mapping[str, Path]) -> str:
+def next_step(
+    config: PreviewConfig, result: Verdict, sft: Path, references: Mapping[str, Path], labelled: Labelled
+) -> str:
     """Serve the reference that the verdict names; else what the verdict says, as a command."""
     if result.verdict == "gain" and result.reference is not None:
         return f"dense-reward serve --sft {quoted(sft)} --reference {quoted(references[result.reference])}"
+    if result.verdict == "unknown" and labelled.right is not None:
+        details = report_page(config.output_dir)
+        return f"add judged answers to {quoted(config.labelled)}, or look at the details: {details}"
     if result.verdict == "unknown":
         more = {
             "prompts": 2 * config.prompts,
