@@ -66,7 +66,7 @@ def test_the_reference_whose_gradient_points_to_the_held_out_answers_is_used() -
     words = [*alignment_verdict(found)]
     assert words[0].startswith("use the reference early: its cosine is 0.403")
     assert words[1:] == ["this takes the held-out answers as good; dense-reward-train credit judges answers"]
-    assert [line.split()[0] for line in [*alignment_lines(found)][2:]] == ["base", "early", "reference"]
+    assert [line.split()[0] for line in [*alignment_lines(found)][3:]] == ["base", "early", "reference"]
 
 
 def test_references_that_are_as_good_batch_by_batch_are_named() -> None:

@@ -70,7 +70,8 @@ def alignment_lines(found: Mapping[str, Alignment]) -> Iterator[str]:
     """A table with a line for each reference, which is named by its pair."""
     width = max(map(len, ("reference", *found)))
     yield "cosine with the gradient of the held-out log-likelihood, ± standard error (1: its direction, 0: unrelated)"
-    yield f"  {'reference':{width}}  {'of one batch':14}  {'of two batches':14}  of the expected gradient"
+    yield "agreement: cosine between the gradients of two batches, not with the held-out answers (1: no noise)"
+    yield f"  {'reference':{width}}  {'of one batch':14}  {'agreement':14}  of the expected gradient"
     for name, one in found.items():
         batch, two = _cell(one.cosine, one.cosine_standard_error), _cell(one.agreement, one.agreement_standard_error)
         yield f"  {name:{width}}  {batch:14}  {two:14}  {_expected(one)}"
