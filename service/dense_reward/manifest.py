@@ -186,7 +186,8 @@ def load_manifest(folder: Path) -> Manifest:
         refuse_run_folder(folder)
         command = f"dense-reward adopt {folder} --role sft --run-id NAME"
         raise CheckpointError(
-            f"{folder} has no {MANIFEST_NAME}: write one with `{command}` (--role reference for the earlier checkpoint)"
+            f"{folder} has no {MANIFEST_NAME}: write one with `{command}` (--role reference for the earlier "
+            "checkpoint, --role policy for a model that was trained on the reward)"
         )
     if size > MAX_MANIFEST_BYTES:
         raise CheckpointError(

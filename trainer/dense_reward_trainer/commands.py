@@ -119,17 +119,17 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "dense-reward-train sft sft_full --launch 8 --strategy fsdp2   # prints the command for 8 GPUs",
     ),
     "preview": (
-        "dense-reward-train preview arithmetic_preview",
-        "dense-reward-train preview preview_full run=runs/mine labelled=runs/mine/held_out.jsonl "
-        "output_dir=runs/mine_preview",
+        "dense-reward-train preview demo_preview   # after `make demo`",
+        "dense-reward-train preview preview_full run=runs/mine labelled=judged.jsonl output_dir=runs/mine_preview",
     ),
     "credit": (
-        "dense-reward-train credit arithmetic_credit   # first: dense-reward serve --run runs/demo",
-        "dense-reward-train credit gsm8k_credit data.source=openai/gsm8k:main@train answers=100",
+        "dense-reward-train credit demo_credit   # after `make demo`: dense-reward serve --run runs/demo",
+        "dense-reward-train credit gsm8k_credit data.source=runs/mine/held_out.jsonl data.last=null corruptions=[word] "
+        "against=tokens policy=runs/mine/checkpoints/sft checker=exact output_dir=runs/mine_credit",
     ),
     "benchmark": ("dense-reward-train benchmark benchmark_full limit=200   # the first rows of each file",),
     "dpr": (
-        "dense-reward-train dpr arithmetic_dpr   # first: dense-reward serve --run runs/demo",
+        "dense-reward-train dpr demo_dpr   # after `make demo`: dense-reward serve --run runs/demo",
         "dense-reward-train dpr dpr_full policy=runs/mine/checkpoints/sft held_out=runs/mine/held_out.jsonl "
         "prompts.source=mine.jsonl service_pair=base output_dir=runs/mine_dpr",
     ),
@@ -144,7 +144,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "data.source=mine.jsonl output_dir=runs/rft",
     ),
     "gradient": (
-        "dense-reward-train gradient arithmetic_dpr output_dir=runs/demo_gradient   # the configuration of the dpr run",
+        "dense-reward-train gradient demo_dpr output_dir=runs/demo_gradient   # the configuration of the dpr run",
         "dense-reward-train gradient dpr_full batches=16 service_pair=null service_pairs=[base,early] "
         "output_dir=runs/gradient",
     ),

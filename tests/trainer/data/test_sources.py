@@ -313,7 +313,9 @@ def test_under_label_noise_the_answer_stays_the_true_sum() -> None:
 def test_the_arithmetic_options_are_resolved_for_their_source_and_refused_for_others() -> None:
     assert DataSource(source="arithmetic").arithmetic == ArithmeticOptions()
     assert DataSource(source="a.jsonl").arithmetic is None
-    with pytest.raises(ValidationError, match=r"was given for the source 'a.jsonl', which does not use it: remove it"):
+    with pytest.raises(
+        ValidationError, match=r"was given for the source 'a.jsonl', which does not use it: set it to null"
+    ):
         DataSource(source="a.jsonl", arithmetic=ArithmeticOptions())
 
 

@@ -222,7 +222,10 @@ def test_other_kinds_of_self_play_end_in_pairs_that_are_served(
     [
         (["generation.max_new_tokens=90"], "set generation.max_new_tokens to at most"),
         (["max_length_tokens=20"], "tokens, at most 20 (max_length_tokens or the model's own limit)"),
-        (["max_length_tokens=97"], "max_length_tokens is 97, but the model takes at most 96"),
+        (
+            ["max_length_tokens=97"],
+            "max_length_tokens is 97, but the model takes at most 96: set max_length_tokens to 96, or to null",
+        ),
         (["rounds=22", "beta=0.1"], "21 demonstrations cannot be shared by 22 rounds"),
         (["beta=[0.1]"], "beta lists 1 values for 2 rounds"),
         (["bernoulli_b=2"], "bernoulli_b belongs to the loss bernoulli"),

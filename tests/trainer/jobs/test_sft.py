@@ -123,7 +123,10 @@ def test_milestones_do_not_change_where_training_ends(tiny: Path, tmp_path: Path
     ("overrides", "reason"),
     [
         (["scratch.max_position_embeddings=40"], "arithmetic:1: "),
-        (["max_length_tokens=65"], "max_length_tokens is 65, but the model takes at most 64"),
+        (
+            ["max_length_tokens=65"],
+            "max_length_tokens is 65, but the model takes at most 64: set max_length_tokens to 64, or to null",
+        ),
         (["milestones.reference=0.99"], "milestone reference at 0.99 of the samples falls on the last step (20)"),
         (["data.held_out_fraction=0"], "nothing is held out"),
         (["scratch=null", "base_model=./no_such_folder"], "./no_such_folder: no such folder"),

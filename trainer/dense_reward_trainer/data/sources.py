@@ -161,8 +161,8 @@ class DataSource(BaseModel):
     def _arithmetic_has_its_source(self) -> Self:
         if self.arithmetic is not None and self.source != "arithmetic":
             raise ValueError(
-                f"`arithmetic` was given for the source {self.source!r}, which does not use it: remove it, "
-                "or set source to `arithmetic`"
+                f"`arithmetic` was given for the source {self.source!r}, which does not use it: set "
+                "it to null (arithmetic=null), or source to `arithmetic`"
             )
         return self
 

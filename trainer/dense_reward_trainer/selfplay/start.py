@@ -47,7 +47,10 @@ def read_start(config: IrftConfig) -> Start:
         raise CheckpointError(f"{folder}: {undecided}")
     own = int(getattr(load_config(weights).get_text_config(), "max_position_embeddings", None) or 1 << 20)
     if config.max_length_tokens is not None and config.max_length_tokens > own:
-        raise ConfigError(f"max_length_tokens is {config.max_length_tokens}, but the model takes at most {own}")
+        raise ConfigError(
+            f"max_length_tokens is {config.max_length_tokens}, but the model takes at most {own}: "
+            f"set max_length_tokens to {own}, or to null, which takes the model's limit"
+        )
     vocab_size = min(tokenizer.vocab_size, manifest.vocabulary)
     limit_tokens = config.max_length_tokens or own
     return Start(folder, manifest, encoder, manifest.end_of_turn_id, vocab_size, limit_tokens)

@@ -78,7 +78,10 @@ def _load_base_model(folder: Path, config: SftConfig) -> tuple[PreTrainedModel, 
 def _limit_tokens(config: SftConfig, model: PreTrainedModel) -> int:
     own = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
     if config.max_length_tokens is not None and config.max_length_tokens > own:
-        raise ConfigError(f"max_length_tokens is {config.max_length_tokens}, but the model takes at most {own}")
+        raise ConfigError(
+            f"max_length_tokens is {config.max_length_tokens}, but the model takes at most {own}: "
+            f"set max_length_tokens to {own}, or to null, which takes the model's limit"
+        )
     return config.max_length_tokens or own
 
 

@@ -126,7 +126,7 @@ def chosen_device(name: str, facts: GpuFacts | None = None) -> str:
         return name
     cuda = "no CUDA" if facts.torch_cuda is None else f"CUDA {facts.torch_cuda}"
     versions = f"torch {facts.torch_version} with {cuda}, driver {facts.driver or 'not found'}"
-    raise CheckpointError(f"{why} ({versions}). {facts.cure}. To compute on the CPU, name it: device cpu")
+    raise CheckpointError(f"{why} ({versions}). {facts.cure}. To compute on the CPU, set device to cpu")
 
 
 def start_host_copy(values: Tensor) -> Callable[[], NDArray[np.float32]]:

@@ -58,7 +58,7 @@ def test_auto_fails_where_a_gpu_is_wanted_and_none_is_usable(facts: GpuFacts, wa
     assert cure in message
     assert "torch 2.13.0+cu130" in message
     assert f"driver {facts.driver or 'not found'}" in message
-    assert "device cpu" in message
+    assert "set device to cpu" in message
 
 
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
