@@ -246,3 +246,16 @@ def test_a_missing_file_is_refused_before_the_first_policy_is_measured(
     assert words in printed
     assert measured_lines(printed) == []
     assert not (tmp_path / "out").exists(), "nothing was started"
+
+
+def test_a_policy_whose_text_cannot_be_encoded_is_refused_before_the_first_policy_is_measured(
+    pair_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(pair_folder / "sft", tmp_path / "last")
+    manifest = json.loads((tmp_path / "last" / "manifest.json").read_text())
+    (tmp_path / "last" / "manifest.json").write_text(json.dumps(manifest | {"tokenizer_sha256": "0" * 64}))
+    policies = {"first": str(pair_folder / "sft"), "last": str(tmp_path / "last")}
+    assert main(["evaluate", write_config(pair_folder, tmp_path / "out", policies=policies)]) == 2
+    printed = capsys.readouterr().err
+    assert f"{tmp_path / 'last'}: its tokenizer is not the one of its manifest: adopt the checkpoint again" in printed
+    assert measured_lines(printed) == []

@@ -11,7 +11,7 @@ from dense_reward.records import Report
 
 from dense_reward_trainer.configs.dpr import Precision
 from dense_reward_trainer.configs.evaluate import ExtrapolateOptions, PolicyOptions, TiltOptions
-from dense_reward_trainer.rl.policy import Policy, PolicyCheckpoint, load_policy
+from dense_reward_trainer.rl.policy import Policy, PolicyCheckpoint, load_encoder, load_policy
 from dense_reward_trainer.rl.tilt import Tilt
 
 _DROPOUT = re.compile(r"dropout|drop$")  # of layers or attention; off outside training
@@ -35,13 +35,14 @@ NO_COMPUTATION = frozenset(
 def check_sampled(options: PolicyOptions) -> dict[str, Manifest]:
     """The manifests of all checkpoints that a policy needs, by folder. Loads no weights.
 
-    Raises CheckpointError for a checkpoint without a readable manifest or of which a file is missing, and for a tilt of
-    two checkpoints that are no pair.
+    Raises CheckpointError for a checkpoint without a readable manifest or of which a file is missing, for a tilt of
+    two checkpoints that are no pair, and for a policy whose text cannot be encoded.
     """
     manifests = {str(folder): _with_files(folder) for folder in folders_of(options)}
     if options.tilt is not None:
         own, other = manifests[str(options.checkpoint)], manifests[str(options.tilt.reference)]
         _check_tilt(own, other, options.tilt, options.checkpoint)
+    load_encoder(options.checkpoint, manifests[str(options.checkpoint)])
     return manifests
 
 

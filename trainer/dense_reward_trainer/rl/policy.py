@@ -79,23 +79,38 @@ def load_policy(folder: Path, *, precision: Precision, device: str) -> PolicyChe
     manifest = load_manifest(folder)
     with busy(f"hashing {folder}"):
         verify_files(folder, manifest)
-    if manifest.end_of_turn_id is None:
-        raise CheckpointError(f"{folder}: its tokenizer has no end of turn, so no response could ever finish")
-    files = files_folder(folder, manifest)
-    tokenizer = load_tokenizer(files)
+    encoder = load_encoder(folder, manifest)
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    disable_progress_bar()  # the bar of loading weights would mix with the bars of the job
+    with busy(f"loading {folder}"):
+        model = load_weights(*weight_folders(folder, manifest), dtype).requires_grad_(True)
+    vocab_size = min(encoder.tokenizer.vocab_size, manifest.vocabulary)
+    policy = Policy(model.eval().to(device), end_of_turn_of(folder, manifest), vocab_size, precision == "bfloat16")
+    return PolicyCheckpoint(policy, encoder, manifest)
+
+
+def load_encoder(folder: Path, manifest: Manifest) -> Encoder:
+    """The encoder of a checkpoint's text, without its weights.
+
+    Raises CheckpointError if the tokenizer is another one or has no end of turn, or if the manifest leaves open what
+    precedes a response.
+    """
+    end_of_turn_of(folder, manifest)
+    tokenizer = load_tokenizer(files_folder(folder, manifest))
     if tokenizer.sha256() != manifest.tokenizer_sha256:
         raise CheckpointError(f"{folder}: its tokenizer is not the one of its manifest: adopt the checkpoint again")
     encoder = encoder_of(tokenizer, manifest, folder)
     undecided = encoder.undecided("flags")
     if undecided is not None:
         raise CheckpointError(f"{folder}: {undecided}")
-    dtype = torch.float64 if precision == "float64" else torch.float32
-    disable_progress_bar()  # the bar of loading weights would mix with the bars of the job
-    with busy(f"loading {folder}"):
-        model = load_weights(*weight_folders(folder, manifest), dtype).requires_grad_(True)
-    vocab_size = min(tokenizer.vocab_size, manifest.vocabulary)
-    policy = Policy(model.eval().to(device), manifest.end_of_turn_id, vocab_size, precision == "bfloat16")
-    return PolicyCheckpoint(policy, encoder, manifest)
+    return encoder
+
+
+def end_of_turn_of(folder: Path, manifest: Manifest) -> int:
+    """The id that ends a response. Raises CheckpointError if there is none."""
+    if manifest.end_of_turn_id is None:
+        raise CheckpointError(f"{folder}: its tokenizer has no end of turn, so no response could ever finish")
+    return manifest.end_of_turn_id
 
 
 def policy_logprobs(
