@@ -15,6 +15,7 @@ NAMES = {
     "irft_5": "IRFT, T = 5",
     "irft_1_greedy": "IRFT, T = 1, greedy answers",
     "gsil": "GSIL, greedy answers",
+    "gsil_sampled": "GSIL, sampled answers",
     "rft": "RFT, two rounds",
 }
 SIGNALS = ("sft_logprob", "entropy_corrected", "reward", "centred")
