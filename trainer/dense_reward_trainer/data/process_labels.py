@@ -54,7 +54,7 @@ def read_solutions(path: Path, separator: str = SEPARATOR) -> list[Solution]:
         solution = _solution(row, f"{path}:{number}")
         solutions += [] if solution is None else [replace(solution, separator=separator)]
     if not solutions:
-        raise DataError(f"{path} holds no labelled solution")
+        raise DataError(f"{path} holds no labelled solution: name a file of ProcessBench or PRM800K")
     return solutions
 
 

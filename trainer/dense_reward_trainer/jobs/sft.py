@@ -235,7 +235,10 @@ def encode_split(
             report(f"left out {len(encoded.dropped)} demonstrations, the first is {encoded.dropped[0]}")
         sides.append(encoded.rows)
     if not sides[0]:
-        raise DataError(f"{config.data.source}: no demonstration is left to train on")
+        raise DataError(
+            f"{config.data.source}: no demonstration is left to train on: give more rows, raise max_length_tokens "
+            "if rows were left out, or lower held_out_fraction"
+        )
     return sides[0], sides[1]
 
 

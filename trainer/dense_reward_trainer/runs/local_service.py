@@ -77,7 +77,10 @@ def _wait_until_ready(server: "subprocess.Popen[bytes]", url: str) -> None:
                     f"the service ended with exit code {code} before it could score: it printed the reason above"
                 )
             if time.monotonic() > deadline_s:
-                raise JobError(f"the service at {url} is not ready after {PATIENCE_S:g} s")
+                raise JobError(
+                    f"the service at {url} is not ready after {PATIENCE_S:g} s: its messages, if any, are above; run "
+                    "the same command again when the machine is less busy"
+                )
 
 
 def _check_identity(server: "subprocess.Popen[bytes]", url: str, wanted: set[tuple[str, ...]]) -> None:

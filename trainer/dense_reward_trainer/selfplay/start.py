@@ -81,7 +81,10 @@ def training_rows(
         first = f", the first is {train.dropped[0]}" if train.dropped else ""
         report(f"left out {left_out} demonstrations that the template refuses, or that are too long{first}")
     if not rows:
-        raise DataError(f"{config.data.source}: no demonstration is left to train on")
+        raise DataError(
+            f"{config.data.source}: no demonstration is left to train on: give more rows, raise max_length_tokens "
+            "if rows were left out, or lower held_out_fraction"
+        )
     return rows, held_out.rows
 
 
