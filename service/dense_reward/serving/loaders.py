@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 from dense_reward.records import Engine, OnDevice, Report, TaughtBy
 from dense_reward.settings import EngineName, Settings
@@ -48,19 +48,18 @@ def _torch_loader() -> LoadPair:
     from dense_reward.engines.token_head.load import load_token_head  # noqa: PLC0415
     from dense_reward.engines.torch.load import DeviceLoader, gpu_bytes  # noqa: PLC0415
 
-    torch = DeviceLoader()
-    freeze_libraries()
+    torch = DeviceLoader(make_room=collect_replaced)
+    freeze_libraries_once = cache(freeze_libraries)
 
     def load(settings: Settings, report: Report, on_device: OnDevice) -> LoadedPair:
-        collect_replaced()
+        freeze_libraries_once()  # here and not before: the application and its server exist by now
         if settings.token_head is None:
             engine, encoder, tokenizer_sha256 = torch.load(settings, report, on_device)
             loaded = LoadedPair(engine, encoder, tokenizer_sha256, gpu_bytes, partial(TorchTeacher, engine))
         else:
             serving = torch.serving(settings)
-            loaded = LoadedPair(
-                *load_token_head(settings.token_head, serving, report, on_device), memory_bytes=gpu_bytes
-            )
+            context = torch.context(report, on_device)
+            loaded = LoadedPair(*load_token_head(settings.token_head, serving, context), memory_bytes=gpu_bytes)
         return loaded
 
     return load

@@ -1,8 +1,10 @@
 """Every checkpoint of the corpus is refused in words beside a served pair, which is served on; the next one loads."""
 
+import gc
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -52,6 +54,17 @@ def load(running: Served, sft: Path, reference: Path) -> httpx2.Response:
     return running.client.post("/admin/models", json=source)
 
 
+@contextmanager
+def manual_collections() -> Iterator[Callable[[], int]]:
+    """How many full collections were asked for in the block; the interpreter's own are off."""
+    gc.disable()
+    try:
+        before = gc.get_stats()[2]["collections"]
+        yield lambda: gc.get_stats()[2]["collections"] - before
+    finally:
+        gc.enable()
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_it_is_refused_in_words(service: Served, checkpoints: Path, name: str) -> None:
     at = [*HOSTILE].index(name)
@@ -60,6 +73,18 @@ def test_it_is_refused_in_words(service: Served, checkpoints: Path, name: str) -
     message = answer.json()["error"]["message"]
     assert re.search(HOSTILE[name].says, message), message
     assert "it cannot be loaded (" not in message, "no error of a library as it is"
+
+
+def test_what_is_refused_before_its_weights_are_loaded_makes_no_full_collection(
+    service: Served, checkpoints: Path
+) -> None:
+    """Each stops all callers, and anyone who may load could ask for many."""
+    pair = write_hostile(checkpoints / "healthy", "changed weights", checkpoints / "hostile" / "again")
+    with manual_collections() as collections:
+        assert load(service, *pair).status_code == 422
+        assert collections() == 0
+        assert load(service, checkpoints / "healthy" / "sft", checkpoints / "healthy" / "reference").is_success
+        assert collections() > 0, "what the pair replaced is freed"
 
 
 def test_a_healthy_one_loads_after_all_of_them_and_the_served_pair_is_as_before(

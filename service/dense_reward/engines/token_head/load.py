@@ -11,26 +11,24 @@ from dense_reward.engines.proof import (
     probe_trunks,
     report_template,
     revision_of,
-    tokenizer_of,
     verify_probe,
 )
 from dense_reward.engines.token_head.engine import HeadEngine, HeadModel, load_head
-from dense_reward.engines.torch.load import ServingOptions, served_dtype, verified
+from dense_reward.engines.torch.load import LoadContext, ServingOptions, served_dtype, verified
 from dense_reward.engines.torch.model import DTYPES
 from dense_reward.errors import CheckpointError
 from dense_reward.hashed_files import refuse_changed
 from dense_reward.manifest import load_manifest
-from dense_reward.records import EngineInfo, OnDevice, Report, Wants
+from dense_reward.records import EngineInfo, Report, Wants
 from dense_reward.text.encode import Encoder
 
 
-def load_token_head(
-    folder: Path, serving: ServingOptions, report: Report, on_device: OnDevice
-) -> tuple[HeadEngine, Encoder, str]:
+def load_token_head(folder: Path, serving: ServingOptions, context: LoadContext) -> tuple[HeadEngine, Encoder, str]:
     """Engine, encoder and tokenizer hash of a token head.
 
     Raises CheckpointError, with the cure, for anything that would make a value wrong.
     """
+    report = context.report
     manifest = load_manifest(folder)
     if manifest.role != HEAD:
         raise CheckpointError(
@@ -40,8 +38,9 @@ def load_token_head(
     before = verified([folder], [manifest], serving, report)
     dtype = served_dtype(manifest, serving, report)
     checkpoint = Checkpoint(HEAD, folder, manifest, dtype)
-    tokenizer = tokenizer_of(folder, manifest)
-    model = on_device(lambda: _loaded(checkpoint, serving, report))
+    tokenizer = context.models.tokenizer(folder, manifest)
+    context.make_room()
+    model = _loaded(checkpoint, serving, report)
     refuse_changed(before)
     info = EngineInfo(
         sft=None,
@@ -56,7 +55,7 @@ def load_token_head(
         related=True,
     )
     engine = HeadEngine(model, info, max_batch_tokens=serving.max_batch_tokens, alone=serving.deterministic)
-    on_device(lambda: _verify_probe(engine, checkpoint, report))
+    context.on_device(lambda: _verify_probe(engine, checkpoint, report))
     encoder = encoder_of(tokenizer, manifest, folder)
     report_template(encoder, tokenizer, manifest, report)
     return engine, encoder, manifest.tokenizer_sha256

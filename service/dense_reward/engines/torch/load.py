@@ -99,13 +99,21 @@ def _call_directly(call: Callable[[], Result]) -> Result:
     return call()
 
 
+def _keep_all() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class LoadContext:
-    """What loading needs in addition to the checkpoints: where steps are reported, the device, the loaded models."""
+    """What loading needs in addition to the checkpoints: where steps are reported, the device, the loaded models.
+
+    `make_room` is called before weights are loaded, once all cheaper checks have passed.
+    """
 
     report: Report
     on_device: OnDevice = _call_directly
     models: LoadedModels = field(default_factory=LoadedModels)
+    make_room: Callable[[], None] = _keep_all
 
 
 def load_pair(
@@ -218,6 +226,7 @@ def _model(role: str, folder: Path, manifest: Manifest, serving: ServingOptions,
     def load() -> TorchModel:
         report(f"loading {role} in {dtype} on {device}")
         compiling = partial(_compile_kernels, serving, report)
+        context.make_room()
         model = load_model(folder, manifest, dtype=dtype, device=device, compile_for=compiling)
         if serving.norm_dtype is not None:
             model.use_norms(DTYPES[serving.norm_dtype])
@@ -318,16 +327,20 @@ def _max_length_tokens(models: Sequence[TorchModel], serving: ServingOptions, re
 class DeviceLoader:
     """Loads pairs one after another. A checkpoint that is already in use is not loaded again."""
 
-    def __init__(self) -> None:
+    def __init__(self, make_room: Callable[[], None] = _keep_all) -> None:
         self._models = LoadedModels()
+        self._make_room = make_room
         self._warned = False
+
+    def context(self, report: Report, on_device: OnDevice) -> LoadContext:
+        return LoadContext(report, on_device, self._models, self._make_room)
 
     def load(self, settings: Settings, report: Report, on_device: OnDevice) -> tuple[PairEngine, Encoder, str]:
         """Engine, encoder and tokenizer hash of the pair in the settings. Raises CheckpointError with the cure."""
         if settings.sft is None or settings.reference is None:
             raise CheckpointError("give both checkpoints: --sft DIR --reference DIR")
-        context = LoadContext(report, on_device, self._models)
         serving = self.serving(settings)
+        context = self.context(report, on_device)
         engine, tokenizer, manifest = load_pair(settings.sft, settings.reference, serving, context)
         encoder = encoder_of(tokenizer, manifest, settings.sft)
         report_template(encoder, tokenizer, manifest, report)

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +11,11 @@ import torch
 from dense_reward.checkpoints.adopt import adopt
 from dense_reward.engines.token_head.engine import HeadEngine, HeadModel
 from dense_reward.engines.token_head.load import load_token_head
-from dense_reward.engines.torch.load import ServingOptions
+from dense_reward.engines.torch.load import LoadContext, ServingOptions
 from dense_reward.errors import CheckpointError
 from dense_reward.hashed_files import MANIFEST_NAME
 from dense_reward.manifest import check_pair, load_manifest
-from dense_reward.records import Branch, Result, Trunk, Wants
+from dense_reward.records import Branch, Trunk, Wants
 from safetensors.torch import load_file, save_file
 from tiny_configs import LONG_TOKENS
 from tiny_heads import tiny_head, values_of_prefixes, write_files, write_head
@@ -28,12 +27,8 @@ OPTIONS = ServingOptions(max_batch_tokens=64)
 WEIGHTS = "model.safetensors"
 
 
-def now(call: Callable[[], Result]) -> Result:
-    return call()
-
-
 def loaded(folder: Path, options: ServingOptions = OPTIONS) -> HeadEngine:
-    return load_token_head(folder, options, lambda _: None, now)[0]
+    return load_token_head(folder, options, LoadContext(lambda _: None))[0]
 
 
 def values(engine: HeadEngine, trunks: list[Trunk]) -> list[list[np.ndarray]]:
@@ -216,7 +211,7 @@ def test_a_reward_model_of_another_program_is_adopted_and_told_how_to_be_served(
 
 def test_bfloat16_is_within_its_tolerance(head: Path) -> None:
     lines: list[str] = []
-    engine = load_token_head(head, replace(OPTIONS, dtype="bfloat16"), lines.append, now)[0]
+    engine = load_token_head(head, replace(OPTIONS, dtype="bfloat16"), LoadContext(lines.append))[0]
     assert engine.info.dtype == "bfloat16"
     assert engine.model.dtype is torch.bfloat16
     assert any(line.startswith("probe of token_head: rms difference") for line in lines)
