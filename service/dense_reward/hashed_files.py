@@ -26,6 +26,8 @@ MAX_TEXT_BYTES = 64_000_000
 MAX_TEMPLATE_BYTES = 1_000_000
 SPARSE_BYTES = 100_000_000
 """Size from which a file must be on the disk: to hash a hole of any size takes no space, but time."""
+SMALL_BYTES = 16_000_000
+"""Of all files together: one thread hashes them in some milliseconds, and several would take turns with requests."""
 
 Stamps = Mapping[Path, tuple[int, int, int]]
 """File -> its inode, size and time of change, which differ once it was written to or replaced."""
@@ -88,8 +90,9 @@ def hash_files(folder: Path) -> dict[str, str]:
     paths = scored_files(folder)
     names = [path.relative_to(folder).as_posix() for path in paths]
     try:
+        is_small = sum(path.stat().st_size for path in paths) <= SMALL_BYTES
         with ThreadPoolExecutor() as pool:
-            return dict(zip(names, pool.map(_sha256_of_file, paths), strict=True))
+            return dict(zip(names, (map if is_small else pool.map)(_sha256_of_file, paths), strict=True))
     except OSError as error:  # a network file system can lose a file while it is read
         raise CheckpointError(
             f"{error.filename or folder} cannot be read ({error.strerror}): copy the checkpoint to a local disk, "

@@ -28,6 +28,9 @@ MAX_NAME = 100
 """Maximum number of characters of an unknown name that an error repeats."""
 LOADING_NICENESS, LEAST_PRIORITY = 10, 19
 """How much nicer than the process its loading thread is, and the limit of Linux."""
+LOADING_SWITCH_S = 0.0005
+"""Seconds after which a thread in Python gives way while a pair is loaded; by default 5 ms, once for each step of a
+request."""
 
 
 @dataclass(slots=True)
@@ -109,6 +112,8 @@ class Registry:
             message = f"{self.loading} is being loaded, and pairs are loaded one at a time: try again later"
             raise refuse("loading", message, retry_after_s=RETRY_UNAVAILABLE_S)
         self.loading = source.name
+        usual_s = sys.getswitchinterval()
+        sys.setswitchinterval(min(usual_s, LOADING_SWITCH_S))
         try:
             scorer = await self._loaded(self.settings.model_copy(update=source.model_dump()), beside=True)
         except LoadingStoppedError:
@@ -116,10 +121,12 @@ class Registry:
         except Exception as error:  # a bad checkpoint can raise anything, and the pairs that are served must go on
             self.metrics.load("failed")
             log.error("%s could not be loaded: %s", source.name, error, exc_info=not isinstance(error, CheckpointError))
-            reason = error if isinstance(error, CheckpointError) else f"it cannot be loaded ({error!r})"
+            # A text, because a local that refers to the error makes a cycle, and what was loaded would not be freed.
+            reason = str(error) if isinstance(error, CheckpointError) else f"it cannot be loaded ({error!r})"
             raise refuse("load_failed", f"{reason} (the pairs that were served before are still served)") from None
         finally:
             self.loading = None
+            sys.setswitchinterval(usual_s)
         self._pairs[source.name] = scorer
         collect_replaced()
         self.metrics.load("switched")

@@ -28,7 +28,7 @@ from dense_reward.engines.torch.model import (
     padded_ids,
     rope_length_limit,
 )
-from dense_reward.engines.torch.weights import load_weights, weight_folders
+from dense_reward.engines.torch.weights import MakeRoom, load_weights, no_room_needed, weight_folders
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest
 from dense_reward.records import Cost, EngineInfo, IdArray, Scores, Trunk, Wants, Work, head_scores
@@ -202,9 +202,12 @@ def _batches(rows: Sequence[Row], max_tokens: int, length_limit: int | None) -> 
         yield batch
 
 
-def load_head(folder: Path, manifest: Manifest, *, dtype: str, device: str) -> HeadModel:
+def load_head(
+    folder: Path, manifest: Manifest, *, dtype: str, device: str, make_room: MakeRoom = no_room_needed
+) -> HeadModel:
     """A checkpoint's token head in `dtype`. Raises CheckpointError, also if its vocabulary is not the manifest's."""
-    head = HeadModel(load_weights(*weight_folders(folder, manifest), DTYPES[dtype], head=True, device=device))
+    folders = weight_folders(folder, manifest)
+    head = HeadModel(load_weights(*folders, DTYPES[dtype], head=True, device=device, make_room=make_room))
     if head.vocab_size != manifest.vocabulary:
         raise CheckpointError(
             f"{folder}: the model has {head.vocab_size} ids, but its manifest states {manifest.vocabulary}: adopt the "

@@ -39,8 +39,7 @@ def load_token_head(folder: Path, serving: ServingOptions, context: LoadContext)
     dtype = served_dtype(manifest, serving, report)
     checkpoint = Checkpoint(HEAD, folder, manifest, dtype)
     tokenizer = context.models.tokenizer(folder, manifest)
-    context.make_room()
-    model = _loaded(checkpoint, serving, report)
+    model = _loaded(checkpoint, serving, context)
     refuse_changed(before)
     info = EngineInfo(
         sft=None,
@@ -61,12 +60,13 @@ def load_token_head(folder: Path, serving: ServingOptions, context: LoadContext)
     return engine, encoder, manifest.tokenizer_sha256
 
 
-def _loaded(checkpoint: Checkpoint, serving: ServingOptions, report: Report) -> HeadModel:
-    report(f"loading {HEAD} in {checkpoint.dtype} on {serving.device}; its last layer in float32")
-    model = load_head(checkpoint.folder, checkpoint.manifest, dtype=checkpoint.dtype, device=serving.device)
+def _loaded(checkpoint: Checkpoint, serving: ServingOptions, context: LoadContext) -> HeadModel:
+    context.report(f"loading {HEAD} in {checkpoint.dtype} on {serving.device}; its last layer in float32")
+    served_as = {"dtype": checkpoint.dtype, "device": serving.device}
+    model = load_head(checkpoint.folder, checkpoint.manifest, **served_as, make_room=context.make_room)
     if serving.norm_dtype is not None:
         model.use_norms(DTYPES[serving.norm_dtype])
-    report(f"path: padded; memory: weights {model.weights_bytes / 1e6:,.0f} MB")
+    context.report(f"path: padded; memory: weights {model.weights_bytes / 1e6:,.0f} MB")
     return model
 
 

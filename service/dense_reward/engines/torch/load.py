@@ -33,7 +33,7 @@ from dense_reward.engines.torch.packing_check import unsupported_reason
 from dense_reward.engines.torch.pair import QUANTITIES, ComputeOptions, PairEngine
 from dense_reward.engines.torch.probe_mismatch import mismatch_cure
 from dense_reward.engines.torch.shared_layers import layers_computed_once
-from dense_reward.engines.torch.weights import equal_weights, weight_folders
+from dense_reward.engines.torch.weights import MakeRoom, equal_weights, no_room_needed, weight_folders
 from dense_reward.engines.weight_files import check_files
 from dense_reward.errors import CheckpointError
 from dense_reward.hashed_files import Stamps, refuse_changed, stamps_of
@@ -99,21 +99,14 @@ def _call_directly(call: Callable[[], Result]) -> Result:
     return call()
 
 
-def _keep_all() -> None:
-    pass
-
-
 @dataclass(frozen=True, slots=True)
 class LoadContext:
-    """What loading needs in addition to the checkpoints: where steps are reported, the device, the loaded models.
-
-    `make_room` is called before weights are loaded, once all cheaper checks have passed.
-    """
+    """What loading needs in addition to the checkpoints: where steps are reported, the device, the loaded models."""
 
     report: Report
     on_device: OnDevice = _call_directly
     models: LoadedModels = field(default_factory=LoadedModels)
-    make_room: Callable[[], None] = _keep_all
+    make_room: MakeRoom = no_room_needed
 
 
 def load_pair(
@@ -226,8 +219,9 @@ def _model(role: str, folder: Path, manifest: Manifest, serving: ServingOptions,
     def load() -> TorchModel:
         report(f"loading {role} in {dtype} on {device}")
         compiling = partial(_compile_kernels, serving, report)
-        context.make_room()
-        model = load_model(folder, manifest, dtype=dtype, device=device, compile_for=compiling)
+        model = load_model(
+            folder, manifest, dtype=dtype, device=device, compile_for=compiling, make_room=context.make_room
+        )
         if serving.norm_dtype is not None:
             model.use_norms(DTYPES[serving.norm_dtype])
         head_dtype = None if serving.head_dtype is None else DTYPES[serving.head_dtype]
@@ -327,7 +321,7 @@ def _max_length_tokens(models: Sequence[TorchModel], serving: ServingOptions, re
 class DeviceLoader:
     """Loads pairs one after another. A checkpoint that is already in use is not loaded again."""
 
-    def __init__(self, make_room: Callable[[], None] = _keep_all) -> None:
+    def __init__(self, make_room: MakeRoom = no_room_needed) -> None:
         self._models = LoadedModels()
         self._make_room = make_room
         self._warned = False

@@ -25,7 +25,7 @@ from dense_reward.engines.torch.feedforward import bound_feedforward
 from dense_reward.engines.torch.heads import CapturedHead, LinearHead, OwnLogits, linear_head
 from dense_reward.engines.torch.logprobs import CPU_TILING, Head
 from dense_reward.engines.torch.memory import stored_bytes
-from dense_reward.engines.torch.weights import load_weights, weight_folders
+from dense_reward.engines.torch.weights import MakeRoom, load_weights, no_room_needed, weight_folders
 from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest
 from dense_reward.records import IdArray
@@ -245,6 +245,7 @@ def load_model(
     dtype: str | None,
     device: str,
     compile_for: Callable[[PreTrainedModel], bool] = lambda _: False,
+    make_room: MakeRoom = no_room_needed,
 ) -> TorchModel:
     """A checkpoint's model in `dtype` (None: the checkpoint's own). safetensors only, no remote code.
 
@@ -257,7 +258,7 @@ def load_model(
         raise CheckpointError(
             f"{folder}: cannot be served in dtype {dtype or manifest.dtype!r}: choose one of {sorted(DTYPES)}"
         )
-    weights = load_weights(*weight_folders(folder, manifest), chosen, device=device)
+    weights = load_weights(*weight_folders(folder, manifest), chosen, device=device, make_room=make_room)
     model = TorchModel(weights, fuse=weights.device.type != "cpu" or compile_for(weights))
     if model.vocab_size != manifest.vocabulary:
         raise CheckpointError(

@@ -7,7 +7,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 UNLOADABLE = (*INVALID, MemoryError, SafetensorError, re.error)
 """What transformers, peft and safetensors raise for files that they cannot load."""
 ADAPTER = "default"
+MakeRoom = Callable[[], object]
+"""Frees what earlier models left. It is called before weights take memory, once all cheaper checks have passed."""
 UNMERGEABLE = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CARTRIDGE", "CPT"})
 """Kinds of adapters of peft that put learned inputs before the text."""
 HEAD_WEIGHT = "score.weight"
@@ -60,8 +62,18 @@ def weight_folders(folder: Path, manifest: Manifest) -> tuple[Path, Path]:
     return files, adapter_base_folder(folder, manifest) or files
 
 
+def no_room_needed() -> None:
+    """The MakeRoom of a process that loads no pair beside others."""
+
+
 def load_weights(
-    files: Path, base: Path, dtype: torch.dtype, *, head: bool = False, device: str | None = None
+    files: Path,
+    base: Path,
+    dtype: torch.dtype,
+    *,
+    head: bool = False,
+    device: str | None = None,
+    make_room: MakeRoom = no_room_needed,
 ) -> PreTrainedModel:
     """A causal language model from local safetensors. If `base` is another folder, `files` is an adapter to it.
 
@@ -77,7 +89,7 @@ def load_weights(
         if head:
             _check_has_head(files, base)
         kind = AutoModelForSequenceClassification if head else AutoModelForCausalLM
-        model = _load_model(base, dtype, kind, in_memory=device == "cpu")
+        model = _load_model(base, dtype, kind, make_room, in_memory=device == "cpu")
         if base != files:
             model = _merge_adapter(model, files, base)
     except ImportError as error:
@@ -122,12 +134,14 @@ def _load_model(
     folder: Path,
     dtype: torch.dtype,
     kind: type[AutoModelForCausalLM] | type[AutoModelForSequenceClassification],
+    make_room: MakeRoom,
     *,
     in_memory: bool,
 ) -> PreTrainedModel:
     config = load_config(folder)
     check_weights_exist(folder)
     numbers = _check_size(folder, config, kind)
+    make_room()
     if in_memory and 0 < free_bytes() < numbers * dtype.itemsize:
         raise CheckpointError(
             f"{folder}: its weights take {numbers * dtype.itemsize / 1e9:.1f} GB in {_name(dtype)}, but only "
