@@ -122,6 +122,8 @@ def _many_objects() -> Iterator[HostileBody]:
     yield HostileBody("items", filled(b'{"items":[', b'{"text":"a"},', b"]}"))
     yield HostileBody("1 M items", filled(b'{"items":[', b'{"text":"a"},', b"]}", 14_000_000))
     yield HostileBody("64 kB of items", filled(b'{"items":[', b'{"text":"a b"},', b"]}", 65_000))
+    tiny = [{"prompt_ids": [at % 4_000 + 1], "response_ids": [[2, 3]]} for at in range(4_096)]
+    yield HostileBody("4,096 items of ids", encoded({"items": tiny}))
     yield HostileBody("4,096 items, each bad", encoded({"items": [{"text": ""}] * 4096, "on_error": "per_item"}))
     yield HostileBody("strings", filled(b'{"prompt":"a","responses":[', b'"",', b"]}"))
     yield HostileBody("lists in lists", lambda: b'{"prompt_ids":' + b"[" * 2_000_000)
@@ -172,6 +174,7 @@ def _chats() -> Iterator[HostileBody]:
     yield HostileBody("a tool call of 2 MB", text(b"1 a", call, b'"}}}]}]}', MOST_TEXT))
     arguments = said + b'"tool_calls":[{"function":{"name":"f","arguments":"['
     yield HostileBody("arguments of 2 M numbers", text(b"1,", arguments, b'1]"}}]}]}'))
+    yield HostileBody("arguments of long numbers", text(b"9" * 4_000 + b",", arguments, b'1]"}}]}]}'))
 
 
 def _encodings() -> Iterator[HostileBody]:
@@ -198,6 +201,11 @@ def _other_routes() -> Iterator[HostileBody]:
     prompt = {"model": "default", "max_tokens": 1, "prompt_logprobs": 0, "temperature": 1.0}
     yield HostileBody("completions of one list", encoded(prompt | {"prompt": [1] * 500_000}), COMPLETIONS)
     yield HostileBody("completions of lists", encoded(prompt | {"prompt": [[1, 2]] * 50_000}), COMPLETIONS)
+    lists = [[1, 2, 3]] * 4_096
+    yield HostileBody(
+        "likeliest ids of 4,096 lists", encoded(prompt | {"prompt": lists, "prompt_logprobs": 20}), COMPLETIONS
+    )
     asked = {"return_logprob": True, "logprob_start_len": 0, "sampling_params": {"max_new_tokens": 0}}
     rows = {"input_ids": [1] * 30_000, "token_ids_logprob_positions": [[1, 2, 3]] * 30_000}
     yield HostileBody("generate with positions", encoded(asked | rows), SGLANG)
+    yield HostileBody("generate of 4,096 lists", encoded(asked | {"input_ids": lists, "top_logprobs_num": 20}), SGLANG)

@@ -58,9 +58,10 @@ class ScoreCache:
         are), so that joining never delays us. If it fails or is cancelled, we compute the scores ourselves.
         """
         found: dict[Key, list[TokenScores]] = {}
+        asked = frozenset(keys)
         while missing := {key: trunk for key, trunk in zip(keys, trunks, strict=True) if key not in found}:
             found |= {key: scores for key in missing if (scores := self._kept_scores(key, missing[key])) is not None}
-            joined = {key: other for key in missing if key not in found and (other := self._joinable(key, keys, bulk))}
+            joined = {key: other for key in missing if key not in found and (other := self._joinable(key, asked, bulk))}
             own = {key: trunk for key, trunk in missing.items() if key not in found and key not in joined}
             # Our own trunks are computed first, so that requests that joined us do not wait until the ones that we
             # joined end.
@@ -81,9 +82,9 @@ class ScoreCache:
         self._metrics.reused("kept", trunk.tokens)
         return self._kept[key][0]
 
-    def _joinable(self, key: Key, keys: Sequence[Key], bulk: bool) -> "asyncio.Future[list[TokenScores]] | None":
+    def _joinable(self, key: Key, asked: frozenset[Key], bulk: bool) -> "asyncio.Future[list[TokenScores]] | None":
         other = self._in_flight.get(key)
-        if other is None or not other.keys <= set(keys) or (other.bulk and not bulk):
+        if other is None or not other.keys <= asked or (other.bulk and not bulk):
             return None
         return other.scores
 
@@ -94,7 +95,8 @@ class ScoreCache:
         loop = asyncio.get_running_loop()
         # If a key is in flight but could not be joined, later requests join its first computation.
         new = [key for key in own if key not in self._in_flight]
-        started = {key: _InFlight(frozenset(own), bulk, loop.create_future()) for key in new}
+        computed = frozenset(own)  # one for all: a request can have thousands of trunks
+        started = {key: _InFlight(computed, bulk, loop.create_future()) for key in new}
         self._in_flight |= started
         try:
             found = dict(zip(own, await compute(list(own.values())), strict=True))

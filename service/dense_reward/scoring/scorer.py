@@ -110,7 +110,7 @@ class Scorer:
             return last.scores
 
         scope = Scope(self.card.revision, group)
-        tokens = sum(trunk.tokens for trunk in trunks)
+        tokens = sum(trunk.tokens + ITEM_TOKENS for trunk in trunks)
         if tokens <= SMALL_REQUEST_TOKENS:
             keys = keys_of(trunks, wanted, scope)
         else:

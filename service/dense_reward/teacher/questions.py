@@ -14,7 +14,7 @@ from dense_reward.batching.admission import Permit
 from dense_reward.batching.batcher import cost_tokens
 from dense_reward.batching.scheduler import Terms
 from dense_reward.errors import refuse
-from dense_reward.records import Branch, IdArray, TaughtBy, Teacher, TeacherScores, Trunk, Wants
+from dense_reward.records import Branch, IdArray, Scores, TaughtBy, Teacher, TeacherScores, Trunk, Wants
 from dense_reward.scoring.items import Limits
 from dense_reward.scoring.scorer import Scorer
 from dense_reward.teacher.entries import PART_ENTRIES
@@ -128,10 +128,16 @@ async def ask(scorer: Scorer, name: TeacherName, question: Question, permit: Per
     computed = await scorer.batcher.submit(engine, trunks, Wants(), Terms(group=group))
     scorer.metrics.stage("queue", computed.queue_s)
     scorer.metrics.stage("compute", computed.compute_s)
-    found = [scores.teacher for of_trunk in computed.scores for scores in of_trunk if scores.teacher is not None]
-    for at, (sequence, scores) in enumerate(zip(question.sequences, found, strict=True)):
-        _check_numbers(scorer, sequence, scores, at)
+    found = await scorer.lanes.of(question.entries).run(_found, scorer, question, computed.scores)
     return Taught(found, {"queue_s": computed.queue_s, "compute_s": computed.compute_s})
+
+
+def _found(scorer: Scorer, question: Question, scores: Scores) -> list[TeacherScores]:
+    """Raises RequestError for log-probs that JSON cannot carry."""
+    found = [each.teacher for of_trunk in scores for each in of_trunk if each.teacher is not None]
+    for at, (sequence, each) in enumerate(zip(question.sequences, found, strict=True)):
+        _check_numbers(scorer, sequence, each, at)
+    return found
 
 
 def _hold(permit: Permit, tokens: int, entries: int) -> None:

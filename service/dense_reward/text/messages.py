@@ -124,7 +124,9 @@ def _arguments(arguments: JsonValue, place: str) -> JsonValue:
             reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
             _refuse(f"{place} is not valid JSON ({reason}): send a JSON object, as a string or as it is")
     if not isinstance(arguments, Mapping):
-        _refuse(f"{place} must be a JSON object, as a string or as it is; it is {json.dumps(arguments)[:40]}")
+        # Not the whole of a list: writing numbers of thousands of digits holds the interpreter.
+        given = f"a list of {len(arguments)}" if isinstance(arguments, list) else json.dumps(arguments)[:40]
+        _refuse(f"{place} must be a JSON object, as a string or as it is; it is {given}")
     if _is_deeper(arguments, MAX_ARGUMENTS_DEPTH):
         _refuse(f"{place} is nested more than {MAX_ARGUMENTS_DEPTH} levels deep: flatten it")
     return arguments
