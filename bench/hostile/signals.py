@@ -120,6 +120,13 @@ def idle_tls(*, twice: bool) -> Ended:
         return _ended("idle TLS", process, twice=twice)
 
 
+def hung_up() -> Ended:
+    """The end of a service whose terminal is closed, or that is told to read its configuration again."""
+    with _started(SERVE) as (process, port), _answered(port):
+        process.send_signal(signal.SIGHUP)
+        return _waited("SIGHUP", process, _limit(1))
+
+
 def first_process(after_s: float = FIRST_PROCESS_S) -> Ended:
     """The end of a service that is process 1, and gets its signal `after_s` after its start."""
     unshare = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", SERVE, *_options(free_port())]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.hostile import signals
-from bench.hostile.signals import PARTS, SERVE, busy, idle_tls
+from bench.hostile.signals import PARTS, SERVE, busy, hung_up, idle_tls
 
 pytestmark = pytest.mark.slow
 
@@ -27,6 +27,10 @@ def test_a_service_a_part_of_which_hangs_ends_when_its_drain_is_over(part: str, 
 @pytest.mark.parametrize("part", ["device", "log"])
 def test_a_second_signal_ends_it_whatever_hangs(part: str) -> None:
     assert busy(part, twice=True).code == 128 + signal.SIGTERM
+
+
+def test_sighup_drains_as_sigterm_does() -> None:
+    assert hung_up().code == 0
 
 
 def test_an_idle_tls_connection_does_not_hold_the_end(monkeypatch: pytest.MonkeyPatch) -> None:

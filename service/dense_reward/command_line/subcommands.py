@@ -188,6 +188,8 @@ def _serve(options: argparse.Namespace) -> int:
     # would then kill the process; with these it ends with exit code 0. They also replace an inherited SIG_IGN.
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else started by nohup
+        signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
 
     async def serve() -> None:
         code = 0
