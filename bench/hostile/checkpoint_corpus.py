@@ -13,6 +13,7 @@ from bench.hostile.checkpoint_parts import (
     VOCABULARY,
     WEIGHTS,
     Change,
+    Json,
     all_of,
     content,
     copied,
@@ -77,6 +78,9 @@ RECURS = "{% macro m(n) %}{{ m(n + 1) }}{% endmacro %}{{ m(0) }}"
 BRANCHES = "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(60) }}"
 DEEP = "[" * 200_000
 HUGE = 64 << 30
+GROWS: Json = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}
+ADDED: Json = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
+PIECE: Json = {"SpecialToken": {"id": "<|end|>", "type_id": 0}}
 
 HOSTILE: Mapping[str, Hostile] = {
     # files of other folders
@@ -192,6 +196,20 @@ HOSTILE: Mapping[str, Hostile] = {
     "an id beyond all vocabularies": Hostile(
         content(TOKENIZER, '{"model": {"vocab": {"a": 1099511627776}}}'), "beyond any vocabulary"
     ),
+    "a tokenizer that multiplies its text": Hostile(
+        entries(TOKENIZER, normalizer={"type": "Sequence", "normalizers": [GROWS] * 12}), "cannot encode a short text"
+    ),
+    "a tokenizer that puts 2 MB before each text": Hostile(
+        entries(TOKENIZER, normalizer={"type": "Prepend", "prepend": "x" * 2_000_000}), "cannot encode a short text"
+    ),
+    "a tokenizer with 100,000 added tokens": Hostile(
+        entries(TOKENIZER, added_tokens=[ADDED | {"id": 400 + at, "content": f"<{at}>"} for at in range(100_000)]),
+        "has 100000 added tokens, more than",
+    ),
+    "a tokenizer with 100,000 pieces around a text": Hostile(
+        entries(TOKENIZER, post_processor={"type": "TemplateProcessing", "single": [PIECE] * 100_000}),
+        "100000 pieces around",
+    ),
     "an adapter of rank 1e9": adapter("states r 1000000000, larger than anything", r=10**9),
     "an adapter with ranks of 1e9": adapter("states rank_pattern .* larger", rank_pattern={"q_proj": 10**9}),
     # what a library would compute without an end
@@ -211,6 +229,10 @@ HOSTILE: Mapping[str, Hostile] = {
     "a template of a large power": writes("{{ 7 ** 1000000000 }}", "cannot render a short chat"),
     "a template that recurs": writes(RECURS, "refuses|cannot render|recursion"),
     "a template that branches": writes(BRANCHES, "cannot render a short chat"),
+    "a template of long chats": writes(
+        "{% for m in messages %}{{ m.content }}{% if loop.index > 50 %}{{ 'a' * 10 ** 9 }}{% endif %}{% endfor %}",
+        "cannot render a short chat",
+    ),
     "a template of 5 MB": Hostile(template("x" * 5_000_000), "more than 1000000", listed=False),
     "a template of nested blocks": writes("{% if 1 %}" * 300 + "{% endif %}" * 300, "template|nested"),
 }

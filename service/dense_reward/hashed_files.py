@@ -29,7 +29,8 @@ SPARSE_BYTES = 100_000_000
 SMALL_BYTES = 16_000_000
 """Of all files together: one thread hashes them in some milliseconds, and several would take turns with requests."""
 
-Stamps = Mapping[Path, tuple[int, int, int]]
+Stamp = tuple[int, int, int]
+Stamps = Mapping[Path, Stamp]
 """File -> its inode, size and time of change, which differ once it was written to or replaced."""
 
 
@@ -122,20 +123,20 @@ def verify_hashes(folder: Path, expected: Mapping[str, str], found: Mapping[str,
 
 def stamps_of(*folders: Path) -> Stamps:
     """What tells whether a file of a checkpoint is written to or replaced from now on. Raises CheckpointError."""
-    return {path: _stamp(path) for folder in folders for path in scored_files(folder)}
+    return {path: stamp_of(path) for folder in folders for path in scored_files(folder)}
 
 
 def refuse_changed(before: Stamps) -> None:
     """Raises CheckpointError if a file has changed: its hash may be another than that of what was loaded."""
     for path, stamp in before.items():
-        if not path.is_file() or _stamp(path) != stamp:
+        if not path.is_file() or stamp_of(path) != stamp:
             raise CheckpointError(
                 f"{path} was changed while it was loaded: write checkpoints into new folders, and load them when they "
                 "are complete"
             )
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
+def stamp_of(path: Path) -> Stamp:
     found = path.stat()
     return found.st_ino, found.st_size, found.st_mtime_ns
 

@@ -31,7 +31,8 @@ _JSON_FILES = (
     "added_tokens.json",  # not tokenizer.json: it is large, and check_tokenizer_files reads it where it is used
 )
 _MODEL_WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
-LARGEST_ID = 1 << 24
+LARGEST_ID, MOST_ADDED_TOKENS, MOST_PIECES = 1 << 24, 1 << 16, 1 << 10
+"""Of a tokenizer: its largest id, its added tokens, and what its post-processor puts around a text."""
 _LARGEST_HEADER_BYTES = 16_000_000  # a hundred thousand weights, many times those of any file; parsed in one go
 _LARGEST_JSON_BYTES = 4_000_000
 _LARGE_JSON = ("tokenizer.json", "vocab.json", INDEX)
@@ -236,13 +237,24 @@ def _check_names_no_file(path: Path, content: Mapping[str, object]) -> None:
 
 
 def _check_ids(path: Path, content: Mapping[str, object]) -> None:
-    """Raises CheckpointError for an id beyond any vocabulary: tables of that many ids would fill the memory."""
+    """Raises CheckpointError for ids, added tokens or pieces around a text beyond those of any tokenizer.
+
+    Tables of that many ids would fill the memory, and libraries add tokens one by one while all other threads wait.
+    """
     model = content.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     ids = vocabulary.values() if isinstance(vocabulary, dict) else ()
     largest = max((one for one in ids if isinstance(one, int)), default=0)
     if largest > LARGEST_ID:
         raise CheckpointError(f"{path} has the id {largest}, beyond any vocabulary: copy it again from its source")
+    processor = content.get("post_processor")
+    pieces = processor.get("single") if isinstance(processor, dict) else None
+    for what, listed, most in (
+        ("added tokens", content.get("added_tokens"), MOST_ADDED_TOKENS),
+        ("pieces around a text (post_processor)", pieces, MOST_PIECES),
+    ):
+        if isinstance(listed, list) and len(listed) > most:
+            raise CheckpointError(f"{path} has {len(listed)} {what}, more than {most}: copy it again from its source")
 
 
 def _refuse_pointer(path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from dense_reward.engines.trial.templates import try_templates
+from dense_reward.engines.trial.templates import try_templates, try_tokenizer
 from dense_reward.errors import CheckpointError, SettingsError
 from dense_reward.hashed_files import MANIFEST_NAME, scored_files
 from dense_reward.manifest import Manifest, adapter_base_folder, files_folder, load_manifest
@@ -161,14 +161,15 @@ def check_confined(settings: Settings) -> None:
             _check_inside(path, root)
 
 
-def try_templates_of(settings: Settings) -> None:
-    """Raises CheckpointError if a chat template takes too much time or memory to be rendered beside other pairs."""
+def try_texts_of(settings: Settings) -> None:
+    """Raises CheckpointError if a tokenizer or chat template takes too much time or memory to be used beside others."""
     for folder in (settings.sft, settings.reference, settings.token_head):
         if folder is None:
             continue
         manifest = load_manifest(folder)
         if manifest.renderer == "chat":
             try_templates(files_folder(folder, manifest))
+        try_tokenizer(files_folder(folder, manifest))
 
 
 def _check_inside(path: Path, root: Path) -> None:

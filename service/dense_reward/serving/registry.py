@@ -18,7 +18,7 @@ from dense_reward.scoring.items import Limits
 from dense_reward.scoring.score_cache import ScoreCache
 from dense_reward.scoring.scorer import Scorer
 from dense_reward.serving.loaders import LoadedPair, LoadPair
-from dense_reward.serving.pair_sources import PairSource, check_confined, try_templates_of
+from dense_reward.serving.pair_sources import PairSource, check_confined, try_texts_of
 from dense_reward.settings import Settings
 from dense_reward.telemetry.metrics import Metrics
 from dense_reward.telemetry.process_memory import collect_replaced
@@ -161,7 +161,7 @@ class Registry:
             check_confined(settings)
             if beside:
                 _give_way()
-                try_templates_of(settings)
+                try_texts_of(settings)
             return self.load(settings, self.report, self.batcher.on_device)
         except Exception:
             raise

@@ -1,4 +1,4 @@
-"""The process of a trial: renders chat templates and matches patterns, as the libraries would, within limits.
+"""The process of a trial: renders templates, matches patterns and tokenises, as the libraries would, within limits.
 
 A program of its own, not a part of the package: it imports only what it needs, so that it starts in a tenth of a
 second. It reads a JSON object from its input. It is killed if it takes too much time, and runs out of memory by itself.
@@ -26,6 +26,7 @@ CHATS: tuple[list[Message], ...] = (
     [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Name a river."}],
     [{"role": role, "content": "Name a river."} for role in ("user", "assistant", "user", "assistant")],
     [{"role": "user", "content": [{"type": "text", "text": "Name a river."}]}],
+    [{"role": role, "content": "Name a river."} for role in ("user", "assistant") * 100],
 )
 TOOLS = [{"type": "function", "function": {"name": "find", "description": "Finds.", "parameters": {"type": "object"}}}]
 
@@ -97,6 +98,32 @@ def match(patterns: list[str], names: list[str]) -> None:
             compiled.fullmatch(name)
 
 
+def tokenize(path: str, texts: list[str], *, largest_id: int, per_character: int) -> None:
+    """Read a tokenizer and encode texts; MemoryError if one becomes far too many tokens. Other errors are not ours."""
+    from tokenizers import Tokenizer  # noqa: PLC0415 - only here
+
+    try:
+        with open(path, "rb") as file:
+            vocabulary = json.load(file)["model"]["vocab"]
+        if isinstance(vocabulary, dict) and max(vocabulary.values(), default=0) > largest_id:
+            return  # refused in words before it is read
+        tokenizer = Tokenizer.from_file(path)
+        tokenizer.no_truncation()
+    except MemoryError:
+        raise
+    except BaseException:  # a panic of the library is no Exception
+        return
+    for text in texts:
+        try:
+            encoding = tokenizer.encode(text, add_special_tokens=False)
+        except MemoryError:
+            raise
+        except BaseException:
+            continue
+        if len(encoding.ids) > per_character * len(text):
+            raise MemoryError
+
+
 def main() -> int:
     """Returns exit code 0 if all of it ended within the limits, 3 if memory was short."""
     task = json.load(sys.stdin)
@@ -105,6 +132,8 @@ def main() -> int:
         for template in task["templates"]:
             render(template, task["characters"])
         match(task["patterns"], task["names"])
+        if task["tokenizer"] is not None:
+            tokenize(**task["tokenizer"])
     except MemoryError:
         return 3
     return 0

@@ -1,4 +1,4 @@
-"""Runs a trial: chat templates and patterns of a checkpoint, in a process that is killed if they take too much."""
+"""Runs a trial: what a checkpoint makes libraries compute, in a process that is killed if that takes too much."""
 
 import json
 import signal
@@ -6,6 +6,10 @@ import subprocess
 import sys
 from functools import lru_cache
 from pathlib import Path
+
+from dense_reward.engines.weight_files import LARGEST_ID
+from dense_reward.hashed_files import Stamp
+from dense_reward.manifest import TOKENIZER_PROBE_TEXT
 
 CPU_S = 1.0
 """Seconds of a processor for all that is tried. Ordinary templates take milliseconds."""
@@ -16,6 +20,12 @@ OUT_OF_MEMORY = 3
 """The exit code that says so."""
 PATIENCE_S = 120.0
 """Seconds until it is killed, however little of a processor it got."""
+TOKENIZER_CPU_S, TOKENIZER_MEMORY_BYTES = 10.0, 2 << 30
+"""For reading a tokenizer and a few texts. One of 256,000 tokens takes two seconds and half a gigabyte."""
+TOKENS_PER_CHARACTER = 16
+"""More of them are no tokenizer's: a character has at most four bytes."""
+TEXTS = (TOKENIZER_PROBE_TEXT, *(part * (2_000 // len(part)) + end for part in ("a", "a ", " ", "0") for end in "!a\n"))
+"""What a tokenizer must encode. Most are repetitions, which a bad pattern matches in ways beyond number."""
 _PROGRAM = Path(__file__).with_name("program.py")
 
 
@@ -31,10 +41,22 @@ def check_by_trial(
 
     What fails otherwise passes here: it fails again, with its reason, where it is used. What passed is not tried again.
     """
-    task = {
-        **{"templates": templates, "patterns": patterns, "names": names},
-        **{"cpu_s": CPU_S, "memory_bytes": MEMORY_BYTES, "characters": MAX_CHARACTERS},
-    }
+    _try({"templates": templates, "patterns": patterns, "names": names}, CPU_S, MEMORY_BYTES)
+
+
+@lru_cache(maxsize=64)
+def check_tokenizer_by_trial(path: Path, stamp: Stamp) -> None:
+    """Raises TrialError if reading a tokenizer.json and encoding short texts is too much; other errors pass here.
+
+    `stamp` changes with the file: what passed is not tried again.
+    """
+    limits = {"largest_id": LARGEST_ID, "per_character": TOKENS_PER_CHARACTER}
+    _try({"tokenizer": {"path": str(path), "texts": TEXTS, **limits}}, TOKENIZER_CPU_S, TOKENIZER_MEMORY_BYTES)
+
+
+def _try(tried: dict[str, object], cpu_s: float, memory_bytes: int) -> None:
+    nothing = {"templates": (), "patterns": (), "names": (), "tokenizer": None}
+    task = {**nothing, **tried, "cpu_s": cpu_s, "memory_bytes": memory_bytes, "characters": MAX_CHARACTERS}
     try:
         code = subprocess.run(
             [sys.executable, "-P", str(_PROGRAM)],
@@ -46,9 +68,12 @@ def check_by_trial(
         ).returncode
     except subprocess.TimeoutExpired:
         raise TrialError(f"it did not end within {PATIENCE_S:.0f} seconds") from None
-    if code in (OUT_OF_MEMORY, -signal.SIGSEGV):
-        raise TrialError(f"it makes more than {MAX_CHARACTERS} characters, or takes more than {MEMORY_BYTES >> 20} MB")
+    if code in (OUT_OF_MEMORY, -signal.SIGSEGV, -signal.SIGABRT):
+        much = (
+            f"{MAX_CHARACTERS} characters" if tried.get("templates") else f"{TOKENS_PER_CHARACTER} tokens a character"
+        )
+        raise TrialError(f"it makes more than {much}, or takes more than {memory_bytes >> 20} MB")
     if code < 0:
-        raise TrialError(f"it takes more than {CPU_S:g} second of a processor")
+        raise TrialError(f"it takes more than {cpu_s:g} second{'s' * (cpu_s > 1)} of a processor")
     if code:
         raise RuntimeError(f"{_PROGRAM} ended with code {code}")

@@ -1,12 +1,12 @@
-"""The chat templates of a checkpoint's files, tried before the service renders them beside other pairs."""
+"""The chat templates and the tokenizer of a checkpoint, tried before the service uses them beside other pairs."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from dense_reward.engines.trial.run import TrialError, check_by_trial
+from dense_reward.engines.trial.run import TrialError, check_by_trial, check_tokenizer_by_trial
 from dense_reward.engines.weight_files import read_json
 from dense_reward.errors import CheckpointError
-from dense_reward.hashed_files import TEMPLATES_FOLDER, scored_files
+from dense_reward.hashed_files import TEMPLATES_FOLDER, scored_files, stamp_of
 
 
 def try_templates(files: Path) -> None:
@@ -22,6 +22,23 @@ def try_templates(files: Path) -> None:
         raise CheckpointError(
             f"{files}: its chat template cannot render a short chat ({error}): correct it, or copy it again from the "
             "checkpoint"
+        ) from None
+
+
+def try_tokenizer(files: Path) -> None:
+    """Raises CheckpointError, with the cure, if reading a tokenizer.json, or a short text with it, takes too much.
+
+    A library in Rust ends the process if it has no memory, and its patterns can match for ever.
+    """
+    scored_files(files)
+    path = files / "tokenizer.json"
+    if not path.is_file():
+        return
+    try:
+        check_tokenizer_by_trial(path, stamp_of(path))
+    except TrialError as error:
+        raise CheckpointError(
+            f"{path} cannot encode a short text ({error}): copy it again from the checkpoint"
         ) from None
 
 
