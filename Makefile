@@ -122,7 +122,7 @@ estimators: install ## compare DPR's options on a task whose optimum is known: m
 reliability: install .venv-fuzz/installed ## test the service under overload, signals, faults and attacks (ONLY=overload,...)
 	$(BIN)/python -m bench.reliability $(subst $(COMMA), ,$(ONLY))
 
-hostile: install ## attack a real service: bodies, sockets, checkpoints, signals, keys (ONLY=bodies,...): minutes
+hostile: install .venv-deploy/installed ## attack a real service: bodies, sockets, checkpoints, signals, keys (ONLY=bodies,...): minutes
 	$(BIN)/python -m bench.hostile $(addprefix --only ,$(subst $(COMMA), ,$(ONLY)))
 
 soak: install ## run the service at 80 % load for half an hour: memory, errors

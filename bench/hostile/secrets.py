@@ -1,4 +1,4 @@
-"""An API key given in every way to service, client and jobs: where it is found in what they print, answer or show.
+"""An API key given in every way to service, client, jobs, chart and Compose: where it is in what they print or show.
 
 The places are logs, answers, metrics, messages of errors, and the arguments of processes that got the key in a file. A
 key that a user writes into a command is in that process's arguments by the user's choice, and is not counted.
@@ -18,6 +18,7 @@ from pathlib import Path
 from dense_reward import Client
 from dense_reward_trainer.runs.local_service import HOST, free_port
 
+from bench.hostile.deployment import of_chart, of_compose
 from bench.hostile.pair import hostile_pair
 from bench.hostile.signals import wait_until
 
@@ -43,6 +44,7 @@ class Place:
 def measure() -> tuple[Json, Json]:
     """Number of places that hold the key."""
     places = [*of_service("text"), *of_service("json"), *of_client(), *of_job()]
+    places += [Place(name, text) for name, text in (*of_chart(KEY), *of_compose(KEY))]
     found = [place.name for place in places if place.holds_key]
     return {"secrets_found": len(found), "places_searched": len(places)}, {
         "found": found,

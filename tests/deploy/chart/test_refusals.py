@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from rendered_chart import CHART, JOB, SCHEMA, fake, helm, render
 
+from bench.hostile.deployment import of_chart, of_compose
+
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"replica": 2}, "replica"),
     ({"image": {"tagg": "1"}}, "tagg"),
@@ -42,6 +44,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"image": {"digest": "sha256:0a1b"}}, "digest"),
     ({"service": {"port": 70000}}, "port"),
 ]
+PASSWORD = "a-key-in-plain-sight"
 HUB = {"source": "hub", "hub": {"sft": "me/sft", "reference": "me/half"}}
 # Contradictions between values, with the chart's own messages.
 TOGETHER: list[tuple[dict[str, Any], str]] = [
@@ -52,6 +55,21 @@ TOGETHER: list[tuple[dict[str, Any], str]] = [
     ({"args": ["--dtype", "bfloat16"]}, "args is no value of this chart: use settings"),
     ({"servingEngineSpec": {"modelSpec": []}}, "servingEngineSpec is no value .* README.md lists"),
     ({"autoscaling": {"enabled": True}}, "autoscaling.enabled is no value of this chart: use autoscaling.kind"),
+    ({"settings": {"otlp_endpoint": f"http://user:{PASSWORD}@c:4318"}}, "settings.otlp_endpoint has credentials"),
+    ({"env": [{"name": "HTTPS_PROXY", "value": f"http://user:{PASSWORD}@proxy"}]}, "env: HTTPS_PROXY has credentials"),
+    (
+        {
+            "checkpoints": {
+                "source": "s3",
+                "s3": {"uri": "s3://models/run", "endpointUrl": f"http://a:{PASSWORD}@minio"},
+            }
+        },
+        "checkpoints.s3.endpointUrl has credentials .*: name a secret",
+    ),
+    (
+        {"trainer": {"jobs": [{**JOB, "changes": [f"service_url=http://x:{PASSWORD}@rewards:8000"]}]}},
+        "trainer.jobs: sft: changes has credentials",
+    ),
     ({"image": {"tag": "latest"}}, "image.tag: latest is not a version"),
     ({"trainer": {"image": {"tag": "latest"}}}, "trainer.image.tag: latest"),
     ({"checkpoints": {"s3": {"image": "registry.example:5000/aws-cli"}}}, "checkpoints.s3.image: .* has no tag"),
@@ -161,6 +179,13 @@ def test_a_value_that_the_schema_does_not_take_is_refused_by_its_key(values: dic
 def test_values_that_do_not_go_together_are_refused_with_the_cure(values: dict[str, Any], message: str) -> None:
     with pytest.raises(helm.HelmError, match=message):
         render(values)
+
+
+def test_no_key_is_in_what_the_chart_and_the_compose_file_render_or_refuse() -> None:
+    places = [*of_chart(PASSWORD), *of_compose(PASSWORD)]
+    assert [name for name, text in places if PASSWORD in text] == []
+    assert "refused: " not in places[0][1], "a key in a secret is what the others are told to use"
+    assert all("refused: " in text for name, text in places[1:] if name.startswith("chart: "))
 
 
 def mappings(schema: Any, path: str = "values") -> Iterator[tuple[str, dict[str, Any]]]:  # noqa: ANN401 - JSON

@@ -2,6 +2,7 @@
 
 {{- define "dense-reward.refuse" -}}
 {{- include "dense-reward.refuseOtherNames" . -}}
+{{- include "dense-reward.refuseCredentials" . -}}
 {{- include "dense-reward.refuseImages" . -}}
 {{- include "dense-reward.refuseLabels" . -}}
 {{- include "dense-reward.refuseCheckpoints" . -}}
@@ -44,6 +45,25 @@
 {{- end -}}
 {{- if hasKey .Values.autoscaling "enabled" -}}
 {{- fail "autoscaling.enabled is no value of this chart: use autoscaling.kind: none, hpa or keda" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A key in an address would be readable in a ConfigMap, in the release and in process lists. The message repeats none. */}}
+{{- define "dense-reward.refuseCredentials" -}}
+{{- $given := dict "checkpoints.s3.endpointUrl" .Values.checkpoints.s3.endpointUrl -}}
+{{- range $name, $value := .Values.settings -}}
+{{- $_ := set $given (printf "settings.%s" $name) (toJson $value) -}}
+{{- end -}}
+{{- range .Values.trainer.jobs -}}
+{{- $_ := set $given (printf "trainer.jobs: %s: changes" .name) (toJson .changes) -}}
+{{- end -}}
+{{- range .Values.env -}}
+{{- $_ := set $given (printf "env: %s" .name) (toString .value) -}}
+{{- end -}}
+{{- range $key, $value := $given -}}
+{{- if regexMatch "://[^/@\"\\s]+@" $value -}}
+{{- fail (printf "%s has credentials in an address, which everybody who reads the release would see: name a secret instead (engineKey, checkpoints.s3.secretName, trainer.apiKey, envFrom, or valueFrom in env)" $key) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 
