@@ -184,7 +184,7 @@ def test_values_that_do_not_go_together_are_refused_with_the_cure(values: dict[s
 def test_no_key_is_in_what_the_chart_and_the_compose_file_render_or_refuse() -> None:
     places = [*of_chart(PASSWORD), *of_compose(PASSWORD)]
     assert [name for name, text in places if PASSWORD in text] == []
-    assert "refused: " not in places[0][1], "a key in a secret is what the others are told to use"
+    assert "refused: " not in places[0][1], "a key in a secret is the cure of the others"
     assert all("refused: " in text for name, text in places[1:] if name.startswith("chart: "))
 
 

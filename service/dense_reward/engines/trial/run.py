@@ -9,7 +9,6 @@ from pathlib import Path
 
 from dense_reward.engines.weight_files import LARGEST_ID
 from dense_reward.hashed_files import Stamp
-from dense_reward.manifest import TOKENIZER_PROBE_TEXT
 
 CPU_S = 1.0
 """Seconds of a processor for all that is tried. Ordinary templates take milliseconds."""
@@ -24,7 +23,8 @@ TOKENIZER_CPU_S, TOKENIZER_MEMORY_BYTES = 10.0, 2 << 30
 """For reading a tokenizer and a few texts. One of 256,000 tokens takes two seconds and half a gigabyte."""
 TOKENS_PER_CHARACTER = 16
 """More of them are no tokenizer's: a character has at most four bytes."""
-TEXTS = (TOKENIZER_PROBE_TEXT, *(part * (2_000 // len(part)) + end for part in ("a", "a ", " ", "0") for end in "!a\n"))
+PLAIN_TEXT = "Name a river: it's 2,850.5 km long.\n\n\tdef f(x): return x**2  # naïve café, 数学 👩‍🔬"
+TEXTS = (PLAIN_TEXT, *(part * (2_000 // len(part)) + end for part in ("a", "a ", " ", "0") for end in "!a\n"))
 """What a tokenizer must encode. Most are repetitions, which a bad pattern matches in ways beyond number."""
 _PROGRAM = Path(__file__).with_name("program.py")
 
