@@ -22,7 +22,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 from dense_reward.batching.admission import Admission
 from dense_reward.batching.deduplicate import ScoringTask, prepare_batch
@@ -158,8 +157,9 @@ class Batcher:
         does not fit alone, RequestError(draining) after `close` or if `run` ends first, and otherwise the error of its
         batch.
         """
-        cut = partial(deque, units_of_request(engine, trunks, terms, self._max_batch_tokens))
-        units = await asyncio.to_thread(cut) if len(trunks) > MANY_TRUNKS else cut()
+        costs = map(engine.cost, trunks)
+        cut = units_of_request(trunks, costs, self._max_batch_tokens, (engine, terms.group))
+        units = deque(await asyncio.to_thread(list, cut) if len(trunks) > MANY_TRUNKS else cut)
         if self._closing:
             raise refuse("draining", "the service is stopping", retry_after_s=RETRY_UNAVAILABLE_S)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()

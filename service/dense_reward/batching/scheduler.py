@@ -276,11 +276,13 @@ def tokens_together(units: Iterable[Unit]) -> int:
     return tokens.tokens
 
 
-def units_of_request(engine: Engine, trunks: Sequence[Trunk], terms: Terms, max_batch_tokens: int) -> Iterator[Unit]:
+def units_of_request(
+    trunks: Sequence[Trunk], costs: Iterable[Cost], max_batch_tokens: int, sharers: Hashable
+) -> Iterator[Unit]:
     """The units of all trunks of a request."""
     before: set[int] = set()
-    for index, trunk in enumerate(trunks):
-        for unit in units_of(index, trunk, engine.cost(trunk), max_batch_tokens, (engine, terms.group)):
+    for index, (trunk, cost) in enumerate(zip(trunks, costs, strict=True)):
+        for unit in units_of(index, trunk, cost, max_batch_tokens, sharers):
             blocks = {*unit.prompt.blocks, *unit.branch_blocks}
             shared = BLOCK_TOKENS * len(blocks & before)
             yield replace(unit, follows=2 * shared >= unit.prompt.tokens + unit.branch_tokens > 0)
