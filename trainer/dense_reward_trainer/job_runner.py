@@ -4,8 +4,9 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 from dense_reward import ClientError
 from dense_reward.errors import CheckpointError, RequestError
@@ -19,7 +20,7 @@ from dense_reward_trainer.launch import Cluster, launch_command
 from dense_reward_trainer.recipe_files import config_path
 from dense_reward_trainer.runs.folder_lock import only_job_in
 from dense_reward_trainer.runs.full_disk import reports_full_disk
-from dense_reward_trainer.runs.processes import is_first_to_say, sigterm_exits
+from dense_reward_trainer.runs.processes import TERMINATED, is_first_to_say, sigterm_exits
 
 
 def run(options: argparse.Namespace, report_error: Report | None = None) -> int:
@@ -75,8 +76,22 @@ def _run(name: str, config: str, overrides: Sequence[str]) -> None:
     resolved = _resolved(name, config, overrides)
     folder = resolved.output_dir
     alone = nullcontext() if resolved.reads_only else only_job_in(folder, _report)
-    with reports_full_disk(folder), alone:
+    with _reports_stop(folder), reports_full_disk(folder), alone:
         importlib.import_module(JOBS[name].module).run(resolved, _report)
+
+
+@contextmanager
+def _reports_stop(folder: Path) -> Iterator[None]:
+    """Says in one line what to do after Ctrl-C or SIGTERM, and passes it on."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, KeyboardInterrupt) or stop.code == TERMINATED:
+            by = "Ctrl-C" if isinstance(stop, KeyboardInterrupt) else "SIGTERM"
+            text = f"stopped by {by}: start the same command again to go on from what is complete in {folder}"
+            if is_first_to_say(text):
+                _report(text)
+        raise
 
 
 def _resolved(name: str, config: str, overrides: Sequence[str]) -> JobConfig:
