@@ -231,6 +231,7 @@ def test_other_kinds_of_self_play_end_in_pairs_that_are_served(
         (["bernoulli_b=2"], "bernoulli_b belongs to the loss bernoulli"),
         (["rounds=1", "beta=0.1", "previous_rounds=1"], "a single round has no round before"),
         (["lora={dropout: 0.1}"], "lora.dropout must be 0"),
+        (["lora={target_modules: [nope]}"], "lora.target_modules: peft cannot adapt these layers"),
         (["policy=no_such_folder"], "no_such_folder: no such checkpoint folder"),
         (["generation.engine=vllm"], "vllm is not installed: pip install"),
         (["generation.temperature=0"], "generation.temperature"),

@@ -16,7 +16,7 @@ from dense_reward_trainer.sft.memory import ModelSizes, StepShape, advice, estim
 from dense_reward_trainer.sft.milestones import MilestoneSchedule
 from dense_reward_trainer.sft.training_rows import TrainingRows
 from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedModel
+from transformers import MambaConfig, MambaForCausalLM, MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 pytestmark = [
     pytest.mark.slow,
@@ -93,14 +93,54 @@ def tiny() -> PreTrainedModel:
 
 
 def test_the_parameters_of_an_adapter_are_those_that_peft_makes() -> None:
-    for modules in ("all-linear", ("q_proj", "v_proj")):
+    for modules in ("all-linear", ("q_proj", "v_proj"), r".*\.1\..*_proj"):
         lora = LoraOptions(r=4, target_modules=modules)
         sizes = memory_check.model_sizes(tiny(), lora)
         targets = modules if isinstance(modules, str) else list(modules)
         adapted = get_peft_model(tiny(), LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
+        assert sizes is not None
         made = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
         whole = sum(p.numel() for p in adapted.parameters())
         assert (sizes.trained, sizes.frozen) == (made, whole - made)
+
+
+@pytest.mark.filterwarnings("ignore:The following .*_pattern keys:RuntimeWarning")
+def test_an_adapter_of_fused_experts_is_counted() -> None:
+    config = MixtralConfig(
+        vocab_size=270,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_local_experts=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_experts_per_tok=2,
+    )
+    lora = LoraOptions(r=4)
+    sizes = memory_check.model_sizes(MixtralForCausalLM(config), lora)
+    adapted = get_peft_model(MixtralForCausalLM(config), LoraConfig(r=4, target_modules="all-linear"))
+    assert sizes is not None
+    assert sizes.trained == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
+    assert sizes.trained > 4 * 4 * (16 + 16), "the attention is not all"
+
+
+def test_layers_that_peft_cannot_adapt_are_refused_by_the_name_of_the_key() -> None:
+    with pytest.raises(ConfigError, match=r"lora\.target_modules: peft cannot adapt these layers: .*nope"):
+        memory_check.model_sizes(tiny(), LoraOptions(r=4, target_modules=("nope",)))
+
+
+def test_a_model_without_attention_trains_without_an_estimate() -> None:
+    model = MambaForCausalLM(MambaConfig(vocab_size=270, hidden_size=8, num_hidden_layers=1, state_size=4))
+    config = load_config(SftConfig, config_path("arithmetic_sft_tiny"))
+    rows = TrainingRows(Dataset.from_dict({"input_ids": [[1]], "labels": [[1]]}), None, MilestoneSchedule(1, 1, 1), 1)
+    reported: list[str] = []
+    memory_check.check_memory(config, model, rows, reported.append, processes=1, sharing=1)
+    assert reported == ["memory: no estimate, because mamba has no attention heads: watch the first steps"]
+
+
+def test_free_memory_of_a_cpu_is_what_a_service_would_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dense_reward.engines.torch.memory.free_bytes", lambda: 7)
+    assert memory_check.free_bytes("cpu") == 7, "with what the system only caches, and the limit of a container"
 
 
 def checked(config: SftConfig, free: int, monkeypatch: pytest.MonkeyPatch, device: str) -> list[str]:

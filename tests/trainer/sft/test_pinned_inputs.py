@@ -1,7 +1,7 @@
 """A resumed SFT run must have the tokens that it was started with; if not, the refusal says what changed."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -27,6 +27,7 @@ class Start:
     tokenizer: PreTrainedTokenizerBase
     encoder: Encoder
     tokenizer_sha256: str = "t"
+    base: Path | None = None
 
 
 def start(template: str = CHATML) -> Start:
@@ -44,11 +45,11 @@ def rows_of(begun: Start) -> tuple[TokenisedRow, ...]:
 
 
 def opened(
-    folder: Path, begun: Start, *, data: str = "d", rows: tuple[TokenisedRow, ...] | None = None
+    folder: Path, begun: Start, *, data: str = "d", rows: tuple[TokenisedRow, ...] | None = None, processes: int = 1
 ) -> dict[str, str]:
     """The identity that is recorded."""
     config = SftConfig.model_validate({"output_dir": folder, "base_model": "base", "data": {"source": "arithmetic"}})
-    open_pinned_run(config, cast(InitialModel, begun), data, rows_of(begun) if rows is None else rows)
+    open_pinned_run(config, cast(InitialModel, begun), data, rows_of(begun) if rows is None else rows, processes)
     identity: dict[str, str] = json.loads((folder / "run.json").read_text())["identity"]
     return identity
 
@@ -65,7 +66,7 @@ def refusal(
 
 def test_the_same_inputs_go_on_and_are_recorded(tmp_path: Path) -> None:
     identity = opened(tmp_path, start())
-    assert list(identity) == ["data", "tokenizer", "chat template", "encoded rows"]
+    assert list(identity) == ["data", "tokenizer", "chat template", "encoded rows", "processes"]
     assert opened(tmp_path, start()) == identity
 
 
@@ -82,6 +83,27 @@ def test_changed_data_explains_all_other_changes(tmp_path: Path) -> None:
     message, kept = refusal(tmp_path, start(), data="other", rows=rows_of(start())[:1])
     assert "started with different data (the demonstrations): restore the source" in message
     assert kept
+
+
+def test_other_weights_of_the_base_model_are_named(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    (base / "model.safetensors").write_bytes(b"first")
+    begun = replace(start(), base=base)
+    opened(tmp_path / "run", begun)
+    (base / "model.safetensors").write_bytes(b"other")
+    message, kept = refusal(tmp_path / "run", begun)
+    assert "started with other weights of the base model: restore its files" in message
+    assert kept
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    opened(tmp_path, start(), processes=1)
+    with pytest.raises(
+        ConfigError, match=r"started with another number of processes \(1 -> 2\): launch it on as many GPUs as before"
+    ):
+        opened(tmp_path, start(), processes=2)
 
 
 def test_a_date_in_the_template_is_named_if_only_the_rows_changed(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ class SftConfig(JobConfig):
     )
     batch_size: int = Field(default=32, ge=1, description="Sequences per device and forward pass.")
     gradient_accumulation: int = Field(default=1, ge=1, description="Forward passes per optimiser step.")
-    learning_rate: float = Field(default=2e-5, gt=0.0, description="Peak learning rate of AdamW.")
+    learning_rate: float = Field(default=2e-5, gt=0.0, allow_inf_nan=False, description="Peak learning rate of AdamW.")
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = Field(
         default="linear", description="Learning rate after the warm-up: down to 0 (linear, cosine), or constant."
     )

@@ -6,7 +6,7 @@ and on a CPU ends with bitwise the weights of an uninterrupted run.
 
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,13 +15,12 @@ from pathlib import Path
 import torch
 from dense_reward.engines.torch.device import chosen_device
 from dense_reward.records import Report
-from peft import LoraConfig
 from transformers import ProgressCallback
 from transformers.utils.logging import disable_progress_bar
 from trl import SFTConfig as TrlConfig
 from trl import SFTTrainer
 
-from dense_reward_trainer.configs.sft import LoraOptions, SftConfig
+from dense_reward_trainer.configs.sft import SftConfig
 from dense_reward_trainer.data.held_out_file import write_held_out
 from dense_reward_trainer.data.sources import DataError, Split, data_sha256, load, split
 from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrations
@@ -45,7 +44,7 @@ from dense_reward_trainer.runs.run_folder import (
     redacted,
 )
 from dense_reward_trainer.runs.trackers import check_trackers, open_trackers
-from dense_reward_trainer.sft.arguments import checkpointing
+from dense_reward_trainer.sft.arguments import checkpointing, lora_config, quiet
 from dense_reward_trainer.sft.callbacks import EvaluateAtEnd, LogToFile, ShowProgress
 from dense_reward_trainer.sft.checkpoint_writer import SFT, CheckpointWriter, SaveMilestones, shared_facts
 from dense_reward_trainer.sft.initial_model import InitialModel, initial_model_of
@@ -100,6 +99,7 @@ def last_line(config: SftConfig) -> str:
     return finished(run / "checkpoints" / SFT, serve(run, config.milestones))
 
 
+@quiet()
 def train(config: SftConfig, arguments: TrlConfig, state: Path | None, report: Report) -> None:
     """Trains from `state`, the newest training state, or from the start; writes all checkpoints."""
     done = 0 if state is None else training_step(state)
@@ -113,13 +113,15 @@ def train(config: SftConfig, arguments: TrlConfig, state: Path | None, report: R
     rows = training_rows(config, train, processes=arguments.world_size, limit_tokens=initial.limit_tokens)
     steps = milestone_steps(config.milestones, rows.schedule)
     check_milestones(steps, config.output_dir / "checkpoints", done)
+    for warning in schedule_warnings(config.warmup_steps, steps, rows.schedule.total_steps):
+        report(warning)
     processes = arguments.world_size
     check_memory(config, initial.model, rows, report, processes=processes, sharing=sharing_processes(processes))
     trainer = make_trainer(config, arguments, initial, rows, held_out)
     report(run_summary(trainer, rows.schedule, steps, (len(train), len(held_out)), done))
     metrics, writer = MetricsLog(config.output_dir / METRICS_NAME), None
     if arguments.process_index == 0:
-        opened, writer = start_run(config, initial, rows.schedule, train=train, held_out=held_out)
+        opened, writer = start_run(config, initial, rows.schedule, train=train, held_out=held_out, processes=processes)
         values = redacted(config.model_dump(mode="json"))
         metrics = replace(metrics, trackers=open_trackers(config.report_to, opened, values, done))
         metrics.drop_after(done)
@@ -262,7 +264,7 @@ def make_trainer(
             eval_dataset=as_dataset(held_out) if config.eval_every_steps is not None else None,
             # A copy: TRL makes the EOS the padding of a tokenizer that has none, and checkpoints must not keep that.
             processing_class=deepcopy(initial.tokenizer),
-            peft_config=None if config.lora is None else adapter(config.lora),
+            peft_config=None if config.lora is None else lora_config(config.lora),
             callbacks=[EvaluateAtEnd()],
         )
     if rows.order is not None:
@@ -278,13 +280,6 @@ def make_trainer(
     return trainer
 
 
-def adapter(lora: LoraOptions) -> LoraConfig:
-    modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    return LoraConfig(
-        r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=modules, task_type="CAUSAL_LM"
-    )
-
-
 def milestone_steps(milestones: Mapping[str, float], schedule: Schedule) -> dict[str, int]:
     """The step of each milestone. Raises ConfigError if one falls on the last step, which is the sft checkpoint's."""
     steps = {name: schedule.step_at(fraction) for name, fraction in milestones.items()}
@@ -295,6 +290,24 @@ def milestone_steps(milestones: Mapping[str, float], schedule: Schedule) -> dict
                 "lower it, or train for more steps"
             )
     return steps
+
+
+def schedule_warnings(warmup_steps: int, steps: Mapping[str, int], total_steps: int) -> Iterator[str]:
+    """What a run that is too short for its schedule would silently not do. `steps`: of each milestone."""
+    if warmup_steps >= total_steps:
+        yield (
+            f"warning: warmup_steps is {warmup_steps}, but the run has only {total_steps} steps, so the learning rate "
+            "never reaches its peak: lower warmup_steps, or train for more steps"
+        )
+    at: dict[int, list[str]] = {}
+    for name, step in steps.items():
+        at.setdefault(step, []).append(name)
+    for step, names in at.items():
+        if len(names) > 1:
+            yield (
+                f"warning: the milestones {' and '.join(names)} are the same model, that of step {step}: train for "
+                "more steps, or remove one"
+            )
 
 
 def check_milestones(steps: Mapping[str, int], checkpoints: Path, done: int) -> None:
@@ -326,10 +339,12 @@ def start_run(
     *,
     train: Sequence[TokenisedRow],
     held_out: Sequence[TokenisedRow],
+    processes: int,
 ) -> tuple[Run, CheckpointWriter]:
     """Opens the run folder and writes held_out.jsonl. Raises ConfigError if a resumed run has other inputs."""
     data = data_sha256(row.demonstration for row in train)
-    opened = open_pinned_run(config, initial, data, [*train, *held_out])
+    with busy(f"hashing {initial.base}"):
+        opened = open_pinned_run(config, initial, data, [*train, *held_out], processes)
     write_held_out(config.output_dir / "held_out.jsonl", [row.demonstration for row in held_out])
     facts = shared_facts(config, opened.run_id, data, initial)
     return opened, CheckpointWriter(config.output_dir / "checkpoints", initial, schedule, facts, train)

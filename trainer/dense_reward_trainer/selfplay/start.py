@@ -1,6 +1,7 @@
 """The checkpoint that self-play starts from, without its weights: encoder and limits; and the demonstrations."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, load_manifest
 from dense_reward.records import Report
 from dense_reward.text.encode import Encoder
+from transformers import AutoModelForCausalLM
 
 from dense_reward_trainer.configs.irft import IrftConfig
 from dense_reward_trainer.data.sources import DataError, load, split
@@ -19,6 +21,7 @@ from dense_reward_trainer.data.tokenised import TokenisedRow, encode_demonstrati
 from dense_reward_trainer.errors import ConfigError
 from dense_reward_trainer.rl.prompts import check_room
 from dense_reward_trainer.runs.progress import busy
+from dense_reward_trainer.sft.memory_check import adapter_parameters
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,7 +48,10 @@ def read_start(config: IrftConfig) -> Start:
     undecided = encoder.undecided("flags")
     if undecided is not None:
         raise CheckpointError(f"{folder}: {undecided}")
-    own = int(getattr(load_config(weights).get_text_config(), "max_position_embeddings", None) or 1 << 20)
+    model_config = load_config(weights)
+    if config.lora is not None:  # before anything is generated
+        adapter_parameters(lambda: AutoModelForCausalLM.from_config(deepcopy(model_config)), config.lora)
+    own = int(getattr(model_config.get_text_config(), "max_position_embeddings", None) or 1 << 20)
     if config.max_length_tokens is not None and config.max_length_tokens > own:
         raise ConfigError(
             f"max_length_tokens is {config.max_length_tokens}, but the model takes at most {own}: "

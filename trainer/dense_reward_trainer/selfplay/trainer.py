@@ -5,27 +5,23 @@ tokenise: it would append an end of turn to answers that were cut off.
 """
 
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 
 import torch
 from datasets import Dataset
 from datasets.utils.logging import disable_progress_bar
 from dense_reward.engines.torch.device import chosen_device
-from peft import LoraConfig
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProgressCallback
 from trl import DPOConfig, DPOTrainer
 
 from dense_reward_trainer.configs.irft import IrftConfig, LossName
-from dense_reward_trainer.configs.sft import LoraOptions
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.selfplay.losses import loss_at_start
 from dense_reward_trainer.selfplay.pairs import Pair
 from dense_reward_trainer.selfplay.plan import RoundPlan
-from dense_reward_trainer.sft.arguments import checkpointing
+from dense_reward_trainer.sft.arguments import checkpointing, lora_config, quiet
 from dense_reward_trainer.sft.callbacks import ShowProgress
 
 TRL_LOSS: Mapping[LossName, str] = {"sigmoid": "sigmoid", "bernoulli": "bco_pair"}
@@ -130,14 +126,6 @@ class PairTrainer(DPOTrainer):  # type: ignore[misc]
             )
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warning that TRL 1.16 and peft 0.21 cause in transformers 5.24, which renamed an attribute."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield
-
-
 def make_trainer(
     config: IrftConfig,
     plan: RoundPlan,
@@ -183,11 +171,6 @@ def _dropouts(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         for name, value in list(vars(module).items()):
             if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
                 yield module, name
-
-
-def lora_config(lora: LoraOptions) -> LoraConfig:
-    modules = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    return LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=modules, task_type="CAUSAL_LM")
 
 
 def merged(trainer: PairTrainer) -> PreTrainedModel:

@@ -1,15 +1,19 @@
 """Compares the estimated memory of a run with what its devices have, before the first step."""
 
-import math
-import os
+import warnings
+from collections.abc import Callable
+from copy import deepcopy
 
 import torch
+from dense_reward.engines.torch import memory as memory_of_cpu
 from dense_reward.engines.torch.device import chosen_device
 from dense_reward.records import Report
+from peft import get_peft_model
 from transformers import PreTrainedModel
 
 from dense_reward_trainer.configs.sft import LoraOptions, SftConfig
 from dense_reward_trainer.errors import ConfigError
+from dense_reward_trainer.sft.arguments import lora_config
 from dense_reward_trainer.sft.memory import (
     BFLOAT16,
     FLOAT32,
@@ -36,6 +40,8 @@ _NAMES = (
     "vocab_size",
 )
 
+_NEEDED = {"hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"}
+
 
 def check_memory(
     config: SftConfig, model: PreTrainedModel, rows: TrainingRows, report: Report, *, processes: int, sharing: int
@@ -47,6 +53,9 @@ def check_memory(
     On a CPU, where memory is shared with other programs, it warns.
     """
     sizes = model_sizes(model, config.lora)
+    if sizes is None:
+        report(f"memory: no estimate, because {model.config.model_type} has no attention heads: watch the first steps")
+        return
     device = chosen_device(config.device)
     step = step_shape(config, rows, processes, sharing)
     needs, free = estimate(sizes, step), free_bytes(device)
@@ -62,27 +71,34 @@ def check_memory(
     report(f"warning: {text}")
 
 
-def model_sizes(model: PreTrainedModel, lora: LoraOptions | None) -> ModelSizes:
-    """Sizes of a model as it will be trained."""
+def model_sizes(model: PreTrainedModel, lora: LoraOptions | None) -> ModelSizes | None:
+    """Sizes of a model as it will be trained; None if it is not a decoder of the kind that `estimate` counts."""
     config = model.config.get_text_config()
     values = {name: value for name in _NAMES if isinstance(value := getattr(config, name, None), int)}
+    trained = None if lora is None else adapter_parameters(lambda: type(model)(deepcopy(model.config)), lora)
+    if not values.keys() >= _NEEDED:
+        return None
     whole = sum(map(_numel, model.parameters()))
-    if lora is None:
-        return sizes_of(values, trained=whole, frozen=0)
-    return sizes_of(values, trained=_adapter_parameters(model, lora), frozen=whole)
+    return (
+        sizes_of(values, trained=whole, frozen=0)
+        if trained is None
+        else sizes_of(values, trained=trained, frozen=whole)
+    )
 
 
-def _adapter_parameters(model: PreTrainedModel, lora: LoraOptions) -> int:
-    """Each adapted layer gets a matrix from its inputs to the rank, and one from the rank to its outputs."""
-    output = model.get_output_embeddings()
-    linear = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not output
-    ]
-    if not isinstance(lora.target_modules, str):
-        linear = [(name, module) for name, module in linear if name.rpartition(".")[2] in lora.target_modules]
-    return lora.r * sum(module.in_features + module.out_features for _, module in linear)
+def adapter_parameters(make: Callable[[], PreTrainedModel], lora: LoraOptions) -> int:
+    """The parameters that peft adds, counted on a model that `make` makes, without memory for it.
+
+    Raises ConfigError if peft cannot adapt the layers that are named.
+    """
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # training gives them again
+        try:
+            adapted = get_peft_model(make(), lora_config(lora))
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(f"lora.target_modules: peft cannot adapt these layers: {reason}") from None
+    return sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
 
 
 def _numel(parameter: torch.nn.Parameter) -> int:
@@ -111,8 +127,7 @@ def step_shape(config: SftConfig, rows: TrainingRows, processes: int, sharing: i
 
 
 def free_bytes(device: str) -> int:
-    """Memory that is free now: of this process's GPU, or of the machine."""
+    """Memory that this process can take now: of its GPU, or of the machine, or of its container if that has a limit."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info()[0]) + torch.cuda.memory_reserved()  # what this process holds counts too
-    pages, size = os.sysconf("SC_AVPHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    return math.floor(pages * size)
+    return memory_of_cpu.free_bytes()
