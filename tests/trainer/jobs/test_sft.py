@@ -15,6 +15,7 @@ from dense_reward.errors import CheckpointError
 from dense_reward.manifest import Manifest, adapter_base_folder, load_manifest, verify_files
 from dense_reward_trainer.cli import main
 from dense_reward_trainer.data.sources import DataSource, data_sha256, load, split
+from dense_reward_trainer.jobs import sft as sft_job
 from served_pair import environment
 
 pytestmark = pytest.mark.slow
@@ -145,6 +146,16 @@ def test_a_run_that_cannot_be_done_is_refused_in_one_line(
     assert not (tmp_path / "run").exists(), "a corrected configuration may use the same folder"
 
 
+def test_a_run_that_is_too_short_for_its_schedule_says_so() -> None:
+    steps = {"base": 0, "early": 1, "reference": 1}
+    short = [*sft_job.schedule_warnings(30, steps, 2)]
+    assert [line.partition(":")[2].partition(",")[0] for line in short] == [
+        " warmup_steps is 30",
+        " the milestones early and reference are the same model",
+    ]
+    assert not [*sft_job.schedule_warnings(1, {"base": 0, "early": 1, "reference": 2}, 3)]
+
+
 def test_too_long_demonstrations_are_left_out_and_counted_when_asked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -253,6 +264,8 @@ def test_an_interrupted_run_stops_quietly_refuses_other_data_and_goes_on(
     code, stderr = ended_at_step(14, signal.SIGINT, interrupted, overrides)
     assert code == 130, stderr
     assert "Traceback" not in stderr
+    line = f"stopped by Ctrl-C: start the same command again to go on from what is complete in {interrupted}"
+    assert stderr.splitlines().count(line) == 1
 
     demonstrations = source.read_text()
     source.write_text("".join(demonstrations.splitlines(keepends=True)[:-1]))
