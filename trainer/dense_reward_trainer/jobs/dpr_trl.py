@@ -40,7 +40,7 @@ from dense_reward_trainer.runs.run_folder import (
 )
 from dense_reward_trainer.runs.trackers import open_trackers
 from dense_reward_trainer.sft.arguments import checkpointing
-from dense_reward_trainer.sft.callbacks import LogToFile, ShowProgress
+from dense_reward_trainer.sft.callbacks import EndsAtLastStep, LogToFile, ShowProgress
 from dense_reward_trainer.sft.sharding import check_launch, check_same_run_folder, loads_whole_models, whole_weights
 
 LAUNCH = "start it with torchrun or accelerate launch"
@@ -117,7 +117,7 @@ def start_run(config: DprConfig, checkpoint: PolicyCheckpoint, prompts: Sequence
     return opened
 
 
-class PolicyTrainer(DenseRewardGRPOTrainer):
+class PolicyTrainer(EndsAtLastStep, DenseRewardGRPOTrainer):
     """The trainer of a run: prompts are the ids of the job, and the loss has the size of the job's."""
 
     def __init__(

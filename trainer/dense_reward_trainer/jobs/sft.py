@@ -257,7 +257,7 @@ def make_trainer(
     use_cache = initial.model.config.use_cache
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`use_liger_kernel=True` is deprecated", category=FutureWarning)
-        trainer = (SFTTrainer if rows.order is None else OrderedTrainer)(
+        trainer = OrderedTrainer(
             model=initial.model,
             args=arguments,
             train_dataset=rows.dataset,
@@ -267,8 +267,7 @@ def make_trainer(
             peft_config=None if config.lora is None else lora_config(config.lora),
             callbacks=[EvaluateAtEnd()],
         )
-    if rows.order is not None:
-        trainer.order = rows.order
+    trainer.order = rows.order
     if config.lora is not None and config.lora.quantise is not None:
         # TRL makes the adapter of a quantised base bfloat16, in which a small step rounds to nothing.
         for parameter in filter(lambda parameter: parameter.requires_grad, trainer.model.parameters()):

@@ -22,7 +22,7 @@ from dense_reward_trainer.selfplay.losses import loss_at_start
 from dense_reward_trainer.selfplay.pairs import Pair
 from dense_reward_trainer.selfplay.plan import RoundPlan
 from dense_reward_trainer.sft.arguments import checkpointing, lora_config, quiet
-from dense_reward_trainer.sft.callbacks import ShowProgress
+from dense_reward_trainer.sft.callbacks import EndsAtLastStep, ShowProgress
 
 TRL_LOSS: Mapping[LossName, str] = {"sigmoid": "sigmoid", "bernoulli": "bco_pair"}
 OPTIMISER = {"rmsprop": "rmsprop", "adamw": "adamw_torch"}
@@ -76,7 +76,7 @@ def check_processes(arguments: DPOConfig) -> None:
         raise ConfigError(f"irft uses one GPU, but {arguments.n_gpu} are visible: set CUDA_VISIBLE_DEVICES=0")
 
 
-class PairTrainer(DPOTrainer):  # type: ignore[misc]
+class PairTrainer(EndsAtLastStep, DPOTrainer):  # type: ignore[misc]
     """DPOTrainer on rows of ids, with GSIL's b, that verifies its first loss."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Callbacks of transformers' trainer: log to a file, progress, evaluation after the last step."""
+"""Callbacks of transformers' trainer: log to a file, progress, evaluation after the last step; and its end."""
 
 from collections.abc import Mapping
 
@@ -9,6 +9,23 @@ from dense_reward_trainer.runs.run_folder import MetricsLog
 
 # Keys of the summary that transformers' trainer logs at its end; it belongs to no step.
 SUMMARY = frozenset({"total_flos", "train_loss", "train_runtime", "train_samples_per_second", "train_steps_per_second"})
+
+
+class EndsAtLastStep:
+    """A trainer that resumes after its last step trains no further one.
+
+    Without this, transformers 5.24 makes one more step if `max_steps` ends within an epoch: it looks at the steps only
+    after one. A run is in that state if it was killed before its last checkpoint was whole.
+    """
+
+    state: TrainerState
+    control: TrainerControl
+
+    def _run_epoch(self, **values: object) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(**values)  # type: ignore[misc] # that of transformers' trainer
 
 
 class EvaluateAtEnd(TrainerCallback):  # type: ignore[misc]

@@ -8,9 +8,12 @@ demonstrations each step processes.
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from datasets import Dataset
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 from trl import SFTTrainer
+
+from dense_reward_trainer.sft.callbacks import EndsAtLastStep
 
 Order = Callable[[int], list[int]]
 """Epoch -> the indices of all rows, each once."""
@@ -46,12 +49,15 @@ class OrderedSampler(Sampler[int]):
         return iter(self._order(self._epoch()))
 
 
-class OrderedTrainer(SFTTrainer):  # type: ignore[misc]
-    """TRL's trainer; `order`, set before training, is that of its rows."""
+class OrderedTrainer(EndsAtLastStep, SFTTrainer):  # type: ignore[misc]
+    """TRL's trainer; `order`, set before training, is that of its rows; None: the trainer's own random order."""
 
-    order: Order
+    order: Order | None = None
 
-    def _get_train_sampler(self, train_dataset: object = None) -> OrderedSampler:
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int] | None:
+        if self.order is None:
+            sampler: Sampler[int] | None = super()._get_train_sampler(train_dataset)
+            return sampler
         rows = len(self.train_dataset)
         per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         steps_per_epoch = -(-rows // per_step)
