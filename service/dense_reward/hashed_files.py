@@ -47,6 +47,27 @@ def refuse_run_folder(folder: Path) -> None:
         raise CheckpointError(f"{folder} is the folder of a run, not a checkpoint: name one of {names}")
 
 
+def why_no_folder(folder: Path) -> str:
+    """What to say of a checkpoint folder that is not there, or that this user may not enter: what is in its place."""
+    said = f"{folder}: no such checkpoint folder"
+    try:
+        folder.stat()
+    except PermissionError as error:
+        return (
+            f"{folder} cannot be reached ({error.strerror}): allow this user to enter the folders above it (chmod a+x)"
+        )
+    except (OSError, ValueError):  # no such path, one that is too long, or one with a zero byte
+        pass
+    try:
+        beside = sorted(folder.parent.iterdir())
+        names = [path.name for path in beside if (path / MANIFEST_NAME).is_file()]
+    except (OSError, ValueError):
+        return said
+    if names:
+        return f"{said}; {folder.parent} has the checkpoints {', '.join(names[:8])}"
+    return said if beside else f"{said}; {folder.parent} is empty"
+
+
 def scored_files(folder: Path) -> list[Path]:
     """Every file of a checkpoint that can change its scores, in order; all are ordinary files that can be read.
 

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, Valid
 
 from dense_reward.errors import CheckpointError
 from dense_reward.folders import is_folder, named_folders
-from dense_reward.hashed_files import MANIFEST_NAME, hash_files, refuse_run_folder, verify_hashes
+from dense_reward.hashed_files import MANIFEST_NAME, hash_files, refuse_run_folder, verify_hashes, why_no_folder
 from dense_reward.text.template import TemplateChoices
 from dense_reward.text.tokenizer import RendererName
 
@@ -175,7 +175,7 @@ def load_manifest(folder: Path) -> Manifest:
     """The manifest of a checkpoint folder. Raises CheckpointError if there is none or it is invalid."""
     path = folder / MANIFEST_NAME
     if not is_folder(folder):
-        raise CheckpointError(f"{folder}: no such checkpoint folder")
+        raise CheckpointError(why_no_folder(folder))
     try:
         found = path.is_file()
         size = path.stat().st_size if found else 0

@@ -230,7 +230,8 @@ def read_list(setting: str, file: Path, entries: TypeAdapter[list[Entry]]) -> li
     try:
         found = entries.validate_json(file.read_bytes())
     except OSError as error:
-        raise SettingsError(f"{where}: {error.strerror}") from None
+        cure = ": allow this user to read it" if isinstance(error, PermissionError) else ""
+        raise SettingsError(f"{where}: {error.strerror}{cure}") from None
     except ValidationError as error:
         detail = error.errors(include_input=False, include_url=False, include_context=False)[0]
         place = ".".join(map(str, detail["loc"])) or "the file"

@@ -1,6 +1,7 @@
 """A manifest: which ones are refused, and that every change of a file that can change scores is detected."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,6 +81,24 @@ def test_a_folder_without_a_manifest_is_told_how_to_get_one(tmp_path: Path) -> N
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere: no such checkpoint folder"):
         load_manifest(tmp_path / "nowhere")
+
+
+def test_a_folder_that_is_not_there_comes_with_those_that_are(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=rf"; {checkpoint.parent} has the checkpoints {checkpoint.name}"):
+        load_manifest(checkpoint.parent / "reference")
+    (tmp_path / "mounted").mkdir()
+    with pytest.raises(CheckpointError, match=rf"; {tmp_path}/mounted is empty$"):
+        load_manifest(tmp_path / "mounted" / "sft")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
+def test_a_folder_that_may_not_be_entered_is_not_called_missing(checkpoint: Path) -> None:
+    checkpoint.parent.chmod(0o600)
+    try:
+        with pytest.raises(CheckpointError, match="allow this user to enter the folders above it"):
+            load_manifest(checkpoint)
+    finally:
+        checkpoint.parent.chmod(0o700)
 
 
 @given(cut=st.floats(0, 1, exclude_max=True))

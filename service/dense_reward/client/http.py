@@ -4,6 +4,7 @@ Pure: sends nothing and never sleeps.
 """
 
 import math
+import re
 import socket
 import ssl
 from collections.abc import Iterator
@@ -49,9 +50,17 @@ def http_settings(base_url: str, timeout_s: float, retry_for_s: float, api_key: 
         raise ValueError(f"{given} is the address of one endpoint, not of the service: {example}")
     if not timeout_s > 0 or not retry_for_s >= 0:
         raise ValueError(f"timeout_s must be above 0 and retry_for_s at least 0, not {timeout_s} and {retry_for_s}")
-    headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+    headers = {} if api_key is None else {"authorization": f"Bearer {_header_value(api_key)}"}
     # The pool has no time limit: a call waits for a connection as long as other calls use all of them.
     return HttpSettings(base_url, headers, httpx2.Timeout(timeout_s, connect=min(timeout_s, CONNECT_S), pool=None))
+
+
+def _header_value(api_key: str) -> str:
+    """A key without white space around it: files end with a newline. The HTTP library's error would print the key."""
+    key = api_key.strip()
+    if not re.fullmatch(r"[!-~]+", key):
+        raise ValueError("api_key must be ASCII letters, digits and signs, without spaces: give the key alone")
+    return key
 
 
 @dataclass(frozen=True, slots=True)

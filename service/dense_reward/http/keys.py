@@ -138,13 +138,14 @@ class Keys:
     def _version(self) -> tuple[int, int, int] | None:
         """Changes when the file changes, also if the path is a symbolic link that gets another target.
 
-        Kubernetes updates a mounted secret in this way.
+        Kubernetes updates a mounted secret in this way. The time is that of the inode: it also changes when the file's
+        owner or mode does, so a list that could not be read counts as soon as it can.
         """
         try:
             stat = self._file.stat()
         except OSError:
             return None
-        return stat.st_mtime_ns, stat.st_ino, stat.st_size
+        return stat.st_ctime_ns, stat.st_ino, stat.st_size
 
     def _read(self) -> list[Caller]:
         entries = read_list("--api-keys-file", self._file, ENTRIES)

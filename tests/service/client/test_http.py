@@ -138,3 +138,17 @@ def test_errors_survive_the_way_out_of_a_worker_process(error: ClientError) -> N
     assert type(copy) is type(error)
     assert str(copy) == str(error)
     assert vars(copy) == vars(error)
+
+
+@pytest.mark.parametrize(
+    "key", ["", "two words of a key", "clé-de-seize-lettres", "first-key-of-the-file\nsecond-key-of-the-file"]
+)
+def test_a_key_that_no_header_can_carry_is_refused_without_showing_it(key: str) -> None:
+    with pytest.raises(ValueError, match="api_key must be ASCII letters, digits and signs") as raised:
+        Client("http://localhost:8000", api_key=key)
+    assert not key or key not in str(raised.value)
+
+
+def test_the_newline_at_the_end_of_a_key_file_is_no_part_of_the_key() -> None:
+    """The HTTP library would refuse it, with the key in its error."""
+    assert http_settings("http://h", 1, 1, "a-key-of-a-file\n").headers == {"authorization": "Bearer a-key-of-a-file"}

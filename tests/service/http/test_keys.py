@@ -123,6 +123,17 @@ def test_a_file_that_breaks_leaves_the_old_keys_and_says_so(
     assert there.known("b" * 16).name == "bob"
 
 
+def test_a_list_that_could_not_be_read_counts_once_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after `mv` of a file of another user, and `chmod` later: a revoked key must not stay valid."""
+    there = written(tmp_path, ALICE)
+    there.write(json.dumps([BOB]))
+    with monkeypatch.context() as closed:
+        closed.setattr(Path, "read_bytes", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        assert there.known("a" * 16).name == "alice"
+    there.file.chmod(0o640)
+    assert there.keys.caller("a" * 16) is None
+
+
 def test_requests_at_once_are_counted_also_over_a_change_of_the_file(tmp_path: Path) -> None:
     there = written(tmp_path, ALICE | {"max_concurrent": 2})
     with ExitStack() as inside:
