@@ -241,6 +241,17 @@ def test_a_model_of_vllm_can_have_several_gpus() -> None:
         assert mapping(services[name]["environment"])["CUDA_VISIBLE_DEVICES"] == visible
 
 
+@pytest.mark.parametrize("profile", ["gpu", "gpus-2", "cpu", "vllm"])
+def test_the_folders_of_a_pair_have_the_names_that_its_trainer_gave_them(profile: str) -> None:
+    services = composed(profile, settings={"SFT": "final", "REFERENCE": "checkpoint-50"})
+    started = [services[name] for name in PROFILES[profile]]
+    given = [mapping(container.get("environment", {})) for container in started]
+    pairs = {(got["DENSE_REWARD_SFT"], got["DENSE_REWARD_REFERENCE"]) for got in given if "DENSE_REWARD_SFT" in got}
+    assert pairs == {("/checkpoints/final", "/checkpoints/checkpoint-50")}
+    models = {words(container["command"])[0] for container in started if "vllm-openai" in str(container["image"])}
+    assert models == ({"/checkpoints/final", "/checkpoints/checkpoint-50"} if profile == "vllm" else set())
+
+
 def test_training_has_a_process_on_each_of_its_gpus() -> None:
     train = composed("train", settings={"JOB_GPU": "0,1,2,3"})["train"]
     assert words(train["entrypoint"])[:3] == ["torchrun", "--standalone", "--nproc_per_node=gpu"]
