@@ -311,19 +311,22 @@ class Answer(BaseHTTPRequestHandler):
     """A service that is alive but not ready."""
 
     def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/health" else 503)
-        self.send_header("Content-Length", "0")
+        body = b"" if self.path == "/health" else b'{"state": "loading"}'
+        self.send_response(503 if body else 200)
+        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        self.wfile.write(body)
 
     def log_message(self, format: str, *_: object) -> None:
         """Logs nothing: the tests' output needs no line for each request."""
 
 
-def checked(route: str, server: ThreadingHTTPServer, **settings: str) -> int:
-    """The exit code of the health check. The check must not use the environment's proxy, which does not exist."""
+def checked(route: str, server: ThreadingHTTPServer, **settings: str) -> tuple[int, str]:
+    """Exit code and output of the health check. It must not use the environment's proxy, which does not exist."""
     environment = {"DENSE_REWARD_PORT": str(server.server_port), "http_proxy": "http://127.0.0.1:9", **settings}
     command = [sys.executable, str(DOCKER / "healthcheck.py"), route]
-    return subprocess.run(command, env=environment, capture_output=True, check=False).returncode
+    done = subprocess.run(command, env=environment, capture_output=True, check=False, text=True)
+    return done.returncode, done.stdout + done.stderr
 
 
 @contextmanager
@@ -342,9 +345,11 @@ def served(context: ssl.SSLContext | None = None) -> Iterator[ThreadingHTTPServe
 
 def test_the_health_check_tells_what_the_service_answers() -> None:
     with served() as server:
-        assert checked("/health", server) == 0
-        assert checked("/ready", server) != 0
-    assert checked("/health", server) != 0
+        assert checked("/health", server) == (0, "")
+        assert checked("/ready", server) == (1, '/ready: 503 {"state": "loading"}\n')
+    code, said = checked("/health", server)
+    assert (code, said.count("\n")) == (1, 1)
+    assert "Connection refused" in said
 
 
 def test_the_health_check_speaks_https_where_the_service_does(tmp_path: Path) -> None:
@@ -355,5 +360,5 @@ def test_the_health_check_speaks_https_where_the_service_does(tmp_path: Path) ->
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     with served(context) as server:
-        assert checked("/health", server, DENSE_REWARD_TLS_CERTIFICATE=str(certificate)) == 0
-        assert checked("/ready", server, DENSE_REWARD_TLS_CERTIFICATE=str(certificate)) != 0
+        assert checked("/health", server, DENSE_REWARD_TLS_CERTIFICATE=str(certificate))[0] == 0
+        assert checked("/ready", server, DENSE_REWARD_TLS_CERTIFICATE=str(certificate))[0] == 1
