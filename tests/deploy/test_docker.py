@@ -279,6 +279,17 @@ def test_images_for_older_drivers_have_another_build_of_torch(tmp_path: Path) ->
         assert f"| CUDA {cuda}, from driver {oldest[cuda]} on |" in page
 
 
+@pytest.mark.parametrize(("cuda", "kept"), [("13", True), ("12", False)])
+def test_cuda_13_packages_are_pinned_only_for_cuda_13(tmp_path: Path, cuda: str, kept: bool) -> None:
+    """torch for CUDA 12 needs other versions of them: with the pins, pip would take torch for 13, or nothing."""
+    (step,) = (text for text in stages()["project"].arguments("RUN") if "${CUDA}" in text)
+    shutil.copytree(ROOT / "constraints", tmp_path / "constraints")
+    subprocess.run(["sh", "-c", step], cwd=tmp_path, env={**os.environ, "CUDA": cuda}, check=True)
+    pins = (tmp_path / "constraints" / "default.txt").read_text("utf-8")
+    assert (re.search(r"^(cuda|nvidia)-", pins, re.MULTILINE) is not None) == kept
+    assert re.search(r"^torch==", pins, re.MULTILINE)
+
+
 def test_the_gpu_image_has_a_compiler_for_its_kernels(tmp_path: Path) -> None:
     (command,) = built(tmp_path, "service-cuda")
     assert {"DEVICE=cuda", "SYSTEM_PACKAGES=gcc libc6-dev"} < after(command, "--build-arg")
