@@ -50,7 +50,12 @@ def first_pairs(settings: Settings) -> list[Settings]:
     named = settings.sft is not None or settings.reference is not None
     others = (settings.pairs_file, settings.run, settings.token_head)
     if named + sum(other is not None for other in others) > 1:
-        raise SettingsError("give either --pairs-file, or --run, or --sft and --reference, or --token-head")
+        sources = {name: getattr(settings, name) for name in ("pairs_file", "run", "sft", "reference", "token_head")}
+        given = ", ".join(f"{name} {value}" for name, value in sources.items() if value is not None)
+        raise SettingsError(
+            "give either --pairs-file, or --run, or --sft and --reference, or --token-head; flags and variables "
+            f"(DENSE_REWARD_...) together give {given}"
+        )
     chosen = _chosen(settings)
     if settings.engine != "torch" and any(each.token_head is not None for each in chosen):
         raise SettingsError(f"--engine {settings.engine} computes no token heads: use --engine torch")

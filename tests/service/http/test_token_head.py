@@ -160,7 +160,7 @@ def test_other_engines_compute_no_heads(engine: str, folder: Path) -> None:
 
 
 def test_a_head_is_given_instead_of_a_pair(folder: Path) -> None:
-    with pytest.raises(SettingsError, match="give either"):
+    with pytest.raises(SettingsError, match=rf"give either .* together give sft {folder}, token_head {folder}"):
         first_pairs(Settings.model_validate({"sft": folder, "token_head": folder}))
 
 
