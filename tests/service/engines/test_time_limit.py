@@ -45,8 +45,21 @@ def test_the_shorter_limit_around_a_call_stops_it_too() -> None:
         within(0.1, lambda: within(PATIENCE_S, loops))
 
 
+def test_a_call_that_stops_others_for_ever_is_stopped_too() -> None:
+    """Its own stop may come at the same step as that of a call within it, and is then not lost."""
+
+    def outer() -> None:
+        while True:
+            with suppress(TimeoutError):
+                within(0.0003, loops)
+
+    for _ in range(20):
+        with pytest.raises(TimeoutError, match=r"0\.003 seconds"):
+            within(0.003, outer)
+
+
 def test_a_thread_that_is_stopped_at_its_last_step_is_not_stopped_later() -> None:
-    """The limits are about as long as the calls, so that many stops come while a call ends."""
+    """The limits are about as long as the calls, so many stops come while a call ends: no lock may be left then."""
     stopped = 0
 
     def work() -> None:
