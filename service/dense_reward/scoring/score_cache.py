@@ -59,9 +59,14 @@ class ScoreCache:
         """
         found: dict[Key, list[TokenScores]] = {}
         asked = frozenset(keys)
+        subsets: dict[frozenset[Key], bool] = {}
         while missing := {key: trunk for key, trunk in zip(keys, trunks, strict=True) if key not in found}:
             found |= {key: scores for key in missing if (scores := self._kept_scores(key, missing[key])) is not None}
-            joined = {key: other for key in missing if key not in found and (other := self._joinable(key, asked, bulk))}
+            joined = {
+                key: other
+                for key in missing
+                if key not in found and (other := self._joinable(key, asked, subsets, bulk))
+            }
             own = {key: trunk for key, trunk in missing.items() if key not in found and key not in joined}
             # Our own trunks are computed first, so that requests that joined us do not wait until the ones that we
             # joined end.
@@ -69,7 +74,8 @@ class ScoreCache:
                 found |= await self._compute(own, compute, bulk)
             for key, other in joined.items():
                 # Not `await other`: it would raise if the other is cancelled, and cancel the other if we are.
-                await asyncio.wait({other})
+                if not other.done():
+                    await asyncio.wait({other})
                 if not other.cancelled():
                     self._metrics.reused("in_flight", missing[key].tokens)
                     found[key] = other.result()
@@ -82,11 +88,16 @@ class ScoreCache:
         self._metrics.reused("kept", trunk.tokens)
         return self._kept[key][0]
 
-    def _joinable(self, key: Key, asked: frozenset[Key], bulk: bool) -> "asyncio.Future[list[TokenScores]] | None":
+    def _joinable(
+        self, key: Key, asked: frozenset[Key], subsets: dict[frozenset[Key], bool], bulk: bool
+    ) -> "asyncio.Future[list[TokenScores]] | None":
+        """`subsets`: which requests in flight need only what is asked for, compared once for all of their trunks."""
         other = self._in_flight.get(key)
-        if other is None or not other.keys <= asked or (other.bulk and not bulk):
+        if other is None or (other.bulk and not bulk):
             return None
-        return other.scores
+        if other.keys not in subsets:
+            subsets[other.keys] = other.keys <= asked
+        return other.scores if subsets[other.keys] else None
 
     async def _compute(
         self, own: dict[Key, Trunk], compute: Callable[[Trunks], Awaitable[Scores]], bulk: bool

@@ -15,6 +15,8 @@ from dense_reward.text.special_tokens import JsonValue, Message
 MAX_PARTS = 1_024
 MAX_ARGUMENTS_VALUES = 65_536
 """Limit on the values in the arguments of one call: those in a string were not counted with the body."""
+MAX_DIGITS = 400
+"""Limit on an integer in the arguments; a float has no more before its point."""
 MAX_ARGUMENTS_DEPTH = 64
 """Templates and the escaping of special tokens walk arguments recursively."""
 # Keys of OpenAI's answers that chat templates do not render, each with the cure.
@@ -118,7 +120,7 @@ def _arguments(arguments: JsonValue, place: str) -> JsonValue:
         if sum(map(arguments.count, ",[{")) > MAX_ARGUMENTS_VALUES:
             _refuse(f"{place} has more than {MAX_ARGUMENTS_VALUES} values: shorten it")
         try:
-            arguments = json.loads(arguments, parse_constant=_not_json)
+            arguments = json.loads(arguments, parse_constant=_not_json, parse_int=_integer)
             json.dumps(arguments, allow_nan=False, ensure_ascii=False).encode()  # 1e999 and lone surrogates
         except (ValueError, RecursionError) as error:
             reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
@@ -130,6 +132,13 @@ def _arguments(arguments: JsonValue, place: str) -> JsonValue:
     if _is_deeper(arguments, MAX_ARGUMENTS_DEPTH):
         _refuse(f"{place} is nested more than {MAX_ARGUMENTS_DEPTH} levels deep: flatten it")
     return arguments
+
+
+def _integer(digits: str) -> int:
+    """Long ones take the square of their length to read and to write, with the interpreter held."""
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"an integer of {len(digits)} digits, more than {MAX_DIGITS}")
+    return int(digits)
 
 
 def _not_json(constant: str) -> NoReturn:
