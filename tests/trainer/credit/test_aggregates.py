@@ -51,3 +51,9 @@ def test_an_answer_without_tokens_has_a_sum_only() -> None:
 def test_a_window_without_tokens_is_refused(window: int) -> None:
     with pytest.raises(ValueError, match=rf"is {window} tokens: set it to at least 1"):
         aggregate(VALUES_T, "window_min", window)
+
+
+@pytest.mark.parametrize("name", ["sum", "mean", "min", "window_min"])
+def test_a_signal_that_is_no_number_is_refused(name: Aggregate) -> None:
+    with pytest.raises(ValueError, match="nan at 1 of 3 tokens"):
+        aggregate(np.array([0.5, np.nan, 1.0]), name)

@@ -1,6 +1,6 @@
 """AUROC against its definition, and bootstrap intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -8,6 +8,7 @@ from dense_reward_trainer.credit import auroc as module
 from dense_reward_trainer.credit.auroc import auroc, auroc_draws, auroc_interval, mean_interval
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 SCORES = st.lists(st.integers(-5, 5).map(float), min_size=1, max_size=20)
 
@@ -51,14 +52,38 @@ def test_the_interval_of_a_mean_is_that_of_numpys_draws_with_its_seed() -> None:
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])), rel=1e-12)
 
 
-def test_the_interval_of_one_value_is_a_point() -> None:
-    found = mean_interval([0.25], seed=0)
-    assert (found.value, found.low, found.high) == (0.25, 0.25, 0.25)
+def test_equal_values_allow_for_what_was_not_seen() -> None:
+    """Of N equal values, up to 1 - 0.05^(1/N) of all others may differ: the exact bound of Clopper and Pearson."""
+    found = mean_interval([1.0] * 20, seed=0)
+    assert (found.value, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(binomtest(20, 20).proportion_ci(0.9).low)
+    one = mean_interval([0.25], seed=0)
+    assert [one.low, one.high] == pytest.approx([0.0125, 0.9625])
 
 
-def test_the_interval_of_groups_that_are_apart_is_a_point() -> None:
+def test_the_interval_of_groups_that_are_apart_allows_for_what_was_not_seen() -> None:
     interval = auroc_interval([2.0, 3.0, 0.0, 1.0], [True, True, False, False], [5, 6, 7, 8], seed=0)
-    assert (interval.value, interval.low, interval.high) == (1.0, 1.0, 1.0)
+    assert (interval.value, interval.high) == (1.0, 1.0)
+    assert interval.low == pytest.approx(0.05**0.5), "two clusters in each group"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda values: mean_interval(values, seed=0),
+        lambda values: auroc(values, [0.0]),
+        lambda values: auroc([0.0], values),
+        lambda values: auroc_draws(values, [True, False, True], [0, 1, 2], 0, 100),
+    ],
+)
+def test_what_is_no_number_is_neither_ranked_nor_averaged(use: Callable[[list[float]], object]) -> None:
+    with pytest.raises(ValueError, match="1 of 3 values are nan"):
+        use([0.5, float("nan"), 0.25])
+
+
+def test_no_value_has_no_mean() -> None:
+    with pytest.raises(ValueError, match="at least one value"):
+        mean_interval([], seed=0)
 
 
 def test_scores_of_one_cluster_are_resampled_together() -> None:
@@ -74,9 +99,9 @@ def test_scores_of_one_cluster_are_resampled_together() -> None:
 
 
 def test_a_resample_of_one_group_alone_is_left_out() -> None:
-    interval = auroc_interval([1.0, 0.0], [True, False], [0, 1], seed=0)
-    assert (interval.low, interval.high) == (1.0, 1.0)
-    assert auroc_interval([1.0, 0.0], [True, False], [0, 0], seed=0).low == 1.0
+    scores, positive = [1.0, 0.0, 0.5, 2.0], [True, False, False, True]
+    assert 0 < len(auroc_draws(scores, positive, [0, 1, 2, 3], 0, 500)) < 500
+    assert len(auroc_draws(scores, positive, [0, 0, 0, 0], 0, 500)) == 500
 
 
 def test_an_interval_covers_the_truth_about_as_often_as_it_says() -> None:

@@ -76,11 +76,12 @@ def test_length_control_corrects_a_judge_that_loves_length(tmp_path: Path) -> No
 
 
 def test_faults_of_the_server_are_tried_again_and_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with ScriptedJudge(good, faults=(429, 503)) as judge:
+    with ScriptedJudge(good, faults=(429, 503, 200)) as judge:
         judged(files(tmp_path, lambda i: "good"), judge.url)
     said = capsys.readouterr().err
     assert "HTTP 429" in said
     assert "HTTP 503" in said
+    assert "no chat completion: " in said
     assert len(judge.answered) == 2 * COUNT
 
 
@@ -109,6 +110,29 @@ def test_the_prompts_are_written_before_there_are_answers_and_a_judge_is_chosen_
     assert len((tmp_path / "run" / "prompts" / "turn_1.jsonl").read_text().splitlines()) == COUNT
     with ScriptedJudge(good) as judge:
         assert judged(arguments, judge.url)["win_rate"]["value"] == 1.0
+
+
+def test_a_damaged_reply_is_named_and_asked_for_again_once_it_is_deleted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, kept = files(tmp_path, lambda i: "good"), tmp_path / "run" / "replies_one.jsonl"
+    with ScriptedJudge(good) as judge:
+        before = judged(arguments, judge.url)
+        lines = kept.read_text().splitlines(keepends=True)
+        kept.write_text("".join([*lines[:2], '{"key": "a", "reply": {"choices": []}}\n', *lines[3:]]))
+        judges = f"judges={{one: {{url: '{judge.url}', model: scripted, retries: 2}}}}"
+        assert main([*arguments, judges]) == 2
+        assert f"{kept}:3 is damaged: delete this line" in capsys.readouterr().err
+        kept.write_text("".join([*lines[:2], *lines[3:]]))
+        assert judged(arguments, judge.url) == before
+    assert len(judge.asked) == 2 * COUNT + 1
+
+
+def test_half_of_a_surrogate_pair_in_a_reply_does_not_end_the_run(tmp_path: Path) -> None:
+    with ScriptedJudge(lambda a, b: "\ud800 " + good(a, b)) as judge:
+        row = judged(files(tmp_path, lambda i: "good"), judge.url)
+    assert row["win_rate"]["value"] == 1.0
+    assert row["win_rate"]["low"] == pytest.approx(0.05 ** (1 / COUNT)), "what was not seen is allowed for"
 
 
 @pytest.mark.slow

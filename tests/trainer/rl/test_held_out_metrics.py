@@ -160,6 +160,12 @@ def test_samples_of_one_prompt_count_as_one_observation() -> None:
     assert measured.standard_error == pytest.approx(np.std([1.0, 0.0], ddof=1) / sqrt(2))
 
 
+@pytest.mark.parametrize("values", [[], [0.5, float("nan")], [float("-inf"), 1.0]])
+def test_a_mean_of_nothing_or_of_what_is_not_finite_is_refused(values: list[float]) -> None:
+    with pytest.raises(ValueError, match="a mean needs finite values"):
+        estimate(values, 1)
+
+
 def test_a_single_prompt_has_no_standard_error() -> None:
     assert estimate([1, 0], 2) == Estimate(0.5, None, 1)
 

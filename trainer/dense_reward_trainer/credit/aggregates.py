@@ -16,8 +16,10 @@ def aggregate(values_T: NDArray[np.floating], name: Aggregate, window: int = WIN
     """The aggregate of one answer's signal [T], in its unit, accumulated in float64.
 
     `window_min`: the least mean over `window` consecutive tokens; of a shorter answer, the mean of all. Raises
-    ValueError for an answer without tokens, which has a sum only, and for a window below 1.
+    ValueError for an answer without tokens, which has a sum only, for nan, and for a window below 1.
     """
+    if np.isnan(values_T).any():
+        raise ValueError(f"the signal is nan at {int(np.isnan(values_T).sum())} of {len(values_T)} tokens")
     if name == "sum":
         return float(values_T.sum(dtype=np.float64))
     if not len(values_T):

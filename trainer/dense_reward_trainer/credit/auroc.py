@@ -20,12 +20,22 @@ class Interval:
     high: float
 
 
+def without_spread(value: float, count: int, *, low: float = 0.0) -> Interval:
+    """The 95 % interval of a mean between `low` and 1 of `count` equal values, which a sample cannot show.
+
+    It allows for what was not seen: with N equal values, at most the share 1 - 0.05^(1/N) of all others differs (the
+    "rule of three").
+    """
+    unseen = 1 - 0.05 ** (1 / count)
+    return Interval(value, value - unseen * (value - low), value + unseen * (1 - value))
+
+
 def auroc(positives: ArrayLike, negatives: ArrayLike) -> float:
     """P(positive > negative) + P(equal) / 2 over all pairs, the area under the ROC curve (Mann and Whitney, 1947).
 
-    Raises ValueError if either group is empty.
+    Raises ValueError if either group is empty, or if a score is nan.
     """
-    high, low = np.asarray(positives, dtype=np.float64), np.asarray(negatives, dtype=np.float64)
+    high, low = _numbers(positives), _numbers(negatives)
     if not len(high) or not len(low):
         raise ValueError(f"AUROC compares two groups, but they hold {len(high)} and {len(low)} scores")
     # not mannwhitneyu: its p-value, which we do not need, warns if all scores are equal
@@ -34,10 +44,16 @@ def auroc(positives: ArrayLike, negatives: ArrayLike) -> float:
 
 
 def mean_interval(values: Sequence[float], seed: int, resamples: int = 2000) -> Interval:
-    """The mean with a percentile bootstrap interval over the values (Efron, 1979); one value gives a point."""
-    mean = float(np.mean(values))
-    if len(values) == 1:
-        return Interval(mean, mean, mean)
+    """The mean with a percentile bootstrap interval over the values (Efron, 1979).
+
+    Equal values, or one, are taken as shares: see `without_spread`. Raises ValueError for no value and for nan.
+    """
+    value_N = _numbers(values)
+    if not len(value_N):
+        raise ValueError("a mean needs at least one value, but there is none")
+    mean = float(value_N.mean())
+    if np.ptp(value_N) == 0:
+        return without_spread(mean, len(value_N))
     rng = np.random.default_rng(seed)
     found = bootstrap((values,), np.mean, n_resamples=resamples, method="percentile", rng=rng).confidence_interval
     return Interval(mean, float(found.low), float(found.high))
@@ -48,13 +64,26 @@ def auroc_interval(
 ) -> Interval:
     """AUROC with a percentile bootstrap interval over clusters: scores of one cluster are not independent.
 
-    A resample that holds only one group has no AUROC and is left out. Raises ValueError if either group is empty.
+    See `interval_of_draws`. Raises ValueError if either group is empty, or if a score is nan.
     """
-    score_N, positive_N = np.asarray(scores, dtype=np.float64), np.asarray(positive, dtype=np.bool_)
+    score_N, positive_N = _numbers(scores), np.asarray(positive, dtype=np.bool_)
     value = auroc(score_N[positive_N], score_N[~positive_N])
-    draws_R = auroc_draws(scores, positive, cluster, seed, resamples)
+    return interval_of_draws(value, auroc_draws(scores, positive, cluster, seed, resamples), positive, cluster)
+
+
+def interval_of_draws(
+    value: float, draws_R: NDArray[np.float64], positive: Sequence[bool], cluster: Sequence[int]
+) -> Interval:
+    """The percentile interval of an AUROC's bootstrap draws.
+
+    If all draws agree, as those of groups that are apart do, or if there is none, the draws show no spread. The
+    interval is then that of `without_spread` for the clusters of the rarer group.
+    """
     low, high = np.percentile(draws_R if len(draws_R) else [value], [2.5, 97.5])
-    return Interval(value, float(low), float(high))
+    if low < high:
+        return Interval(value, float(low), float(high))
+    clusters = [{at for at, one in zip(cluster, positive, strict=True) if one == kind} for kind in (True, False)]
+    return without_spread(value, min(map(len, clusters)))
 
 
 def auroc_draws(
@@ -63,9 +92,10 @@ def auroc_draws(
     """AUROC of each bootstrap resample of the clusters that holds both groups, [R].
 
     Which clusters are drawn depends on `positive`, `cluster` and `seed` only. So the draws of two scores of the same
-    answers are paired, and their differences are those of one resample.
+    answers are paired, and their differences are those of one resample. A resample that holds only one group has no
+    AUROC and is left out. Raises ValueError if a score is nan.
     """
-    value_N, place_N = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True)
+    value_N, place_N = np.unique(_numbers(scores), return_inverse=True)
     order_N = np.argsort(place_N, kind="stable")
     starts_V = np.searchsorted(place_N[order_N], np.arange(len(value_N)))
     positive_N = np.asarray(positive, dtype=np.bool_)[order_N]
@@ -99,3 +129,13 @@ def _times_drawn(cluster: Sequence[int], seed: int, resamples: int) -> Iterator[
         flat_rC = rng.integers(0, clusters, (size, clusters)) + clusters * np.arange(size)[:, None]
         times_rC = np.bincount(flat_rC.ravel(), minlength=size * clusters).reshape(size, clusters)
         yield times_rC[:, cluster_N]
+
+
+def _numbers(values: ArrayLike) -> NDArray[np.float64]:
+    """The values as float64. Raises ValueError for nan, which numpy would sort above every number."""
+    value_N = np.asarray(values, dtype=np.float64)
+    if np.isnan(value_N).any():
+        raise ValueError(
+            f"{int(np.isnan(value_N).sum())} of {value_N.size} values are nan: they can be neither ranked nor averaged"
+        )
+    return value_N

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from dense_reward.records import Report
 
 from dense_reward_trainer.configs.judge import JudgeConfig, JudgeOptions
 from dense_reward_trainer.configs.sample import SampleConfig
+from dense_reward_trainer.credit.auroc import Interval
 from dense_reward_trainer.data.sources import NO_SKIP, DataError, DataSource, load
 from dense_reward_trainer.runs.next_step import again, finished, job, more_in, report_page
 from dense_reward_trainer.runs.run_folder import check_run, open_run, pin
@@ -29,7 +31,7 @@ from dense_reward_trainer.win_rates.benchmarks import (
 from dense_reward_trainer.win_rates.contamination import overlaps
 from dense_reward_trainer.win_rates.games import Answers, Game, Played, games, played, verdict_lines, write_judgements
 from dense_reward_trainer.win_rates.judge import Judge, read_kept
-from dense_reward_trainer.win_rates.statistics import Interval, cohens_kappa, length_controlled, win_rate
+from dense_reward_trainer.win_rates.statistics import cohens_kappa, length_controlled, win_rate
 
 CHARACTERS_PER_TOKEN = 4  # OpenAI's rule of thumb for English
 
@@ -218,8 +220,8 @@ def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _interval(found: Interval) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in found._asdict().items()}
+def _interval(found: Interval | None) -> dict[str, float] | None:
+    return None if found is None else asdict(found)
 
 
 def _table(config: JudgeConfig, figures: Mapping[str, Any]) -> str:
@@ -241,9 +243,7 @@ def _table(config: JudgeConfig, figures: Mapping[str, Any]) -> str:
     return "\n".join([f"against {config.baseline}, 95 % intervals over questions:", aligned(rows), *agreement])
 
 
-def _percent(interval: Mapping[str, float | None] | None) -> str:
-    if interval is None or interval["value"] is None:
+def _percent(interval: Mapping[str, float] | None) -> str:
+    if interval is None:
         return "-"
-    if interval["low"] is None or interval["high"] is None:
-        return f"{interval['value']:.1%}"
     return f"{interval['value']:.1%} [{interval['low']:.1%}, {interval['high']:.1%}]"

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dense_reward_trainer.credit.auroc import Interval
+from dense_reward_trainer.credit.auroc import Interval, without_spread
 from dense_reward_trainer.credit.paired import Comparison, holm, paired_interval, paired_p, share_interval
 
 How = Literal["sampled", "reweighted"]
@@ -94,16 +94,6 @@ def spread_of(values: Sequence[float], *, low: float) -> Interval:
     """The mean of values between `low` and 1, one for each prompt, with a 95 % interval by Student's t."""
     found = share_interval(values) if low == 0.0 else paired_interval(values)
     return found if found.low < found.high else without_spread(found.value, len(values), low=low)
-
-
-def without_spread(value: float, count: int, *, low: float) -> Interval:
-    """The 95 % interval of a mean between `low` and 1 of `count` equal values, which a sample cannot show.
-
-    It allows for what was not seen: with N equal values, at most the share 1 - 0.05^(1/N) of all others differs (the
-    "rule of three").
-    """
-    unseen = 1 - 0.05 ** (1 / count)
-    return Interval(value, value - unseen * (value - low), value + unseen * (1 - value))
 
 
 def reweighted(log_weights: Sequence[float], right: Sequence[bool], prompt: Sequence[int]) -> Tilted:

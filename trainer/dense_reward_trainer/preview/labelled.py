@@ -107,8 +107,8 @@ def judged_answers(row: RawRow) -> list[tuple[RawRow, bool]]:
         return [(_answered(rest), _truth(right))]
     if "response" in rest:
         raise LineError("two formats", "has `response` and `responses`: keep one of them")
-    if not isinstance(texts, list) or not texts:
-        raise LineError("wrong type", f"`responses` is {json_type(texts)}, a list of one or more texts is needed")
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise LineError("wrong type", "`responses` must be a list of one or more texts")
     if not isinstance(right, list) or len(right) != len(texts):
         detail = f"`right` must be a list of true or false, one for each of the {len(texts)} responses"
         raise LineError("wrong type", detail)

@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 
 from dense_reward_trainer.configs.signals import Aggregate, TokenSignal
 from dense_reward_trainer.credit.aggregates import aggregate
-from dense_reward_trainer.credit.auroc import Interval, auroc, auroc_draws
+from dense_reward_trainer.credit.auroc import Interval, auroc, auroc_draws, interval_of_draws
 from dense_reward_trainer.credit.paired import holm
 from dense_reward_trainer.credit.signals import FROM_REFERENCE, ONE_MODEL, token_signals
-from dense_reward_trainer.preview.gains import without_spread
 from dense_reward_trainer.rl.records import TokenArrays
 
 AGGREGATES: tuple[Aggregate, ...] = get_args(Aggregate)
@@ -32,8 +31,6 @@ class Scored:
 @dataclass(frozen=True, slots=True)
 class Ranked:
     """How one score ranks: AUROC of right against wrong answers, with a 95 % bootstrap interval over prompts.
-
-    If all resamples agree, the interval is that of `without_spread` for the prompts of the rarer kind of answer.
 
     `p_holm`: two-sided p-value of "it ranks by chance", after Holm's correction over all scores that need a reference;
     null for those of the SFT model alone, which are shown and not tested.
@@ -70,16 +67,11 @@ def rank_all(scores: Sequence[Scored], right: Sequence[bool], prompt: Sequence[i
     draws = [auroc_draws(one.values, right, prompt, seed, RESAMPLES) for one in scores]
     tested = {str(i): _chance_p(draws[i]) for i, one in enumerate(scores) if one.reference is not None}
     adjusted: Mapping[str, float] = holm(tested)
-    kinds = [{where for where, one in zip(prompt, right, strict=True) if one == kind} for kind in (True, False)]
-    rarer = min(map(len, kinds))
     ranked = []
     for i, one in enumerate(scores):
         value_N = np.asarray(one.values)
         value = auroc(value_N[right_N], value_N[~right_N])
-        low, high = np.percentile(draws[i], [2.5, 97.5])
-        interval = Interval(value, float(low), float(high))
-        if low == high:  # every resample is separated perfectly, or all scores are equal
-            interval = without_spread(value, rarer, low=0.0)
+        interval = interval_of_draws(value, draws[i], right, prompt)
         ranked.append(Ranked(one.reference, one.signal, one.aggregate, interval, adjusted.get(str(i))))
     return ranked
 

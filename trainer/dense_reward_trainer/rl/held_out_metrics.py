@@ -160,7 +160,12 @@ def measure_held_out(
 
 
 def estimate(values: Sequence[float], group_size: int) -> Estimate:
-    """Mean and standard error of values in the order of the prompts, `group_size` values for each prompt."""
+    """Mean and standard error of values in the order of the prompts, `group_size` values for each prompt.
+
+    Raises ValueError for no value, and for one that is not finite.
+    """
+    if not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"a mean needs finite values, but these are {list(values)[:10]}")
     mean_P = np.asarray(values, dtype=np.float64).reshape(-1, group_size).mean(axis=1)
     error = float(mean_P.std(ddof=1)) / sqrt(len(mean_P)) if len(mean_P) > 1 else None
     return Estimate(float(mean_P.mean()), error, len(mean_P))

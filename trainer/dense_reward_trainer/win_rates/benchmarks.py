@@ -146,9 +146,10 @@ def read_rows(path: Path) -> list[Any]:
     """The rows of a JSON list or of JSON Lines. Raises DataError if the file cannot be read."""
     try:
         text = path.read_text(encoding="utf-8")
-        if text.lstrip().startswith("["):
-            return list(json.loads(text))
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
+        lines = text.split("\n")
+        rows = list(json.loads(text)) if text.lstrip().startswith("[") else [json.loads(x) for x in lines if x.strip()]
+        as_lines(rows)  # half of a surrogate pair, as in "\ud800", can be neither sent nor written
+        return rows
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as JSON or JSON Lines: {error}") from None
 

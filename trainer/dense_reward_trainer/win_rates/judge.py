@@ -9,13 +9,16 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx2
+from dense_reward.answers import read_all
 from dense_reward.records import Report
 
 from dense_reward_trainer.configs.judge import JudgeOptions
+from dense_reward_trainer.data.records import DataError
 from dense_reward_trainer.errors import ConfigError, JobError
 from dense_reward_trainer.runs.progress import Progress
 
@@ -31,15 +34,24 @@ def request_key(request: Request) -> str:
 
 
 def read_kept(path: Path) -> Kept:
-    """Key -> kept reply with its request. A last line that a kill cut off is removed from the file."""
+    """Key -> kept reply with its request. A last line that a kill cut off is removed from the file.
+
+    Raises DataError for any other line that is damaged.
+    """
     if not path.is_file():
         return {}
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) < len(content):
         os.truncate(path, len(whole))
-    lines = (json.loads(line) for line in whole.splitlines())
-    return {line["key"]: line for line in lines}
+    kept: Kept = {}
+    for number, content in enumerate(whole.splitlines(), start=1):
+        try:
+            line = json.loads(content)
+            kept[line["key"]] = {"reply": _checked(line["reply"])}
+        except (ValueError, KeyError, TypeError, IndexError):
+            raise DataError(f"{path}:{number} is damaged: delete this line, and its reply is asked for again") from None
+    return kept
 
 
 class Judge:
@@ -85,7 +97,7 @@ class Judge:
                 for future in as_completed(waiting):
                     line = future.result()
                     kept[line["key"]] = line
-                    progress.advance(tokens=int((line["reply"].get("usage") or {}).get("total_tokens") or 0))
+                    progress.advance(tokens=_tokens(line["reply"]))
             except BaseException:
                 self._stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -93,19 +105,25 @@ class Judge:
         return kept
 
     def _reply(self, request: Request, say: Report) -> dict[str, Any]:
-        """One reply. Rate limits, errors of the server and of the connection are tried again, and are reported."""
+        """One reply. What is no chat completion is tried again, as are rate limits and errors; all are reported."""
         url = f"{self._options.url.rstrip('/')}/chat/completions"
         for attempt in range(self._options.retries + 1):
             wait_s = min(2.0**attempt, _LONGEST_WAIT_S)
             try:
-                response = self._http.post(url, json=request)
-            except httpx2.TransportError as error:
+                with closing(
+                    self._http.send(self._http.build_request("POST", url, json=request), stream=True)
+                ) as coming:
+                    response = read_all(coming, self._options.timeout_s)
+            except httpx2.RequestError as error:
                 fault = f"{type(error).__name__}: {error}"
             else:
-                if response.status_code == 200:
-                    return _completion(response, url)
                 fault = f"HTTP {response.status_code}: {response.text[:_LONGEST_BODY]}"
-                if response.status_code not in (408, 409, 429) and response.status_code < 500:
+                if response.status_code == 200:
+                    reply = _completion(response)
+                    if reply is not None:
+                        return reply
+                    fault = f"no chat completion: {response.text[:_LONGEST_BODY]!r}"
+                elif response.status_code not in (408, 409, 429) and response.status_code < 500:
                     raise JobError(f"the judge at {url} refuses: {fault}")
                 wait_s = _retry_after(response.headers.get("retry-after"), wait_s)
             if attempt < self._options.retries and not self._stop.is_set():
@@ -120,20 +138,33 @@ class Judge:
         )
 
 
-def _completion(response: httpx2.Response, url: str) -> dict[str, Any]:
+def _completion(response: httpx2.Response) -> dict[str, Any] | None:
+    """The reply, None if it is no chat completion. Half of a surrogate pair, which no file can hold, becomes a `?`."""
     try:
-        reply = response.json()
-        if not isinstance(reply["choices"][0]["message"], dict):
-            raise TypeError("message")
-    except (ValueError, KeyError, IndexError, TypeError):
-        text = response.text[:_LONGEST_BODY]
-        raise JobError(f"{url} did not answer with a chat completion, but with: {text}") from None
-    return dict(reply)
+        reply: dict[str, Any] = json.loads(json.dumps(response.json(), ensure_ascii=False).encode(errors="replace"))
+        return _checked(reply)
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return None
+
+
+def _checked(reply: dict[str, Any]) -> dict[str, Any]:
+    """The reply. Raises KeyError, IndexError or TypeError if it holds no message."""
+    if not isinstance(reply["choices"][0]["message"], dict):
+        raise TypeError("message")
+    return reply
+
+
+def _tokens(reply: Mapping[str, Any]) -> int:
+    """Tokens of the request and the reply; 0 if the server does not say."""
+    usage = reply.get("usage")
+    total = usage.get("total_tokens") if isinstance(usage, dict) else None
+    return total if isinstance(total, int) else 0
 
 
 def _retry_after(header: str | None, otherwise_s: float) -> float:
     """Seconds; a date, which the header can hold too, counts as absent."""
     try:
-        return min(max(float(header or ""), 0.0), _LONGEST_WAIT_S)
+        wait_s = float(header or "")
     except ValueError:
         return otherwise_s
+    return min(wait_s, _LONGEST_WAIT_S) if wait_s >= 0 else otherwise_s

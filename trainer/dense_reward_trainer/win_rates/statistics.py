@@ -1,7 +1,7 @@
 """Win rates with their intervals, length control and agreement of judges. Must not know files or judges."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,37 +9,31 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 from scipy.stats import bootstrap
 
+from dense_reward_trainer.credit.auroc import Interval, without_spread
+
 Array = NDArray[np.float64]
 RESAMPLES = 1000
 _FOLDS = 5
 _PENALTIES = np.logspace(-4, 4, 10)  # Cs of scikit-learn's LogisticRegressionCV, which alpaca_eval takes
 
 
-class Interval(NamedTuple):
-    """A figure with its 95 % bootstrap interval over questions."""
-
-    value: float
-    low: float
-    high: float
-
-
 def win_rate(scores_Q: Array, weights_Q: Array, seed: int) -> Interval:
-    """Weighted mean of the questions' scores in [0, 1]."""
+    """Weighted mean of the questions' scores in [0, 1]. Raises ValueError for a score that is not in it."""
     return _resampled(
         lambda scores, weights: float((scores * weights).sum() / weights.sum()), seed, scores_Q, weights_Q
     )
 
 
-def length_controlled(scores_Q: Array, lengths_Q: Array, baseline_lengths_Q: Array, seed: int) -> Interval:
+def length_controlled(scores_Q: Array, lengths_Q: Array, baseline_lengths_Q: Array, seed: int) -> Interval | None:
     """The win rate that a logistic regression predicts for answers as long as the baseline's (2404.04475).
 
     P(win) = sigmoid(a + b * tanh(d / std(d))), d = the difference of lengths in characters; L1 penalty by 5-fold cross
     validation: `length_controlled_minimal` of alpaca_eval. Its leaderboard's formula has a term for the difficulty of
-    each of its 805 questions, which was fitted to the leaderboard's models. NaN with fewer questions than folds.
+    each of its 805 questions, which was fitted to the leaderboard's models. None with fewer questions than folds.
     """
     count = len(scores_Q)
     if count < _FOLDS:
-        return Interval(np.nan, np.nan, np.nan)
+        return None
     difference_Q = lengths_Q - baseline_lengths_Q
     spread = float(np.std(difference_Q, ddof=1))
     terms_Q = np.tanh(difference_Q / spread) if spread > 0 else np.zeros(count)
@@ -54,7 +48,7 @@ def length_controlled(scores_Q: Array, lengths_Q: Array, baseline_lengths_Q: Arr
         for c in _PENALTIES
     ]
     chosen = float(_PENALTIES[int(np.argmin(losses))])
-    return _resampled(lambda terms, scores: float(expit(_fit(terms, scores, chosen)[0])), seed, terms_Q, scores_Q)
+    return _resampled(lambda scores, terms: float(expit(_fit(terms, scores, chosen)[0])), seed, scores_Q, terms_Q)
 
 
 def _fit(terms_Q: Array, scores_Q: Array, c: float) -> Array:
@@ -85,12 +79,20 @@ def cohens_kappa(first: Sequence[str], second: Sequence[str]) -> float:
     return float((observed - expected) / (1 - expected)) if expected < 1 else float("nan")
 
 
-def _resampled(statistic: Callable[..., float], seed: int, *samples: Array) -> Interval:
-    """Percentile interval; resamples whole questions. A single question, or equal ones, have no width."""
-    value = statistic(*samples)
-    if len(samples[0]) < 2:
-        return Interval(value, np.nan, np.nan)
+def _resampled(statistic: Callable[..., float], seed: int, scores_Q: Array, other_Q: Array) -> Interval:
+    """Percentile interval; resamples whole questions. Equal scores, which show no spread: see `without_spread`."""
+    if not ((scores_Q >= 0) & (scores_Q <= 1)).all():
+        raise ValueError(f"scores must be between 0 and 1, but some of {scores_Q.tolist()} are not")
+    value = statistic(scores_Q, other_Q)
+    if np.ptp(scores_Q) == 0:
+        return without_spread(value, len(scores_Q))
     found: Any = bootstrap(
-        samples, statistic, n_resamples=RESAMPLES, paired=True, vectorized=False, method="percentile", rng=seed
+        (scores_Q, other_Q),
+        statistic,
+        n_resamples=RESAMPLES,
+        paired=True,
+        vectorized=False,
+        method="percentile",
+        rng=seed,
     )
     return Interval(value, float(found.confidence_interval.low), float(found.confidence_interval.high))

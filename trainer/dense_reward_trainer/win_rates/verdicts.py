@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,19 +63,27 @@ def verdict_of(benchmark: Benchmark, choice: Mapping[str, Any]) -> Verdict | Non
     """The verdict in one choice of a chat completion; None if there is none in it."""
     text = str((choice.get("message") or {}).get("content") or "")
     if benchmark == "alpaca_eval":
-        return _alpaca_eval(text, ((choice.get("logprobs") or {}).get("content")) or ())
+        return _alpaca_eval(text, _first_token(choice))
     if benchmark == "arena_hard":
         return _arena_hard(text)
     return next((Verdict(score, label=mark) for mark, score in _MT_BENCH_SCORES.items() if mark in text), None)
 
 
-def _alpaca_eval(text: str, tokens: Sequence[Mapping[str, Any]]) -> Verdict | None:
-    """p(m) / (p(m) + p(M)) as alpaca_eval's logprob_parser; without log-probs, the text."""
-    if tokens:
-        found = {top["token"]: math.exp(top["logprob"]) for top in tokens[0].get("top_logprobs", ())}
-        m, other = found.get("m", 0.0), found.get("M", 0.0)
-        if m + other > 0:
-            return Verdict(m / (m + other), label="m" if m >= other else "M")
+def _first_token(choice: Mapping[str, Any]) -> dict[str, float]:
+    """Probabilities of the likeliest first tokens; empty if the server sends none, or sends them in another form."""
+    try:
+        tops = choice["logprobs"]["content"][0]["top_logprobs"]
+        found = {str(top["token"]): math.exp(top["logprob"]) for top in tops}
+    except (KeyError, IndexError, TypeError, OverflowError):
+        return {}
+    return found if all(math.isfinite(one) for one in found.values()) else {}
+
+
+def _alpaca_eval(text: str, probabilities: Mapping[str, float]) -> Verdict | None:
+    """p(m) / (p(m) + p(M)) as alpaca_eval's logprob_parser; without probabilities, the text."""
+    m, other = probabilities.get("m", 0.0), probabilities.get("M", 0.0)
+    if m + other > 0:
+        return Verdict(m / (m + other), label="m" if m >= other else "M")
     word = text.strip()
     return Verdict(1.0 if word == "m" else 0.0, label=word) if word in ("m", "M") else None
 
