@@ -71,7 +71,9 @@ def _scored(options: argparse.Namespace, read: ReadSettings) -> Writing:
         with _output(job, overwrite=options.overwrite) as writer:
             score_with_ray(writer, settings, terms, workers)
     else:
-        writer = asyncio.run(_score_here(job, settings, terms, options))
+        scorer = _scorer(settings, terms, options)
+        words = "waiting for the services" if settings is None else "loading the models"
+        writer = asyncio.run(_score_here(job, scorer, words, overwrite=options.overwrite))
     return writer
 
 
@@ -149,17 +151,20 @@ def parse_shard(text: str | None) -> Shard:
     return Shard(int(matched[1]), int(matched[2]))
 
 
-async def _score_here(job: Job, settings: Settings | None, terms: ScoreTerms, options: argparse.Namespace) -> Writing:
-    """Score what is missing; of a complete output, check that it is of these models."""
-    scorer: LocalScorer | UrlScorer
+def _scorer(settings: Settings | None, terms: ScoreTerms, options: argparse.Namespace) -> LocalScorer | UrlScorer:
+    """Made before there is an event loop, in which Ctrl-C would wait for the imports of torch."""
     if settings is None:
-        scorer = UrlScorer(options.url, _key(options.url_key_file), terms)
-    else:
-        scorer = LocalScorer(settings, terms)
+        return UrlScorer(options.url, _key(options.url_key_file), terms)
+    with slow_step(_say, "loading the libraries"):
+        return LocalScorer(settings, terms)
+
+
+async def _score_here(job: Job, scorer: LocalScorer | UrlScorer, words: str, *, overwrite: bool) -> Writing:
+    """Score what is missing; of a complete output, check that it is of these models."""
     try:
-        with slow_step(_say, "loading the models" if settings is not None else "waiting for the services"):
+        with slow_step(_say, words):
             await scorer.start()
-        with _output(job, overwrite=options.overwrite) as writer:
+        with _output(job, overwrite=overwrite) as writer:
             await score(writer, scorer)
         return writer
     finally:
@@ -218,7 +223,8 @@ def progress_bar(total: int) -> Iterator[Progress]:
 def _report(writer: Writing, options: argparse.Namespace) -> int:
     state, out = writer.state, writer.job.out
     errors = f", {state.errors} of them with an error" if state.errors else ""
-    print(f"{out}: {state.rows} rows{errors}, {state.output_rows - state.errors} responses, {state.tokens:,} tokens")
+    responses = state.output_rows - state.errors
+    print(f"{out}: {state.rows} rows{errors}, {responses} responses, {state.tokens:,} scored tokens")
     if "reward" in writer.job.columns.arrays:
         shard = writer.job.shard
         others = f" and the outputs of the other {shard.of - 1} shards" if shard.of > 1 else ""

@@ -97,7 +97,9 @@ class LocalScorer:
         return await halved_if_refused(items, self._score)
 
     async def close(self) -> None:
-        await self._service.stop()
+        """Does not wait for models that are still loading: no row depends on them."""
+        if self._service.state != "starting":
+            await self._service.stop()
 
     async def _score(self, items: Sequence[Item]) -> tuple[list[Outcome], int]:
         if len(items) > self._settings.max_items:

@@ -65,6 +65,19 @@ def test_a_signal_saves_what_was_scored(tmp_path: Path, sent: signal.Signals, su
     assert 0 < state.rows < MANY_ROWS
 
 
+def test_ctrl_c_does_not_wait_for_libraries(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import time; print('importing', flush=True)\nwhile True: time.sleep(0.1)\n")
+    file, out = sums_file(tmp_path, 1), tmp_path / "out.jsonl"
+    fake = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); "
+    process = started(file, out, "--engine", "torch", "--sft", "a", "--reference", "b", before=fake)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)  # without end before
+    assert process.returncode in {-signal.SIGINT, 128 + signal.SIGINT}
+    assert errors.splitlines()[-1] == "dense-reward: interrupted: the same command goes on after the saved rows"
+
+
 def test_what_runs_in_the_background_ends_when_told(tmp_path: Path) -> None:
     """A shell starts it with SIGINT ignored."""
     file, out = sums_file(tmp_path, MANY_ROWS), tmp_path / "out.jsonl"
