@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -161,6 +162,16 @@ def total(seconds: Sequence[Seconds]) -> float:
     return sum(whole for whole, _ in seconds) / sum(alone for _, alone in seconds) - 1
 
 
+@dataclass
+class Computed:
+    """The tokens that the engine computed, prompts included."""
+
+    tokens: int = 0
+
+    def __call__(self, rows: int, tokens: int) -> None:
+        self.tokens += tokens
+
+
 async def _both(
     settings: Settings, loaded: LoadedPair, slices: Sequence[Sequence[str]], folder: Path
 ) -> list[tuple[Seconds, Seconds, int]]:
@@ -176,11 +187,12 @@ async def _both(
         alone = engine_seconds(loaded.engine, trunks, settings.max_batch_tokens) if index % 2 else None
         started = now()
         job = Job(open_source(str(file)), folder / f"slice{index}.out.jsonl", columns, {})
-        with opened(job, lambda rows, tokens: None) as writer:
+        computed = Computed()
+        with opened(job, computed) as writer:
             await score(writer, scorer)
         whole = since(started)
         alone = alone or engine_seconds(loaded.engine, trunks, settings.max_batch_tokens)
-        found.append((whole, alone, writer.state.tokens))
+        found.append((whole, alone, computed.tokens))
         print(f"  slice {index}: CPU {whole[0]:.1f} s, engine alone {alone[0]:.1f} s", flush=True)
     await scorer.close()
     return found

@@ -62,10 +62,15 @@ class FakeScorer:
         self.seen += len(items)
         if self._fails_at is not None and self.seen > self._fails_at and self._error is not None:
             raise self._error
-        return [[{"reward": expected_reward(item), "tokens": list(item.response or "")}] for item in items], 7
+        return [[scores_of(item)] for item in items], 7
 
     async def close(self) -> None:
         """It holds nothing."""
+
+
+def scores_of(item: Item) -> Json:
+    reward = expected_reward(item)
+    return {"reward": reward, "tokens": list(item.response or ""), "length": len(reward)}
 
 
 def expected_reward(item: Item) -> list[float]:

@@ -125,7 +125,9 @@ class Writing:
         self.state.rows += len(good)
         self.state.output_rows += len(rows)
         self.state.errors += 0 if stops else len(faulty)
-        self.state.tokens += scored.tokens
+        # Not scored.tokens, which also counts rows behind the one at fault: they are scored again.
+        written = [response for _, outcome in good if not isinstance(outcome, Faulty) for response in outcome]
+        self.state.tokens += sum(int(response["length"]) for response in written)
         self._tokens += scored.tokens
         self.progress(len(good), scored.tokens)
         if stops:

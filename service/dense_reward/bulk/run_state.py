@@ -27,8 +27,8 @@ class RunState:
     """What was written safely.
 
     `made_from`: input, options and model; a run goes on only with equal ones. `position`: the first row that is not
-    written. `written`: what the output needs to find the end of it (bytes or parts). `rows`, `output_rows`, `errors`,
-    `tokens`: counts. `done`: the output is complete.
+    written. `written`: what the output needs to find the end of it (bytes or parts). `rows`, `output_rows`, `errors`:
+    counts; `tokens`: the scored ones, the sum of the column `length`. `done`: the output is complete.
     """
 
     made_from: dict[str, Any]

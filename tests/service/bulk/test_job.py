@@ -76,6 +76,19 @@ def test_what_the_state_does_not_count_is_dropped(tmp_path: Path, behind: bytes)
     assert out.read_bytes() == whole.read_bytes()
 
 
+def test_rows_that_are_scored_twice_count_once(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [{"prompt": f"{n}+1", "response": f"{n + 1}"} for n in range(10)]
+    rows[6] = {"prompt": "without a response"}
+    file, out = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    with pytest.raises(BulkError, match="row 6"):
+        run_fake(a_job(file, out))
+    state = state_of(out)
+    assert state is not None
+    assert (state.rows, state.tokens) == (6, sum(row["length"] for row in rows_of(out)))
+    state = run_fake(a_job(file, out, on_error="keep")).state
+    assert (state.rows, state.errors, state.tokens) == (10, 1, sum(row.get("length", 0) for row in rows_of(out)))
+
+
 def test_a_finished_output_stays_as_it_is(tmp_path: Path) -> None:
     file, out = sums_file(tmp_path, 5), tmp_path / "out.jsonl"
     run(a_job(file, out), FakeScorer())
