@@ -82,6 +82,12 @@ def refuse(
     return RequestError([Fault(code, message, param, item)], retry_after_s=retry_after_s)
 
 
+def engine_unavailable() -> RequestError:
+    """The refusal while the servers of another engine do not answer. The log has the reason: it names their hosts."""
+    message = "the servers that compute this pair do not answer: try again later (the log of the service says why)"
+    return refuse("engine_unavailable", message, retry_after_s=RETRY_UNAVAILABLE_S)
+
+
 class CheckpointError(Exception):
     """A checkpoint or a pair that cannot be served. The message gives the reason and the cure."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from dense_reward.batching.batcher import Batcher
 from dense_reward.batching.worker_threads import Lanes
-from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, LoadingStoppedError, refuse
+from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, LoadingStoppedError, engine_unavailable, refuse
 from dense_reward.records import RemoteEngine
 from dense_reward.schemas import ModelCard
 from dense_reward.scoring.items import Limits
@@ -89,9 +89,8 @@ class Registry:
 
     def check_available(self, name: str | None) -> None:
         """Raises RequestError(engine_unavailable) if the pair's engine cannot compute now."""
-        unavailable_reason = _unavailable_reason(self.scorer(name))
-        if unavailable_reason is not None:
-            raise refuse("engine_unavailable", unavailable_reason, retry_after_s=RETRY_UNAVAILABLE_S)
+        if _unavailable_reason(self.scorer(name)) is not None:
+            raise engine_unavailable()
 
     async def start(self, settings: Settings) -> None:
         """Load a pair at the start of the service, and serve it. Raises what loading raises."""

@@ -20,17 +20,16 @@ from dense_reward.answers import answer_within
 from dense_reward.engines.remote.addresses import FOLLOWED, server_urls
 from dense_reward.engines.remote.dialects import Dialect, Sglang, VllmCompletions, WireError, dialects_to_try
 from dense_reward.engines.remote.pair import Query
-from dense_reward.errors import RETRY_UNAVAILABLE_S, CheckpointError, SequenceError, refuse
+from dense_reward.errors import CheckpointError, SequenceError, engine_unavailable
 from dense_reward.records import FloatArray, Report
 
-CONNECT_TIMEOUT_S, STATUS_TIMEOUT_S = 2.0, 2.0
+CONNECT_TIMEOUT_S, STATUS_TIMEOUT_S, RETRY_DELAY_S = 2.0, 2.0, 0.1
 HEALTH_CHECK_EVERY_S, RESOLVE_EVERY_S, VERIFY_EVERY_S = 1.0, 5.0, 60.0
 VERIFY_TIMEOUT_S = 120.0
 """For identifying a replica, and again for verifying it."""
 FAILED_CHECKS_TO_EXCLUDE = 2
 """Health checks in a row. A replica that cannot be reached is excluded after the first."""
-ATTEMPTS, RETRY_DELAY_S = 3, 0.1
-MAX_CONNECTIONS, JSON_TYPE = 256, {"Content-Type": "application/json"}
+ATTEMPTS, MAX_CONNECTIONS, JSON_TYPE = 3, 256, {"Content-Type": "application/json"}
 log = logging.getLogger("dense_reward")
 
 
@@ -265,7 +264,8 @@ class ReplicatedModel:
                             raise SequenceError(reason) from error
         except TimeoutError:
             reason = f"a query took more than {self._access.timeout_s:.0f} s"
-        raise refuse("engine_unavailable", f"no log-probs: {reason}", retry_after_s=RETRY_UNAVAILABLE_S)
+        log.warning("no log-probs: %s", reason)
+        raise engine_unavailable()
 
     async def close(self) -> None:
         replicas = {*self._replicas, *self._tasks}  # those that leave are only in the second

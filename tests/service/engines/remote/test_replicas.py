@@ -142,12 +142,16 @@ def test_a_server_that_fails_once_is_asked_again(single: Cluster, fault: Fault) 
     assert not sft.faults
 
 
-def test_a_server_that_keeps_failing_is_reported_as_unavailable(single: Cluster) -> None:
+def test_a_server_that_keeps_failing_is_reported_as_unavailable_and_named_in_the_log_only(
+    single: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
     running, (sft,) = single
     sft.faults += [status(503)] * 20
     answer = running.score(IDS)
     assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_unavailable")
     assert float(answer.headers["Retry-After"]) >= 1
+    assert sft.url not in answer.text
+    assert f"no log-probs: {sft.url} answered 503" in caplog.text
     sft.faults.clear()
     assert running.score(IDS).status_code == 200
 
@@ -168,6 +172,7 @@ def test_a_server_that_is_not_healthy_is_excluded_and_readmitted(single: Cluster
     assert running.client.get("/ready").json()["state"] == "unavailable"
     assert re.search(rf"{re.escape(sft.url)} is not healthy: \d+ health checks failed in a row", progress(running))
     assert refusal(running) == (503, "engine_unavailable")
+    assert sft.url not in running.score(IDS).text
     assert running.client.get("/health").status_code == 200
     sft.healthy = True
     wait_until(lambda: is_ready(running))
