@@ -6,6 +6,7 @@ from import_graph import SERVICE, TRAINER
 # A room without a folder is a module at the top of its package.
 SERVICE_ROOMS = {
     "answers": "",
+    "bounded_connections": "",
     "cancellation": "",
     "credentials": "",
     "errors": "",
@@ -21,7 +22,7 @@ SERVICE_ROOMS = {
     "heatmap": "reward",
     "telemetry": "credentials errors records heatmap",
     "settings": "errors limits telemetry waits",
-    "client": "answers credentials heatmap manifest records schemas text waits",
+    "client": "answers bounded_connections credentials heatmap manifest records schemas text waits",
     "batching": "cancellation errors records telemetry",
     "engines": "cancellation errors hashed_files manifest records text",
     "engines.trial": "engines errors hashed_files",

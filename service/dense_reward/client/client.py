@@ -26,6 +26,7 @@ from typing import Any, Self
 import httpx2
 
 from dense_reward.answers import answer_within, read_all
+from dense_reward.bounded_connections import answered_within, bounded
 from dense_reward.client import requests
 from dense_reward.client.base import ClientSettings, ScoringClient, request_of
 from dense_reward.client.errors import ClientError
@@ -147,7 +148,7 @@ class Client(ScoringClient[Scored, httpx2.Client]):
     def _connect(self, http: HttpSettings) -> httpx2.Client:
         transport = self._transport
         assert transport is None or isinstance(transport, httpx2.BaseTransport)
-        return httpx2.Client(headers=http.headers, timeout=http.timeout, limits=LIMITS, transport=transport)
+        return bounded(httpx2.Client(headers=http.headers, timeout=http.timeout, limits=LIMITS, transport=transport))
 
     def _score(self, score_call: requests.ScoreCall) -> Scored:
         return parse_scored(self._send(score_call.call, self._patience()).content, score_call.expectation)
@@ -160,10 +161,11 @@ class Client(ScoringClient[Scored, httpx2.Client]):
         return outcome
 
     def _attempt(self, call: Call, url: str) -> httpx2.Response | Failure:
-        connection = self._connection()
+        connection, timeout_s = self._connection(), self._settings.timeout_s
+        request = request_of(connection, call, url)
         try:
-            with closing(connection.send(request_of(connection, call, url), stream=True)) as arriving:
-                response = read_all(arriving, self._settings.timeout_s)
+            with answered_within(timeout_s, request), closing(connection.send(request, stream=True)) as arriving:
+                response = read_all(arriving, timeout_s)
         except httpx2.TransportError as error:
             return unreachable(error)
         return self._outcome_of(url, response)

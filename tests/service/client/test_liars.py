@@ -70,7 +70,19 @@ def drip(handler: Handler) -> None:
     handler.close_connection = True
 
 
-def test_timeout_s_bounds_the_time_of_a_whole_answer() -> None:
+def drip_headers(handler: Handler) -> None:
+    """The same with a header that does not end."""
+    handler.wfile.write(b"HTTP/1.1 200 OK\r\nx-long: ")
+    until_s = monotonic() + HELD_S
+    with suppress(OSError):
+        while monotonic() < until_s:
+            handler.wfile.write(b"x")
+            sleep(0.1)
+    handler.close_connection = True
+
+
+@pytest.mark.parametrize("drip", [drip, drip_headers])
+def test_timeout_s_bounds_the_time_of_a_whole_answer(drip: Callable[[Handler], None]) -> None:
     with FaultyService() as service:
         begun_s = monotonic()
         service.tricks.append(drip)
