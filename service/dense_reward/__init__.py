@@ -22,16 +22,8 @@ if TYPE_CHECKING:
     )
     from dense_reward.client.http import Backoff
     from dense_reward.client.requests import ScoreOptions
-    from dense_reward.client.results import (
-        Alternative,
-        Scored,
-        ScoredItem,
-        ScoredResponse,
-        ServedModel,
-        Timing,
-        Usage,
-        padded,
-    )
+    from dense_reward.client.results import Scored, ScoredItem, ServedModel, Timing, Usage, padded
+    from dense_reward.client.scored_response import Alternative, ScoredResponse
     from dense_reward.schemas import ModelCard
 
 __all__ = [
@@ -60,7 +52,15 @@ __all__ = [
     "to_torch",
 ]
 
-_MODULES = ("client", "client.errors", "client.http", "client.requests", "client.results", "schemas")
+_MODULES = (
+    "client",
+    "client.errors",
+    "client.http",
+    "client.requests",
+    "client.results",
+    "client.scored_response",
+    "schemas",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -67,7 +67,7 @@ TRAINER_ROOMS = {
     "commands": "launch recipe_files runs",
     "job_runner": "commands configs data errors launch recipe_files reports runs",
     "cli": "commands job_runner runs",
-    "win_rates": "configs data errors runs",
+    "win_rates": "configs credit data errors runs",
     "studies": "configs errors",
     "studies.methods": "selfplay",
     "studies.options": "configs credit errors rl runs text_table",

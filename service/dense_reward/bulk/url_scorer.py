@@ -10,7 +10,7 @@ from dense_reward.bulk.windows import PartFailedError, halved_if_refused
 from dense_reward.client.client import AsyncClient
 from dense_reward.client.errors import ClientError, ScoringError
 from dense_reward.client.requests import ScoreOptions
-from dense_reward.client.results import ScoredResponse
+from dense_reward.client.scored_response import ScoredResponse
 from dense_reward.credentials import without_credentials
 from dense_reward.errors import BulkError, SettingsError
 from dense_reward.schemas import Item, ModelCard

@@ -30,9 +30,9 @@ from dense_reward.client.http import (
 from dense_reward.client.ids import item_of
 from dense_reward.client.many import Many, Plan
 from dense_reward.client.pictures import FloatArrayName
+from dense_reward.client.progress import RetryLog
 from dense_reward.client.requests import DEFAULTS, Call, Encoding, ItemToScore, OnError, ScoreOptions
 from dense_reward.client.results import Scored
-from dense_reward.client.retry_log import RetryLog
 from dense_reward.client.routes import Routes
 from dense_reward.client.tables import to_torch
 from dense_reward.client.tokenizer import Pins

@@ -12,8 +12,9 @@ import numpy as np
 from dense_reward.client.errors import ItemError, MismatchError, ScoringError
 from dense_reward.client.ids import item_of
 from dense_reward.client.requests import Encoding, OnError, ScoreCall, ScoreOptions, expected_of, score_many
-from dense_reward.client.results import Scored, ScoredItem, ScoredResponse, ServedModel
+from dense_reward.client.results import Scored, ScoredItem, ServedModel
 from dense_reward.client.routes import Routes
+from dense_reward.client.scored_response import ScoredResponse
 
 CHARACTERS_PER_TOKEN = 4
 MOST_ITEMS = 256

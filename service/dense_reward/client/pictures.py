@@ -5,8 +5,9 @@ Draws with `dense_reward.heatmap`. Imports matplotlib only for PNG and PDF.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, overload
+from typing import Literal, overload
 
+from dense_reward.client.scored_response import ScoredResponse
 from dense_reward.heatmap import (
     DEFAULT_PALETTE,
     HEAD_MEANING,
@@ -20,9 +21,6 @@ from dense_reward.heatmap import (
     render_svg,
 )
 from dense_reward.records import FloatArray
-
-if TYPE_CHECKING:
-    from dense_reward.client.results import ScoredResponse
 
 FloatArrayName = Literal[
     "reward", "sft_logprob", "reference_logprob", "kl", "centred", "entropy", "varentropy", "return_to_go"
@@ -80,7 +78,7 @@ class Png(bytes):
 class Drawn:
     """The responses of a heatmap. `of_head`: their rewards are the values of a token head."""
 
-    responses: "Sequence[ScoredResponse]"
+    responses: Sequence[ScoredResponse]
     of_head: bool = False
 
 
@@ -160,7 +158,7 @@ class Pictured:
         return render_html(heatmap, fragment=True) + more
 
 
-def _first(responses: "Sequence[ScoredResponse]") -> "Iterable[ScoredResponse]":
+def _first(responses: Sequence[ScoredResponse]) -> Iterable[ScoredResponse]:
     """The first responses, with at most SHOWN_TOKENS tokens; at least one."""
     tokens = 0
     for number, response in enumerate(responses):
@@ -170,7 +168,7 @@ def _first(responses: "Sequence[ScoredResponse]") -> "Iterable[ScoredResponse]":
         yield response
 
 
-def _heatmap(responses: "Sequence[ScoredResponse]", signal: FloatArrayName, palette: str, *, of_head: bool) -> Heatmap:
+def _heatmap(responses: Sequence[ScoredResponse], signal: FloatArrayName, palette: str, *, of_head: bool) -> Heatmap:
     several = len({one.item for one in responses}) > 1
     rows = [_row(one, signal, several_items=several, alone=len(responses) == 1) for one in responses]
     if of_head and signal == "reward":
@@ -178,7 +176,7 @@ def _heatmap(responses: "Sequence[ScoredResponse]", signal: FloatArrayName, pale
     return build(rows, signal=signal, palette=palette, unit="nats²" if signal == "varentropy" else "nats")
 
 
-def _row(result: "ScoredResponse", signal: FloatArrayName, *, several_items: bool, alone: bool) -> HeatmapRow:
+def _row(result: ScoredResponse, signal: FloatArrayName, *, several_items: bool, alone: bool) -> HeatmapRow:
     title = _title(result, several_items=several_items, alone=alone)
     if result.error is not None:
         return HeatmapRow(f"{title} failed: {result.error.message}", "", (), (), (), {})
@@ -199,19 +197,19 @@ def _row(result: "ScoredResponse", signal: FloatArrayName, *, several_items: boo
     )
 
 
-def _title(result: "ScoredResponse", *, several_items: bool, alone: bool) -> str:
+def _title(result: ScoredResponse, *, several_items: bool, alone: bool) -> str:
     """People count from 1."""
     parts = [f"item {result.item + 1}"] if several_items or result.response is None else []
     parts += [] if result.response is None else ["response" if alone else f"response {result.response + 1}"]
     return ", ".join(parts)
 
 
-def _array(result: "ScoredResponse", name: str) -> FloatArray | None:
+def _array(result: ScoredResponse, name: str) -> FloatArray | None:
     array: FloatArray | None = getattr(result, name)
     return array
 
 
-def _pieces(result: "ScoredResponse") -> tuple[str, ...]:
+def _pieces(result: ScoredResponse) -> tuple[str, ...]:
     """The text of each token, as far as the answer has it: slices of the text, names of tokens, ids, or positions."""
     if result.text is not None and result.offsets is not None:
         names = result.tokens or ("",) * result.length
@@ -228,7 +226,7 @@ def _piece(text: str, name: str) -> str:
     return text if text or "\N{REPLACEMENT CHARACTER}" in name else name
 
 
-def _alternatives(result: "ScoredResponse") -> tuple[tuple[HeatmapAlternative, ...], ...] | None:
+def _alternatives(result: ScoredResponse) -> tuple[tuple[HeatmapAlternative, ...], ...] | None:
     if result.alternatives is None:
         return None
     return tuple(

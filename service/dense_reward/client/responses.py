@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, FiniteFloat, JsonValue, ValidationError
 
 from dense_reward.client.errors import AlignmentError, AnswerError, ItemError
-from dense_reward.client.results import Alternative, Scored, ScoredResponse, ServedModel, Timing, Usage
+from dense_reward.client.results import Scored, ServedModel, Timing, Usage
+from dense_reward.client.scored_response import Alternative, ScoredResponse
 from dense_reward.records import FloatArray, IdArray
 from dense_reward.schemas import WIRE_VERSION, ModelCard
 

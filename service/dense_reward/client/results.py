@@ -1,6 +1,6 @@
 """The results of a client: typed, with numpy arrays, in nats. Pure; knows no HTTP.
 
-Shapes: T scored tokens of a response, K candidates, S segments, G responses.
+Shapes: T scored tokens of a response, G responses.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ import numpy as np
 
 from dense_reward.client.errors import ItemError
 from dense_reward.client.pictures import Drawn, FloatArrayName, Pictured
-from dense_reward.records import BoolArray, FloatArray, IdArray
+from dense_reward.client.scored_response import ScoredResponse
+from dense_reward.records import BoolArray, FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,51 +51,6 @@ class Timing:
     compute_s: float
     describe_s: float
     total_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Alternative:
-    """One of the `top_k` likeliest ids at a position under the SFT model, with its text."""
-
-    id: int
-    token: str
-    sft_logprob: float
-    reward: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ScoredResponse:
-    """One response with the requested arrays; the others are None.
-
-    Arrays are [T], except offsets [T, 2] (code points of the text), candidate_reward and candidate_sft_logprob [T, K],
-    and segments [S]. They are in nats; varentropy in nats squared.
-
-    If `error` is set (only with on_error "per_item") the whole item failed: no response, no arrays, sum NaN.
-    """
-
-    item: int
-    response: int | None
-    length: int
-    sum: float
-    mean: float | None = None
-    min: float | None = None
-    token_ids: IdArray | None = None
-    tokens: tuple[str, ...] | None = None
-    offsets: IdArray | None = None
-    text: str | None = None
-    reward: FloatArray | None = None
-    sft_logprob: FloatArray | None = None
-    reference_logprob: FloatArray | None = None
-    kl: FloatArray | None = None
-    centred: FloatArray | None = None
-    entropy: FloatArray | None = None
-    varentropy: FloatArray | None = None
-    return_to_go: FloatArray | None = None
-    candidate_reward: FloatArray | None = None
-    candidate_sft_logprob: FloatArray | None = None
-    segments: FloatArray | None = None
-    alternatives: tuple[tuple[Alternative, ...], ...] | None = None
-    error: ItemError | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

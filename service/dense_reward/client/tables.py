@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from dense_reward.client.pictures import FloatArrayName
-from dense_reward.client.results import Scored, ScoredItem, ScoredResponse, padded
+from dense_reward.client.results import Scored, ScoredItem, padded
+from dense_reward.client.scored_response import ScoredResponse
 
 if TYPE_CHECKING:
     import pandas

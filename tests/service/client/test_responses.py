@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from dense_reward.client.errors import AlignmentError, AnswerError
 from dense_reward.client.responses import Expectation, Expected, parse_cards, parse_scored
-from dense_reward.client.results import ScoredResponse, padded
+from dense_reward.client.results import padded
+from dense_reward.client.scored_response import ScoredResponse
 from hypothesis import given
 from hypothesis import strategies as st
 

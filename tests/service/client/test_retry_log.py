@@ -3,7 +3,7 @@
 import logging
 
 import pytest
-from dense_reward.client.retry_log import RetryLog
+from dense_reward.client.progress import RetryLog
 
 URL, REFUSED = "http://user:a-key@a:1", ConnectionError("refused")
 

@@ -6,7 +6,7 @@ from typing import cast
 import numpy as np
 import pytest
 from dense_reward import ScoredResponse
-from dense_reward.client.results import Alternative
+from dense_reward.client.scored_response import Alternative
 from dense_reward.schemas import ModelCard
 from dense_reward_trainer.configs.signals import TokenSignal
 from dense_reward_trainer.credit.signals import ARRAYS, FROM_REFERENCE, ONE_MODEL, SIGNALS, offered, request_for
