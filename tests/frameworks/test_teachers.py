@@ -85,7 +85,8 @@ def test_trls_client(running: Running, name: str, tilt: float) -> None:
     from trl.generation.vllm_client import VLLMClient  # noqa: PLC0415
 
     client = VLLMClient(base_url=running.teacher(name), connection_timeout=60.0)
-    assert client.model == name
+    revision = client._get(f"{running.url}/models")["models"][0]["revision"]
+    assert client.model == name.replace("default", f"default@{revision}"), "TRL's client is pinned without a setting"
     found = client.get_sequence_logprobs(SEQUENCES, PROMPTS, top_logprobs=6, temperature=0.8, chunk_size=2)
     for at, (ids, prompt) in enumerate(zip(SEQUENCES, PROMPTS, strict=True)):
         logprob_TV = running.logprobs(ids, tilt, 0.8)[prompt - 1 :]

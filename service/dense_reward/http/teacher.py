@@ -18,7 +18,7 @@ from dense_reward.http.timing import timed
 from dense_reward.schemas import ModelCard
 from dense_reward.scoring.scorer import Scorer
 from dense_reward.serving.service import Service
-from dense_reward.teacher.names import chosen_name, names_of, teacher_name
+from dense_reward.teacher.names import chosen_name, names_of, pinned, teacher_name
 from dense_reward.teacher.questions import Answered, Question, ask, taught_by
 from dense_reward.teacher.sglang import SglangRequest
 from dense_reward.teacher.vllm import CompletionRequest, GenerateRequest
@@ -73,15 +73,17 @@ def _add_logprobs(app: FastAPI, service: Service, prefix: str, described: Mappin
 def _add_state(app: FastAPI, service: Service, prefix: str, described: Mapping[str, object]) -> None:
     @app.get(prefix + MODELS, openapi_extra=dict(described))
     async def teachers(request: Request) -> Response:
-        """The teachers; below a name that teacher alone. 503 if the service is not ready."""
+        """The teachers, each first with the revision of its pair; below a name that teacher alone. 503 if not ready."""
         named = request.path_params.get("teacher")
         if named is None:
-            found = [(card, name) for card in service.cards() for name in names_of(card.name)]
+            found = [(card, name) for card in service.cards() for name in names_of(card.name, card.revision)]
             return _models([(card, name) for card, name in found if service.scorer(card.name).taught_by])
         service.check_ready()
-        scorer = service.scorer(teacher_name(named).pair)
+        name = teacher_name(named)
+        scorer = service.scorer(name.pair)
+        name.check_revision(scorer.card.revision)
         taught_by(scorer)
-        return _models([(scorer.card, named)])
+        return _models([(scorer.card, one) for one in dict.fromkeys((pinned(named, scorer.card.revision), named))])
 
     if prefix:
 
@@ -98,6 +100,7 @@ async def _answer(request: Request, service: Service, model: type[Asks]) -> Resp
         named = chosen_name(request.path_params.get("teacher"), getattr(parsed, "model", None))
         name = teacher_name(named)
         scorer = service.scorer(name.pair)
+        name.check_revision(scorer.card.revision)
         asking = service.lanes.of(permit.tokens).run(parsed.question, scorer)
         question = await unless_disconnected(request, asking)
         work = ask(scorer, name, question, permit, group_of(request, service))

@@ -195,12 +195,26 @@ def test_the_list_of_teachers_has_each_pair_as_sft_and_reference_and_a_name_has_
     def ids(path: str) -> list[str]:
         return [entry["id"] for entry in answer_of(service.client.get(path))["data"]]
 
-    assert ids("/v1/models") == ["default", "default:reference"]
+    assert ids("/v1/models") == ["default@fake", "default", "default@fake:reference", "default:reference"]
     card = service.client.get("/models").json()["models"][0]
-    assert [one["root"] for one in service.client.get("/v1/models").json()["data"]] == [card["sft"], card["reference"]]
-    assert ids("/teacher/default:tilted=0.25/v1/models") == ["default:tilted=0.25"]
-    assert ids("/teacher/default%3Atilted%3D0.25/v1/models") == ["default:tilted=0.25"]
+    roots = [one["root"] for one in service.client.get("/v1/models").json()["data"]]
+    assert roots == [card["sft"], card["sft"], card["reference"], card["reference"]]
+    assert ids("/teacher/default:tilted=0.25/v1/models") == ["default@fake:tilted=0.25", "default:tilted=0.25"]
+    assert ids("/teacher/default%3Atilted%3D0.25/v1/models") == ["default@fake:tilted=0.25", "default:tilted=0.25"]
+    assert ids("/teacher/default@fake/v1/models") == ["default@fake"]
     assert service.client.get("/teacher/default:tilted=0.25/health").status_code == 200
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_name_with_another_revision_is_not_found(service: Served, route: str) -> None:
+    served = answer_of(service.client.post(f"/teacher/default@fake:tilted=1{route}", json=ROUTES[route]))
+    plain = answer_of(service.client.post(f"/teacher/default:tilted=1{route}", json=ROUTES[route]))
+    assert served.keys() == plain.keys()
+    gone = "/teacher/default@0123456789abcdef:tilted=1"
+    assert "revision fake, not 0123456789abcdef" in message_of(
+        service.client.post(gone + route, json=ROUTES[route]), 404
+    )
+    assert "was replaced" in message_of(service.client.get(gone + "/v1/models"), 404)
 
 
 def test_a_name_in_the_url_and_another_in_the_body_are_refused(service: Served) -> None:

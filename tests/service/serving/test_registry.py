@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import shutil
 import sys
 import threading
@@ -251,6 +252,24 @@ def test_one_pair_is_loaded_at_a_time_and_its_progress_is_reported(folder: Path)
         assert early.result(PATIENCE_S).status_code == 200
         assert running.client.get("/admin/models").json()["loading"] is None
         scored(running, "early")
+
+
+def test_a_student_that_pinned_its_teacher_never_learns_from_the_pair_that_replaced_it(folder: Path) -> None:
+    with serving(folder) as running:
+
+        def taught(name: str) -> httpx2.Response:
+            body = {"model": name, "prompt": [1, 2, 3], "max_tokens": 1, "prompt_logprobs": 1}
+            return running.client.post("/v1/completions", json=body)
+
+        pinned = running.client.get("/teacher/half:reference/v1/models").json()["data"][0]["id"]
+        assert re.fullmatch("half@[0-9a-f]{16}:reference", pinned)
+        before = taught(pinned).json()["choices"]
+        assert taught("half:reference").json()["choices"] == before
+        assert load(running, "half", folder / "sft", folder / "step-5").status_code == 200
+        assert taught("half:reference").json()["choices"] != before
+        assert refusal(taught(pinned)) == (404, "model_not_found")
+        assert load(running, "half", folder / "sft", folder / "step-10").status_code == 200
+        assert taught(pinned).json()["choices"] == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a priority for each thread")
