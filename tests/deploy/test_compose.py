@@ -127,6 +127,13 @@ def test_a_container_is_confined(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
+def test_kernels_that_are_compiled_for_a_gpu_can_be_loaded_from_tmp(name: str) -> None:
+    options = words(CONTAINERS[name]["tmpfs"])[0].partition(":")[2].split(",")
+    # Docker mounts a tmpfs with noexec unless `exec` is named
+    assert ("exec" in options) == ("deploy" in CONTAINERS[name])
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
 def test_what_stays_up_has_a_health_check_and_a_job_ends(name: str) -> None:
     container = CONTAINERS[name]
     if name in JOBS:
