@@ -32,7 +32,7 @@ class KeyEntry(Strictly):
     model_config = ConfigDict(hide_input_in_errors=True)
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
-    key: Annotated[SecretStr, Field(min_length=MIN_KEY_CHARACTERS)]
+    key: SecretStr
     rights: Annotated[frozenset[Right], Field(min_length=1)] = frozenset({"score"})
     max_concurrent: Annotated[int, Strict(), Field(gt=0)] | None = None
     requests_per_minute: Annotated[int, Strict(), Field(gt=0)] | None = None
@@ -40,6 +40,9 @@ class KeyEntry(Strictly):
     @field_validator("key")
     @classmethod
     def _fits_a_header(cls, key: SecretStr) -> SecretStr:
+        characters = len(key.get_secret_value())
+        if characters < MIN_KEY_CHARACTERS:  # not Field(min_length=...), whose error calls characters items
+            raise ValueError(f"a key must have at least {MIN_KEY_CHARACTERS} characters, not {characters}")
         if not re.fullmatch(r"[!-~]+", key.get_secret_value()):
             raise ValueError("a key must be ASCII letters, digits and signs: a header cannot carry other characters")
         return key
