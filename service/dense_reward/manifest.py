@@ -347,9 +347,10 @@ def _verify(folder: Path, expected: Mapping[str, str]) -> None:
     verify_hashes(folder, expected, hash_files(folder))
 
 
-def check_files_folder(folder: Path) -> None:
-    """Raises CheckpointError if the folder of a checkpoint's files is not there."""
+def check_files_folder(folder: Path, named_in: Path | None = None) -> None:
+    """Raises CheckpointError if the folder is not there. `named_in` has the manifest that names it."""
     if not is_folder(folder):
+        named = f" ({named_in}/manifest.json names that folder)" if named_in not in {None, folder} else ""
         raise CheckpointError(
-            f"{folder}: the checkpoint's files are missing: move them back, or adopt them where they are now"
+            f"{folder}: the checkpoint's files are missing{named}: move them back, or adopt them where they are now"
         )

@@ -154,8 +154,8 @@ def verified(folders: Sequence[Path], manifests: Sequence[Manifest], serving: Se
     """
     places = [weight_folders(folder, manifest) for folder, manifest in zip(folders, manifests, strict=True)]
     for folder, manifest, (files, base) in zip(folders, manifests, places, strict=True):
-        check_files_folder(files)
-        check_files_folder(base)
+        check_files_folder(files, folder)
+        check_files_folder(base, folder)
         check_files(files)
         config = load_config(base)
         longest = min(longest_sequence(config), max(serving.max_batch_tokens, SHORT_PROBE_TOKENS))
