@@ -18,7 +18,8 @@ def next_step(folder: Path, manifest: Manifest, *, end_of_turn: str | None) -> s
     if manifest.role == "token_head":
         return f"dense-reward serve --token-head {shlex.quote(str(folder))}"
     if manifest.role not in OTHER:
-        return f"dense-reward-train dpr dpr_full policy={shlex.quote(str(folder))}"
+        policies = shlex.quote(f"policies={{sft: SFT_CHECKPOINT, policy: {folder}}}")
+        return f"dense-reward-train evaluate evaluate_full {policies} held_out=HELD_OUT_FILE"
     other = _other_of_pair(folder, manifest)
     if other is not None:
         sft, reference = (folder, other) if manifest.role == "sft" else (other, folder)

@@ -120,7 +120,8 @@ def test_a_pair_is_served_next(tmp_path: Path) -> None:
     served = f"next: dense-reward serve --sft {sft} --reference '{reference}'"
     assert lines_of(reference, role="reference", run_id="mine")[-1] == served
     assert lines_of(sft)[-1] == served
-    assert "policy=" in lines_of(sft, role="policy")[-1]
+    evaluated = f"next: dense-reward-train evaluate evaluate_full 'policies={{sft: SFT_CHECKPOINT, policy: {sft}}}'"
+    assert lines_of(sft, role="policy")[-1] == f"{evaluated} held_out=HELD_OUT_FILE"
     assert "dense-reward adopt FINISHED_CHECKPOINT --role sft --run-id other" in lines_of(reference, run_id="other")[-1]
 
 
