@@ -97,11 +97,18 @@ def _column(
     own = _own_type(arrow, name, arrays)
     if own is not None:
         return arrow.field(name, own), arrow.array(map(_plain_lists, values), type=own)
-    for kind in dict.fromkeys((kinds.get(name), None)):  # a column of responses holds one of them here: another type
+    kind_of_input = kinds.get(name)
+    if kind_of_input is not None and arrow.types.is_nested(kind_of_input) and _has_text(values):
+        kind_of_input = None  # a text of a list of responses: pyarrow would write the list of its characters
+    for kind in dict.fromkeys((kind_of_input, None)):  # a column of responses holds one of them here: another type
         with suppress(*FITS_NOT):
             array = arrow.array(values, type=kind)
             return arrow.field(name, array.type), array
     return _as_json(arrow, name, values)
+
+
+def _has_text(values: Sequence[object]) -> bool:
+    return any(isinstance(value, str | bytes) for value in values)
 
 
 def _as_json(arrow: "ModuleType", name: str, values: Sequence[Any]) -> "tuple[pa.Field, pa.Array]":

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bulk_runs import FakeScorer, a_job, run, sums_file, write_rows
+from bulk_runs import FakeScorer, a_job, run, run_fake, sums_file, write_rows
 from dense_reward.bulk import job as job_module
 from dense_reward.bulk.outputs import open_output
 
@@ -24,6 +24,9 @@ VALUES: dict[str, list[object]] = {
     "surrogates": ["\ud800", "b"],
     "surrogates_in_keys": [{"\ud800": 1}, {"a": 2}],
     "empty_lists": [[], ["a"]],
+    "text_after_a_list": [["a"], "bc"],
+    "a_list_after_text": ["bc", ["a"]],
+    "text_after_an_empty_list": [[], "bc"],
 }
 
 
@@ -77,6 +80,15 @@ def test_an_output_without_rows_has_the_columns_of_others(tmp_path: Path) -> Non
     assert own <= set(none.names)
     assert all(one.field(name).type == none.field(name).type for name in set(one.names) & set(none.names))
     assert (str(typed.field("prompt").type), str(typed.field("input_row").type)) == ("large_string", "int8")
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.large_list(pa.large_string())], ids=str)
+def test_a_response_of_a_typed_list_stays_one_text(tmp_path: Path, kind: pa.DataType) -> None:
+    responses = pa.array([["four", "five"], ["six"]], pa.list_(pa.string())).cast(kind)
+    pq.write_table(pa.table({"prompt": ["2+2", "3+3"], "responses": responses}), tmp_path / "in.parquet")
+    out = tmp_path / "out.parquet"
+    run_fake(a_job(tmp_path / "in.parquet", out))
+    assert pq.read_table(out).column("responses").to_pylist() == ["four", "five", "six"]
 
 
 def test_several_dimensions_are_lists(tmp_path: Path) -> None:
