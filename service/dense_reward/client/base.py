@@ -222,9 +222,13 @@ class ScoringClient(ABC, Generic[Answer_co, Connection]):
         with self._lock:
             if self._closed:
                 raise RuntimeError("this client is closed: make another one")
-            if self._open is None or self._process != os.getpid():
+            if self._open is None or self._process != os.getpid() or self._is_stale():
                 self._open, self._process = self._connect(self._settings.http()), os.getpid()
             return self._open
+
+    def _is_stale(self) -> bool:
+        """Whether the open connections can never be used again."""
+        return False
 
     def _begin(self) -> None:
         self._open = None

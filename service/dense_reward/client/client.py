@@ -216,7 +216,9 @@ class Client(ScoringClient[Scored, httpx2.Client]):
 
 
 class AsyncClient(ScoringClient[Coroutine[Any, Any, Scored], httpx2.AsyncClient]):
-    """An asynchronous client, which belongs to one event loop. An asynchronous context manager; can be pickled."""
+    """An asynchronous client, for one event loop at a time. An asynchronous context manager; can be pickled."""
+
+    _loop: asyncio.AbstractEventLoop
 
     def __init__(
         self,
@@ -295,7 +297,14 @@ class AsyncClient(ScoringClient[Coroutine[Any, Any, Scored], httpx2.AsyncClient]
     def _connect(self, http: HttpSettings) -> httpx2.AsyncClient:
         transport = self._transport
         assert transport is None or isinstance(transport, httpx2.AsyncBaseTransport)
+        self._loop = asyncio.get_running_loop()
         return httpx2.AsyncClient(headers=http.headers, timeout=http.timeout, limits=LIMITS, transport=transport)
+
+    def _is_stale(self) -> bool:
+        """After asyncio.run, its loop is closed; the next one gets connections of its own. Raises RuntimeError."""
+        if self._loop is not asyncio.get_running_loop() and not self._loop.is_closed():
+            raise RuntimeError("another event loop uses this client: make one for each loop")
+        return self._loop.is_closed()
 
     async def _score(self, score_call: requests.ScoreCall) -> Scored:
         return parse_scored((await self._send(score_call.call, self._patience())).content, score_call.expectation)

@@ -51,6 +51,9 @@ def item_of(item: object) -> dict[str, object]:
     for name in ("score_mask", "candidate_ids"):
         if name in plain:
             plain[name] = _on_cpu(plain[name])
+    mask = plain.get("score_mask")
+    if isinstance(mask, list) and mask and all(isinstance(kept, bool) for kept in mask):
+        plain["score_mask"] = list(map(int, mask))
     return plain
 
 
@@ -102,6 +105,11 @@ def _unpadded(encoded: "Mapping[str, object] | _Encoding", name: str) -> list[Ro
     masks = _listed(encoded["attention_mask"], name)
     if [len(row) for row in masks] != [len(row) for row in sequences]:
         raise ValueError(f"{name}: attention_mask has another shape than input_ids")
+    if any(np.setdiff1d(mask, (0, 1)).size for mask in masks):
+        raise ValueError(
+            f"{name}: attention_mask holds other numbers than 0 and 1, as for packed sequences: pass the ids of each "
+            "sequence as a list"
+        )
     return [np.asarray(ids)[np.asarray(mask) == 1] for ids, mask in zip(sequences, masks, strict=True)]
 
 
@@ -134,7 +142,12 @@ def _depth(value: object) -> int:
 
 def _on_cpu(value: object) -> object:
     """A tensor as an array. Everything else is returned unchanged."""
-    return np.asarray(value.detach().cpu()) if isinstance(value, _Tensor) else value
+    if not isinstance(value, _Tensor):
+        return value
+    try:
+        return np.asarray(value.detach().cpu())
+    except TypeError as error:  # numpy has no bfloat16
+        raise TypeError(f"a tensor cannot be sent ({error}): ids and masks are integers; call .long() on it") from None
 
 
 def _no_text(value: object, name: str) -> None:

@@ -1,6 +1,7 @@
 """The asynchronous client behaves like the synchronous one, and waits for many answers concurrently."""
 
 import asyncio
+import gc
 import inspect
 from collections.abc import Awaitable, Callable, Iterator
 
@@ -101,3 +102,20 @@ def test_many_calls_wait_together_even_for_a_free_connection(service: FaultyServ
 
     scored = asyncio.run(run())
     assert [s.results[0].sum for s in scored] == [2 * made_up_reward([i])[0] for i in range(150)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+def test_a_client_is_used_again_after_its_loop_was_closed_and_refuses_two_loops(service: FaultyService) -> None:
+    client = AsyncClient(service.url, timeout_s=30.0, retry_for_s=0.0)
+    for _ in range(2):  # each call of asyncio.run has a loop of its own
+        assert asyncio.run(client.score_ids([1], [[2]])).results[0].length == 1
+
+    async def from_two_loops() -> None:
+        await client.score_ids([1], [[2]])
+        with pytest.raises(RuntimeError, match="another event loop uses this client: make one for each loop"):
+            await asyncio.to_thread(asyncio.run, client.score_ids([1], [[2]]))
+        await client.close()
+
+    asyncio.run(from_two_loops())
+    del client
+    gc.collect()  # sockets of a closed loop cannot be closed in it: they warn here, and in no other test

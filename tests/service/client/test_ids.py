@@ -102,3 +102,20 @@ def test_a_prompt_is_one_sequence(given: object) -> None:
 def test_what_has_no_single_meaning_is_refused_with_the_cure(item: object, cure: str) -> None:
     with pytest.raises((TypeError, ValueError), match=cure):
         item_of(item)
+
+
+@pytest.mark.parametrize(
+    "mask", [[False, True], np.array([False, True]), torch.tensor([False, True])], ids=lambda mask: type(mask).__name__
+)
+def test_a_mask_can_be_of_bools(mask: object) -> None:
+    assert np.asarray(item_of({"token_ids": [1, 2], "score_mask": mask})["score_mask"]).tolist() == [0, 1]
+    kept = BatchEncoding({"input_ids": [[1, 2]], "attention_mask": [np.asarray(mask)]})
+    assert lists(rows(kept)) == [[2]]
+
+
+def test_packed_sequences_and_numbers_that_are_no_ids_are_refused_and_nothing_is_dropped() -> None:
+    packed = BatchEncoding({"input_ids": [[1, 2, 3]], "attention_mask": [[1, 2, 2]]})
+    with pytest.raises(ValueError, match=r"other numbers than 0 and 1.*pass the ids of each sequence as a list"):
+        rows(packed)
+    with pytest.raises(TypeError, match=r"BFloat16.*call \.long\(\)"):
+        rows(torch.ones(2, dtype=torch.bfloat16))
