@@ -59,6 +59,11 @@ def explanation(template: ChatTemplate, style: Style, template_kwargs: Mapping[s
         lines.append("Both open a thought and do not close it, so a plain answer would be scored as a thought.")
     elif place.prompt == place.own:
         lines.append("Both are the same text, but tokenised as one text it has other ids where the response begins.")
+    elif "".join(place.prompt.split()) == "".join(place.own.split()):
+        lines.append(
+            "The two differ only in spaces and line breaks. If these are the indentation of the template's file, "
+            "remove it there and train again."
+        )
     if template_kwargs and template.choices.response_prefix is not None:
         lines.append(f"The checkpoint decides this for other template_kwargs than {json.dumps(template_kwargs)}.")
     cure = "Adopt both checkpoints with" if style == "flags" else "Add to the command"

@@ -80,6 +80,11 @@ def test_each_choice_is_offered_as_it_is_typed(kind: str, offered: str) -> None:
     assert offered in refusal(encoder_of(kind))
 
 
+def test_a_difference_of_spaces_alone_is_named_because_an_indented_template_has_it_by_mistake() -> None:
+    named = "differ only in spaces and line breaks"
+    assert [kind for kind in DIFFER if named in refusal(encoder_of(kind))] == ["a blank of difference"]
+
+
 def test_a_prefix_that_would_give_other_ids_is_not_offered() -> None:
     assert "--response-prefix ' '" not in refusal(encoder_of("a blank of difference"))
 
