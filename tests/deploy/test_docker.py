@@ -306,11 +306,11 @@ def test_the_page_says_what_was_found_of_a_built_image() -> None:
     page = (ROOT / "docs" / "deployment.md").read_text("utf-8")
     assert found["revision"] == found["commit"]
     for row in (
-        f"size of `service-cpu`, unpacked | {found['unpacked_mb']:,} MB, of which packages {found['packages_mb']:,} MB",
-        f"a build without a cache, without the base image | {found['build_s']} s",
-        f"start to `/ready`, the demo's pair | {found['ready_s']} s",
+        f"unpacked | {found['unpacked_mb']:,} MB, of which {found['packages_mb']:,} MB are packages",
+        f"time of a build without a cache; the base image is not included | {found['build_s']} s",
+        f"time from the start until `/ready` answers 200, with the demo's pair | {found['ready_s']} s",
         f"health check | {found['user']}, {found['capabilities']}, read-only, exit code 0",
-        f"`/score` without a key, with it | {found['score_without_key']}, {found['score']}",
+        f"status of `/score` without a key, and with one | {found['score_without_key']}, {found['score']}",
         f"answered with {found['score_inside_at_sigterm']} after {found['answered_after_sigterm_s']} s",
     ):
         assert row in page
