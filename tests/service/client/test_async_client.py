@@ -117,5 +117,4 @@ def test_a_client_is_used_again_after_its_loop_was_closed_and_refuses_two_loops(
         await client.close()
 
     asyncio.run(from_two_loops())
-    del client
     gc.collect()  # sockets of a closed loop cannot be closed in it: they warn here, and in no other test
