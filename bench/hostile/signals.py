@@ -122,7 +122,8 @@ def idle_tls(*, twice: bool) -> Ended:
 
 def hung_up() -> Ended:
     """The end of a service whose terminal is closed, or that is asked to read its configuration again."""
-    with _started(SERVE) as (process, port), _answered(port):
+    hears = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); "  # nohup would have it ignored here too
+    with _started(hears + SERVE) as (process, port), _answered(port):
         process.send_signal(signal.SIGHUP)
         return _waited("SIGHUP", process, _limit(1))
 

@@ -17,12 +17,15 @@ ROWS, MANY_ROWS = 3000, 60_000
 SLOWLY = "from dense_reward.engines.fake import FakeEngine as F; import time; ours = F.prepare; "
 SLOWLY += "F.prepare = lambda *batch: time.sleep(0.05) or ours(*batch); "
 """However fast the machine is, a run takes a minute, which is long enough for a busy one to send a signal."""
+HEARS = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+"""A shell starts what runs in the background with SIGINT ignored, also these tests and what they start."""
 SOON = "from dense_reward.bulk import job; job.SYNC_S = 0.0; job.WINDOW_ROWS = 50; import sys; "
 MAIN = "from dense_reward.cli import main; sys.exit(main())"
 
 
 def started(file: Path, out: Path, *options: str, before: str = SOON) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-c", before + MAIN, "score", str(file), "--out", str(out), "--engine", "fake", *options]
+    program = HEARS + before + MAIN
+    command = [sys.executable, "-c", program, "score", str(file), "--out", str(out), "--engine", "fake", *options]
     settings = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     return subprocess.Popen(command, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -73,7 +76,10 @@ def test_ctrl_c_does_not_wait_for_libraries(tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == "importing\n"
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)  # without end before
+    try:
+        _, errors = process.communicate(timeout=60)  # without end before
+    finally:
+        process.kill()
     assert process.returncode in {-signal.SIGINT, 128 + signal.SIGINT}
     assert errors.splitlines()[-1] == "dense-reward: interrupted: the same command goes on after the saved rows"
 

@@ -7,7 +7,7 @@ from typing import Union, get_args, get_origin, get_type_hints
 import httpx2
 import pytest
 from dense_reward import Client, ClientError, ScoringError
-from dense_reward.client import responses, results
+from dense_reward.client import responses, results, scored_response
 from dense_reward.client.errors import ItemError
 from dense_reward.http.openapi import answers
 from dense_reward.http.openapi.examples import Example, examples
@@ -22,7 +22,7 @@ RETRIED = {408, 429, 503}
         (results.ServedModel, answers.ScoredBy),
         (results.Usage, answers.Usage),
         (results.Timing, answers.Timing),
-        (results.Alternative, answers.Alternative),
+        (scored_response.Alternative, answers.Alternative),
     ],
 )
 def test_records_have_the_same_fields_and_types(of_client: type, described: type) -> None:
@@ -31,7 +31,7 @@ def test_records_have_the_same_fields_and_types(of_client: type, described: type
 
 def test_results_have_the_same_fields() -> None:
     names = {*get_type_hints(answers.ScoredResponse), *get_type_hints(answers.FailedItem)}
-    assert set(get_type_hints(results.ScoredResponse)) == names
+    assert set(get_type_hints(scored_response.ScoredResponse)) == names
     assert set(get_type_hints(responses._WireResult)) - {"model_config"} == names
     assert set(get_type_hints(results.Scored)) == set(get_type_hints(answers.ScoreAnswer)) - {"wire_version"}
     assert set(get_type_hints(ItemError)) == set(get_type_hints(answers.ItemFault))
