@@ -85,6 +85,7 @@ def measure(name: str, checkpointing: bool) -> dict[str, object]:
         tokens = case["rows"] * TOKENS
         step = StepShape(tokens=tokens, learnt=tokens, checkpointing=checkpointing)
         sizes = model_sizes(measured.model, None)
+        assert sizes is not None, "a Llama has attention heads"
         needs = estimate(sizes, step)
     return {
         "case": name,

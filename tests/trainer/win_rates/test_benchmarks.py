@@ -106,5 +106,6 @@ def test_length_control_leaves_a_preference_that_length_does_not_explain() -> No
     lengths = rng.integers(50, 150, 200).astype(float)
     scores = (rng.random(200) < 0.7).astype(float)
     found = length_controlled(scores, lengths, np.full(200, 100.0), 0)
+    assert found is not None
     assert found.value == pytest.approx(scores.mean(), abs=0.04)
     assert found.low < found.value < found.high
