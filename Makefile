@@ -85,7 +85,7 @@ docs: install .venv-docs/installed .page/installed ## build the documentation si
 	$(BIN)/python -m docs.scripts.references
 	.venv-docs/bin/python docs/scripts/site.py
 	$(BIN)/python -m pytest tests/docs tests/test_documents.py
-	PYTHONPATH=.:tests/support $(BIN)/python -m docs.scripts.run_blocks
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests/support $(BIN)/python -m docs.scripts.run_blocks
 	PYTHONPATH=.:.page $(BIN)/python -m bench.page.site
 
 .venv-docs/installed: constraints/docs.txt
