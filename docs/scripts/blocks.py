@@ -20,7 +20,7 @@ REASONS = (
     (r"\b(docker|helm|kubectl|sky|sbatch|vllm|torchrun|pip|ray|rsync)\b", "needs a program, machine or network"),
     (r"\b(DIR|HOST|KEY|SFT|REFERENCE|CONFIG|FILE|OWNER)\b|path/to", "has placeholders"),
     (
-        r"\b(arithmetic|gsm8k|judge)_\w+|\b\w+_full\b(?!.*device=cpu)|estimators",
+        r"\b(arithmetic|demo|gsm8k|judge)_\w+|\b\w+_full\b(?!.*device=cpu)|estimators",
         "trains or samples for minutes, or on a GPU",
     ),
 )
