@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from dense_reward_trainer.cli import main
 
-from bench.evaluation.scripted_judge import ScriptedJudge
+from bench.evaluation.scripted_judge import DRIP, ScriptedJudge
 
 COUNT = 40
 
@@ -83,6 +83,40 @@ def test_faults_of_the_server_are_tried_again_and_reported(tmp_path: Path, capsy
     assert "HTTP 503" in said
     assert "no chat completion: " in said
     assert len(judge.answered) == 2 * COUNT
+
+
+def test_what_is_no_reply_is_tried_again_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rubbish = (b"<html>busy</html>", b"", b'{"error": "overloaded"}', b'{"choices": []}', b"7", b"[" * 100_000)
+    with ScriptedJudge(good, faults=rubbish) as judge:
+        row = judged(files(tmp_path, lambda i: "good"), judge.url, "judges.one.concurrency=1", "judges.one.retries=6")
+    assert row["win_rate"]["value"] == 1.0
+    assert "no chat completion: '<html>busy</html>'" in capsys.readouterr().err
+    assert len(judge.answered) == 2 * COUNT
+
+
+def test_a_reply_that_drips_is_given_up_after_its_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ScriptedJudge(good, faults=(DRIP,)) as judge:
+        judged(files(tmp_path, lambda i: "good"), judge.url, "judges.one.timeout_s=1")
+    assert "not complete after 1 s" in capsys.readouterr().err
+    assert len(judge.answered) == 2 * COUNT
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        b'"usage": "none"',
+        b'"usage": {"total_tokens": "many"}',
+        b'"usage": {"total_tokens": 1e999}',
+    ],
+)
+def test_odd_values_beside_the_verdict_change_nothing(tmp_path: Path, more: bytes) -> None:
+    odd = b'{"choices": [{"message": {"content": "[[C]]"}}], ' + more + b"}"
+    arguments = files(tmp_path, lambda i: "good")
+    with ScriptedJudge(good, faults=(odd,)) as judge:
+        row = judged(arguments, judge.url, "limit=2", "judges.one.concurrency=1")
+        assert row == judged(arguments, judge.url, "limit=2")
+    assert row["win_rate"]["value"] == pytest.approx(7 / 8)
+    assert len(judge.asked) == 3
 
 
 def test_replies_without_a_verdict_are_counted_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

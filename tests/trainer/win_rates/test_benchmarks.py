@@ -8,10 +8,11 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from dense_reward_trainer.configs.judge import PLACES, JudgePrompt, PromptName
+from dense_reward_trainer.data.sources import DataError
 from dense_reward_trainer.win_rates.benchmarks import Benchmark, read_answers, read_questions, write_answers
 from dense_reward_trainer.win_rates.contamination import overlaps
 from dense_reward_trainer.win_rates.prompts import own_prompt
-from dense_reward_trainer.win_rates.statistics import cohens_kappa, length_controlled
+from dense_reward_trainer.win_rates.statistics import cohens_kappa, length_controlled, win_rate
 from dense_reward_trainer.win_rates.verdicts import judge_messages, verdict_of
 
 ROWS: dict[Benchmark, dict[str, Any]] = {
@@ -83,6 +84,54 @@ def test_verdicts_are_read_as_the_benchmarks_read_them() -> None:
     assert weighed is not None
     assert weighed.score == pytest.approx(0.75)
     assert verdict_of("mt_bench", said("both fail")) is None
+
+
+@pytest.mark.parametrize(
+    "logprobs",
+    [
+        None,
+        "none",
+        [1],
+        {"content": "m"},
+        {"content": [{"top_logprobs": None}]},
+        {"content": [{"top_logprobs": [{"logprob": -1.0}]}]},
+        {"content": [{"top_logprobs": [{"token": "M", "logprob": None}]}]},
+        {"content": [{"top_logprobs": [{"token": "M", "logprob": 1e9}]}]},
+        {"content": [{"top_logprobs": [{"token": "M", "logprob": float("inf")}]}]},
+        {"content": [{"top_logprobs": [{"token": "M", "logprob": float("nan")}]}]},
+    ],
+)
+def test_without_log_probs_in_the_form_of_openai_the_text_counts(logprobs: object) -> None:
+    verdict = verdict_of("alpaca_eval", {"message": {"content": " m"}, "logprobs": logprobs})
+    assert verdict is not None
+    assert verdict.score == 1.0
+
+
+def test_half_of_a_surrogate_pair_is_refused_with_the_file_s_name(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text('{"conversations": ["Why \\ud800?"]}\n')
+    with pytest.raises(DataError, match=r"q\.jsonl cannot be read"):
+        read_questions("lima", tmp_path / "q.jsonl")
+
+
+def test_equal_verdicts_leave_room_for_questions_that_were_not_asked() -> None:
+    """The rule of three: after 10 wins of 10, up to 1 - 0.05^(1/10) = 26 % of other questions may be lost."""
+    rate = win_rate(np.ones(10), np.full(10, 2.0), seed=0)
+    assert (rate.value, rate.high) == (1.0, 1.0)
+    assert rate.low == pytest.approx(0.05**0.1)
+    controlled = length_controlled(np.ones(10), np.arange(10.0), np.full(10, 5.0), seed=0)
+    assert controlled is not None
+    assert controlled.low == pytest.approx(0.05**0.1, abs=1e-4)
+    one = win_rate(np.ones(1), np.full(1, 2.0), seed=0)
+    assert one.low == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -0.1, 1.5])
+def test_a_score_that_is_no_share_is_refused(bad: float) -> None:
+    scores_Q = np.array([bad, *[0.5] * 9])
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        win_rate(scores_Q, np.full(10, 2.0), seed=0)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        length_controlled(scores_Q, np.arange(10.0), np.full(10, 5.0), seed=0)
 
 
 def test_contamination_by_each_definition() -> None:
