@@ -1,11 +1,14 @@
 """The benchmarks' formats, there and back: by their own programs where a package has them, else by a documented row.
 
-`make evaluation` installs alpaca_eval and FastChat beside the environment. The others have no package that reads these
-files; their rows are those of their authors' documents and data cards.
+`make evaluation` installs alpaca_eval and FastChat beside the environment. Arena-Hard has no package: its own program
+runs if ARENA_HARD_AUTO names a clone of lmarena/arena-hard-auto. Of the others no program reads these files; their rows
+are those of their authors' documents and data cards.
 """
 
+import hashlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -24,12 +27,13 @@ from bench.circumstances import Json
 from bench.evaluation.judging import write
 
 PACKAGES = Path(".venv-evaluation/formats")
+ARENA_HARD = Path(os.environ["ARENA_HARD_AUTO"]) if os.environ.get("ARENA_HARD_AUTO") else None
 QUESTIONS = 30
 OUTCOMES = ("win", "win", "tie", "loss", "win")
 LABELS: Mapping[Benchmark, Mapping[str, tuple[str, str]]] = {
     # outcome -> what the judge says with the baseline first, and with the policy first
     "alpaca_eval": {"win": ("M", "m"), "tie": ("m", "m"), "loss": ("m", "M")},
-    "arena_hard": {"win": ("[[B>A]]", "[[A>B]]"), "tie": ("[[A=B]]", "[[A=B]]"), "loss": ("[[A>B]]", "[[B>A]]")},
+    "arena_hard": {"win": ("[[B>>A]]", "[[A>B]]"), "tie": ("[[A=B]]", "[[A=B]]"), "loss": ("[[A>B]]", "[[B>A]]")},
     "mt_bench": {"win": ("[[B]]", "[[A]]"), "tie": ("[[C]]", "[[C]]"), "loss": ("[[A]]", "[[B]]")},
     "lima": {"win": ("[[B]]", "[[A]]"), "tie": ("[[C]]", "[[C]]"), "loss": ("[[A]]", "[[B]]")},
 }
@@ -123,40 +127,62 @@ def _win_rates(benchmark: Benchmark, folder: Path) -> str:
     found = played(config, round_, kept)
     write_judgements(config, "judge", questions, answers, found)
     own = OWN_PROGRAMS.get(benchmark)
-    if own is None:
+    if own is None or (benchmark == "arena_hard" and ARENA_HARD is None):
         return "questions and answers as its authors document them, written and read back"
     ours = _share(found)
-    theirs = own(folder / benchmark)
+    name, theirs = own(folder / benchmark)
     assert abs(ours - theirs) < 1e-4, (benchmark, ours, theirs)
-    return f"{PROGRAMS[benchmark]} reads the verdicts: its win rate is ours, {ours:.3f}"
+    return f"{name} reads the verdicts: its win rate is ours, {ours:.3f}"
 
 
 def _share(found: Sequence[Played]) -> float:
-    scores = [sum(one.scores) / 2 for one in found if one.scores is not None]
-    return sum(scores) / len(scores)
+    total, weight = (sum(column) for column in zip(*(one.weighted for one in found), strict=True))
+    return total / weight
 
 
-def _alpaca_eval(folder: Path) -> float:
+def _alpaca_eval(folder: Path) -> tuple[str, float]:
     (file,) = (folder / "annotations").rglob("dpr.jsonl")
     program = "import json, sys, alpaca_eval.metrics as m; rows = [json.loads(one) for one in open(sys.argv[1])]; "
-    return float(_said("-c", program + "print(m.get_winrate(rows)['win_rate'])", str(file)).split()[-1]) / 100
+    said = _said("-c", program + "print(m.get_winrate(rows)['win_rate'])", str(file))
+    return "alpaca_eval 0.6.6 (get_winrate)", float(said.split()[-1]) / 100
 
 
-def _fastchat(folder: Path) -> float:
+def _arena_hard(folder: Path) -> tuple[str, float]:
+    """Its leaderboard is a mean over 100 resamples of the battles; the mean of the battles themselves is exact."""
+    assert ARENA_HARD is not None
+    data = folder / "data" / "arena-hard-v2.0"
+    shutil.copytree(folder / "model_judgment", data / "model_judgment")
+    program = (
+        "import show_result as s; battles = s.load_judgments(['judge'], 'arena-hard-v2.0'); "
+        "s.print_leaderboard(battles, 'hard_prompt'); print('mean', battles.scores.astype(float).mean())"
+    )
+    shown = _said("-c", program, packages=ARENA_HARD, cwd=folder)
+    row = re.search(r"^\d+ +dpr +([\d.]+)", shown, re.MULTILINE)
+    mean = float(shown.split()[-1])
+    assert row is not None, shown
+    assert abs(float(row[1]) / 100 - mean) < 0.05, shown
+    program_sha256 = hashlib.sha256((ARENA_HARD / "show_result.py").read_bytes()).hexdigest()
+    return f"arena-hard-auto (show_result.py, SHA-256 {program_sha256[:12]})", mean
+
+
+def _fastchat(folder: Path) -> tuple[str, float]:
     """Its adjusted win rate, in which a tie is half a win."""
     (file,) = (folder / "model_judgment").rglob("*_pair.jsonl")
     options = ["--mode", "pairwise-baseline", "--baseline-model", "sft", "--input-file", str(file)]
     shown = _said("-m", "fastchat.llm_judge.show_result", *options)
     row = re.search(r"^dpr .*", shown, re.MULTILINE)
     assert row is not None, shown
-    return float(row[0].split()[-1])
+    return "FastChat 0.2.36 (show_result)", float(row[0].split()[-1])
 
 
-def _said(*arguments: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGES)}
+def _said(*arguments: str, packages: Path = PACKAGES, cwd: Path | None = None) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(packages.absolute())}
     command = [sys.executable, *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment, cwd=cwd).stdout
 
 
-OWN_PROGRAMS: Mapping[Benchmark, Callable[[Path], float]] = {"alpaca_eval": _alpaca_eval, "mt_bench": _fastchat}
-PROGRAMS = {"alpaca_eval": "alpaca_eval 0.6.6 (get_winrate)", "mt_bench": "FastChat 0.2.36 (show_result)"}
+OWN_PROGRAMS: Mapping[Benchmark, Callable[[Path], tuple[str, float]]] = {
+    "alpaca_eval": _alpaca_eval,
+    "arena_hard": _arena_hard,
+    "mt_bench": _fastchat,
+}
