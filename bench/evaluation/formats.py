@@ -136,8 +136,8 @@ def _win_rates(benchmark: Benchmark, folder: Path) -> str:
 
 
 def _share(found: Sequence[Played]) -> float:
-    total, weight = (sum(column) for column in zip(*(one.weighted for one in found), strict=True))
-    return total / weight
+    totals, weights = zip(*(one.weighted for one in found), strict=True)
+    return float(sum(totals) / sum(weights))
 
 
 def _alpaca_eval(folder: Path) -> tuple[str, float]:
