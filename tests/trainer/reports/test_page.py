@@ -86,14 +86,25 @@ def test_a_page_asks_for_nothing_and_runs_nothing(tmp_path: Path, monkeypatch: p
     assert policy[0]["content"] == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
+def test_a_run_without_results_says_so_and_bytes_that_are_no_text_are_shown(tmp_path: Path) -> None:
+    open_run("evaluate", JobConfig(output_dir=tmp_path / "one"))
+    (tmp_path / "one" / "config.yaml").write_bytes(b"seed: \xff1")
+    out = tmp_path / "report.html"
+    assert main(["report", str(tmp_path / "one"), "--output", str(out)]) == 0
+    text = Tags(out.read_text("utf-8")).text
+    assert "This run has no result: it has not finished" in text
+    assert "seed: \N{REPLACEMENT CHARACTER}1" in text
+
+
+@pytest.mark.parametrize("content", ["{", "[" * 100_000])
 @pytest.mark.parametrize("damage", ["nothing", "evaluation.json"])
 def test_what_cannot_be_reported_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], damage: str, content: str
 ) -> None:
     folder = tmp_path / "one"
     folder.mkdir()
     if damage != "nothing":
-        (finished_run(folder, monkeypatch) / damage).write_text("{")
+        (finished_run(folder, monkeypatch) / damage).write_text(content)
     assert main(["report", str(folder), "--output", str(tmp_path / "report.html")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1

@@ -95,12 +95,19 @@ def _section(run: FinishedRun) -> str:
     parts.append(f'<p class="dim">commit {escape(record.commit or "unknown")}; {escape(versions)}</p>')
     config = run.folder / CONFIG_NAME
     if config.is_file():
-        parts.append(_details("configuration", f"<pre>{escape(config.read_text('utf-8'))}</pre>"))
-    parts += [part for file in sorted(run.folder.glob("*.json")) for part in _result(run, file)]
-    parts += _last_metrics(run)
-    parts += [_picture(file) for file in _pictures(run.folder)]
-    parts += [_heatmap(file) for file in sorted(run.folder.glob("*.html"))]
-    return "\n".join(parts)
+        parts.append(_details("configuration", f"<pre>{escape(_text(config))}</pre>"))
+    found = [part for file in sorted(run.folder.glob("*.json")) for part in _result(run, file)]
+    found += _last_metrics(run)
+    found += [_picture(file) for file in _pictures(run.folder)]
+    found += [_heatmap(file) for file in sorted(run.folder.glob("*.html"))]
+    return "\n".join(
+        [*parts, *(found or ["<p>This run has no result: it has not finished, or its job writes none.</p>"])]
+    )
+
+
+def _text(file: Path) -> str:
+    """A file for people to read; what is no UTF-8 is shown as such."""
+    return file.read_text("utf-8", errors="replace")
 
 
 def _result(run: FinishedRun, file: Path) -> Iterator[str]:
@@ -109,12 +116,13 @@ def _result(run: FinishedRun, file: Path) -> Iterator[str]:
         return
     try:
         content = json.loads(file.read_bytes())
-    except ValueError as error:
+        models = content.pop("models", None) if isinstance(content, dict) else None
+        if isinstance(content, dict):
+            content.pop("config", None)
+        tables = list(tables_of(content))
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file} is not JSON ({error}): remove it, or run the job again") from None
-    models = content.pop("models", None) if isinstance(content, dict) else None
-    if isinstance(content, dict):
-        content.pop("config", None)
-    for table in tables_of(content):
+    for table in tables:
         yield _table(run, file.name, table)
     if models is not None:
         yield _details("models of the service", "".join(_table(run, file.name, table) for table in tables_of(models)))
@@ -157,7 +165,7 @@ def _picture(file: Path) -> str:
 
 def _heatmap(file: Path) -> str:
     """A page of heatmaps as it is, in a frame that can neither run scripts nor load anything."""
-    page = escape(file.read_text("utf-8"))
+    page = escape(_text(file))
     return (
         f'<p class="dim">{escape(file.stem)}</p><iframe sandbox title="{escape(file.stem)}" srcdoc="{page}"></iframe>'
     )
