@@ -18,12 +18,14 @@ STAGES: Stages = {
     "planted": planted.measure,
     "report": report_page.measure,
 }
+WITHOUT_MODELS = {"judge", "formats"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns exit code 0 once all requested stages are measured and written."""
     names = chosen(STAGES, __doc__, arguments)
-    train_pair()
+    if not WITHOUT_MODELS.issuperset(names):
+        train_pair()
     measure_stages(RESULTS, STAGES, names)
     return 0
 
