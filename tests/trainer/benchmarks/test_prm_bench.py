@@ -48,7 +48,9 @@ def test_a_folder_is_read_whole_and_repeated_rows_count_once(tmp_path: Path) -> 
     ]
 
 
-@pytest.mark.parametrize("change", [{"error_steps": ["3"]}, {"modified_process": []}, {"classification": None}])
+@pytest.mark.parametrize(
+    "change", [{"error_steps": ["3"]}, {"error_steps": [True]}, {"modified_process": []}, {"classification": None}]
+)
 def test_a_row_of_another_form_is_refused_by_its_place(tmp_path: Path, change: dict[str, object]) -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl:2 is not a row of PRMBench"):
         read_prm_bench(written(tmp_path / "rows.jsonl", ROW, {**ROW, **change}))

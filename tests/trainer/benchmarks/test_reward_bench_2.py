@@ -41,10 +41,17 @@ def test_the_parquet_file_of_the_data_set_is_read_too(tmp_path: Path) -> None:
     assert [one.id for one in read_reward_bench_2(tmp_path / "test.parquet")] == ["7", "8"]
 
 
-@pytest.mark.parametrize("change", [{"rejected": []}, {"num_correct": 2}, {"chosen": "Hello."}, {"id": "3"}])
+@pytest.mark.parametrize(
+    "change", [{"rejected": []}, {"num_correct": 2}, {"chosen": "Hello."}, {"id": "3"}, {"prompt": "\ud800"}]
+)
 def test_a_row_of_another_form_is_refused_by_its_place(tmp_path: Path, change: dict[str, object]) -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl:1 is not a row of RewardBench 2"):
         read_reward_bench_2(written(tmp_path / "rows.jsonl", {**REF, **change}))
+
+
+def test_a_row_needs_an_id(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="id must be a text or a number"):
+        read_reward_bench_2(written(tmp_path / "rows.jsonl", {**ROW, "id": None}))
 
 
 def test_the_right_one_must_be_the_best_and_shares_a_tie() -> None:

@@ -53,6 +53,7 @@ def test_prm800k_is_followed_along_the_chosen_steps_to_the_first_wrong_one(tmp_p
         prm(step(("a", 1)), step(("b", -1), chosen=None, human="B"), step(("c", 1)), reason="solution"),
         prm(step(("a", 1)), reason="give_up"),
         prm(step(("a", 1)), step(("b", None), chosen=None)),
+        prm(step(("a", 1)), step(("b", 1)), reason="found_error"),  # which names no error: not a right solution
     )
     found = [(one.steps, one.first_wrong) for one in read_solutions(path)]
     assert found == [(("a", "b", "d"), 2), (("a", "b"), 1), (("a", "B", "c"), None)]
@@ -67,6 +68,11 @@ def test_prm800k_is_followed_along_the_chosen_steps_to_the_first_wrong_one(tmp_p
         {"problem": "P", "steps": [], "label": -1},
         {"problem": "P", "steps": ["a"], "label": 1},
         {"problem": "P", "steps": ["a", 2], "label": 0},
+        {"problem": "P", "steps": ["a", "b"], "label": True},
+        {"problem": "P", "steps": ["\ud800"], "label": 0},
+        {"question": {"problem": None}, "label": {"steps": [step(("a", -1))], "finish_reason": "found_error"}},
+        prm(step((None, 1)), step(("b", -1))),
+        prm(step(("a", 1), ("b", 1), chosen=-1), step(("c", -1))),
         {"question": {"problem": "P"}, "label": {"steps": [{}], "finish_reason": "solution"}},
     ],
 )

@@ -33,6 +33,41 @@ def test_answers_written_for_a_benchmark_are_read_back(benchmark: Benchmark, tmp
     assert read_answers(written, questions) == answers
 
 
+@pytest.mark.parametrize(
+    ("benchmark", "rows", "complaint"),
+    [
+        ("alpaca_eval", [{"instruction": None}], r"row 1 is no question of alpaca_eval \(its turns are no texts"),
+        ("mt_bench", [{"question_id": 1, "category": "c", "turns": []}], "its turns are no texts"),
+        ("mt_bench", [{"question_id": 1, "category": "c", "turns": "Why?"}], "its turns are no texts"),
+        ("mt_bench", [{"question_id": 1, "category": "c", "turns": ["Why?"]}] * 2, "several questions of one id"),
+        ("lima", [{"source": "authors"}], "missing: 'conversations'"),
+    ],
+)
+def test_rows_that_are_no_questions_are_refused(
+    benchmark: Benchmark, rows: list[object], complaint: str, tmp_path: Path
+) -> None:
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=complaint):
+        read_questions(benchmark, tmp_path / "q.jsonl")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Why?", "output": None},
+        {"question_id": "0", "choices": [{"turns": []}]},
+        {"uid": "0", "messages": [{"content": {"answer": 7}}]},
+        {"conversations": ["Why?", None]},
+        {"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": None}]},
+    ],
+)
+def test_null_is_no_answer(row: object, tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps(ROWS["lima"]) + "\n")
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match="row 1 is no answer of a known layout"):
+        read_answers(tmp_path / "a.jsonl", read_questions("lima", tmp_path / "q.jsonl"))
+
+
 def test_old_arena_hard_questions_are_read(tmp_path: Path) -> None:
     row = {"question_id": "f", "category": "arena-hard-v0.1", "cluster": "c", "turns": [{"content": "Why?"}]}
     (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n")

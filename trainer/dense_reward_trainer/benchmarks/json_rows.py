@@ -29,6 +29,7 @@ def _of_file(path: Path, benchmark: str, parse: Callable[[Mapping[str, object], 
             value: object = json.loads(content) if isinstance(content, bytes) else content
             if not isinstance(value, Mapping):
                 raise TypeError("it is no object")
+            json.dumps(value, ensure_ascii=False, default=str).encode()  # half of a surrogate pair is a ValueError
             yield parse(value, source)
         except (KeyError, TypeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}"

@@ -45,7 +45,7 @@ def read_prm_bench(path: Path, separator: str = SEPARATOR) -> list[JudgedSteps]:
 
 def _judged_steps(row: Mapping[str, object], source: str, separator: str) -> JudgedSteps:
     category, wrong, steps = text(row, "classification"), row["error_steps"], texts(row, "modified_process")
-    if not isinstance(wrong, list) or not all(isinstance(step, int) for step in wrong):
+    if not isinstance(wrong, list) or not all(type(step) is int for step in wrong):
         raise TypeError("error_steps must be a list of numbers, counted from 1")
     if not steps:
         raise ValueError("modified_process has no step")

@@ -44,6 +44,8 @@ def _choice(row: Mapping[str, object], source: str) -> Choice:
     right = row.get("num_correct", len(chosen))
     if not chosen or not rejected or right != len(chosen):
         raise ValueError(f"num_correct is {right}, with {len(chosen)} chosen and {len(rejected)} rejected responses")
+    if not isinstance(row["id"], str | int):
+        raise TypeError("id must be a text or a number")
     choice = Choice(str(row["id"]), subset, text(row, "prompt"), (*chosen, *rejected), len(chosen), source)
     if choice.is_tie:
         kind, _, number = choice.id.partition(":")

@@ -45,7 +45,7 @@ class Solution:
 
 
 def read_solutions(path: Path, separator: str = SEPARATOR) -> list[Solution]:
-    """All labelled solutions of a file; skips those of PRM800K whose labelling is unfinished.
+    """All labelled solutions of a file; skips those of PRM800K whose labelling is unfinished or contradicts itself.
 
     `separator`: that of the solutions. Raises DataError, naming the row, if one has neither format.
     """
@@ -61,18 +61,27 @@ def read_solutions(path: Path, separator: str = SEPARATOR) -> list[Solution]:
 def _solution(line: bytes | Mapping[str, Any], source: str) -> Solution | None:
     try:
         row = json.loads(line) if isinstance(line, bytes) else line
-        return _process_bench(row, source) if "steps" in row else _prm800k(row, source)
+        found = _process_bench(row, source) if "steps" in row else _prm800k(row, source)
+        return None if found is None else _checked(found)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise DataError(f"{source} is not a line of ProcessBench or PRM800K ({reason})") from None
 
 
+def _checked(solution: Solution) -> Solution:
+    """The solution. Raises TypeError or ValueError for what is no text, or text that cannot be sent."""
+    if not isinstance(solution.problem, str) or not all(isinstance(step, str) and step for step in solution.steps):
+        raise TypeError("the problem and every step must be texts, and no step empty")
+    "".join([solution.problem, *solution.steps]).encode()  # half of a surrogate pair is a ValueError
+    return solution
+
+
 def _process_bench(row: Mapping[str, object], source: str) -> Solution:
     problem, steps, label = row["problem"], row["steps"], row["label"]
-    if not isinstance(problem, str) or not isinstance(steps, list) or not isinstance(label, int):
+    if not isinstance(problem, str) or not isinstance(steps, list) or type(label) is not int:
         raise TypeError("problem must be text, steps must be a list and label must be a number")
-    if not steps or not all(isinstance(step, str) and step for step in steps) or not -1 <= label < len(steps):
-        raise ValueError(f"steps must be texts, and label {label} an index of the {len(steps)} steps or -1")
+    if not steps or not -1 <= label < len(steps):
+        raise ValueError(f"label must be an index of the {len(steps)} steps or -1, not {label}")
     return Solution(problem, tuple(steps), None if label == -1 else label, source)
 
 
@@ -83,6 +92,8 @@ def _prm800k(row: Mapping[str, dict], source: str) -> Solution | None:  # type: 
         return None
     for step in row["label"]["steps"]:
         chosen, completions = step["chosen_completion"], step["completions"] or []
+        if chosen is not None and not 0 <= chosen < len(completions):
+            raise ValueError(f"chosen_completion {chosen} is none of {len(completions)} completions")
         wrong = [c["text"] for c in completions if c["rating"] == -1]
         if chosen is None and step["human_completion"] is None:
             if not wrong:
@@ -91,4 +102,6 @@ def _prm800k(row: Mapping[str, dict], source: str) -> Solution | None:  # type: 
         steps.append(step["human_completion"]["text"] if chosen is None else completions[chosen]["text"])
         if chosen is not None and completions[chosen]["rating"] == -1:
             return Solution(row["question"]["problem"], tuple(steps), len(steps) - 1, source)
-    return Solution(row["question"]["problem"], tuple(steps), None, source) if steps else None
+    if row["label"]["finish_reason"] == "found_error" or not steps:  # it names no error that was found
+        return None
+    return Solution(row["question"]["problem"], tuple(steps), None, source)

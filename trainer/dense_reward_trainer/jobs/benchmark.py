@@ -74,7 +74,9 @@ def run(config: BenchmarkConfig, report: Report) -> None:
         "left_out": references.left_out,
         "models": models,
     }
-    write_whole(folder / "benchmark.json", json.dumps(record, indent=2).encode() + b"\n")
+    # nan, such as the score of Ties without both kinds of rows, is no JSON
+    record = json.loads(json.dumps(record), parse_constant=lambda _: None)
+    write_whole(folder / "benchmark.json", json.dumps(record, indent=2, allow_nan=False).encode() + b"\n")
     report(finished(folder / "benchmark.json", report_page(folder)))
 
 

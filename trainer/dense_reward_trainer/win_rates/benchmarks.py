@@ -35,22 +35,36 @@ def read_questions(benchmark: Benchmark, path: Path) -> list[Question]:
         try:
             found.append(_question(benchmark, number, row))
         except (KeyError, TypeError, IndexError) as error:
-            raise DataError(f"{path}: row {number + 1} is no question of {benchmark} (missing: {error})") from None
+            raise DataError(f"{path}: row {number + 1} is no question of {benchmark} ({_reason(error)})") from None
     if not found:
         raise DataError(f"{path} has no questions")
+    if len({question.id for question in found}) < len(found):
+        raise DataError(f"{path} has several questions of one id: answers could not be matched")
     return found
 
 
 def _question(benchmark: Benchmark, number: int, row: Mapping[str, Any]) -> Question:
     if benchmark == "alpaca_eval":
-        return Question(str(number), (row["instruction"],), row.get("dataset", ""), row)
+        return Question(str(number), _texts([row["instruction"]]), row.get("dataset", ""), row)
     if benchmark == "lima":
-        return Question(str(number), (row["conversations"][0],), row.get("source", ""), row)
+        return Question(str(number), _texts([row["conversations"][0]]), row.get("source", ""), row)
     if benchmark == "mt_bench":
-        return Question(str(row["question_id"]), tuple(row["turns"]), row["category"], row)
+        return Question(str(row["question_id"]), _texts(row["turns"]), row["category"], row)
     if "uid" in row:
-        return Question(row["uid"], (row["prompt"],), row["category"], row)
-    return Question(row["question_id"], (row["turns"][0]["content"],), row.get("category", "arena-hard-v0.1"), row)
+        return Question(row["uid"], _texts([row["prompt"]]), row["category"], row)
+    turns = _texts([row["turns"][0]["content"]])
+    return Question(row["question_id"], turns, row.get("category", "arena-hard-v0.1"), row)
+
+
+def _texts(turns: object) -> Turns:
+    """One or more texts. Raises TypeError for anything else: null is no answer, and no empty one."""
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
+        raise TypeError("its turns are no texts")
+    return tuple(turns)
+
+
+def _reason(error: Exception) -> str:
+    return f"missing: {error}" if isinstance(error, KeyError) else str(error)
 
 
 def read_answers(path: Path, questions: Sequence[Question]) -> list[Turns]:
@@ -64,7 +78,7 @@ def read_answers(path: Path, questions: Sequence[Question]) -> list[Turns]:
         try:
             key, turns = _answer(row)
         except (KeyError, TypeError, IndexError) as error:
-            raise DataError(f"{path}: row {number + 1} is no answer of a known layout (missing: {error})") from None
+            raise DataError(f"{path}: row {number + 1} is no answer of a known layout ({_reason(error)})") from None
         by_key.setdefault(key, turns)
         in_order.append((key, turns))
     same_order = len(in_order) == len(questions)
@@ -84,16 +98,16 @@ def _answer(row: Mapping[str, Any]) -> tuple[str, Turns]:
     """The question's text or id, and the answers to its turns."""
     if "choices" in row:  # MT-Bench, Arena-Hard 0.1
         turns = row["choices"][0]["turns"]
-        return str(row["question_id"]), tuple(t if isinstance(t, str) else t["content"] for t in turns)
+        return str(row["question_id"]), _texts([t if isinstance(t, str) else t["content"] for t in turns])
     if "uid" in row:  # Arena-Hard 2
         content = row["messages"][-1]["content"]
-        return row["uid"], (content if isinstance(content, str) else content["answer"],)
+        return row["uid"], _texts([content if isinstance(content, str) else content["answer"]])
     if "conversations" in row:
-        return row["conversations"][0], (row["conversations"][1],)
+        return row["conversations"][0], _texts([row["conversations"][1]])
     if "output" in row:
-        return row["instruction"], (row["output"],)
+        return row["instruction"], _texts([row["output"]])
     users = [message["content"] for message in row["messages"] if message["role"] == "user"]
-    return users[0], tuple(message["content"] for message in row["messages"] if message["role"] == "assistant")
+    return users[0], _texts([message["content"] for message in row["messages"] if message["role"] == "assistant"])
 
 
 def prompt_lines(questions: Iterable[Question], answers: Sequence[Turns] | None = None) -> bytes:
