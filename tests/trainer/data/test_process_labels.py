@@ -15,7 +15,7 @@ def written(folder: Path, *lines: object) -> Path:
     return path
 
 
-def step(*rated: tuple[str, int | None], chosen: int | None = 0, human: str | None = None) -> dict[str, object]:
+def step(*rated: tuple[object, int | None], chosen: int | None = 0, human: str | None = None) -> dict[str, object]:
     return {
         "completions": [{"text": text, "rating": rating, "flagged": False} for text, rating in rated],
         "human_completion": None if human is None else {"text": human, "rating": None},
