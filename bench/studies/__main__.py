@@ -2,8 +2,10 @@
 
 evidence: when does training on the reward help, and when does it hurt (evidence_full: all regimes; evidence_few: few
 and noisy demonstrations). figures: the discount, and the place of the reference. methods: what to do after SFT.
-Finished parts are reused, so an interrupted run continues; `study_commits` are those at which the jobs ran. With
-`--only REGIME`, the other regimes stay in the file as they are, and `kept` says where they come from.
+large_scale_tiny: the
+study of docs/large_scale.md at the size of a CPU. Finished parts are reused, so an interrupted run continues;
+`study_commits` are those at which the jobs ran. With `--only REGIME`, the other regimes stay in the file as they are,
+and `kept` says where they come from.
 """
 
 import argparse
@@ -22,7 +24,7 @@ from dense_reward_trainer.studies.regimes.figures import CellFigures
 from dense_reward_trainer.studies.regimes.plot import plot_policies
 
 from bench.circumstances import circumstances
-from bench.studies import evidence, methods
+from bench.studies import evidence, large_scale_tiny, methods
 from bench.studies.evidence import Record
 
 RESULTS, PICTURES = Path("bench/results"), Path("docs/pictures")
@@ -59,6 +61,7 @@ STUDIES: Mapping[str, tuple[str, Callable[[Record], Mapping[str, object]]]] = {
     "evidence_few": ("evidence_few_sweep", _no_keys),
     "figures": ("figures_sweep", _no_keys),
     "methods": ("methods", methods.keys),
+    "large_scale_tiny": ("large_scale_sweep_tiny", large_scale_tiny.keys),
 }
 
 
@@ -68,10 +71,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("name", choices=STUDIES)
     parser.add_argument("--finished", action="store_true", help="run nothing: the figures of what is finished so far")
     parser.add_argument("--only", action="append", metavar="REGIME", help="run this regime alone (may be repeated)")
+    parser.add_argument(
+        "--source", default="openai/gsm8k:main@train", help="GSM8K's training split, for large_scale_tiny"
+    )
     options = parser.parse_args(arguments)
     recipe, keys_of = STUDIES[options.name]
     command = [sys.executable, "-m", "dense_reward_trainer.cli", "sweep", recipe]
     overrides = ["finished_only=true"] * options.finished + [f"only={json.dumps(options.only)}"] * bool(options.only)
+    if options.name == "large_scale_tiny":
+        overrides += large_scale_tiny.overrides(options.source)
+        if not options.finished:
+            large_scale_tiny.prepare(options.source)
     done = subprocess.run([*command, *overrides], check=False)
     if done.returncode:
         return done.returncode
