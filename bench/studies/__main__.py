@@ -2,10 +2,9 @@
 
 evidence: when does training on the reward help, and when does it hurt (evidence_full: all regimes; evidence_few: few
 and noisy demonstrations). figures: the discount, and the place of the reference. methods: what to do after SFT.
-large_scale_tiny: the
-study of docs/large_scale.md at the size of a CPU. Finished parts are reused, so an interrupted run continues;
-`study_commits` are those at which the jobs ran. With `--only REGIME`, the other regimes stay in the file as they are,
-and `kept` says where they come from.
+large_scale_tiny: the study of docs/large_scale.md at the size of a CPU. Finished parts are reused, so an interrupted
+run continues; `study_commits` are those at which the jobs ran. With `--only REGIME`, the other regimes stay in the
+file as they are, and `kept` says where they come from.
 """
 
 import argparse
