@@ -82,6 +82,16 @@ def test_a_line_of_neither_is_refused_by_its_place(tmp_path: Path, line: object)
         read_solutions(written(tmp_path, good, line))
 
 
+def test_solutions_that_are_left_out_are_counted(tmp_path: Path) -> None:
+    whole = prm(step(("a", 1)), reason="solution")
+    path = written(tmp_path, prm(step(("a", 1)), reason="give_up"), whole, prm(step(("a", 1))))
+    said: list[str] = []
+    assert [one.steps for one in read_solutions(path, report=said.append)] == [("a",)]
+    assert [line.partition(":")[2].partition(":")[0] for line in said] == [" 2 solutions are left out"]
+    assert read_solutions(written(tmp_path, whole), report=said.append)
+    assert len(said) == 1, "nothing is left out, so nothing is said"
+
+
 def test_a_file_without_any_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no labelled solution"):
         read_solutions(written(tmp_path, prm(step(("a", 1)), reason="give_up")))

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dense_reward.records import Report
+
 from dense_reward_trainer.data.file_rows import file_rows
 from dense_reward_trainer.data.records import DataError
 
@@ -44,15 +46,20 @@ class Solution:
         return [*zip(starts, [*starts[1:], len(self.text)], strict=True)]
 
 
-def read_solutions(path: Path, separator: str = SEPARATOR) -> list[Solution]:
+def read_solutions(path: Path, separator: str = SEPARATOR, report: Report | None = None) -> list[Solution]:
     """All labelled solutions of a file; skips those of PRM800K whose labelling is unfinished or contradicts itself.
 
-    `separator`: that of the solutions. Raises DataError, naming the row, if one has neither format.
+    `separator`: that of the solutions. `report` gets the number of skipped ones. Raises DataError if a row
+    has neither format, and names it.
     """
     solutions: list[Solution] = []
+    skipped = 0
     for number, row in file_rows(path).rows:
         solution = _solution(row, f"{path}:{number}")
+        skipped += solution is None
         solutions += [] if solution is None else [replace(solution, separator=separator)]
+    if skipped and report is not None:
+        report(f"{path}: {skipped} solutions are left out: their labelling is unfinished, or names no error it found")
     if not solutions:
         raise DataError(f"{path} holds no labelled solution: name a file of ProcessBench or PRM800K")
     return solutions

@@ -84,7 +84,7 @@ def read_files(config: BenchmarkConfig, report: Report) -> Files:
     """Reads all files. Raises DataError, or ConfigError if a split lacks right solutions or ones with an error."""
     found = Files(
         {
-            name: read_solutions(path, config.step_separator)[: config.limit]
+            name: read_solutions(path, config.step_separator, report)[: config.limit]
             for name, path in config.first_errors.items()
         },
         [] if config.prm_bench is None else read_prm_bench(config.prm_bench, config.step_separator)[: config.limit],

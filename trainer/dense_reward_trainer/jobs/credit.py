@@ -79,7 +79,7 @@ def run(config: CreditConfig, report: Report) -> CreditResult:
     loaded = load(config.data)
     report(loaded.summary)
     demonstrations = loaded.demonstrations
-    solutions = () if config.solutions is None else _with_an_error(read_solutions(config.solutions))
+    solutions = () if config.solutions is None else _with_an_error(read_solutions(config.solutions, report=report))
     policy = _policy(config)
     known = () if policy is None else _with_known_answer(demonstrations, config.checker)
     with pinned_pairs(ServiceAddress.of(config.service_url, config), config.pair_names, report) as pairs:
